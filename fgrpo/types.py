@@ -1,0 +1,243 @@
+"""What flows between the stages: Sample -> Trace (MCTS -> SFT) -> Rollout -> Score -> EvalRecord, as frozen dataclasses.
+
+Each type has `to_dict` and `from_dict`; `from_dict(to_dict(x)) == x` is tested for all of them. Stages meet only through
+files that hold these dictionaries, so the field names here are also the column names of the jsonl files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+Frame = Literal["original", "model", "unit", "thousand"]
+FRAMES: tuple[Frame, ...] = ("original", "model", "unit", "thousand")
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box (x1, y1, x2, y2) that knows its frame.
+
+    Frames: `original` pixels of the image file, `model` pixels of the processor-resized image (what Qwen2.5-VL sees and
+    speaks), `unit` 0-1, `thousand` 0-1000 (Qwen2-VL, Qwen3-VL). Unpacks and indexes like its four numbers.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame = "model"
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.x1, self.y1, self.x2, self.y2))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> float:
+        return (self.x1, self.y1, self.x2, self.y2)[index]
+
+    @property
+    def is_valid(self) -> bool:
+        """Four finite numbers with x1 < x2 and y1 < y2."""
+        return all(math.isfinite(v) for v in self) and self.x1 < self.x2 and self.y1 < self.y2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"xyxy": [self.x1, self.y1, self.x2, self.y2], "frame": self.frame}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        x1, y1, x2, y2 = data["xyxy"]
+        return cls(x1, y1, x2, y2, data["frame"])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one or several pictures, from a training source or a benchmark.
+
+    `id` is "<source>/<split>/<n>". `answer` is the text of the gold option (or the free-form answer where `choices` is
+    empty). `boxes` are the annotated regions, None where the source annotates none. `meta` is plain JSON.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    boxes: tuple[Box, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        return self.id.split("/", 1)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "images": list(self.images),
+            "question": self.question,
+            "choices": list(self.choices),
+            "answer": self.answer,
+            "boxes": None if self.boxes is None else [b.to_dict() for b in self.boxes],
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        boxes = data.get("boxes")
+        return cls(
+            id=data["id"],
+            images=tuple(data["images"]),
+            question=data["question"],
+            choices=tuple(data["choices"]),
+            answer=data["answer"],
+            boxes=None if boxes is None else tuple(Box.from_dict(b) for b in boxes),
+            meta=dict(data.get("meta") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One linearised chain of a search tree: `text` is exactly `<think>…</think><answer>…</answer>` (Appendix A.4)."""
+
+    id: str
+    sample_id: str
+    kind: Literal["direct", "corrected"]
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**_shallow(self), "meta": dict(self.meta)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data["id"], data["sample_id"], data["kind"], data["text"], dict(data.get("meta") or {}))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a policy wrote for one sample. `finish` says how it ended; `length` is truncation, `error` a refusal."""
+
+    id: str
+    sample_id: str
+    text: str
+    finish: Literal["stop", "length", "error"] = "stop"
+    tokens: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**_shallow(self), "meta": dict(self.meta)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            data["id"],
+            data["sample_id"],
+            data["text"],
+            data.get("finish", "stop"),
+            int(data.get("tokens", 0)),
+            dict(data.get("meta") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score has three states: scored (a finite value), not applicable, failed. None is never zero.
+
+    Use the constructors `Score.of`, `Score.not_applicable` and `Score.failure`. `detail` is plain JSON for people who
+    want to look (per-sentence verdicts, matched boxes).
+    """
+
+    value: float | None
+    reason: str = ""
+    failed: bool = False
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score must be finite, got {self.value!r} ({self.reason})")
+        if self.failed and self.value is not None:
+            raise ValueError(f"a failed score has no value, got {self.value!r} ({self.reason})")
+
+    @classmethod
+    def of(cls, value: float, reason: str = "", **detail: Any) -> Self:
+        return cls(float(value), reason, False, detail)
+
+    @classmethod
+    def not_applicable(cls, reason: str) -> Self:
+        return cls(None, reason)
+
+    @classmethod
+    def failure(cls, reason: str) -> Self:
+        return cls(None, reason, True)
+
+    @property
+    def state(self) -> Literal["scored", "not_applicable", "failed"]:
+        if self.failed:
+            return "failed"
+        return "not_applicable" if self.value is None else "scored"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "reason": self.reason, "failed": self.failed, "detail": dict(self.detail)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data["value"], data.get("reason", ""), bool(data.get("failed")), dict(data.get("detail") or {}))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one item: a label, or `failed=True` with the reason. A failure is never a score.
+
+    Labels: consistency "CONSISTENT" / "INCONSISTENT"; grounding "CORRECT" / "INCORRECT" / "SKIP" (one verdict a sentence);
+    extraction an option letter or "0" (unresolved).
+    """
+
+    label: str | None
+    reason: str = ""
+    failed: bool = False
+    judge: str = ""
+    prompt_hash: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return _shallow(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One scored generation of one benchmark: scores by name ("accuracy", "consistency", "semantic", "spatial", …)."""
+
+    id: str
+    benchmark: str
+    model: str
+    sample_id: str
+    scores: Mapping[str, Score]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_shallow(self),
+            "scores": {name: score.to_dict() for name, score in self.scores.items()},
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            data["id"],
+            data["benchmark"],
+            data["model"],
+            data["sample_id"],
+            {name: Score.from_dict(score) for name, score in data["scores"].items()},
+            dict(data.get("meta") or {}),
+        )
+
+
+def _shallow(item: Any) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
