@@ -1,0 +1,181 @@
+"""Layered configuration: paper.yaml, then scale/<preset>.yaml, then method/<method>.yaml, then dotted overrides.
+
+Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
+configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
+
+Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration;
+`--write-slices runs/mini` writes one file a stage, touching only those whose content changed (used by the Makefile).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fgrpo.errors import UserError, unknown
+from fgrpo.schema import Config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+# What each stage depends on (dotted keys). A stage runs again when its own slice or an earlier stage's output changed.
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "world": ("seed", "world", "data.root"),
+    "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
+    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "mcts"),
+    "sft": ("seed", "models.base", "prompts.think", "sft"),
+    "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
+    "eval": ("seed", "models.base", "engine", "prompts", "data.root", "world", "judges.evaluation", "judges.extraction", "eval"),
+}
+
+
+def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
+    """Merge the layers and check the result.
+
+    Args:
+        preset: a file of configs/scale, such as "mini" or "paper-7b".
+        method: a file of configs/method, such as "fgrpo" or "grpo-t".
+        overrides: dotted assignments such as "rl.kl_coef=0.02"; values are YAML.
+
+    Raises:
+        UserError: unknown preset, method or key (names the nearest), or a value of the wrong kind (names the key).
+    """
+    merged = _read(configs / "paper.yaml")
+    for kind, folder, name in (("preset", "scale", preset), ("method", "method", method)):
+        path = configs / folder / f"{name}.yaml"
+        if not path.is_file():
+            raise unknown(kind, name, (p.stem for p in (configs / folder).glob("*.yaml")))
+        layer = _read(path)
+        for inherited in reversed(_parents(layer, configs / folder)):
+            merged = _merge(merged, inherited)
+        merged = _merge(merged, layer)
+    for text in overrides:
+        merged = _merge(merged, _assignment(text))
+    merged["preset"], merged["method"] = preset, method
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Layers named by `extends:` (nearest first); the key is taken out of `layer`."""
+    found = []
+    while (name := layer.pop("extends", None)) is not None:
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            raise unknown("parent layer", name, (p.stem for p in folder.glob("*.yaml")))
+        layer = _read(path)
+        found.append(layer)
+    return found
+
+
+def stage_slice(config: Config, stage: str) -> dict[str, Any]:
+    """The part of the configuration that `stage` depends on, as plain JSON ("rl-fgrpo" and "eval/x" use their prefix)."""
+    kind = stage if stage in STAGE_KEYS else stage.replace("/", "-").split("-", 1)[0]
+    if kind not in STAGE_KEYS:
+        return {}
+    plain = config.model_dump(mode="json")
+    out: dict[str, Any] = {}
+    for key in STAGE_KEYS[kind]:
+        value: Any = plain
+        for part in key.split("."):
+            value = value[part]
+        out[key] = value
+    return out
+
+
+def write_slices(config: Config, folder: Path) -> list[str]:
+    """Write `<folder>/.slices/<stage>.json` for each stage, leaving files alone whose content is the same already.
+
+    Returns the names of the stages whose slice changed. The rl slice is written per method.
+    """
+    changed = []
+    (folder / ".slices").mkdir(parents=True, exist_ok=True)
+    for kind in STAGE_KEYS:
+        name = f"rl-{config.method}" if kind == "rl" else kind
+        path = folder / ".slices" / f"{name}.json"
+        text = json.dumps(stage_slice(config, kind), indent=1, sort_keys=True) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            aside = path.with_suffix(".part")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+            changed.append(name)
+    return changed
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold keys and values, not a {type(data).__name__}")
+    return data
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        out[key] = _merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"cannot read the override {text!r}; write it as dotted.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of the override {text!r} is not valid YAML: {error}") from error
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _explain(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown("configuration key", key, known_keys())
+    return UserError(f"configuration key {key!r}: {first['msg']} (got {first.get('input')!r})")
+
+
+def main() -> None:
+    """Print the merged configuration, or write the slices of all stages."""
+    from fgrpo.cli import parser, run
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        if args.write_slices:
+            changed = write_slices(config, Path(args.write_slices))
+            print("changed slices:", ", ".join(changed) or "none")
+        else:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    arguments = parser("print the merged configuration, or write one slice a stage")
+    arguments.add_argument("--write-slices", metavar="FOLDER", help="write <FOLDER>/.slices/<stage>.json")
+    run(body, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Run folders: `runs/<preset>/<stage>/{config.json, manifest.json, done, …}` with a lock, resume and provenance.
+
+A stage opens its folder with `Run.open`, writes its artefacts, and ends with `Run.finish`, which checks that they are
+there, writes the manifest and, last of all, `done`. A folder whose configuration differs from the present one is moved
+aside to `runs/<preset>/.superseded/`, never overwritten. Two processes cannot hold one folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fgrpo import jsonl
+from fgrpo.config import stage_slice
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "vllm", "datasets", "numpy", "scipy", "openai")
+
+
+def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
+    """Where `stage` keeps its artefacts."""
+    return Path(root) / config.preset / stage
+
+
+def require(path: str | Path, made_by: str) -> Path:
+    """`path`, which must exist; `made_by` is the make target that writes it.
+
+    Raises:
+        UserError: it does not exist (says which target makes it, and how to force that).
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    hint = f"; the stage is marked done but its folder is incomplete, so delete {path.parent / 'done'} first" if (path.parent / "done").exists() else ""
+    raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
+
+
+class Run:
+    """One stage's folder while the stage works on it. Use `with Run.open(...) as run`."""
+
+    def __init__(self, path: Path, stage: str, config: Config, inputs: Mapping[str, str], lock: Any) -> None:
+        self.path, self.stage, self.config = path, stage, config
+        self.inputs = dict(inputs)
+        self.counts: Counter[str] = Counter()
+        self._lock = lock
+        self._started = time.time()
+
+    @classmethod
+    def open(cls, config: Config, stage: str, inputs: Iterable[str | Path] = (), root: str | Path = "runs") -> Self:
+        """Take the folder of `stage`: make it, or go on with what an earlier process of the same configuration left.
+
+        Args:
+            inputs: files this stage reads; their hashes are part of the folder's identity and of the manifest.
+
+        Raises:
+            UserError: another process holds the folder, or an input is missing.
+        """
+        path = folder(config, stage, root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        hashes = {str(p): _hash_file(Path(p)) for p in inputs}
+        identity = {"config": stage_slice(config, stage), "inputs": hashes}
+        present = path / "config.json"
+        if path.exists() and any(path.iterdir()):
+            if not present.exists() or _load_json(present) != identity:
+                _supersede(path, stage)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(present, identity)
+        return cls(path, stage, config, hashes, lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage finished with this configuration and all its artefacts are still there, unchanged in size."""
+        if not (self.path / "done").exists():
+            return False
+        manifest = _load_json(self.path / "manifest.json")
+        outputs = (manifest or {}).get("outputs", {})
+        whole = bool(manifest) and all(
+            (self.path / name).exists() and _size(self.path / name) == size for name, size in outputs.items()
+        )
+        if not whole:
+            (self.path / "done").unlink()
+        return whole
+
+    def append(self, name: str, key: str = "id") -> jsonl.Appender:
+        """A resumable jsonl file of this folder."""
+        return jsonl.Appender(self.path / name, key)
+
+    def finish(self, outputs: Iterable[str], **extra: Any) -> None:
+        """Write the manifest and `done`. `outputs` are names inside the folder; each must exist.
+
+        Raises:
+            UserError: an output is missing, so the stage is not done.
+        """
+        names = list(outputs)
+        missing = [name for name in names if not (self.path / name).exists()]
+        if missing:
+            raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; run it again")
+        write_json(
+            self.path / "manifest.json",
+            {
+                "stage": self.stage,
+                "preset": self.config.preset,
+                "method": self.config.method,
+                "seed": self.config.seed,
+                "inputs": self.inputs,
+                "outputs": {name: _size(self.path / name) for name in names},
+                "counts": dict(self.counts),
+                "seconds": round(time.time() - self._started, 1),
+                **_provenance(),
+                **extra,
+            },
+        )
+        aside = self.path / "done.part"
+        aside.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n"), encoding="utf-8")
+        aside.replace(self.path / "done")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON aside and rename it into place."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a torn or missing file means: not ours, start afresh
+        return None
+
+
+def _lock(path: Path) -> Any:
+    locks = path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    handle = (locks / path.name).open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise UserError(f"another process is working on {path}; wait for it, or end it, and run again") from error
+    return handle
+
+
+def _supersede(path: Path, stage: str) -> None:
+    old = path.parent / ".superseded"
+    old.mkdir(exist_ok=True)
+    number = sum(1 for p in old.iterdir() if p.name.startswith(stage.replace("/", "-") + "."))
+    target = old / f"{stage.replace('/', '-')}.{number}"
+    path.rename(target)
+    print(f"{path} belongs to another configuration or to other inputs; moved to {target}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _hash_file(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"the input {path} is missing; run the stage that writes it")
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as data:
+        while chunk := data.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    here = Path(__file__).resolve().parent
+    return {"commit": _git(here, "rev-parse", "HEAD"), "dirty": bool(_git(here, "status", "--porcelain")), "packages": versions}
+
+
+def _git(where: Path, *words: str) -> str | None:
+    try:
+        out = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() if out.returncode == 0 else None

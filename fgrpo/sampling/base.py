@@ -1,0 +1,57 @@
+"""The interface every sampling engine has: ask for `n` continuations of one prompt, concurrently with others.
+
+Callers start as many `sample` coroutines as they like; an engine batches what is asked for at the same time. Image and
+other special tokens can never be sampled, whatever the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: pictures (paths), the user's text, and the beginning of the assistant's turn that is already there.
+
+    `stop` strings end a continuation and are part of its text. `temperature` 0 is greedy. `seed` makes the continuations
+    of this request repeatable in an engine that supports it.
+    """
+
+    images: tuple[str, ...]
+    text: str
+    prefix: str = ""
+    n: int = 1
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean token log-probability, 0 for an empty continuation."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+
+class Sampler(Protocol):
+    """An engine. `sample` raises `SamplingError` when the request cannot be served; it never returns fewer than `n`."""
+
+    async def sample(self, request: Request) -> Sequence[Completion]: ...
+
+    async def close(self) -> None: ...
+
+
+class SamplingError(RuntimeError):
+    """A request that failed for good, after the engine's own retries; names the request."""

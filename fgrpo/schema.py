@@ -1,0 +1,230 @@
+"""The shape of a configuration: every key, its type and its bounds. Values live in configs/, not here.
+
+Fields without a default must be given by configs/paper.yaml (or a layer above it); a key that is not listed here is an
+error. `fgrpo.config.load` builds a `Config` from the layers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Models(Section):
+    """Which models the stages start from: hub names or folders."""
+
+    base: str
+    teacher: str
+
+
+class Engine(Section):
+    """How text is sampled: `transformers` in process, or an OpenAI-compatible endpoint such as a vLLM server."""
+
+    kind: Literal["transformers", "openai"]
+    endpoints: tuple[str, ...] = ()
+    model_name: str | None = None
+    batch_size: Positive
+    concurrency: Positive
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+class Prompts(Section):
+    """Names of prompt files in fgrpo/prompt_files: for reasoning, for direct answers, and for the MCTS teacher."""
+
+    think: str
+    direct: str
+    teacher: str
+
+
+class World(Section):
+    """Size of the miniature world's data in genuine formats; absent at paper scale, where the data is downloaded."""
+
+    train_per_source: Positive
+    bench_per_benchmark: Positive
+
+
+class SourceCounts(Section):
+    """How many questions one training source gives: `seed` to MCTS, `rl` to RL, `pool` read at most (None = all)."""
+
+    seed: Count
+    rl: Count
+    pool: Positive | None = None
+
+
+class Data(Section):
+    """Curation (Appendix A.3): seed questions by cluster, difficulty filter by rollouts of the base model."""
+
+    root: str
+    sources: dict[str, SourceCounts]
+    boxes_from: tuple[str, ...]
+    embedder: Literal["hashing", "sentence-transformers"]
+    cluster_size: Positive
+    difficulty_rollouts: Positive
+    difficulty_temperature: Rate
+    difficulty_max_new_tokens: Positive
+    keep_trivial: Share
+    validation_share: Share
+
+
+class Mcts(Section):
+    """Tree search over the teacher (Appendix A.4, Table 7, Eq. 7)."""
+
+    simulations: Positive
+    c_puct: Rate
+    children: Positive
+    rollouts: Positive
+    max_depth: Positive
+    temperature: Rate
+    top_p: Share
+    step_max_new_tokens: Positive
+    rollout_max_new_tokens: Positive
+    selection: Literal["puct", "ucb1"]
+    prior: Literal["logprob", "uniform"]
+    direct_chains: Count
+    corrected_chains: Count
+    backtrack_cue: str
+    trees_in_flight: Positive
+
+
+class Sft(Section):
+    """Supervised fine-tuning (Appendix A.2, Tables 4 and 5)."""
+
+    epochs: Rate
+    max_steps: int
+    learning_rate: Rate
+    weight_decay: float
+    warmup_ratio: Share
+    scheduler: str
+    batch_size: Positive
+    gradient_accumulation: Positive
+    max_length: Positive
+    freeze_vision: bool
+    precision: Literal["bf16", "fp32"]
+    attention: Literal["flash_attention_2", "sdpa", "eager"]
+    evals: Positive
+    save_steps: Positive
+    deepspeed: str | None
+    logging_steps: Positive
+
+
+class Dual(Section):
+    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3)."""
+
+    kind: Literal["adaptive", "fixed", "pid"]
+    lr: Rate
+    lam_init: float
+    lam_max: Rate
+    min_applicable: Count
+
+
+class Lora(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Share
+
+
+class Rl(Section):
+    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6)."""
+
+    signals: tuple[str, ...]
+    combine: Literal["decoupled", "additive", "multiplicative"]
+    tau: dict[str, Share]
+    dual: Dual
+    masked: Literal["exclude", "zero"]
+    baseline: Literal["group", "batch"]
+    whiten: Literal["sequence", "token", "none"]
+    box_normaliser: Literal["max", "gt", "matched"]
+    max_failed_share: Share
+    epochs: Rate
+    max_steps: int
+    learning_rate: Rate
+    weight_decay: float
+    warmup_ratio: Share
+    scheduler: str
+    group_size: Annotated[int, Field(ge=2)]
+    rollout_batch: Positive
+    global_batch: Positive
+    micro_batch: Positive
+    kl_coef: float
+    epsilon: Rate
+    epsilon_high: Rate
+    max_grad_norm: Rate
+    max_prompt_length: Positive
+    max_response_length: Positive
+    temperature: Rate
+    freeze_vision: bool
+    precision: Literal["bf16", "fp32"]
+    attention: Literal["flash_attention_2", "sdpa", "eager"]
+    gradient_checkpointing: bool
+    rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
+    save_steps: Positive
+    deepspeed: str | None
+    lora: Lora | None
+    report_to: Literal["none", "wandb"]
+
+
+class Judge(Section):
+    """One judge by role: backend file in judges/backends, model name, endpoint, limits of a reply."""
+
+    backend: str
+    model: str
+    endpoints: tuple[str, ...] = ()
+    api_key_env: str = "OPENAI_API_KEY"
+    reasoning_effort: str | None = None
+    max_completion_tokens: Positive
+    concurrency: Positive
+
+
+class Judges(Section):
+    """Judges bound by role: training rewards, evaluation, answer extraction (Sections 4.1, B.2, C.1)."""
+
+    training: Judge
+    evaluation: Judge
+    extraction: Judge
+
+
+class Eval(Section):
+    """Evaluation (Appendix B.1)."""
+
+    benchmarks: tuple[str, ...]
+    models: tuple[str, ...]
+    limit: Positive | None
+    temperature: float
+    max_new_tokens: Positive
+    context_length: Positive
+    batch_size: Positive
+    dtype: Literal["float32", "bfloat16", "float16"]
+    bootstrap_samples: Positive
+    confidence: Share
+
+
+class Config(Section):
+    """Everything a run depends on. `preset` and `method` name the layers it came from."""
+
+    preset: str
+    method: str
+    seed: int
+    models: Models
+    engine: Engine
+    prompts: Prompts
+    world: World | None
+    data: Data
+    mcts: Mcts
+    sft: Sft
+    rl: Rl
+    judges: Judges
+    eval: Eval
