@@ -1,0 +1,93 @@
+"""The tokenizer of the mini backbone: byte-level BPE trained on the words of the world, with Qwen's special tokens.
+
+Every word of the world (with its leading blank, and bare where a text can begin with it), every coordinate, every number
+word and each of the tags `<think>`, `</think>`, `<answer>`, `</answer>`, `<bbox>[`, `]</bbox>` and the line break is one
+token; any other text falls into bytes, so that decode(encode(x)) == x for every text. What differs from Qwen2.5's own
+tokenizer: the vocabulary, numbers that stay whole, and tags that stay whole together with a blank before them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from miniworld import relations as rel
+from miniworld.scene import COLORS, PIXELS, SHAPES, UNIT
+
+END, PAD = "<|im_end|>", "<|endoftext|>"
+IMAGE, VIDEO, VISION_START, VISION_END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+SPECIAL = (
+    PAD,
+    "<|im_start|>",
+    END,
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    VISION_START,
+    VISION_END,
+    "<|vision_pad|>",
+    IMAGE,
+    VIDEO,
+)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<bbox>[", "]</bbox>")
+# order matters: tags, words with their blank, whole numbers, single line breaks, then everything else
+_SPLIT = (
+    r" ?<bbox>\[|\]</bbox>|</?think>|</?answer>|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]|\s"
+)
+_SENTENCE_WORDS = "The In Seen There Is How Did Wait Where So You system user assistant A B C D".split()
+_LOWER_WORDS = (
+    "the is at of or than to in picture image seen from behind there are thing nearer move moved many how did was "
+    "and on from camera not this seems off let try something else s you a helpful assistant answer please directly with "
+    "only letter option correct select following choices given both where so wait it an"
+).split()
+
+
+def words() -> list[str]:
+    """Every string that is to be one token, tags aside."""
+    world = [*COLORS, *SHAPES, *(f"{s}s" for s in (*SHAPES, "thing")), *rel.AXIS_OF, *rel.NUMBERS, *rel.ORDINALS]
+    lower = [*world, *_LOWER_WORDS]
+    numbers = [str(v) for v in range(0, PIXELS + 1, UNIT)] + [str(v) for v in range(10)]
+    bare = [*world, *_SENTENCE_WORDS, *numbers]
+    return sorted({"'s", *bare, *(f" {w}" for w in [*lower, *_SENTENCE_WORDS, "Let"])})
+
+
+def build() -> Tokenizer:
+    """Trains the tokenizer (under a second, deterministic)."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*words(), *TAGS, " <bbox>[", "\n"], trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    return tokenizer
+
+
+def save(folder: Path) -> Tokenizer:
+    """Writes tokenizer.json and tokenizer_config.json into `folder`, so that AutoTokenizer finds them. Pads on the left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 1024,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END,
+        "pad_token": PAD,
+        "additional_special_tokens": list(SPECIAL),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return tokenizer
