@@ -7,6 +7,7 @@ before and after (SAT). Answers are option words, and the options stand in the q
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 
@@ -40,88 +41,110 @@ def _shuffled(rng: random.Random, words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(rng.sample(words, len(words)))
 
 
-def _relation(rng: random.Random, axis: str) -> Question:
-    scene = sample_scene(rng)
-    a, b = rng.sample(scene.things, 2)
+def _relation(rng: random.Random, scenes: tuple[Scene, ...], axis: str) -> Question:
+    a, b = rng.sample(scenes[0].things, 2)
     one, two = _shuffled(rng, rel.OPTIONS[axis])
     text = f"Is the {a.name} {one} or {two}{rel.TAIL[axis]} the {b.name}?"
     answer = rel.relation(axis, a.box, b.box)
     assert answer is not None  # rows, columns and sizes are distinct
-    return Question(axis, text, (one, two), answer, (scene,), (a.name, b.name), axis)
+    return Question(axis, text, (one, two), answer, scenes, (a.name, b.name), axis)
 
 
-def _count(rng: random.Random) -> Question:
-    scene = sample_scene(rng)
+def _count(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
+    scene = scenes[0]
     shapes = [s for s in SHAPES if 1 <= rel.count(scene, s) <= 3]
-    shape = rng.choice(["thing", *shapes]) if shapes else "thing"
+    shape = rng.choice(["thing", *shapes])
     low = 2 if shape == "thing" else 1
     numbers = rel.NUMBERS[low : low + 3]
     one, two, three = numbers if rng.random() < 0.5 else numbers[::-1]
     answer = rel.NUMBERS[rel.count(scene, shape)]
     asked = tuple(t.name for t in scene.things if shape in ("thing", t.shape))
     text = f"How many {shape}s are there, {one}, {two} or {three}?"
-    return Question("count", text, (one, two, three), answer, (scene,), asked)
+    return Question("count", text, (one, two, three), answer, scenes, asked)
 
 
-def _nearer(rng: random.Random) -> Question:
-    while True:
-        scene = sample_scene(rng, 3, 4)
-        a, b, c = rng.sample(scene.things, 3)
-        which = rel.nearer(a.box, b.box, c.box)
-        if which is not None:
-            break
+def _nearer(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
+    triples = [
+        (a, b, c)
+        for a, b, c in itertools.permutations(scenes[0].things, 3)
+        if rel.nearer(a.box, b.box, c.box) is not None
+    ]
+    if not triples:
+        raise ValueError("no three things of the scene have different distances")
+    a, b, c = rng.choice(triples)
+    answer = (b.name, c.name)[rel.nearer(a.box, b.box, c.box) or 0]
     text = f"Is the {a.name} nearer to the {b.name} or the {c.name}?"
-    return Question("nearer", text, (b.name, c.name), (b.name, c.name)[which], (scene,), (a.name, b.name, c.name))
+    return Question("nearer", text, (b.name, c.name), answer, scenes, (a.name, b.name, c.name))
 
 
-def _behind(rng: random.Random) -> Question:
-    q = _relation(rng, "hrel")
+def _behind(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
+    q = _relation(rng, scenes, "hrel")
     text = "Seen from behind, i" + q.text[1:]
     return replace(q, family="behind", text=text, answer=rel.from_behind("hrel", q.answer))
 
 
-def _view(rng: random.Random) -> Question:
+def _view(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
     axis = rng.choice(("hrel", "vrel"))
-    kinds = sample_kinds(rng, rng.randint(2, 3))
-    scenes = (place(rng, kinds), place(rng, kinds))
     picture = rng.randrange(2)
-    a, b = rng.sample(scenes[picture].things, 2)
-    one, two = _shuffled(rng, rel.OPTIONS[axis])
-    answer = rel.relation(axis, a.box, b.box)
-    assert answer is not None
-    text = f"In the {rel.ORDINALS[picture]} picture, is the {a.name} {one} or {two}{rel.TAIL[axis]} the {b.name}?"
-    return Question("view", text, (one, two), answer, scenes, (a.name, b.name), axis, picture)
+    q = _relation(rng, (scenes[picture],), axis)
+    text = f"In the {rel.ORDINALS[picture]} picture, i" + q.text[1:]
+    return replace(q, family="view", text=text, scenes=scenes, picture=picture)
 
 
-def _moved(rng: random.Random) -> Question:
-    before = sample_scene(rng, 2, BOARD - 1)
-    index = rng.randrange(len(before.things))
-    thing = before.things[index]
-    row, column = thing.cell
-    free = [c for c in range(BOARD) if c not in {t.cell[1] for t in before.things}]
-    target = rng.choice(free)
-    moved = replace(thing, box=box_in_cell(rng, row, target, thing.size))
-    after = Scene((*before.things[:index], moved, *before.things[index + 1 :]))
+def _moved(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
+    before, after = scenes
+    moved = [(a, b) for a, b in zip(before.things, after.things, strict=True) if a.cell[1] != b.cell[1]]
+    if not moved:
+        raise ValueError("nothing moved left or right between the two pictures")
+    a, b = rng.choice(moved)
     one, two = _shuffled(rng, rel.OPTIONS["hrel"])
-    answer = "right" if target > column else "left"
-    text = f"Did the {thing.name} move {one} or {two}?"
-    return Question("moved", text, (one, two), answer, (before, after), (thing.name,), "hrel")
+    answer = "right" if b.cell[1] > a.cell[1] else "left"
+    return Question("moved", f"Did the {a.name} move {one} or {two}?", (one, two), answer, scenes, (a.name,), "hrel")
+
+
+def scenes_for(family: str, rng: random.Random) -> tuple[Scene, ...]:
+    """Random scenes that a question of `family` can be asked about, one a picture."""
+    if family == "view":  # the same things, seen twice
+        kinds = sample_kinds(rng, rng.randint(2, 3))
+        return place(rng, kinds), place(rng, kinds)
+    if family == "moved":  # one thing has gone to a free column
+        before = sample_scene(rng, 2, BOARD - 1)
+        index = rng.randrange(len(before.things))
+        thing = before.things[index]
+        column = rng.choice([c for c in range(BOARD) if c not in {t.cell[1] for t in before.things}])
+        gone = replace(thing, box=box_in_cell(rng, thing.cell[0], column, thing.size))
+        return before, Scene((*before.things[:index], gone, *before.things[index + 1 :]))
+    return (sample_scene(rng, 3 if family == "nearer" else 2, BOARD),)
+
+
+def ask(family: str, scenes: tuple[Scene, ...], rng: random.Random) -> Question:
+    """A random question of `family` about `scenes` (drawn by `scenes_for` of the same family).
+
+    ValueError if there is no such family, or if the scenes have nothing to ask about (ties, nothing moved).
+    """
+    if family in rel.AXES:
+        return _relation(rng, scenes, family)
+    makers = {"count": _count, "nearer": _nearer, "behind": _behind, "view": _view, "moved": _moved}
+    if family not in makers:
+        raise ValueError(f"no family of questions is called {family!r}; there are {', '.join(FAMILIES)}")
+    return makers[family](rng, scenes)
 
 
 def make(family: str, rng: random.Random) -> Question:
     """A random question of `family` (one of FAMILIES, else ValueError) with freshly drawn scenes."""
-    if family in rel.AXES:
-        return _relation(rng, family)
-    makers = {"count": _count, "nearer": _nearer, "behind": _behind, "view": _view, "moved": _moved}
-    if family not in makers:
-        raise ValueError(f"no family of questions is called {family!r}; there are {', '.join(FAMILIES)}")
-    return makers[family](rng)
+    while True:
+        scenes = scenes_for(family, rng)
+        try:
+            return ask(family, scenes, rng)
+        except ValueError:
+            if family != "nearer":  # only equal distances are worth another draw
+                raise
 
 
 def pair(family: str, rng: random.Random) -> tuple[Question, Question]:
     """Two questions with the same text and opposite answers about two pictures that differ in two things alone, which
     have changed places along the asked axis (as MMVP pairs do). `family` is hrel or vrel."""
-    first = _relation(rng, family)
+    first = _relation(rng, (sample_scene(rng),), family)
     a, b = (first.scenes[0].by_name(name) for name in first.asked)
     assert a is not None and b is not None
     dx = (b.cell[1] - a.cell[1]) * CELL if family == "hrel" else 0
