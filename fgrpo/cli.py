@@ -22,10 +22,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     return out
 
 
-def run(body: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+def run(
+    body: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> None:
     """Parse and call `body`; a `UserError` or a full disk is one line and exit code 2, ctrl-C is exit code 130."""
     if sys.version_info < OLDEST_PYTHON:
-        sys.exit(f"error: Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer is needed, this is {sys.version.split()[0]}")
+        sys.exit(
+            f"error: Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer is needed, this is {sys.version.split()[0]}"
+        )
     args = arguments.parse_args(argv)
     try:
         body(args)
@@ -35,7 +39,10 @@ def run(body: Callable[[argparse.Namespace], None], arguments: argparse.Argument
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: no space left on the disk ({error.filename or 'while writing'}); free some and run again", file=sys.stderr)
+        print(
+            f"error: no space left on the disk ({error.filename or 'while writing'}); free some and run again",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: what is finished is kept; the same command carries on from here", file=sys.stderr)

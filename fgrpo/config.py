@@ -30,7 +30,17 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft"),
     "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
-    "eval": ("seed", "models.base", "engine", "prompts", "data.root", "world", "judges.evaluation", "judges.extraction", "eval"),
+    "eval": (
+        "seed",
+        "models.base",
+        "engine",
+        "prompts",
+        "data.root",
+        "world",
+        "judges.evaluation",
+        "judges.extraction",
+        "eval",
+    ),
 }
 
 
@@ -140,7 +150,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
-        out[key] = _merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        out[key] = (
+            _merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        )
     return out
 
 

@@ -38,7 +38,9 @@ def render(template: str, **fields: str) -> str:
         try:
             return fields[match.group(1)]
         except KeyError:
-            raise UserError(f"the prompt has a placeholder {match.group(0)}; known: {', '.join(sorted(fields))}") from None
+            raise UserError(
+                f"the prompt has a placeholder {match.group(0)}; known: {', '.join(sorted(fields))}"
+            ) from None
 
     return _PLACEHOLDER.sub(put, template)
 
@@ -55,7 +57,9 @@ def options(choices: Sequence[str]) -> str:
 
 def user_text(sample: Sample, template: str) -> str:
     """The user's turn for `sample`; a template may name {question}, {options} and {choices}."""
-    return render(template, question=sample.question, options=options(sample.choices), choices=", ".join(sample.choices))
+    return render(
+        template, question=sample.question, options=options(sample.choices), choices=", ".join(sample.choices)
+    )
 
 
 def messages(sample: Sample, template: str) -> list[dict[str, Any]]:

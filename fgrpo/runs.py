@@ -25,7 +25,19 @@ from fgrpo.config import stage_slice
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "vllm", "datasets", "numpy", "scipy", "openai")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "vllm",
+    "datasets",
+    "numpy",
+    "scipy",
+    "openai",
+)
 WHOLE_HASH_BYTES = 256 << 20  # larger input files are hashed at both ends only
 
 
@@ -43,7 +55,11 @@ def require(path: str | Path, made_by: str) -> Path:
     path = Path(path)
     if path.exists():
         return path
-    hint = f"; the stage is marked done but its folder is incomplete, so delete {path.parent / 'done'} first" if (path.parent / "done").exists() else ""
+    hint = (
+        f"; the stage is marked done but its folder is incomplete, so delete {path.parent / 'done'} first"
+        if (path.parent / "done").exists()
+        else ""
+    )
     raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
 
 
@@ -83,7 +99,9 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -145,7 +163,9 @@ class Run:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON aside and rename it into place."""
     aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside.write_text(
+        json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(aside, path)
 
 
@@ -198,14 +218,18 @@ def _hash_file(path: Path) -> str:
 
 
 def _provenance() -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     here = Path(__file__).resolve().parent
-    return {"commit": _git(here, "rev-parse", "HEAD"), "dirty": bool(_git(here, "status", "--porcelain")), "packages": versions}
+    return {
+        "commit": _git(here, "rev-parse", "HEAD"),
+        "dirty": bool(_git(here, "status", "--porcelain")),
+        "packages": versions,
+    }
 
 
 def _git(where: Path, *words: str) -> str | None:

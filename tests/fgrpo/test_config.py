@@ -1,0 +1,130 @@
+"""Layers, overrides, slices, and the errors a person sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fgrpo.config import CONFIGS, STAGE_KEYS, load, stage_slice, write_slices
+from fgrpo.errors import UserError
+
+PRESETS = sorted(p.stem for p in (CONFIGS / "scale").glob("*.yaml"))
+METHODS = sorted(p.stem for p in (CONFIGS / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_checked_in_configuration_loads(preset: str, method: str) -> None:
+    config = load(preset, method)
+    assert (config.preset, config.method) == (preset, method)
+
+
+def test_method_files_stay_small() -> None:
+    for path in (CONFIGS / "method").glob("*.yaml"):
+        assert len(path.read_text().splitlines()) <= 8, path
+
+
+def test_later_layers_win_and_overrides_last() -> None:
+    assert load("paper-7b").rl.learning_rate == 1e-6
+    assert load("mini").rl.learning_rate == 1.5e-4
+    assert load("mini", overrides=["rl.learning_rate=0.5", "rl.tau.consistency=0.5"]).rl.learning_rate == 0.5
+    assert load("smoke").judges.training.backend == "oracle", "smoke extends mini"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"preset": "mimi"}, "unknown preset 'mimi'; did you mean 'mini'"),
+        ({"preset": "mini", "method": "fgrp"}, "unknown method 'fgrp'; did you mean 'fgrpo'"),
+        (
+            {"preset": "mini", "overrides": ["rl.klcoef=1"]},
+            "unknown configuration key 'rl.klcoef'; did you mean 'rl.kl_coef'",
+        ),
+        ({"preset": "mini", "overrides": ["rl.kl_coef=often"]}, "'rl.kl_coef'"),
+        ({"preset": "mini", "overrides": ["rl.group_size=1"]}, "'rl.group_size'"),
+        ({"preset": "mini", "overrides": ["rl.kl_coef"]}, "dotted.key=value"),
+    ],
+)
+def test_mistakes_name_the_thing_and_the_way_out(arguments: dict, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(**arguments)
+    assert words in str(caught.value)
+
+
+def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before(tmp_path: Path) -> None:
+    first = write_slices("mini", [], tmp_path)
+    assert {"data", "mcts", "sft", "eval", "rl-fgrpo", "rl-grpo-t"} <= set(first)
+    assert write_slices("mini", [], tmp_path) == []
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".slices").iterdir()}
+    changed = write_slices("mini", ["rl.kl_coef=0.5"], tmp_path)
+    assert changed == [f"rl-{method}" for method in METHODS]
+    for path in (tmp_path / ".slices").iterdir():
+        assert (path.stat().st_mtime_ns == stamps[path.name]) != (path.stem in changed), path
+
+
+def test_stage_slices_cover_run_folder_names() -> None:
+    config = load("mini", "grpo-t")
+    assert stage_slice(config, "rl-grpo-t")["method"] == "grpo-t"
+    assert stage_slice(config, "eval/fgrpo") == stage_slice(config, "eval")
+    assert all(stage_slice(config, stage) for stage in STAGE_KEYS)
+
+
+def test_paper_values_restated_independently() -> None:
+    """The numbers of Tables 4 to 7 and Appendix B.1, typed again from the paper, so that a slip in paper.yaml shows."""
+    c = load("paper-7b", "fgrpo")
+    assert (c.sft.epochs, c.sft.learning_rate, c.sft.weight_decay, c.sft.warmup_ratio) == (3, 1e-6, 0.01, 0.03)
+    assert (c.sft.scheduler, c.sft.batch_size, c.sft.gradient_accumulation, c.sft.max_length) == ("cosine", 4, 2, 8192)
+    assert (c.sft.freeze_vision, c.sft.precision, c.sft.attention) == (True, "bf16", "flash_attention_2")
+    assert (c.rl.epochs, c.rl.learning_rate, c.rl.weight_decay, c.rl.warmup_ratio) == (3, 1e-6, 0.01, 0.0)
+    assert (c.rl.group_size, c.rl.kl_coef, c.rl.epsilon, c.rl.epsilon_high, c.rl.max_grad_norm) == (
+        5,
+        0.01,
+        0.2,
+        0.28,
+        1.0,
+    )
+    assert (c.rl.rollout_batch, c.rl.global_batch, c.rl.max_prompt_length, c.rl.max_response_length) == (
+        128,
+        64,
+        8192,
+        1024,
+    )
+    assert c.rl.tau == {"consistency": 0.95, "spatial_grounding": 0.65, "semantic_grounding": 0.95}
+    assert c.rl.dual.model_dump() == {
+        "kind": "adaptive",
+        "lr": 0.05,
+        "lam_init": 1.0,
+        "lam_max": 5.0,
+        "min_applicable": 8,
+    }
+    assert (c.mcts.simulations, c.mcts.c_puct, c.mcts.children, c.mcts.rollouts, c.mcts.max_depth) == (8, 2.0, 3, 2, 10)
+    assert (c.mcts.direct_chains, c.mcts.corrected_chains) == (8, 2)
+    assert c.mcts.backtrack_cue == "Wait, this seems off. Let's try something else."
+    sources = {name: (s.seed, s.rl) for name, s in c.data.sources.items()}
+    assert sources == {"sat": (1500, 15700), "vgr": (1500, 7000), "viscot": (3000, 13000), "treevgr": (0, 13000)}
+    assert (c.data.difficulty_rollouts, c.data.keep_trivial) == (4, 0.10)
+    assert (c.eval.temperature, c.eval.max_new_tokens, c.eval.context_length, c.eval.batch_size) == (
+        0.0,
+        4096,
+        32768,
+        16,
+    )
+    assert c.judges.training.model == "Qwen/Qwen3-VL-30B-A3B-Instruct"
+    assert (c.judges.evaluation.model, c.judges.evaluation.reasoning_effort) == ("gpt-5.4", "medium")
+    assert c.judges.evaluation.max_completion_tokens == 1024
+    assert c.judges.extraction.model == "Qwen/Qwen3-4B-Instruct-2507"
+
+
+def test_the_six_methods_are_the_rows_of_tables_2_and_3() -> None:
+    rows = {
+        m: (len(load("mini", m).rl.signals), load("mini", m).rl.combine, load("mini", m).rl.dual.kind) for m in METHODS
+    }
+    assert rows == {
+        "grpo-t": (0, "decoupled", "adaptive"),
+        "grpo-additive": (3, "additive", "adaptive"),
+        "grpo-multiplicative": (2, "multiplicative", "adaptive"),
+        "fgrpo-consistency": (1, "decoupled", "adaptive"),
+        "fgrpo": (3, "decoupled", "adaptive"),
+        "fgrpo-fixed": (3, "decoupled", "fixed"),
+    }

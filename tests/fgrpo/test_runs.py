@@ -1,0 +1,95 @@
+"""Run folders: lock, resume, manifests, and what happens when the configuration changes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.runs import Run, folder, require
+
+CONFIG = load("mini")
+
+
+def finish(root: Path, config=CONFIG, text: str = "x\n", inputs: tuple[Path, ...] = ()) -> Path:
+    with Run.open(config, "mcts", inputs, root=root) as run:
+        (run.path / "traces.jsonl").write_text(text)
+        run.counts["scored"] += 1
+        run.finish(["traces.jsonl"], note="n")
+        return run.path
+
+
+def test_done_is_remembered_with_a_manifest(tmp_path: Path) -> None:
+    path = finish(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (
+        manifest["counts"] == {"scored": 1} and manifest["outputs"] == {"traces.jsonl": 2} and manifest["note"] == "n"
+    )
+    with Run.open(CONFIG, "mcts", root=tmp_path) as run:
+        assert run.is_done
+
+
+def test_a_half_deleted_folder_is_not_done(tmp_path: Path) -> None:
+    path = finish(tmp_path)
+    (path / "traces.jsonl").unlink()
+    with Run.open(CONFIG, "mcts", root=tmp_path) as run:
+        assert not run.is_done
+    assert not (path / "done").exists()
+
+
+def test_another_configuration_moves_the_old_folder_aside(tmp_path: Path) -> None:
+    finish(tmp_path, text="old\n")
+    other = load("mini", overrides=["mcts.c_puct=1.0"])
+    with Run.open(other, "mcts", root=tmp_path) as run:
+        assert not run.is_done and not (run.path / "traces.jsonl").exists()
+    assert (tmp_path / "mini" / ".superseded" / "mcts.0" / "traces.jsonl").read_text() == "old\n"
+
+
+def test_a_number_of_another_stage_changes_nothing_here(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with Run.open(load("mini", overrides=["rl.kl_coef=0.5"]), "mcts", root=tmp_path) as run:
+        assert run.is_done
+
+
+def test_changed_input_is_another_run(tmp_path: Path) -> None:
+    seed = tmp_path / "seed.jsonl"
+    seed.write_text("1\n")
+    finish(tmp_path, inputs=(seed,))
+    seed.write_text("2\n")
+    with Run.open(CONFIG, "mcts", (seed,), root=tmp_path) as run:
+        assert not run.is_done
+
+
+def test_unfinished_work_is_kept_for_the_next_process(tmp_path: Path) -> None:
+    with Run.open(CONFIG, "mcts", root=tmp_path) as run, run.append("trees.jsonl") as out:
+        out.add({"id": "a"})
+    with Run.open(CONFIG, "mcts", root=tmp_path) as run, run.append("trees.jsonl") as out:
+        assert "a" in out and not run.is_done
+
+
+def test_two_processes_cannot_hold_one_folder(tmp_path: Path) -> None:
+    code = "import sys; from fgrpo.config import load; from fgrpo.runs import Run; Run.open(load('mini'), 'mcts', root=sys.argv[1])"
+    with Run.open(CONFIG, "mcts", root=tmp_path):
+        second = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+    assert second.returncode != 0 and "another process is working on" in second.stderr
+
+
+def test_missing_output_is_not_done(tmp_path: Path) -> None:
+    with (
+        Run.open(CONFIG, "mcts", root=tmp_path) as run,
+        pytest.raises(UserError, match=r"did not write nothing\.jsonl"),
+    ):
+        run.finish(["nothing.jsonl"])
+    assert not (folder(CONFIG, "mcts", tmp_path) / "done").exists()
+
+
+def test_require_names_the_target(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `make mcts`"):
+        require(tmp_path / "traces.jsonl", "mcts")
