@@ -89,9 +89,8 @@ class Run:
         hashes = {str(p): _hash_file(Path(p)) for p in inputs}
         identity = {"config": stage_slice(config, stage), "inputs": hashes}
         present = path / "config.json"
-        if path.exists() and any(path.iterdir()):
-            if not present.exists() or _load_json(present) != identity:
-                _supersede(path, stage)
+        if path.exists() and any(path.iterdir()) and (not present.exists() or _load_json(present) != identity):
+            _supersede(path, stage)
         path.mkdir(parents=True, exist_ok=True)
         write_json(present, identity)
         return cls(path, stage, config, hashes, lock)
