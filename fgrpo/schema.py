@@ -210,6 +210,9 @@ class Eval(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     bootstrap_samples: Positive
     confidence: Share
+    counts: dict[str, Positive] | None
+    sampled_rollouts: Count
+    sampled_temperature: Rate
 
 
 class Config(Section):

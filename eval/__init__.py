@@ -1,0 +1,5 @@
+"""Evaluation (Appendix B): seven spatial benchmarks, accuracy and faithfulness, the paper's tables, figures and a report.
+
+Generating (`eval.generate`) and scoring (`eval.score`) are separate, so stored text can be judged again by another judge.
+Use `from eval.base import ...`; the bare name `eval` is Python's built-in.
+"""

@@ -1,0 +1,1 @@
+"""One module a benchmark, each exposing `BENCHMARK: eval.base.Benchmark`; found by module name (`eval.base.benchmark`)."""

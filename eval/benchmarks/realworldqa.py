@@ -1,0 +1,45 @@
+"""RealWorldQA (xai-org/RealworldQA): 765 questions about driving and everyday scenes; column RealWorldQA of Table 1.
+
+Parquet files with image, question, answer. The options and a sentence "Please answer directly with only the letter …" stand
+inside the question. Both are taken out: options become `choices`, the sentence goes to `meta["direct_sentence"]`, since it
+would forbid the reasoning that is asked for. Some answers are words or numbers: those stay free-form questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from eval.base import Benchmark, Drop, keep_picture, letter_index, parquet_rows, split_direct_sentence, split_options
+from fgrpo.errors import UserError
+from fgrpo.types import Sample
+
+
+def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
+    paths = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
+    if not paths:
+        raise UserError(f"benchmark realworldqa: there is no parquet file below {folder}; download xai-org/RealworldQA into it")
+    for n, row in enumerate(parquet_rows(paths, ["image", "question", "answer"], "realworldqa")):
+        text, direct = split_direct_sentence(str(row["question"]))
+        question, choices = split_options(text)
+        answer = str(row["answer"]).strip().rstrip(".")
+        gold = letter_index(answer, choices)
+        if not answer:
+            yield Drop("no answer")
+            continue
+        if choices and gold is None:  # a word: the option it names, else a free-form question
+            gold = next((i for i, c in enumerate(choices) if c.lower() == answer.lower()), None)
+            if gold is None:
+                question, choices = text, ()
+        try:
+            picture = keep_picture(row["image"], cache, f"{n:05d}")
+        except ValueError as error:
+            yield Drop(str(error))
+            continue
+        meta = {"direct_sentence": direct}
+        yield Sample(
+            f"realworldqa/test/{n}", (picture,), question, choices, answer if gold is None else choices[gold], meta=meta
+        )
+
+
+BENCHMARK = Benchmark("realworldqa", "RealWorldQA", "RealworldQA", "xai-org/RealworldQA", _read)
