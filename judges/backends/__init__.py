@@ -1,0 +1,1 @@
+"""One file a backend, each with a constant `BACKEND` (see `judges.base.Backend`), found by the file's name."""

@@ -1,0 +1,92 @@
+"""What a reward is: a name and an asynchronous function from a batch of rollouts to as many scores.
+
+A reward is one module of this folder that exposes `REWARD`; nothing has to be registered. Sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from fgrpo import boxes
+from fgrpo.errors import unknown
+from fgrpo.response import Response
+from fgrpo.types import Sample, Score
+from judges.base import JudgeSet
+
+FOLDER = Path(__file__).resolve().parent
+_NOT_REWARDS = {"__init__", "base"}
+
+
+@dataclass(frozen=True)
+class RewardItem:
+    """One rollout to score: its sample and its parsed text."""
+
+    rollout_id: str
+    sample: Sample
+    response: Response
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What rewards need besides the rollouts.
+
+    Attributes:
+        judges: who is asked.
+        mask: "correct" in training: consistency and semantic grounding apply to correct answers only (Table 6,
+            m_C = m_G = 1[R_acc = 1]), and nobody is asked about the others. "all" in evaluation.
+        boxes_from: sources (first part of a sample's id) whose boxes spatial grounding uses; None = all that have boxes.
+        box_normaliser: what the sum of CIoU is divided by (Eq. 1): "max", "gt" or "matched".
+        min_pixels, max_pixels: the processor's bounds on the picture that the model sees.
+    """
+
+    judges: JudgeSet
+    mask: Literal["correct", "all"] = "all"
+    boxes_from: tuple[str, ...] | None = None
+    box_normaliser: Literal["max", "gt", "matched"] = "max"
+    min_pixels: int = boxes.MIN_PIXELS
+    max_pixels: int = boxes.MAX_PIXELS
+
+
+class Reward(Protocol):
+    """A reward; `await reward(items, context)` has one score an item, in order. See `fgrpo.types.Score` for its states."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]: ...
+
+
+def names() -> list[str]:
+    """The rewards there are."""
+    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_REWARDS)
+
+
+def load(name: str) -> Reward:
+    """The `REWARD` of rewards/<name>.py.
+
+    Raises:
+        UserError: there is none (names the nearest).
+    """
+    if name not in names():
+        raise unknown("reward", name, names())
+    reward: Reward = importlib.import_module(f"rewards.{name}").REWARD
+    return reward
+
+
+@lru_cache(maxsize=65536)
+def image_size(path: str) -> tuple[int, int]:
+    """(width, height) of a picture file; reads its header only. Raises OSError if it cannot be read as a picture."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each picture as the model sees it. Raises OSError, or ValueError for a too narrow picture."""
+    return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)
