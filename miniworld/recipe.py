@@ -1,0 +1,96 @@
+"""Every number of the mini backbone's training, in one place. They are ours; the paper starts from Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from miniworld.curriculum import Mix
+
+# Shares of the question families. The core (left/right, above/below, closer/farther) first; the others at small weight, so
+# that they do not hold the core back. `view` and `moved` are shares of the pictures, the rest shares of questions.
+FAMILIES: Mapping[str, float] = {
+    "hrel": 0.26,
+    "vrel": 0.26,
+    "depth": 0.26,
+    "count": 0.05,
+    "nearer": 0.03,
+    "behind": 0.03,
+    "view": 0.06,
+    "moved": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class VisionStage:
+    """Vision tower with its head: AdamW, warm-up and cosine to a twentieth."""
+
+    steps: int = 150
+    pictures: int = 32
+    lr: float = 2e-3
+    warmup: int = 30
+
+
+@dataclass(frozen=True)
+class LanguageStage:
+    """Language model on cached features. `mixes`: (from step, mix)."""
+
+    steps: int
+    pictures: int
+    turns: int
+    lr: float
+    mixes: tuple[tuple[int, Mix], ...]
+    warmup: int = 40
+    align: float = 0.3
+    reasoning: int = 8
+    reasoning_every: int = 2
+    reasoning_weight: float = 0.3
+    unrelated_picture: bool = False
+
+    def mix_at(self, step: int) -> Mix:
+        return [mix for start, mix in self.mixes if step >= start][-1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole training."""
+
+    seed: int = 0
+    singles: int = 6144
+    pairs: int = 768
+    vision: VisionStage = VisionStage()
+    direct: LanguageStage = LanguageStage(
+        steps=700,
+        pictures=32,
+        turns=3,
+        lr=1.5e-3,
+        mixes=((0, Mix(0.1, 0.3, 0.6, FAMILIES)), (400, Mix(0.15, 0.05, 0.8, FAMILIES))),
+    )
+    follow: LanguageStage = LanguageStage(
+        steps=150,
+        pictures=24,
+        turns=3,
+        lr=1e-3,
+        mixes=((0, Mix(0.15, 0.0, 0.85, FAMILIES)),),
+        reasoning=20,
+        reasoning_every=1,
+        reasoning_weight=1.0,
+        unrelated_picture=True,
+    )
+
+    def quick(self) -> Recipe:
+        """A few steps of everything: proves the plumbing, teaches nothing."""
+        return replace(
+            self,
+            singles=64,
+            pairs=8,
+            vision=replace(self.vision, steps=4),
+            direct=replace(self.direct, steps=4, pictures=4),
+            follow=replace(self.follow, steps=2, pictures=4, reasoning=4),
+        )
+
+
+def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine to a twentieth of `peak`."""
+    return peak * min(1.0, (step + 1) / warmup) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))

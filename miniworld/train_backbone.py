@@ -1,0 +1,194 @@
+"""Trains the mini backbone from scratch: `python -m miniworld.train_backbone --out FOLDER` (`make backbone`).
+
+Three phases with fixed step counts and seeds (miniworld/recipe.py), no wall clock anywhere: the vision tower with its
+head (then frozen), direct answers in bulk, and reasoning that answers follow. A checkpoint is written every
+CHECKPOINT_EVERY steps, from which the same command carries on after a kill; the randomness of a step depends on its
+number alone, so that an interrupted run sees the same data. At the end the folder holds the model, the processor and
+`provenance.json` (command, seed, steps, data hash, figures). Stands in for the pretrained Qwen2.5-VL of the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fgrpo import cli
+from fgrpo.errors import UserError
+from miniworld import backbone_eval, fast, language_phase, vision_phase
+from miniworld import backbone_model as bm
+from miniworld import questions as qs
+from miniworld.curriculum import Pool, Teacher
+from miniworld.recipe import LanguageStage, Recipe, learning_rate
+
+CHECKPOINT_EVERY = 50
+CHECKPOINT = "checkpoint.pt"
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
+Step = Callable[[int, random.Random], dict[str, float]]
+
+
+class Training:
+    """The model in training, and its checkpoint on disk."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.model: Any = bm.build(recipe.seed)
+        self.head = vision_phase.Head()
+        self.codec = fast.Codec()
+        self.seconds: dict[str, float] = {}
+        self.phase, self.steps_done, self._optimizer = "", 0, None
+        self.finished: list[str] = []
+        self.digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True, default=dict).encode()).hexdigest()[:16]
+        if (folder / CHECKPOINT).is_file():
+            self._load(torch.load(folder / CHECKPOINT, weights_only=True))
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["recipe"] != self.digest:
+            raise UserError(f"{self.folder}/{CHECKPOINT} was made with another recipe; use another --out, or delete it")
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.finished, self.seconds = state["finished"], state["seconds"]
+        self.phase, self.steps_done, self._optimizer = state["phase"], state["steps_done"], state["optimizer"]
+
+    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Writes the checkpoint; the old one stays until the new one is whole."""
+        state = {
+            "recipe": self.digest,
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "finished": self.finished,
+            "seconds": self.seconds,
+            "phase": self.phase,
+            "steps_done": self.steps_done,
+            "optimizer": optimizer.state_dict() if optimizer else None,
+        }
+        partial = self.folder / (CHECKPOINT + ".part")
+        torch.save(state, partial)
+        os.replace(partial, self.folder / CHECKPOINT)
+
+    def log(self, row: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def run(self, phase: str, parameters: list[Any], step: Step, steps: int, lr: float, warmup: int) -> None:
+        """Runs the steps of a phase that are not done yet."""
+        if phase in self.finished:
+            return
+        optimizer = torch.optim.AdamW(parameters, lr, betas=BETAS, weight_decay=WEIGHT_DECAY)
+        if self.phase == phase and self._optimizer is not None:
+            optimizer.load_state_dict(self._optimizer)
+        else:
+            self.phase, self.steps_done = phase, 0
+        started = time.process_time()
+        window: list[dict[str, float]] = []
+        for number in tqdm(range(self.steps_done, steps), desc=phase, initial=self.steps_done, total=steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(lr, number, steps, warmup)
+            optimizer.zero_grad(set_to_none=True)
+            window.append(step(number, random.Random(f"{self.recipe.seed}/{phase}/{number}")))
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            if (number + 1) % CHECKPOINT_EVERY == 0 or number + 1 == steps:
+                means = {k: sum(w[k] for w in window if k in w) / sum(k in w for w in window) for k in window[-1]}
+                self.log({"phase": phase, "step": number + 1, **{k: round(v, 4) for k, v in means.items()}})
+                window, self.steps_done = [], number + 1
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - started
+                started = time.process_time()
+                self.save(optimizer)
+        self.finished.append(phase)
+        self.save(None)
+
+
+def train_vision(training: Training) -> None:
+    """The vision phase; leaves the tower frozen and normalised."""
+    stage, visual = training.recipe.vision, training.model.model.visual
+
+    def step(number: int, rng: random.Random) -> dict[str, float]:
+        losses = vision_phase.step_loss(training.model, training.head, rng, stage.pictures)
+        losses.sum().backward()
+        return dict(zip(("color", "shape", "row", "column", "measures"), losses.tolist(), strict=True))
+
+    parameters = [*visual.parameters(), *training.head.parameters()]
+    training.run("vision", parameters, step, stage.steps, stage.lr, stage.warmup)
+    if "normalise" not in training.finished:
+        vision_phase.normalise(training.model, random.Random(f"{training.recipe.seed}/normalise"))
+        training.finished.append("normalise")
+        training.save(None)
+    visual.requires_grad_(False)
+
+
+def train_language(training: Training, phase: str, stage: LanguageStage, teacher: Teacher) -> None:
+    """One language phase."""
+    parameters = [p for p in training.model.parameters() if p.requires_grad]
+
+    def step(number: int, rng: random.Random) -> dict[str, float]:
+        return language_phase.step(training.model, teacher, stage, number, rng)
+
+    training.run(phase, parameters, step, stage.steps, stage.lr, stage.warmup)
+
+
+def data_hash(pool: Pool) -> str:
+    """sha256 over the scenes and pixels of the pool: what the language phases learn from."""
+    total = hashlib.sha256()
+    for scene, image in zip(pool.scenes, pool.images, strict=True):
+        total.update(json.dumps(scene.to_dict()).encode() + image.tobytes())
+    return total.hexdigest()
+
+
+def train(folder: Path, recipe: Recipe, command: str, exam: int) -> dict[str, Any]:
+    """Trains (or carries on) in `folder` and writes the backbone there. Returns the provenance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    training = Training(folder, recipe)
+    train_vision(training)
+    pool = Pool(recipe.singles, recipe.pairs, f"{recipe.seed}/pool")
+    pool.compute(training.model.model.visual)
+    teacher = Teacher(training.codec, pool)
+    train_language(training, "direct", recipe.direct, teacher)
+    train_language(training, "follow", recipe.follow, teacher)
+    bm.save(training.model, folder)
+    provenance = {
+        "command": command,
+        "seed": recipe.seed,
+        "recipe": json.loads(json.dumps(asdict(recipe), default=dict)),
+        "data_sha256": data_hash(pool),
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "cpu_seconds": {k: round(v) for k, v in training.seconds.items()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "figures": {
+            "core": backbone_eval.examine(training.model, training.codec, qs.CORE, exam, 1),
+            "all": backbone_eval.examine(training.model, training.codec, qs.FAMILIES, exam, 2),
+        },
+    }
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    (folder / CHECKPOINT).unlink()
+    return provenance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Trains the mini backbone from scratch.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the backbone; an interrupted run carries on")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to prove the plumbing")
+    parser.add_argument("--exam", type=int, default=100, help="held-out questions a family (default: 100)")
+
+    def body(args: argparse.Namespace) -> None:
+        recipe = Recipe().quick() if args.quick else Recipe()
+        command = "python -m miniworld.train_backbone" + (" --quick" if args.quick else "")
+        provenance = train(args.out, recipe, command, 4 if args.quick else args.exam)
+        print(json.dumps(provenance["figures"], indent=2))
+
+    cli.run(body, parser)
+
+
+if __name__ == "__main__":
+    main()
