@@ -1,0 +1,163 @@
+"""Metrics of the paper's tables (Section 4.1, Appendix B) with intervals and paired tests. numpy and scipy only.
+
+A value may be a number, a bool, a `Score`, or None. None and scores that are not applicable or failed are left out, never
+counted as 0. Shares are fractions in [0, 1]; the tables print them times 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgrpo.types import Score
+
+Value = float | bool | Score | None
+
+
+def values(items: Iterable[Value]) -> list[float]:
+    """The numbers among `items`."""
+    plain = (item.value if isinstance(item, Score) else item for item in items)
+    return [float(v) for v in plain if v is not None]
+
+
+def mean(items: Iterable[Value]) -> float | None:
+    """Mean over what has a value; None if nothing has."""
+    found = values(items)
+    return sum(found) / len(found) if found else None
+
+
+def accuracy(correct: Iterable[Value]) -> float | None:
+    """Share of correct answers (pass@1). An unresolved answer is a 0 that the caller puts in."""
+    return mean(correct)
+
+
+def inconsistency_rate(consistency: Iterable[Value]) -> float | None:
+    """Share of responses whose answer does not follow from their trace, over all of them, right and wrong (Section 4.1)."""
+    rate = mean(consistency)
+    return None if rate is None else 1.0 - rate
+
+
+def semantic_grounding(scores: Iterable[Value]) -> float | None:
+    """Mean over responses of the share of visual sentences that the picture bears out (Eq. 4, Figure 3)."""
+    return mean(scores)
+
+
+def spatial_grounding(scores: Iterable[Value]) -> float | None:
+    """Mean over responses with annotated boxes of the matched CIoU (Eq. 1)."""
+    return mean(scores)
+
+
+def pair_accuracy(correct: Sequence[Value], groups: Sequence[Hashable]) -> float | None:
+    """Share of groups (MMVP's pairs) of which every member is correct; groups with a member without value are left out."""
+    members: dict[Hashable, list[float | None]] = {}
+    for value, group in zip(correct, groups, strict=True):
+        plain = value.value if isinstance(value, Score) else value
+        members.setdefault(group, []).append(None if plain is None else float(plain))
+    whole = [all(v == 1.0 for v in group) for group in members.values() if None not in group]
+    return sum(whole) / len(whole) if whole else None
+
+
+def bootstrap_means(
+    items: Sequence[Value], *, samples: int = 2000, seed: int = 0, clusters: Sequence[Hashable] | None = None
+) -> NDArray[np.float64] | None:
+    """(samples,) means of resampled data, whole clusters at a time (trials of one question are not independent)."""
+    plain = [item.value if isinstance(item, Score) else item for item in items]
+    labels = list(clusters) if clusters is not None else list(range(len(plain)))
+    if len(labels) != len(plain):
+        raise ValueError(f"{len(plain)} values and {len(labels)} clusters")
+    sums: dict[Hashable, list[float]] = {}
+    for value, label in zip(plain, labels, strict=True):
+        if value is not None:
+            entry = sums.setdefault(label, [0.0, 0.0])
+            entry[0] += float(value)
+            entry[1] += 1.0
+    if not sums:
+        return None
+    table_C2 = np.array(list(sums.values()))
+    count = len(table_C2)
+    weights_BC = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=samples)
+    totals_B2 = weights_BC @ table_C2
+    means: NDArray[np.float64] = totals_B2[:, 0] / totals_B2[:, 1]
+    return means
+
+
+def interval(draws: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws."""
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_ci(
+    items: Sequence[Value],
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean; None if nothing has a value."""
+    draws = bootstrap_means(items, samples=samples, seed=seed, clusters=clusters)
+    return None if draws is None else interval(draws, confidence)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Paired comparison of two runs: `only_a` questions that only the first has right, `only_b` only the second."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def mcnemar(a: Sequence[Value], b: Sequence[Value]) -> McNemar:
+    """Exact two-sided McNemar test (binomial on the discordant pairs); pairs in which a value is missing are left out.
+
+    A run against itself gives p = 1. Raises ValueError if the lengths differ.
+    """
+    from scipy.stats import binomtest
+
+    only_a = only_b = 0
+    for x, y in zip(a, b, strict=True):
+        first, second = values([x]), values([y])
+        if first and second:
+            only_a += first[0] > second[0]
+            only_b += second[0] > first[0]
+    total = only_a + only_b
+    return McNemar(only_a, only_b, float(binomtest(only_a, total, 0.5).pvalue) if total else 1.0)
+
+
+def paired_bootstrap(
+    a: Sequence[Value],
+    b: Sequence[Value],
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float, float] | None:
+    """(mean of b − a, low, high) over pairs in which both have a value; None if there is no such pair."""
+    gaps: list[float | None] = []
+    for x, y in zip(a, b, strict=True):
+        first, second = values([x]), values([y])
+        gaps.append(second[0] - first[0] if first and second else None)
+    draws = bootstrap_means(gaps, samples=samples, seed=seed, clusters=clusters)
+    centre = mean(gaps)
+    return None if draws is None or centre is None else (centre, *interval(draws, confidence))
+
+
+def cohen_kappa(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """Cohen's kappa of two raters' labels (Appendix B.3). NaN without items, or where both raters use one same label only
+    (agreement by chance is then certain, and nothing was shown). Raises ValueError if the lengths differ."""
+    pairs = list(zip(a, b, strict=True))
+    if not pairs:
+        return math.nan
+    total = len(pairs)
+    observed = sum(x == y for x, y in pairs) / total
+    labels = {x for x, _ in pairs} | {y for _, y in pairs}
+    chance = sum(sum(x == k for x, _ in pairs) * sum(y == k for _, y in pairs) for k in labels) / total**2
+    return math.nan if chance == 1.0 else (observed - chance) / (1.0 - chance)
