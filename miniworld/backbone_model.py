@@ -42,7 +42,7 @@ def build(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = tok.build()
-    ids = {name: tokenizer.token_to_id(name) for name in tok.SPECIAL}
+    ids = {name: tok.token_id(tokenizer, name) for name in tok.SPECIAL}
     text = {
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": HIDDEN,

@@ -1,9 +1,9 @@
 """What the mini backbone is taught with: token sequences over pictures whose features are already computed.
 
-Three kinds of turns about a picture, all answered at once: where a thing is, on which side of the picture it is, and the
-questions of the world answered directly; several turns share one picture. And reasoning that is text alone: the boxes are
-given (they carry no loss), the statement and the answer follow from them, either without a picture or with a picture that
-has nothing to do with it. No sequence holds an answer that contradicts its statement or its picture.
+Three kinds of turns about a picture, all answered at once: where a thing is, on which side of the picture it is, and
+the questions of the world answered directly; several turns share one picture. And reasoning that is text alone: the
+boxes are given (they carry no loss), the statement and the answer follow from them, either without a picture or with
+a picture that has nothing to do with it. No sequence holds an answer that contradicts its statement or its picture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The mini backbone's forward pass with image features computed once, for training and measuring the backbone.
 
-While the vision tower is frozen its output for a picture never changes, so it is computed once and the language model is
-called directly. The numbers are those of Qwen2_5_VLForConditionalGeneration.forward on the processor's output (a test
-compares them); what is saved is the tower, the Conv3d that is slow on CPUs, and the attention loop over pictures.
+While the vision tower is frozen its output for a picture never changes, so it is computed once and the language model
+is called directly. The numbers are those of Qwen2_5_VLForConditionalGeneration.forward on the processor's output (a
+test compares them); what is saved is the tower, the Conv3d that is slow on CPUs, and the attention loop over
+pictures.
 
 Shapes: B sequences, N tokens, M pictures, P = 64 patches and K = 16 image tokens a picture, H hidden size.
 """
@@ -40,10 +41,10 @@ class Codec:
     def __init__(self) -> None:
         self.tokenizer = tok.build()
         self.encode = lru_cache(maxsize=100_000)(self._encode)
-        self.special = tuple(self.tokenizer.token_to_id(t) for t in tok.SPECIAL)
-        self.image = self.tokenizer.token_to_id(tok.IMAGE)
-        self.end = self.tokenizer.token_to_id(tok.END)
-        self.pad = self.tokenizer.token_to_id(tok.PAD)
+        self.special = tuple(tok.token_id(self.tokenizer, t) for t in tok.SPECIAL)
+        self.image = tok.token_id(self.tokenizer, tok.IMAGE)
+        self.end = tok.token_id(self.tokenizer, tok.END)
+        self.pad = tok.token_id(self.tokenizer, tok.PAD)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text).ids)
@@ -135,13 +136,14 @@ def positions(ids: Sequence[int], image_id: int) -> torch.Tensor:
 class Batch:
     """Sequences padded to one length: ids, labels (-100 = no loss) and mask (B, N), positions (3, B, N)."""
 
-    def __init__(self, codec: Codec, ids: Sequence[list[int]], labels: Sequence[list[int]] | None = None, left: bool = False):
+    def __init__(
+        self, codec: Codec, ids: Sequence[list[int]], labels: Sequence[list[int]] | None = None, left: bool = False
+    ) -> None:
         rows, length = len(ids), max(map(len, ids))
         self.ids_BN = torch.full((rows, length), codec.pad)
         self.labels_BN = torch.full((rows, length), -100)
         self.mask_BN = torch.zeros(rows, length, dtype=torch.long)
         self.positions_3BN = torch.zeros(3, rows, length, dtype=torch.long)
-        self.image_BN = torch.zeros(rows, length, dtype=torch.bool)
         for i, row in enumerate(ids):
             where = slice(length - len(row), length) if left else slice(0, len(row))
             self.ids_BN[i, where] = torch.tensor(row)
@@ -149,7 +151,7 @@ class Batch:
             self.positions_3BN[:, i, where] = positions(row, codec.image)
             if labels is not None:
                 self.labels_BN[i, where] = torch.tensor(labels[i])
-        self.image_BN = self.ids_BN == codec.image
+        self.image_BN: torch.Tensor = self.ids_BN.eq(codec.image)
 
 
 def embed(model: Any, batch: Batch, features_MKH: torch.Tensor | None) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Reads the language of the miniature world: what a question asks, and what a sentence claims.
 
-Tolerant of case, blanks, ticked-on politeness ("so", "therefore") and text around the question (options, instructions);
-never raises on any text. A sentence that claims nothing gives no claims; one that speaks of a relation, a number or a box
-in a way that cannot be read gives the claim `unreadable`, which no picture bears out.
+Tolerant of case, blanks, fillers ("so", "therefore") and text around the question (options, instructions); never raises
+on any text. A sentence that claims nothing gives no claims; one that speaks of a relation, a number or a box in a way
+that cannot be read gives the claim `unreadable`, which no picture bears out.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def normalise(text: str) -> str:
 
 
 def number_word(text: str) -> str:
-    """"2" -> "two"; words stay."""
+    """`2` becomes `two`; words stay."""
     return rel.NUMBERS[int(text)] if text.isdecimal() and int(text) < len(rel.NUMBERS) else text
 
 

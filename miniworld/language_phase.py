@@ -1,8 +1,8 @@
 """The language phases of the mini backbone: direct answers in bulk, then reasoning that answers follow.
 
-Beside the usual cross entropy there is a word-region alignment loss: two attention heads of the first layer are to look,
-from each colour word, at the image token in which the thing of that colour lies. Without it the model stays at chance for
-as long as we had patience; with it the direct answers are learned in minutes on one core.
+Beside the usual cross entropy there is a word-region alignment loss: two attention heads of the first layer are to
+look, from each colour word, at the image token in which the thing of that colour lies. Without it the model stays at
+chance for as long as we had patience; with it the direct answers are learned in minutes on one core.
 """
 
 from __future__ import annotations

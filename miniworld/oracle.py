@@ -1,8 +1,8 @@
 """Exact verdicts on what a policy says about a scene: they stand in for the two LLM judges of the paper (Appendix E).
 
-`judge_sentence` is the judge of visual grounding (Eq. 4), `judge_conclusion` the judge of reasoning consistency (Eq. 3).
-The paper asks Qwen3-VL and GPT models; in the miniature world the truth is known, so nothing is asked.
-Pure functions of text and scenes; no text makes them raise.
+`judge_sentence` is the judge of visual grounding (Eq. 4), `judge_conclusion` that of reasoning consistency (Eq. 3).
+The paper asks language models; in the miniature world the truth is known, so nobody is asked. Pure functions of text
+and scenes; no text makes them raise.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _repeated(claim: Claim, context: Sequence[Claim]) -> bool:
     return not any(set(c.names) & set(claim.names) for c in fresh)
 
 
-def judge_sentence(
-    scenes: Sequence[Scene], question: str, context: Sequence[str], sentence: str
-) -> tuple[Label, str]:
+def judge_sentence(scenes: Sequence[Scene], question: str, context: Sequence[str], sentence: str) -> tuple[Label, str]:
     """Whether the pictures bear out `sentence`, said after the sentences `context` in reply to `question`.
 
     INCORRECT: a false claim, a thing or picture that is not there, an unreadable claim, a box whose IoU with the named
@@ -146,8 +144,10 @@ def _implied(asked: Asked, claim: Claim) -> str | None:
 
 
 def _statements(question: str, think: str) -> list[str]:
-    """The answers that the statements of `think` imply, in order; what stands before the last "Wait, this seems off" was
-    taken back by the trace itself and is left out."""
+    """The answers that the statements of `think` imply, in order.
+
+    What stands before the last "Wait, this seems off" was taken back by the trace itself and is left out.
+    """
     asked = parse_question(question)
     if asked is None:
         return []

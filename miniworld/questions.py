@@ -1,8 +1,8 @@
 """Questions about scenes, their true answers, and true reasoning in the form that a policy writes.
 
-Eight families stand for the skills of the paper's seven benchmarks (Table 1): relations and counting (CV-Bench 2D), depth
-and distance (CV-Bench 3D), two views (MindCube), near-identical pairs (MMVP, `pair`), another's perspective (OmniSpatial),
-before and after (SAT). Answers are option words, and the options stand in the question, in random order.
+Eight families stand for the skills of the paper's seven benchmarks (Table 1): relations and counting (CV-Bench 2D),
+depth and distance (CV-Bench 3D), two views (MindCube), near-identical pairs (MMVP, `pair`), another's perspective
+(OmniSpatial), before and after (SAT). Answers are option words; the options stand in the question, in random order.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Question:
     """A question with its truth.
 
     `choices` are option words in the order of the text, `answer` is one of them; `scenes` has one scene a picture, in
-    order; `asked` names the things asked about, whose boxes are the ground truth of the question. `picture` is the index
-    of the picture that the question names, None if it names none.
+    order; `asked` names the things asked about, whose boxes are the ground truth of the question. `picture` is the
+    index of the picture that the question names, None if it names none.
     """
 
     family: str

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from miniworld.curriculum import Mix
 
-# Shares of the question families. The core (left/right, above/below, closer/farther) first; the others at small weight, so
-# that they do not hold the core back. `view` and `moved` are shares of the pictures, the rest shares of questions.
+# Shares of the question families. The core (left/right, above/below, closer/farther) first; the others at small weight,
+# so that they do not hold the core back. `view` and `moved` are shares of the pictures, the rest shares of questions.
 FAMILIES: Mapping[str, float] = {
     "hrel": 0.26,
     "vrel": 0.26,

@@ -1,7 +1,7 @@
 """Draws a scene as a 112 x 112 picture.
 
-Thin ruler ticks on the upper and left edge of every 14-px patch tell its row and column: a vision transformer with rotary
-positions alone hardly learns where it is in so little training (without the ticks localisation stays at chance).
+Thin ruler ticks on the upper and left edge of every 14-px patch tell its row and column: a vision transformer with
+rotary positions alone hardly learns where it is in so little training (without them localisation stays at chance).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What is in a picture of the miniature world, and how such pictures are drawn at random.
 
-A picture has 112 x 112 px, which Qwen2.5-VL (patch 14, merge 2) turns into 4 x 4 image tokens of 28 px. A scene holds two
-to four things of different colours; each lies inside its own image token, and no two share a row, a column or a size, so
-that every relation between two things is well defined. Coordinates are multiples of 4 px: finer than an image token, so a
-coarse relation can be seen at a glance while a good box takes more. A bigger thing is closer to the camera.
+A picture has 112 x 112 px, which Qwen2.5-VL (patch 14, merge 2) turns into 4 x 4 image tokens of 28 px. A scene holds
+two to four things of different colours; each lies inside its own image token, and no two share a row, a column or a
+size, so that every relation between two things is well defined. Coordinates are multiples of 4 px: finer than an image
+token, so a coarse relation can be seen at a glance while a good box takes more. A bigger thing is closer to the camera.
 
 The paper has no such world; it stands in for the photographs of Section 4 where no GPU is at hand.
 """
@@ -112,7 +112,7 @@ def sample_kinds(rng: random.Random, count: int) -> list[tuple[str, str]]:
 
 
 def sample_scene(rng: random.Random, n_min: int = 2, n_max: int = 4) -> Scene:
-    """A random scene of `n_min` to `n_max` things (both included, at most 4). The same `rng` state gives the same scene."""
+    """A random scene of `n_min` to `n_max` things (both included, at most 4); the same `rng` gives the same scene."""
     if not 1 <= n_min <= n_max <= BOARD:
         raise ValueError(f"a scene holds 1 to {BOARD} things, not {n_min} to {n_max}")
     return place(rng, sample_kinds(rng, rng.randint(n_min, n_max)))

@@ -1,9 +1,10 @@
 """The tokenizer of the mini backbone: byte-level BPE trained on the words of the world, with Qwen's special tokens.
 
-Every word of the world (with its leading blank, and bare where a text can begin with it), every coordinate, every number
-word and each of the tags `<think>`, `</think>`, `<answer>`, `</answer>`, `<bbox>[`, `]</bbox>` and the line break is one
-token; any other text falls into bytes, so that decode(encode(x)) == x for every text. What differs from Qwen2.5's own
-tokenizer: the vocabulary, numbers that stay whole, and tags that stay whole together with a blank before them.
+Every word of the world (with its leading blank, and bare where a text can begin with it), every coordinate, every
+number word and each of the tags `<think>`, `</think>`, `<answer>`, `</answer>`, `<bbox>[`, `]</bbox>` and the line
+break is one token; any other text falls into bytes, so that decode(encode(x)) == x for every text. What differs from
+Qwen2.5's own tokenizer: the vocabulary, numbers that stay whole, and tags that stay whole together with a blank
+before them.
 """
 
 from __future__ import annotations
@@ -36,24 +37,30 @@ SPECIAL = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<bbox>[", "]</bbox>")
 # order matters: tags, words with their blank, whole numbers, single line breaks, then everything else
-_SPLIT = (
-    r" ?<bbox>\[|\]</bbox>|</?think>|</?answer>|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]|\s"
-)
-_SENTENCE_WORDS = "The In Seen There Is How Did Wait Where So You system user assistant A B C D".split()
+_SPLIT = r" ?<bbox>\[|\]</bbox>|</?think>|</?answer>|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]|\s"
+_SENTENCE_WORDS = "The In Seen There Is How Did Wait Where So You system user assistant A B C D"
 _LOWER_WORDS = (
     "the is at of or than to in picture image seen from behind there are thing nearer move moved many how did was "
-    "and on from camera not this seems off let try something else s you a helpful assistant answer please directly with "
-    "only letter option correct select following choices given both where so wait it an"
-).split()
+    "and on from camera not this seems off let try something else s you a helpful assistant answer please directly "
+    "with only letter option correct select following choices given both where so wait it an"
+)
 
 
 def words() -> list[str]:
     """Every string that is to be one token, tags aside."""
     world = [*COLORS, *SHAPES, *(f"{s}s" for s in (*SHAPES, "thing")), *rel.AXIS_OF, *rel.NUMBERS, *rel.ORDINALS]
-    lower = [*world, *_LOWER_WORDS]
+    lower = [*world, *_LOWER_WORDS.split()]
     numbers = [str(v) for v in range(0, PIXELS + 1, UNIT)] + [str(v) for v in range(10)]
-    bare = [*world, *_SENTENCE_WORDS, *numbers]
-    return sorted({"'s", *bare, *(f" {w}" for w in [*lower, *_SENTENCE_WORDS, "Let"])})
+    bare = [*world, *_SENTENCE_WORDS.split(), *numbers]
+    return sorted({"'s", *bare, *(f" {w}" for w in [*lower, *_SENTENCE_WORDS.split(), "Let"])})
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must exist (KeyError otherwise)."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return found
 
 
 def build() -> Tokenizer:
@@ -76,7 +83,7 @@ def build() -> Tokenizer:
 
 
 def save(folder: Path) -> Tokenizer:
-    """Writes tokenizer.json and tokenizer_config.json into `folder`, so that AutoTokenizer finds them. Pads on the left."""
+    """Writes tokenizer.json and tokenizer_config.json into `folder` for AutoTokenizer. Pads on the left."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -38,6 +38,10 @@ BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
 Step = Callable[[int, random.Random], dict[str, float]]
 
 
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 class Training:
     """The model in training, and its checkpoint on disk."""
 
@@ -100,7 +104,9 @@ class Training:
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             if (number + 1) % CHECKPOINT_EVERY == 0 or number + 1 == steps:
-                means = {k: sum(w[k] for w in window if k in w) / sum(k in w for w in window) for k in window[-1]}
+                means = {
+                    k: _mean([w[k] for w in window if k in w]) for k in dict.fromkeys(k for w in window for k in w)
+                }
                 self.log({"phase": phase, "step": number + 1, **{k: round(v, 4) for k, v in means.items()}})
                 window, self.steps_done = [], number + 1
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - started

@@ -20,7 +20,7 @@ FILE = "scenes.jsonl"
 
 
 def image_key(image: str | Path | Image.Image) -> str:
-    """sha256 (hex) of size and RGB pixels of a picture, or of the picture in a file. Raises OSError if it cannot be read."""
+    """sha256 (hex) of size and RGB pixels of a picture, or of the picture in a file. OSError if it cannot be read."""
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return image_key(opened.convert("RGB"))
@@ -48,7 +48,7 @@ class TruthBook:
         """Reads `folder`/scenes.jsonl. UserError if it is missing or a line is not an entry."""
         path = Path(folder) / FILE
         if not path.is_file():
-            raise UserError(f"no {FILE} in {folder}: is this the root of miniature data? `make data PRESET=mini` writes it")
+            raise UserError(f"no {FILE} in {folder}, the root of miniature data; `make data PRESET=mini` writes it")
         pairs = []
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -58,7 +58,9 @@ class TruthBook:
                     row = json.loads(line)
                     pairs.append((str(row["key"]), Scene.from_dict(row["scene"])))
                 except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}, line {number} is not a scene ({error!r}); delete the folder and make it again") from error
+                    raise UserError(
+                        f"{path}, line {number} is not a scene ({error!r}); delete the folder and make it again"
+                    ) from error
         return cls(pairs)
 
     def scenes(self, image_paths: Sequence[str | Path | Image.Image]) -> tuple[Scene, ...] | None:

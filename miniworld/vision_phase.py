@@ -1,8 +1,8 @@
 """First phase of the mini backbone: teaches the vision tower what is in each image token, then freezes it.
 
-A linear head on each image token names colour, shape, row and column and measures size and offset of the thing in it; the
-head is thrown away. Then the features are centred and scaled to a fixed spread by folding both into the merger's last
-linear layer, so that they enter the language model at the size of its embeddings.
+A linear head on each image token names colour, shape, row and column and measures size and offset of the thing in it;
+the head is thrown away. Then the features are centred and scaled to a fixed spread by folding both into the merger's
+last linear layer, so that they enter the language model at the size of its embeddings.
 """
 
 from __future__ import annotations
