@@ -1,0 +1,133 @@
+"""Writes all of the miniature world's data below `data.root`: four training sources, seven benchmark columns, the truth.
+
+Stage "world": `runs/<preset>/world/` keeps the progress, the pictures' scenes by data set and the manifest; the data itself
+is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). A data set is written aside and renamed
+into place, so a kill costs at most one; what is complete is not written again.
+Command: `python -m miniworld.write --preset mini`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fgrpo import jsonl
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.runs import Run
+from fgrpo.schema import Config
+from miniworld.truth import FILE
+from miniworld.write.studio import Studio, Writer
+
+FOLDER = Path(__file__).resolve().parent
+MARKER = "MINIATURE"  # says that a data root is ours to write
+PROGRESS = "written.jsonl"
+_NOT_WRITERS = {"__init__", "__main__", "studio"}
+
+
+def writers() -> dict[str, Writer]:
+    """Every module of this package that writes a data set, by name."""
+    names = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_WRITERS)
+    return {name: importlib.import_module(f"miniworld.write.{name}").WRITER for name in names}
+
+
+def write_world(config: Config, runs: str | Path = "runs") -> Path:
+    """Write what is missing and return the data root.
+
+    Raises:
+        UserError: the preset has no miniature world, or the root holds data that is not ours.
+    """
+    if config.world is None:
+        raise UserError(f"the preset {config.preset!r} has no miniature world (world: null); its data is downloaded")
+    root = Path(config.data.root)
+    with Run.open(config, "world", root=runs) as stage:
+        if stage.is_done and _is_whole(stage.path, root):
+            return root
+        (stage.path / "done").unlink(missing_ok=True)
+        _claim(root)
+        with stage.append(PROGRESS) as progress:
+            for name, writer in tqdm(writers().items(), desc="miniature world", unit="data set"):
+                if name in progress and (root / writer.folder).is_dir():
+                    continue
+                train = config.world.train_per_source
+                count = train if writer.part == "train" else config.world.bench_per_benchmark
+                studio = _write_one(name, writer, count, config.seed, root)
+                jsonl.write(stage.path / f"scenes-{name}.jsonl", studio.entries)
+                if name not in progress:
+                    progress.add(
+                        {"id": name, "folder": writer.folder, "questions": count, "pictures": len(studio.entries)}
+                    )
+        _write_book(stage.path, root)
+        stage.counts.update({f"{row['id']}/pictures": row["pictures"] for row in jsonl.read(stage.path / PROGRESS)})
+        jsonl.write(
+            stage.path / "files.jsonl",
+            ({"id": str(p.relative_to(root)), "bytes": p.stat().st_size} for p in _files(root)),
+        )
+        stage.finish([PROGRESS, "files.jsonl"])
+    return root
+
+
+def _write_one(name: str, writer: Writer, count: int, seed: int, root: Path) -> Studio:
+    target = root / writer.folder
+    aside = target.with_name(target.name + ".part")
+    for old in (aside, target):
+        if old.exists():
+            shutil.rmtree(old)
+    studio = Studio(seed, name, writer.part)
+    writer.write(aside, count, studio)
+    aside.rename(target)
+    return studio
+
+
+def _claim(root: Path) -> None:
+    if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
+        raise UserError(
+            f"{root} holds data that is not the miniature world's; choose another data.root, or empty that folder"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).write_text("written by python -m miniworld.write; may be overwritten by it\n", encoding="utf-8")
+
+
+def _write_book(stage: Path, root: Path) -> None:
+    """The truth book of all data sets, one line a picture."""
+    aside = root / (FILE + ".part")
+    with aside.open("wb") as out:
+        for name in writers():
+            out.write((stage / f"scenes-{name}.jsonl").read_bytes())
+    aside.replace(root / FILE)
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+def _is_whole(stage: Path, root: Path) -> bool:
+    """Whether every file that was written is there with its size; forgets the progress of data sets that are not."""
+    broken = [
+        row["id"]
+        for row in jsonl.read(stage / "files.jsonl")
+        if not (root / row["id"]).is_file() or (root / row["id"]).stat().st_size != row["bytes"]
+    ]
+    if not broken:
+        return True
+    kept = [r for r in jsonl.read(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
+    jsonl.write(stage / PROGRESS, kept)
+    return False
+
+
+def main() -> None:
+    """Entry point."""
+
+    def body(args: argparse.Namespace) -> None:
+        print(f"miniature data in {write_world(load(args.preset, args.method, args.set), args.runs)}")
+
+    run(body, parser("write the miniature world's data in the formats of the real data sets"))
+
+
+if __name__ == "__main__":
+    main()

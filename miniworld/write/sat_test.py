@@ -1,0 +1,17 @@
+"""SAT-Real (array/SAT, test split): the training split's columns, two answers a question; benchmark column SAT-Real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miniworld.write.sat import SCHEMA, rows
+from miniworld.write.studio import Studio, Writer, parquet
+
+FAMILIES = ("moved", "hrel", "depth")
+
+
+def _write(folder: Path, count: int, studio: Studio) -> None:
+    parquet(folder / "SAT_test.parquet", rows(studio, FAMILIES, count), SCHEMA)
+
+
+WRITER = Writer("bench/SAT", "bench", _write)

@@ -1,0 +1,133 @@
+"""What every writer needs: questions of its own part of the world, pictures as file bytes, and the book of the truth.
+
+Scenes are divided once and for all into a training part and a benchmark part, by a hash of the scene itself, so that no
+benchmark shows a scene that training has shown. A picture's key is taken from its bytes decoded again, because JPEG
+changes pixels. The paper has no such world; formats are those of the data sets' cards (Appendix A.3, B.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from miniworld import questions as qs
+from miniworld.render import render
+from miniworld.scene import Scene
+from miniworld.truth import entry
+
+Part = Literal["train", "bench"]
+BENCH_SHARE = 4  # one scene in this many belongs to the benchmarks
+JPEG_QUALITY = 98
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how the hub stores a picture in a column
+
+
+def part_of(scene: Scene) -> Part:
+    """The part of the world that `scene` belongs to; the order of its things does not matter."""
+    things = sorted(json.dumps(thing, sort_keys=True) for thing in scene.to_dict()["things"])
+    digest = hashlib.sha256("\n".join(things).encode()).digest()
+    return "bench" if int.from_bytes(digest[:4], "big") % BENCH_SHARE == 0 else "train"
+
+
+class Studio:
+    """Draws questions of one part and turns their scenes into picture files, keeping book of what each file shows.
+
+    The same (seed, name) give the same questions and bytes; question `n` does not depend on the questions before it.
+    """
+
+    def __init__(self, seed: int, name: str, part: Part) -> None:
+        self.seed, self.name, self.part = seed, name, part
+        self.entries: list[dict[str, object]] = []
+
+    def rng(self, n: int) -> random.Random:
+        """The source of chance of question `n`."""
+        return random.Random(f"{self.seed}/{self.name}/{n}")
+
+    def questions(self, families: Sequence[str], count: int) -> Iterator[tuple[int, qs.Question, random.Random]]:
+        """`count` questions, the families in turn: (n, question, the source of chance for its pictures)."""
+        for n in range(count):
+            rng = self.rng(n)
+            while True:
+                question = qs.make(families[n % len(families)], rng)
+                if all(part_of(scene) == self.part for scene in question.scenes):
+                    break
+            yield n, question, rng
+
+    def pairs(
+        self, families: Sequence[str], count: int
+    ) -> Iterator[tuple[int, tuple[qs.Question, qs.Question], random.Random]]:
+        """`count` pairs with one text, two nearly identical pictures and opposite answers."""
+        for n in range(count):
+            rng = self.rng(n)
+            while True:
+                pair = qs.pair(families[n % len(families)], rng)
+                if all(part_of(scene) == self.part for question in pair for scene in question.scenes):
+                    break
+            yield n, pair, rng
+
+    def png(self, scene: Scene, rng: random.Random) -> bytes:
+        """A PNG file of the scene, with jitter from `rng`; booked."""
+        return self._book(scene, _encode(render(scene, rng), "PNG"))
+
+    def jpeg(self, scene: Scene, rng: random.Random) -> bytes:
+        """A JPEG file of the scene (quality 98, no chroma subsampling), with jitter from `rng`; booked as it decodes."""
+        return self._book(scene, _encode(render(scene, rng), "JPEG", quality=JPEG_QUALITY, subsampling=0))
+
+    def _book(self, scene: Scene, data: bytes) -> bytes:
+        with Image.open(io.BytesIO(data)) as decoded:
+            self.entries.append(entry(decoded.convert("RGB"), scene))
+        return data
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How one data set is written: its folder below the data root, its part, and `write(folder, count, studio)`."""
+
+    folder: str
+    part: Part
+    write: Callable[[Path, int, Studio], None]
+
+
+def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def parquet(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write a parquet file with small row groups, as a big one would be streamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, row_group_size=256)
+
+
+def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def lettered(choices: Sequence[str], style: str = "{letter}. {choice}", between: str = " ") -> str:
+    """Options in words: "A. left B. right", or "(a) left (b) right" with another style."""
+    return between.join(
+        style.format(letter=chr(65 + i), lower=chr(97 + i), choice=choice) for i, choice in enumerate(choices)
+    )
+
+
+def letter(question: qs.Question) -> str:
+    """The letter of the true option."""
+    return chr(65 + question.choices.index(question.answer))
