@@ -60,7 +60,7 @@ class ExtractionItem:
 
 
 Item = TypeVar("Item", contravariant=True)
-Out = TypeVar("Out", covariant=True)
+Out = TypeVar("Out")
 
 
 class Judge(Protocol[Item, Out]):

@@ -21,7 +21,8 @@ from fgrpo.types import Sample, Score
 from judges.base import JudgeSet
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_REWARDS = {"__init__", "base"}
+_NOT_REWARDS = {"__init__", "base", "rules"}
+PICTURE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what reading a picture's size can raise
 
 
 @dataclass(frozen=True)
