@@ -19,9 +19,10 @@ from rewards.rules import Rules, rules
 from rewards.task import is_correct
 
 # A sentence may end after . ! ? (with closing quotes or brackets) before a blank, or after a stop of another script anywhere.
-_END = re.compile(r"[.!?…]+[\"'”’)\]*]*(?=\s)|[。！？｡।؟۔]+[\"'”’」』）]*")
+# (Possessive runs and the look-behind keep it linear on a page of full stops.)
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*]*+(?=\s)|[。！？｡।؟۔]++[\"'”’」』）]*+")
 _PROTECTED = re.compile(r"<(\w{1,10})>[^<\n]{0,200}</\1>|\[[^\[\]\n]{0,200}\]")
-_BULLET = re.compile(r"\s*(?:[-*•–+>#]+\s+|\(?(?:\d{1,3}|[a-zA-Z])[.)]\s+)*")
+_BULLET = re.compile(r"\s*(?:[-*•–+>#]+\s+|\(?(?:\d{1,3}|[a-zA-Z])[.)](?:\s+|\Z))*")
 _BARE_MARKER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
 _LAST_WORD = re.compile(r"[^\s(\[\"'“‘*]{1,20}\Z")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -38,7 +39,7 @@ class Sentence:
 
 def sentences(think: str) -> list[Sentence]:
     """The sentences of a trace, in order: cut at line ends and sentence ends; not inside a box or coordinates, nor after an
-    abbreviation, an initial, a decimal point or a list marker. Bullets are taken off; lines without a word or number are left out."""
+    abbreviation, a decimal point or a list marker. Bullets are taken off; lines without a word or number are left out."""
     found = []
     table = rules()
     for line in think.splitlines():
@@ -69,14 +70,13 @@ def _split(line: str, table: Rules) -> list[str]:
 
 
 def _is_no_end(before: str, table: Rules) -> bool:
-    """Whether a single full stop after `before` belongs to an abbreviation, an initial ("J.") or a list marker ("2.")."""
+    """Whether a single full stop after `before` belongs to an abbreviation or a list marker ("2.")."""
     if _BARE_MARKER.match(before + "."):
         return True
     word = _LAST_WORD.search(before)
     if word is None:
         return False
-    text = word.group().casefold()
-    return text in table.abbreviations
+    return word.group().casefold() in table.abbreviations
 
 
 def _is_visual(text: str, table: Rules) -> bool:
