@@ -170,7 +170,9 @@ def parquet_rows(paths: Sequence[Path], needed: Sequence[str], bench: str) -> It
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"benchmark {bench}: {path} cannot be read as parquet ({error}); download it again") from error
+            raise UserError(
+                f"benchmark {bench}: {path} cannot be read as parquet ({error}); download it again"
+            ) from error
         missing = [name for name in needed if name not in file.schema_arrow.names]
         if missing:
             raise UserError(f"benchmark {bench}: {path} has no column {', '.join(missing)}; is this the right file?")
@@ -204,7 +206,9 @@ def keep_picture(data: Any, cache: Path, stem: str) -> str:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 _MARKER = re.compile(r"(?:(?<=\s)|^)\(?([A-Ha-h])[.)](?=\s)")
-_DIRECT = re.compile(r"\s*(?:please\s+)?answer\s+(?:directly\s+)?with\s+(?:only\s+)?(?:the|a|one)\b[^.\n]*(?:\.|$)", re.IGNORECASE)
+_DIRECT = re.compile(
+    r"\s*(?:please\s+)?answer\s+(?:directly\s+)?with\s+(?:only\s+)?(?:the|a|one)\b[^.\n]*(?:\.|$)", re.IGNORECASE
+)
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:

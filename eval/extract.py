@@ -39,7 +39,10 @@ _NEGATION = re.compile(
 _CLAUSE = re.compile(r"[.;!?\n]|,?\s+but\s+")
 _WORD = re.compile(r"-?\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|\d\w*")
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm)\{([^{}]*)\}")
-_LEAD = re.compile(rf"^\s*(?:so\s*,?\s*|therefore\s*,?\s*)?(?:the\s+)?(?:final\s+)?{_ANSWER}\s*(?:is|:|=|would\s+be)*\s*", re.IGNORECASE)
+_LEAD = re.compile(
+    rf"^\s*(?:so\s*,?\s*|therefore\s*,?\s*)?(?:the\s+)?(?:final\s+)?{_ANSWER}\s*(?:is|:|=|would\s+be)*\s*",
+    re.IGNORECASE,
+)
 
 
 def answer_span(text: str) -> str | None:

@@ -130,4 +130,6 @@ def user_text(sample: Sample, spec: ModelSpec, text: str) -> str:
     if "{options}" not in text and "{choices}" not in text and len(sample.choices) == 2:
         first, second = sample.choices
         question = question.replace(f"{second} or {first}", f"{first} or {second}", 1)
-    return render(text, question=question, options=prompts.options(sample.choices), choices=", ".join(sample.choices)).strip()
+    return render(
+        text, question=question, options=prompts.options(sample.choices), choices=", ".join(sample.choices)
+    ).strip()

@@ -74,11 +74,19 @@ class Run:
         self._started = time.time()
 
     @classmethod
-    def open(cls, config: Config, stage: str, inputs: Iterable[str | Path] = (), root: str | Path = "runs") -> Self:
+    def open(
+        cls,
+        config: Config,
+        stage: str,
+        inputs: Iterable[str | Path] = (),
+        root: str | Path = "runs",
+        depends_on: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Take the folder of `stage`: make it, or go on with what an earlier process of the same configuration left.
 
         Args:
             inputs: files this stage reads; their hashes are part of the folder's identity and of the manifest.
+            depends_on: the values that decide whether the folder is still valid, if not the stage's slice.
 
         Raises:
             UserError: another process holds the folder, or an input is missing.
@@ -87,7 +95,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         hashes = {str(p): _hash_file(Path(p)) for p in inputs}
-        identity = {"config": stage_slice(config, stage), "inputs": hashes}
+        identity = {"config": stage_slice(config, stage) if depends_on is None else dict(depends_on), "inputs": hashes}
         present = path / "config.json"
         if path.exists() and any(path.iterdir()) and (not present.exists() or _load_json(present) != identity):
             _supersede(path, stage)

@@ -31,7 +31,9 @@ def read_half(folder: Path, cache: Path, half: str) -> Iterator[Sample | Drop]:
                 yield Drop(str(error))
                 continue
             meta = {"task": row["task"], "idx": row.get("idx"), "source": row.get("source")}
-            yield Sample(f"{name}/test/{n}", (picture,), str(row["question"]).strip(), choices, choices[gold], meta=meta)
+            yield Sample(
+                f"{name}/test/{n}", (picture,), str(row["question"]).strip(), choices, choices[gold], meta=meta
+            )
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:

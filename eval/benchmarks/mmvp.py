@@ -26,7 +26,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         index_name = next((c for c in columns if c.strip().lower() in ("index", "lndex")), None)
         missing = [c for c in ("Question", "Options", "Correct Answer") if c not in columns]
         if index_name is None or missing:
-            raise UserError(f"benchmark mmvp: {path} has the columns {columns}; needed: Index, Question, Options, Correct Answer")
+            raise UserError(
+                f"benchmark mmvp: {path} has the columns {columns}; needed: Index, Question, Options, Correct Answer"
+            )
         for row in rows:
             try:
                 index = int(row[index_name])

@@ -39,7 +39,12 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         meta = {"task": row["task_type"], "sub_task": row.get("sub_task_type")}
         picture = str(path.parent / row["task_type"] / f"{scene}.png")
         yield Sample(
-            f"omnispatial/test/{row['task_type']}.{row['id']}", (picture,), row["question"].strip(), choices, answer, meta=meta
+            f"omnispatial/test/{row['task_type']}.{row['id']}",
+            (picture,),
+            row["question"].strip(),
+            choices,
+            answer,
+            meta=meta,
         )
 
 

@@ -18,7 +18,9 @@ from fgrpo.types import Sample
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     paths = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
     if not paths:
-        raise UserError(f"benchmark realworldqa: there is no parquet file below {folder}; download xai-org/RealworldQA into it")
+        raise UserError(
+            f"benchmark realworldqa: there is no parquet file below {folder}; download xai-org/RealworldQA into it"
+        )
     for n, row in enumerate(parquet_rows(paths, ["image", "question", "answer"], "realworldqa")):
         text, direct = split_direct_sentence(str(row["question"]))
         question, choices = split_options(text)

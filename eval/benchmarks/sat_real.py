@@ -25,7 +25,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             yield Drop("not two answers with the correct one among them")
             continue
         try:
-            pictures = tuple(keep_picture(data, cache, f"{n:05d}-{k}") for k, data in enumerate(row["image_bytes"] or ()))
+            pictures = tuple(
+                keep_picture(data, cache, f"{n:05d}-{k}") for k, data in enumerate(row["image_bytes"] or ())
+            )
         except ValueError as error:
             yield Drop(str(error))
             continue
@@ -34,7 +36,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             continue
         for order, choices in enumerate((answers, answers[::-1])):
             meta = {"group": f"sat_real/question/{n}", "order": order, "type": row.get("question_type")}
-            yield Sample(f"sat_real/test/{n}.{order}", pictures, str(row["question"]).strip(), choices, answer, meta=meta)
+            yield Sample(
+                f"sat_real/test/{n}.{order}", pictures, str(row["question"]).strip(), choices, answer, meta=meta
+            )
 
 
 BENCHMARK = Benchmark("sat_real", "SAT-Real", "SAT", "array/SAT (test split)", _read)

@@ -1,0 +1,275 @@
+"""Evaluate models on the benchmarks: generate, score, summarise (Appendix B.1; the rows of Tables 1 to 3).
+
+A model's folder is runs/<preset>/eval/<model>/ with generations.jsonl, verdicts.jsonl, scores.jsonl and summary.json. The
+generations stay valid while model, prompt and decoding are the same; other judges only redo the scores. More benchmarks
+can be added to a finished folder. All benchmarks are read before the first token, so missing data shows at once.
+
+Command: `python -m eval.run --preset mini --model fgrpo [--benchmarks cvb_2d,mmvp]`; without --model all of `eval.models`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval import base, generate, models, score, summary, truth
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.errors import UserError, unknown
+from fgrpo.prompts import digest
+from fgrpo.runs import Run, write_json
+from fgrpo.sampling.base import Sampler
+from fgrpo.schema import Config
+from judges.base import JudgeSet, build
+
+OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
+SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's manifest or its config, not by its content
+
+
+def evaluate(
+    config: Config, name: str, benchmarks: Sequence[str] = (), root: str | Path = "runs", sampler: Sampler | None = None
+) -> Path:
+    """Evaluate one model; returns its folder. Does nothing where everything asked for is there.
+
+    Args:
+        name: a file of configs/models.
+        benchmarks: names; () = `config.eval.benchmarks`.
+        sampler: an engine to use instead of the one that the configuration names (tests).
+
+    Raises:
+        UserError: unknown names, a missing checkpoint, missing or wrong data, an engine that serves nothing, or more failed
+            judgements than `rl.max_failed_share` (what was done is kept; the next run goes on from there).
+    """
+    wanted = list(benchmarks or config.eval.benchmarks)
+    known = base.names()
+    for benchmark in wanted:
+        if benchmark not in known:
+            raise unknown("benchmark", benchmark, known)
+    spec = models.load(name)
+    path = models.checkpoint(spec, config, root)
+    with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
+        judge_set = evaluation_judges(config)
+        _settle_scoring(folder, judge_set, config)
+        if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
+            print(f"{folder.path}: evaluated already")
+            return folder.path
+        wanted = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *wanted]))
+        loaded = {benchmark: base.load(benchmark, config) for benchmark in wanted}
+        for benchmark, found in loaded.items():
+            for reason, count in found.dropped.items():
+                folder.counts[f"{benchmark}/left out: {reason}"] = count
+        asyncio.run(_work(folder, name, spec, path, config, loaded, judge_set, sampler))
+        folder.finish(
+            OUTPUTS,
+            benchmarks=wanted,
+            model=name,
+            judges=_judge_identity(judge_set, config),
+            judging=judge_set.meter.to_dict(),
+        )
+        return folder.path
+
+
+async def _work(
+    folder: Run,
+    name: str,
+    spec: models.ModelSpec,
+    path: str,
+    config: Config,
+    loaded: dict[str, base.Loaded],
+    judge_set: JudgeSet,
+    sampler: Sampler | None,
+) -> None:
+    samples = {s.id: s for found in loaded.values() for s in found.samples}
+    engine_config = models.engine_config(spec, config)
+    todo = generate.jobs(list(samples.values()), spec, config)
+    generations = folder.path / "generations.jsonl"
+    held = generate.held_ids(generations)
+    if any(job.id not in held for job in todo):
+        engine = sampler if sampler is not None else _build_sampler(engine_config, path)
+        try:
+            finishes = await generate.generate(
+                todo, engine, generations, concurrency=engine_config.engine.concurrency, title=name
+            )
+        finally:
+            await engine.close()
+        folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
+    scorer = score.Scorer(spec, name, judge_set, truth.book(config.data.root), config.rl.box_normaliser)
+    try:
+        with tqdm(total=len(todo), desc=f"score {name}", unit="answer") as bar:
+            records = await score.score_file(scorer, samples, generations, folder.path, bar.update)
+    finally:
+        await judge_set.close()
+    check_failures(records, config)
+    paired = [benchmark for benchmark, found in loaded.items() if found.benchmark.paired]
+    result = {"model": name, "title": spec.title, "mode": spec.mode, **summary.summarise(records, paired, config.eval)}
+    write_json(folder.path / "summary.json", result)
+    for record in records:
+        for metric, found_score in record.scores.items():
+            folder.counts[f"{metric}/{found_score.state}"] += 1
+
+
+def _build_sampler(config: Config, path: str) -> Sampler:
+    from fgrpo import sampling
+
+    built: Sampler = sampling.build(config, path)
+    return built
+
+
+def evaluation_judges(config: Config) -> JudgeSet:
+    """The evaluation judge, with answer extraction by the extraction judge."""
+    judge_set = build(config.judges.evaluation, config.data.root)
+    if config.judges.extraction == config.judges.evaluation:
+        return judge_set
+    extraction = build(config.judges.extraction, config.data.root)
+
+    async def close() -> None:
+        await judge_set.close()
+        await extraction.close()
+
+    hashes = {**judge_set.prompt_hashes, **{k: v for k, v in extraction.prompt_hashes.items() if k == "extraction"}}
+    return replace(judge_set, extraction=extraction.extraction, prompt_hashes=hashes, close=close)
+
+
+def check_failures(records: Sequence[Any], config: Config) -> None:
+    """UserError if more scores failed than `rl.max_failed_share` of those that were judged (refused requests aside)."""
+    for metric in ("accuracy", "consistency", "semantic"):
+        states = [r.scores[metric] for r in records if metric in r.scores and r.meta["finish"] != "error"]
+        failed = [s for s in states if s.failed]
+        judged = [s for s in states if s.state != "not_applicable"]
+        if judged and len(failed) > config.rl.max_failed_share * len(judged):
+            raise UserError(
+                f"{len(failed)} of {len(judged)} judgements of {metric} failed, such as: {failed[0].reason!r}; "
+                "all answers and the other scores are kept, and the same command judges the failed ones again"
+            )
+
+
+def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, Any]:
+    """What the generations depend on."""
+    engine = models.engine_config(spec, config).engine
+    texts = "\0".join(models.template(spec, config, has_choices=has) for has in (True, False))
+    decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
+    plain = config.model_dump(mode="json")
+    return {
+        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine"}) | {"path": path},
+        "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
+        "prompts": digest(texts),
+        "decoding": {key: plain["eval"][key] for key in decoding},
+        "seed": config.seed,
+        "data": {"root": config.data.root, "world": plain["world"]},
+    }
+
+
+def _inputs(path: str) -> list[Path]:
+    """Files whose content tells one checkpoint from another; none for a model that is served or on the hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return []
+    if (folder.parent / "manifest.json").is_file():
+        return [folder.parent / "manifest.json"]
+    weights = sorted(folder.glob("*.safetensors"))
+    small = sum(p.stat().st_size for p in weights) <= SMALL_CHECKPOINT
+    return weights if weights and small else [p for p in [folder / "config.json"] if p.is_file()]
+
+
+def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
+    roles = {
+        role: getattr(config.judges, role).model_dump(mode="json", exclude={"concurrency", "endpoints", "api_key_env"})
+        for role in ("evaluation", "extraction")
+    }
+    return {**roles, "prompts": dict(judge_set.prompt_hashes), "box_normaliser": config.rl.box_normaliser}
+
+
+def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config) -> None:
+    """Drop scores that other judges gave, or a summary with other intervals; the generations stay."""
+    identity = _judge_identity(judge_set, config)
+    intervals = {
+        "bootstrap_samples": config.eval.bootstrap_samples,
+        "confidence": config.eval.confidence,
+        "limit": config.eval.limit,
+    }
+    path = folder.path / "scoring.json"
+    present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if present is None or present["judges"] != identity:
+        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):
+            (folder.path / name).unlink(missing_ok=True)
+    elif present["summary"] != intervals:
+        (folder.path / "done").unlink(missing_ok=True)
+    write_json(path, {"judges": identity, "summary": intervals})
+
+
+def _manifest(folder: Run) -> dict[str, Any]:
+    path = folder.path / "manifest.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def main() -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        chosen = args.model.split(",") if args.model else list(config.eval.models)
+        benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
+        for name in chosen:  # every name is checked before the first model is loaded
+            models.load(name)
+        if args.jobs > 1 and len(chosen) > 1:
+            _side_by_side(args, chosen)
+            return
+        for name in chosen:
+            print(f"evaluated {name}: {evaluate(config, name, benchmarks, args.runs)}")
+
+    arguments = parser("evaluate models on the benchmarks: accuracy and faithfulness")
+    arguments.add_argument(
+        "--model", metavar="NAME[,NAME]", help="files of configs/models (default: eval.models of the preset)"
+    )
+    arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
+    arguments.add_argument("--jobs", type=int, default=1, help="models evaluated side by side, one process each")
+    run(body, arguments)
+
+
+def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """One process a model, `args.jobs` at a time; UserError names those that failed."""
+    base_command = [
+        sys.executable,
+        "-m",
+        "eval.run",
+        "--preset",
+        args.preset,
+        "--method",
+        args.method,
+        "--runs",
+        args.runs,
+    ]
+    base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
+    base_command += ["--set", *args.set] if args.set else []
+    waiting, running, failed = list(chosen), {}, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                name = waiting.pop(0)
+                running[name] = subprocess.Popen([*base_command, "--model", name])
+            for name, process in list(running.items()):
+                try:
+                    process.wait(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    continue
+                del running[name]
+                failed += [name] if process.returncode else []
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
+    if failed:
+        raise UserError(f"evaluation of {', '.join(failed)} failed (see above); the same command carries on")
+
+
+if __name__ == "__main__":
+    main()
