@@ -178,7 +178,13 @@ class Rl(Section):
 
 
 class Judge(Section):
-    """One judge by role: backend file in judges/backends, model name, endpoint, limits of a reply."""
+    """One judge by role: backend file in judges/backends, model name, endpoint, limits of a reply.
+
+    The keys with defaults are about transport, not about the method: `timeout_s` and `attempts` of one call, `backoff_s` the
+    first wait between attempts, `cache` an SQLite file of replies, `box_frame` the frame of boxes that the judge model reads
+    (Qwen3-VL: 0-1000), `sentence_calls` one grounding call a sentence instead of one a rollout. For the backend `replay`,
+    `model` is the file of recorded verdicts.
+    """
 
     backend: str
     model: str
@@ -187,6 +193,12 @@ class Judge(Section):
     reasoning_effort: str | None = None
     max_completion_tokens: Positive
     concurrency: Positive
+    timeout_s: Rate = 120.0
+    attempts: Positive = 6
+    backoff_s: Rate = 0.5
+    cache: str | None = None
+    box_frame: Literal["thousand", "model", "unit"] = "thousand"
+    sentence_calls: bool = False
 
 
 class Judges(Section):
