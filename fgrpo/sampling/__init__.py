@@ -1,1 +1,28 @@
 """Sampling engines behind one asynchronous interface (`fgrpo.sampling.base`)."""
+
+from __future__ import annotations
+
+from fgrpo.sampling.base import Sampler
+from fgrpo.schema import Config
+
+
+def build(config: Config, model_path: str) -> Sampler:
+    """The engine that the configuration names, over `model_path`. Imports torch for the transformers engine only.
+
+    Args:
+        model_path: a saved folder or hub name. Of an endpoint it is also the name of the served model, unless
+            `engine.model_name` gives another.
+
+    Raises:
+        UserError: the model does not load, or no endpoint is configured.
+    """
+    engine = config.engine
+    if engine.kind == "transformers":
+        from fgrpo.sampling.transformers_engine import TransformersSampler
+
+        return TransformersSampler.load(model_path, engine.dtype, engine.batch_size)
+    from fgrpo.sampling.openai_engine import OpenAISampler
+
+    return OpenAISampler(
+        engine.endpoints, engine.model_name or model_path, tokenizer=model_path, concurrency=engine.concurrency
+    )

@@ -6,6 +6,7 @@ other special tokens can never be sampled, whatever the engine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -55,3 +56,32 @@ class Sampler(Protocol):
 
 class SamplingError(RuntimeError):
     """A request that failed for good, after the engine's own retries; names the request."""
+
+
+_SPECIAL = re.compile(r"<\|[a-z0-9_]+\|>")
+
+
+def describe(request: Request) -> str:
+    """A request in one line, for errors."""
+    shown = request.text if len(request.text) <= 80 else request.text[:77] + "..."
+    return f"request {shown!r} with pictures {list(request.images)}"
+
+
+def check(request: Request) -> None:
+    """Refuse what no engine could serve.
+
+    Raises:
+        SamplingError: a parameter out of range, or a special token written out in the text ("<|image_pad|>" in a question
+            would count as a picture).
+    """
+    wrong = None
+    if request.n < 1 or request.max_new_tokens < 1:
+        wrong = f"n={request.n} and max_new_tokens={request.max_new_tokens} must be at least 1"
+    elif not 0 <= request.temperature < float("inf") or not 0 < request.top_p <= 1:
+        wrong = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
+    elif any(not stop for stop in request.stop):
+        wrong = "a stop string is empty"
+    elif found := _SPECIAL.search(request.text) or _SPECIAL.search(request.prefix):
+        wrong = f"its text holds the special token {found.group(0)!r}; take it out of the data"
+    if wrong:
+        raise SamplingError(f"{describe(request)}: {wrong}")

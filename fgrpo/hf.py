@@ -1,0 +1,194 @@
+"""Loading a Qwen2.5-VL policy and its processor, and the few facts about it that every stage must agree on.
+
+Which tokens may be sampled (`forbidden_token_ids`), which parameters stay as they are (`freeze_vision`), and the exact
+text a prompt becomes (`render_prompt`, `tokenize_prompt`: a vLLM server renders the same messages to the same ids, which
+the vLLM tests check). This module imports torch; the light parts of the package must not import it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from fgrpo import torchvision_shim
+from fgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+MODEL_TYPE = "qwen2_5_vl"
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+}
+IMAGE_TOKEN = "<|image_pad|>"
+_SPECIAL_SHAPE = re.compile(r"<\|[a-z0-9_]+\|>")
+
+
+def ensure_torchvision() -> None:
+    """Make `import torchvision` work beside a CPU torch, also where the environment's own hook is not installed."""
+    torchvision_shim.install_hook()
+
+
+ensure_torchvision()
+
+
+def load_policy(
+    path: str | Path, dtype: str = "float32", attention: str = "sdpa"
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """The model in evaluation mode, and its processor (which pads on the left).
+
+    Args:
+        path: a saved folder, or a hub name.
+        dtype: a key of `DTYPES`.
+        attention: "sdpa", "eager" or "flash_attention_2".
+
+    Raises:
+        UserError: nothing there, not a Qwen2.5-VL, a broken configuration or weights that do not fit it.
+    """
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
+    check_policy(path)
+    try:
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            str(path), dtype=DTYPES[dtype], attn_implementation=attention, output_loading_info=True
+        )
+        model, report = loaded
+    except ImportError as error:  # flash attention asked for and not there
+        raise UserError(f"{path} cannot be loaded with attention {attention!r}: {_line(error)}; use sdpa") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not load as a Qwen2.5-VL: {_line(error)}; save or download it again") from error
+    lost = sorted(report["missing_keys"])
+    if lost:
+        raise UserError(
+            f"{path} lacks {len(lost)} of the weights its config.json speaks of ({lost[0]}, …); save or download it again"
+        )
+    return model.eval(), load_processor(path)
+
+
+def load_processor(path: str | Path) -> Qwen2_5_VLProcessor:
+    """The processor of a saved model, padding on the left.
+
+    Raises:
+        UserError: the folder has none, or a broken one.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has no processor that loads: {_line(error)}; copy the base model's beside it"
+        ) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise UserError(
+            f"{path} has a tokenizer but no image processor; copy the base model's preprocessor_config.json"
+        )
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def check_policy(path: str | Path) -> dict[str, Any]:
+    """The configuration of a Qwen2.5-VL at `path`, without loading weights.
+
+    Raises:
+        UserError: nothing there, a broken config.json, or another kind of model.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            raise UserError(
+                f"{path} has no config.json, so it is not a saved model; is the stage that writes it finished?"
+            )
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON ({error}); save or download the model again") from error
+    elif folder.is_file():
+        raise UserError(f"{path} is a file; a model is a folder that has config.json and its weights")
+    else:
+        try:
+            config = AutoConfig.from_pretrained(str(path)).to_dict()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is neither a folder with a model nor a model that the hub or its cache knows: {_line(error)}"
+            ) from error
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise UserError(f"{path} holds a model of type {kind!r}; this needs a Qwen2.5-VL (type {MODEL_TYPE!r})")
+    return config
+
+
+def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None = None) -> list[int]:
+    """Ids that sampling must never give: special and vision tokens except the end of a turn, and ids without a text.
+
+    A sampled `<|image_pad|>` makes the next forward pass die ("Image features and image tokens do not match").
+
+    Args:
+        vocabulary: rows of the model's output layer; ids from the tokenizer's size up to it are padding without a text.
+    """
+    added = tokenizer.added_tokens_decoder
+    special = {i for i, token in added.items() if token.special or _SPECIAL_SHAPE.fullmatch(token.content)}
+    special.update(tokenizer.all_special_ids)
+    special.discard(tokenizer.eos_token_id)
+    return sorted(special | set(range(len(tokenizer), vocabulary or 0)))
+
+
+def freeze_vision(model: torch.nn.Module) -> int:
+    """Stop gradients into the vision tower; returns how many parameters that froze.
+
+    Raises:
+        UserError: the model has no vision tower called `visual`.
+    """
+    towers = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "visual"]
+    if not towers:
+        raise UserError(
+            f"a {type(model).__name__} has no vision tower called `visual`; freeze_vision needs a Qwen2.5-VL"
+        )
+    frozen = list(towers[0].parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen)
+
+
+def render_prompt(processor: Qwen2_5_VLProcessor, images: Sequence[object], text: str, prefix: str = "") -> str:
+    """The prompt as text: a user turn of the pictures in order and `text`, and the assistant's turn begun with `prefix`.
+
+    Each picture is one `<|image_pad|>` here. Only the number of `images` matters.
+    """
+    content: list[dict[str, str]] = [{"type": "image"} for _ in images]
+    messages: Any = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)) + prefix
+
+
+def tokenize_prompt(processor: Qwen2_5_VLProcessor, rendered: str, image_tokens: Iterable[int]) -> list[int]:
+    """Token ids of a rendered prompt whose pictures take `image_tokens` tokens each, as the processor itself gives them."""
+    pieces = rendered.split(IMAGE_TOKEN)
+    counts = list(image_tokens)
+    if len(pieces) != len(counts) + 1:
+        raise ValueError(f"the prompt has {len(pieces) - 1} places for pictures, and {len(counts)} pictures came")
+    full = pieces[0] + "".join(IMAGE_TOKEN * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
+    return list(processor.tokenizer(full)["input_ids"])
+
+
+def device() -> Literal["cuda", "cpu"]:
+    """Where models run when nobody says otherwise."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,242 @@
+"""Autoregressive decoding of a Qwen2.5-VL in one batch: shared prompts are read once, finished rows leave the batch.
+
+The forward pass is transformers' own. What differs from `model.generate`, which it equals under greedy decoding (tested):
+a prompt asked for several times is prefilled once; keys and values go into preallocated room instead of being
+concatenated at every step; rows that have finished are dropped; every row has its own parameters and its own stream of
+uniform numbers, so that what a row samples does not depend on its neighbours. On one CPU core with the mini model that is
+about three times as fast.
+
+Sampling is by inversion of the cumulative distribution: one uniform number a token. Log-probabilities are those of the
+model's plain distribution, before temperature, top-p and forbidden tokens, as vLLM reports them and as the trainer
+computes them. Shapes: B rows, U different prompts, L tokens, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+SHRINK_AT = 0.8  # finished rows leave once the active ones fall to this share of the batch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with expanded image tokens, the pictures' features (image tokens, H) and grids (pictures, 3)."""
+
+    ids: tuple[int, ...]
+    features: torch.Tensor | None = None
+    grids: torch.Tensor | None = None
+
+
+@dataclass
+class Row:
+    """One continuation to sample: which prompt, how, and `uniforms` (one number in [0, 1) a token; none if greedy)."""
+
+    prompt: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[bytes, ...]
+    uniforms: torch.Tensor | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: bytearray = field(default_factory=bytearray)
+    finish: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What decoding knows of the tokens: their bytes, which end a turn, which may never be sampled."""
+
+    pieces: tuple[bytes, ...]
+    eos: frozenset[int]
+    forbidden: tuple[int, ...]
+    pad: int
+
+
+class _Room(DynamicLayer):
+    """Keys and values of one layer in preallocated room (B, heads, L + new tokens, head size)."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows_B: torch.Tensor, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        _, heads, self._length, size = keys.shape
+        shape = (len(rows_B), heads, self._length + room, size)
+        self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        self._keys[:, :, : self._length] = keys[rows_B]
+        self._values[:, :, : self._length] = values[rows_B]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys: torch.Tensor = self._keys[:, :, : self._length]
+        self.values: torch.Tensor = self._values[:, :, : self._length]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self._length + key_states.shape[-2]
+        self._keys[:, :, self._length : end] = key_states
+        self._values[:, :, self._length : end] = value_states
+        self._length = end
+        self._show()
+        return self.keys, self.values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        self._show()
+
+
+@torch.inference_mode()
+def decode(
+    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], rows: Sequence[Row], vocabulary: Vocabulary
+) -> None:
+    """Sample every row to its end; `ids`, `logprobs`, `text` and `finish` of the rows are filled in.
+
+    `ids` hold the end-of-turn token where the model gave one; `text` does not.
+    """
+    device = model.device
+    owner_B = torch.tensor([row.prompt for row in rows], device=device)
+    room = max(row.max_new_tokens for row in rows)
+    logits_UV, cache, mask_UL, next_U = _prefill(model, prompts, vocabulary.pad)
+    read: Any = cache.layers
+    layers = [_Room(layer.keys, layer.values, owner_B, room) for layer in read]
+    del cache, read
+    cache_B = Cache(layers=list(layers))
+    mask = torch.cat([mask_UL[owner_B], mask_UL.new_ones(len(rows), room)], dim=1)
+    length, logits_BV, position_B = mask_UL.shape[1], logits_UV[owner_B], next_U[owner_B]
+    choose = _Chooser(rows, vocabulary, logits_BV)
+    alive = list(rows)
+    for step in range(room):
+        token_B, logprob_B = choose(logits_BV, step)
+        for row, token, logprob in zip(alive, token_B.tolist(), logprob_B.tolist(), strict=True):
+            if row.finish is None:
+                _append(row, token, logprob, vocabulary)
+        active = [i for i, row in enumerate(alive) if row.finish is None]
+        if not active:
+            return
+        if len(active) <= SHRINK_AT * len(alive):
+            kept = torch.tensor(active, device=device)
+            for layer in layers:
+                layer.keep(kept)
+            mask, position_B, token_B = mask[kept], position_B[kept], token_B[kept]
+            choose.keep(kept)
+            alive = [alive[i] for i in active]
+        length += 1
+        logits_BV = model(
+            input_ids=token_B[:, None],
+            attention_mask=mask[:, :length],
+            position_ids=position_B.view(1, -1, 1).expand(3, -1, -1),
+            past_key_values=cache_B,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        position_B = position_B + 1
+
+
+def _prefill(
+    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], pad: int
+) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
+    """One forward pass over the prompts, left-padded: last logits (U, V), cache, mask (U, L), next position (U)."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids_UL = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
+    mask_UL = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
+    pictures_UL = (ids_UL == model.config.image_token_id) & (mask_UL == 1)
+    embeds_ULH = model.get_input_embeddings()(ids_UL)
+    features = [prompt.features for prompt in prompts if prompt.features is not None]
+    grids = [prompt.grids for prompt in prompts if prompt.grids is not None]
+    if features:
+        embeds_ULH = embeds_ULH.masked_scatter(pictures_UL[..., None], torch.cat(features).to(embeds_ULH))
+    position_3UL, _ = model.model.get_rope_index(
+        ids_UL,
+        mm_token_type_ids=pictures_UL.int(),
+        image_grid_thw=torch.cat(grids) if grids else None,
+        attention_mask=mask_UL,
+    )
+    cache = DynamicCache(config=model.config)
+    logits_UV = model(
+        inputs_embeds=embeds_ULH,
+        attention_mask=mask_UL,
+        position_ids=position_3UL,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits_UV, cache, mask_UL, position_3UL.amax(dim=(0, 2)) + 1
+
+
+class _Chooser:
+    """Picks one token a row: greedy where the temperature is 0, else by inversion of the tempered, top-p cut CDF."""
+
+    def __init__(self, rows: Sequence[Row], vocabulary: Vocabulary, logits_BV: torch.Tensor) -> None:
+        device = logits_BV.device
+        self._forbidden = torch.tensor(vocabulary.forbidden, dtype=torch.long, device=device)
+        self._temperature_B = torch.tensor([row.temperature for row in rows], device=device)
+        self._top_p_B = torch.tensor([row.top_p for row in rows], device=device)
+        longest = max((0 if row.uniforms is None else len(row.uniforms)) for row in rows)
+        self._uniform_BT = torch.zeros(len(rows), longest, dtype=torch.float64)
+        for i, row in enumerate(rows):
+            if row.uniforms is not None:
+                self._uniform_BT[i, : len(row.uniforms)] = row.uniforms
+        self._uniform_BT = self._uniform_BT.to(device)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self._temperature_B, self._top_p_B = self._temperature_B[rows], self._top_p_B[rows]
+        self._uniform_BT = self._uniform_BT[rows]
+
+    def __call__(self, logits_BV: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B) and their log-probabilities (B) under the plain distribution."""
+        plain_BV = logits_BV.float()
+        allowed_BV = plain_BV.index_fill(1, self._forbidden, float("-inf"))
+        token_B = allowed_BV.argmax(dim=-1)
+        hot_B = self._temperature_B > 0
+        if step < self._uniform_BT.shape[1] and bool(hot_B.any()):
+            scaled_BV = allowed_BV / self._temperature_B.where(hot_B, torch.ones_like(self._temperature_B))[:, None]
+            probs_BV = _cut_top_p(scaled_BV.softmax(dim=-1), self._top_p_B)
+            token_B = invert(probs_BV, self._uniform_BT[:, step]).where(hot_B, token_B)
+        logprob_B = plain_BV.gather(1, token_B[:, None])[:, 0] - plain_BV.logsumexp(dim=-1)
+        return token_B, logprob_B
+
+
+def invert(probs_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The first token of each row whose cumulative probability exceeds uniform x total; never one of probability 0."""
+    cdf_BV = probs_BV.double().cumsum(dim=-1)
+    total_B = cdf_BV[:, -1]
+    below_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    return torch.searchsorted(cdf_BV, below_B[:, None], right=True)[:, 0]
+
+
+def _cut_top_p(probs_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """Keep the fewest most likely tokens whose probability reaches top_p (always at least one)."""
+    if bool((top_p_B >= 1).all()):
+        return probs_BV
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    cut_BV = (before_BV >= top_p_B[:, None]) & (top_p_B[:, None] < 1)
+    cut_BV[:, 0] = False
+    return probs_BV.masked_fill(torch.zeros_like(cut_BV).scatter(1, order_BV, cut_BV), 0.0)
+
+
+def _append(row: Row, token: int, logprob: float, vocabulary: Vocabulary) -> None:
+    """Add a token to a row, and see whether the row ends: end of turn, a stop string (kept), or no room."""
+    row.ids.append(token)
+    row.logprobs.append(logprob)
+    if token in vocabulary.eos:
+        row.finish = "stop"
+        return
+    piece = vocabulary.pieces[token]
+    row.text += piece
+    for stop in row.stop:
+        at = row.text.find(stop, max(0, len(row.text) - len(piece) - len(stop) + 1))
+        if at >= 0:
+            del row.text[at + len(stop) :]
+            row.finish = "stop"
+    if row.finish is None and len(row.ids) >= row.max_new_tokens:
+        row.finish = "length"

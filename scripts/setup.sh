@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes .venv from constraints/cpu.txt: `make setup`. Running it again mends a half-made environment.
+# PYTHON chooses the interpreter (3.11 or newer).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+PINS=constraints/cpu.txt
+BODY=$(mktemp)
+trap 'rm -f "$BODY"' EXIT
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "error: Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
+command -v g++ >/dev/null || echo "note: no g++ found; everything works but DeepSpeed ZeRO (apt install g++)" >&2
+
+# a folder that already works keeps its packages; one without an interpreter that starts is made anew
+.venv/bin/python -c '' 2>/dev/null || "$PYTHON" -m venv --clear .venv
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+echo "1/3 torch"
+pip install -q "$(grep '^torch==' $PINS)"
+echo "2/3 the pinned set"
+# torchvision from PyPI names a CUDA torch, hence --no-deps; deepspeed is built here, against the torch above
+grep -vE '^(#|$|torch==|deepspeed==)' $PINS > "$BODY"
+pip install -q --no-deps -r "$BODY" setuptools wheel
+echo "3/3 deepspeed, the torchvision shim"
+DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' $PINS)"
+.venv/bin/python scripts/install_shim.py
+.venv/bin/python -c 'import torch, transformers, trl; from transformers import AutoProcessor'
+touch .venv/.stamp

