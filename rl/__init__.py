@@ -1,0 +1,1 @@
+"""The constrained trainer: advantages (Eq. 6), multipliers (Eqs. 4 and 5), the TRL subclass, the stage."""
