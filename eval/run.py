@@ -250,7 +250,8 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     ]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
-    waiting, running, failed = list(chosen), {}, []
+    waiting, failed = list(chosen), list[str]()
+    running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < args.jobs:

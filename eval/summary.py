@@ -100,8 +100,8 @@ def _cell(values: Sequence[float | None], clusters: Sequence[Any], settings: Eva
 
 def _average(split: Mapping[str, Sequence[EvalRecord]], metric: str, settings: Eval) -> Cell | None:
     if metric in POOLED:
-        rows = [r for part in split.values() for r in part]
-        return _cell([value_of(r, metric) for r in rows], [r.meta["group"] for r in rows], settings)
+        pooled = [r for part in split.values() for r in part]
+        return _cell([value_of(r, metric) for r in pooled], [r.meta["group"] for r in pooled], settings)
     centres, draws, n = [], [], 0
     for seed, rows in enumerate(split.values()):
         values = [value_of(r, metric) for r in rows]

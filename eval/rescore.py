@@ -1,0 +1,124 @@
+"""Score stored generations again with another judge; generates nothing (Appendix B.2: training and evaluation judge differ).
+
+Writes `<run>/rescored/<judge>/{verdicts,scores}.jsonl` and summary.json beside the original scores, and prints accuracy and
+faithfulness under both judges with Cohen's kappa of their consistency verdicts (Appendix B.3).
+
+Command: `python -m eval.rescore --run runs/mini/eval/fgrpo --judge oracle`; `--judge` is a role of `judges` in the
+configuration (training, evaluation) or a backend, whose model and endpoints come from `--set judges.evaluation.model=…`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import re
+from pathlib import Path
+
+from tqdm import tqdm
+
+import judges.base as judges
+from eval import base, metrics, models, score, summary, truth
+from eval.run import check_failures
+from fgrpo import jsonl
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.errors import unknown
+from fgrpo.runs import require, write_json
+from fgrpo.schema import Config
+from fgrpo.types import EvalRecord, Rollout
+
+
+def rescore(config: Config, folder: Path, judge: str) -> Path:
+    """Score the generations of `folder` with `judge`; returns the folder of the new scores.
+
+    Raises:
+        UserError: no generations there, an unknown judge, or too many failed judgements.
+    """
+    generations = require(folder / "generations.jsonl", "eval")
+    chosen = _judge(config, judge)
+    out = folder / "rescored" / re.sub(r"[^\w.-]+", "-", judge)
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {Rollout.from_dict(item).sample_id.split("/", 1)[0] for item in jsonl.read(generations)}
+    loaded = [base.load(name, config) for name in sorted(wanted)]
+    samples = {s.id: s for found in loaded for s in found.samples}
+    spec = models.load(folder.name)
+
+    async def work() -> list[EvalRecord]:
+        judge_set = judges.build(chosen, config.data.root)
+        scorer = score.Scorer(spec, folder.name, judge_set, truth.book(config.data.root), config.rl.box_normaliser)
+        try:
+            with tqdm(desc=f"score with {judge}", unit="answer") as bar:
+                return await score.score_file(scorer, samples, generations, out, bar.update)
+        finally:
+            await judge_set.close()
+
+    _forget_other_judge(out, chosen.model_dump_json())
+    records = asyncio.run(work())
+    check_failures(records, config)
+    paired = [found.benchmark.name for found in loaded if found.benchmark.paired]
+    result = {
+        "model": folder.name,
+        "judge": chosen.model_dump(mode="json"),
+        **summary.summarise(records, paired, config.eval),
+    }
+    write_json(out / "summary.json", result)
+    return out
+
+
+def agreement(old: list[EvalRecord], new: list[EvalRecord]) -> tuple[float, int]:
+    """Cohen's kappa of two judges' consistency verdicts on the same rollouts, and on how many."""
+    first = {r.id: r.scores["consistency"].value for r in old if "consistency" in r.scores}
+    second = {r.id: r.scores["consistency"].value for r in new if "consistency" in r.scores}
+    both = [i for i in first if first[i] is not None and second.get(i) is not None]
+    return metrics.cohen_kappa([first[i] for i in both], [second[i] for i in both]), len(both)
+
+
+def _judge(config: Config, name: str) -> judges.schema.Judge:
+    if name in ("training", "evaluation"):
+        return config.judges.training if name == "training" else config.judges.evaluation
+    if name not in judges.names():
+        raise unknown("judge", name, [*judges.names(), "training", "evaluation"])
+    return config.judges.evaluation.model_copy(update={"backend": name})
+
+
+def _forget_other_judge(out: Path, identity: str) -> None:
+    """Scores in `out` that a judge with other settings gave are dropped."""
+    marker = out / "judge.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") != identity:
+        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json"):
+            (out / name).unlink(missing_ok=True)
+    marker.write_text(identity, encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        folder = Path(args.run)
+        out = rescore(config, folder, args.judge)
+        new = [EvalRecord.from_dict(item) for item in jsonl.read(out / "scores.jsonl")]
+        old_path = folder / "scores.jsonl"
+        if old_path.is_file():
+            old = [EvalRecord.from_dict(item) for item in jsonl.read(old_path)]
+            for name in ("accuracy", "inconsistency", "semantic"):
+                pair = [metrics.mean(summary.value_of(r, name) for r in rows) for rows in (old, new)]
+                print(f"{name:>14}: {' → '.join('–' if v is None else f'{100 * v:.1f}' for v in pair)}")
+            kappa, count = agreement(old, new)
+            shown = "not defined (one label only)" if math.isnan(kappa) else f"{kappa:.3f}"
+            print(f"Cohen's kappa of the consistency verdicts on {count} rollouts: {shown}")
+        print(f"scores: {out}")
+
+    arguments = parser("score stored generations again with another judge")
+    arguments.add_argument(
+        "--run", required=True, metavar="FOLDER", help="an evaluated model, such as runs/mini/eval/fgrpo"
+    )
+    arguments.add_argument(
+        "--judge", required=True, metavar="NAME", help="training, evaluation, or a backend of judges/backends"
+    )
+    run(body, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The tables: ours with intervals, before and after RL, the two methods against each other, and the paper's Tables 1 to 3.
+
+Everything is read from finished evaluations of the preset; what was not evaluated is a dash. In the paper's tables our figure
+stands beside the paper's and the difference; at miniature scale the questions are other ones, and the note says so.
+
+Command: `python -m eval.tables --preset mini` prints the main table and writes runs/<preset>/tables/*.{md,tex,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import base, metrics
+from eval.layout import DASH, Table, percent
+from eval.results import Result, find, paper
+from eval.summary import HIGHER_IS_BETTER, value_of
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.runs import folder, write_json
+from fgrpo.schema import Config
+
+FAITHFUL = {
+    "inconsistency": "inconsistency ↓",
+    "flip": "flip ↓",
+    "semantic": "semantic ↑",
+    "spatial": "spatial ↑",
+    "statement": "statement ↑",
+}
+COMPARED = {"accuracy": "accuracy", **FAITHFUL}
+PAIRS = (("sft", "grpo-t"), ("sft", "fgrpo"), ("grpo-t", "fgrpo"))
+KINDS = {"greedy": "greedy answers", "sampled": "sampled answers, temperature 1"}
+
+
+def main_tables(results: Mapping[str, Result], config: Config, interval: str = "plus") -> list[Table]:
+    """Per kind of decoding: accuracy by benchmark with average, then faithfulness; one row a model, percent."""
+    out = []
+    for kind, words in KINDS.items():
+        rows = [r for r in results.values() if kind in r.kinds()]
+        if not rows:
+            continue
+        names = config.eval.benchmarks
+        headings = ("accuracy ↑", *(base.benchmark(n).title for n in names), "average")
+        cells = tuple(
+            (r.title, *(percent(r.cell(kind, n, "accuracy"), interval=interval) for n in (*names, "average")))
+            for r in rows
+        )
+        out.append(
+            Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, cells, _interval_note(config, interval))
+        )
+        faithful = tuple(
+            (r.title, *(percent(r.cell(kind, "average", m), interval=interval) for m in ("accuracy", *FAITHFUL)))
+            for r in rows
+        )
+        note = "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; both pooled, the rest means of the benchmarks."
+        out.append(
+            Table(
+                f"faithfulness-{kind}",
+                f"Faithfulness, % ({words})",
+                ("", "accuracy ↑", *FAITHFUL.values()),
+                faithful,
+                note,
+            )
+        )
+    return out
+
+
+def _interval_note(config: Config, interval: str) -> str:
+    shown = "half the interval after ±; " if interval == "plus" else ""
+    return f"{100 * config.eval.confidence:.0f}% bootstrap intervals over questions, {shown}average = plain mean of the benchmarks."
+
+
+def compare(a: Result, b: Result, kind: str, config: Config) -> dict[str, dict[str, Any]]:
+    """Paired comparison on the same questions, by metric: both means, difference with interval, McNemar for 0/1 scores.
+
+    Differences are means over questions (not over benchmarks), b − a; `flipped` lists the questions that changed.
+    """
+    first, second = ({r.id: r for r in result.records() if r.meta["kind"] == kind} for result in (a, b))
+    shared = [i for i in first if i in second]
+    out = {}
+    for metric in COMPARED:
+        left, right = ([value_of(side[i], metric) for i in shared] for side in (first, second))
+        clusters = [first[i].meta["group"] for i in shared]
+        gap = metrics.paired_bootstrap(
+            left, right, samples=config.eval.bootstrap_samples, confidence=config.eval.confidence, clusters=clusters
+        )
+        if gap is None:
+            continue
+        both = [(x, y, i) for x, y, i in zip(left, right, shared, strict=True) if x is not None and y is not None]
+        entry: dict[str, Any] = {
+            "n": len(both),
+            "a": metrics.mean(x for x, _, _ in both),
+            "b": metrics.mean(y for _, y, _ in both),
+            "difference": {"value": gap[0], "low": gap[1], "high": gap[2]},
+        }
+        if metric in ("accuracy", "inconsistency"):
+            test = metrics.mcnemar(left, right)
+            entry["mcnemar"] = {"only_a": test.only_a, "only_b": test.only_b, "p": test.p}
+            entry["flipped"] = [i for x, y, i in both if x != y]
+        out[metric] = entry
+    return out
+
+
+def comparison_table(a: Result, b: Result, kind: str, found: Mapping[str, dict[str, Any]]) -> Table:
+    """One line a metric: a → b, difference with interval, discordant questions and p."""
+    rows = []
+    for metric, entry in found.items():
+        gap = entry["difference"]
+        test = entry.get("mcnemar")
+        better = (gap["value"] > 0) == HIGHER_IS_BETTER[metric]
+        clear = gap["low"] > 0 or gap["high"] < 0
+        rows.append(
+            (
+                COMPARED[metric],
+                f"{100 * entry['a']:.1f} → {100 * entry['b']:.1f}",
+                f"{100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]",
+                "no clear change" if not clear else "better" if better else "worse",
+                DASH if test is None else f"{test['only_a']} / {test['only_b']}",
+                DASH if test is None else f"{test['p']:.2g}",
+                str(entry["n"]),
+            )
+        )
+    headings = ("metric", f"{a.title} → {b.title}", "difference", "", "only first / second", "McNemar p", "n")
+    note = "The same questions, paired; n leaves out those without the score in one of the two (flip needs a wrong statement in both)."
+    name = f"{a.name}-vs-{b.name}-{kind}"
+    return Table(name, f"{a.title} against {b.title} ({KINDS[kind]})", headings, tuple(rows), note)
+
+
+def paper_tables(results: Mapping[str, Result], config: Config) -> list[Table]:
+    """Tables 1, 2 and 3 in the paper's layout: ours (greedy) / the paper's, and the difference of the averages."""
+    reference = paper()
+    columns: Sequence[str] = reference["columns"]
+    note = "ours / the paper's, percent; difference in points."
+    if config.world is not None:
+        note = "ours (miniature world: other questions, so only signs can be compared) / the paper's, percent."
+    rows1 = []
+    for row in reference["table1"]:
+        result = _ours(row, results, config)
+        cells = [
+            f"{percent(result.cell('greedy', n, 'accuracy')) if result else DASH} / {value:.1f}"
+            for n, value in zip((*columns, "average"), row["accuracy"], strict=True)
+        ]
+        mean = result.cell("greedy", "average", "accuracy") if result else None
+        rows1.append((row["title"], *cells, _gap(mean, row["accuracy"][-1])))
+    headings = ("method", *(base.benchmark(n).title for n in columns), "average", "difference")
+    tables = [Table("table1", "Table 1: accuracy on seven benchmarks", headings, tuple(rows1), note)]
+    for number, what in ((2, "how the constraints enter (7B)"), (3, "fixed and adaptive multipliers (7B)")):
+        rows = []
+        for row in reference[f"table{number}"]:
+            result = _ours(row, results, config)
+            cells = []
+            for metric in ("accuracy", "inconsistency"):
+                cell = result.cell("greedy", "average", metric) if result else None
+                cells += [f"{percent(cell, interval='range')} / {row[metric]:.1f}", _gap(cell, row[metric])]
+            rows.append((row["title"], *cells))
+        headings = ("method", "accuracy", "difference", "inconsistency", "difference")
+        tables.append(Table(f"table{number}", f"Table {number}: {what}", headings, tuple(rows), note))
+    return tables
+
+
+def _ours(row: Mapping[str, Any], results: Mapping[str, Result], config: Config) -> Result | None:
+    """Our result for a row of the paper: the same model file, trained from the same base (the miniature stands in for 7B)."""
+    trained_from = row.get("base")
+    stands_in = config.world is not None and str(trained_from).endswith("7B-Instruct")
+    if trained_from is not None and trained_from != config.models.base and not stands_in:
+        return None
+    return results.get(row["model"])
+
+
+def _gap(cell: Mapping[str, Any] | None, reference: float) -> str:
+    return DASH if cell is None else f"{100 * cell['value'] - reference:+.1f}"
+
+
+def write(tables: Sequence[Table], out: Path, data: Mapping[str, Any]) -> None:
+    """tables.md, one .tex a table, and tables.json with every figure."""
+    out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for suffix, text in ((".md", table.markdown()), (".tex", table.latex())):
+            aside = out / f"{table.name}{suffix}.part"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(out / f"{table.name}{suffix}")
+    (out / "all.md").write_text("\n".join(t.markdown() for t in tables), encoding="utf-8")
+    write_json(out / "tables.json", {"tables": {t.name: t.to_dict() for t in tables}, **data})
+
+
+def build(config: Config, root: str | Path = "runs") -> tuple[list[Table], list[Table], Path]:
+    """(tables for the terminal, all tables written, their folder). UserError if nothing was evaluated."""
+    results = find(config, root)
+    comparisons, tables = {}, []
+    for kind in KINDS:
+        for one, other in PAIRS:
+            if one in results and other in results and kind in results[one].kinds() and kind in results[other].kinds():
+                found = compare(results[one], results[other], kind, config)
+                table = comparison_table(results[one], results[other], kind, found)
+                comparisons[table.name] = found
+                tables.append(table)
+    out = folder(config, "tables", root)
+    everything = [*main_tables(results, config, "range"), *tables, *paper_tables(results, config)]
+    write(everything, out, {"comparisons": comparisons, "summaries": {n: r.summary for n, r in results.items()}})
+    return [*main_tables(results, config), *tables], everything, out
+
+
+def main() -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        shown, _, out = build(config, args.runs)
+        print("\n\n".join(table.text() for table in shown))
+        report = folder(config, "report", args.runs) / "index.html"
+        print(f"\ntables: {out}" + (f"\nreport: {report}" if report.exists() else ""))
+
+    run(body, parser("the tables, ours and the paper's, from finished evaluations"))
+
+
+if __name__ == "__main__":
+    main()
