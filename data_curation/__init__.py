@@ -1,0 +1,4 @@
+"""Curation of the training data (Appendix A.3): sources, seed questions by cluster, the RL set by difficulty.
+
+Command: `python -m data_curation.run --preset mini`.
+"""

@@ -1,0 +1,113 @@
+"""TreeVGR-RL-37K (HaochenWang/TreeVGR-RL-37K): about 30K free-form V* questions, then about 7K VisDrone ones with letters.
+
+One parquet: images ["images/0.jpg"], problem "<image>\\n…", answer, target_instances [{bbox in pixels, label, name}].
+Lettered options are taken out of the problem and the letter becomes the option's text; free-form answers become multiple
+choice. Boxes stay in original pixels. Section 3.3, Appendix A.3.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.source import (
+    Context,
+    Drop,
+    Source,
+    Tally,
+    box_of,
+    convert,
+    parquet_files,
+    parquet_rows,
+    picture_below,
+    picture_size,
+    text_of,
+    tidy_boxes,
+)
+from fgrpo.options import letter_index, split_options
+from fgrpo.types import Box, Sample
+
+COLUMNS = ("images", "problem", "answer", "target_instances")
+_IMAGE_TAG = re.compile(r"<image>\s*", re.IGNORECASE)
+_OPTIONS_WORD = re.compile(r"\s*(?:options|choices)\s*:?\s*$", re.IGNORECASE)
+GROUP = "vstar"
+
+
+def _files(folder: Path) -> list[Path]:
+    return parquet_files(folder)
+
+
+def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
+    n = 0
+    for path in _files(context.folder):
+        for row in parquet_rows(path, COLUMNS):
+            yield f"treevgr/train/{n}", row
+            n += 1
+
+
+def _problem(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """(question, lettered options or ()) of a row."""
+    text = _IMAGE_TAG.sub("", text_of(row, "problem")).strip()
+    question, choices = split_options(text)
+    question = _OPTIONS_WORD.sub("", question) if choices else question
+    if not question:
+        raise Drop("no_problem")
+    return question, choices
+
+
+def _boxes(cells: Any, tally: Tally) -> tuple[Box, ...]:
+    boxes = []
+    for cell in cells or ():
+        box = box_of((cell or {}).get("bbox"))
+        if box is None:
+            tally.notes["unreadable_box"] += 1
+        else:
+            boxes.append(box)
+    return tuple(boxes)
+
+
+def _read(context: Context) -> Iterator[Sample]:
+    pool = AnswerPool()
+    for _, row in _records(context):  # first pass: answers, to draw distractors from
+        try:
+            question, choices = _problem(row)
+            if not choices:
+                pool.add(GROUP, question, text_of(row, "answer"))
+        except Drop:
+            continue
+
+    def sample(record_id: str, row: dict[str, Any]) -> Sample:
+        question, choices = _problem(row)
+        answer = clean(text_of(row, "answer"))
+        rng = random.Random(f"{context.seed}/{record_id}/choices")
+        if choices:
+            index = letter_index(answer, choices)
+            if index is None:
+                raise Drop("answer_not_among_options")
+            answer = choices[index]
+        elif re.fullmatch(r"\(?[A-H]\)?", answer):
+            raise Drop("letter_without_options")
+        elif len(words(answer)) > MAX_WORDS:
+            raise Drop("answer_is_a_sentence")
+        else:
+            made = make_choices(GROUP, question, answer, pool, rng, context.choices)
+            if made is None:
+                raise Drop("no_distractors")
+            choices = made
+        images = row["images"] or []
+        if len(images) != 1:
+            raise Drop("not_one_image")
+        path = picture_below(context.folder, images[0])
+        boxes = tidy_boxes(_boxes(row["target_instances"], context.tally), picture_size(path), context.tally)
+        if not boxes:
+            context.tally.notes["no_box"] += 1
+        return Sample(record_id, (str(path),), question, choices, answer, boxes or None)
+
+    yield from convert(_records(context), sample, context.tally)
+
+
+SOURCE = Source("treevgr", "TreeVGR-RL-37K", "HaochenWang/TreeVGR-RL-37K", _files, _read)

@@ -1,0 +1,155 @@
+"""VGR (BytedanceDouyinContent/VGR, text CC0): conversations whose reply holds the boxes; pictures of LLaVA-NeXT's tree.
+
+Parquet `vgr_shortcot`, `vgr_longcot`: image (path below `llava_next_raw_format/`), conversations. A box in the reply is
+`<SOT>[x1, y1, x2, y2]<EOT><image>`; tags in lower case, without their partner, and pixel integers occur. A box is in units
+of the picture if none of its numbers exceeds 1, else in pixels. Sets of documents, diagrams and charts are dropped. The
+short form is a rewriting of the long one, so the second record of a question about a picture is dropped. Appendix A.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.source import (
+    Context,
+    Drop,
+    Source,
+    Tally,
+    box_of,
+    convert,
+    parquet_files,
+    parquet_rows,
+    picture_below,
+    picture_size,
+    tidy_boxes,
+)
+from fgrpo.options import letter_index, split_options
+from fgrpo.types import Box, Sample
+
+COLUMNS = ("image", "conversations")
+TREES = ("llava_next_raw_format", "images", ".")
+NOT_NATURAL = ("ai2d", "chartqa", "dvqa", "docvqa", "ocrvqa")
+_NUMBER = r"\s*(-?\d*\.?\d+)\s*"
+_LIST = rf"\[{','.join([_NUMBER] * 4)}\]"
+_BOX = re.compile(rf"<sot>\s*{_LIST}(?:\s*<eot>)?|{_LIST}\s*<eot>", re.IGNORECASE)
+_TAG = re.compile(r"</?\s*(?:sot|eot|image)\s*>", re.IGNORECASE)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_SAID = re.compile(r"\banswer(?: is)?\s*:?\s+(.+)$", re.IGNORECASE)
+_DIRECT = re.compile(
+    r"\n?\s*answer (?:the question )?(?:with|using) (?:the option's letter|a single word)[^\n]*$", re.IGNORECASE
+)
+
+
+def _files(folder: Path) -> list[Path]:
+    return parquet_files(folder)
+
+
+def read_boxes(reply: str, tally: Tally) -> tuple[Box, ...]:
+    """The boxes of a reply; tags that belong to no readable box are noted as "orphan_tag"."""
+    boxes = []
+    for found in _BOX.finditer(reply):
+        box = box_of([v for v in found.groups() if v is not None], unit_allowed=True)
+        if box is not None:
+            boxes.append(box)
+    rest = _BOX.sub(" ", reply)
+    if re.search(r"<\s*(?:sot|eot)\s*>", rest, re.IGNORECASE):
+        tally.notes["orphan_tag"] += 1
+    return tuple(boxes)
+
+
+def read_answer(reply: str) -> str:
+    """The reply's final answer: its answer block, else what follows "the answer is", else its last line. May be empty."""
+    block = _ANSWER.findall(reply)
+    text = block[-1] if block else re.split(r"</think>", reply, flags=re.IGNORECASE)[-1]
+    lines = [line for line in _TAG.sub(" ", _BOX.sub(" ", text)).splitlines() if line.strip()]
+    if not lines:
+        return ""
+    said = None if block else _SAID.search(clean(lines[-1]))
+    return clean(said.group(1) if said else lines[-1])
+
+
+def _turns(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and reply of the first exchange."""
+    turns = row["conversations"] or []
+    human = next((t["value"] for t in turns if t and t.get("from") == "human"), None)
+    reply = next((t["value"] for t in turns if t and t.get("from") == "gpt"), None)
+    if not human or not reply:
+        raise Drop("no_exchange")
+    question = _DIRECT.sub("", _TAG.sub(" ", human).strip()).strip()
+    if not question:
+        raise Drop("no_question")
+    return question, reply
+
+
+def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in _files(context.folder):
+        kind = "longcot" if "long" in path.name.lower() else "shortcot"
+        for n, row in enumerate(parquet_rows(path, COLUMNS)):
+            yield f"vgr/{kind}/{path.stem}.{n}" if path.stem != f"vgr_{kind}" else f"vgr/{kind}/{n}", row
+
+
+def _set_of(image: Any) -> str:
+    if not isinstance(image, str) or not image:
+        raise Drop("no_image")
+    first = re.sub(r"[^a-z0-9]", "", image.lower().split("/", 1)[0])
+    if any(first.startswith(name) for name in NOT_NATURAL):
+        raise Drop("not_natural_images")
+    return first
+
+
+def _read(context: Context) -> Iterator[Sample]:
+    tree = next((context.folder / name for name in TREES if (context.folder / name).is_dir()), context.folder)
+    pool, seen = AnswerPool(), set[bytes]()
+    for _, row in _records(context):  # first pass: answers, to draw distractors from
+        try:
+            pool.add(_set_of(row["image"]), *_first_pass(row))
+        except Drop:
+            continue
+
+    def sample(record_id: str, row: dict[str, Any]) -> Sample:
+        group = _set_of(row["image"])
+        text, reply = _turns(row)
+        question, choices = split_options(text)
+        answer = read_answer(reply)
+        if not answer:
+            raise Drop("no_answer")
+        rng = random.Random(f"{context.seed}/{record_id}/choices")
+        if choices:
+            index = letter_index(answer, choices)
+            named = [i for i, c in enumerate(choices) if clean(c).lower() == answer.lower()]
+            if index is None and len(named) != 1:
+                raise Drop("answer_not_among_options")
+            answer = choices[named[0] if index is None else index]
+        else:
+            if len(words(answer)) > MAX_WORDS:
+                raise Drop("answer_is_a_sentence")
+            made = make_choices(group, question, answer, pool, rng, context.choices)
+            if made is None:
+                raise Drop("no_distractors")
+            choices = made
+        path = picture_below(tree, row["image"])
+        boxes = tidy_boxes(read_boxes(reply, context.tally), picture_size(path), context.tally)
+        if not boxes:
+            context.tally.notes["no_box"] += 1
+        digest = hashlib.sha256(f"{row['image']}\n{question}".encode()).digest()[:12]
+        if digest in seen:
+            raise Drop("duplicate_question")
+        seen.add(digest)
+        return Sample(record_id, (str(path),), question, choices, answer, boxes or None, {"set": group})
+
+    yield from convert(_records(context), sample, context.tally)
+
+
+def _first_pass(row: dict[str, Any]) -> tuple[str, str]:
+    question, reply = _turns(row)
+    stem, choices = split_options(question)
+    return stem, "" if choices else read_answer(reply)
+
+
+SOURCE = Source("vgr", "VGR", "BytedanceDouyinContent/VGR (CC0; pictures of LLaVA-NeXT)", _files, _read)
