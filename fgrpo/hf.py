@@ -8,7 +8,6 @@ the vLLM tests check). This module imports torch; the light parts of the package
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ import torch
 
 from fgrpo import torchvision_shim
 from fgrpo.errors import UserError
+from fgrpo.tokens import SPECIAL_SHAPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -30,7 +30,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 IMAGE_TOKEN = "<|image_pad|>"
-_SPECIAL_SHAPE = re.compile(r"<\|[a-z0-9_]+\|>")
 
 
 def ensure_torchvision() -> None:
@@ -141,7 +140,7 @@ def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int | No
         vocabulary: rows of the model's output layer; ids from the tokenizer's size up to it are padding without a text.
     """
     added = tokenizer.added_tokens_decoder
-    special = {i for i, token in added.items() if token.special or _SPECIAL_SHAPE.fullmatch(token.content)}
+    special = {i for i, token in added.items() if token.special or SPECIAL_SHAPE.fullmatch(token.content)}
     special.update(tokenizer.all_special_ids)
     special.discard(tokenizer.eos_token_id)
     return sorted(special | set(range(len(tokenizer), vocabulary or 0)))

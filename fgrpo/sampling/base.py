@@ -6,10 +6,11 @@ other special tokens can never be sampled, whatever the engine.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from fgrpo.tokens import SPECIAL_SHAPE
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,6 @@ class SamplingError(RuntimeError):
     """A request that failed for good, after the engine's own retries; names the request."""
 
 
-_SPECIAL = re.compile(r"<\|[a-z0-9_]+\|>")
-
-
 def describe(request: Request) -> str:
     """A request in one line, for errors."""
     shown = request.text if len(request.text) <= 80 else request.text[:77] + "..."
@@ -81,7 +79,7 @@ def check(request: Request) -> None:
         wrong = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
     elif any(not stop for stop in request.stop):
         wrong = "a stop string is empty"
-    elif found := _SPECIAL.search(request.text) or _SPECIAL.search(request.prefix):
+    elif found := SPECIAL_SHAPE.search(request.text) or SPECIAL_SHAPE.search(request.prefix):
         wrong = f"its text holds the special token {found.group(0)!r}; take it out of the data"
     if wrong:
         raise SamplingError(f"{describe(request)}: {wrong}")
