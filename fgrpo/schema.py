@@ -69,12 +69,16 @@ class Data(Section):
     root: str
     sources: dict[str, SourceCounts]
     boxes_from: tuple[str, ...]
+    choices: Annotated[int, Field(ge=2)]
     embedder: Literal["hashing", "sentence-transformers"]
-    cluster_size: Positive
+    embedder_model: str
+    per_cluster: Positive
     difficulty_rollouts: Positive
     difficulty_temperature: Rate
     difficulty_max_new_tokens: Positive
+    difficulty_prefix: str
     keep_trivial: Share
+    max_failed_share: Share
     validation_share: Share
 
 

@@ -1,0 +1,173 @@
+"""The data stage: real (or miniature) data sets in, seed questions for MCTS and the RL set out. Appendix A.3.
+
+`runs/<preset>/data/`: pool/ (all usable samples, a file a source), seed.jsonl (representatives of question clusters),
+difficulty.jsonl (rollouts of the base model), rl.jsonl (samples of intermediate difficulty), dropped.json, report.md, and
+images/ for pictures that lie inside a data set's rows. Seed and RL set share no sample. Each step resumes.
+Command: `python -m data_curation.run --preset mini`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_curation import clustering, difficulty, report, source
+from data_curation.pool import Pool, build
+from fgrpo import jsonl, prompts, sampling
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.runs import Run, write_json
+from fgrpo.sampling.base import Sampler
+from fgrpo.schema import Config
+from fgrpo.types import Sample
+from rewards.task import matches
+
+DIFFICULTY = "difficulty.jsonl"
+OUTPUTS = ("seed.jsonl", "rl.jsonl", DIFFICULTY, "dropped.json", "clusters.json", "report.md")
+
+
+def curate(config: Config, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
+    """Run the stage (or what is left of it) and return its folder.
+
+    Args:
+        sampler: the engine for difficulty rollouts; by default the one that the configuration names, over `models.base`.
+
+    Raises:
+        UserError: a data set is missing or unreadable, or the engine fails too often.
+    """
+    sources = {name: source.source(name) for name in config.data.sources}
+    train = Path(config.data.root) / "train"
+    inputs = [path for s in sources.values() for path in _annotations(s, train / s.folder)]
+    with Run.open(config, "data", inputs, root=runs) as stage:
+        if stage.is_done:
+            return stage.path
+        pools = {
+            name: build(
+                s,
+                source.Context(
+                    train / s.folder, stage.path / "images" / name, config.seed, config.data.choices, source.Tally()
+                ),
+                stage.path / "pool" / f"{name}.jsonl",
+                config.data.sources[name].pool,
+            )
+            for name, s in sources.items()
+        }
+        clusters = {name: _clusters(config, name, pool) for name, pool in pools.items()}
+        seeds = {name: [i for cluster in found for i in cluster.picked] for name, found in clusters.items()}
+        jsonl.write(
+            stage.path / "seed.jsonl",
+            (_prepared(config, s).to_dict() for name, indices in seeds.items() for s in pools[name].samples(indices)),
+        )
+        meter, kept = asyncio.run(_choose(config, stage, pools, seeds, sampler))
+        _write_rl(config, stage.path / "rl.jsonl", pools, kept, meter.means)
+        shown = {
+            name: [{"size": c.size, "examples": [pools[name].questions[i] for i in c.picked[:3]]} for c in found]
+            for name, found in clusters.items()
+        }
+        write_json(stage.path / "clusters.json", shown)
+        write_json(stage.path / "dropped.json", {name: pool.tally.to_dict() for name, pool in pools.items()})
+        counts = {name: (len(seeds[name]), len(kept[name])) for name in pools}
+        spread = difficulty.histogram(meter.means)
+        text = report.write(config.data, pools, counts, shown, spread, dict(meter.failed))
+        (stage.path / "report.md").write_text(text, encoding="utf-8")
+        for name, (seed_count, rl_count) in counts.items():
+            stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})
+        stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
+        stage.finish(OUTPUTS, difficulty=spread)
+        return stage.path
+
+
+def _annotations(found: source.Source, folder: Path) -> list[Path]:
+    files = found.files(folder) if folder.is_dir() else []
+    if not files:
+        raise UserError(
+            f"no annotation files of {found.name} in {folder}; the miniature world's are written by "
+            f"`python -m miniworld.write`, the real ones are {found.hub}"
+        )
+    return files
+
+
+def _clusters(config: Config, name: str, pool: Pool) -> list[clustering.Cluster]:
+    data = config.data
+    return clustering.select(
+        pool.questions, data.sources[name].seed, data.per_cluster, config.seed, data.embedder, data.embedder_model
+    )
+
+
+def _prepared(config: Config, sample: Sample, **meta: object) -> Sample:
+    """A sample as the later stages get it: boxes only where the configuration wants them from its source."""
+    boxes = sample.boxes if sample.source in config.data.boxes_from else None
+    return Sample(
+        sample.id, sample.images, sample.question, sample.choices, sample.answer, boxes, {**sample.meta, **meta}
+    )
+
+
+async def _choose(
+    config: Config, stage: Run, pools: Mapping[str, Pool], seeds: Mapping[str, list[int]], sampler: Sampler | None
+) -> tuple[difficulty.Meter, dict[str, list[int]]]:
+    data = config.data
+    settings = difficulty.Settings(
+        rollouts=data.difficulty_rollouts,
+        temperature=data.difficulty_temperature,
+        max_new_tokens=data.difficulty_max_new_tokens,
+        template=prompts.read(config.prompts.think),
+        prefix=data.difficulty_prefix,
+        keep_trivial=data.keep_trivial,
+        max_failed_share=data.max_failed_share,
+        concurrency=config.engine.concurrency,
+        seed=config.seed,
+    )
+    candidates = {}
+    for name, pool in pools.items():
+        taken = set(seeds[name])
+        candidates[name] = (
+            pool,
+            [i for i in difficulty.order(config.seed, pool.ids) if i not in taken],
+            data.sources[name].rl,
+        )
+    engine = sampler or sampling.build(config, config.models.base)
+    past = stage.path / DIFFICULTY
+    known: dict[str, float] = {row["id"]: row["mean"] for row in jsonl.read(past)} if past.exists() else {}
+    wanted = sum(data.sources[name].rl for name in pools)
+    try:
+        with stage.append(DIFFICULTY) as done, tqdm(total=wanted, desc="difficulty", unit=" samples") as bar:
+            meter = difficulty.Meter(engine, settings, done, known, matches)
+
+            def step() -> None:
+                bar.total = max(bar.total, bar.n + 1)  # how many candidates it takes is not known before
+                bar.update()
+
+            return meter, await difficulty.choose(candidates, meter, step)
+    finally:
+        if sampler is None:
+            await engine.close()
+
+
+def _write_rl(
+    config: Config, path: Path, pools: Mapping[str, Pool], kept: Mapping[str, list[int]], means: Mapping[str, float]
+) -> None:
+    """The RL set, sources mixed in the order of their ids' hashes."""
+    everything = [(name, i) for name, indices in kept.items() for i in indices]
+    ids = [pools[name].ids[i] for name, i in everything]
+    ranked = [everything[k] for k in difficulty.order(config.seed + 1, ids)]
+    samples = (pools[name].samples([i])[0] for name, i in ranked)
+    jsonl.write(path, (_prepared(config, s, difficulty=means[s.id]).to_dict() for s in samples))
+
+
+def main() -> None:
+    """Entry point."""
+
+    def body(args: argparse.Namespace) -> None:
+        folder = curate(load(args.preset, args.method, args.set), args.runs)
+        print(f"curated data in {folder}; see report.md there")
+
+    run(body, parser("curate the training data: seed questions by cluster, RL set by difficulty"))
+
+
+if __name__ == "__main__":
+    main()
