@@ -124,10 +124,12 @@ class Sft(Section):
 
 
 class Dual(Section):
-    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3)."""
+    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`."""
 
     kind: Literal["adaptive", "fixed", "pid"]
     lr: Rate
+    kp: Annotated[float, Field(ge=0.0)]
+    kd: Annotated[float, Field(ge=0.0)]
     lam_init: float
     lam_max: Rate
     min_applicable: Count
@@ -170,6 +172,7 @@ class Rl(Section):
     max_prompt_length: Positive
     max_response_length: Positive
     temperature: Rate
+    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
     freeze_vision: bool
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]

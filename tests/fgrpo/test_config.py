@@ -97,6 +97,8 @@ def test_paper_values_restated_independently() -> None:
         "lam_init": 1.0,
         "lam_max": 5.0,
         "min_applicable": 8,
+        "kp": 0.5,
+        "kd": 0.1,
     }
     assert (c.mcts.simulations, c.mcts.c_puct, c.mcts.children, c.mcts.rollouts, c.mcts.max_depth) == (8, 2.0, 3, 2, 10)
     assert (c.mcts.direct_chains, c.mcts.corrected_chains) == (8, 2)

@@ -1,0 +1,120 @@
+"""The one place where our configuration becomes TRL's (Table 5); tests/rl/test_arguments.py pins every value.
+
+Choices: `loss_type` is config.rl.loss, by default "grpo": the mean over a rollout's tokens, then over rollouts. That is
+GRPO's own form, does not depend on how a batch is cut into micro-batches, and weighs rollouts as sequence whitening does
+(TRL's default "dapo" weighs tokens). KL is TRL's k3 estimate inside the loss. TRL's `epsilon` bounds the ratio from below.
+Data order is ours (`rl.data.order`), so TRL does not shuffle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from fgrpo.errors import UserError
+from fgrpo.schema import Config, Rl
+
+
+def world_size() -> int:
+    """Processes of this run, as torchrun and accelerate announce them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def updates_per_generation(rl: Rl) -> int:
+    """Optimiser steps that one generation batch serves (2 in Table 5).
+
+    Raises:
+        UserError: the rollout batch is not a multiple of the global batch.
+    """
+    if rl.rollout_batch % rl.global_batch:
+        raise UserError(
+            f"rl.rollout_batch ({rl.rollout_batch} prompts) must be a multiple of rl.global_batch ({rl.global_batch} prompts)"
+        )
+    return rl.rollout_batch // rl.global_batch
+
+
+def total_steps(rl: Rl, prompts: int) -> int:
+    """Optimiser steps of the run: `max_steps` rounded up to whole generations, or `epochs` over `prompts` prompts."""
+    updates = updates_per_generation(rl)
+    if rl.max_steps > 0:
+        return -(-rl.max_steps // updates) * updates
+    return max(1, int(rl.epochs * prompts) // rl.rollout_batch) * updates
+
+
+def grpo_config(config: Config, folder: str | Path, steps: int, forbidden: Sequence[int] = (), world: int | None = None) -> GRPOConfig:
+    """TRL's arguments for one RL run.
+
+    Args:
+        folder: where checkpoints go.
+        steps: optimiser steps of the whole run (`total_steps`).
+        forbidden: token ids that must never be sampled.
+        world: number of processes; from the environment if not given.
+
+    Raises:
+        UserError: batch sizes that do not divide (names the keys).
+    """
+    rl = config.rl
+    processes = world_size() if world is None else world
+    per_pass = rl.micro_batch * processes
+    per_update = rl.global_batch * rl.group_size
+    updates = updates_per_generation(rl)
+    if per_update % per_pass:
+        raise UserError(
+            f"an update has rl.global_batch x rl.group_size = {per_update} rollouts, which {processes} processes with "
+            f"rl.micro_batch = {rl.micro_batch} cannot share evenly; make rl.micro_batch a divisor of {per_update // processes}"
+        )
+    return GRPOConfig(
+        output_dir=str(folder),
+        # Table 5 and Eq. 6
+        multi_objective_aggregation="normalize_then_sum",
+        scale_rewards="group",
+        loss_type=rl.loss,
+        beta=rl.kl_coef,
+        epsilon=rl.epsilon,
+        epsilon_high=rl.epsilon_high,
+        num_iterations=1,
+        num_generations=rl.group_size,
+        temperature=rl.temperature,
+        max_completion_length=rl.max_response_length,
+        per_device_train_batch_size=rl.micro_batch,
+        gradient_accumulation_steps=per_update // per_pass,
+        steps_per_generation=updates * per_update // per_pass,
+        max_steps=steps,
+        learning_rate=rl.learning_rate,
+        weight_decay=rl.weight_decay,
+        warmup_steps=rl.warmup_ratio,  # below 1, transformers reads it as a share of the run
+        lr_scheduler_type=rl.scheduler,
+        max_grad_norm=rl.max_grad_norm,
+        optim="adamw_torch",
+        # the machine
+        bf16=rl.precision == "bf16",
+        gradient_checkpointing=rl.gradient_checkpointing,
+        deepspeed=rl.deepspeed,
+        seed=config.seed,
+        # data
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        # checkpoints and logs
+        save_strategy="steps",
+        save_steps=-(-rl.save_steps // updates) * updates,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_first_step=True,
+        disable_tqdm=True,
+        report_to=rl.report_to,
+        run_name=f"{config.preset}-{config.method}",
+        **_engine(config, forbidden),
+    )
+
+
+def _engine(config: Config, forbidden: Sequence[int]) -> dict[str, Any]:
+    """Who generates, and that image and special tokens cannot be sampled by it."""
+    if config.rl.rollout_engine == "transformers":
+        return {"generation_kwargs": {"suppress_tokens": list(forbidden)} if forbidden else None}
+    banned = {str(token): -100.0 for token in forbidden}
+    mode = config.rl.rollout_engine.removeprefix("vllm-")
+    return {"use_vllm": True, "vllm_mode": mode, "generation_kwargs": {"logit_bias": banned} if banned else None}

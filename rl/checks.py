@@ -1,0 +1,108 @@
+"""Refuses, in plain words, configurations that TRL would accept and that would silently not be FGRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from trl import GRPOConfig
+
+from rl.dual import Constraint, DualAscent
+
+
+def check_config(args: GRPOConfig) -> None:
+    """Aggregation, scaling, group size and checkpoint rhythm of a TRL configuration.
+
+    Raises:
+        ValueError: says what is wrong and what to set.
+    """
+    if args.multi_objective_aggregation != "normalize_then_sum":
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} adds the rewards before normalising them, so the "
+            "constraints are not decoupled (Eq. 6); set multi_objective_aggregation='normalize_then_sum'"
+        )
+    if args.reward_weights is not None:
+        raise ValueError("reward_weights are the multipliers here and belong to the trainer; leave them out and set lam_init")
+    if args.scale_rewards not in ("group", True):
+        raise ValueError(f"scale_rewards={args.scale_rewards!r} has no effect on decoupled advantages; leave it at 'group'")
+    if (args.num_generations or 0) < 2:
+        raise ValueError(f"a group of {args.num_generations} rollout has no baseline; set num_generations to at least 2")
+    if args.steps_per_generation is None or args.generation_batch_size is None:
+        raise ValueError("the configuration was not initialised: steps_per_generation is missing")
+    _check_saving(args)
+
+
+def _check_saving(args: GRPOConfig) -> None:
+    """One dual step a generation: a checkpoint between two updates of one generation would take it twice on resume."""
+    micro_steps = (args.steps_per_generation or 1) * args.num_iterations
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "no":
+        return
+    if strategy == "steps":
+        if args.save_steps < 1:
+            raise ValueError(f"save_steps={args.save_steps} is a share of the run; give a whole number of steps")
+        if int(args.save_steps) * args.gradient_accumulation_steps % micro_steps:
+            per_generation = -(-micro_steps // args.gradient_accumulation_steps)
+            raise ValueError(
+                f"save_steps={int(args.save_steps)} saves between the updates of one generation batch, and resuming there would take its "
+                f"dual step twice; one generation serves {per_generation} steps, so make save_steps a multiple of it"
+            )
+    elif args.gradient_accumulation_steps % micro_steps:
+        raise ValueError(f"save_strategy={strategy!r} may save between the updates of one generation batch; use 'steps'")
+
+
+def check_constraints(names: Sequence[str], dual: DualAscent, constraints: Sequence[Constraint], coupling: str | None) -> None:
+    """Reward functions are the task's followed by one for each constraint, in order; a coupled reward has no constraints.
+
+    Raises:
+        ValueError: a constraint that nobody scores, a reward that constrains nothing, two columns of one name.
+    """
+    if constraints and [c.reward for c in constraints] != [c.reward for c in dual.constraints]:
+        raise ValueError("pass either constraints or a dual made of the same ones, not two different sets")
+    wanted = [c.reward for c in dual.constraints]
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"two reward functions are called {twice[0]!r}; the task reward is one column (format and accuracy added up)")
+    if coupling is not None:
+        if wanted:
+            raise ValueError(f"a coupled reward ({coupling}) has no multipliers; leave the constraints {wanted} out")
+        if coupling not in ("additive", "multiplicative"):
+            raise ValueError(f"coupling is None, 'additive' or 'multiplicative', got {coupling!r}")
+        return
+    if not names:
+        raise ValueError("the first reward function must be the task reward")
+    for name in wanted:
+        if name == names[0]:
+            raise ValueError(f"{name!r} is the first reward function, so it is the task reward, and cannot be a constraint too")
+        if name not in names:
+            raise ValueError(f"no reward function is called {name!r}, which a constraint names; there are {list(names)}")
+    if list(names[1:]) != wanted:
+        raise ValueError(
+            f"after the task reward {names[0]!r} come the constraints in their order; reward functions {list(names[1:])}, constraints "
+            f"{wanted}. Two task columns must be one (format and accuracy added up)"
+        )
+
+
+def check_dataset(dataset: Any) -> None:
+    """Every row has pictures, or none has: TRL decides by the first row of a batch.
+
+    Raises:
+        ValueError: the data set is empty, or mixes rows with and without pictures.
+    """
+    if dataset is None or not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+        return
+    if len(dataset) == 0:
+        raise ValueError("the training data set is empty")
+    table = dataset.with_format("arrow")
+    for column in ("images", "image"):
+        if column not in (dataset.column_names or ()):
+            continue
+        stored = table[:][column]
+        if pa.types.is_list(stored.type) or pa.types.is_large_list(stored.type):
+            without = sum(1 for n in pc.list_value_length(stored).to_pylist() if not n)
+        else:
+            without = stored.null_count
+        if 0 < without < len(stored):
+            raise ValueError(f"{without} of {len(stored)} rows have no picture and the others have; train on rows with pictures, or without")

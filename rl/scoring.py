@@ -1,0 +1,95 @@
+"""TRL reward functions made of the project's rewards: each rollout is parsed and scored once a step, for all columns.
+
+The task reward is one column (format and accuracy added up); the signals follow in their configured order. A score that is
+not applicable or failed is None for TRL, never zero; failures are told apart in `failed()`. Scoring starts when the rollouts
+exist (`start`, called by the trainer right after generation), on the trainer's event loop, and the reward functions wait for
+it; so judges work beside the reference and old log-prob passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fgrpo import response
+from fgrpo.types import Sample, Score
+from rewards.base import Reward, RewardContext, RewardItem, load
+
+TASK = "task"
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """One generation batch of this process: items and, by reward name, as many scores."""
+
+    step: int
+    items: tuple[RewardItem, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+    scores: dict[str, tuple[Score, ...]]
+
+
+class RolloutScorer:
+    """Scores the rollouts of one generation batch with the task reward and the signals.
+
+    Args:
+        signals: names of rewards (files of rewards/), in the order of the constraints.
+        context: judges and options; its mask must be "correct" in training (Table 6).
+        on_scored: called with each batch when its scores are there (rollout files, progress).
+    """
+
+    def __init__(self, signals: Sequence[str], context: RewardContext, on_scored: Callable[[ScoredBatch], None] | None = None) -> None:
+        self.names = (TASK, *signals)
+        self._rewards: dict[str, Reward] = {name: load(name) for name in self.names}
+        self._context, self._on_scored = context, on_scored
+        self._pending: concurrent.futures.Future[ScoredBatch] | None = None
+        self.batch: ScoredBatch | None = None
+
+    def reward_funcs(self) -> list[Callable[..., Any]]:
+        """One asynchronous TRL reward function a column, named like its reward."""
+        return [self._column(name) for name in self.names]
+
+    def _column(self, name: str) -> Callable[..., Any]:
+        async def column(*, prompts: Sequence[Any], **_: Any) -> list[float | None]:
+            if self._pending is None:
+                raise RuntimeError("scoring was not started: pass this scorer to FaithfulGRPOTrainer(scorer=…)")
+            batch = await asyncio.wrap_future(self._pending)
+            if len(batch.items) != len(prompts):
+                raise RuntimeError(f"{len(batch.items)} rollouts were scored, {len(prompts)} are asked for")
+            return [score.value for score in batch.scores[name]]
+
+        column.__name__ = name
+        return column
+
+    def start(self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: Any) -> None:
+        """Begin to score; called by the trainer as soon as a generation batch exists. `inputs` have a "sample" column (JSON)."""
+        step = int(trainer.state.global_step)
+        rank = int(trainer.accelerator.process_index)
+        texts = tuple(c if isinstance(c, str) else str(c[-1]["content"]) for c in completions)
+        items = []
+        for n, (row, text) in enumerate(zip(inputs, texts, strict=True)):
+            sample = Sample.from_dict(json.loads(row["sample"]))
+            items.append(RewardItem(f"{step:06d}/{rank}/{n:04d}/{sample.id}", sample, response.parse(text)))
+        work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))
+        self._pending = asyncio.run_coroutine_threadsafe(work, trainer.async_loop)
+
+    async def _score(self, step: int, items: tuple[RewardItem, ...], texts: tuple[str, ...], tokens: tuple[int, ...]) -> ScoredBatch:
+        columns = await asyncio.gather(*(reward(items, self._context) for reward in self._rewards.values()))
+        for name, column in zip(self.names, columns, strict=True):
+            if len(column) != len(items):
+                raise ValueError(f"reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
+        self.batch = ScoredBatch(step, items, texts, tokens, {n: tuple(c) for n, c in zip(self.names, columns, strict=True)})
+        if self._on_scored is not None:
+            self._on_scored(self.batch)
+        return self.batch
+
+    def failed(self) -> list[list[bool]]:
+        """Failures of the last batch: one row a rollout, one column a reward function."""
+        if self.batch is None:
+            raise RuntimeError("nothing has been scored yet")
+        columns = [self.batch.scores[name] for name in self.names]
+        return [[score.failed for score in row] for row in zip(*columns, strict=True)]

@@ -1,0 +1,298 @@
+"""FaithfulGRPOTrainer: TRL's GRPOTrainer with adaptive constraints (Section 3.3, Eqs. 3 to 6).
+
+TRL's `multi_objective_aggregation="normalize_then_sum"` with None for "not applicable" is Eq. 6 already if its
+`reward_weights` are [1, λ…]. So this class overrides `_calculate_rewards` alone, around `super()`: it sets the weights to λ_t
+and then lets the dual step read the gathered scores (λ_t weighs the batch, the step gives λ_{t+1}). Every option that TRL's
+formula cannot express (masked zero, batch baseline, token whitening, the coupled rewards of Table 2) replaces the advantages
+that `_generate_and_score_completions` returns by those of `rl.advantage.combine`. No TRL method is copied.
+
+Besides: the multipliers are part of every checkpoint (`duals.json`), checkpoints are written aside and renamed, scoring may
+start before the log-prob passes, and a step in which too many judgements fail stops the run after saving a checkpoint.
+A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Constraint("c1", tau=.95)], args=GRPOConfig(…))`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import GRPOConfig, GRPOTrainer
+
+from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, shares, varying_groups
+from rl.checks import check_config, check_constraints, check_dataset
+from rl.dual import Constraint, DualAscent, DualStep
+
+DUALS = "duals.json"
+_EXACT = 65536.0  # scores are rounded to multiples of 1/65536, so that constant groups are exactly constant in float32
+
+
+class Scorer(Protocol):
+    """Scores rollouts ahead of the reward functions, which then wait for what was started (see `rl.scoring`)."""
+
+    def start(self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: GRPOTrainer) -> None: ...
+
+    def failed(self) -> Sequence[Sequence[bool]]:
+        """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
+        ...
+
+
+class FailedJudgements(RuntimeError):
+    """More judgements failed in one step than the run allows. A checkpoint has been saved where one was possible."""
+
+
+class FaithfulGRPOTrainer(GRPOTrainer):
+    """See the module's docstring. Arguments beyond TRL's, all by keyword:
+
+    Args:
+        constraints: one for each reward function but the first, which is the task reward.
+        dual: the multipliers; made from `constraints` (adaptive) if not given.
+        coupling: None decouples (Eq. 6); "additive" or "multiplicative" make one reward of all columns first (Table 2),
+            and take no constraints.
+        masked, baseline, whiten: options of `rl.advantage.combine`.
+        scorer: starts judging as soon as the rollouts exist.
+        max_failed_share: share of failed judgements in one generation batch that stops the run.
+
+    Raises:
+        ValueError: a configuration that would silently not be FGRPO.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        *others: Any,
+        constraints: Sequence[Constraint] = (),
+        dual: DualAscent | None = None,
+        coupling: Coupling | None = None,
+        masked: Masked = "exclude",
+        baseline: Baseline = "group",
+        whiten: Whiten = "sequence",
+        scorer: Scorer | None = None,
+        max_failed_share: float = 1.0,
+        **more: Any,
+    ) -> None:
+        if args is None:
+            raise ValueError("pass args=GRPOConfig(multi_objective_aggregation='normalize_then_sum', …): its default is not FGRPO")
+        check_config(args)
+        check_dataset(train_dataset)
+        self.dual = dual if dual is not None else DualAscent(constraints)
+        self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
+        self.scorer, self.max_failed_share = scorer, max_failed_share
+        self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
+        self._inputs: Sequence[dict[str, Any]] = ()
+        self._scores_NK = self._weights_K = torch.empty(0)
+        self._aside = False
+        super().__init__(model, reward_funcs, args, train_dataset, *others, **more)
+        check_constraints(self.reward_func_names, self.dual, constraints, coupling)
+
+    @property
+    def _is_trl_formula(self) -> bool:
+        plain = (self.masked, self.baseline, self.whiten) == ("exclude", "group", "sequence")
+        return self.coupling is None and plain
+
+    @property
+    def _is_training(self) -> bool:
+        return self.model is not None and bool(self.model.training)
+
+    @property
+    def _group_size(self) -> int:
+        return int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
+
+    # -- the seam --------------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """Gathered scores (N, K), NaN = no score. Sets `reward_weights` to λ_t, then takes the dual step."""
+        began = time.perf_counter()
+        raw_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._check_finite(raw_NK, completions)
+        failed_NK = self._failures(raw_NK)
+        scores_NK = torch.round(raw_NK * _EXACT) / _EXACT
+        weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
+        self.reward_weights = torch.tensor(weights, dtype=torch.float32)
+        self._scores_NK, self._weights_K = scores_NK, self.reward_weights.to(scores_NK.device)
+        if self.coupling is not None:
+            self._scores_NK = couple(scores_NK, self.coupling, failed_NK)
+            self._weights_K = torch.ones(1, device=scores_NK.device)
+        if self._is_training:
+            columns = range(1, scores_NK.shape[1]) if self.dual.constraints else []
+            steps = self.dual.step(scores_NK[:, list(columns)])
+            self._observe(scores_NK, failed_NK, steps)
+        self.seconds["judging"] += time.perf_counter() - began
+        return scores_NK
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's batch; its advantages are replaced where TRL's formula is not the configured one."""
+        began = time.perf_counter()
+        self._inputs = inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not self._is_trl_formula:
+            group = self._group_size
+            lengths_N = self.accelerator.gather(output["completion_mask"].sum(dim=1))
+            adv_N = combine(
+                self._scores_NK,
+                self._weights_K,
+                group,
+                masked=self.masked,
+                baseline=self.baseline,
+                whiten=self.whiten,
+                lengths_N=lengths_N,
+            )
+            here = self.accelerator.process_index * len(inputs)
+            output["advantages"] = adv_N[here : here + len(inputs)]
+        self.seconds["rollout"] += time.perf_counter() - began
+        return output
+
+    def _generate(self, prompts: Any) -> Any:
+        """TRL's generation; judging starts as soon as it returns, so that it runs beside the log-prob passes."""
+        began = time.perf_counter()
+        result = super()._generate(prompts)
+        self.seconds["generation"] += time.perf_counter() - began
+        if self.scorer is not None:
+            _, completion_ids, _, completions, *_ = result
+            self.scorer.start(self._inputs, completions, completion_ids, self)
+        return result
+
+    # -- what a step showed ------------------------------------------------------------------------------------------------
+
+    def _check_finite(self, scores_NK: Tensor, completions: Sequence[Any]) -> None:
+        bad = torch.isinf(scores_NK).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            local = row - self.accelerator.process_index * len(completions)
+            shown = f": {completions[local]!r:.300}" if 0 <= local < len(completions) else ""
+            raise ValueError(f"reward {self.reward_func_names[column]!r} is infinite for rollout {row} of step {self.state.global_step}{shown}")
+
+    def _failures(self, scores_NK: Tensor) -> Tensor:
+        """Gathered failures (N, K), counted; raises `FailedJudgements` past the allowed share."""
+        if self.scorer is None:
+            return torch.zeros_like(scores_NK, dtype=torch.bool)
+        local = torch.tensor(self.scorer.failed(), dtype=torch.bool, device=scores_NK.device)
+        failed_NK: Tensor = self.accelerator.gather(local)
+        asked = int((failed_NK | ~torch.isnan(scores_NK))[:, 1:].sum())
+        failures = int(failed_NK[:, 1:].sum())
+        if failures > self.max_failed_share * max(asked, 1):
+            self._save_where_possible()
+            worst = failed_NK.sum(dim=0).argmax()
+            raise FailedJudgements(
+                f"step {self.state.global_step + 1}: {failures} of {asked} judgements failed (allowed: {self.max_failed_share:.1%}), most of "
+                f"them for {self.reward_func_names[int(worst)]!r}; nothing was trained on them. Mend the judge and run the same command again"
+            )
+        return failed_NK
+
+    def _save_where_possible(self) -> None:
+        """A checkpoint of the last finished step, unless there is one or nothing has been trained yet."""
+        present = Path(super()._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.global_step > 0 and not present.exists():
+            self._save_checkpoint(self.model, trial=None)
+
+    def _observe(self, scores_NK: Tensor, failed_NK: Tensor, steps: Sequence[DualStep]) -> None:
+        """Put the step's constraint figures beside TRL's metrics (`lambda/<name>` is the λ_t that weighed this batch)."""
+        names = self.reward_func_names[1:]
+        by_name = {step.name: step for step in steps}
+        group = self._group_size
+        share_K = shares(scores_NK, self._weights_K, group, masked=self.masked) if self.coupling is None else None
+        for i, name in enumerate(names, start=1):
+            column_N = scores_NK[:, i]
+            known = ~torch.isnan(column_N)
+            mixed, groups = varying_groups(column_N, group)
+            figures = {
+                f"constraint/{name}/mean": float(column_N[known].double().mean()) if known.any() else None,
+                f"constraint/{name}/n": float(known.sum()),
+                f"constraint/{name}/mixed_share": mixed / groups,
+                f"constraint/{name}/failed": float(failed_NK[:, i].sum()),
+            }
+            if share_K is not None:
+                figures[f"constraint/{name}/share"] = float(share_K[i])
+            if (step := by_name.get(name)) is not None:
+                figures[f"lambda/{name}"] = step.lam_before
+                figures[f"constraint/{name}/violation"] = step.violation
+                figures[f"constraint/{name}/saturated"] = float(step.saturated)
+                figures[f"constraint/{name}/at_bound"] = float(step.at_bound)
+                figures[f"constraint/{name}/steps_to_bound"] = None if step.bound_steps is None else float(step.bound_steps)
+            for key, value in figures.items():
+                if value is not None:
+                    self._metrics["train"][key].append(value)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds spent generating, waiting for judges and in the log-prob passes since the last call."""
+        spent = dict(self.seconds)
+        rest = spent.pop("rollout") - spent["generation"] - spent["judging"]
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        return {**spent, "logprobs": max(rest, 0.0)}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, ".part") if self._aside else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """TRL's checkpoint with the multipliers, written in a folder aside and renamed when it is complete."""
+        folder = Path(super()._get_output_dir(trial))
+        aside = folder / ".part"
+        self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+        self._aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._aside = False
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+        def finish() -> None:
+            (aside / name / DUALS).write_text(json.dumps(self.dual.state_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            os.replace(aside / name, folder / name)
+            shutil.rmtree(aside, ignore_errors=True)
+            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+        self._on_main(finish)
+
+    def _on_main(self, work: Callable[[], object]) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            work()
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / DUALS
+        if not path.exists():
+            raise ValueError(f"{checkpoint} has no {DUALS}: it was not written by this trainer, and its multipliers are lost")
+        try:
+            self.dual.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint of `folder`; half-written ones (a part missing or torn) are passed over."""
+    found = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rsplit("-", 1)[1]
+        if number.isdigit() and _is_complete(path):
+            found.append((int(number), path))
+    return max(found)[1] if found else None
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        for name in (DUALS, "trainer_state.json"):
+            json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
