@@ -33,7 +33,7 @@ def with_true_boxes(sample: Sample, truth: TruthBook | None) -> Sample:
     if scenes is None or asked is None:
         return sample
     wanted = [asked.picture] if asked.picture is not None else list(range(len(scenes)))
-    boxes = []
+    boxes, pictures = [], []
     for picture in wanted:
         if picture >= len(scenes):
             return sample
@@ -41,9 +41,10 @@ def with_true_boxes(sample: Sample, truth: TruthBook | None) -> Sample:
             counted = asked.family == "count" and asked.noun in ("thing", thing.shape)
             if counted or thing.name in asked.names:
                 boxes.append(Box(*thing.box, frame="original"))
+                pictures.append(picture)
     if not boxes:
         return sample
-    return replace(sample, boxes=tuple(boxes), meta={**sample.meta, "box_image": wanted[0]})
+    return replace(sample, boxes=tuple(boxes), meta={**sample.meta, "box_image": wanted[0], "box_images": pictures})
 
 
 def statement_scores(sample: Sample, think: str, answer: str | None, truth: TruthBook | None) -> dict[str, Score]:

@@ -1,0 +1,185 @@
+"""One self-contained HTML page: headline figures, tables, figures, and examples with boxes and verdicts (Appendix E).
+
+Text of models, judges and data sets is untrusted: the template escapes everything, and a content security policy lets no
+script run but the page's own few lines (named by their hash). No file, font or script is loaded from anywhere.
+
+Command: `python -m eval.report --preset mini` writes runs/<preset>/report/index.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from eval import base, examples, models, tables, truth
+from eval.layout import percent
+from eval.results import Result, find
+from eval.tables import COMPARED
+from fgrpo.cli import parser, run
+from fgrpo.config import load
+from fgrpo.runs import folder
+from fgrpo.schema import Config
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+SIDES = ("grpo-t", "fgrpo")  # the two methods shown side by side, where both were evaluated
+EACH = 6  # examples a benchmark
+SCRIPT = """
+const pick = id => document.getElementById(id).value;
+const filter = () => {
+  let shown = 0, all = document.querySelectorAll('.example');
+  for (const e of all) {
+    const ok = (!pick('benchmark') || e.dataset.benchmark === pick('benchmark')) && (!pick('verdict') || e.dataset.tags.split(' ').includes(pick('verdict')));
+    e.hidden = !ok; e.style.display = ok ? '' : 'none'; shown += ok;
+  }
+  document.getElementById('shown').textContent = shown + ' of ' + all.length;
+};
+for (const id of ['benchmark', 'verdict']) document.getElementById(id)?.addEventListener('change', filter);
+"""
+CAPTIONS = {
+    "figure3": "Figure 3: semantic grounding and inconsistency per data set.",
+    "figure4": "Figure 4: accuracy and inconsistency of training rollouts over RL steps (thick: moving mean, thin: single steps).",
+    "figure8": "Figure 8: batch mean of each constraint (dashed: its threshold) above its multiplier.",
+}
+VERDICTS = {
+    "inconsistent": "inconsistent",
+    "flip": "flipped away from a wrong statement",
+    "ungrounded": "with an ungrounded sentence",
+    "wrong": "answered wrongly",
+    "right": "answered rightly",
+}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A figure as a data URI."""
+
+    uri: str
+    caption: str
+
+
+def render(**context: Any) -> str:
+    """The page; every value is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        script=Markup(SCRIPT),  # ours, and named by its hash in the policy
+        script_hash=f"sha256-{digest}",
+        **context,
+    )
+
+
+def sides(results: dict[str, Result]) -> list[Result]:
+    """The one or two reasoning models to show beside each other."""
+    both = [results[name] for name in SIDES if name in results]
+    reasoning = [r for r in results.values() if r.summary.get("mode") == "think"]
+    return both if len(both) == 2 else reasoning[-2:]
+
+
+def cards(shown: Sequence[Result], kind: str) -> list[dict[str, Any]]:
+    """Headline figures of the shown models."""
+    out = []
+    for metric, name in COMPARED.items():
+        found = [(r, r.cell(kind, "average", metric)) for r in shown]
+        if metric == "statement" or all(cell is None for _, cell in found):
+            continue
+        parts = [percent(cell, interval="range").partition(" ") for _, cell in found]
+        out.append(
+            {
+                "name": name + ", %",
+                "sides": [
+                    {"key": "ab"[n], "title": r.title, "value": value, "interval": bounds}
+                    for n, ((r, _), (value, _, bounds)) in enumerate(zip(found, parts, strict=True))
+                ],
+            }
+        )
+    return out
+
+
+def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH) -> list[examples.Example]:
+    """Examples of the shown models on the same questions."""
+    if not shown:
+        return []
+    book = truth.book(config.data.root)
+    names = dict.fromkeys(name for r in shown for name in r.summary[kind]["benchmarks"])
+    loaded = {name: base.load(name, config) for name in names}
+    samples = {s.id: truth.with_true_boxes(s, book) for found in loaded.values() for s in found.samples}
+    records = [{r.id: r for r in result.records()} for result in shown]
+    rollouts = [result.rollouts() for result in shown]
+    specs = [models.load(result.name) for result in shown]
+    out = []
+    for rollout_id in examples.choose(shown, samples, kind, each):
+        sample = samples.get(records[0][rollout_id].sample_id)
+        if sample is not None:
+            columns = [
+                (result, spec, mine[rollout_id], texts[rollout_id])
+                for result, spec, mine, texts in zip(shown, specs, records, rollouts, strict=True)
+            ]
+            out.append(examples.build(rollout_id, sample, columns, loaded[sample.source].benchmark.title))
+    return out
+
+
+def write(config: Config, root: str | Path = "runs") -> Path:
+    """Write the page; returns its path. UserError if nothing was evaluated or the data is gone."""
+    results = find(config, root)
+    shown = sides(results)
+    kind = "sampled" if shown and all("sampled" in r.kinds() for r in shown) else "greedy"
+    _, everything, _ = tables.build(config, root)
+    figures = folder(config, "figures", root)
+    found = collect(shown, config, kind)
+    page = render(
+        title=f"Faithful GRPO: {config.preset}",
+        subtitle=_subtitle(config, shown, kind),
+        cards=cards(shown, kind),
+        tables=[t for t in everything if t.name.startswith(("accuracy", "faithfulness"))],
+        comparisons=[t for t in everything if "-vs-" in t.name],
+        paper=[t for t in everything if t.name.startswith("table")],
+        figures=[
+            Embedded(_uri(figures / f"{n}.png"), c) for n, c in CAPTIONS.items() if (figures / f"{n}.png").is_file()
+        ],
+        examples=found,
+        examples_note=f"{'Sampled answers (temperature 1)' if kind == 'sampled' else 'Greedy answers'}; chosen, not drawn: questions on which the verdicts of the models differ come first, so these are no rates.",
+        benchmarks=list(dict.fromkeys(e.benchmark for e in found)),
+        filters=[
+            (f"{'ab'[n]}-{tag}", f"{r.title}: {words}") for n, r in enumerate(shown) for tag, words in VERDICTS.items()
+        ],
+    )
+    out = folder(config, "report", root) / "index.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_suffix(".part")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(out)
+    return out
+
+
+def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
+    where = "The miniature world, with exact oracles as judges" if config.world is not None else config.models.base
+    words = "sampled answers at temperature 1" if kind == "sampled" else "greedy answers"
+    names = " against ".join(r.title for r in shown)
+    return f"{where}. Headline: {names}, {words}, mean of the benchmarks with {100 * config.eval.confidence:.0f}% intervals."
+
+
+def _uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def main() -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        print(f"report: {write(load(args.preset, args.method, args.set), args.runs)}")
+
+    run(body, parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts"))
+
+
+if __name__ == "__main__":
+    main()
