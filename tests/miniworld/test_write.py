@@ -1,0 +1,179 @@
+"""Writers of the miniature data: genuine formats, disjoint parts, a true book, deterministic, resumable."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_curation import source
+from eval import base as benchmarks
+from fgrpo import boxes
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+from miniworld import oracle
+from miniworld.language import parse_question
+from miniworld.scene import Scene
+from miniworld.truth import TruthBook, image_key
+from miniworld.write.__main__ import write_world, writers
+from miniworld.write.studio import part_of
+
+TRAIN, BENCH = 16, 12
+
+
+def config_for(folder: Path, *more: str) -> Config:
+    sizes = (f"world.train_per_source={TRAIN}", f"world.bench_per_benchmark={BENCH}")
+    return load("smoke", "fgrpo", [f"data.root={folder / 'data'}", *sizes, *more])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, Path]]:
+    folder = tmp_path_factory.mktemp("world")
+    config = config_for(folder)
+    yield config, write_world(config, folder / "runs")
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = (p for p in root.rglob("*") if p.is_file() and "cache" not in p.parts)
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def read_source(name: str, root: Path, out: Path) -> tuple[list[source.Sample], source.Tally]:
+    found, tally = source.source(name), source.Tally()
+    return list(found.read(source.Context(root / "train" / found.folder, out, 0, 4, tally))), tally
+
+
+def test_there_are_ten_writers() -> None:
+    assert len(writers()) == 10
+    assert len({w.folder for w in writers().values()}) == 10
+
+
+@pytest.mark.parametrize("name", ["sat", "vgr", "viscot", "treevgr"])
+def test_the_loaders_read_every_training_record_and_the_truth_bears_it_out(
+    name: str, world: tuple[Config, Path], tmp_path: Path
+) -> None:
+    samples, tally = read_source(name, world[1], tmp_path)
+    book = TruthBook.load(world[1])
+    assert (len(samples), tally.dropped, tally.notes) == (TRAIN, {}, {})
+    for sample in samples:
+        scenes = book.scenes(sample.images)
+        assert scenes is not None
+        assert all(part_of(scene) == "train" for scene in scenes)
+        assert sample.answer in sample.choices
+        # the answer is the true one: its statement is borne out by the scene
+        verdicts = {
+            c: oracle.judge_sentence(scenes, sample.question, [], statement(sample.question, c))[0]
+            for c in sample.choices
+        }
+        assert [c for c, v in verdicts.items() if v == "CORRECT"] == [sample.answer]
+        if name != "sat":
+            assert sample.boxes is not None
+            true = {thing.box for thing in scenes[0].things}
+            drawn = [boxes.convert(b, "original", (112, 112), (112, 112)) for b in sample.boxes]
+            assert {tuple(round(v) for v in b) for b in drawn} <= true
+
+
+def statement(question: str, choice: str) -> str:
+    """The sentence that answers `question` with `choice`, by hand."""
+    plain = question.lower().removeprefix("seen from behind, ")
+    lead = "Seen from behind, the" if plain != question.lower() else "The"
+    names = parse_question(question).names  # type: ignore[union-attr]
+    if plain.startswith("how many"):
+        noun = plain.split()[2].removesuffix("s")
+        return f"There are {choice} {noun}s."
+    if "nearer" in plain:
+        return f"The {names[0]} is nearer to the {choice}."
+    if plain.startswith("did"):
+        return f"The {names[0]} moved {choice}."
+    tail = {"left": " of", "right": " of", "closer": " than", "farther": " than"}.get(choice, "")
+    return f"{lead} {names[0]} is {choice}{tail} the {names[1]}."
+
+
+@pytest.mark.parametrize("name", ["cvb_2d", "cvb_3d", "mindcube", "mmvp", "omnispatial", "realworldqa", "sat_real"])
+def test_the_benchmark_loaders_read_every_question(name: str, world: tuple[Config, Path]) -> None:
+    loaded = benchmarks.load(name, world[0])
+    assert len(loaded.samples) == (2 * BENCH if name == "sat_real" else BENCH)
+    assert not loaded.dropped
+    book = TruthBook.load(world[1])
+    for sample in loaded.samples:
+        scenes = book.scenes(sample.images)
+        assert scenes is not None
+        assert all(part_of(scene) == "bench" for scene in scenes)
+        assert sample.answer in sample.choices
+        assert "A." not in sample.question and "letter" not in sample.question
+    assert len({s.answer for s in loaded.samples}) >= 2
+
+
+def test_mmvp_pairs_differ_in_the_picture_and_the_answer_alone(world: tuple[Config, Path]) -> None:
+    folder = world[1] / "bench" / "MMVP"
+    rows = list(csv.DictReader((folder / "Questions.csv").open(encoding="utf-8")))
+    book = TruthBook.load(world[1])
+    assert [int(r["Index"]) for r in rows] == list(range(1, BENCH + 1))
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        assert (one["Question"], one["Options"]) == (two["Question"], two["Options"])
+        assert one["Correct Answer"] != two["Correct Answer"]
+        scenes = book.scenes([folder / "MMVP Images" / f"{r['Index']}.jpg" for r in (one, two)])
+        assert scenes is not None
+        changed = set(scenes[0].things) ^ set(scenes[1].things)
+        assert len({thing.name for thing in changed}) == 2
+        assert {t.name for t in scenes[0].things} == {t.name for t in scenes[1].things}
+
+
+def test_the_book_is_keyed_by_the_file_as_it_decodes(world: tuple[Config, Path]) -> None:
+    book = TruthBook.load(world[1])
+    picture = world[1] / "bench" / "MMVP" / "MMVP Images" / "1.jpg"
+    scenes = book.scenes([picture])
+    assert scenes is not None
+    assert book.scenes([picture]) == (Scene.from_dict(scenes[0].to_dict()),)
+    from miniworld.render import render
+
+    assert image_key(render(scenes[0])) != image_key(picture)  # JPEG and jitter: never the picture as drawn
+
+
+def test_lettered_and_free_form_rows_stand_in_treevgr(world: tuple[Config, Path]) -> None:
+    rows = pq.read_table(world[1] / "train" / "TreeVGR-RL-37K" / "TreeVGR-RL-37K.parquet").to_pylist()
+    lettered = [r for r in rows if len(r["answer"]) == 1]
+    assert len(lettered) == TRAIN // 5
+    assert all(r["problem"].startswith("<image>\n") for r in rows)
+    assert all("\nA. " in r["problem"] for r in lettered)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(world: tuple[Config, Path], tmp_path: Path) -> None:
+    again = write_world(config_for(tmp_path / "same"), tmp_path / "same" / "runs")
+    assert digests(again) == digests(world[1])
+    other = write_world(config_for(tmp_path / "other", "seed=1"), tmp_path / "other" / "runs")
+    assert digests(other)["scenes.jsonl"] != digests(world[1])["scenes.jsonl"]
+
+
+def test_a_second_run_writes_nothing_and_a_lost_file_comes_back(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    root = write_world(config, tmp_path / "runs")
+    before, stamps = digests(root), {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    write_world(config, tmp_path / "runs")
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == stamps
+    (root / "train" / "SAT" / "SAT_train.parquet").unlink()
+    write_world(config, tmp_path / "runs")
+    assert digests(root) == before
+    assert (root / "train" / "VGR" / "vgr_longcot.parquet").stat().st_mtime_ns == stamps[
+        root / "train" / "VGR" / "vgr_longcot.parquet"
+    ]
+
+
+def test_it_never_overwrites_data_that_is_not_its_own(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    mine = tmp_path / "data" / "train" / "SAT" / "SAT_train.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"172K real questions")
+    with pytest.raises(UserError, match="not the miniature world's"):
+        write_world(config, tmp_path / "runs")
+    assert mine.read_bytes() == b"172K real questions"
+
+
+def test_a_preset_without_a_world_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no miniature world"):
+        write_world(load("paper-7b"), tmp_path)
