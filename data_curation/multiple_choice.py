@@ -65,8 +65,8 @@ class AnswerPool:
     def add(self, group: str, question: str, answer: str) -> None:
         """Remember an answer of `group` (a data set, or a part of one)."""
         answer = clean(answer)
-        if not answer or len(words(answer)) > MAX_WORDS:
-            return
+        if not answer or len(words(answer)) > MAX_WORDS or _is_closed(answer.lower()):
+            return  # a closed kind has its own distractors, and would be an implausible one elsewhere
         for kind in _kinds(group, question, answer):
             if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
                 continue
@@ -81,7 +81,8 @@ class AnswerPool:
 
 def _kinds(group: str, question: str, answer: str) -> tuple[tuple[object, ...], ...]:
     asked, length = words(question), min(3, len(words(answer)))
-    return (group, *asked[:2], asked[-1:], length), (group, *asked[:2], length), (group, length)
+    head, last = asked[:2], asked[-1:]
+    return (group, head, last, length), (group, head, last), (group, head, length), (group, length)
 
 
 def alternatives(question: str, answer: str) -> tuple[str, ...]:
@@ -107,6 +108,10 @@ def alternatives(question: str, answer: str) -> tuple[str, ...]:
 
 def _closed_kind(plain: str) -> Sequence[str] | None:
     return next((kind for kind in (NUMBERS, COLORS) if plain in kind), None)
+
+
+def _is_closed(plain: str) -> bool:
+    return plain in OPPOSITES or plain.isdecimal() or _closed_kind(plain) is not None
 
 
 def _closed(answer: str, rng: random.Random, count: int) -> list[str]:

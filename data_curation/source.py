@@ -117,7 +117,7 @@ def parquet_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file, streamed: memory does not grow with the size of its row groups.
+    """Rows of a parquet file, streamed: memory grows with the size of its pages, not of its row groups.
 
     Raises:
         UserError: the file is no parquet, a column is missing, or it breaks off half way (names file and row).
@@ -127,7 +127,7 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]
 
     count = 0
     try:
-        with pq.ParquetFile(path, buffer_size=STREAM_BYTES, pre_buffer=False) as file:
+        with pq.ParquetFile(path, buffer_size=STREAM_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(

@@ -34,6 +34,7 @@ from fgrpo.types import Box, Sample
 COLUMNS = ("images", "problem", "answer", "target_instances")
 _IMAGE_TAG = re.compile(r"<image>\s*", re.IGNORECASE)
 _OPTIONS_WORD = re.compile(r"\s*(?:options|choices)\s*:?\s*$", re.IGNORECASE)
+_LETTER = re.compile(r"\(?[A-H]\)?\.?")
 GROUP = "vstar"
 
 
@@ -75,7 +76,7 @@ def _read(context: Context) -> Iterator[Sample]:
     for _, row in _records(context):  # first pass: answers, to draw distractors from
         try:
             question, choices = _problem(row)
-            if not choices:
+            if not choices and not _LETTER.fullmatch(text_of(row, "answer")):
                 pool.add(GROUP, question, text_of(row, "answer"))
         except Drop:
             continue
@@ -89,7 +90,7 @@ def _read(context: Context) -> Iterator[Sample]:
             if index is None:
                 raise Drop("answer_not_among_options")
             answer = choices[index]
-        elif re.fullmatch(r"\(?[A-H]\)?", answer):
+        elif _LETTER.fullmatch(answer):
             raise Drop("letter_without_options")
         elif len(words(answer)) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")

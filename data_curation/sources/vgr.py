@@ -67,6 +67,8 @@ def read_answer(reply: str) -> str:
     """The reply's final answer: its answer block, else what follows "the answer is", else its last line. May be empty."""
     block = _ANSWER.findall(reply)
     text = block[-1] if block else re.split(r"</think>", reply, flags=re.IGNORECASE)[-1]
+    if re.search(r"<think>", text, re.IGNORECASE):  # thoughts that never end
+        return ""
     lines = [line for line in _TAG.sub(" ", _BOX.sub(" ", text)).splitlines() if line.strip()]
     if not lines:
         return ""

@@ -1,0 +1,367 @@
+"""Each source reads a small file in its genuine format with every trap in it, and counts each dropped record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_curation.source import Drop, Tally, names, parquet_rows, picture_size, source, tidy_boxes
+from fgrpo.errors import UserError
+from fgrpo.types import Box
+from miniworld.write.sat import SCHEMA as SAT_SCHEMA
+
+from .conftest import Reader, encoded, save_picture, write_parquet
+
+
+def by_id(samples: list[Any]) -> dict[str, Any]:
+    return {sample.id: sample for sample in samples}
+
+
+# --- SAT -------------------------------------------------------------------------------------------------------------
+def sat_row(
+    pictures: list[bytes] | None, answers: list[str], correct: str, question: str = "Which way?"
+) -> dict[str, Any]:
+    return {
+        "image_bytes": pictures, "question": question, "answers": answers, "correct_answer": correct, "question_type": "other"
+    }  # fmt: skip
+
+
+def test_sat(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    png, jpeg = encoded(photo.resize((64, 48)), "PNG"), encoded(photo, "JPEG")
+    rows = [
+        sat_row([png], ["left", "right"], "left"),
+        sat_row([png, jpeg], ["Yes", "No"], "No"),
+        sat_row([jpeg], ["left", "right"], "up"),
+        sat_row([b"no picture"], ["left", "right"], "left"),
+        sat_row([jpeg[: len(jpeg) // 2]], ["left", "right"], "left"),
+        sat_row([], ["left", "right"], "left"),
+        sat_row([png], ["left"], "left"),
+        sat_row([png], ["left", "left"], "left"),
+        sat_row([png], ["left", "right"], "left", question="  "),
+    ]
+    write_parquet(tmp_path / "SAT" / "SAT_train.parquet", rows, SAT_SCHEMA)
+    write_parquet(tmp_path / "SAT" / "SAT_test.parquet", rows[:1], SAT_SCHEMA)  # not a training record
+    samples, tally = read("sat", tmp_path / "SAT")
+    assert [s.id for s in samples] == ["sat/train/0", "sat/train/1"]
+    assert tally.to_dict() == {
+        "records": 9,
+        "kept": 2,
+        "dropped": {
+            "answer_not_among_options": 1,
+            "corrupt_image": 2,
+            "no_image": 1,
+            "fewer_than_two_answers": 2,
+            "no_question": 1,
+        },
+        "notes": {},
+    }
+    assert Path(samples[1].images[1]).read_bytes() == jpeg  # written out byte for byte
+    assert Path(samples[1].images[0]).suffix == ".png"
+    assert samples[1].answer == "No" and set(samples[1].choices) == {"Yes", "No"}
+    assert samples[0].boxes is None
+
+
+def test_sat_draws_the_option_order_from_the_seed(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    png = encoded(photo.resize((32, 32)), "PNG")
+    write_parquet(
+        tmp_path / "SAT" / "train.parquet", [sat_row([png], ["left", "right"], "left") for _ in range(60)], SAT_SCHEMA
+    )
+    orders = [tuple(s.choices for s in read("sat", tmp_path / "SAT", seed)[0]) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert 15 < sum(c == ("left", "right") for c in orders[0]) < 45
+
+
+def test_sat_writes_a_picture_once(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    png = encoded(photo.resize((32, 32)), "PNG")
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the hub's other form of a picture
+    schema = SAT_SCHEMA.set(0, pa.field("image_bytes", pa.list_(struct)))
+    write_parquet(
+        tmp_path / "SAT" / "SAT_train.parquet", [sat_row([{"bytes": png, "path": None}], ["a", "b"], "a")], schema
+    )  # type: ignore[list-item]
+    first = Path(read("sat", tmp_path / "SAT")[0][0].images[0])
+    stamp = first.stat().st_mtime_ns
+    assert Path(read("sat", tmp_path / "SAT")[0][0].images[0]).stat().st_mtime_ns == stamp
+    first.write_bytes(png[:10])  # half written before a kill
+    read("sat", tmp_path / "SAT")
+    assert first.read_bytes() == png
+
+
+# --- VGR -------------------------------------------------------------------------------------------------------------
+def vgr_row(image: str | None, question: str, reply: str | None) -> dict[str, Any]:
+    turns = [{"from": "human", "value": f"<image>\n{question}"}]
+    return {"image": image, "conversations": turns + ([{"from": "gpt", "value": reply}] if reply is not None else [])}
+
+
+def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    tree = tmp_path / "VGR" / "llava_next_raw_format"
+    save_picture(tree / "coco" / "train2017" / "1.jpg", photo)
+    save_picture(tree / "gqa" / "images" / "2.png", photo)
+    coco, gqa = "coco/train2017/1.jpg", "gqa/images/2.png"
+    unit = "<SOT>[0.1, 0.2, 0.5, 0.6]<EOT><image>"
+    rows = [
+        vgr_row(coco, "Is the car left or right of the tree?", f"<think>See {unit}.</think>\n<answer>left</answer>"),
+        vgr_row(coco, "What colour is it?\nA. red\nB. green\nAnswer with the option's letter from the given choices directly.",
+                "It is <sot>[10, 20, 300, 400]<eot>. The answer is B."),
+        vgr_row(gqa, "Is it day or night?", "<SOT>[0.1,0.2,0.5,0.6] no end tag, [0.2, 0.2, 0.6, 0.7]<EOT>, <SOT> alone <image>\nday"),
+        vgr_row(gqa, "How many men?", "<SOT>[560, 20, 660, 100]<EOT><SOT>[0.5, 0.5, 0.5, 0.9]<EOT>\nAnswer: 3"),
+        vgr_row(gqa, "Is there a cat?", "No box here.\nYes."),
+        vgr_row(coco, "Is the car left or right of the tree?", f"{unit}\nleft"),  # the short form of the first
+        vgr_row("ai2d/1.png", "Q", f"{unit}\nleft"),
+        vgr_row("ocr_vqa/images/1.jpg", "Q", f"{unit}\nleft"),
+        vgr_row("dvqa/images/1.png", "Q", f"{unit}\nleft"),
+        vgr_row("docvqa/1.png", "Q", f"{unit}\nleft"),
+        vgr_row("chartqa/train/1.png", "Q", f"{unit}\nleft"),
+        vgr_row("coco/train2017/none.jpg", "Is it wet or dry?", f"{unit}\nwet"),
+        vgr_row("coco/../../secret.jpg", "Is it on or off?", f"{unit}\non"),
+        vgr_row(coco, "Is it open or closed?", f"{unit}\n<think>only thoughts"),
+        vgr_row(coco, "Is it old or young?", "<SOT>[900, 900, 1000, 1000]<EOT>\nold"),
+        vgr_row(coco, "Describe.", f"{unit}\nA long sentence about many things which is no short answer"),
+        vgr_row(coco, "Which?\nA. cat\nB. dog", f"{unit}\nThe answer is E."),
+        vgr_row(coco, "What brand is this?", f"{unit}\nAcme"),
+        vgr_row(coco, "No reply?", None),
+        vgr_row(coco, "Nothing?", unit),
+        vgr_row(None, "Q", f"{unit}\nleft"),
+    ]  # fmt: skip
+    write_parquet(tmp_path / "VGR" / "vgr_shortcot.parquet", rows)
+    samples, tally = read("vgr", tmp_path / "VGR")
+    found = by_id(samples)
+    assert tally.dropped == {
+        "duplicate_question": 1,
+        "not_natural_images": 5,
+        "missing_image": 1,
+        "image_path_leads_out": 1,
+        "boxes_beyond_image": 1,
+        "answer_is_a_sentence": 1,
+        "answer_not_among_options": 1,
+        "no_distractors": 1,
+        "no_exchange": 1,
+        "no_answer": 2,
+        "no_image": 1,
+    }
+    assert tally.kept == 5 and tally.records == len(rows)
+    assert tally.notes == {"orphan_tag": 1, "box_clipped": 1, "box_without_area": 1, "no_box": 1, "box_beyond_image": 1}
+    assert found["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
+    assert found["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
+    second = found["vgr/shortcot/1"]
+    assert (second.question, second.choices, second.answer) == ("What colour is it?", ("red", "green"), "green")
+    assert second.boxes == (Box(10, 20, 300, 400, "original"),)
+    assert found["vgr/shortcot/2"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"), Box(0.2, 0.2, 0.6, 0.7, "unit"))
+    assert found["vgr/shortcot/3"].boxes == (Box(560, 20, 640, 100, "original"),)
+    assert found["vgr/shortcot/3"].answer == "3" and len(found["vgr/shortcot/3"].choices) == 4
+    assert found["vgr/shortcot/4"].boxes is None and set(found["vgr/shortcot/4"].choices) == {"Yes", "No"}
+
+
+# --- VisCoT ----------------------------------------------------------------------------------------------------------
+def viscot_row(question: str, answer: str, image: str, boxes: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "question": question, "answer": answer, "full_answer": answer, "image": image, "width": 640, "height": 427,
+        "bboxs": boxes, "dataset": "gqa", "split": "train", **more,
+    }  # fmt: skip
+
+
+def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    folder = tmp_path / "VisCoT"
+    pictures = folder / "cot_images"
+    save_picture(pictures / "gqa" / "1.jpg", photo)
+    save_picture(pictures / "textvqa" / "1.jpg", photo.resize((320, 200)))  # the same name in another set
+    save_picture(pictures / "textvqa" / "t.jpg", photo)
+    save_picture(pictures / "v7w" / "v.jpg", photo)
+    save_picture(pictures / "openimages" / "only.jpg", photo)
+    (pictures / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    box = [[10, 20, 100, 200]]
+    sets = {
+        "gqa": [
+            viscot_row("Is the man to the left or to the right of the boat?", "left", "1.jpg", box),
+            viscot_row(
+                "What color is the sky?", "blue", "1.jpg", [[10, 20, 100, 200], [10, 20, 100, 200], ["x", 1, 2, 3]]
+            ),
+            viscot_row("What is the man holding?", "umbrella", "1.jpg", box, possible_answers=["parasol"]),
+            viscot_row("What is the woman holding?", "parasol", "1.jpg", box),
+            viscot_row("What is the girl holding?", "kite.", "1.jpg", box),
+            viscot_row("What is the boy holding?", "red kite", "1.jpg", box),
+            viscot_row("Is it day or night?", "day", "lost.jpg", box),
+            viscot_row("Is it wet or dry?", "wet", "broken.jpg", box),
+            viscot_row("Is it open or closed?", "open", "1.jpg", [[700, 500, 800, 600]]),
+            viscot_row("Is it on or off?", "on", "1.jpg", box, width=1280),
+            viscot_row("Is it old or young?", " ", "1.jpg", box),
+            viscot_row("Is it tall or short?", "tall", "only.jpg", []),  # lies in one other folder only
+        ],
+        "textcap": [viscot_row("Is it big or small?", "big", "t.jpg", box)],
+        "visual7w": [viscot_row("Is it indoors or outdoors?", "outdoors", "v.jpg", box)],
+        "vsr": [viscot_row("Is the cat near or far?", "near", "1.jpg", box)],
+        "flickr30k": [
+            viscot_row("Can you describe it?", "A man in a red coat walks his dog along the quay", "1.jpg", box)
+        ],
+        "docvqa": [viscot_row("What is the date?", "May", "d.jpg", box)] * 2,
+        "sroie": [viscot_row("What is the sum?", "3", "s.jpg", box)],
+        "dude": [viscot_row("Who?", "me", "s.jpg", box)],
+        "infographicsvqa": [viscot_row("Who?", "me", "s.jpg", box)],
+    }
+    for kind, rows in sets.items():
+        path = folder / "metadata" / f"{kind}_cot_train.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        torn = '{"question": "torn' if kind == "vsr" else ""
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows) + torn, encoding="utf-8")
+    samples, tally = read("viscot", folder)
+    found = by_id(samples)
+    assert tally.dropped == {
+        "document_set": 5,
+        "answer_is_a_sentence": 1,
+        "missing_image": 1,
+        "corrupt_image": 1,
+        "boxes_beyond_image": 1,
+        "image_size_differs": 1,
+        "no_answer": 1,
+        "ambiguous_image": 1,
+        "not_json": 1,
+    }
+    assert tally.notes == {"unreadable_box": 1, "image_in_another_folder": 1, "box_beyond_image": 1}
+    assert tally.kept == len(samples) == 9
+    assert found["viscot/train/gqa.0"].images == (str(pictures / "gqa" / "1.jpg"),)
+    assert set(found["viscot/train/gqa.0"].choices) == {"left", "right"}
+    assert found["viscot/train/gqa.1"].boxes == (Box(10, 20, 100, 200, "original"),)
+    assert len(found["viscot/train/gqa.1"].choices) == 4
+    assert found["viscot/train/textcap.0"].images == (str(pictures / "textvqa" / "t.jpg"),)
+    assert found["viscot/train/visual7w.0"].images == (str(pictures / "v7w" / "v.jpg"),)
+    assert found["viscot/train/gqa.11"].boxes is None
+    holding = found["viscot/train/gqa.2"]
+    assert "parasol" not in holding.choices and {"umbrella", "kite"} <= set(holding.choices)
+    kite = found["viscot/train/gqa.4"]
+    assert (
+        kite.answer == "kite" and "red kite" not in kite.choices
+    )  # an option that contains the answer would be true too
+
+
+# --- TreeVGR ---------------------------------------------------------------------------------------------------------
+def treevgr_row(problem: str, answer: str, boxes: list[list[float]], images: list[str] | None = None) -> dict[str, Any]:
+    instances = [{"bbox": b, "label": "thing", "name": "a thing"} for b in boxes]
+    return {"images": images or ["images/0.jpg"], "problem": problem, "answer": answer, "target_instances": instances}
+
+
+def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    folder = tmp_path / "TreeVGR-RL-37K"
+    save_picture(folder / "images" / "0.jpg", photo)
+    box = [[10.0, 20.0, 100.0, 200.0]]
+    rows = [
+        treevgr_row("<image>\nIs the lamp left or right of the door?", "left", box),
+        treevgr_row("<image>\nWhat color is the lamp?", "Red.", box),
+        treevgr_row("<image>How many cars are there?\nOptions:\n(A) 3\n(B) 5\n(C) 7", "B", box * 2),
+        treevgr_row("<image>\nHow many vans?\nA. 3\nB. 5", "E", box),
+        treevgr_row("<image>\nHow many boats?", "C", box),
+        treevgr_row("<image>\n", "left", box),
+        treevgr_row("<image>\nIs it wet or dry?", "wet", box, ["images/1.jpg"]),
+        treevgr_row("<image>\nIs it on or off?", "on", box, ["images/0.jpg", "images/0.jpg"]),
+        treevgr_row("<image>\nIs it old or young?", "old", [[2000.0, 0.0, 2100.0, 50.0]]),
+        treevgr_row("<image>\nWhat is written there?", "one two three four five six seven eight nine", box),
+        treevgr_row("<image>\nWhat brand?", "Acme", box),
+        treevgr_row("<image>\nIs it day or night?", "day", []),
+        treevgr_row("<image>\nIs it day or night?", "day", [[0.0, 0.0, 1.0, 1.0]]),  # pixels, however small
+    ]
+    write_parquet(folder / "train.parquet", rows)
+    samples, tally = read("treevgr", folder)
+    found = by_id(samples)
+    assert tally.dropped == {
+        "answer_not_among_options": 1,
+        "letter_without_options": 1,
+        "no_problem": 1,
+        "missing_image": 1,
+        "not_one_image": 1,
+        "boxes_beyond_image": 1,
+        "answer_is_a_sentence": 1,
+        "no_distractors": 1,
+    }
+    assert tally.notes == {"box_beyond_image": 1, "no_box": 1}
+    assert found["treevgr/train/0"].question == "Is the lamp left or right of the door?"
+    assert (
+        found["treevgr/train/1"].answer == "Red" and found["treevgr/train/1"].answer in found["treevgr/train/1"].choices
+    )
+    cars = found["treevgr/train/2"]
+    assert (cars.question, cars.choices, cars.answer) == ("How many cars are there?", ("3", "5", "7"), "5")
+    assert cars.boxes == (Box(10, 20, 100, 200, "original"),)  # twice the same box is one box
+    assert found["treevgr/train/12"].boxes == (Box(0, 0, 1, 1, "original"),)
+
+
+# --- what all share --------------------------------------------------------------------------------------------------
+def test_sources_are_found_by_module_name() -> None:
+    assert names() == ["sat", "treevgr", "vgr", "viscot"]
+    assert all(source(name).name == name for name in names())
+    with pytest.raises(UserError, match="did you mean 'viscot'"):
+        source("viscott")
+
+
+@pytest.mark.parametrize("name", ["sat", "vgr", "treevgr"])
+def test_a_corrupt_parquet_is_one_clear_line(name: str, tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 this is no parquet PAR1")
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read as parquet after row 0"):
+        read(name, tmp_path)
+
+
+def test_a_parquet_that_breaks_off_half_way_names_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": [f"{i:064d}" for i in range(5000)]})
+    pq.write_table(table, path, compression="none", row_group_size=500, use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20000] = b"\x00" * 20000
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"after row [1-9]\d+ "):
+        list(parquet_rows(path, ["a"]))
+
+
+def test_a_missing_column_is_named(tmp_path: Path, read: Reader) -> None:
+    write_parquet(tmp_path / "train.parquet", [{"images": ["a"], "problem": "x"}])
+    with pytest.raises(UserError, match="has no column answer, target_instances"):
+        read("treevgr", tmp_path)
+
+
+def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "big.parquet"
+    schema = pa.schema([("image_bytes", pa.list_(pa.binary())), ("question", pa.string())])
+    size, rows = 64 << 10, 512  # 32 MiB in one row group
+    with pq.ParquetWriter(
+        path, schema, compression="none", data_page_size=1 << 20, use_dictionary=False, write_batch_size=16
+    ) as out:
+        table = pa.Table.from_pylist(
+            [{"image_bytes": [os.urandom(size)], "question": "?"} for _ in range(rows)], schema=schema
+        )
+        out.write_table(table, row_group_size=rows)
+    del table
+    assert pq.ParquetFile(path).num_row_groups == 1
+    base, most, count = pa.total_allocated_bytes(), 0, 0
+    for _ in parquet_rows(path, ["image_bytes", "question"]):
+        count += 1
+        most = max(most, pa.total_allocated_bytes() - base)
+    assert count == rows
+    assert most < 12 << 20
+
+
+def test_boxes_are_clipped_dropped_and_counted_once() -> None:
+    tally = Tally()
+    kept = tidy_boxes(
+        [
+            Box(-10, 0, 50, 50, "original"),
+            Box(90, 90, 300, 300, "original"),
+            Box(5, 5, 5, 9, "original"),
+            Box(0.5, 0.5, 1, 1, "unit"),
+        ],
+        (100, 100),
+        tally,
+    )
+    assert kept == (Box(0, 0, 50, 50, "original"), Box(0.5, 0.5, 1, 1, "unit"))
+    assert tally.notes == {"box_clipped": 1, "box_beyond_image": 1, "box_without_area": 1}
+
+
+def test_a_truncated_photograph_is_found_without_decoding_it(tmp_path: Path, photo: Image.Image) -> None:
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    photo.save(whole)
+    cut.write_bytes(whole.read_bytes()[:-2000])
+    assert picture_size(whole) == (640, 427)
+    with pytest.raises(Drop, match="corrupt_image"):
+        picture_size(cut)
