@@ -1,0 +1,55 @@
+"""Seed questions by cluster: deterministic, spread over the kinds of questions, new texts before repeated ones."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from data_curation.clustering import select
+from fgrpo.errors import UserError
+
+KINDS = (
+    "How many {} are on the table in the picture?",
+    "Is the {} left or right of the lamp?",
+    "What is the man with the {} wearing today?",
+)
+THINGS = ("cups", "dogs", "boats", "hats", "keys", "pens", "cars", "birds", "shoes", "books")
+QUESTIONS = [kind.format(thing) for thing in THINGS for kind in KINDS]
+
+
+def picked(questions: list[str], wanted: int, per_cluster: int, seed: int = 0) -> list[int]:
+    return [i for cluster in select(questions, wanted, per_cluster, seed) for i in cluster.picked]
+
+
+def test_each_kind_of_question_is_represented() -> None:
+    chosen = picked(QUESTIONS, 6, 2)
+    assert len(chosen) == len(set(chosen)) == 6
+    assert {i % 3 for i in chosen} == {0, 1, 2}
+    assert sum(c.size for c in select(QUESTIONS, 6, 2, 0)) == len(QUESTIONS)
+
+
+def test_the_same_seed_picks_the_same_questions() -> None:
+    assert picked(QUESTIONS, 9, 3) == picked(QUESTIONS, 9, 3)
+
+
+def test_repeated_texts_stand_back_behind_new_ones() -> None:
+    questions = [QUESTIONS[0]] * 50 + QUESTIONS[3:30:3]
+    chosen = [questions[i] for i in picked(questions, 5, 5)]
+    assert len(set(chosen)) == 5
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(0, 0), (5, 5), (10**6, len(QUESTIONS))])
+def test_never_more_than_there_are(wanted: int, expected: int) -> None:
+    chosen = picked(QUESTIONS, wanted, 10)
+    assert len(chosen) == len(set(chosen)) == expected
+
+
+def test_no_questions_no_clusters() -> None:
+    assert select([], 5, 2, 0) == []
+
+
+def test_a_missing_embedder_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(UserError, match=r"not installed; run `pip install sentence-transformers`"):
+        select(QUESTIONS, 3, 1, 0, "sentence-transformers", "all-MiniLM-L6-v2")
