@@ -146,6 +146,7 @@ class TransformersSampler:
                 if key not in prompts:
                     built.append(self._prompt(request))
                     prompts[key] = len(built) - 1
+                self._check_room(request, len(built[prompts[key]].ids))
             except SamplingError as error:
                 answers.append(error)
                 continue
@@ -167,13 +168,16 @@ class TransformersSampler:
         seen = [self._features[path] for path in request.images]
         rendered = hf.render_prompt(self.processor, request.images, request.text, request.prefix)
         ids = hf.tokenize_prompt(self.processor, rendered, [len(features) for features, _ in seen])
-        if len(ids) + request.max_new_tokens > self._context:
-            raise SamplingError(
-                f"{describe(request)}: {len(ids)} prompt tokens and {request.max_new_tokens} new ones exceed the model's {self._context}"
-            )
         if not seen:
             return Prompt(tuple(ids))
         return Prompt(tuple(ids), torch.cat([f for f, _ in seen]), torch.stack([grid for _, grid in seen]))
+
+    def _check_room(self, request: Request, length: int) -> None:
+        if length + request.max_new_tokens > self._context:
+            raise SamplingError(
+                f"{describe(request)}: {length} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
+                f"{self._context}"
+            )
 
 
 class FeatureCache:
