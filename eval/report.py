@@ -141,7 +141,8 @@ def write(config: Config, root: str | Path = "runs") -> Path:
         subtitle=_subtitle(config, shown, kind),
         cards=cards(shown, kind),
         tables=[t for t in everything if t.name.startswith(("accuracy", "faithfulness"))],
-        comparisons=[t for t in everything if "-vs-" in t.name],
+        comparisons=[t for t in everything if "-vs-" in t.name and t.name.endswith(kind)],
+        more_comparisons=[t for t in everything if "-vs-" in t.name and not t.name.endswith(kind)],
         paper=[t for t in everything if t.name.startswith("table")],
         figures=[
             Embedded(_uri(figures / f"{n}.png"), c) for n, c in CAPTIONS.items() if (figures / f"{n}.png").is_file()

@@ -199,7 +199,8 @@ def build(config: Config, root: str | Path = "runs") -> tuple[list[Table], list[
     out = folder(config, "tables", root)
     everything = [*main_tables(results, config, "range"), *tables, *paper_tables(results, config)]
     write(everything, out, {"comparisons": comparisons, "summaries": {n: r.summary for n, r in results.items()}})
-    return [*main_tables(results, config), *tables], everything, out
+    most_telling = [t for t in tables if t.name.endswith("-sampled")] or tables
+    return [*most_telling, *main_tables(results, config)], everything, out
 
 
 def main() -> None:

@@ -1,0 +1,139 @@
+"""Each loader on a tiny genuine file with the traps of its data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eval import base, generate, models
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+
+
+def test_cv_bench_halves_letters_and_drops(real_like: Config) -> None:
+    two, three = base.load("cvb_2d", real_like), base.load("cvb_3d", real_like)
+    assert [s.answer for s in two.samples] == ["1", "1"] and len(three.samples) == 2
+    assert two.dropped == {"the answer is no letter of the choices": 1}
+    assert Path(two.samples[0].images[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_are_extracted_once(real_like: Config) -> None:
+    path = Path(base.load("cvb_2d", real_like).samples[0].images[0])
+    before = path.stat().st_mtime_ns
+    assert base.load("cvb_2d", real_like).samples[0].images[0] == str(path)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_mindcube_splits_options_behind_a_view_a(real_like: Config) -> None:
+    found = base.load("mindcube", real_like)
+    first, second = found.samples
+    assert first.question == "Compare view A. and view B. Which is left?"
+    assert first.choices == ("the box", "the chair", "none") and first.answer == "the chair"
+    assert len(first.images) == 3 and len(second.images) == 2
+    assert second.meta["setting"] == "around"
+    assert sum(found.dropped.values()) == 1
+
+
+def test_mmvp_pairs_flags_and_the_misspelt_index(real_like: Config) -> None:
+    samples = base.load("mmvp", real_like).samples
+    assert [s.answer for s in samples] == ["Open", "Closed", "Open", "Closed"]
+    assert samples[0].meta["group"] == samples[1].meta["group"] != samples[2].meta["group"]
+    assert ["flag" in s.meta for s in samples] == [False, False, True, True]
+    assert "MMVP Images" in samples[0].images[0]
+
+
+def test_omnispatial_indices_repeated_ids_and_open_questions(real_like: Config) -> None:
+    found = base.load("omnispatial", real_like)
+    assert [s.answer for s in found.samples] == ["b", "c", "Three"]
+    assert found.samples[2].choices == ()
+    assert found.samples[0].id != found.samples[1].id
+    assert found.samples[1].images[0].endswith("Perspective_Taking/0.png")
+    assert found.dropped == {"the answer is no index of the options": 1}
+
+
+def test_realworldqa_takes_options_and_the_direct_sentence_out(real_like: Config) -> None:
+    lettered, word = base.load("realworldqa", real_like).samples
+    assert lettered.question == "Which way?" and lettered.choices == ("Left", "Right", "Straight")
+    assert lettered.answer == "Straight"
+    assert word.question == "How many lanes?" and word.choices == () and word.answer == "3"
+
+
+def test_the_direct_sentence_returns_for_direct_open_questions_only(real_like: Config) -> None:
+    _, word = base.load("realworldqa", real_like).samples
+    texts = {}
+    for name in ("qwen2.5-vl-7b-direct", "qwen2.5-vl-7b-cot"):
+        texts[name] = generate.jobs([word], models.load(name), real_like)[0].request.text
+    assert "single word or number" in texts["qwen2.5-vl-7b-direct"]
+    assert "answer directly" not in texts["qwen2.5-vl-7b-cot"] and "<think>" in texts["qwen2.5-vl-7b-cot"]
+
+
+def test_sat_real_asks_each_question_in_both_orders(real_like: Config) -> None:
+    found = base.load("sat_real", real_like)
+    first, second = found.samples
+    assert first.choices == ("left", "right") and second.choices == ("right", "left")
+    assert first.answer == second.answer == "right" and len(first.images) == 2
+    assert base.group_of(first) == base.group_of(second)
+    assert sum(found.dropped.values()) == 1
+
+
+def test_the_swapped_order_reaches_a_prompt_without_options(world: Config) -> None:
+    pair = base.load("sat_real", world).samples[:2]
+    texts = [job.request.text for job in generate.jobs(pair, models.load("fgrpo"), world) if job.kind == "greedy"]
+    assert texts[0] != texts[1]
+    first, second = pair[0].choices
+    assert f"{first} or {second}" in texts[0] and f"{second} or {first}" in texts[1]
+
+
+@pytest.mark.parametrize("name", base.names())
+def test_every_loader_reads_the_miniature_world(name: str, world: Config) -> None:
+    found = base.load(name, world)
+    assert len(found.samples) == (8 if name == "sat_real" else 4) and not found.dropped
+    for sample in found.samples:
+        assert sample.source == name and sample.answer in sample.choices
+
+
+def test_missing_pictures_are_named(real_like: Config) -> None:
+    (Path(real_like.data.root) / "bench/MMVP/MMVP Images/2.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 4 pictures are missing .*2\.jpg.*download MMVP/MMVP"):
+        base.load("mmvp", real_like)
+
+
+def test_published_counts_are_checked(real_like: Config) -> None:
+    strict = load("paper-7b", "fgrpo", [f"data.root={real_like.data.root}"])
+    with pytest.raises(UserError, match="2 trials instead of the published 1438; left out: 1 ×"):
+        base.load("cvb_2d", strict)
+    assert strict.eval.counts is not None and sum(strict.eval.counts.values()) == 6586
+
+
+def test_missing_folder_file_column_and_name(real_like: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'mmvp'"):
+        base.load("mmpv", real_like)
+    elsewhere = load("paper-7b", "fgrpo", [f"data.root={tmp_path / 'nothing'}"])
+    with pytest.raises(UserError, match="is missing; download qizekun/OmniSpatial"):
+        base.load("omnispatial", elsewhere)
+    path = tmp_path / "bench/SAT/SAT_test.parquet"
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        base.load("sat_real", real_like)
+
+
+def test_spread_keeps_groups_together(real_like: Config) -> None:
+    samples = base.load("mmvp", real_like).samples
+    assert len({base.group_of(s) for s in base.spread(samples, 2)}) == 1
+    assert base.spread(samples, None) == samples
+
+
+@pytest.mark.parametrize(
+    ("text", "stem", "options"),
+    [
+        ("Which? A. x B. y", "Which?", ("x", "y")),
+        ("(a) Open (b) Closed", "", ("Open", "Closed")),
+        ("See view A. then? A. left B. right", "See view A. then?", ("left", "right")),
+        ("Nothing here.", "Nothing here.", ()),
+        ("Only A. one", "Only A. one", ()),
+    ],
+)
+def test_split_options(text: str, stem: str, options: tuple[str, ...]) -> None:
+    assert base.split_options(text) == (stem, options)

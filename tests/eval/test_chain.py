@@ -1,0 +1,267 @@
+"""Generate, score, resume, tabulate and report, end to end over the miniature world with a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted import Scripted
+
+from eval import base, figures, generate, models, report, rescore, run, score, tables, truth
+from eval.results import find
+from fgrpo import jsonl
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+from fgrpo.types import EvalRecord, Rollout, Sample
+from judges.base import build
+
+FILES = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
+
+
+def checkpoint(config: Config, root: Path, stage: str) -> None:
+    folder = root / config.preset / stage / "final"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(stage)
+
+
+def engine(config: Config, **settings: float | int) -> Scripted:
+    book = truth.book(config.data.root)
+    assert book is not None
+    return Scripted(book, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def evaluated(world: Config, tmp_path: Path) -> Path:
+    for name, stage, shares in (
+        ("sft", "sft", (0.1, 0.3)),
+        ("grpo-t", "rl-grpo-t", (0.5, 0.1)),
+        ("fgrpo", "rl-fgrpo", (0.0, 0.2)),
+    ):
+        checkpoint(world, tmp_path, stage)
+        run.evaluate(world, name, root=tmp_path, sampler=engine(world, inconsistent=shares[0], wrong=shares[1]))
+    return tmp_path
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(world: Config, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    for root in (whole, torn):
+        checkpoint(world, root, "rl-fgrpo")
+    run.evaluate(world, "fgrpo", root=whole, sampler=engine(world))
+    with pytest.raises(BaseExceptionGroup):
+        run.evaluate(world, "fgrpo", root=torn, sampler=engine(world, die_after=20))
+    folder = torn / world.preset / "eval/fgrpo"
+    assert not (folder / "done").exists() and len(jsonl.ids(folder / "generations.jsonl")) == 20
+    with (folder / "generations.jsonl").open("a") as out:
+        out.write('{"id": "cvb_2d/test/0", "torn')
+    again = engine(world)
+    run.evaluate(world, "fgrpo", root=torn, sampler=again)
+    total = len(list(jsonl.read(folder / "generations.jsonl")))
+    assert len(again.asked) == total - 20
+    for name in FILES:
+        assert (folder / name).read_bytes() == (whole / world.preset / "eval/fgrpo" / name).read_bytes(), name
+
+
+def test_a_torn_score_file_is_completed_without_generating(world: Config, tmp_path: Path) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    folder = run.evaluate(world, "fgrpo", root=tmp_path, sampler=engine(world))
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    (folder / "done").unlink()
+    (folder / "scores.jsonl").write_bytes(before["scores.jsonl"][: len(before["scores.jsonl"]) // 2])
+    silent = engine(world, die_after=0)
+    run.evaluate(world, "fgrpo", root=tmp_path, sampler=silent)
+    assert {name: (folder / name).read_bytes() for name in FILES} == before and not silent.asked
+
+
+def test_done_means_nothing_is_done_again_and_benchmarks_can_be_added(world: Config, tmp_path: Path) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, engine(world))
+    idle = engine(world)
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, idle)
+    assert not idle.asked
+    more = engine(world)
+    folder = run.evaluate(world, "fgrpo", ["sat_real"], tmp_path, more)
+    assert more.asked and not any("mmvp" in str(r.images) for r in more.asked)
+    assert {r["benchmark"] for r in jsonl.read(folder / "scores.jsonl")} == {"mmvp", "sat_real"}
+
+
+def test_other_judges_keep_the_generations(world: Config, tmp_path: Path) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, engine(world))
+    judge = world.judges.evaluation.model_copy(update={"model": "another name"})
+    other = world.model_copy(update={"judges": world.judges.model_copy(update={"evaluation": judge})})
+    silent = engine(world)
+    folder = run.evaluate(other, "fgrpo", ["mmvp"], tmp_path, silent)
+    assert not silent.asked and (folder / "done").exists()
+
+
+def test_a_new_checkpoint_starts_afresh(world: Config, tmp_path: Path) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, engine(world))
+    (tmp_path / world.preset / "rl-fgrpo/final/config.json").write_text("trained again")
+    fresh = engine(world)
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, fresh)
+    assert fresh.asked
+
+
+def test_refused_requests_are_recorded_and_asked_again(world: Config, tmp_path: Path) -> None:
+    samples = base.load("mmvp", world).samples
+    todo = generate.jobs(samples, models.load("fgrpo"), world)
+    picky = engine(world)
+    picky.refuse = (samples[0].question,)
+    path = tmp_path / "generations.jsonl"
+    counts = asyncio.run(generate.generate(todo, picky, path, concurrency=4))
+    assert counts["error"] >= 2 and counts["error"] + counts["stop"] == len(todo)
+    picky.refuse = ()
+    assert asyncio.run(generate.generate(todo, picky, path, concurrency=4)) == {"stop": len(todo)}
+
+
+def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: Path) -> None:
+    samples = [
+        s for name in ("mmvp", "cvb_2d", "cvb_3d", "mindcube", "sat_real") for s in base.load(name, world).samples
+    ]
+    todo = generate.jobs(samples, models.load("fgrpo"), world)
+    broken = engine(world)
+    broken.refuse = ("",)
+    with pytest.raises(UserError, match="served none: refused"):
+        asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
+    assert len(broken.asked) == generate.REFUSALS_IN_A_ROW < len(todo)
+
+
+def one_score(world: Config, text: str, finish: str = "stop") -> tuple[Sample, EvalRecord]:
+    sample = next(s for s in base.load("cvb_2d", world).samples if "left" in s.choices or "above" in s.choices)
+    scorer = score.Scorer(
+        models.load("fgrpo"), "fgrpo", build(world.judges.evaluation, world.data.root), truth.book(world.data.root)
+    )
+    rollout = Rollout(sample.id, sample.id, text.format(gold=sample.answer), finish)  # type: ignore[arg-type]
+    return sample, asyncio.run(scorer.score([(sample, rollout)]))[0]
+
+
+def test_scores_of_one_answer(world: Config) -> None:
+    sample = next(s for s in base.load("cvb_2d", world).samples if len(s.choices) == 2)
+    other = next(c for c in sample.choices if c != sample.answer)
+    scorer = score.Scorer(
+        models.load("fgrpo"), "fgrpo", build(world.judges.evaluation, world.data.root), truth.book(world.data.root)
+    )
+    text = f"<think>The answer is {other}.\nThe answer is {other}.</think><answer>{sample.answer}</answer>"
+    record = asyncio.run(scorer.score([(sample, Rollout("x", sample.id, text))]))[0]
+    values = {name: s.value for name, s in record.scores.items()}
+    assert values["accuracy"] == 1.0 and values["consistency"] == 0.0
+    assert values["statement"] == 0.0 and values["flip"] == 1.0 and values["format"] == 1.0
+    assert values["spatial"] == 0.0  # boxes are known, none was written
+    assert EvalRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+def test_no_answer_and_a_refusal_are_told_apart(world: Config) -> None:
+    _, cut = one_score(world, "<think>The answer is", "length")
+    assert cut.scores["accuracy"].value == 0.0 and cut.meta["answer_from"] == "none"
+    _, refused = one_score(world, "", "error")
+    assert refused.scores["accuracy"].failed
+
+
+def test_an_unresolved_answer_is_no_guess(world: Config) -> None:
+    _, record = one_score(world, "<think>x</think><answer>hard to say</answer>")
+    assert record.scores["accuracy"].value == 0.0
+    assert record.meta["answer_from"] == "unresolved"
+
+
+def test_direct_answers_are_not_judged_for_faith(world: Config) -> None:
+    spec = models.load("backbone-direct")
+    (job, *rest) = generate.jobs(base.load("mmvp", world).samples[:1], spec, world)
+    assert job.request.prefix == "<answer>" and not rest  # no sampled set for direct answers
+    scorer = score.Scorer(spec, "x", build(world.judges.evaluation, world.data.root))
+    rollout = Rollout(job.id, job.sample.id, f"<answer>{job.sample.answer}</answer>")
+    record = asyncio.run(scorer.score([(job.sample, rollout)]))[0]
+    assert set(record.scores) == {"accuracy"} and record.scores["accuracy"].value == 1.0
+
+
+def test_tables_show_ours_the_papers_and_dashes(evaluated: Path, world: Config) -> None:
+    shown, everything, out = tables.build(world, evaluated)
+    text = "\n".join(t.text() for t in shown)
+    assert "FGRPO" in text and "±" in text and "McNemar p" in text
+    table1 = (out / "table1.md").read_text()
+    assert "– / 78.2" in table1  # GPT-4o was not evaluated
+    assert next(t for t in everything if t.name == "table3").rows[0][0] == "GRPO-T"
+    data = json.loads((out / "tables.json").read_text())
+    found = data["comparisons"]["grpo-t-vs-fgrpo-greedy"]["inconsistency"]
+    assert found["b"] < found["a"] and found["mcnemar"]["only_b"] <= found["mcnemar"]["only_a"]
+    assert len(found["flipped"]) == found["mcnemar"]["only_a"] + found["mcnemar"]["only_b"]
+
+
+def test_a_run_compared_with_itself_has_no_flips(evaluated: Path, world: Config) -> None:
+    result = find(world, evaluated)["fgrpo"]
+    for entry in tables.compare(result, result, "greedy", world).values():
+        assert entry["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert entry.get("mcnemar", {"p": 1.0})["p"] == 1.0 and not entry.get("flipped")
+
+
+def test_the_same_rescore_agrees_and_generates_nothing(evaluated: Path, world: Config) -> None:
+    folder = evaluated / world.preset / "eval/grpo-t"
+    out = rescore.rescore(world, folder, "oracle")
+    assert (out / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
+    old = [EvalRecord.from_dict(r) for r in jsonl.read(folder / "scores.jsonl")]
+    assert rescore.agreement(old, old)[0] == 1.0
+    with pytest.raises(UserError, match="unknown judge"):
+        rescore.rescore(world, folder, "oracel")
+
+
+def test_figures_and_report(evaluated: Path, world: Config) -> None:
+    for method in ("grpo-t", "fgrpo"):
+        rows = (
+            {
+                "step": n,
+                "accuracy": 0.5,
+                "inconsistency": 0.1,
+                "constraint/consistency/mean": 0.9,
+                "lambda/consistency": 1.0,
+            }
+            for n in range(9)
+        )
+        jsonl.write(evaluated / world.preset / f"rl-{method}/metrics.jsonl", rows)
+    assert [p.name for p in figures.draw(world, evaluated)] == ["figure3.png", "figure4.png", "figure8.png"]
+    page = report.write(world, evaluated).read_text()
+    assert page.count("<article") >= 7 and "data:image/png;base64" in page and "<rect" in page
+    assert 'class="line grounded"' in page and 'class="line inconsistent"' in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+
+
+def test_the_report_escapes_what_models_write(evaluated: Path, world: Config) -> None:
+    attack = '<script>alert(1)</script> <img src=x onerror="alert(2)">'
+    folder = evaluated / world.preset / "eval/fgrpo"
+    rows = []
+    for item in jsonl.read(folder / "scores.jsonl"):
+        record = EvalRecord.from_dict(item)
+        detail = {"sentences": [{"text": attack, "visual": True, "label": "INCORRECT", "reason": attack}]}
+        scores = {
+            **record.scores,
+            "semantic": replace(record.scores["semantic"], detail=detail),
+            "consistency": replace(record.scores["consistency"], reason=attack),
+        }
+        rows.append(replace(record, scores=scores).to_dict())
+    jsonl.write(folder / "scores.jsonl", rows)
+    page = report.write(world, evaluated).read_text()
+    assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page and "<img src=x" not in page
+    assert page.count("<script>") == 1
+
+
+def test_nothing_evaluated_says_so(world: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no evaluated model below"):
+        tables.build(world, tmp_path)
+
+
+def test_unknown_models_and_missing_checkpoints(world: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'fgrpo'"):
+        models.load("fgrop")
+    with pytest.raises(UserError, match=r"FGRPO is missing .*make rl-fgrpo"):
+        run.evaluate(world, "fgrpo", root=tmp_path)
+    with pytest.raises(UserError, match="unknown benchmark"):
+        run.evaluate(world, "fgrpo", ["mvmp"], tmp_path)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_file_loads_and_its_prompt_renders(name: str, world: Config) -> None:
+    spec = models.load(name)
+    sample = base.load("mmvp", world).samples[0]
+    assert sample.question in models.user_text(sample, spec, models.template(spec, world))

@@ -1,0 +1,97 @@
+"""Answers held against strings that other harnesses get wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.score import answer_span, extract_choice
+
+LR = ("left", "right")
+TABLE = [
+    # letters in an answer's form
+    ("B", LR, 1),
+    ("b", LR, 1),
+    ("(B)", LR, 1),
+    ("**B**", LR, 1),
+    ("\\boxed{B}", LR, 1),
+    ("B. right", LR, 1),
+    ("A) left", LR, 0),
+    ("the answer is B", LR, 1),
+    ("Answer: C", ("x", "y", "z"), 2),
+    ("Answer: b", LR, 1),
+    ("The correct option is B", LR, 1),
+    ("B is the correct answer", LR, 1),
+    ("The answer is B because it is far", LR, 1),
+    ("I think it is on that side, B", LR, 1),
+    ("So the answer is: (A) left", LR, 0),
+    ("The answer is **B. right**", LR, 1),
+    ("The car is not moving. The answer is B.", LR, 1),
+    # a letter that is none
+    ("A box", ("ball", "box"), 1),
+    ("the answer is A box", ("ball", "box"), 1),
+    ("A photo shows nothing", LR, None),
+    ("B is right of A", ("x", "y"), None),
+    ("I don't know", LR, None),
+    ("The car A is near", LR, None),
+    ("Is the view from A or B?", ("x", "y"), None),
+    ("Answer: E", LR, None),
+    ("The answer is B, as seen in view A.", LR, 1),
+    ("<think>view A.</think><answer>B</answer> as in view A.", LR, 1),
+    # texts
+    ("left", LR, 0),
+    ("The answer is left.", LR, 0),
+    ("12", ("1", "2", "12"), 2),
+    ("there are 12", ("1", "2", "12"), 2),
+    ("circle", ("the circle", "the square"), 0),
+    ("No.", ("Yes", "No"), 1),
+    ("The answer is the red box.", ("box", "red box"), 1),
+    # two candidates, negations, conflicts
+    ("left or right", LR, None),
+    ("not left", LR, None),
+    ("it isn't left", LR, None),
+    ("The answer is not B", LR, None),
+    ("No, it is not", ("Yes", "No"), None),
+    ("(A) is wrong, so (B)", LR, None),
+    ("B. left", LR, None),
+    ("left, B", LR, None),
+    ("The answer is (A) right", LR, None),
+    ("A", ("B", "A"), None),
+    ("It is the red box", ("box", "red box"), None),
+    # where the answer stands
+    ("<think>the answer is A</think>", LR, None),
+    ("<think>the answer is A", LR, None),
+    ("<think>So A.</think><answer>right</answer>", LR, 1),
+    ("<answer>A</answer><answer>B</answer>", LR, None),
+    ("<think>left</think> The answer is B.", LR, 1),
+    ("<answer>B", LR, None),
+    ("", LR, None),
+]
+
+
+@pytest.mark.parametrize(("text", "choices", "expected"), TABLE)
+def test_extract_choice(text: str, choices: tuple[str, ...], expected: int | None) -> None:
+    assert extract_choice(text, choices) == expected
+
+
+def test_without_options_nothing_is_chosen() -> None:
+    assert extract_choice("B", ()) is None
+
+
+def test_the_span_never_holds_the_trace() -> None:
+    assert answer_span("<think>secret</think> visible") == "visible"
+    assert answer_span("<think>secret") is None
+
+
+@given(st.text(max_size=80), st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5))
+def test_any_text_gives_an_option_or_none(text: str, choices: list[str]) -> None:
+    found = extract_choice(text, choices)
+    assert found is None or 0 <= found < len(choices)
+
+
+def test_options_in_any_order_give_the_same_text() -> None:
+    for text in ("The answer is left.", "right", "not left", "left or right"):
+        one, other = extract_choice(text, LR), extract_choice(text, LR[::-1])
+        assert (one is None) == (other is None)
+        assert one is None or other is None or LR[one] == LR[::-1][other]
