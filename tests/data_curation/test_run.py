@@ -1,0 +1,168 @@
+"""The data stage from the writers' files to seed and RL set: chosen by difficulty, disjoint, resumable, failures counted."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from data_curation.difficulty import fraction, histogram, is_kept, order
+from data_curation.run import curate
+from fgrpo import jsonl
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.sampling.base import Completion, Request, SamplingError
+from fgrpo.schema import Config
+from fgrpo.types import Sample
+from miniworld.language import parse_question
+from miniworld.write.__main__ import write_world
+
+COUNTS = [f"data.sources.{name}.{key}" for name, key in (("sat", "seed=4"), ("vgr", "seed=4"), ("viscot", "seed=4"))]
+COUNTS += [f"data.sources.{name}.rl=8" for name in ("sat", "vgr", "viscot", "treevgr")]
+
+
+class Scripted:
+    """A sampler whose answers depend on the request alone; it can be told to die or to refuse some questions."""
+
+    def __init__(self, dies_after: int | None = None, refuses: str | None = None, always: str | None = None) -> None:
+        self.dies_after, self.refuses, self.always = dies_after, refuses, always
+        self.requests: list[Request] = []
+
+    async def sample(self, request: Request) -> Sequence[Completion]:
+        if self.dies_after is not None and len(self.requests) >= self.dies_after:
+            raise KeyboardInterrupt
+        self.requests.append(request)
+        if self.refuses is not None and self.refuses in request.text:
+            raise SamplingError("the endpoint is gone")
+        asked = parse_question(request.text)
+        assert asked is not None
+        rng = random.Random(request.seed)
+        answers = [self.always or rng.choice(asked.options) for _ in range(request.n)]
+        return [Completion(f"I look.</think><answer>{a}</answer>", "stop") for a in answers]
+
+    async def close(self) -> None:
+        raise AssertionError("the stage closes only the engine it has built")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    folder = tmp_path_factory.mktemp("data")
+    sizes = ["world.train_per_source=40", "world.bench_per_benchmark=2", f"data.root={folder / 'root'}"]
+    config = load("smoke", "fgrpo", [*sizes, *COUNTS])
+    write_world(config, folder / "runs")
+    yield config
+
+
+def samples(path: Path) -> list[Sample]:
+    return [Sample.from_dict(row) for row in jsonl.read(path)]
+
+
+def test_the_stage(config: Config, tmp_path: Path) -> None:
+    engine = Scripted()
+    folder = curate(config, tmp_path, engine)
+    seeds, chosen = samples(folder / "seed.jsonl"), samples(folder / "rl.jsonl")
+    measured = {row["id"]: row for row in jsonl.read(folder / "difficulty.jsonl")}
+    assert [sum(s.source == name for s in seeds) for name in ("sat", "vgr", "viscot", "treevgr")] == [4, 4, 4, 0]
+    assert [sum(s.source == name for s in chosen) for name in ("sat", "vgr", "viscot", "treevgr")] == [8, 8, 8, 8]
+    assert not {s.id for s in seeds} & {s.id for s in chosen}
+    for sample in chosen:
+        row = measured[sample.id]
+        assert sample.meta["difficulty"] == row["mean"] == sum(row["correct"]) / 4
+        assert 0 < row["mean"] < 1 or fraction(config.seed, f"trivial/{sample.id}") < config.data.keep_trivial
+        assert [answer == sample.answer for answer in row["answers"]] == row["correct"]
+        assert (sample.boxes is not None) == (sample.source in ("vgr", "treevgr"))  # VisCoT's only by `boxes_from`
+        assert all(Path(image).is_file() for image in sample.images)
+    assert all((r.prefix, r.n, r.max_new_tokens) == ("<think>", 4, 80) for r in engine.requests)
+    assert len({r.seed for r in engine.requests}) == len(engine.requests) == len(measured)
+    assert {s.source for s in chosen[:12]} == {"sat", "vgr", "viscot", "treevgr"}  # sources are mixed
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sum(manifest["difficulty"]["all"].values()) == len(measured) == manifest["counts"]["rollouts/scored"]
+    assert json.loads((folder / "dropped.json").read_text())["sat"] == {
+        "records": 40,
+        "kept": 40,
+        "dropped": {},
+        "notes": {},
+    }
+    assert "| sat | 40 | 40 | 4 (4) | 8 (8) |" in (folder / "report.md").read_text()
+
+
+def test_a_second_run_samples_nothing(config: Config, tmp_path: Path) -> None:
+    curate(config, tmp_path, Scripted())
+    again = Scripted()
+    curate(config, tmp_path, again)
+    assert not again.requests
+
+
+def test_a_kill_and_a_torn_line_end_in_the_same_sets_with_nothing_sampled_twice(config: Config, tmp_path: Path) -> None:
+    whole = curate(config, tmp_path / "whole", Scripted())
+    first, second = Scripted(dies_after=20), Scripted()
+    with pytest.raises(KeyboardInterrupt):
+        curate(config, tmp_path / "torn", first)
+    path = tmp_path / "torn" / "smoke" / "data" / "difficulty.jsonl"
+    kept = path.read_bytes()
+    assert kept.count(b"\n") == 20
+    path.write_bytes(kept[:-30])  # the last line was half written
+    folder = curate(config, tmp_path / "torn", second)
+    for name in ("seed.jsonl", "rl.jsonl", "dropped.json", "report.md"):
+        ours = (folder / name).read_text().replace(str(tmp_path / "torn"), str(tmp_path / "whole"))
+        assert ours == (whole / name).read_text(), name
+    rows = [row["id"] for row in jsonl.read(path)]
+    assert len(rows) == len(set(rows))
+    assert len(first.requests) + len(second.requests) == len(rows) + 1  # the torn one alone was done again
+
+
+def test_fewer_survivors_than_asked_are_all_taken_and_said(config: Config, tmp_path: Path) -> None:
+    folder = curate(config, tmp_path, Scripted(always="nothing of the kind"))
+    chosen = samples(folder / "rl.jsonl")
+    measured = list(jsonl.read(folder / "difficulty.jsonl"))
+    assert {row["mean"] for row in measured} == {0.0}
+    assert len(measured) == 4 * 40 - 12  # every candidate was looked at
+    assert [s.id for s in chosen] != [] and all(
+        is_kept(0.0, s.id, config.data.keep_trivial, config.seed) for s in chosen
+    )
+    assert "RL samples**, since no more survived" in (folder / "report.md").read_text()
+
+
+def test_an_engine_that_fails_too_often_stops_the_stage_and_keeps_what_is_measured(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"could not be rolled out, the last one .*: the endpoint is gone"):
+        curate(config, tmp_path, Scripted(refuses="Is the"))
+    folder = tmp_path / "smoke" / "data"
+    assert not (folder / "done").exists()
+    curate(config, tmp_path, Scripted())
+    assert (folder / "done").exists()
+
+
+def test_a_few_failures_are_counted_and_never_wrong_answers(config: Config, tmp_path: Path) -> None:
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"max_failed_share": 0.9})})
+    folder = curate(lenient, tmp_path, Scripted(refuses="behind"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    failed = manifest["counts"]["rollouts/failed"]
+    assert failed > 0
+    assert f"{failed} samples could not be rolled out" in (folder / "report.md").read_text()
+    assert not any("behind" in s.question for s in samples(folder / "rl.jsonl"))
+
+
+def test_missing_data_says_what_writes_it(config: Config, tmp_path: Path) -> None:
+    empty = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "none")})})
+    with pytest.raises(UserError, match=r"no annotation files of sat .*miniworld\.write.*array/SAT"):
+        curate(empty, tmp_path, Scripted())
+
+
+def test_the_trivial_share_is_kept_by_hash() -> None:
+    ids = [f"sat/train/{n}" for n in range(4000)]
+    share = sum(is_kept(1.0, i, 0.10, 0) for i in ids) / len(ids)
+    assert 0.08 < share < 0.12
+    assert share == sum(is_kept(0.0, i, 0.10, 0) for i in ids) / len(ids)
+    assert [is_kept(1.0, i, 0.10, 1) for i in ids] != [is_kept(1.0, i, 0.10, 0) for i in ids]
+    assert all(is_kept(mean, ids[0], 0.0, 0) for mean in (0.25, 0.5, 0.75))
+    assert order(0, ids) != order(1, ids) and sorted(order(0, ids)) == list(range(4000))
+
+
+def test_the_histogram_is_by_source_and_over_all() -> None:
+    means = {"sat/train/0": 0.0, "sat/train/1": 0.25, "vgr/shortcot/0": 0.25}
+    assert histogram(means) == {"all": {"0.00": 1, "0.25": 2}, "sat": {"0.00": 1, "0.25": 1}, "vgr": {"0.25": 1}}
