@@ -147,6 +147,7 @@ class Rl(Section):
     """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6)."""
 
     signals: tuple[str, ...]
+    monitor: tuple[str, ...]
     combine: Literal["decoupled", "additive", "multiplicative"]
     tau: dict[str, Share]
     dual: Dual

@@ -38,14 +38,15 @@ class RolloutScorer:
 
     Args:
         signals: names of rewards (files of rewards/), in the order of the constraints.
+        monitor: rewards that are scored and logged too, but are no columns: they weigh nothing.
         context: judges and options; its mask must be "correct" in training (Table 6).
-        on_scored: called with each batch when its scores are there (rollout files, progress).
     """
 
-    def __init__(self, signals: Sequence[str], context: RewardContext, on_scored: Callable[[ScoredBatch], None] | None = None) -> None:
+    def __init__(self, signals: Sequence[str], context: RewardContext, monitor: Sequence[str] = ()) -> None:
         self.names = (TASK, *signals)
-        self._rewards: dict[str, Reward] = {name: load(name) for name in self.names}
-        self._context, self._on_scored = context, on_scored
+        self.monitored = tuple(name for name in dict.fromkeys(monitor) if name not in self.names)
+        self._rewards: dict[str, Reward] = {name: load(name) for name in (*self.names, *self.monitored)}
+        self._context = context
         self._pending: concurrent.futures.Future[ScoredBatch] | None = None
         self.batch: ScoredBatch | None = None
 
@@ -79,12 +80,10 @@ class RolloutScorer:
 
     async def _score(self, step: int, items: tuple[RewardItem, ...], texts: tuple[str, ...], tokens: tuple[int, ...]) -> ScoredBatch:
         columns = await asyncio.gather(*(reward(items, self._context) for reward in self._rewards.values()))
-        for name, column in zip(self.names, columns, strict=True):
+        for name, column in zip(self._rewards, columns, strict=True):
             if len(column) != len(items):
                 raise ValueError(f"reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
-        self.batch = ScoredBatch(step, items, texts, tokens, {n: tuple(c) for n, c in zip(self.names, columns, strict=True)})
-        if self._on_scored is not None:
-            self._on_scored(self.batch)
+        self.batch = ScoredBatch(step, items, texts, tokens, {n: tuple(c) for n, c in zip(self._rewards, columns, strict=True)})
         return self.batch
 
     def failed(self) -> list[list[bool]]:

@@ -1,0 +1,181 @@
+"""The RL stage: GRPO-T, FGRPO and the other rows of Tables 2 and 3, from one SFT checkpoint (Section 3.3, Tables 5 and 6).
+
+Reads runs/<preset>/data/rl.jsonl and runs/<preset>/sft/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
+checkpoints/, final/}. A killed run goes on from its last complete checkpoint: `python -m rl.train --preset mini --method fgrpo`.
+Differs from the paper only where docs/deviations.md says so; which row of the tables is run is configuration alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgrpo import cli, config, hf, prompts, runs
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+from judges import build
+from rewards.base import RewardContext
+from rl import arguments, data
+from rl.dual import Constraint, DualAscent
+from rl.logbook import Logbook
+from rl.scoring import RolloutScorer
+from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the stage."""
+
+    def body(args: argparse.Namespace) -> None:
+        train(config.load(args.preset, args.method, args.set), args.runs)
+
+    cli.run(body, cli.parser(__doc__ or ""), argv)
+
+
+def train(cfg: Config, root: str | Path = "runs") -> Path:
+    """Run the stage, or go on with it; returns its folder.
+
+    Raises:
+        UserError: an input is missing, the disk is full, too many judgements failed (the last good checkpoint stays).
+    """
+    questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data")
+    policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft")
+    with runs.Run.open(cfg, f"rl-{cfg.method}", [questions, policy], root) as run:
+        if run.is_done:
+            print(f"{run.path} is done already")
+            return run.path
+        trainer, logbook = build_trainer(cfg, run, questions, policy)
+        checkpoint = last_checkpoint(run.path / "checkpoints")
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except FailedJudgements as error:
+            raise UserError(str(error)) from error
+        finally:
+            logbook.close()
+        save_final(trainer, run.path / "final")
+        if trainer.accelerator.is_main_process:
+            run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
+        return run.path
+
+
+def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
+    """The trainer of one method, ready to train, and its logbook."""
+    rl = cfg.rl
+    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings; two methods run side by side instead
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    model, processor = hf.load_policy(policy, DTYPES[rl.precision], rl.attention)
+    if rl.freeze_vision:
+        hf.freeze_vision(model)
+    template = prompts.read(cfg.prompts.think)
+    pixels = _pixel_bounds(processor)
+    samples = data.fitting(
+        data.read_samples(questions, run.counts), template, processor.tokenizer, rl.max_prompt_length, pixels, run.counts
+    )
+    run.counts["questions"] = len(samples)
+    steps = arguments.total_steps(rl, len(samples))
+    wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
+    dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
+    forbidden = hf.forbidden_token_ids(processor.tokenizer, model.config.get_text_config().vocab_size)
+    scorer = make_scorer(cfg, pixels)
+    logbook = Logbook(run.path, scorer, steps)
+    trainer = FaithfulGRPOTrainer(
+        model,
+        scorer.reward_funcs(),
+        arguments.grpo_config(cfg, run.path / "checkpoints", steps, forbidden),
+        dataset,
+        processing_class=processor,
+        peft_config=_lora(cfg),
+        callbacks=[logbook],
+        dual=make_dual(cfg),
+        coupling=None if rl.combine == "decoupled" else rl.combine,
+        masked=rl.masked,
+        baseline=rl.baseline,
+        whiten=rl.whiten,
+        scorer=scorer,
+        max_failed_share=rl.max_failed_share,
+    )
+    trainer.remove_callback(_printer())
+    logbook.trainer = trainer
+    return trainer, logbook
+
+
+def make_dual(cfg: Config) -> DualAscent:
+    """The multipliers of a method; a coupled reward has none.
+
+    Raises:
+        UserError: a signal without its τ, or values that make no constraint.
+    """
+    rl, dual = cfg.rl, cfg.rl.dual
+    signals = rl.signals if rl.combine == "decoupled" else ()
+    for name in signals:
+        if name not in rl.tau:
+            raise UserError(f"the signal {name!r} has no threshold; set rl.tau.{name}")
+    try:
+        made = [Constraint(n, rl.tau[n], dual.lam_init, dual.lr, dual.lam_max, dual.min_applicable) for n in signals]
+        return DualAscent(made, dual.kind, kp=dual.kp, kd=dual.kd)
+    except ValueError as error:
+        raise UserError(f"rl.dual: {error}") from error
+
+
+def make_scorer(cfg: Config, pixels: tuple[int, int]) -> RolloutScorer:
+    """The configured signals, and what is scored only to be logged."""
+    context = RewardContext(
+        build(cfg.judges.training, cfg.data.root),
+        mask="correct",
+        boxes_from=cfg.data.boxes_from,
+        box_normaliser=cfg.rl.box_normaliser,
+        min_pixels=pixels[0],
+        max_pixels=pixels[1],
+    )
+    return RolloutScorer(cfg.rl.signals, context, cfg.rl.monitor)
+
+
+def save_final(trainer: FaithfulGRPOTrainer, folder: Path) -> None:
+    """The trained policy with its processor, written aside and renamed."""
+    aside = folder.with_name(folder.name + ".part")
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(aside))
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+
+
+def _pixel_bounds(processor: Any) -> tuple[int, int]:
+    size = processor.image_processor.size
+    return int(size["shortest_edge"]), int(size["longest_edge"])
+
+
+def _lora(cfg: Config) -> Any:
+    if cfg.rl.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = cfg.rl.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+if __name__ == "__main__":
+    main()
