@@ -97,12 +97,14 @@ def _hash(i: int) -> bytes:
 
 
 def _cluster(vectors_ND: Any, count: int, seed: int) -> tuple[Any, Any]:
-    """(label, distance to the own centre) of each row."""
+    """(label, distance to the own centre) of each row. One thread, so that sums do not depend on the number of cores."""
     import numpy as np
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     model = MiniBatchKMeans(count, batch_size=BATCH, max_iter=STEPS, n_init=1, random_state=seed)
-    labels_N = model.fit_predict(vectors_ND)
+    with threadpool_limits(1):
+        labels_N = model.fit_predict(vectors_ND)
     total = vectors_ND.shape[0]
     distance_N = np.empty(total)
     for start in range(0, total, BATCH):
