@@ -41,7 +41,13 @@ const filter = () => {
   }
   document.getElementById('shown').textContent = shown + ' of ' + all.length;
 };
-for (const id of ['benchmark', 'verdict']) document.getElementById(id)?.addEventListener('change', filter);
+const wanted = new URLSearchParams(location.hash.slice(1));  // such as #benchmark=MMVP&verdict=a-flip
+for (const id of ['benchmark', 'verdict']) {
+  const box = document.getElementById(id);
+  if (box && wanted.has(id)) box.value = wanted.get(id);
+  box?.addEventListener('change', filter);
+}
+if (document.getElementById('shown')) filter();
 """
 CAPTIONS = {
     "figure3": "Figure 3: semantic grounding and inconsistency per data set.",

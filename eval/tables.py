@@ -41,30 +41,38 @@ def main_tables(results: Mapping[str, Result], config: Config, interval: str = "
         rows = [r for r in results.values() if kind in r.kinds()]
         if not rows:
             continue
-        names = config.eval.benchmarks
-        headings = ("accuracy ↑", *(base.benchmark(n).title for n in names), "average")
-        cells = tuple(
-            (r.title, *(percent(r.cell(kind, n, "accuracy"), interval=interval) for n in (*names, "average")))
-            for r in rows
-        )
-        out.append(
-            Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, cells, _interval_note(config, interval))
-        )
-        faithful = tuple(
-            (r.title, *(percent(r.cell(kind, "average", m), interval=interval) for m in ("accuracy", *FAITHFUL)))
-            for r in rows
-        )
-        note = "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; both pooled, the rest means of the benchmarks."
-        out.append(
-            Table(
-                f"faithfulness-{kind}",
-                f"Faithfulness, % ({words})",
-                ("", "accuracy ↑", *FAITHFUL.values()),
-                faithful,
-                note,
-            )
-        )
+        out.append(_accuracy_table(rows, kind, words, config, interval))
+        out.append(_faithfulness_table(rows, kind, words, interval))
     return out
+
+
+def _accuracy_table(rows: Sequence[Result], kind: str, words: str, config: Config, interval: str) -> Table:
+    """Accuracy by benchmark, average, and pair accuracy where a benchmark has pairs."""
+    names = config.eval.benchmarks
+    pairs = [n for n in names if base.benchmark(n).paired]
+    titles = [base.benchmark(n).title for n in names]
+    headings = ("accuracy ↑", *titles, "average", *(f"{base.benchmark(n).title} pairs" for n in pairs))
+    cells = []
+    for r in rows:
+        by_question = [percent(r.cell(kind, n, "accuracy"), interval=interval) for n in (*names, "average")]
+        cells.append((r.title, *by_question, *(percent(r.cell(kind, n, "pair_accuracy")) for n in pairs)))
+    return Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, tuple(cells), _interval_note(config, interval))
+
+
+def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval: str) -> Table:
+    """Faithfulness on average, and what share of the answers was well formed, cut off, or could not be read."""
+    cells = []
+    for r in rows:
+        counts = r.summary[kind]["counts"]
+        shares = [{"value": counts[name] / counts["rollouts"]} for name in ("truncated", "unresolved")]
+        values = [percent(r.cell(kind, "average", m), interval=interval) for m in ("accuracy", *FAITHFUL)]
+        cells.append((r.title, *values, percent(r.cell(kind, "average", "format")), *map(percent, shares)))
+    headings = ("", "accuracy ↑", *FAITHFUL.values(), "format ↑", "cut off", "no answer read")
+    note = (
+        "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; "
+        "both pooled over all questions, the rest means of the benchmarks."
+    )
+    return Table(f"faithfulness-{kind}", f"Faithfulness, % ({words})", headings, tuple(cells), note)
 
 
 def _interval_note(config: Config, interval: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import genuine
 import pytest
 
 from eval import base, generate, models
@@ -86,12 +88,24 @@ def test_the_swapped_order_reaches_a_prompt_without_options(world: Config) -> No
     assert f"{first} or {second}" in texts[0] and f"{second} or {first}" in texts[1]
 
 
-@pytest.mark.parametrize("name", base.names())
+@pytest.mark.parametrize("name", load("smoke").eval.benchmarks)
 def test_every_loader_reads_the_miniature_world(name: str, world: Config) -> None:
     found = base.load(name, world)
     assert len(found.samples) == (8 if name == "sat_real" else 4) and not found.dropped
     for sample in found.samples:
         assert sample.source == name and sample.answer in sample.choices
+
+
+def test_own_questions_by_letter_index_or_text(real_like: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "bench/own"
+    genuine.save(folder / "p/1.png")
+    rows: list[dict[str, object]] = [
+        {"question": "Q", "image": "p/1.png", "choices": ["x", "y"], "answer": answer} for answer in ("B", 1, "y", "z")
+    ]
+    rows.append({"question": "How many?", "images": ["p/1.png"], "answer": 3})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = base.load("own", real_like)
+    assert [s.answer for s in found.samples] == ["y", "y", "y", "3"] and sum(found.dropped.values()) == 1
 
 
 def test_missing_pictures_are_named(real_like: Config) -> None:
