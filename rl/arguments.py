@@ -15,6 +15,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from fgrpo import hf
 from fgrpo.errors import UserError
 from fgrpo.schema import Config, Rl
 
@@ -98,6 +99,7 @@ def grpo_config(config: Config, folder: str | Path, steps: int, forbidden: Seque
         # data
         shuffle_dataset=False,
         remove_unused_columns=False,
+        dataloader_pin_memory=hf.device() != "cpu",
         # checkpoints and logs
         save_strategy="steps",
         save_steps=-(-rl.save_steps // updates) * updates,

@@ -22,8 +22,6 @@ from fgrpo.errors import UserError
 from fgrpo.tokens import SPECIAL_SHAPE
 from fgrpo.types import Sample
 
-PIXELS_PER_TOKEN_SIDE = 28
-
 
 def read_samples(path: str | Path, dropped: Counter[str]) -> list[Sample]:
     """The questions of rl.jsonl; rows that are no sample, or have no picture or answer, are counted under a reason and left out.
@@ -89,7 +87,7 @@ def fitting(samples: Iterable[Sample], template: str, tokenizer: Any, limit: int
 def _image_tokens(path: str, pixels: tuple[int, int]) -> int:
     with Image.open(path) as picture:
         width, height = boxes.model_size(picture.size, *pixels)
-    return (width // PIXELS_PER_TOKEN_SIDE) * (height // PIXELS_PER_TOKEN_SIDE) + 2
+    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
 
 
 def to_dataset(samples: Sequence[Sample], template: str) -> Dataset:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from fgrpo import cli, config, hf, prompts, runs
 from fgrpo.errors import UserError
@@ -51,6 +52,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if run.is_done:
             print(f"{run.path} is done already")
             return run.path
+        disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
         checkpoint = last_checkpoint(run.path / "checkpoints")
         if checkpoint is not None:

@@ -14,18 +14,16 @@ A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Con
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 
+from fgrpo import checkpoints
 from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent, DualStep
@@ -48,7 +46,7 @@ class FailedJudgements(RuntimeError):
     """More judgements failed in one step than the run allows. A checkpoint has been saved where one was possible."""
 
 
-class FaithfulGRPOTrainer(GRPOTrainer):
+class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -91,7 +89,6 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self._inputs: Sequence[dict[str, Any]] = ()
         self._scores_NK = self._weights_K = torch.empty(0)
-        self._aside = False
         super().__init__(model, reward_funcs, args, train_dataset, *others, **more)
         check_constraints(self.reward_func_names, self.dual, constraints, coupling)
 
@@ -191,7 +188,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     def _save_where_possible(self) -> None:
         """A checkpoint of the last finished step, unless there is one or nothing has been trained yet."""
-        present = Path(super()._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        present = Path(self._get_output_dir(None)) / f"{checkpoints.PREFIX}-{self.state.global_step}"
         if self.state.global_step > 0 and not present.exists():
             self._save_checkpoint(self.model, trial=None)
 
@@ -232,37 +229,9 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder: str = super()._get_output_dir(trial)
-        return os.path.join(folder, ".part") if self._aside else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """TRL's checkpoint with the multipliers, written in a folder aside and renamed when it is complete."""
-        folder = Path(super()._get_output_dir(trial))
-        aside = folder / ".part"
-        self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
-        self._aside = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._aside = False
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-
-        def finish() -> None:
-            (aside / name / DUALS).write_text(json.dumps(self.dual.state_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-            os.replace(aside / name, folder / name)
-            shutil.rmtree(aside, ignore_errors=True)
-            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
-
-        self._on_main(finish)
-
-    def _on_main(self, work: Callable[[], object]) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            work()
-        self.accelerator.wait_for_everyone()
+    def _write_extra(self, folder: Path) -> None:
+        text = json.dumps(self.dual.state_dict(), indent=1, allow_nan=False)
+        (folder / DUALS).write_text(text + "\n", encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -278,21 +247,5 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of `folder`; half-written ones (a part missing or torn) are passed over."""
-    found = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rsplit("-", 1)[1]
-        if number.isdigit() and _is_complete(path):
-            found.append((int(number), path))
-    return max(found)[1] if found else None
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        for name in (DUALS, "trainer_state.json"):
-            json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
+    """The newest complete checkpoint with its multipliers; half-written ones are passed over."""
+    return checkpoints.last_checkpoint(folder, (DUALS, checkpoints.STATE))

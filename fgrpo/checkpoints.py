@@ -1,0 +1,94 @@
+"""Checkpoints that are complete or not there: written in a folder aside, renamed at the end, older ones removed after that.
+
+`AsideCheckpoints` is a mixin for transformers trainers (put it before the trainer class); `last_checkpoint` finds where to go
+on. Imports transformers inside functions only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+PREFIX = "checkpoint"
+ASIDE = ".part"
+STATE = "trainer_state.json"
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class AsideCheckpoints(_Base):
+    """Saves whole checkpoints only. A subclass adds files of its own in `_write_extra`."""
+
+    _aside = False
+
+    def _write_extra(self, folder: Path) -> None:
+        """Called on the main process with the unfinished checkpoint's folder."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, ASIDE) if self._aside else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        from transformers.trainer_utils import rotate_checkpoints
+
+        folder = Path(super()._get_output_dir(trial))
+        aside, name = folder / ASIDE, f"{PREFIX}-{self.state.global_step}"
+        self._on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+        self._aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._aside = False
+
+        def finish() -> None:
+            self._write_extra(aside / name)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            os.replace(aside / name, folder / name)
+            shutil.rmtree(aside, ignore_errors=True)
+            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+        self._on_main(finish)
+
+    def _on_main(self, work: Callable[[], object]) -> None:
+        """Do `work` on the main process while the others wait."""
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            work()
+        self.accelerator.wait_for_everyone()
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: the run's manifest says what a checkpoint is."""
+
+
+def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,)) -> Path | None:
+    """The newest complete checkpoint of `folder`; half-written ones are passed over.
+
+    Args:
+        needed: JSON files that a complete checkpoint has.
+    """
+    found = []
+    for path in Path(folder).glob(f"{PREFIX}-*"):
+        number = path.name.rsplit("-", 1)[1]
+        if number.isdigit() and all(_is_json(path / name) for name in needed) and _has_weights(path):
+            found.append((int(number), path))
+    return max(found)[1] if found else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _has_weights(path: Path) -> bool:
+    return any(path.glob("*.safetensors")) or any(path.glob("global_step*"))

@@ -1,0 +1,237 @@
+"""The SFT stage (Appendix A.2, Table 4): the base model learns the traces' form through TRL's SFTTrainer.
+
+Reads runs/<preset>/mcts/sft.jsonl and the base model; writes runs/<preset>/sft/{metrics.jsonl, checkpoints/, best/, final/}.
+Loss on the completion only, vision tower frozen, cosine schedule, validation by question; `final` is the state with the
+lowest validation loss. A killed run goes on from its last complete checkpoint: `python -m sft.train --preset mini`.
+Ours: how the validation questions are chosen, and how often validation loss is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+from trl import SFTConfig, SFTTrainer
+
+from fgrpo import cli, config, hf, jsonl, runs
+from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint
+from fgrpo.schema import Config
+from sft import dataset
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+METRICS = "metrics.jsonl"
+
+
+class Trainer(AsideCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer with whole checkpoints."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the stage."""
+
+    def body(args: argparse.Namespace) -> None:
+        train(config.load(args.preset, args.method, args.set), args.runs)
+
+    cli.run(body, cli.parser(__doc__ or ""), argv)
+
+
+def train(cfg: Config, root: str | Path = "runs") -> Path:
+    """Run the stage, or go on with it; returns its folder."""
+    traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts")
+    with runs.Run.open(cfg, "sft", [traces], root) as run:
+        if run.is_done:
+            print(f"{run.path} is done already")
+            return run.path
+        disable_progress_bar()  # transformers' own: one line is enough
+        trainer, logbook = build_trainer(cfg, run, traces)
+        checkpoint = last_checkpoint(run.path / "checkpoints")
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            logbook.close()
+        best = keep_best(trainer, run.path)
+        if trainer.accelerator.is_main_process:
+            run.finish([METRICS, "checkpoints", "final"], best=best)
+        return run.path
+
+
+def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Logbook]:
+    """The trainer, ready to train, and its logbook."""
+    sft = cfg.sft
+    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    model, processor = hf.load_policy(cfg.models.base, DTYPES[sft.precision], sft.attention)
+    if sft.freeze_vision:
+        hf.freeze_vision(model)
+    size: Any = processor.image_processor.size
+    rows = dataset.fitting(
+        dataset.read_rows(traces, run.counts),
+        lambda text: len(processor.tokenizer(text)["input_ids"]),
+        sft.max_length,
+        (int(size["shortest_edge"]), int(size["longest_edge"])),
+        run.counts,
+    )
+    learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)
+    run.counts["traces"], run.counts["validation traces"] = len(learn), len(held)
+    args = sft_config(cfg, run.path / "checkpoints", len(learn), bool(held))
+    logbook = Logbook(run.path)
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=dataset.to_dataset(learn),
+        eval_dataset=dataset.to_dataset(held) if held else None,
+        processing_class=processor,
+        callbacks=[logbook],
+    )
+    trainer.remove_callback(PrinterCallback)
+    logbook.trainer = trainer
+    return trainer, logbook
+
+
+def total_steps(cfg: Config, rows: int, world: int) -> int:
+    """Optimiser steps of the run."""
+    sft = cfg.sft
+    if sft.max_steps > 0:
+        return sft.max_steps
+    return max(1, math.ceil(rows / (sft.batch_size * sft.gradient_accumulation * world) * sft.epochs))
+
+
+def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int | None = None) -> SFTConfig:
+    """The one place where our configuration becomes TRL's; tests/sft/test_train.py pins it."""
+    sft = cfg.sft
+    steps = total_steps(cfg, rows, world or int(os.environ.get("WORLD_SIZE", "1")))
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        learning_rate=sft.learning_rate,
+        weight_decay=sft.weight_decay,
+        warmup_steps=sft.warmup_ratio,  # below 1, transformers reads it as a share of the run
+        lr_scheduler_type=sft.scheduler,
+        optim="adamw_torch",
+        per_device_train_batch_size=sft.batch_size,
+        per_device_eval_batch_size=sft.batch_size,
+        gradient_accumulation_steps=sft.gradient_accumulation,
+        bf16=sft.precision == "bf16",
+        gradient_checkpointing=sft.precision == "bf16",
+        deepspeed=sft.deepspeed,
+        max_length=None,  # a cut would fall into image tokens; rows that do not fit were left out
+        packing=False,
+        completion_only_loss=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=hf.device() != "cpu",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        eval_strategy="steps" if validates else "no",
+        eval_steps=max(1, math.ceil(steps / sft.evals)),
+        save_strategy="steps",
+        save_steps=sft.save_steps,
+        save_total_limit=2,
+        logging_steps=sft.logging_steps,
+        logging_first_step=True,
+        seed=cfg.seed,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+class Logbook(TrainerCallback):
+    """metrics.jsonl, one progress line, and the best state so far in best/ (with best.json: step and eval_loss)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trainer: Trainer | None = None
+        self._bar: tqdm[Any] | None = None
+        self._out: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = self.folder / METRICS
+        if path.exists():  # what was logged after the checkpoint is going to be done again
+            jsonl.write(path, [line for line in jsonl.read(path) if line["step"] <= state.global_step])
+        self._out = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if self._out is None or logs is None or "train_runtime" in logs:
+            return
+        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        self._out.write(jsonl.dumps({"step": state.global_step, **numbers}) + "\n")
+        self._out.flush()
+        if self._bar is not None:
+            shown = {k: f"{numbers[k]:.3f}" for k in ("loss", "eval_loss") if k in numbers}
+            self._bar.set_postfix(shown, refresh=False)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        loss = (metrics or {}).get("eval_loss")
+        if self.trainer is None or loss is None or loss >= best_so_far(self.folder)[0]:
+            return
+        save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
+
+    def close(self) -> None:
+        """Close the file and the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._out is not None:
+            self._out.close()
+            self._out = None
+
+
+def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
+    """(lowest validation loss, what best.json says); infinity without one."""
+    for name in ("best", "final"):  # final, if the process was killed after it was made
+        try:
+            known = json.loads((folder / name / "best.json").read_text(encoding="utf-8"))
+            return float(known["eval_loss"]), dict(known)
+        except (OSError, ValueError, KeyError, TypeError):  # not there
+            continue
+    return math.inf, {}
+
+
+def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
+    """Model, processor and best.json, written aside and renamed."""
+    aside = folder.with_name(folder.name + ".part")
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(aside))
+    if trainer.accelerator.is_main_process:
+        runs.write_json(aside / "best.json", facts)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+
+
+def keep_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Make `final` of the state with the lowest validation loss, or of the last one where nothing validates."""
+    loss, facts = best_so_far(folder)
+    if math.isinf(loss):
+        facts = {"step": trainer.state.global_step}
+        save_state(trainer, folder / "final", facts)
+    elif trainer.accelerator.is_main_process and (folder / "best").exists():
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        (folder / "best").replace(folder / "final")
+    return facts
+
+
+if __name__ == "__main__":
+    main()
