@@ -218,8 +218,8 @@ def main() -> None:
         config = load(args.preset, args.method, args.set)
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
-        for name in chosen:  # every name is checked before the first model is loaded
-            models.load(name)
+        for name in chosen:  # every name and checkpoint is checked before the first model is loaded
+            models.checkpoint(models.load(name), config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
             _side_by_side(args, chosen)
             return
