@@ -26,7 +26,7 @@ SENTENCE = "The red circle is left of the blue square."
 def short_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mini model has never seen JSON and fills reasons and white space without end; a bias keeps it to the marks."""
     tokenizer = hf.load_processor(BACKBONE).tokenizer
-    marks = {'"': 90.0, ":": 50.0, ",": 50.0, "}": 50.0}
+    marks = {'"': 90.0, ":": 50.0, ",": 50.0, "{": 50.0, "}": 50.0}
     bias = {str(tokenizer.convert_tokens_to_ids(mark)): weight for mark, weight in marks.items()}
     arguments = Service._arguments
 
