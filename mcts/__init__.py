@@ -1,0 +1,1 @@
+"""Reasoning traces by tree search over a teacher (Appendix A.4): tree, puct, search, teacher, linearize, and the stage."""

@@ -1,0 +1,138 @@
+"""From a search tree to training traces (Appendix A.4): direct chains, and chains that go wrong, notice it, and turn.
+
+A direct chain is a path from the root to a correct answer, through tree nodes alone or on through a rollout. A corrected
+chain goes down a wrong branch, says the cue on a line of its own, and takes a right branch from the same parent. Of each kind
+the shortest are kept (steps, then characters, then the order in which the search found them).
+
+Ours, where the paper is silent: a branch is wrong when everything found below it was wrong; its answer is left out; branches
+differ in their first step; a chain that says a line twice (outside the turn) is no chain; equal texts are kept once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fgrpo.tokens import SPECIAL_SHAPE
+from fgrpo.types import Trace
+from mcts.tree import Chain, Node, Tree, read_chain, state_text, steps_of
+
+Kind = Literal["direct", "corrected"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished reasoning of the tree: its chain, the node it was found at, and whether its answer is right."""
+
+    chain: Chain
+    node_id: str
+    correct: bool
+
+
+def linearize(tree: Tree) -> list[Trace]:
+    """The tree's traces, direct ones first, in a stable order; each text is one think block and one answer block.
+
+    How many of each kind, and the cue, are the tree's own settings. Trace ids are "<sample>/<kind>-<number>".
+    """
+    settings = tree.settings
+    direct = [(found.chain, (found.node_id,)) for found in finished(tree) if found.correct]
+    corrected = list(corrections(tree))
+    return [
+        *_traces(tree, "direct", shortest(direct, settings.direct_chains)),
+        *_traces(tree, "corrected", shortest(corrected, settings.corrected_chains)),
+    ]
+
+
+def finished(tree: Tree) -> Iterator[Found]:
+    """Every well-formed finished reasoning of the tree, parents before children."""
+    for path in _paths(tree):
+        yield from _finished_at(path)
+
+
+def corrections(tree: Tree) -> Iterator[tuple[Chain, tuple[str, ...]]]:
+    """Every corrected chain: for each parent, each wrong branch's shortest form with each right branch's shortest form."""
+    cue = tree.settings.backtrack_cue
+    for path in _paths(tree):
+        prefix = tuple(steps_of(path))
+        branches = list(_branches(path))
+        wrong = [b for b in branches if b and not any(found.correct for found in b)]
+        right = [[found for found in b if found.correct] for b in branches]
+        for bad in wrong:
+            away = _least(bad)
+            for good in right:
+                if not good:
+                    continue
+                back = _least(good)
+                off, on = away.chain.steps[len(prefix) :], back.chain.steps[len(prefix) :]
+                if off and on and off[0] != on[0]:
+                    chain = Chain((*prefix, *off, cue, *on), back.chain.answer)
+                    yield chain, (away.node_id, back.node_id)
+
+
+def shortest(chains: Iterable[tuple[Chain, tuple[str, ...]]], count: int) -> list[tuple[Chain, tuple[str, ...]]]:
+    """The `count` shortest of different text: by steps, then characters, then the order given."""
+    ranked = sorted(chains, key=lambda item: _length(item[0]))  # the sort is stable
+    kept: dict[str, tuple[Chain, tuple[str, ...]]] = {}
+    for chain, nodes in ranked:
+        kept.setdefault(chain.text, (chain, nodes))
+    return list(kept.values())[:count]
+
+
+def _paths(tree: Tree) -> Iterator[list[Node]]:
+    """The path to every node, parents first."""
+    waiting = [[tree.root]]
+    while waiting:
+        path = waiting.pop()
+        yield path
+        waiting.extend([*path, child] for child in reversed(path[-1].children))
+
+
+def _finished_at(path: Sequence[Node]) -> Iterator[Found]:
+    """What ends at this node: its own answer, or its rollouts."""
+    node = path[-1]
+    if node.answer is not None:
+        steps = tuple(steps_of(path))
+        if steps and _is_sound(steps):
+            yield Found(Chain(steps, node.answer), node.id, bool(node.reward))
+        return
+    state = state_text(path)
+    for outcome in node.outcomes:
+        chain = read_chain(state + outcome.text)
+        if chain is not None and _is_sound(chain.steps):
+            yield Found(chain, node.id, bool(outcome.reward))
+
+
+def _branches(path: Sequence[Node]) -> Iterator[list[Found]]:
+    """What was found below each branch of the path's end: each child with its subtree, and each rollout from here."""
+    node = path[-1]
+    for child in node.children:
+        found: list[Found] = []
+        waiting = [[*path, child]]
+        while waiting:
+            below = waiting.pop()
+            found += _finished_at(below)
+            waiting.extend([*below, grandchild] for grandchild in reversed(below[-1].children))
+        yield found
+    if node.answer is None:
+        for found_here in _finished_at(path):
+            yield [found_here]
+
+
+def _least(found: Sequence[Found]) -> Found:
+    return min(found, key=lambda item: _length(item.chain))
+
+
+def _length(chain: Chain) -> tuple[int, int]:
+    return len(chain.steps), len(chain.text)
+
+
+def _is_sound(steps: Sequence[str]) -> bool:
+    """No line twice, no special token written out."""
+    return len(set(steps)) == len(steps) and not any(SPECIAL_SHAPE.search(step) for step in steps)
+
+
+def _traces(tree: Tree, kind: Kind, chains: Sequence[tuple[Chain, tuple[str, ...]]]) -> Iterator[Trace]:
+    for number, (chain, nodes) in enumerate(chains):
+        meta = {"nodes": list(nodes), "steps": len(chain.steps)}
+        yield Trace(f"{tree.id}/{kind}-{number}", tree.id, kind, chain.text, meta)
