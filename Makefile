@@ -21,6 +21,7 @@ export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 WORLD := $(RUN)/world/done
+EVAL_JOBS := --jobs 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -64,7 +65,7 @@ sft: $(RUN)/sft/done ## supervised fine-tuning on the traces
 $(addprefix rl-,$(METHODS)): rl-%: $(RUN)/rl-%/done
 
 eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+	$(PY) -m eval.run $(ARGS) $(EVAL_JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
 tables: | .venv/.stamp ## the paper's tables from the evaluated runs
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
