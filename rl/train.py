@@ -24,6 +24,7 @@ from judges import build
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
+from rl.local import LocalTrainer
 from rl.logbook import Logbook
 from rl.scoring import RolloutScorer
 from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
@@ -89,7 +90,8 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     forbidden = hf.forbidden_token_ids(processor.tokenizer, model.config.get_text_config().vocab_size)
     scorer = make_scorer(cfg, pixels)
     logbook = Logbook(run.path, scorer, steps)
-    trainer = FaithfulGRPOTrainer(
+    local = rl.rollout_engine == "transformers" and rl.deepspeed is None
+    trainer = (LocalTrainer if local else FaithfulGRPOTrainer)(
         model,
         scorer.reward_funcs(),
         arguments.grpo_config(cfg, run.path / "checkpoints", steps, forbidden),
