@@ -1,0 +1,112 @@
+"""What stands around the code: the torchvision shim in fresh interpreters, the pinned sets, `make doctor`, serving."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from fgrpo import doctor
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.serving import Server, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {sysconfig.get_paths()['purelib']!r}]\n"
+    return subprocess.run(
+        [sys.executable, *flags, "-c", paths + code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_the_hook_alone_makes_torchvision_importable() -> None:
+    """-S leaves the environment's own .pth hook out."""
+    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook(); install_hook()\n"
+    done = python(
+        hooked
+        + "import torchvision, torchvision.transforms.v2; print(sum('Finder' in type(f).__name__ for f in sys.meta_path))",
+        "-S",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+
+
+def test_looking_for_torchvision_does_not_import_torch() -> None:
+    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook()\n"
+    looked = "import importlib.util; assert importlib.util.find_spec('torchvision'); assert 'torch' not in sys.modules"
+    assert python(hooked + looked, "-S").returncode == 0
+
+
+def test_every_interpreter_of_the_environment_has_the_hook() -> None:
+    done = python("assert any('Torchvision' in type(f).__name__ for f in sys.meta_path)")
+    assert done.returncode == 0, "run scripts/install_shim.py"
+
+
+def test_the_pinned_sets_agree_with_each_other() -> None:
+    cpu, gpu, vllm_cpu = (doctor.pins(ROOT / "constraints" / f"{name}.txt") for name in ("cpu", "gpu", "vllm-cpu"))
+    for other in (gpu, vllm_cpu):
+        shared = cpu.keys() & other.keys() & set(doctor.CORE)
+        assert {name: cpu[name] for name in shared} == {name: other[name] for name in shared}
+    assert gpu["vllm"] == vllm_cpu["vllm-cpu"]
+    assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu.keys()
+
+
+def test_the_pinned_set_says_nothing_of_a_machine() -> None:
+    for path in (ROOT / "constraints").glob("*.txt"):
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", line) for line in lines)
+
+
+def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = importlib.metadata.version("transformers")
+    findings = list(doctor.versions({"transformers": have, "trl": "0.0.1", "pytest": "0.1", "nosuch": "1"}, "pins"))
+    states = {(f.state, f.what.split(" ")[0]) for f in findings}
+    assert ("fail", "trl") in states
+    assert not any("transformers" in f.what for f in findings)
+    (others,) = [f for f in findings if f.state == "warn"]
+    assert "pytest" in others.what
+    assert "nosuch missing" in others.what
+
+
+def test_doctor_finds_missing_data_and_endpoints(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    overrides = [f'engine.endpoints=["{url}"]', f"data.root={tmp_path}"]
+    config = load("paper-7b", overrides=overrides)
+    missing = [f for f in doctor.data(config) if f.state == "fail"]
+    assert len(missing) == len(config.data.sources) + len(config.eval.benchmarks)
+    (engine,) = [f for f in doctor.endpoints(config) if url in f.what]
+    assert engine.state == "fail"
+    assert "does not answer" in engine.what
+
+
+def test_a_server_that_dies_shows_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "vllm"
+    script.write_text("#!/bin/sh\necho 'the flag --nonsense is unknown'\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
+    with (
+        pytest.raises(UserError, match=r"ended with 3 [\s\S]*--nonsense is unknown"),
+        Server("m", log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_a_server_that_never_gets_healthy_is_stopped_with_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "vllm"
+    script.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/worker\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
+    with pytest.raises(UserError, match="not healthy after 1 s"), Server("m", log=tmp_path / "log", timeout_s=1):
+        pass
+    worker = int((tmp_path / "worker").read_text())
+    stat = Path(f"/proc/{worker}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"

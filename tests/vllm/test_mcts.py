@@ -1,0 +1,44 @@
+"""Tree search through the real server: the stage as `make mcts` runs it, with the engine's address in the configuration."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from fgrpo import jsonl, response
+from fgrpo.config import load
+from fgrpo.runs import folder
+from fgrpo.serving import Server
+from fgrpo.types import Sample
+from mcts.run import distil
+from miniworld import questions
+from miniworld.render import render
+
+BACKBONE = "miniworld/backbone"
+
+
+def test_the_stage_through_a_vllm_server(server: Server, tmp_path: Path) -> None:
+    engine = [f"engine.endpoints={json.dumps([server.url])}", f"engine.model_name={BACKBONE}", "engine.kind=openai"]
+    config = load("smoke", overrides=[*engine, "mcts.simulations=3", f"models.teacher={BACKBONE}"])
+    rng, samples = random.Random(2), []
+    for n, family in enumerate(["hrel", "depth", "vrel", "view", "hrel", "depth"]):
+        question = questions.make(family, rng)
+        paths = []
+        for k, scene in enumerate(question.scenes):
+            render(scene, rng).save(tmp_path / f"{n}-{k}.png")
+            paths.append(str(tmp_path / f"{n}-{k}.png"))
+        samples.append(Sample(f"sat/train/{n}", tuple(paths), question.text, question.choices, question.answer))
+    seeds = folder(config, "data", tmp_path) / "seed.jsonl"
+    seeds.parent.mkdir(parents=True)
+    jsonl.write(seeds, (sample.to_dict() for sample in samples))
+    path = distil(config, tmp_path)
+    assert (path / "done").exists()
+    assert {item["sample_id"] for item in jsonl.read(path / "trees.jsonl")} == {sample.id for sample in samples}
+    traces = list(jsonl.read(path / "traces.jsonl"))
+    assert traces
+    answers = {sample.id: sample.answer for sample in samples}
+    for trace in traces:
+        parsed = response.parse(trace["text"])
+        assert parsed.well_formed
+        assert parsed.answer == answers[trace["sample_id"]]
