@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
     "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
-    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "mcts"),
+    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "prompts.think", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft"),
     "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
     "eval": (

@@ -100,6 +100,8 @@ class Mcts(Section):
     corrected_chains: Count
     backtrack_cue: str
     trees_in_flight: Positive
+    expand_attempts: Positive
+    max_failed_share: Share
 
 
 class Sft(Section):

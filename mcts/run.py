@@ -1,8 +1,9 @@
-"""The stage: grow one tree a seed question, many at a time over one sampler, and linearise them into SFT traces.
+"""The stage: one search tree a seed question, many at a time over one engine, linearised into training traces. Appendix A.4.
 
-Reads runs/<preset>/data/seed.jsonl; writes runs/<preset>/mcts/{trees.jsonl, traces.jsonl, sft.jsonl, failed.jsonl, report.md,
-viewer.html}. Trees are appended as they finish, so a kill costs at most the trees in flight; the final files are in the
-order of the seed questions, and byte-equal to an undisturbed run's where the engine honours seeds.
+Reads runs/<preset>/data/seed.jsonl. Writes runs/<preset>/mcts/: trees.jsonl, traces.jsonl, sft.jsonl (sharegpt records),
+failed.jsonl (questions without a tree, with the reason), report.md and viewer.html. Trees are appended as they finish, so a
+kill costs at most the trees in flight; at the end all files are written in the order of the seed questions, byte-equal to an
+undisturbed run's where the engine honours seeds. Failed trees are tried again by the next run.
 
 Command: `make mcts` (`python -m mcts.run --preset mini`).
 """
@@ -13,140 +14,174 @@ import argparse
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from fgrpo import jsonl, prompts
+from fgrpo import jsonl, prompts, sampling
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.runs import Run, folder, require
-from fgrpo.sampling import build
-from fgrpo.sampling.base import Sampler, SamplingError
+from fgrpo.sampling.base import Sampler
 from fgrpo.schema import Config
 from fgrpo.types import Sample, Trace
-from mcts import viewer
-from mcts.linearize import linearize, sft_record
-from mcts.search import search
-from mcts.teacher import SampledTeacher
-from mcts.tree import Tree
+from mcts import report, store, viewer
+from mcts.linearize import linearize
+from mcts.search import TreeFailed, search
+from mcts.teacher import SamplerTeacher, Teacher
+from mcts.tree import Settings, Tree
 
-MAX_FAILED_SHARE = 0.05  # more trees than this failing means the teacher is broken, not the questions
-OUTPUTS = ("trees.jsonl", "traces.jsonl", "sft.jsonl", "failed.jsonl", "report.md", "viewer.html")
+TREES = "trees.jsonl"
+OUTPUTS = (TREES, "traces.jsonl", "sft.jsonl", "failed.jsonl", "report.md", "viewer.html")
+TeacherOf = Callable[[Sample], Teacher]
 
 
 def distil(config: Config, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
-    """Run the stage; `sampler` stands in for the configured engine in tests. Returns the run folder."""
+    """Run the stage (or what is left of it) and return its folder.
+
+    Args:
+        sampler: the engine; by default the one that the configuration names, over `models.teacher`.
+
+    Raises:
+        UserError: there are no seed questions, too many trees failed, or no chain came out of any.
+    """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
     with Run.open(config, "mcts", [seeds], root=runs) as stage:
         if stage.is_done:
-            print(f"{stage.path} is done")
             return stage.path
         samples = [Sample.from_dict(item) for item in jsonl.read(seeds)]
         if not samples:
-            raise UserError(
-                f"{seeds} holds no question; lower data.sources.*.seed or add data, and run `make data` again"
-            )
-        failed = asyncio.run(_grow_all(config, samples, stage, sampler))
-        _finish(config, samples, failed, stage)
+            raise UserError(f"{seeds} holds no question; raise data.sources.<name>.seed and run `make data` again")
+        failed = asyncio.run(_sample_all(config, stage, samples, sampler))
+        _finish(config, stage, samples, failed)
         return stage.path
 
 
-async def _grow_all(config: Config, samples: list[Sample], stage: Run, sampler: Sampler | None) -> dict[str, str]:
-    """Grow what is missing in trees.jsonl; returns the reason of each failed tree by sample id."""
-    failed: dict[str, str] = {}
-    with stage.append("trees.jsonl", key="sample_id") as trees:
-        missing = [sample for sample in samples if sample.id not in trees]
+async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None) -> dict[str, str]:
+    with stage.append(TREES) as done:
+        missing = [sample for sample in samples if sample.id not in done]
         if not missing:
-            return failed
-        engine = sampler or build(config, config.models.teacher)
+            return {}
+        engine = sampler or sampling.build(config, config.models.teacher)
         template = prompts.read(config.prompts.teacher)
-        totals: Counter[str] = Counter()
-        slots = asyncio.Semaphore(config.mcts.trees_in_flight)
-        bar = tqdm(total=len(samples), initial=len(samples) - len(missing), desc="mcts", unit="tree", smoothing=0.05)
 
-        async def grow(sample: Sample) -> None:
-            async with slots:
-                text = prompts.user_text(sample, template)
-                teacher = SampledTeacher(engine, sample.images, text, config.mcts, config.seed)
+        def teacher_of(sample: Sample) -> Teacher:
+            return SamplerTeacher(engine, sample, prompts.user_text(sample, template), config.mcts)
+
+        try:
+            return await grow(config, missing, teacher_of, done, len(samples))
+        finally:
+            if sampler is None:
+                await engine.close()
+
+
+async def grow(
+    config: Config, samples: list[Sample], teacher_of: TeacherOf, done: jsonl.Appender, total: int
+) -> dict[str, str]:
+    """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; the reasons of those that failed.
+
+    Raises:
+        UserError: so many failed that the stage cannot succeed any more; trees that finished are kept.
+    """
+    settings = Settings.of(config.mcts, config.seed)
+    allowed = max(1.0, config.mcts.max_failed_share * total)
+    failed: dict[str, str] = {}
+    totals: Counter[str] = Counter()
+    waiting: Iterator[Sample] = iter(samples)
+    with tqdm(total=total, initial=total - len(samples), desc="tree search", unit=" trees") as bar:
+
+        async def worker() -> None:
+            for sample in waiting:
+                tree = Tree(sample, settings)
                 try:
-                    tree = await search(sample, teacher, config.mcts)
-                except SamplingError as error:
+                    await search(tree, teacher_of(sample))
+                except TreeFailed as error:
                     failed[sample.id] = str(error)
+                    if len(failed) > allowed:
+                        raise UserError(_too_many(failed, total)) from error
                 else:
-                    trees.add(tree.to_dict())
-                    totals.update(tree.counts)
-                    totals["chains"] += len(linearize(tree, config.mcts))
-            bar.set_postfix(
-                calls=totals["calls"],
-                tokens=totals["tokens"],
-                chains=totals["chains"],
-                failed=len(failed),
-                refresh=False,
-            )
-            bar.update()
+                    done.add(tree.to_dict())
+                    totals.update(chains=len(linearize(tree)))
+                totals.update({name: tree.counts[name] for name in ("completions", "tokens")})
+                bar.set_postfix(
+                    calls=totals["completions"],
+                    tokens=totals["tokens"],
+                    chains=totals["chains"],
+                    failed=len(failed),
+                    refresh=False,
+                )
+                bar.update()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for sample in missing:
-                    group.create_task(grow(sample))
-        finally:
-            bar.close()
-            if sampler is None:
-                await engine.close()
-    return failed
+                for _ in range(min(config.mcts.trees_in_flight, len(samples))):
+                    group.create_task(worker())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first one: the others were cancelled for it
+    return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
 
 
-def _finish(config: Config, samples: list[Sample], failed: dict[str, str], stage: Run) -> None:
-    if len(failed) > MAX_FAILED_SHARE * len(samples):
-        reason = next(iter(failed.values()))
-        raise UserError(
-            f"{len(failed)} of {len(samples)} trees failed, such as: {reason}; mend the teacher and run again"
-        )
-    by_id = {item["sample_id"]: item for item in jsonl.read(stage.path / "trees.jsonl")}
-    order = [sample for sample in samples if sample.id in by_id]
-    jsonl.write(stage.path / "trees.jsonl", (by_id[sample.id] for sample in order))
-    jsonl.write(stage.path / "failed.jsonl", ({"id": key, "reason": why} for key, why in sorted(failed.items())))
+def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
+    """A trace as a sharegpt record: the user's turn is the reasoning prompt, the assistant's is the trace."""
+    turns = [{"role": "user", "content": user_text}, {"role": "assistant", "content": trace.text}]
+    return {"id": trace.id, "sample_id": sample.id, "messages": turns, "images": list(sample.images)}
+
+
+def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, str]) -> None:
+    """Write every final file in the order of the seed questions, in one pass over the trees."""
+    ids = [sample.id for sample in samples]
     template = prompts.read(config.prompts.think)
-    trees = [Tree.from_dict(by_id[sample.id]) for sample in order]
-    traces = [linearize(tree, config.mcts) for tree in trees]
-    pairs = [(sample, trace) for sample, found in zip(order, traces, strict=True) for trace in found]
-    jsonl.write(stage.path / "traces.jsonl", (trace.to_dict() for _, trace in pairs))
-    jsonl.write(stage.path / "sft.jsonl", (sft_record(t, s, prompts.user_text(s, template)) for s, t in pairs))
-    if not pairs:
+    store.put_in_order(stage.path / TREES, ids)
+    tally = report.Tally()
+    shown = viewer.Gallery()
+    with ExitStack() as files:
+        traces_out = files.enter_context(_WholeFile(stage.path / "traces.jsonl"))
+        sft_out = files.enter_context(_WholeFile(stage.path / "sft.jsonl"))
+        for tree in store.read(stage.path / TREES, ids):
+            traces = linearize(tree)
+            tally.add(tree, traces)
+            shown.offer(tree, traces)
+            user_text = prompts.user_text(tree.sample, template)
+            for trace in traces:
+                traces_out.line(trace.to_dict())
+                sft_out.line(sft_record(tree.sample, trace, user_text))
+    jsonl.write(stage.path / "failed.jsonl", ({"id": name, "reason": why} for name, why in failed.items()))
+    _write_text(stage.path / "report.md", report.write(tally, failed))
+    _write_text(stage.path / "viewer.html", shown.page(config.preset))
+    if not tally.accepted:
         raise UserError(
-            f"no tree of {stage.path} holds a correct chain; look at trees.jsonl, the teacher never answers right"
+            f"no correct chain in {tally.counts['trees']} trees; see {stage.path / 'report.md'}, "
+            "and whether the teacher follows its prompt"
         )
-    totals = sum((tree.counts for tree in trees), Counter())
-    stage.counts.update({"trees": len(trees), "failed": len(failed), "traces": len(pairs), **totals})
-    _write_text(stage.path / "report.md", _report(trees, traces, totals, len(failed)))
-    _write_text(stage.path / "viewer.html", viewer.page(list(zip(order, trees, traces, strict=True))))
-    stage.finish(OUTPUTS, prompt_hash=prompts.digest(prompts.read(config.prompts.teacher)))
+    stage.counts.update(tally.counts)
+    stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
+    teacher_prompt = prompts.read(config.prompts.teacher)
+    stage.finish(OUTPUTS, prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)})
 
 
-def _report(trees: list[Tree], traces: list[list[Trace]], totals: Counter[str], failed: int) -> str:
-    kinds = Counter(trace.kind for found in traces for trace in found)
-    accepted = sum(kinds.values())
-    empty = sum(1 for found in traces if not found)
-    solved = [tree.root.q for tree in trees]
-    lines = [
-        "# Tree search",
-        "",
-        f"- trees: {len(trees)} ({failed} failed, {empty} without a correct chain)",
-        f"- traces: {accepted} ({kinds['direct']} direct, {kinds['corrected']} corrected)",
-        f"- calls: {totals['calls']}, {totals['calls'] / max(accepted, 1):.1f} a trace; tokens: {totals['tokens']}",
-        f"- mean value at the root: {sum(solved) / max(len(solved), 1):.3f}",
-        "",
-        "| steps the search did not take | number |",
-        "|---|---|",
-        *(
-            f"| {key.removeprefix('dropped/')} | {totals[key]} |"
-            for key in sorted(totals)
-            if key.startswith("dropped/")
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+class _WholeFile:
+    """A jsonl file that is written aside, line by line, and renamed into place when all of it is there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._aside = path, path.with_name(path.name + ".part")
+
+    def __enter__(self) -> _WholeFile:
+        self._out = self._aside.open("w", encoding="utf-8")
+        return self
+
+    def line(self, item: dict[str, Any]) -> None:
+        self._out.write(jsonl.dumps(item) + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._out.close()
+        if kind is None:
+            os.replace(self._aside, self._path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -155,14 +190,22 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def _too_many(failed: dict[str, str], total: int) -> str:
+    name, why = next(iter(failed.items()))
+    return (
+        f"{len(failed)} of {total} trees failed, more than mcts.max_failed_share allows; the first was {name}: {why}. "
+        "Trees that finished are kept: mend the teacher or its endpoint and run again"
+    )
+
+
 def main() -> None:
-    """`python -m mcts.run`."""
+    """Entry point."""
 
     def body(args: argparse.Namespace) -> None:
         path = distil(load(args.preset, args.method, args.set), args.runs)
-        print((path / "report.md").read_text(encoding="utf-8"))
+        print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
 
-    run(body, parser("reasoning traces by tree search over the teacher"))
+    run(body, parser("grow search trees over the teacher and linearise them into SFT traces"))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,94 @@
-"""A page that shows trees: the picture, each step with its visits, value and prior, and the traces taken from them."""
+"""A page that shows some trees: pictures with the boxes the teacher named, visits, values, priors, and the chains taken.
+
+Self-contained: pictures are embedded, no script, nothing is loaded from anywhere. All text is a model's or a data file's, so
+the template escapes everything. Written by the stage as runs/<preset>/mcts/viewer.html.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
+import jinja2
+from PIL import Image
 
-from fgrpo.types import Sample, Trace
-from mcts.tree import Tree
+from fgrpo import pictures
+from fgrpo.boxes import model_size
+from fgrpo.errors import UserError
+from fgrpo.response import parse_boxes
+from fgrpo.types import Trace
+from mcts.tree import Node, Tree
 
-SHOWN = 12  # trees on the page: the first ones, enough to see what the teacher does
-
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Search trees</title><style>
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;color:#222;padding:0 1rem}
-section{border-top:1px solid #ccc;padding:1rem 0;display:grid;grid-template-columns:13rem 1fr;gap:1.5rem}
-img{width:12rem;image-rendering:pixelated;border:1px solid #ddd;margin-bottom:.4rem}
-ul{list-style:none;padding-left:1.1rem;border-left:1px solid #ddd;margin:.1rem 0}
-.n{font:12px ui-monospace,monospace;color:#666;white-space:nowrap}
-.bar{display:inline-block;height:.6rem;background:#3b7dd8;vertical-align:middle;margin-right:.4rem}
-.right{color:#176b2c}.wrong{color:#a33}.chain{font:13px/1.4 ui-monospace,monospace;white-space:pre-wrap;background:#f6f6f4;padding:.5rem;margin:.4rem 0}
-</style></head><body><h1>Search trees</h1><p>N visits, Q mean value, P prior (Eq. 7). Green and red terminal steps are right and wrong answers.</p>
-{% macro show(node) %}<li><span class="bar" style="width:{{ (node.q * 4) | round(2) }}rem"></span>
-<span class="{{ ('right' if node.reward else 'wrong') if node.terminal else '' }}">{{ node.text or 'root' }}</span>
-<span class="n">N {{ node.visits }} · Q {{ '%.2f' | format(node.q) }} · P {{ '%.2f' | format(node.prior) }}{% if node.playouts %} · {{ node.playouts | length }} playouts{% endif %}</span>
-{% if node.children %}<ul>{% for child in node.children %}{{ show(child) }}{% endfor %}</ul>{% endif %}</li>{% endmacro %}
-{% for sample, images, tree, traces in items %}<section><div>{% for src in images %}<img src="{{ src }}" alt="">{% endfor %}
-<p>{{ sample.question }}</p><p class="n">{{ sample.id }} · gold: {{ sample.answer }}</p></div>
-<div><ul>{{ show(tree.root) }}</ul>{% for trace in traces %}<div class="chain"><b>{{ trace.kind }}</b> {{ trace.text }}</div>{% endfor %}</div></section>{% endfor %}
-</body></html>"""
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+EACH = 4  # trees of one source
+SIDE = 448  # pixels of the longer side of an embedded picture, at most
+COLOURS = ("#0b63b0", "#a85b00", "#15703a", "#8a2be2", "#b3261e", "#008080")
 
 
-def page(items: Sequence[tuple[Sample, Tree, Sequence[Trace]]]) -> str:
-    """A self-contained HTML page of the first trees; all text is escaped."""
-    template = Environment(autoescape=True).from_string(_PAGE)
-    shown = [(sample, [_data_url(p) for p in sample.images], tree, traces) for sample, tree, traces in items[:SHOWN]]
-    return template.render(items=shown)
+@dataclass(frozen=True)
+class Shown:
+    """One tree on the page."""
+
+    tree: Tree
+    traces: Sequence[Trace]
+    pictures: Sequence[dict[str, Any]]
 
 
-def _data_url(path: str) -> str:
-    kind = "jpeg" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "png"
+class Gallery:
+    """Collects the trees to show while they pass by: the first few of each source that gave chains."""
+
+    def __init__(self, each: int = EACH) -> None:
+        self._each = each
+        self._taken: Counter[str] = Counter()
+        self._shown: list[Shown] = []
+
+    def offer(self, tree: Tree, traces: Sequence[Trace]) -> None:
+        """Take the tree if its source still has room."""
+        source = tree.sample.source
+        if not traces or self._taken[source] >= self._each:
+            return
+        self._taken[source] += 1
+        boxes = boxes_of(tree.root) if len(tree.sample.images) == 1 else []
+        self._shown.append(Shown(tree, traces, [_picture(path, boxes) for path in tree.sample.images]))
+
+    def page(self, title: str) -> str:
+        """The page as HTML."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATES),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+        )
+        return environment.get_template("viewer.html.j2").render(title=title, shown=self._shown)
+
+
+def boxes_of(root: Node) -> list[tuple[float, float, float, float]]:
+    """Different boxes named in the tree's steps (not in its rollouts), in order; the model's pixels."""
+    found: dict[tuple[float, float, float, float], None] = {}
+    for node in root.walk():
+        for box in parse_boxes(node.step)[0]:
+            found.setdefault((box.x1, box.y1, box.x2, box.y2))
+    return list(found)
+
+
+def _picture(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> dict[str, Any]:
+    """A picture as a data URI with its boxes in the coordinates of the picture as the model sees it."""
     try:
-        data = Path(path).read_bytes()
-    except OSError:  # the picture has gone since; the tree is still worth showing
-        return ""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        picture = pictures.open_rgb(path)
+    except UserError as error:  # it has gone since; the tree is still worth a look, and the page says so
+        return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
+    width, height = model_size(picture.size)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    drawn = [
+        {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "colour": COLOURS[i % len(COLOURS)]}
+        for i, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+    uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return {"uri": uri, "problem": "", "width": width, "height": height, "boxes": drawn}

@@ -1,0 +1,95 @@
+"""report.md of the tree search: what was accepted, what it cost, what was left out and why. From trees and traces alone, so
+that a resumed run writes the same page.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fgrpo.types import Trace
+from mcts.tree import Tree
+
+GROUPS = {
+    "rejected/": "Proposed steps that were not taken",
+    "rollouts/": "Rollouts by outcome",
+    "failed/": "Requests that failed",
+}
+
+
+@dataclass
+class Tally:
+    """Sums over trees; `add` one at a time."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
+    steps: dict[str, Counter[int]] = field(default_factory=lambda: {"direct": Counter(), "corrected": Counter()})
+
+    def add(self, tree: Tree, traces: Sequence[Trace]) -> None:
+        """Count a finished tree and its traces."""
+        kinds = Counter(trace.kind for trace in traces)
+        for trace in traces:
+            self.steps[trace.kind][trace.meta["steps"]] += 1
+        row = Counter(
+            {
+                "trees": 1,
+                "solved": int(tree.root.value_sum > 0),
+                "direct": kinds["direct"],
+                "corrected": kinds["corrected"],
+                "root_visits": tree.root.visits,
+                "root_correct": round(tree.root.value_sum),
+            }
+        )
+        self.sources.setdefault(tree.sample.source, Counter()).update(row)
+        self.counts.update(tree.counts)
+        self.counts.update(row)
+
+    @property
+    def accepted(self) -> int:
+        """Traces kept, of both kinds."""
+        return self.counts["direct"] + self.counts["corrected"]
+
+
+def write(tally: Tally, failed: Mapping[str, str]) -> str:
+    """The report as markdown; `failed` are reasons by sample id."""
+    c = tally.counts
+    lines = [
+        "# Tree search",
+        "",
+        f"{c['trees']:,} trees, {c['solved']:,} with a correct answer in them, {len(failed):,} failed.",
+        "",
+        f"{tally.accepted:,} chains accepted: {c['direct']:,} direct, {c['corrected']:,} corrected.",
+        "",
+        f"{c['requests']:,} requests for {c['completions']:,} continuations of {c['tokens']:,} tokens: "
+        f"{_ratio(c['completions'], tally.accepted)} continuations and {_ratio(c['tokens'], tally.accepted)} tokens a chain. "
+        f"{c['short_expansions']:,} expansions found fewer distinct steps than asked for.",
+        "",
+        "| source | trees | solved | value at the root | direct | corrected |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(tally.sources.items()):
+        value = row["root_correct"] / row["root_visits"] if row["root_visits"] else 0.0
+        lines.append(
+            f"| {name} | {row['trees']} | {row['solved']} | {value:.3f} | {row['direct']} | {row['corrected']} |"
+        )
+    lines += _table(
+        "Steps a chain", {f"{kind}, {n}": k for kind in tally.steps for n, k in sorted(tally.steps[kind].items())}
+    )
+    for prefix, title in GROUPS.items():
+        lines += _table(
+            title, {name.removeprefix(prefix): n for name, n in sorted(c.items()) if name.startswith(prefix)}
+        )
+    if failed:
+        lines += ["", "## Failed trees", "", *(f"- {name}: {' '.join(why.split())}" for name, why in failed.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, rows: Mapping[str, int]) -> list[str]:
+    if not rows:
+        return []
+    return ["", f"## {title}", "", "| | number |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in rows.items())]
+
+
+def _ratio(total: int, parts: int) -> str:
+    return f"{total / parts:.1f}" if parts else "no"
