@@ -14,6 +14,9 @@ from typing import Any
 from fgrpo import jsonl
 from mcts.tree import Tree
 
+KEY = b'{"id": '
+LONGEST_ID = 4000  # bytes of a line that are read for its id
+
 
 def places(path: Path) -> dict[str, int]:
     """Byte offset of every tree in the file, by id."""
@@ -47,8 +50,8 @@ def _items(path: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _id(line: bytes, path: Path) -> str:
-    start, key = 6, b'{"id": "'
-    if not line.startswith(key):
+    if not line.startswith(KEY):
         raise ValueError(f"{path} holds a line that does not begin with an id")
-    found, _ = json.JSONDecoder().raw_decode(line[start : start + 2000].decode("utf-8", errors="ignore"))
+    beginning = line[len(KEY) : len(KEY) + LONGEST_ID].decode("utf-8", errors="ignore")
+    found, _ = json.JSONDecoder().raw_decode(beginning)
     return str(found)
