@@ -57,6 +57,19 @@ class AsideCheckpoints(_Base):
 
         self._on_main(finish)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights as `from_pretrained` does, and insist that each has its place.
+
+        transformers saves a Qwen2.5-VL under other names ("visual.…") than its modules have ("model.visual.…"); its
+        Trainer then loads none of them on resume, with a warning, and training would go on from the base model.
+        """
+        target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+        if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
     def _on_main(self, work: Callable[[], object]) -> None:
         """Do `work` on the main process while the others wait."""
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,129 @@
+"""A handful of questions of the miniature world, and real trainers over the shipped mini policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fgrpo import config, hf, prompts
+from fgrpo.types import Box, Sample
+from miniworld import questions, truth
+from miniworld.render import render
+from rl import data
+from rl.arguments import grpo_config
+from rl.dual import Constraint
+from rl.local import LocalTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = ROOT / "miniworld" / "backbone"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shipped policy: weights are read from the mapped file for as long as a model lives."""
+    return Path(shutil.copytree(POLICY, tmp_path_factory.mktemp("policy") / "backbone"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with twelve questions (rl.jsonl), one and two pictures, and the truth about their scenes."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = random.Random(3)
+    with (folder / "rl.jsonl").open("w") as rows, (folder / "scenes.jsonl").open("w") as scenes:
+        for n in range(12):
+            question = questions.make(("hrel", "vrel", "view", "depth")[n % 4], rng)
+            paths = []
+            for k, scene in enumerate(question.scenes):
+                path = folder / f"{n}-{k}.png"
+                render(scene, rng).save(path)
+                scenes.write(json.dumps({"key": truth.image_key(path), "scene": scene.to_dict()}) + "\n")
+                paths.append(str(path))
+            things = [question.scenes[-1].by_name(name) for name in question.asked]
+            boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing) if n % 2 else None
+            sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
+            rows.write(json.dumps(sample.to_dict()) + "\n")
+    return folder
+
+
+def mini(folder: Path, *overrides: str) -> config.Config:
+    """The mini preset over this data root, a few tokens and rollouts a step."""
+    small = (
+        f"data.root={folder}", "data.boxes_from=[vgr]", "rl.rollout_batch=2", "rl.global_batch=2",
+        "rl.group_size=4", "rl.micro_batch=8", "rl.max_response_length=10", "rl.save_steps=2", "rl.max_steps=4",
+        "rl.dual.min_applicable=1",
+    )  # fmt: skip
+    return config.load("mini", "fgrpo", [*small, *overrides])
+
+
+Score = Callable[[int, int], float | None]
+
+
+def scorer(name: str, score: Score) -> Callable[..., list[float | None]]:
+    """A TRL reward function: `score(step, row)`."""
+
+    def column(prompts: Sequence[Any], trainer_state: Any, **_: Any) -> list[float | None]:
+        return [score(int(trainer_state.global_step), n) for n in range(len(prompts))]
+
+    column.__name__ = name
+    return column
+
+
+def scattered(salt: int, missing: float = 0.0, levels: int = 3) -> Score:
+    """Scores that look random but depend on step and row alone."""
+
+    def score(step: int, row: int) -> float | None:
+        rng = random.Random(f"{salt}:{step}:{row}")
+        return None if rng.random() < missing else rng.randrange(levels) / (levels - 1)
+
+    return score
+
+
+@pytest.fixture
+def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTrainer]:
+    """Builds a trainer over the mini policy; `tweak` changes TRL's arguments."""
+
+    def build(
+        funcs: Sequence[Any] | None = None,
+        constraints: Sequence[Constraint] | None = None,
+        *,
+        out: str = "out",
+        tweak: dict[str, Any] | None = None,
+        steps: int = 4,
+        overrides: Sequence[str] = (),
+        kind: type[Any] = LocalTrainer,
+        **more: Any,
+    ) -> Any:
+        cfg = mini(world, *overrides)
+        model, processor = hf.load_policy(policy)
+        hf.freeze_vision(model)
+        samples = data.read_samples(world / "rl.jsonl", Counter())
+        rows = data.order(len(samples), steps * cfg.rl.rollout_batch, 0)
+        args = grpo_config(cfg, tmp_path / out, steps, hf.forbidden_token_ids(processor.tokenizer))
+        for key, value in (tweak or {}).items():
+            setattr(args, key, value)
+        if funcs is None:
+            funcs = [scorer("task", scattered(1)), scorer("one", scattered(2, 0.3, 2)), scorer("two", scattered(3, 0.5, 4))]
+        if constraints is None and "dual" not in more and "coupling" not in more:
+            constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
+        return kind(
+            model,
+            list(funcs),
+            args,
+            data.to_dataset(samples, prompts.read("mini")).select(rows),
+            processing_class=processor,
+            constraints=constraints or (),
+            **more,
+        )
+
+    return build

@@ -1,0 +1,163 @@
+"""The seam: Eq. 6 inside the real trainer, the order of primal and dual step, checkpoints, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl.advantage import combine, couple
+from rl.dual import Constraint, DualAscent
+from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
+from tests.rl.conftest import scattered, scorer
+
+
+class Watch:
+    """Notes, for each generation batch, the gathered scores, the weights used, and the advantages that train the policy."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        inner = trainer._generate_and_score_completions
+
+        def watched(inputs: Any) -> Any:
+            out = inner(inputs)
+            lengths = out["completion_mask"].sum(dim=1)
+            self.seen.append((trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths))
+            return out
+
+        trainer._generate_and_score_completions = watched
+
+
+def test_trl_advantages_are_eq_6(make) -> None:
+    """The alarm for TRL upgrades: what TRL trains on equals the pure function, masked and constant groups included."""
+    trainer = make(steps=3)
+    watch = Watch(trainer)
+    trainer.train()
+    assert len(watch.seen) == 3
+    assert any(torch.isnan(scores).any() for scores, *_ in watch.seen)
+    for scores, weights, adv, _ in watch.seen:
+        assert torch.allclose(adv, combine(scores, weights, 4), atol=1e-6)
+        assert adv.abs().max() > 0.1
+
+
+def test_lambda_weighs_the_batch_and_then_moves(make) -> None:
+    trainer = make(steps=2)
+    watch = Watch(trainer)
+    trainer.train()
+    replay = DualAscent(trainer.dual.constraints)
+    for scores, weights, _, _ in watch.seen:
+        assert weights.tolist() == pytest.approx(replay.weights())
+        replay.step(scores[:, 1:])
+    assert trainer.dual.lam == replay.lam != {"one": 1.0, "two": 2.0}
+
+
+@pytest.mark.parametrize("option", [{"masked": "zero"}, {"baseline": "batch"}, {"whiten": "token"}, {"whiten": "none"}])
+def test_options_that_trl_lacks_reach_the_loss(make, option: dict[str, str]) -> None:
+    constant_then_mixed = scorer("one", lambda step, row: 1.0 if row < 4 else float(row % 2))
+    funcs = [scorer("task", scattered(1)), constant_then_mixed, scorer("two", scattered(3, 0.5, 4))]
+    trainer = make(funcs, steps=1, **option)
+    watch = Watch(trainer)
+    trainer.train()
+    ((scores, weights, adv, lengths),) = watch.seen
+    assert torch.allclose(adv, combine(scores, weights, 4, lengths_N=lengths, **option), atol=1e-6)
+    assert not torch.allclose(adv, combine(scores, weights, 4), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["additive", "multiplicative"])
+def test_coupled_rewards_are_one_column(make, kind: str) -> None:
+    trainer = make(steps=1, coupling=kind)
+    raw: list[torch.Tensor] = []
+    inner = trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *a: raw.append(inner(*a)) or raw[-1]
+    watch = Watch(trainer)
+    trainer.train()
+    adv = watch.seen[0][2]
+    assert torch.allclose(adv, combine(couple(raw[0], kind), torch.ones(1), 4), atol=1e-6)
+
+
+def test_task_only_needs_no_constraint(make) -> None:
+    trainer = make([scorer("task", scattered(5))], [], steps=1)
+    watch = Watch(trainer)
+    trainer.train()
+    assert torch.allclose(watch.seen[0][2], combine(watch.seen[0][0], torch.ones(1), 4), atol=1e-6)
+
+
+def test_checkpoints_carry_the_multipliers(make, tmp_path: Path) -> None:
+    trainer = make(steps=4)
+    trainer.train()
+    folder = last_checkpoint(tmp_path / "out")
+    assert folder is not None and folder.name == "checkpoint-4"
+    saved = json.loads((folder / DUALS).read_text())
+    assert {name: state["lam"] for name, state in saved["states"].items()} == trainer.dual.lam
+    (folder / "trainer_state.json").write_text("{torn")
+    assert last_checkpoint(tmp_path / "out").name == "checkpoint-2"  # type: ignore[union-attr]
+    assert not (tmp_path / "out" / ".part").exists()
+
+
+def test_k_and_k_is_2k_bit_for_bit(make, tmp_path: Path) -> None:
+    """Two steps, a new process' worth of objects, two more: the weights, λ and scores of four steps in one go."""
+    whole = make(steps=4, out="whole")
+    whole.train()
+    make(steps=4, out="parts", tweak={"max_steps": 2}).train()
+    second = make(steps=4, out="parts")
+    second.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "parts")))
+    assert second.dual.state_dict() == whole.dual.state_dict()
+    for (name, one), two in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_checkpoint_of_another_constraint_set_is_refused(make, tmp_path: Path) -> None:
+    make(steps=2, tweak={"max_steps": 2}).train()
+    other = make([scorer("task", scattered(1)), scorer("two", scattered(3))], [Constraint("two", 0.5)])
+    with pytest.raises(ValueError, match=r"\['one', 'two'\].*\['two'\]"):
+        other.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "out")))
+
+
+def test_an_infinite_score_is_named(make) -> None:
+    trainer = make([scorer("task", lambda *_: 1.0), scorer("one", lambda step, row: math.inf if row == 3 else 1.0)], [Constraint("one", 0.5)])
+    with pytest.raises(ValueError, match="'one' is infinite for rollout 3"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tweak": {"multi_objective_aggregation": "sum_then_normalize"}}, "normalize_then_sum"),
+        ({"tweak": {"reward_weights": [1.0, 1.0, 1.0]}}, "reward_weights"),
+        ({"tweak": {"num_generations": 1}}, "at least 2"),
+        ({"tweak": {"scale_rewards": "none"}}, "scale_rewards"),
+        ({"tweak": {"save_steps": 3, "steps_per_generation": 2}}, "multiple"),
+        ({"tweak": {"save_steps": 0.5}}, "whole number"),
+        ({"constraints": [Constraint("three", 0.5)]}, "no reward function is called 'three'"),
+        ({"constraints": [Constraint("one", 0.5)]}, "Two task columns"),
+        ({"constraints": [Constraint("task", 0.5)]}, "is the task reward"),
+        ({"coupling": "additive", "constraints": [Constraint("one", 0.5)]}, "no multipliers"),
+        ({"constraints": [Constraint("one", 0.5)], "dual": DualAscent([Constraint("two", 0.5)])}, "not two different sets"),
+    ],
+)
+def test_what_is_silently_not_fgrpo_is_refused(make, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_rows_with_and_without_pictures_are_refused() -> None:
+    from datasets import Dataset
+
+    from rl.checks import check_dataset
+
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "images": [["x.png"], [], ["x.png", "y.png"]]})
+    with pytest.raises(ValueError, match="1 of 3 rows have no picture"):
+        check_dataset(rows)
+    check_dataset(rows.select([0, 2]))
+    with pytest.raises(ValueError, match="empty"):
+        check_dataset(rows.select([]))
+
+
+def test_trl_generation_works_as_well(make) -> None:
+    trainer = make(steps=1, kind=FaithfulGRPOTrainer)
+    trainer.train()
+    assert trainer.state.global_step == 1
