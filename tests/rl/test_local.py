@@ -1,0 +1,79 @@
+"""Rollouts in process: what is sampled is what the trainer thinks it sampled, and kept features are the computed ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fgrpo import hf
+from fgrpo.sampling import decode as decoder
+from rl.local import FeatureMemo
+
+TOLERANCE = 2e-4  # float32, another order of summation
+
+
+def test_rollout_and_trainer_logprobs_agree(make, monkeypatch) -> None:
+    """The decoder's log-probabilities of what it sampled equal those of the trainer's own pass over the same tokens."""
+    rolled: list[list[float]] = []
+    inner = decoder.decode
+
+    def noting(model: Any, prompts: Any, rows: Any, vocabulary: Any) -> None:
+        inner(model, prompts, rows, vocabulary)
+        rolled.extend(row.logprobs for row in rows)
+
+    monkeypatch.setattr("rl.local.decode", noting)
+    trainer = make(steps=1)
+    batches: list[Any] = []
+    generate = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(generate(inputs)) or batches[-1]
+    trainer.train()
+    batch = batches[0]
+    mask = batch["completion_mask"].bool()
+    assert [len(row) for row in rolled] == mask.sum(dim=1).tolist()
+    assert len({tuple(ids.tolist()) for ids in batch["completion_ids"]}) > 2  # rollouts of a group differ
+    for row, (reference, known) in enumerate(zip(batch["ref_per_token_logps"], mask, strict=True)):
+        assert torch.allclose(torch.tensor(rolled[row]), reference[known], atol=TOLERANCE)
+
+
+def test_special_tokens_are_never_sampled(make) -> None:
+    trainer = make(steps=1, overrides=("rl.temperature=50.0",))  # nearly uniform over what may be sampled
+    batches: list[Any] = []
+    generate = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(generate(inputs)) or batches[-1]
+    trainer.train()
+    forbidden = set(hf.forbidden_token_ids(trainer._tokenizer))
+    ids, mask = batches[0]["completion_ids"], batches[0]["completion_mask"].bool()
+    assert not forbidden & set(ids[mask].tolist())
+
+
+def test_kept_features_equal_computed_ones(policy) -> None:
+    model, _ = hf.load_policy(policy)
+    hf.freeze_vision(model)
+    tower = model.model.visual
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(64 + 16, 1176, generator=generator)
+    grids = torch.tensor([[1, 8, 8], [1, 4, 4]])
+    plain = tower(pixels, grid_thw=grids).pooler_output
+    memo = FeatureMemo()
+    memo.install(tower)
+    calls: list[int] = []
+    tower.patch_embed.register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    five = [0, 1, 0, 0, 1]
+    repeated = torch.cat([pixels[:64] if i == 0 else pixels[64:] for i in five])
+    got = tower(repeated, grid_thw=grids[five]).pooler_output
+    parts = torch.split(plain, [16, 4])
+    assert torch.allclose(got, torch.cat([parts[i] for i in five]), atol=1e-5)
+    tower(repeated, grid_thw=grids[five])
+    assert calls == [80]  # each picture once, in one pass; nothing the second time
+    memo.clear()
+    tower(pixels, grid_thw=grids)
+    assert calls == [80, 80]
+
+
+def test_a_trained_tower_is_not_memorised(policy) -> None:
+    import pytest
+
+    model, _ = hf.load_policy(policy)
+    with pytest.raises(ValueError, match="trained"):
+        FeatureMemo().install(model.model.visual)

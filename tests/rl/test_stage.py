@@ -1,0 +1,196 @@
+"""The stage around the trainer: arguments, data, scoring, files, stopping on failed judges, going on after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fgrpo import config, jsonl
+from fgrpo.errors import UserError
+from fgrpo.types import Score
+from rl import arguments, data, train
+from rl.logbook import cut_back
+from rl.scoring import RolloutScorer
+from tests.rl.conftest import mini
+
+
+def test_paper_values_become_trl_arguments() -> None:
+    """Table 5 on eight processes: 640 rollouts a generation, 320 an update, two updates, four rollouts a pass."""
+    cfg = config.load("paper-7b", "fgrpo", ["rl.precision=fp32", "rl.deepspeed=null", "rl.rollout_engine=transformers", "rl.report_to=none"])
+    args = arguments.grpo_config(cfg, "out", 100, [7, 8], world=8)
+    assert (args.num_generations, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 4, 10)
+    assert args.steps_per_generation == 20  # micro steps: two updates of ten
+    assert (args.beta, args.epsilon, args.epsilon_high, args.max_grad_norm) == (0.01, 0.2, 0.28, 1.0)
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (1e-6, 0.01, 0.0, "constant")
+    assert (args.loss_type, args.multi_objective_aggregation, args.scale_rewards) == ("grpo", "normalize_then_sum", "group")
+    assert (args.num_iterations, args.temperature, args.max_completion_length) == (1, 1.0, 1024)
+    assert (args.bf16, args.gradient_checkpointing, args.shuffle_dataset, args.remove_unused_columns) == (False, True, False, False)
+    assert (args.save_steps, args.logging_steps, args.seed, args.max_steps) == (20, 1, 0, 100)
+    assert args.generation_kwargs == {"suppress_tokens": [7, 8]}
+
+
+def test_steps_are_whole_generations() -> None:
+    rl = config.load("paper-7b", "fgrpo").rl
+    assert arguments.total_steps(rl, 49_000) == 3 * 49_000 // 128 * 2
+    assert arguments.total_steps(rl.model_copy(update={"max_steps": 7}), 10) == 8
+    odd = rl.model_copy(update={"rollout_batch": 100})
+    with pytest.raises(UserError, match=r"rollout_batch.*multiple"):
+        arguments.updates_per_generation(odd)
+    uneven = config.load("mini", "fgrpo", ["rl.micro_batch=7"])
+    with pytest.raises(UserError, match="micro_batch"):
+        arguments.grpo_config(uneven, "out", 4)
+
+
+def test_vllm_may_not_sample_special_tokens_either() -> None:
+    kind = arguments._engine(config.load("paper-7b"), [5])
+    assert kind == {"use_vllm": True, "vllm_mode": "server", "generation_kwargs": {"logit_bias": {"5": -100.0}}}
+
+
+def test_order_depends_on_the_seed_alone_and_covers_each_pass() -> None:
+    long, short = data.order(10, 25, 1), data.order(10, 13, 1)
+    assert long[:13] == short and long != data.order(10, 25, 2)
+    assert sorted(long[:10]) == sorted(long[10:20]) == list(range(10)) and long[:10] != long[10:20]
+
+
+def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
+    good = next(jsonl.read(world / "rl.jsonl"))
+    bad = [{"id": "x"}, {**good, "images": []}, {**good, "answer": " "}, {**good, "images": ["gone.png"]}, {**good, "question": "<|image_pad|>?"}]
+    path = tmp_path / "rl.jsonl"
+    jsonl.write(path, [*bad, good])
+    dropped: Counter[str] = Counter()
+    assert [s.id for s in data.read_samples(path, dropped)] == [good["id"]]
+    assert sum(dropped.values()) == 5 and len(dropped) == 5
+    jsonl.write(path, bad)
+    with pytest.raises(UserError, match="no usable question"):
+        data.read_samples(path, Counter())
+
+
+def _trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
+    return SimpleNamespace(state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop)
+
+
+def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
+    cfg = mini(world)
+    scorer = train.make_scorer(cfg, (784, 12544))
+    rows = [{"sample": json.dumps(row)} for row in jsonl.read(world / "rl.jsonl")][:2]
+    gold = json.loads(rows[0]["sample"])["answer"]
+    texts = [f"<think>Nothing is said here.</think><answer>{gold}</answer>", "no form at all"]
+    calls = Counter()
+    for name, reward in list(scorer._rewards.items()):
+        async def counted(items: Any, context: Any, name: str = name, reward: Any = reward) -> list[Score]:
+            calls[name] += 1
+            return await reward(items, context)
+
+        scorer._rewards[name] = counted  # type: ignore[assignment]
+
+    async def run() -> list[list[float | None]]:
+        scorer.start(rows, [[{"role": "assistant", "content": t}] for t in texts], [[1], [1]], _trainer_stub(asyncio.get_running_loop()))
+        return [await func(prompts=[0, 1]) for func in scorer.reward_funcs()]
+
+    task, consistency, spatial, semantic = asyncio.run(run())
+    assert task == [2.0, 0.0]
+    assert consistency == [0.0, None]  # the wrong answer is not applicable
+    assert spatial[0] is None  # no boxes annotated
+    assert set(calls.values()) == {1}
+    assert scorer.names == ("task", "consistency", "spatial_grounding", "semantic_grounding")
+    assert not any(any(row) for row in scorer.failed())
+    assert semantic[1] is None
+
+
+def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(1, 6)) + '{"step": 6, "los')
+    for n in (2, 3):
+        (tmp_path / "rollouts" / f"{n:06d}.parquet").touch()
+    (tmp_path / "rollouts" / "000004.part").touch()
+    cut_back(tmp_path, 2)
+    assert [line["step"] for line in jsonl.read(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["000002.parquet"]
+
+
+@pytest.fixture
+def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
+    """A runs folder whose earlier stages are there."""
+    for name, source in (("data/rl.jsonl", world / "rl.jsonl"), ("sft/final", policy)):
+        target = tmp_path / "runs" / "mini" / name
+        target.parent.mkdir(parents=True)
+        target.symlink_to(source)
+    return tmp_path / "runs"
+
+
+def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
+    cfg = mini(world, "rl.max_response_length=60")
+    folder = train.train(cfg, chain)
+    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert {"accuracy", "format", "inconsistency", "reward", "kl", "num_tokens", "seconds/generation", "seconds/logprobs"} <= set(line)
+        assert {"seconds/judging", "seconds/update", "lambda/consistency", "constraint/spatial_grounding/n"} <= set(line)
+        assert line["failed"] == 0
+    assert lines[0]["lambda/consistency"] == 1.0
+    table = pd.read_parquet(folder / "rollouts" / "000003.parquet")
+    assert len(table) == 8 and {"text", "gold", "boxes", "semantic_grounding/reason", "consistency/state"} <= set(table.columns)
+    assert (folder / "final" / "model.safetensors").exists() and (folder / "done").exists()
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    train.train(cfg, chain)
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, monkeypatch) -> None:
+    """Killed in step 4, and the checkpoint of step 2 is all there is: steps 3 and 4 are done again, once in the file."""
+    cfg = mini(world)
+    real = RolloutScorer.start
+
+    def dies(self: RolloutScorer, inputs: Any, completions: Any, ids: Any, trainer: Any) -> None:
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        real(self, inputs, completions, ids, trainer)
+
+    monkeypatch.setattr(RolloutScorer, "start", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, chain)
+    folder = chain / "mini" / "rl-fgrpo"
+    cut = [line for line in jsonl.read(folder / "metrics.jsonl") if line["step"] == 3]
+    monkeypatch.setattr(RolloutScorer, "start", real)
+    train.train(cfg, chain)
+    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    same = {k: v for k, v in lines[2].items() if not k.startswith("seconds")}
+    assert same == {k: v for k, v in cut[0].items() if not k.startswith("seconds")}
+
+
+def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path, monkeypatch) -> None:
+    cfg = mini(world, "rl.save_steps=4", "rl.max_response_length=60")
+    real = RolloutScorer._score
+
+    async def dead(self: RolloutScorer, step: int, items: Any, texts: Any, tokens: Any) -> Any:
+        batch = await real(self, step, items, texts, tokens)
+        if step == 1:
+            batch.scores["consistency"] = tuple(Score.failure("connection refused") for _ in items)
+        return batch
+
+    monkeypatch.setattr(RolloutScorer, "_score", dead)
+    with pytest.raises(UserError, match=r"step 2: 8 of \d+ judgements failed.*'consistency'"):
+        train.train(cfg, chain)
+    folder = chain / "mini" / "rl-fgrpo"
+    lam = json.loads((folder / "checkpoints" / "checkpoint-1" / "duals.json").read_text())["states"]["consistency"]["lam"]
+    monkeypatch.setattr(RolloutScorer, "_score", real)
+    train.train(cfg, chain)
+    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[1]["lambda/consistency"] == lam and math.isfinite(lam)
+
+
+def test_a_signal_without_threshold_is_named(world: Path) -> None:
+    cfg = mini(world)
+    broken = cfg.model_copy(update={"rl": cfg.rl.model_copy(update={"tau": {"consistency": 0.9}})})
+    with pytest.raises(UserError, match=r"rl\.tau\.spatial_grounding"):
+        train.make_dual(broken)
