@@ -1,0 +1,168 @@
+"""The SFT stage: rows, split, what is trained and what is not, best state, going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fgrpo import config, hf, jsonl
+from fgrpo.errors import UserError
+from miniworld import questions
+from miniworld.render import render
+from sft import dataset, train
+
+ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/mini/mcts/sft.jsonl with sixteen traces of eight questions, one and two pictures, and a copy of the policy."""
+    folder = tmp_path_factory.mktemp("sft")
+    shutil.copytree(ROOT / "miniworld" / "backbone", folder / "backbone")
+    rng = random.Random(4)
+    rows = []
+    for n in range(8):
+        question = questions.make(("hrel", "view")[n % 2], rng)
+        paths = []
+        for k, scene in enumerate(question.scenes):
+            path = folder / f"{n}-{k}.png"
+            render(scene, rng).save(path)
+            paths.append(str(path))
+        for copy in range(2):
+            turn = [{"role": "user", "content": question.text}, {"role": "assistant", "content": questions.trace(question)}]
+            rows.append({"id": f"{n}/{copy}", "sample_id": f"sat/train/{n}", "messages": turn, "images": paths})
+    (folder / "runs" / "mini" / "mcts").mkdir(parents=True)
+    jsonl.write(folder / "runs" / "mini" / "mcts" / "sft.jsonl", rows)
+    return folder
+
+
+def mini(world: Path, *overrides: str) -> config.Config:
+    small = ("sft.max_steps=4", "sft.batch_size=4", "sft.save_steps=2", "sft.evals=4", "sft.logging_steps=1", "data.validation_share=0.3")
+    return config.load("mini", "fgrpo", [*small, f"models.base={world / 'backbone'}", *overrides])
+
+
+def record(world: Path) -> dict[str, Any]:
+    return next(jsonl.read(world / "runs" / "mini" / "mcts" / "sft.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"messages": []}, "not one user"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, "empty"),
+        ({"messages": [{"role": "user", "content": "<|image_pad|>"}, {"role": "assistant", "content": "b"}]}, "special token"),
+        ({"images": []}, "no picture"),
+        ({"images": ["gone.png"]}, "missing"),
+        ({"sample_id": None}, "no id"),
+    ],
+)
+def test_bad_records_are_counted_under_a_reason(world: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "sft.jsonl"
+    jsonl.write(path, [{**record(world), **change}, record(world)])
+    dropped: Counter[str] = Counter()
+    assert len(dataset.read_rows(path, dropped)) == 1
+    assert list(dropped.values()) == [1] and reason in next(iter(dropped))
+    jsonl.write(path, [{**record(world), **change}])
+    with pytest.raises(UserError, match="no usable record"):
+        dataset.read_rows(path, Counter())
+
+
+def test_rows_that_do_not_fit_are_left_out(world: Path) -> None:
+    rows = dataset.read_rows(world / "runs" / "mini" / "mcts" / "sft.jsonl", Counter())
+    dropped: Counter[str] = Counter()
+    size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px picture takes 16 + 2 tokens; ten tokens a text
+    kept = dataset.fitting(rows, lambda text: 10, size, (784, 12544), dropped)
+    assert {len(row.images) for row in kept} == {1} and dropped == {"longer than sft.max_length": 8}
+    with pytest.raises(UserError, match="no trace fits"):
+        dataset.fitting(rows, lambda text: 10, 10, (784, 12544), Counter())
+
+
+def test_the_split_is_by_question_and_by_the_seed() -> None:
+    rows = [dataset.Row(f"{n}/{k}", f"s{n}", "q", "a", ("x",)) for n in range(200) for k in range(3)]
+    learn, held = dataset.split(rows, 0.1, 0)
+    assert not {r.sample_id for r in learn} & {r.sample_id for r in held} and len(learn) + len(held) == len(rows)
+    assert 5 <= len({r.sample_id for r in held}) <= 40
+    assert dataset.split(rows[::-1], 0.1, 0)[1] == held[::-1]
+    assert dataset.split(rows, 0.1, 1)[1] != held
+    assert dataset.split(rows, 0.0, 0)[1] == []
+    few = [dataset.Row("a", "s1", "q", "a", ("x",)), dataset.Row("b", "s2", "q", "a", ("x",))]
+    assert [len(part) for part in dataset.split(few, 0.001, 0)] == [1, 1]
+    assert [len(part) for part in dataset.split(few, 1.0, 0)] == [1, 1]
+
+
+def test_paper_values_become_trl_arguments(tmp_path: Path) -> None:
+    cfg = config.load("paper-7b", "fgrpo", ["sft.precision=fp32", "sft.deepspeed=null"])
+    args = train.sft_config(cfg, tmp_path, 45_000, True, world=8)
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (1e-6, 0.01, 0.03, "cosine")
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length) == (4, 2, None)
+    assert args.max_steps == -(-45_000 * 3 // 64) and args.completion_only_loss and not args.packing
+    assert args.eval_steps == -(-args.max_steps // 10)
+
+
+def test_the_loss_is_on_the_completion_only(world: Path, tmp_path: Path) -> None:
+    from fgrpo import runs
+
+    cfg = mini(world)
+    traces = world / "runs" / "mini" / "mcts" / "sft.jsonl"
+    with runs.Run.open(cfg, "sft", [traces], tmp_path) as run:
+        trainer, _ = train.build_trainer(cfg, run, traces)
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    assert {len(row["images"]) for row in rows} == {1, 2}
+    completions = [row["completion"][0]["content"] for row in rows]
+    batch = trainer.data_collator(rows)
+    tokenizer = trainer.processing_class.tokenizer
+    for labels, completion in zip(batch["labels"], completions, strict=True):
+        assert tokenizer.decode(labels[labels != -100]).startswith(completion + tokenizer.eos_token)
+    assert not (batch["labels"] == trainer.model.config.image_token_id).any()
+
+
+def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
+    cfg = mini(world)
+    folder = train.train(cfg, world / "runs")
+    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    evals = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert sorted(evals) == [1, 2, 3, 4] and sum("loss" in line for line in lines) == 4
+    best = json.loads((folder / "final" / "best.json").read_text())
+    assert best["eval_loss"] == min(evals.values()) == evals[best["step"]]
+    base, tuned = load_file(world / "backbone" / "model.safetensors"), load_file(folder / "final" / "model.safetensors")
+    vision = [name for name in tuned if "visual." in name]
+    assert vision and all(torch.equal(base[name], tuned[name]) for name in vision)
+    assert any(not torch.equal(base[name], tuned[name]) for name in tuned)
+    hf.load_policy(folder / "final")
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    train.train(cfg, world / "runs")
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: Path, monkeypatch) -> None:
+    cfg = mini(world, "data.validation_share=0.31")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "two" / "mini" / "mcts")
+    whole = train.train(cfg, tmp_path / "one")
+    real = train.Logbook.on_step_end
+
+    def dies(self: train.Logbook, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        real(self, args, state, control, **more)
+
+    monkeypatch.setattr(train.Logbook, "on_step_end", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, tmp_path / "two")
+    monkeypatch.setattr(train.Logbook, "on_step_end", real)
+    parts = train.train(cfg, tmp_path / "two")
+    one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    steps = [[line["step"] for line in jsonl.read(f / "metrics.jsonl")] for f in (whole, parts)]
+    assert steps[0] == steps[1]
