@@ -142,9 +142,10 @@ class Tree:
         return nodes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `id` is the sample's."""
+        """Plain JSON; `id` comes first, and is the sample's."""
         return {
             "id": self.id,
+            "sample_id": self.id,
             "sample": self.sample.to_dict(),
             "settings": asdict(self.settings),
             "counts": dict(sorted(self.counts.items())),

@@ -1,0 +1,71 @@
+"""Golden trees: whole trees after every iteration, with script and settings. `python -m tests.mcts.golden` writes them anew;
+look at the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mcts.search import iterate
+from mcts.tree import Settings, Tree
+from tests.mcts.scripted import Script, ScriptedTeacher, sample, settings
+
+GOLDEN = Path(__file__).resolve().parent / "golden_trees"
+
+# Look at the whole (W) or at parts; a wrong part leads astray, most of the time.
+SCRIPT: dict[str, list[tuple[float, str]]] = {
+    "": [
+        (0.5, "W <bbox>[0,0,100,100]</bbox>"),
+        (0.3, "P <bbox>[10,10,50,50]</bbox>"),
+        (0.2, "Q <bbox>[50,50,90,90]</bbox>"),
+    ],
+    "W <bbox>[0,0,100,100]</bbox>": [
+        (0.6, "P <bbox>[10,10,50,50]</bbox>"),
+        (0.3, "Q <bbox>[50,50,90,90]</bbox>"),
+        (0.1, "Q again <bbox>[0,0,100,100]</bbox>"),
+    ],
+    "Q again <bbox>[0,0,100,100]</bbox>": [(1.0, "So right.</think><answer>right</answer>")],
+    "P <bbox>[10,10,50,50]</bbox>": [
+        (0.7, "So left.</think><answer>left</answer>"),
+        (0.2, "So right.</think><answer>right</answer>"),
+        (0.1, "Q <bbox>[50,50,90,90]</bbox>"),
+    ],
+    "Q <bbox>[50,50,90,90]</bbox>": [
+        (0.8, "So right.</think><answer>right</answer>"),
+        (0.2, "So left.</think><answer>left</answer>"),
+    ],
+}
+CASES = {
+    "puct": settings(),
+    "puct_uniform": settings(prior="uniform", seed=1),
+    "ucb1": settings(selection="ucb1", seed=2),
+    "shallow": settings(max_depth=1, rollouts=1, simulations=5, seed=3),
+}
+
+
+async def grown(script: Script, chosen: Settings) -> list[dict[str, Any]]:
+    """The tree after each iteration."""
+    tree = Tree(sample(), chosen)
+    teacher = ScriptedTeacher(script)
+    after: list[dict[str, Any]] = []
+    for _ in range(chosen.simulations):
+        await iterate(tree, teacher)
+        after.append(tree.to_dict())
+    return after
+
+
+def write(cases: Mapping[str, Settings] = CASES) -> None:
+    """Write every golden file."""
+    GOLDEN.mkdir(exist_ok=True)
+    for name, chosen in cases.items():
+        stored = {"settings": asdict(chosen), "script": SCRIPT, "trees": asyncio.run(grown(SCRIPT, chosen))}
+        (GOLDEN / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,207 @@
+"""Search: golden trees replayed step by step, where visits go, what an expansion refuses, and bad teachers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from fgrpo.sampling.base import SamplingError
+from mcts.search import TreeFailed, backup, expand, fault, iterate, search, seed_of, select
+from mcts.teacher import Ending, Step
+from mcts.tree import Node, Settings, Tree
+from tests.mcts.golden import GOLDEN, grown
+from tests.mcts.scripted import ScriptedTeacher, sample, settings
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_golden_trees_replay_step_by_step(path: Path) -> None:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert len(stored["trees"]) == stored["settings"]["simulations"]
+    again = asyncio.run(grown(stored["script"], Settings(**stored["settings"])))
+    for number, (old, new) in enumerate(zip(stored["trees"], again, strict=True)):
+        assert json.loads(json.dumps(new)) == old, f"iteration {number}"
+        assert Tree.from_dict(old).to_dict() == old
+
+
+def test_the_golden_puct_tree_adds_up() -> None:
+    stored = json.loads((GOLDEN / "puct.json").read_text(encoding="utf-8"))
+    tree = Tree.from_dict(stored["trees"][-1])
+    for node in tree.root.walk():
+        below = sum(child.visits for child in node.children)
+        own = len(node.outcomes)
+        assert node.is_terminal or node.visits == below + own
+        assert node.is_terminal or node.value_sum == sum(c.value_sum for c in node.children) + sum(
+            o.reward for o in node.outcomes
+        )
+        if node.children:
+            assert sum(child.prior for child in node.children) == pytest.approx(1, abs=1e-5)
+
+
+def test_backup_counts_a_visit_at_every_node_of_the_path() -> None:
+    nodes = [Node("0"), Node("0.0"), Node("0.0.1")]
+    backup(nodes, 1.0)
+    backup(nodes[:2], 0.0)
+    assert [(n.visits, n.value) for n in nodes] == [(2, 0.5), (2, 0.5), (1, 1.0)]
+
+
+# Four levels, one of three steps right at each; whoever leaves the path answers wrong.
+DEPTH = 4
+
+
+def ladder(likely: float) -> dict[str, list[tuple[float, str]]]:
+    """Level i says "a<i>" (the path) with probability `likely`, else "b<i>" or "c<i>"; only the whole path answers left."""
+    off = (1 - likely) / 2
+    script: dict[str, list[tuple[float, str]]] = {"": [(likely, "a0"), (off, "b0"), (off, "c0")]}
+    for i in range(DEPTH):
+        last = i + 1 == DEPTH
+        following = [(likely, f"a{i + 1}"), (off, f"b{i + 1}"), (off, f"c{i + 1}")]
+        script[f"a{i}"] = [(1.0, "done</think><answer>left</answer>")] if last else following
+        for letter in "bc":
+            wrong = [(1.0, "done</think><answer>right</answer>")]
+            script[f"{letter}{i}"] = wrong if last else [(0.5, f"b{i + 1}"), (0.5, f"c{i + 1}")]
+    return script
+
+
+def test_visits_concentrate_on_the_best_path() -> None:
+    def share_of_best(simulations: int) -> float:
+        shares = []
+        for seed in range(6):
+            tree = Tree(sample(), settings(simulations=simulations, seed=seed, expand_attempts=12))
+            asyncio.run(search(tree, ScriptedTeacher(ladder(0.6))))
+            (best,) = [child for child in tree.root.children if child.step == "a0"]
+            shares.append(best.visits / tree.root.visits)
+        return statistics.mean(shares)
+
+    few, more, many = share_of_best(6), share_of_best(24), share_of_best(80)
+    assert few < more < many
+    assert many > 0.75
+
+
+def test_an_informative_prior_needs_fewer_simulations_than_ucb1() -> None:
+    """Until the tree itself holds the right answer: about 11 simulations with the prior, 30 without, 49 with UCB1."""
+
+    def needed(**changes: object) -> float:
+        counts: list[int] = []
+        for seed in range(12):
+            tree = Tree(sample(), settings(seed=seed, expand_attempts=12, rollouts=1, **changes))
+            teacher = ScriptedTeacher(ladder(0.6))
+            counts.append(0)
+            while not any(node.reward for node in tree.root.walk()):
+                asyncio.run(iterate(tree, teacher))
+                counts[-1] += 1
+        return statistics.mean(counts)
+
+    informed, uniform, ucb1 = needed(), needed(prior="uniform"), needed(selection="ucb1")
+    assert informed < 0.7 * uniform
+    assert informed < 0.5 * ucb1
+
+
+def test_an_expansion_asks_again_for_what_is_missing_and_gives_up() -> None:
+    script = {"": [(0.98, "same"), (0.02, "other")], "same": [(1.0, "s</think><answer>left</answer>")]}
+    teacher = ScriptedTeacher(script)
+    tree = Tree(sample(), settings(expand_attempts=3, seed=3))
+    children = asyncio.run(expand(tree, [tree.root], teacher))
+    assert [child.step for child in children] == ["same"]
+    assert children[0].prior == 1.0
+    assert teacher.requests == 3 and tree.counts["short_expansions"] == 1
+    assert tree.counts["rejected/duplicate"] == tree.counts["completions"] - 1 == 6  # 3, then 2, then 2
+
+
+def test_what_an_expansion_refuses() -> None:
+    box, line = "<bbox>[0,0,10,10]</bbox>", Node("0.0", "The cat is at <bbox>[0,0,10,10]</bbox>.")
+    path = [Node("0"), line]
+
+    def of(text: str, answer: str | None = None) -> Step:
+        return Step(text, answer, 0.0, 1)
+
+    assert fault(of("A dog."), path, [of("A  dog.")]) == "duplicate"
+    assert fault(of("A dog.", "left"), path, [of("A dog.", "right")]) is None
+    assert fault(of(line.step), path, []) == "repeated_text"
+    assert fault(of(f"Still at {box}."), path, []) == "repeated_box"
+    assert fault(of("Now <bbox>[0, 0, 10, 10]</bbox>."), path, []) == "repeated_box"
+    assert fault(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
+
+
+def test_prior_is_the_softmax_of_log_probabilities_or_uniform() -> None:
+    script = {"": [(0.64, "x"), (0.32, "y"), (0.04, "z")]}
+    for prior, expected in (("logprob", 0.8 / (0.8 + 0.32**0.5 + 0.2)), ("uniform", 1 / 3)):
+        tree = Tree(sample(), settings(prior=prior, expand_attempts=40))
+        children = asyncio.run(expand(tree, [tree.root], ScriptedTeacher(script)))
+        by_step = {child.step: child.prior for child in children}
+        assert by_step["x"] == pytest.approx(expected, abs=1e-3)
+
+
+class BrokenTeacher:
+    """Fails every k-th request; its steps are all different, its rollouts all right."""
+
+    def __init__(self, every: int, problem: str | None = None) -> None:
+        self.requests, self._every, self._problem = 0, every, problem
+
+    def _ask(self) -> None:
+        self.requests += 1
+        if self.requests % self._every == 0:
+            raise SamplingError("gone")
+
+    async def steps(self, state: str, n: int, seed: int) -> list[Step]:
+        self._ask()
+        return [Step(f"s{seed}.{i}", None, -0.5, 4, self._problem) for i in range(n)]
+
+    async def endings(self, state: str, n: int, seed: int) -> list[Ending]:
+        self._ask()
+        return [Ending("end</think><answer>left</answer>", 3, True)] * n
+
+
+def test_failed_requests_are_counted_and_back_nothing_up() -> None:
+    tree = asyncio.run(search(Tree(sample(), settings()), BrokenTeacher(5)))
+    failures = tree.counts["failed/step"] + tree.counts["failed/rollout"]
+    assert failures > 0 and tree.root.value == 1.0  # a failure is no wrong answer
+    assert tree.root.visits == sum(len(node.outcomes) for node in tree.root.walk())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [(BrokenTeacher(1), "3 step"), (BrokenTeacher(10**9, "unended"), "9 unended")],
+    ids=["always fails", "never ends a step"],
+)
+def test_a_question_without_a_first_step_is_a_failed_tree(teacher: BrokenTeacher, reason: str) -> None:
+    with pytest.raises(TreeFailed, match=reason):
+        asyncio.run(search(Tree(sample(), settings()), teacher))
+
+
+def test_a_leaf_at_the_depth_limit_is_rolled_out_again_with_another_seed() -> None:
+    tree = Tree(sample(), settings(max_depth=1, simulations=4))
+    seeds: list[int] = []
+
+    class Spy(BrokenTeacher):
+        async def endings(self, state: str, n: int, seed: int) -> list[Ending]:
+            seeds.append(seed)
+            return await super().endings(state, n, seed)
+
+    asyncio.run(search(tree, Spy(10**9)))
+    assert all(not child.children for child in tree.root.children)
+    assert tree.root.visits == 3 * 2 + 3 * 2 and len(set(seeds)) == len(seeds) == 6
+
+
+def test_a_terminal_leaf_backs_its_reward_up_again_without_a_request() -> None:
+    tree = Tree(sample(), settings(simulations=5))
+    teacher = ScriptedTeacher({"": [(1.0, "It is left.</think><answer>left</answer>")]})
+    asyncio.run(search(tree, teacher))
+    assert (tree.root.visits, tree.root.value, teacher.requests) == (5, 1.0, 3)
+    assert select(tree)[-1].answer == "left"
+
+
+def test_seeds_depend_on_all_their_parts_and_fit_31_bits() -> None:
+    seeds = {
+        seed_of(s, a, n, k, t)
+        for s in (0, 1)
+        for a in "ab"
+        for n in ("0", "0.1")
+        for k in ("step", "rollout")
+        for t in (0, 1)
+    }
+    assert len(seeds) == 32 and all(0 <= seed < 2**31 for seed in seeds)
+    assert seed_of(0, "sat/train/1", "0.1", "step", 0) == seed_of(0, "sat/train/1", "0.1", "step", 0)
