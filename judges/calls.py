@@ -120,7 +120,7 @@ def grounding_call(item: GroundingItem, frame: BoxFrame) -> Call:
         found = _json_object(reply, set(keys))
         return tuple(_labelled(found[key], GROUNDING_LABELS) for key in keys)
 
-    return Call("grounding", text, digest, read, item.images, _object({key: one for key in keys}), size=number)
+    return Call("grounding", text, digest, read, item.images, _object(dict.fromkeys(keys, one)), size=number)
 
 
 def extraction_call(item: ExtractionItem) -> Call:

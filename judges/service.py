@@ -103,8 +103,7 @@ class Service:
         under_way = self._state().under_way
         task = under_way.get(key)
         if task is None:
-            task = asyncio.create_task(self._ask_endpoint(call, [url for url, _ in pictures], key))
-            under_way[key] = task
+            task = under_way[key] = asyncio.create_task(self._ask_endpoint(call, [url for url, _ in pictures], key))
             task.add_done_callback(lambda _: under_way.pop(key, None))
         else:
             self.meter.shared += 1
@@ -147,7 +146,7 @@ class Service:
             reraise=True,
         )
         try:
-            reply = await retrying(self._request, call, urls)
+            reply: str = await retrying(self._request, call, urls)
             verdicts = self._verdicts(call, reply)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))

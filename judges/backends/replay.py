@@ -54,7 +54,8 @@ def read(path: str | Path) -> Book:
 
 class _Recorder(Generic[AnyItem]):
     def __init__(self, judge: Judge[AnyItem, Any], out: jsonl.Appender) -> None:
-        self._judge, self._out = judge, out
+        self._judge: Judge[AnyItem, Any] = judge
+        self._out = out
 
     async def judge(self, items: Sequence[AnyItem]) -> list[Any]:
         results = await self._judge.judge(items)
