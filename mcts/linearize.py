@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fgrpo.tokens import SPECIAL_SHAPE
 from fgrpo.types import Trace
+from mcts.teacher import is_plain
 from mcts.tree import Chain, Node, Tree, read_chain, state_text, steps_of
 
 Kind = Literal["direct", "corrected"]
@@ -128,8 +128,8 @@ def _length(chain: Chain) -> tuple[int, int]:
 
 
 def _is_sound(steps: Sequence[str]) -> bool:
-    """No line twice, no special token written out."""
-    return len(set(steps)) == len(steps) and not any(SPECIAL_SHAPE.search(step) for step in steps)
+    """No line twice, and text that can be given to a model again."""
+    return len(set(steps)) == len(steps) and all(is_plain(step) for step in steps)
 
 
 def _traces(tree: Tree, kind: Kind, chains: Sequence[tuple[Chain, tuple[str, ...]]]) -> Iterator[Trace]:

@@ -114,18 +114,23 @@ class SamplerTeacher:
         return await self._sampler.sample(request)
 
 
+def is_plain(text: str) -> bool:
+    """Whether `text` can be given to a model again as it stands: no special token written out, no half characters."""
+    return "\ufffd" not in text and not SPECIAL_SHAPE.search(text)
+
+
 def read_step(state: str, text: str, cut: bool, logprob: float, tokens: int) -> Step:
     """Make a step of the text that followed `state`.
 
-    Problems: `special_token`, `unended` (cut at its length), `ended_early` (the turn ended without an answer), `blank`,
+    Problems: `special_token`, `broken_text` (half of a character), `unended` (cut at its length), `ended_early` (the turn ended without an answer), `blank`,
     `malformed` (tags where none belong, or no single closed answer).
     """
 
     def bad(problem: str) -> Step:
         return Step(text.strip(), None, logprob, tokens, problem)
 
-    if SPECIAL_SHAPE.search(text):
-        return bad("special_token")
+    if not is_plain(text):
+        return bad("special_token" if SPECIAL_SHAPE.search(text) else "broken_text")
     if END_OF_THINK in text and END_OF_ANSWER in text:
         chain = read_chain(state + text)
         if chain is None:

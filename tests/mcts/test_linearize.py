@@ -88,6 +88,7 @@ def test_what_is_no_chain() -> None:
         "b</think>oops<answer>left</answer>",
         "b</think><answer>left</answer><answer>left</answer>",
         "see <|image_pad|>" + LEFT,
+        "half \ufffd of it" + LEFT,
     ]
     assert linearize(tree(node("0", "", node("0.0", "s", ends=ends)))) == []
     assert linearize(tree(Node("0"))) == []

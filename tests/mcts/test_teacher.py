@@ -87,6 +87,7 @@ def test_a_blank_line_is_read_past_and_a_bare_closing_has_no_step_of_its_own() -
         ([("a</think><answer>x</answer></answer>", "stop")], "malformed"),
         ([("a</think><answer></answer>", "stop")], "malformed"),
         ([("see <|image_pad|>\n", "stop")], "special_token"),
+        ([("half \ufffd of it\n", "stop")], "broken_text"),
     ],
 )
 def test_what_cannot_be_used_has_a_problem_and_raises_nothing(replies: list[tuple[str, str]], problem: str) -> None:
