@@ -124,6 +124,7 @@ def transformers_smart_resize():  # type: ignore[no-untyped-def]
     pytest.skip("transformers' image processor of Qwen2-VL cannot be imported here")
 
 
+@pytest.mark.slow  # imports transformers
 def test_smart_resize_is_transformers_own() -> None:
     theirs = transformers_smart_resize()
     rng = random.Random(1)

@@ -1,0 +1,191 @@
+"""Consistency and semantic grounding: masks, rules before the judge, three states of a score, and the oracle's truth."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgrpo import schema
+from fgrpo.errors import UserError
+from fgrpo.response import parse
+from fgrpo.types import Sample, Score, Verdict
+from judges.base import JudgeSet, build, failed_verdict
+from miniworld import questions as q
+from miniworld.render import render
+from miniworld.truth import entry
+from rewards.base import Reward, RewardContext, RewardItem, load, names
+from rewards.consistency import is_contentless
+
+SAMPLE = Sample("sat/train/0", ("missing.png",), "Is the car left or right?", ("left", "right"), "left")
+GOOD = "<think>The car is on the left side.\nThe bus is red.</think><answer>left</answer>"
+WRONG = "<think>The car is on the right side.</think><answer>right</answer>"
+NO_ANSWER = "<think>The car is on the left side.</think>"
+TWO_ANSWERS = GOOD + "<answer>right</answer>"
+EMPTY_TRACE = "<think> </think><answer>left</answer>"
+
+
+def items_of(*texts: str) -> list[RewardItem]:
+    return [RewardItem(f"r{i}", SAMPLE, parse(text)) for i, text in enumerate(texts)]
+
+
+def score(name: str, items: list[RewardItem], context: RewardContext) -> list[Score]:
+    return asyncio.run(load(name)(items, context))
+
+
+def test_every_file_is_a_reward() -> None:
+    for name in names():
+        reward: Reward = load(name)
+        assert reward.name == name
+    assert set(names()) == {"task", "consistency", "semantic_grounding", "spatial_grounding"}
+    with pytest.raises(UserError, match="did you mean 'consistency'"):
+        load("consistancy")
+
+
+@pytest.mark.parametrize("name", ["task", "consistency", "semantic_grounding", "spatial_grounding"])
+def test_an_empty_batch(name: str, nobody: JudgeSet) -> None:
+    assert score(name, [], RewardContext(nobody)) == []
+
+
+def test_in_training_only_correct_answers_reach_the_judges(nobody: JudgeSet, scripted: Any) -> None:
+    judge = scripted(lambda item: Verdict("CONSISTENT"))
+    context = RewardContext(dataclasses.replace(nobody, consistency=judge), mask="correct")
+    scores = score("consistency", items_of(WRONG, GOOD, NO_ANSWER, TWO_ANSWERS, EMPTY_TRACE), context)
+    assert [s.state for s in scores] == ["not_applicable", "scored", "not_applicable", "not_applicable", "scored"]
+    assert [s.value for s in scores] == [None, 1.0, None, None, 0.0]
+    assert [item.id for item in judge.asked] == ["r1"]
+    grounding = scripted(lambda item: (Verdict("CORRECT"), Verdict("INCORRECT")))
+    context = RewardContext(dataclasses.replace(nobody, grounding=grounding), mask="correct")
+    scores = score("semantic_grounding", items_of(WRONG, GOOD), context)
+    assert [s.value for s in scores] == [None, 0.5]
+    assert [item.id for item in grounding.asked] == ["r1"]
+
+
+def test_in_evaluation_all_answers_do_and_no_answer_is_inconsistent(nobody: JudgeSet, scripted: Any) -> None:
+    judge = scripted(lambda item: Verdict("INCONSISTENT" if item.answer == "right" else "CONSISTENT"))
+    context = RewardContext(dataclasses.replace(nobody, consistency=judge), mask="all")
+    scores = score("consistency", items_of(WRONG, GOOD, NO_ANSWER, TWO_ANSWERS, EMPTY_TRACE), context)
+    assert [s.value for s in scores] == [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert [s.detail["cause"] for s in scores] == ["judge", "judge", "no_answer", "no_answer", "no_trace"]
+    assert [item.id for item in judge.asked] == ["r0", "r1"]
+
+
+def test_a_judges_failure_is_a_failed_score_never_a_zero(nobody: JudgeSet, scripted: Any) -> None:
+    for bad in (failed_verdict("time-out"), Verdict("MAYBE"), Verdict(None)):
+        sets = dataclasses.replace(nobody, consistency=scripted(lambda item, v=bad: v))
+        (got,) = score("consistency", items_of(GOOD), RewardContext(sets))
+        assert (got.state, got.value) == ("failed", None)
+        sets = dataclasses.replace(nobody, grounding=scripted(lambda item, v=bad: (Verdict("CORRECT"), v)))
+        (got,) = score("semantic_grounding", items_of(GOOD), RewardContext(sets))
+        assert (got.state, got.value) == ("failed", None)
+
+
+def test_skip_is_left_out_and_context_is_what_precedes(nobody: JudgeSet, scripted: Any) -> None:
+    labels = iter(["CORRECT", "SKIP", "INCORRECT", "CORRECT"])
+    judge = scripted(lambda item: tuple(Verdict(next(labels)) for _ in item.sentences))
+    text = "<think>A car. Let me see. A bus.\nA red tree. A dog.</think><answer>left</answer>"
+    (got,) = score("semantic_grounding", items_of(text), RewardContext(dataclasses.replace(nobody, grounding=judge)))
+    assert got.value == pytest.approx(2 / 3)
+    (item,) = judge.asked
+    assert item.sentences == ("A car.", "A bus.", "A red tree.", "A dog.")
+    assert item.contexts[1] == ("A car.", "Let me see.")
+    assert [d["label"] for d in got.detail["sentences"]] == ["CORRECT", None, "SKIP", "INCORRECT", "CORRECT"]
+
+
+def test_nothing_to_score_is_not_applicable(nobody: JudgeSet, scripted: Any) -> None:
+    judge = scripted(lambda item: tuple(Verdict("SKIP") for _ in item.sentences))
+    context = RewardContext(dataclasses.replace(nobody, grounding=judge))
+    texts = ("<think>Let me think.</think><answer>left</answer>", EMPTY_TRACE, "left", GOOD)
+    assert [s.state for s in score("semantic_grounding", items_of(*texts), context)] == ["not_applicable"] * 4
+    assert [item.id for item in judge.asked] == ["r3"]
+
+
+CONTENTLESS = ["", " \n", ":", "...", "Thought process:", "thought process", "Let's think step by step.", "left", "<b></b>", "👍👍👍", "Solution", "1 2 3 4"]
+CONTENT = ["It moved left.", "There are two circles.", "红色的圆在左边", "The answer is left", "so it is left"]
+
+
+@pytest.mark.parametrize("think", CONTENTLESS)
+def test_a_trace_that_says_nothing_is_never_consistent(think: str, nobody: JudgeSet) -> None:
+    assert is_contentless(think)
+    (got,) = score("consistency", items_of(f"<think>{think}</think><answer>left</answer>"), RewardContext(nobody))
+    assert (got.value, got.detail["cause"]) == (0.0, "no_trace")
+
+
+@pytest.mark.parametrize("think", CONTENT)
+def test_a_trace_that_says_something_is_left_to_the_judge(think: str) -> None:
+    assert not is_contentless(think)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[q.Question, tuple[str, ...]]]]:
+    """Eighty questions of all families, their pictures and the truth about them."""
+    root, rng = tmp_path_factory.mktemp("world"), random.Random(0)
+    out, rows = [], []
+    for n in range(80):
+        question = q.make(q.FAMILIES[n % len(q.FAMILIES)], rng)
+        paths = []
+        for k, scene in enumerate(question.scenes):
+            picture = render(scene, rng)
+            path = root / f"{n}-{k}.png"
+            picture.save(path)
+            rows.append(json.dumps(entry(picture, scene)))
+            paths.append(str(path))
+        out.append((question, tuple(paths)))
+    (root / "scenes.jsonl").write_text("\n".join(rows) + "\n")
+    return root, out
+
+
+def oracle(root: Path) -> JudgeSet:
+    return build(schema.Judge(backend="oracle", model="oracle", max_completion_tokens=1, concurrency=1), root)
+
+
+def world_items(world: Any, write: Any) -> list[RewardItem]:
+    return [
+        RewardItem(str(n), Sample(f"sat/t/{n}", paths, question.text, question.choices, question.answer), parse(write(question)))
+        for n, (question, paths) in enumerate(world[1])
+    ]
+
+
+def other(question: q.Question) -> str:
+    return next(c for c in question.choices if c != question.answer)
+
+
+def test_true_traces_are_faithful(world: Any) -> None:
+    context = RewardContext(oracle(world[0]))
+    items = world_items(world, q.trace)
+    for name in ("consistency", "semantic_grounding"):
+        assert {s.value for s in score(name, items, context)} == {1.0}
+
+
+def test_a_flipped_answer_is_inconsistent_yet_grounded(world: Any) -> None:
+    items = world_items(world, lambda x: q.write_trace(q.steps(x), other(x)))
+    context = RewardContext(oracle(world[0]))
+    assert {s.value for s in score("consistency", items, context)} == {0.0}
+    assert {s.value for s in score("semantic_grounding", items, context)} == {1.0}
+
+
+def test_a_false_statement_is_ungrounded_yet_consistent(world: Any) -> None:
+    items = world_items(world, lambda x: q.write_trace([*q.steps(x)[:-1], q.conclusion(x, other(x))], other(x)))
+    context = RewardContext(oracle(world[0]))
+    assert {s.value for s in score("consistency", items, context)} == {1.0}
+    for item, got in zip(items, score("semantic_grounding", items, context), strict=True):
+        steps = len(item.response.think.splitlines())
+        assert got.value == pytest.approx((steps - 1) / steps)
+
+
+def test_what_is_not_of_the_world_fails(world: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (50, 50)).save(tmp_path / "other.png")
+    context = RewardContext(oracle(world[0]))
+    for image in (str(tmp_path / "other.png"), str(tmp_path / "missing.png")):
+        foreign = [RewardItem("x", dataclasses.replace(SAMPLE, images=(image,)), parse(GOOD))]
+        assert [s.state for s in score("semantic_grounding", foreign, context)] == ["failed"]
+        assert [s.state for s in score("consistency", foreign, context)] == ["failed"]
+    with pytest.raises(UserError, match=r"scenes\.jsonl"):
+        score("semantic_grounding", items_of(GOOD), RewardContext(oracle(tmp_path)))

@@ -1,0 +1,103 @@
+"""Sentence decomposition: what ends a sentence, what is trivial, and that it stays linear."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgrpo.errors import UserError
+from rewards.rules import rules
+from rewards.semantic_grounding import sentences
+
+SPLITS = [
+    ("A car. A bus.", ["A car.", "A bus."]),
+    ("A car! A bus? Yes", ["A car!", "A bus?", "Yes"]),
+    ("The box is 2.5 m wide. Next.", ["The box is 2.5 m wide.", "Next."]),
+    ("It is at <bbox>[4,8,20,24]</bbox>. It is red.", ["It is at <bbox>[4,8,20,24]</bbox>.", "It is red."]),
+    ("At [1. , 2. , 3, 4] it is. Red.", ["At [1. , 2. , 3, 4] it is.", "Red."]),
+    ("At <bbox>[1. , 2. , 3., 4.]</bbox> it is.", ["At <bbox>[1. , 2. , 3., 4.]</bbox> it is."]),
+    ("A sedan (e.g. a taxi) vs. a bus, approx. 5 m.", ["A sedan (e.g. a taxi) vs. a bus, approx. 5 m."]),
+    ("Mr. Smith waves. He is tall.", ["Mr. Smith waves.", "He is tall."]),
+    ("1. The car is red.\n2. The bus is blue.", ["The car is red.", "The bus is blue."]),
+    ("- A car\n* A bus\n• A tree\n(a) A dog\n3) A cat", ["A car", "A bus", "A tree", "A dog", "A cat"]),
+    ("The car is red\nThe bus is blue", ["The car is red", "The bus is blue"]),
+    ("The car is red.\r\n\r\nThe bus is blue.", ["The car is red.", "The bus is blue."]),
+    ("He said \"stop.\" Then he left.", ['He said "stop."', "Then he left."]),
+    ("Well... a dog.", ["Well...", "a dog."]),
+    ("the car is red. the bus is blue.", ["the car is red.", "the bus is blue."]),
+    ("红色的圆在左边。蓝色的在右边！", ["红色的圆在左边。", "蓝色的在右边！"]),
+    ("हाँ यह लाल है। वह नीला है।", ["हाँ यह लाल है।", "वह नीला है।"]),
+    ("A car <bbox>[1,2,3. It is cut", ["A car <bbox>[1,2,3.", "It is cut"]),
+    ("</think> A car.", ["</think> A car."]),
+    ("...\n---\n1.\n**", []),
+    ("", []),
+]
+
+
+@pytest.mark.parametrize(("think", "texts"), SPLITS)
+def test_splits(think: str, texts: list[str]) -> None:
+    assert [s.text for s in sentences(think)] == texts
+
+
+VISUAL = [
+    "The red circle is left of the blue square.",
+    "Therefore, the red circle is left.",
+    "So the dogs are here.",
+    "Wait, it is at <bbox>[1,2,3,4]</bbox>.",
+    "Let me look at 3 of them.",
+    "Zwei Autos stehen da.",
+    "红色的圆在左边。",
+]
+TRIVIAL = [
+    "Let me think about this.",
+    "Let's try something else.",
+    "Wait, this seems off.",
+    "Therefore, the answer is B.",
+    "I need to decide.",
+    "So that is it.",
+    "Hmm.",
+    "2 + 3 = 5",
+    "Yes.",
+]
+
+
+@pytest.mark.parametrize("text", VISUAL)
+def test_claims_go_to_the_judge_however_they_begin(text: str) -> None:
+    assert [s.visual for s in sentences(text)] == [True]
+
+
+@pytest.mark.parametrize("text", TRIVIAL)
+def test_trivial_sentences_do_not(text: str) -> None:
+    assert [s.visual for s in sentences(text)] == [False]
+
+
+@given(st.text(alphabet="aB1 .!?\n<>[]()。-*,", max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_no_letter_is_lost_or_doubled(think: str) -> None:
+    kept = "".join(s.text for s in sentences(think))
+    letters = [c for c in think if c.isalpha()]
+    assert sum(c.isalpha() for c in kept) <= len(letters)
+    if not any(c in think for c in ".)"):  # list markers ("a.") are taken off
+        assert [c for c in kept if c.isalpha()] == letters
+
+
+HUGE = ["a. ", ". ", "[", "<a>", "1. ", "- ", "x", "[. ", "(a) ", "a.\n", "!", ")", "so. ", "let ", "<bbox>.", "。", "e.g. "]
+
+
+@pytest.mark.parametrize("piece", HUGE)
+def test_linear(piece: str) -> None:
+    begin = time.perf_counter()
+    sentences(piece * (100_000 // len(piece)))
+    sentences("." * 50_000 + piece * 1000)
+    assert time.perf_counter() - begin < 2.0
+
+
+def test_broken_rules_say_which_file(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("prefixes: ['(']\ntrivial: []\nvisual_words: []\nabbreviations: []\nopeners: []\n")
+    with pytest.raises(UserError, match=r"rules\.yaml"):
+        rules(path)
