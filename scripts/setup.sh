@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from constraints/cpu.txt: `make setup`. Running it again mends a half-made environment.
-# PYTHON chooses the interpreter (3.11 or newer).
+# PYTHON chooses the interpreter (3.11 or newer). Where pip finds only torch's CUDA build (gigabytes), take the CPU one with
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
