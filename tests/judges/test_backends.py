@@ -1,0 +1,114 @@
+"""Backends found by file name, the oracle's extraction, recording and replay, and the shared cache."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgrpo.errors import UserError
+from fgrpo.schema import Judge
+from fgrpo.types import Verdict
+from judges import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build, names
+from judges.backends.replay import record
+from judges.base import failed_verdict
+from judges.cache import Cache
+
+
+def config(backend: str, model: str = "m") -> Judge:
+    return Judge(backend=backend, model=model, max_completion_tokens=1, concurrency=1, endpoints=("http://127.0.0.1:9/v1",))
+
+
+def test_backends_are_found_by_file() -> None:
+    assert set(names()) >= {"openai", "oracle", "replay"}
+    with pytest.raises(UserError, match="did you mean 'oracle'"):
+        build(config("oracel"), "unused")
+
+
+SPANS = [
+    ("left", ("left", "right"), "A"),
+    ("B", ("left", "right"), "B"),
+    ("(b) right.", ("left", "right"), "B"),
+    ("2", ("one", "two"), "B"),
+    ("not left", ("left", "right"), "0"),
+    ("A. right", ("left", "right"), "0"),
+    ("green", ("left", "right"), "0"),
+    ("", ("left", "right"), "0"),
+    ("left", ("left", "left"), "0"),
+]
+
+
+@pytest.mark.parametrize(("span", "choices", "label"), SPANS)
+def test_oracle_extraction(span: str, choices: tuple[str, ...], label: str) -> None:
+    (verdict,) = asyncio.run(build(config("oracle"), "unused").extraction.judge([ExtractionItem("x", choices, span)]))
+    assert verdict.label == label
+
+
+class Fixed:
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+
+    async def judge(self, items: Any) -> list[Any]:
+        return self.answers[: len(items)]
+
+
+def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"pixels")
+    (tmp_path / "same.png").write_bytes(b"pixels")
+    asked = ConsistencyItem("a", "q?", ("left",), "think", "left")
+    lost = ConsistencyItem("b", "q?", ("left",), "other", "left")
+    seen = GroundingItem("g", (str(tmp_path / "p.png"),), "q?", ("A.", "B."), ((), ("A.",)))
+    two = (Verdict("CORRECT", "why", judge="x", prompt_hash="h"), Verdict("SKIP"))
+    live = JudgeSet(Fixed([Verdict("CONSISTENT"), failed_verdict("time-out")]), Fixed([two]), Fixed([Verdict("A")]))
+    path = tmp_path / "verdicts.jsonl"
+
+    async def go() -> None:
+        recorder = record(live, path)
+        await recorder.consistency.judge([asked, lost])
+        await recorder.consistency.judge([asked])
+        await recorder.grounding.judge([seen])
+        await recorder.close()
+        replay = build(config("replay", str(path)), "unused")
+        renamed = dataclasses.replace(asked, id="another")
+        good, bad = await replay.consistency.judge([renamed, lost])
+        assert good == Verdict("CONSISTENT")
+        assert bad.failed and bad.reason == "not recorded"
+        moved = dataclasses.replace(seen, images=(str(tmp_path / "same.png"),))
+        assert await replay.grounding.judge([moved]) == [two]
+        (unknown,) = await replay.extraction.judge([ExtractionItem("x", ("left",), "left")])
+        assert unknown.failed
+        assert replay.meter.failed == {"not recorded": 2}
+
+    asyncio.run(go())
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_replay_without_its_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing"):
+        build(config("replay", str(tmp_path / "none.jsonl")), "unused")
+
+
+def _write(path: str, worker: int) -> int:
+    cache = Cache(path)
+    for n in range(200):
+        if cache.get(f"k{n}") is None:
+            cache.put(f"k{n}", "consistency", "m", f"reply {n}")
+        assert cache.get(f"k{n}") == f"reply {n}"
+    return worker
+
+
+def test_several_processes_share_one_cache(tmp_path: Path) -> None:
+    path = str(tmp_path / "cache.sqlite")
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        assert pool.starmap(_write, [(path, n) for n in range(4)]) == [0, 1, 2, 3]
+    assert len(Cache(path)) == 200
+
+
+def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "x.sqlite").write_bytes(b"this is text" * 100)
+    with pytest.raises(UserError, match=r"x\.sqlite"):
+        Cache(tmp_path / "x.sqlite")

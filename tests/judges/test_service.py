@@ -1,0 +1,360 @@
+"""The judging service against a server that misbehaves: no failure becomes a score, none is lost, none is asked without end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fgrpo.errors import UserError
+from fgrpo.types import Verdict
+from judges.backends.openai import BACKEND
+from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter
+from judges.calls import consistency_call
+from judges.service import Service
+
+YES = json.dumps({"why": "because", "label": "CONSISTENT"})
+NO = json.dumps({"why": "because", "label": "INCONSISTENT"})
+
+
+def item(n: int) -> ConsistencyItem:
+    return ConsistencyItem(f"r{n}", f"Question {n}?", ("left", "right"), f"Reasoning {n}.", "left")
+
+
+def number_of(body: dict[str, Any]) -> int:
+    found = re.search(r"Reasoning (\d+)", body["messages"][0]["content"][-1]["text"])
+    assert found
+    return int(found.group(1))
+
+
+def truth(n: int) -> str:
+    return NO if n % 3 == 0 else YES
+
+
+def ask(config: Any, body: Callable[[JudgeSet], Awaitable[Any]]) -> Any:
+    async def go() -> Any:
+        judges = BACKEND(config, Path("unused"))
+        try:
+            return await body(judges)
+        finally:
+            await judges.close()
+
+    return go()
+
+
+def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
+    """Passing faults are retried until an answer comes; unusable replies fail; every verdict is its own item's truth."""
+    count, rng = 400, random.Random(0)
+    given_up: set[int] = set()
+
+    def behave(_: int, body: dict[str, Any]) -> Any:
+        n = number_of(body)
+        if rng.random() > 0.3:
+            return truth(n)
+        fault = rng.randrange(8)
+        if fault < 4:
+            return [500, 503, {"cut": True}, {"body": "<html>gateway</html>"}][fault]
+        if fault == 4:
+            return {"status": 429, "headers": {"Retry-After": "0.01"}, "body": "{}"}
+        given_up.add(n)
+        return [truth(n)[:-9], "I think it is CONSISTENT.", json.dumps({"label": "CONSISTENT"})][fault - 5]
+
+    async def go() -> None:
+        async with fault_server(behave) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                verdicts = await judges.consistency.judge([item(n) for n in range(count)])
+                assert len(verdicts) == count
+                for n, verdict in enumerate(verdicts):
+                    assert verdict.failed == (n in given_up), verdict
+                    assert verdict.label == (None if n in given_up else json.loads(truth(n))["label"])
+                    assert verdict.prompt_hash and verdict.judge == "served-model"
+                assert sum(judges.meter.failed.values()) == len(given_up) > 5
+                assert judges.meter.requests == len(server.bodies) == count + judges.meter.retries
+                assert server.most_in_flight <= 16
+
+            await ask(judge_config(server.url), body)
+
+    asyncio.run(go())
+
+
+UNUSABLE = [
+    "",
+    "null",
+    "[]",
+    "CONSISTENT",
+    '{"label": "CONSISTENT"}',
+    '{"why": "x", "label": "consistent"}',
+    '{"why": "x", "label": "CONSISTENT", "score": 1}',
+    '{"why": 3, "label": "CONSISTENT"}',
+    '{"why": "x", "label": "CONSISTENT"',
+    YES + YES,
+    "[" * 5000,
+    {"text": YES, "finish": "length"},
+    {"body": json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})},
+    {"body": json.dumps({"error": "odd"})},
+    400,
+    413,
+    422,
+]
+
+
+@pytest.mark.parametrize("reply", UNUSABLE, ids=range(len(UNUSABLE)))
+def test_what_stays_as_it_is_fails_at_once(reply: Any, fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: reply) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                (verdict,) = await judges.consistency.judge([item(0)])
+                assert verdict.failed and verdict.label is None and verdict.reason
+                assert len(server.bodies) == 1
+
+            await ask(judge_config(server.url), body)
+
+    asyncio.run(go())
+
+
+PASSING = [500, 502, 503, 408, 409, 429, {"cut": True}, {"body": "garbage"}, {"text": YES, "wait": 1.0}, {"text": YES, "drip": 0.05}]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=range(len(PASSING)))
+def test_what_can_pass_is_tried_again(fault: Any, fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: fault if n == 0 else YES) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                (verdict,) = await judges.consistency.judge([item(0)])
+                assert verdict.label == "CONSISTENT"
+                assert (len(server.bodies), judges.meter.retries) == (2, 1)
+
+            await ask(judge_config(server.url, timeout_s=0.3), body)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("fault", [500, {"cut": True}, {"text": YES, "wait": 1.0}])
+def test_a_dead_server_fails_items_and_scores_none(fault: Any, fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: fault) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                verdicts = await judges.consistency.judge([item(n) for n in range(4)])
+                assert all(v.failed and v.label is None for v in verdicts)
+                assert len(server.bodies) == 4 * 3
+                assert sum(judges.meter.failed.values()) == 4
+
+            await ask(judge_config(server.url, attempts=3, timeout_s=0.2), body)
+
+    asyncio.run(go())
+
+
+def test_retry_after_is_respected(fault_server: Any, judge_config: Any) -> None:
+    slow = {"status": 429, "headers": {"Retry-After": "0.4"}, "body": "{}"}
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: slow if n == 0 else YES) as server:
+            begin = time.monotonic()
+            await ask(judge_config(server.url), lambda judges: judges.consistency.judge([item(0)]))
+            assert time.monotonic() - begin >= 0.4
+
+    asyncio.run(go())
+
+
+def test_an_unreachable_endpoint_is_passed_over(fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: truth(number_of(body))) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                verdicts = await judges.consistency.judge([item(n) for n in range(60)])
+                assert [v.label for v in verdicts] == [json.loads(truth(n))["label"] for n in range(60)]
+
+            await ask(judge_config("http://127.0.0.1:9/v1", server.url, attempts=12), body)
+
+    asyncio.run(go())
+
+
+KEY = "sk-very-secret-123"
+FATAL = [
+    (401, "refuses the key in MY_KEY"),
+    (403, "refuses the key in MY_KEY"),
+    (404, "does not serve 'served-model'; it serves: served-model"),
+    ({"status": 429, "body": json.dumps({"error": {"message": KEY, "code": "insufficient_quota"}})}, "quota of the key in MY_KEY"),
+]
+
+
+@pytest.mark.parametrize(("reply", "says"), FATAL)
+def test_what_no_item_can_get_round_stops_with_one_clear_error(
+    reply: Any, says: str, fault_server: Any, judge_config: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: reply) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                with pytest.raises(UserError, match=re.escape(says)) as raised:
+                    await judges.consistency.judge([item(n) for n in range(50)])
+                assert KEY not in str(raised.value)
+                asked = len(server.bodies)
+                with pytest.raises(UserError):
+                    await judges.consistency.judge([item(99)])
+                assert len(server.bodies) == asked  # nobody asks again
+                assert server.authorizations[0] == f"Bearer {KEY}"
+
+            await ask(judge_config(server.url, api_key_env="MY_KEY"), body)
+
+    asyncio.run(go())
+    assert KEY not in caplog.text
+
+
+def test_the_key_is_in_no_verdict(fault_server: Any, judge_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    async def go() -> None:
+        bad = {"status": 400, "body": json.dumps({"error": {"message": f"bad header {KEY}"}})}
+        async with fault_server(lambda n, body: bad) as server:
+            (verdict,) = await ask(judge_config(server.url, api_key_env="MY_KEY"), lambda j: j.consistency.judge([item(0)]))
+            assert "bad header" in verdict.reason and KEY not in verdict.reason
+
+    asyncio.run(go())
+
+
+def test_no_key_names_the_variable(judge_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(UserError, match="MY_KEY"):
+        BACKEND(judge_config(api_key_env="MY_KEY"), Path("unused"))
+
+
+def test_equal_calls_in_flight_share_one_request_and_the_cache_the_rest(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: {"text": truth(number_of(body)), "wait": 0.02}) as server:
+            config = judge_config(server.url, cache=str(tmp_path / "c" / "cache.sqlite"))
+
+            async def first(judges: JudgeSet) -> Any:
+                verdicts = await judges.consistency.judge([item(n % 10) for n in range(40)])
+                assert (len(server.bodies), judges.meter.shared) == (10, 30)
+                return verdicts
+
+            async def second(judges: JudgeSet) -> Any:
+                verdicts = await judges.consistency.judge([item(n % 10) for n in range(40)])
+                assert (judges.meter.requests, judges.meter.cached) == (0, 40)
+                return verdicts
+
+            assert await ask(config, first) == await ask(config, second)
+            other = judge_config(server.url, cache=config.cache, model="another")
+            await ask(other, lambda judges: judges.consistency.judge([item(0)]))
+            assert len(server.bodies) == 11  # another model is asked anew
+
+    asyncio.run(go())
+
+
+def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: "garbage" if n == 0 else YES) as server:
+            config = judge_config(server.url, cache=str(tmp_path / "cache.sqlite"))
+            (bad,) = await ask(config, lambda judges: judges.consistency.judge([item(0)]))
+            (good,) = await ask(config, lambda judges: judges.consistency.judge([item(0)]))
+            assert bad.failed and good.label == "CONSISTENT"
+
+    asyncio.run(go())
+
+
+def test_one_service_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:
+    services: list[Service] = []
+
+    async def go() -> tuple[Verdict, ...]:
+        async with fault_server(lambda n, body: YES) as server:
+            if not services:
+                services.append(Service(judge_config("http://placeholder/v1"), Meter()))
+            services[0]._config = judge_config(server.url)
+            return await services[0].ask(consistency_call(item(0)))
+
+    for _ in range(3):
+        (verdict,) = asyncio.run(go())
+        assert verdict.label == "CONSISTENT"
+
+
+def picture(path: Path, kind: str = "PNG") -> str:
+    Image.new("RGB", (140, 56), "red").save(path, kind)
+    return str(path)
+
+
+def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    images = (picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", "JPEG"), picture(tmp_path / "c.bmp", "BMP"))
+    item = GroundingItem(
+        "g", images, "Where?", ("It is at <bbox>[14,28,70,56]</bbox>.", "It is red."), ((), ("It is at <bbox>[14,28,70,56]</bbox>.", "Wait.")), ((140, 56),) * 3
+    )
+    labels = {"1": {"why": "a", "label": "CORRECT"}, "2": {"why": "b", "label": "SKIP"}}
+
+    def behave(_: int, body: dict[str, Any]) -> Any:
+        keys = body["response_format"]["json_schema"]["schema"]["required"]
+        return json.dumps({key: labels[key] for key in keys})
+
+    async def go() -> None:
+        async with fault_server(behave) as server:
+            (verdicts,) = await ask(judge_config(server.url), lambda judges: judges.grounding.judge([item]))
+            assert [v.label for v in verdicts] == ["CORRECT", "SKIP"]
+            content = server.bodies[0]["messages"][0]["content"]
+            kinds = [part["image_url"]["url"].split(";")[0] for part in content[:3]]
+            assert kinds == ["data:image/png", "data:image/jpeg", "data:image/png"]
+            assert '1. "It is at [100,500,500,1000]."\n- "Wait."\n2. "It is red."' in content[3]["text"]
+            assert "0 to 1000" in content[3]["text"]
+            (verdicts,) = await ask(judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item]))
+            assert [v.label for v in verdicts] == ["CORRECT", "CORRECT"]
+            assert len(server.bodies) == 3
+
+    asyncio.run(go())
+
+
+def test_broken_pictures_and_wrong_length_fail_every_sentence(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    whole = picture(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes(Path(whole).read_bytes()[:60])
+    one = json.dumps({"1": {"why": "a", "label": "CORRECT"}})
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: one) as server:
+            for image in (str(tmp_path / "missing.png"), str(tmp_path / "cut.png"), whole):
+                item = GroundingItem("g", (image,), "?", ("A.", "B."), ((), ("A.",)))
+                (verdicts,) = await ask(judge_config(server.url), lambda judges, i=item: judges.grounding.judge([i]))
+                assert [v.failed for v in verdicts] == [True, True]
+            assert len(server.bodies) == 1  # nothing is sent without its pictures
+            nothing = GroundingItem("g", (whole,), "?", (), ())
+            assert await ask(judge_config(server.url), lambda judges: judges.grounding.judge([nothing])) == [()]
+
+    asyncio.run(go())
+
+
+def test_extraction_is_a_structured_choice_of_letters(fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        replies = iter(["B", " 0\n", "C", "b", "A or B"])
+        async with fault_server(lambda n, body: next(replies)) as server:
+            items = [ExtractionItem(str(n), ("left", "right"), f"span {n}") for n in range(5)]
+            verdicts = await ask(judge_config(server.url, concurrency=1), lambda judges: judges.extraction.judge(items))
+            assert [v.label for v in verdicts] == ["B", "0", None, None, None]
+            assert [v.failed for v in verdicts] == [False, False, True, True, True]
+            assert server.bodies[0]["structured_outputs"] == {"choice": ["A", "B", "0"]}
+            assert server.bodies[0]["temperature"] == 0.0
+
+    asyncio.run(go())
+
+
+def test_reasoning_models_get_effort_and_no_temperature(fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: YES) as server:
+            config = judge_config(server.url, reasoning_effort="medium", max_completion_tokens=1024)
+            await ask(config, lambda judges: judges.consistency.judge([item(0)]))
+            body = server.bodies[0]
+            assert body["reasoning_effort"] == "medium" and body["max_completion_tokens"] == 1024
+            assert "temperature" not in body and body["response_format"]["json_schema"]["strict"] is True
+
+    asyncio.run(go())
