@@ -119,9 +119,12 @@ def shares(scores_NK: Tensor, weights_K: Tensor, group_size: int, *, masked: Mas
     the task's is 1 / (1 + sum λ²).
     """
     parts = [
-        combine(scores_NK[:, [i]], torch.ones(1), group_size, masked=masked, whiten="none") for i in range(scores_NK.shape[1])
+        combine(scores_NK[:, [i]], torch.ones(1), group_size, masked=masked, whiten="none")
+        for i in range(scores_NK.shape[1])
     ]
-    power_K = torch.stack([part.square().mean() for part in parts]).double() * weights_K.to(parts[0].device).double().square()
+    power_K = (
+        torch.stack([part.square().mean() for part in parts]).double() * weights_K.to(parts[0].device).double().square()
+    )
     total = power_K.sum()
     return power_K / total if total > 0 else torch.zeros_like(power_K)
 

@@ -46,7 +46,9 @@ def total_steps(rl: Rl, prompts: int) -> int:
     return max(1, int(rl.epochs * prompts) // rl.rollout_batch) * updates
 
 
-def grpo_config(config: Config, folder: str | Path, steps: int, forbidden: Sequence[int] = (), world: int | None = None) -> GRPOConfig:
+def grpo_config(
+    config: Config, folder: str | Path, steps: int, forbidden: Sequence[int] = (), world: int | None = None
+) -> GRPOConfig:
     """TRL's arguments for one RL run.
 
     Args:

@@ -24,11 +24,17 @@ def check_config(args: GRPOConfig) -> None:
             "constraints are not decoupled (Eq. 6); set multi_objective_aggregation='normalize_then_sum'"
         )
     if args.reward_weights is not None:
-        raise ValueError("reward_weights are the multipliers here and belong to the trainer; leave them out and set lam_init")
+        raise ValueError(
+            "reward_weights are the multipliers here and belong to the trainer; leave them out and set lam_init"
+        )
     if args.scale_rewards not in ("group", True):
-        raise ValueError(f"scale_rewards={args.scale_rewards!r} has no effect on decoupled advantages; leave it at 'group'")
+        raise ValueError(
+            f"scale_rewards={args.scale_rewards!r} has no effect on decoupled advantages; leave it at 'group'"
+        )
     if (args.num_generations or 0) < 2:
-        raise ValueError(f"a group of {args.num_generations} rollout has no baseline; set num_generations to at least 2")
+        raise ValueError(
+            f"a group of {args.num_generations} rollout has no baseline; set num_generations to at least 2"
+        )
     if args.steps_per_generation is None or args.generation_batch_size is None:
         raise ValueError("the configuration was not initialised: steps_per_generation is missing")
     _check_saving(args)
@@ -50,10 +56,14 @@ def _check_saving(args: GRPOConfig) -> None:
                 f"dual step twice; one generation serves {per_generation} steps, so make save_steps a multiple of it"
             )
     elif args.gradient_accumulation_steps % micro_steps:
-        raise ValueError(f"save_strategy={strategy!r} may save between the updates of one generation batch; use 'steps'")
+        raise ValueError(
+            f"save_strategy={strategy!r} may save between the updates of one generation batch; use 'steps'"
+        )
 
 
-def check_constraints(names: Sequence[str], dual: DualAscent, constraints: Sequence[Constraint], coupling: str | None) -> None:
+def check_constraints(
+    names: Sequence[str], dual: DualAscent, constraints: Sequence[Constraint], coupling: str | None
+) -> None:
     """Reward functions are the task's followed by one for each constraint, in order; a coupled reward has no constraints.
 
     Raises:
@@ -64,7 +74,9 @@ def check_constraints(names: Sequence[str], dual: DualAscent, constraints: Seque
     wanted = [c.reward for c in dual.constraints]
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise ValueError(f"two reward functions are called {twice[0]!r}; the task reward is one column (format and accuracy added up)")
+        raise ValueError(
+            f"two reward functions are called {twice[0]!r}; the task reward is one column (format and accuracy added up)"
+        )
     if coupling is not None:
         if wanted:
             raise ValueError(f"a coupled reward ({coupling}) has no multipliers; leave the constraints {wanted} out")
@@ -75,9 +87,13 @@ def check_constraints(names: Sequence[str], dual: DualAscent, constraints: Seque
         raise ValueError("the first reward function must be the task reward")
     for name in wanted:
         if name == names[0]:
-            raise ValueError(f"{name!r} is the first reward function, so it is the task reward, and cannot be a constraint too")
+            raise ValueError(
+                f"{name!r} is the first reward function, so it is the task reward, and cannot be a constraint too"
+            )
         if name not in names:
-            raise ValueError(f"no reward function is called {name!r}, which a constraint names; there are {list(names)}")
+            raise ValueError(
+                f"no reward function is called {name!r}, which a constraint names; there are {list(names)}"
+            )
     if list(names[1:]) != wanted:
         raise ValueError(
             f"after the task reward {names[0]!r} come the constraints in their order; reward functions {list(names[1:])}, constraints "
@@ -105,4 +121,6 @@ def check_dataset(dataset: Any) -> None:
         else:
             without = stored.null_count
         if 0 < without < len(stored):
-            raise ValueError(f"{without} of {len(stored)} rows have no picture and the others have; train on rows with pictures, or without")
+            raise ValueError(
+                f"{without} of {len(stored)} rows have no picture and the others have; train on rows with pictures, or without"
+            )

@@ -62,7 +62,9 @@ def order(count: int, wanted: int, seed: int) -> list[int]:
     return indices[:wanted]
 
 
-def fitting(samples: Iterable[Sample], template: str, tokenizer: Any, limit: int, pixels: tuple[int, int], dropped: Counter[str]) -> list[Sample]:
+def fitting(
+    samples: Iterable[Sample], template: str, tokenizer: Any, limit: int, pixels: tuple[int, int], dropped: Counter[str]
+) -> list[Sample]:
     """Samples whose prompt (text and image tokens) has at most `limit` tokens; the others are counted.
 
     Args:
@@ -71,7 +73,9 @@ def fitting(samples: Iterable[Sample], template: str, tokenizer: Any, limit: int
     kept = []
     for sample in samples:
         try:
-            used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(_image_tokens(p, pixels) for p in sample.images)
+            used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(
+                _image_tokens(p, pixels) for p in sample.images
+            )
         except (OSError, ValueError):
             dropped["picture cannot be read"] += 1
             continue

@@ -41,7 +41,9 @@ class Constraint:
         if self.lr <= 0:
             raise ValueError(f"constraint {self.reward!r}: the dual learning rate must be above 0, got {self.lr}")
         if not 0.0 <= self.lam_init <= self.lam_max:
-            raise ValueError(f"constraint {self.reward!r}: lam_init {self.lam_init} is outside [0, lam_max = {self.lam_max}]")
+            raise ValueError(
+                f"constraint {self.reward!r}: lam_init {self.lam_init} is outside [0, lam_max = {self.lam_max}]"
+            )
         if self.min_applicable < 0:
             raise ValueError(f"constraint {self.reward!r}: min_applicable is a count, got {self.min_applicable}")
 
@@ -78,7 +80,9 @@ class _State:
 class DualAscent:
     """The multipliers of several constraints. All state is in `state_dict`, and belongs into every checkpoint."""
 
-    def __init__(self, constraints: Iterable[Constraint], kind: Kind = "adaptive", *, kp: float = 0.0, kd: float = 0.0) -> None:
+    def __init__(
+        self, constraints: Iterable[Constraint], kind: Kind = "adaptive", *, kp: float = 0.0, kd: float = 0.0
+    ) -> None:
         """`kp` and `kd` are the gains of kind "pid"; its integral gain is each constraint's `lr`.
 
         Raises:
@@ -115,10 +119,14 @@ class DualAscent:
         """
         scores = torch.as_tensor(scores_NC, dtype=torch.float64).cpu()
         if scores.ndim != 2 or scores.shape[1] != len(self.constraints):
-            raise ValueError(f"expected one score column for each of {len(self.constraints)} constraints, got shape {tuple(scores.shape)}")
+            raise ValueError(
+                f"expected one score column for each of {len(self.constraints)} constraints, got shape {tuple(scores.shape)}"
+            )
         if torch.isinf(scores).any():
             row, column = torch.isinf(scores).nonzero()[0].tolist()
-            raise ValueError(f"the score of {self.constraints[column].reward!r} is infinite for rollout {row} of the batch")
+            raise ValueError(
+                f"the score of {self.constraints[column].reward!r} is infinite for rollout {row} of the batch"
+            )
         return [self._step_one(c, scores[:, i]) for i, c in enumerate(self.constraints)]
 
     def _step_one(self, constraint: Constraint, scores_N: Tensor) -> DualStep:
@@ -141,7 +149,9 @@ class DualAscent:
         if moved:
             state.at_bound = state.at_bound + 1 if saturated else 0
         steps = None if error is None or self.kind == "fixed" else _steps_to_bound(state.lam, error, constraint)
-        return DualStep(constraint.reward, mean, len(known), error, before, state.lam, moved, saturated, steps, state.at_bound)
+        return DualStep(
+            constraint.reward, mean, len(known), error, before, state.lam, moved, saturated, steps, state.at_bound
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: the constraints (to recognise another set) and each one's state."""

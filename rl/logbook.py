@@ -25,7 +25,17 @@ from rl.trainer import FaithfulGRPOTrainer
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts"
 ALARM_EVERY = 50  # steps in a row at the bound
-_KEPT = ("reward", "kl", "entropy", "loss", "grad_norm", "learning_rate", "num_tokens", "completions/mean_length", "completions/clipped_ratio")
+_KEPT = (
+    "reward",
+    "kl",
+    "entropy",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "num_tokens",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+)
 _SHORT = {"consistency": "C", "spatial_grounding": "S", "semantic_grounding": "G"}
 
 
@@ -108,9 +118,20 @@ class Logbook(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
-        if not state.is_world_process_zero or self._out is None or self.trainer is None or logs is None or "train_runtime" in logs:
+        if (
+            not state.is_world_process_zero
+            or self._out is None
+            or self.trainer is None
+            or logs is None
+            or "train_runtime" in logs
+        ):
             return
         now = time.perf_counter()
         spent, wall = self.trainer.take_seconds(), now - self._last
@@ -120,7 +141,9 @@ class Logbook(TrainerCallback):
         if batch is not None:
             line |= batch_figures(batch, self.scorer.monitored)
         line |= {f"lambda/{name}": lam for name, lam in self.trainer.dual.lam.items()}
-        line |= {key: logs[key] for key in logs if key in _KEPT or key.startswith(("constraint/", "lambda/", "clip_ratio/"))}
+        line |= {
+            key: logs[key] for key in logs if key in _KEPT or key.startswith(("constraint/", "lambda/", "clip_ratio/"))
+        }
         line |= {f"seconds/{key}": value for key, value in spent.items()}
         line |= {"seconds/update": max(wall - sum(spent.values()), 0.0), "seconds/step": wall}
         self._out.write(jsonl.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
@@ -146,7 +169,9 @@ class Logbook(TrainerCallback):
         for constraint in self.trainer.dual.constraints:
             name = constraint.reward
             mean = line.get(f"constraint/{name}/mean")
-            parts.append(f"{_SHORT.get(name, name)} {'–' if mean is None else f'{mean:.2f}'} λ {line[f'lambda/{name}']:.2f}")
+            parts.append(
+                f"{_SHORT.get(name, name)} {'–' if mean is None else f'{mean:.2f}'} λ {line[f'lambda/{name}']:.2f}"
+            )
             streak = int(line.get(f"constraint/{name}/at_bound") or 0)
             if streak and streak % ALARM_EVERY == 0:
                 self._bar.write(
@@ -174,5 +199,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-

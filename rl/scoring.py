@@ -66,7 +66,9 @@ class RolloutScorer:
         column.__name__ = name
         return column
 
-    def start(self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: Any) -> None:
+    def start(
+        self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: Any
+    ) -> None:
         """Begin to score; called by the trainer as soon as a generation batch exists. `inputs` have a "sample" column (JSON)."""
         step = int(trainer.state.global_step)
         rank = int(trainer.accelerator.process_index)
@@ -78,12 +80,16 @@ class RolloutScorer:
         work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))
         self._pending = asyncio.run_coroutine_threadsafe(work, trainer.async_loop)
 
-    async def _score(self, step: int, items: tuple[RewardItem, ...], texts: tuple[str, ...], tokens: tuple[int, ...]) -> ScoredBatch:
+    async def _score(
+        self, step: int, items: tuple[RewardItem, ...], texts: tuple[str, ...], tokens: tuple[int, ...]
+    ) -> ScoredBatch:
         columns = await asyncio.gather(*(reward(items, self._context) for reward in self._rewards.values()))
         for name, column in zip(self._rewards, columns, strict=True):
             if len(column) != len(items):
                 raise ValueError(f"reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
-        self.batch = ScoredBatch(step, items, texts, tokens, {n: tuple(c) for n, c in zip(self._rewards, columns, strict=True)})
+        self.batch = ScoredBatch(
+            step, items, texts, tokens, {n: tuple(c) for n, c in zip(self._rewards, columns, strict=True)}
+        )
         return self.batch
 
     def failed(self) -> list[list[bool]]:

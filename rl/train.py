@@ -73,7 +73,11 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
-    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings; two methods run side by side instead
+    if rl.report_to == "wandb" and not os.environ.get("WANDB_API_KEY"):
+        os.environ.setdefault("WANDB_MODE", "offline")
+    if (
+        hf.device() == "cpu"
+    ):  # on shared cores a second thread costs more than it brings; two methods run side by side instead
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model, processor = hf.load_policy(policy, DTYPES[rl.precision], rl.attention)
     if rl.freeze_vision:
@@ -81,7 +85,12 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     template = prompts.read(cfg.prompts.think)
     pixels = _pixel_bounds(processor)
     samples = data.fitting(
-        data.read_samples(questions, run.counts), template, processor.tokenizer, rl.max_prompt_length, pixels, run.counts
+        data.read_samples(questions, run.counts),
+        template,
+        processor.tokenizer,
+        rl.max_prompt_length,
+        pixels,
+        run.counts,
     )
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))

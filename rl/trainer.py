@@ -35,7 +35,13 @@ _EXACT = 65536.0  # scores are rounded to multiples of 1/65536, so that constant
 class Scorer(Protocol):
     """Scores rollouts ahead of the reward functions, which then wait for what was started (see `rl.scoring`)."""
 
-    def start(self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: GRPOTrainer) -> None: ...
+    def start(
+        self,
+        inputs: Sequence[dict[str, Any]],
+        completions: Sequence[Any],
+        ids: Sequence[Sequence[int]],
+        trainer: GRPOTrainer,
+    ) -> None: ...
 
     def failed(self) -> Sequence[Sequence[bool]]:
         """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
@@ -80,7 +86,9 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         **more: Any,
     ) -> None:
         if args is None:
-            raise ValueError("pass args=GRPOConfig(multi_objective_aggregation='normalize_then_sum', …): its default is not FGRPO")
+            raise ValueError(
+                "pass args=GRPOConfig(multi_objective_aggregation='normalize_then_sum', …): its default is not FGRPO"
+            )
         check_config(args)
         check_dataset(train_dataset)
         self.dual = dual if dual is not None else DualAscent(constraints)
@@ -167,7 +175,9 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             row, column = bad[0].tolist()
             local = row - self.accelerator.process_index * len(completions)
             shown = f": {completions[local]!r:.300}" if 0 <= local < len(completions) else ""
-            raise ValueError(f"reward {self.reward_func_names[column]!r} is infinite for rollout {row} of step {self.state.global_step}{shown}")
+            raise ValueError(
+                f"reward {self.reward_func_names[column]!r} is infinite for rollout {row} of step {self.state.global_step}{shown}"
+            )
 
     def _failures(self, scores_NK: Tensor) -> Tensor:
         """Gathered failures (N, K), counted; raises `FailedJudgements` past the allowed share."""
@@ -215,7 +225,9 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
                 figures[f"constraint/{name}/violation"] = step.violation
                 figures[f"constraint/{name}/saturated"] = float(step.saturated)
                 figures[f"constraint/{name}/at_bound"] = float(step.at_bound)
-                figures[f"constraint/{name}/steps_to_bound"] = None if step.bound_steps is None else float(step.bound_steps)
+                figures[f"constraint/{name}/steps_to_bound"] = (
+                    None if step.bound_steps is None else float(step.bound_steps)
+                )
             for key, value in figures.items():
                 if value is not None:
                     self._metrics["train"][key].append(value)
@@ -239,7 +251,9 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             return
         path = Path(checkpoint) / DUALS
         if not path.exists():
-            raise ValueError(f"{checkpoint} has no {DUALS}: it was not written by this trainer, and its multipliers are lost")
+            raise ValueError(
+                f"{checkpoint} has no {DUALS}: it was not written by this trainer, and its multipliers are lost"
+            )
         try:
             self.dual.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:

@@ -57,7 +57,10 @@ def read_rows(path: str | Path, dropped: Counter[str]) -> list[Row]:
 def _row(record: Mapping[str, Any]) -> Row | str:
     """A row, or the reason why there is none."""
     messages, images = record.get("messages"), record.get("images")
-    if not isinstance(messages, list) or [m.get("role") if isinstance(m, dict) else None for m in messages] != ["user", "assistant"]:
+    if not isinstance(messages, list) or [m.get("role") if isinstance(m, dict) else None for m in messages] != [
+        "user",
+        "assistant",
+    ]:
         return "not one user and one assistant message"
     texts = [m.get("content") for m in messages]
     if not all(isinstance(text, str) and text.strip() for text in texts):

@@ -58,7 +58,12 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if checkpoint is not None:
             print(f"going on from {checkpoint}")
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and int(checkpoint.name.rsplit("-", 1)[1]) >= trainer.args.max_steps:
+                trainer._load_from_checkpoint(
+                    str(checkpoint)
+                )  # killed after the last step; one more would be one too many
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             logbook.close()
         best = keep_best(trainer, run.path)
@@ -168,7 +173,12 @@ class Logbook(TrainerCallback):
             self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if self._out is None or logs is None or "train_runtime" in logs:
             return
@@ -180,7 +190,12 @@ class Logbook(TrainerCallback):
             self._bar.set_postfix(shown, refresh=False)
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         loss = (metrics or {}).get("eval_loss")
         if self.trainer is None or loss is None or loss >= best_so_far(self.folder)[0]:

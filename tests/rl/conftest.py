@@ -113,7 +113,11 @@ def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTraine
         for key, value in (tweak or {}).items():
             setattr(args, key, value)
         if funcs is None:
-            funcs = [scorer("task", scattered(1)), scorer("one", scattered(2, 0.3, 2)), scorer("two", scattered(3, 0.5, 4))]
+            funcs = [
+                scorer("task", scattered(1)),
+                scorer("one", scattered(2, 0.3, 2)),
+                scorer("two", scattered(3, 0.5, 4)),
+            ]
         if constraints is None and "dual" not in more and "coupling" not in more:
             constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
         return kind(

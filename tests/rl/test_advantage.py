@@ -28,7 +28,9 @@ def test_one_group_one_signal_by_hand() -> None:
 def test_masked_rollouts_stay_out_of_the_group_statistics() -> None:
     """[1, 0, -, -] (right, right, wrong, wrong): mean .5, std sqrt((.25 + .25) / 1) = .70711, so [.7071, -.7071, 0, 0]."""
     task = [1.0, 1.0, 1.0, 1.0]
-    adv = combine(scores([[t, c] for t, c in zip(task, [1, 0, NAN, NAN], strict=True)]), torch.ones(2), 4, whiten="none")
+    adv = combine(
+        scores([[t, c] for t, c in zip(task, [1, 0, NAN, NAN], strict=True)]), torch.ones(2), 4, whiten="none"
+    )
     assert adv.tolist() == pytest.approx([0.7070068, -0.7070068, 0, 0], abs=1e-6)  # .5 / (.7071068 + .0001)
 
 
@@ -131,7 +133,9 @@ _cell = st.one_of(st.just(NAN), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.float
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
     group = draw(st.integers(2, 5))
     groups, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    rows = draw(st.lists(st.lists(_cell, min_size=columns, max_size=columns), min_size=group * groups, max_size=group * groups))
+    rows = draw(
+        st.lists(st.lists(_cell, min_size=columns, max_size=columns), min_size=group * groups, max_size=group * groups)
+    )
     table = torch.tensor(rows, dtype=torch.float64)
     table[:, 0] = torch.nan_to_num(table[:, 0])
     lam = draw(st.lists(st.floats(0, 5), min_size=columns - 1, max_size=columns - 1))
@@ -139,7 +143,11 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 OPTIONS = st.fixed_dictionaries(
-    {"masked": st.sampled_from(["exclude", "zero"]), "baseline": st.sampled_from(["group", "batch"]), "whiten": st.sampled_from(["sequence", "none"])}
+    {
+        "masked": st.sampled_from(["exclude", "zero"]),
+        "baseline": st.sampled_from(["group", "batch"]),
+        "whiten": st.sampled_from(["sequence", "none"]),
+    }
 )
 
 
@@ -151,7 +159,9 @@ def test_permuting_a_group_permutes_its_advantages(batch, options, random) -> No
     head = order[:group]
     random.shuffle(head)
     order[:group] = head
-    assert torch.allclose(combine(table, weights, group, **options)[order], combine(table[order], weights, group, **options), atol=1e-9)
+    assert torch.allclose(
+        combine(table, weights, group, **options)[order], combine(table[order], weights, group, **options), atol=1e-9
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,7 +213,9 @@ def ms_swift(table: np.ndarray, weights: np.ndarray, group: int, eps: float = 1e
             cell = table[begin : begin + group, k]
             known = ~np.isnan(cell)
             if known.sum() >= 2 and cell[known].std() > 0:
-                total[begin : begin + group][known] += weights[k] * (cell[known] - cell[known].mean()) / (cell[known].std(ddof=1) + eps)
+                total[begin : begin + group][known] += (
+                    weights[k] * (cell[known] - cell[known].mean()) / (cell[known].std(ddof=1) + eps)
+                )
     return (total - total.mean()) / (total.std(ddof=1) + eps)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,15 +25,33 @@ from tests.rl.conftest import mini
 
 def test_paper_values_become_trl_arguments() -> None:
     """Table 5 on eight processes: 640 rollouts a generation, 320 an update, two updates, four rollouts a pass."""
-    cfg = config.load("paper-7b", "fgrpo", ["rl.precision=fp32", "rl.deepspeed=null", "rl.rollout_engine=transformers", "rl.report_to=none"])
+    cfg = config.load(
+        "paper-7b",
+        "fgrpo",
+        ["rl.precision=fp32", "rl.deepspeed=null", "rl.rollout_engine=transformers", "rl.report_to=none"],
+    )
     args = arguments.grpo_config(cfg, "out", 100, [7, 8], world=8)
     assert (args.num_generations, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 4, 10)
     assert args.steps_per_generation == 20  # micro steps: two updates of ten
     assert (args.beta, args.epsilon, args.epsilon_high, args.max_grad_norm) == (0.01, 0.2, 0.28, 1.0)
-    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (1e-6, 0.01, 0.0, "constant")
-    assert (args.loss_type, args.multi_objective_aggregation, args.scale_rewards) == ("grpo", "normalize_then_sum", "group")
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (
+        1e-6,
+        0.01,
+        0.0,
+        "constant",
+    )
+    assert (args.loss_type, args.multi_objective_aggregation, args.scale_rewards) == (
+        "grpo",
+        "normalize_then_sum",
+        "group",
+    )
     assert (args.num_iterations, args.temperature, args.max_completion_length) == (1, 1.0, 1024)
-    assert (args.bf16, args.gradient_checkpointing, args.shuffle_dataset, args.remove_unused_columns) == (False, True, False, False)
+    assert (args.bf16, args.gradient_checkpointing, args.shuffle_dataset, args.remove_unused_columns) == (
+        False,
+        True,
+        False,
+        False,
+    )
     assert (args.save_steps, args.logging_steps, args.seed, args.max_steps) == (20, 1, 0, 100)
     assert args.generation_kwargs == {"suppress_tokens": [7, 8]}
 
@@ -62,7 +81,13 @@ def test_order_depends_on_the_seed_alone_and_covers_each_pass() -> None:
 
 def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
     good = next(jsonl.read(world / "rl.jsonl"))
-    bad = [{"id": "x"}, {**good, "images": []}, {**good, "answer": " "}, {**good, "images": ["gone.png"]}, {**good, "question": "<|image_pad|>?"}]
+    bad = [
+        {"id": "x"},
+        {**good, "images": []},
+        {**good, "answer": " "},
+        {**good, "images": ["gone.png"]},
+        {**good, "question": "<|image_pad|>?"},
+    ]
     path = tmp_path / "rl.jsonl"
     jsonl.write(path, [*bad, good])
     dropped: Counter[str] = Counter()
@@ -74,7 +99,9 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
 
 
 def _trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
-    return SimpleNamespace(state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop)
+    return SimpleNamespace(
+        state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop
+    )
 
 
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
@@ -85,6 +112,7 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
     texts = [f"<think>Nothing is said here.</think><answer>{gold}</answer>", "no form at all"]
     calls = Counter()
     for name, reward in list(scorer._rewards.items()):
+
         async def counted(items: Any, context: Any, name: str = name, reward: Any = reward) -> list[Score]:
             calls[name] += 1
             return await reward(items, context)
@@ -92,7 +120,12 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
         scorer._rewards[name] = counted  # type: ignore[assignment]
 
     async def run() -> list[list[float | None]]:
-        scorer.start(rows, [[{"role": "assistant", "content": t}] for t in texts], [[1], [1]], _trainer_stub(asyncio.get_running_loop()))
+        scorer.start(
+            rows,
+            [[{"role": "assistant", "content": t}] for t in texts],
+            [[1], [1]],
+            _trainer_stub(asyncio.get_running_loop()),
+        )
         return [await func(prompts=[0, 1]) for func in scorer.reward_funcs()]
 
     task, consistency, spatial, semantic = asyncio.run(run())
@@ -107,7 +140,9 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
 
 def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(1, 6)) + '{"step": 6, "los')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": n}) + "\n" for n in range(1, 6)) + '{"step": 6, "los'
+    )
     for n in (2, 3):
         (tmp_path / "rollouts" / f"{n:06d}.parquet").touch()
     (tmp_path / "rollouts" / "000004.part").touch()
@@ -132,12 +167,25 @@ def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
     lines = list(jsonl.read(folder / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
-        assert {"accuracy", "format", "inconsistency", "reward", "kl", "num_tokens", "seconds/generation", "seconds/logprobs"} <= set(line)
-        assert {"seconds/judging", "seconds/update", "lambda/consistency", "constraint/spatial_grounding/n"} <= set(line)
+        assert {
+            "accuracy",
+            "format",
+            "inconsistency",
+            "reward",
+            "kl",
+            "num_tokens",
+            "seconds/generation",
+            "seconds/logprobs",
+        } <= set(line)
+        assert {"seconds/judging", "seconds/update", "lambda/consistency", "constraint/spatial_grounding/n"} <= set(
+            line
+        )
         assert line["failed"] == 0
     assert lines[0]["lambda/consistency"] == 1.0
     table = pd.read_parquet(folder / "rollouts" / "000003.parquet")
-    assert len(table) == 8 and {"text", "gold", "boxes", "semantic_grounding/reason", "consistency/state"} <= set(table.columns)
+    assert len(table) == 8 and {"text", "gold", "boxes", "semantic_grounding/reason", "consistency/state"} <= set(
+        table.columns
+    )
     assert (folder / "final" / "model.safetensors").exists() and (folder / "done").exists()
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, chain)
@@ -163,6 +211,13 @@ def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, mon
     train.train(cfg, chain)
     lines = list(jsonl.read(folder / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    (folder / "done").unlink()
+    shutil.rmtree(folder / "final")
+    train.train(cfg, chain)  # killed after the last step: the final state comes from its checkpoint
+    assert (folder / "final" / "model.safetensors").read_bytes() == (
+        folder / "checkpoints" / "checkpoint-4" / "model.safetensors"
+    ).read_bytes()
+    assert len(list(jsonl.read(folder / "metrics.jsonl"))) == 4
     same = {k: v for k, v in lines[2].items() if not k.startswith("seconds")}
     assert same == {k: v for k, v in cut[0].items() if not k.startswith("seconds")}
 
@@ -181,7 +236,9 @@ def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path,
     with pytest.raises(UserError, match=r"step 2: 8 of \d+ judgements failed.*'consistency'"):
         train.train(cfg, chain)
     folder = chain / "mini" / "rl-fgrpo"
-    lam = json.loads((folder / "checkpoints" / "checkpoint-1" / "duals.json").read_text())["states"]["consistency"]["lam"]
+    lam = json.loads((folder / "checkpoints" / "checkpoint-1" / "duals.json").read_text())["states"]["consistency"][
+        "lam"
+    ]
     monkeypatch.setattr(RolloutScorer, "_score", real)
     train.train(cfg, chain)
     lines = list(jsonl.read(folder / "metrics.jsonl"))

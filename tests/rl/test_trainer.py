@@ -26,7 +26,9 @@ class Watch:
         def watched(inputs: Any) -> Any:
             out = inner(inputs)
             lengths = out["completion_mask"].sum(dim=1)
-            self.seen.append((trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths))
+            self.seen.append(
+                (trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths)
+            )
             return out
 
         trainer._generate_and_score_completions = watched
@@ -118,7 +120,10 @@ def test_a_checkpoint_of_another_constraint_set_is_refused(make, tmp_path: Path)
 
 
 def test_an_infinite_score_is_named(make) -> None:
-    trainer = make([scorer("task", lambda *_: 1.0), scorer("one", lambda step, row: math.inf if row == 3 else 1.0)], [Constraint("one", 0.5)])
+    trainer = make(
+        [scorer("task", lambda *_: 1.0), scorer("one", lambda step, row: math.inf if row == 3 else 1.0)],
+        [Constraint("one", 0.5)],
+    )
     with pytest.raises(ValueError, match="'one' is infinite for rollout 3"):
         trainer.train()
 
@@ -136,7 +141,10 @@ def test_an_infinite_score_is_named(make) -> None:
         ({"constraints": [Constraint("one", 0.5)]}, "Two task columns"),
         ({"constraints": [Constraint("task", 0.5)]}, "is the task reward"),
         ({"coupling": "additive", "constraints": [Constraint("one", 0.5)]}, "no multipliers"),
-        ({"constraints": [Constraint("one", 0.5)], "dual": DualAscent([Constraint("two", 0.5)])}, "not two different sets"),
+        (
+            {"constraints": [Constraint("one", 0.5)], "dual": DualAscent([Constraint("two", 0.5)])},
+            "not two different sets",
+        ),
     ],
 )
 def test_what_is_silently_not_fgrpo_is_refused(make, change: dict[str, Any], message: str) -> None:

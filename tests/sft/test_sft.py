@@ -40,7 +40,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             render(scene, rng).save(path)
             paths.append(str(path))
         for copy in range(2):
-            turn = [{"role": "user", "content": question.text}, {"role": "assistant", "content": questions.trace(question)}]
+            turn = [
+                {"role": "user", "content": question.text},
+                {"role": "assistant", "content": questions.trace(question)},
+            ]
             rows.append({"id": f"{n}/{copy}", "sample_id": f"sat/train/{n}", "messages": turn, "images": paths})
     (folder / "runs" / "mini" / "mcts").mkdir(parents=True)
     jsonl.write(folder / "runs" / "mini" / "mcts" / "sft.jsonl", rows)
@@ -48,7 +51,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mini(world: Path, *overrides: str) -> config.Config:
-    small = ("sft.max_steps=4", "sft.batch_size=4", "sft.save_steps=2", "sft.evals=4", "sft.logging_steps=1", "data.validation_share=0.3")
+    small = (
+        "sft.max_steps=4",
+        "sft.batch_size=4",
+        "sft.save_steps=2",
+        "sft.evals=4",
+        "sft.logging_steps=1",
+        "data.validation_share=0.3",
+    )
     return config.load("mini", "fgrpo", [*small, f"models.base={world / 'backbone'}", *overrides])
 
 
@@ -61,13 +71,18 @@ def record(world: Path) -> dict[str, Any]:
     [
         ({"messages": []}, "not one user"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, "empty"),
-        ({"messages": [{"role": "user", "content": "<|image_pad|>"}, {"role": "assistant", "content": "b"}]}, "special token"),
+        (
+            {"messages": [{"role": "user", "content": "<|image_pad|>"}, {"role": "assistant", "content": "b"}]},
+            "special token",
+        ),
         ({"images": []}, "no picture"),
         ({"images": ["gone.png"]}, "missing"),
         ({"sample_id": None}, "no id"),
     ],
 )
-def test_bad_records_are_counted_under_a_reason(world: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_bad_records_are_counted_under_a_reason(
+    world: Path, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
     path = tmp_path / "sft.jsonl"
     jsonl.write(path, [{**record(world), **change}, record(world)])
     dropped: Counter[str] = Counter()
@@ -104,7 +119,12 @@ def test_the_split_is_by_question_and_by_the_seed() -> None:
 def test_paper_values_become_trl_arguments(tmp_path: Path) -> None:
     cfg = config.load("paper-7b", "fgrpo", ["sft.precision=fp32", "sft.deepspeed=null"])
     args = train.sft_config(cfg, tmp_path, 45_000, True, world=8)
-    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (1e-6, 0.01, 0.03, "cosine")
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (
+        1e-6,
+        0.01,
+        0.03,
+        "cosine",
+    )
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length) == (4, 2, None)
     assert args.max_steps == -(-45_000 * 3 // 64) and args.completion_only_loss and not args.packing
     assert args.eval_steps == -(-args.max_steps // 10)
@@ -166,3 +186,9 @@ def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: P
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [[line["step"] for line in jsonl.read(f / "metrics.jsonl")] for f in (whole, parts)]
     assert steps[0] == steps[1]
+    final = load_file(parts / "final" / "model.safetensors")
+    (parts / "done").unlink()  # killed after the last step: nothing is trained, the same state is kept
+    train.train(cfg, tmp_path / "two")
+    again = load_file(parts / "final" / "model.safetensors")
+    assert all(torch.equal(final[name], again[name]) for name in final)
+    assert steps[0] == [line["step"] for line in jsonl.read(parts / "metrics.jsonl")]
