@@ -10,7 +10,7 @@ differ in their first step; a chain that says a line twice (outside the turn) is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,34 +36,33 @@ def linearize(tree: Tree) -> list[Trace]:
     How many of each kind, and the cue, are the tree's own settings. Trace ids are "<sample>/<kind>-<number>".
     """
     settings = tree.settings
-    direct = [(found.chain, (found.node_id,)) for found in finished(tree) if found.correct]
-    corrected = list(corrections(tree))
+    found = finished(tree)
+    direct = [(one.chain, (one.node_id,)) for here in found.values() for one in here if one.correct]
     return [
         *_traces(tree, "direct", shortest(direct, settings.direct_chains)),
-        *_traces(tree, "corrected", shortest(corrected, settings.corrected_chains)),
+        *_traces(tree, "corrected", shortest(corrections(tree, found), settings.corrected_chains)),
     ]
 
 
-def finished(tree: Tree) -> Iterator[Found]:
-    """Every well-formed finished reasoning of the tree, parents before children."""
-    for path in _paths(tree):
-        yield from _finished_at(path)
+def finished(tree: Tree) -> dict[str, list[Found]]:
+    """Every well-formed finished reasoning of the tree, by the id of the node it was found at, parents before children."""
+    return {path[-1].id: list(_finished_at(path)) for path in _paths(tree)}
 
 
-def corrections(tree: Tree) -> Iterator[tuple[Chain, tuple[str, ...]]]:
-    """Every corrected chain: for each parent, each wrong branch's shortest form with each right branch's shortest form."""
+def corrections(tree: Tree, found: Mapping[str, Sequence[Found]]) -> Iterator[tuple[Chain, tuple[str, ...]]]:
+    """Every corrected chain: for each parent, each wrong branch's shortest form with each right branch's shortest form.
+
+    Args:
+        found: the tree's finished reasonings, as `finished` gives them.
+    """
     cue = tree.settings.backtrack_cue
     for path in _paths(tree):
         prefix = tuple(steps_of(path))
-        branches = list(_branches(path))
-        wrong = [b for b in branches if b and not any(found.correct for found in b)]
-        right = [[found for found in b if found.correct] for b in branches]
-        for bad in wrong:
-            away = _least(bad)
-            for good in right:
-                if not good:
-                    continue
-                back = _least(good)
+        branches = _branches(path[-1], found)
+        wrong = [_least(b) for b in branches if b and not any(one.correct for one in b)]
+        right = [_least(good) for b in branches if (good := [one for one in b if one.correct])]
+        for away in wrong:
+            for back in right:
                 off, on = away.chain.steps[len(prefix) :], back.chain.steps[len(prefix) :]
                 if off and on and off[0] != on[0]:
                     chain = Chain((*prefix, *off, cue, *on), back.chain.answer)
@@ -103,20 +102,10 @@ def _finished_at(path: Sequence[Node]) -> Iterator[Found]:
             yield Found(chain, node.id, bool(outcome.reward))
 
 
-def _branches(path: Sequence[Node]) -> Iterator[list[Found]]:
-    """What was found below each branch of the path's end: each child with its subtree, and each rollout from here."""
-    node = path[-1]
-    for child in node.children:
-        found: list[Found] = []
-        waiting = [[*path, child]]
-        while waiting:
-            below = waiting.pop()
-            found += _finished_at(below)
-            waiting.extend([*below, grandchild] for grandchild in reversed(below[-1].children))
-        yield found
-    if node.answer is None:
-        for found_here in _finished_at(path):
-            yield [found_here]
+def _branches(node: Node, found: Mapping[str, Sequence[Found]]) -> list[list[Found]]:
+    """What was found below each branch of a node: each child with its subtree, and each rollout from here."""
+    below = [[one for deeper in child.walk() for one in found[deeper.id]] for child in node.children]
+    return below if node.is_terminal else [*below, *([one] for one in found[node.id])]
 
 
 def _least(found: Sequence[Found]) -> Found:
