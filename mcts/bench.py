@@ -94,8 +94,8 @@ def main() -> None:
     """Print both benchmarks."""
     arguments = argparse.ArgumentParser(description="benchmarks of the tree search without a model")
     arguments.add_argument("--trees", type=int, nargs="*", default=[100, 1000, 10000])
-    arguments.add_argument("--slots", type=int, default=16)
-    arguments.add_argument("--service-ms", type=float, default=50.0)
+    arguments.add_argument("--slots", type=int, default=32)
+    arguments.add_argument("--service-ms", type=float, default=200.0)
     args = arguments.parse_args()
     config = load("paper-7b")
     engine = TimedEngine(args.slots, args.service_ms / 1000)
