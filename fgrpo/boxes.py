@@ -34,8 +34,7 @@ def iou(a: BoxLike, b: BoxLike) -> float:
     Raises:
         ValueError: a coordinate is not finite.
     """
-    ax1, ay1, ax2, ay2, bx1, by1, bx2, by2 = _coordinates(a, b)
-    return _iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
+    return _iou(*_scaled(_numbers(a), _numbers(b)))
 
 
 def ciou(a: BoxLike, b: BoxLike) -> float:
@@ -45,18 +44,7 @@ def ciou(a: BoxLike, b: BoxLike) -> float:
     Raises:
         ValueError: a coordinate is not finite.
     """
-    ax1, ay1, ax2, ay2, bx1, by1, bx2, by2 = _coordinates(a, b)
-    overlap = _iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
-    left, right = min(ax1, ax2, bx1, bx2), max(ax1, ax2, bx1, bx2)
-    top, bottom = min(ay1, ay2, by1, by2), max(ay1, ay2, by1, by2)
-    diagonal2 = (right - left) ** 2 + (bottom - top) ** 2
-    centres2 = ((ax1 + ax2 - bx1 - bx2) ** 2 + (ay1 + ay2 - by1 - by2) ** 2) / 4
-    distance = centres2 / diagonal2 if diagonal2 > 0 else 0.0
-    angle_a = math.atan2(max(ax2 - ax1, 0.0), max(ay2 - ay1, 0.0))
-    angle_b = math.atan2(max(bx2 - bx1, 0.0), max(by2 - by1, 0.0))
-    aspect = 4 / math.pi**2 * (angle_a - angle_b) ** 2
-    weight = aspect / (1 - overlap + aspect) if aspect > 0 else 0.0
-    return overlap - distance - weight * aspect
+    return _ciou(_numbers(a), _numbers(b))
 
 
 def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int, float]]:
@@ -69,7 +57,8 @@ def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int
     """
     if not pred or not gt:
         return []
-    scores_PG = np.array([[ciou(p, g) for g in gt] for p in pred])
+    numbers_P, numbers_G = [_numbers(p) for p in pred], [_numbers(g) for g in gt]
+    scores_PG = np.array([[_ciou(p, g) for g in numbers_G] for p in numbers_P])
     rows, columns = linear_sum_assignment(scores_PG, maximize=True)
     return [(int(i), int(j), float(scores_PG[i, j])) for i, j in zip(rows, columns, strict=True)]
 
@@ -127,21 +116,54 @@ def convert(box: Box, to: Frame, original_size: Size, model_size: Size) -> Box:
     return Box(box.x1 * to_w / from_w, box.y1 * to_h / from_h, box.x2 * to_w / from_w, box.y2 * to_h / from_h, to)
 
 
-def _coordinates(a: BoxLike, b: BoxLike) -> list[float]:
-    """Eight finite numbers, brought to a scale at which products neither overflow nor vanish."""
-    numbers = [float(v) for v in (*a, *b)]
-    largest = max(map(abs, numbers))
-    if not math.isfinite(largest) or any(v != v for v in numbers):
-        raise ValueError(f"a box has four finite numbers, got {tuple(a)} and {tuple(b)}")
-    return [v / largest for v in numbers] if largest > 1e75 or 0 < largest < 1e-75 else numbers
+Numbers = tuple[float, float, float, float]
 
 
-def _iou(ax1: float, ay1: float, ax2: float, ay2: float, bx1: float, by1: float, bx2: float, by2: float) -> float:
-    area_a = max(ax2 - ax1, 0.0) * max(ay2 - ay1, 0.0)
-    area_b = max(bx2 - bx1, 0.0) * max(by2 - by1, 0.0)
-    width = min(ax2, bx2) - max(ax1, bx1)
-    height = min(ay2, by2) - max(ay1, by1)
-    if width <= 0 or height <= 0 or area_a <= 0 or area_b <= 0:
+def _numbers(box: BoxLike) -> Numbers:
+    """The four finite numbers of a box. Raises ValueError if it has others."""
+    x1, y1, x2, y2 = (box.x1, box.y1, box.x2, box.y2) if isinstance(box, Box) else map(float, box)
+    if not math.isfinite(x1 + y1 + x2 + y2) and not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise ValueError(f"a box has four finite numbers, got {tuple(box)}")
+    return x1, y1, x2, y2
+
+
+def _scaled(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+    """Both boxes, brought to a scale at which products neither overflow nor vanish (hardly ever needed)."""
+    largest = max(max(a), max(b), -min(a), -min(b))
+    if 1e-75 <= largest <= 1e75 or largest == 0:
+        return a, b
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
+    return (
+        (ax1 / largest, ay1 / largest, ax2 / largest, ay2 / largest),
+        (bx1 / largest, by1 / largest, bx2 / largest, by2 / largest),
+    )
+
+
+def _iou(a: Numbers, b: Numbers) -> float:
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
+    width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1)
+    height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1)
+    if width <= 0 or height <= 0 or ax1 >= ax2 or ay1 >= ay2 or bx1 >= bx2 or by1 >= by2:
         return 0.0
     shared = width * height
-    return shared / (area_a + area_b - shared)
+    return shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
+
+
+def _ciou(a: Numbers, b: Numbers) -> float:
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
+    across = max(ax1, ax2, bx1, bx2) - min(ax1, ax2, bx1, bx2)
+    down = max(ay1, ay2, by1, by2) - min(ay1, ay2, by1, by2)
+    diagonal2 = across * across + down * down
+    if not 1e-150 < diagonal2 < 1e150 and (scaled := _scaled(a, b)) != (a, b):
+        return _ciou(*scaled)
+    overlap = _iou(a, b)
+    centres2 = ((ax1 + ax2 - bx1 - bx2) ** 2 + (ay1 + ay2 - by1 - by2) ** 2) / 4
+    distance = centres2 / diagonal2 if diagonal2 > 0 else 0.0
+    angle_a = math.atan2(max(ax2 - ax1, 0.0), max(ay2 - ay1, 0.0))
+    angle_b = math.atan2(max(bx2 - bx1, 0.0), max(by2 - by1, 0.0))
+    aspect = 4 / math.pi**2 * (angle_a - angle_b) ** 2
+    weight = aspect / (1 - overlap + aspect) if aspect > 0 else 0.0
+    return overlap - distance - weight * aspect

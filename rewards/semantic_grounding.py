@@ -18,9 +18,9 @@ from rewards.base import PICTURE_ERRORS, Reward, RewardContext, RewardItem, mode
 from rewards.rules import Rules, rules
 from rewards.task import is_correct
 
-# A sentence may end after . ! ? (with closing quotes or brackets) before a blank, or after a stop of another script anywhere.
-# (Possessive runs and the look-behind keep it linear on a page of full stops.)
-_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*]*+(?=\s)|[。！？｡।؟۔]++[\"'”’」』）]*+")
+# A sentence may end after stops (with closing quotes or brackets): Latin ones before a blank, those of other scripts anywhere.
+_END = re.compile(r"([.!?…。！？｡।؟۔]++)[\"'”’)\]*」』）]*+")
+_LATIN = ".!?…"
 _PROTECTED = re.compile(r"<(\w{1,10})>[^<\n]{0,200}</\1>|\[[^\[\]\n]{0,200}\]")
 _BULLET = re.compile(r"\s*(?:[-*•–+>#]+\s+|\(?(?:\d{1,3}|[a-zA-Z])[.)](?:\s+|\Z))*")
 _BARE_MARKER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
@@ -52,11 +52,12 @@ def sentences(think: str) -> list[Sentence]:
 
 def _split(line: str, table: Rules) -> list[str]:
     begin = _BULLET.match(line).end()  # type: ignore[union-attr]  # matches always, if only the empty string
-    if not _END.search(line, begin):
+    ends = [end for end in _END.finditer(line, begin) if _may_end(end, line)]
+    if not ends:
         return [line[begin:]]
     spans = [m.span() for m in _PROTECTED.finditer(line, begin)]
     parts, at = [], 0
-    for end in _END.finditer(line, begin):
+    for end in ends:
         while at < len(spans) and spans[at][1] <= end.start():
             at += 1
         if at < len(spans) and spans[at][0] <= end.start():
@@ -67,6 +68,12 @@ def _split(line: str, table: Rules) -> list[str]:
         begin = end.end()
     parts.append(line[begin:])
     return parts
+
+
+def _may_end(end: re.Match[str], line: str) -> bool:
+    """Whether something follows, and after a Latin stop a blank."""
+    after = end.end()
+    return after < len(line) and (line[after].isspace() or end.group(1)[-1] not in _LATIN)
 
 
 def _is_no_end(before: str, table: Rules) -> bool:

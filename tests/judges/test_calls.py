@@ -74,7 +74,7 @@ def test_boxes_without_a_known_size_or_sense_stay_as_written() -> None:
 
 def test_contexts_must_be_what_precedes() -> None:
     for contexts in (((), ("other",)), ((), ())):
-        with pytest.raises(ValueError, match="contexts|one place"):
+        with pytest.raises(ValueError, match=r"contexts|one place"):
             grounding_call(GroundingItem("g", (), "?", ("A.", "B."), contexts), "thousand")
 
 
