@@ -93,7 +93,7 @@ class Service:
         if self._fatal is not None:
             raise UserError(self._fatal)
         try:
-            pictures = [data_url(path) for path in call.images]
+            pictures = await asyncio.to_thread(_read_pictures, call.images) if call.images else []
         except OSError as error:
             return self._failure(call, "a picture cannot be read", str(error))
         key = self._key_of(call, [digest for _, digest in pictures])
@@ -265,6 +265,10 @@ class Service:
             return ", ".join(sorted(m.id for m in models.data)[:20]) or "nothing"
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             return "unknown (its list of models cannot be read either)"
+
+
+def _read_pictures(paths: Sequence[str]) -> list[tuple[str, str]]:
+    return [data_url(path) for path in paths]
 
 
 def _is_passing(error: BaseException) -> bool:
