@@ -28,6 +28,7 @@ class Mix:
     """Shares of the kinds of turns, and of the families among the questions."""
 
     locate: float
+    locate_two: float
     half: float
     question: float
     families: Mapping[str, float]
@@ -90,9 +91,13 @@ class Teacher:
 
     def _turn(self, rng: random.Random, mix: Mix, scenes: tuple[Scene, ...], family: str) -> tuple[str, str]:
         """A question about `scenes` and its reply."""
-        kind = rng.choices(("locate", "half", "question"), (mix.locate, mix.half, mix.question))[0]
+        kinds = ("locate", "locate_two", "half", "question")
+        kind = rng.choices(kinds, (mix.locate, mix.locate_two, mix.half, mix.question))[0]
         if len(scenes) == 1 and kind != "question":
-            thing = rng.choice(scenes[0].things)
+            thing, other = rng.sample(scenes[0].things, 2)
+            if kind == "locate_two":
+                reply = "\n".join(qs.box_sentence(t.name, t.box) for t in (thing, other))
+                return f"Where are the {thing.name} and the {other.name}?", reply
             if kind == "locate":
                 return f"Where is the {thing.name}?", qs.box_sentence(thing.name, thing.box)
             text, word = _side(rng, thing)
@@ -131,17 +136,33 @@ class Teacher:
             labels += [NO_LOSS] * len(before) + after
         return Lesson(ids, labels, pictures, self._looks(ids, scenes))
 
-    def reasoning(self, rng: random.Random, families: Mapping[str, float], unrelated: bool) -> Lesson:
-        """True reasoning about a scene that is not shown; with `unrelated`, other pictures stand in the prompt."""
+    def reasoning(self, rng: random.Random, families: Mapping[str, float], unrelated: bool, derive: bool) -> Lesson:
+        """True reasoning about a scene that is not shown; with `unrelated`, other pictures stand in the prompt.
+
+        The given boxes carry no loss. With `derive` nothing does but what has to be worked out: the words of the statement
+        that decide, and the answer. (With loss on every word the few that decide drown, and are not learned.)
+        """
         family = rng.choices(list(families), list(families.values()))[0]
         q = qs.make(family, rng)
         pictures: tuple[int, ...] = ()
         if unrelated:
             pictures = tuple(rng.randrange(len(self.pool.scenes)) for _ in q.scenes)
-        before = self.codec.prompt(q.text, len(pictures))
-        after = [*self.codec.encode(qs.trace(q)), self.codec.end]
-        labels = [NO_LOSS if token in self._numbers else token for token in after]
-        return Lesson(before + after, [NO_LOSS] * len(before) + labels, pictures)
+        codec = self.codec
+        *boxes, statement = qs.steps(q)
+        said = codec.encode(statement)
+        other = codec.encode(qs.conclusion(q, next(c for c in q.choices if c != q.answer)))
+        answer, close = codec.encode(q.answer), (*codec.encode("</answer>"), codec.end)
+        given = codec.encode("<think>" + "".join(box + "\n" for box in boxes))
+        between = codec.encode("</think><answer>")
+        before = codec.prompt(q.text, len(pictures))
+        if derive:
+            decides = [t if i >= len(other) or other[i] != t else NO_LOSS for i, t in enumerate(said)]
+            labels = [NO_LOSS] * len(given) + decides + [NO_LOSS] * len(between) + [*answer] + [NO_LOSS] * len(close)
+        else:
+            free = [NO_LOSS if token in self._numbers else token for token in given]
+            labels = [*free, *said, *between, *answer, *close]
+        ids = [*before, *given, *said, *between, *answer, *close]
+        return Lesson(ids, [NO_LOSS] * len(before) + labels, pictures)
 
     def _looks(self, ids: list[int], scenes: tuple[Scene, ...]) -> list[tuple[int, tuple[int, ...]]]:
         """For each colour word, the image tokens in which the thing of that colour lies (one a picture)."""

@@ -63,9 +63,13 @@ def step(model: Any, teacher: Teacher, stage: LanguageStage, number: int, rng: r
     language, aligned = _loss(model, teacher, lessons, stage.align)
     (language + stage.align * aligned).backward()
     losses = {"direct": language.item(), "align": aligned.item()}
-    if stage.reasoning and number % stage.reasoning_every == 0:
-        texts = [teacher.reasoning(rng, mix.families, stage.unrelated_picture) for _ in range(stage.reasoning)]
-        text, _ = _loss(model, teacher, texts, 0.0)
-        (stage.reasoning_weight * text).backward()
-        losses["reasoning"] = text.item()
+    for name, count, weight in (
+        ("derive", stage.derive, stage.derive_weight),
+        ("form", stage.form, stage.form_weight),
+    ):
+        derive = name == "derive"
+        texts = [teacher.reasoning(rng, mix.families, stage.unrelated_picture, derive) for _ in range(count)]
+        loss, _ = _loss(model, teacher, texts, 0.0)
+        (weight * loss).backward()
+        losses[name] = loss.item()
     return losses

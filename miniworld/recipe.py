@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from miniworld.curriculum import Mix
 
-# Shares of the question families. The core (left/right, above/below, closer/farther) first; the others at small weight,
-# so that they do not hold the core back. `view` and `moved` are shares of the pictures, the rest shares of questions.
+# Shares of the question families: the core first, then the others at small weight, so that they do not hold it back.
+CORE: Mapping[str, float] = {"hrel": 1 / 3, "vrel": 1 / 3, "depth": 1 / 3}
+# `view` and `moved` are shares of the pictures, the rest shares of questions.
 FAMILIES: Mapping[str, float] = {
     "hrel": 0.26,
     "vrel": 0.26,
@@ -43,9 +44,10 @@ class LanguageStage:
     mixes: tuple[tuple[int, Mix], ...]
     warmup: int = 40
     align: float = 0.3
-    reasoning: int = 8
-    reasoning_every: int = 2
-    reasoning_weight: float = 0.3
+    derive: int = 6
+    derive_weight: float = 0.5
+    form: int = 2
+    form_weight: float = 0.2
     unrelated_picture: bool = False
 
     def mix_at(self, step: int) -> Mix:
@@ -61,21 +63,26 @@ class Recipe:
     pairs: int = 768
     vision: VisionStage = VisionStage()
     direct: LanguageStage = LanguageStage(
-        steps=700,
+        steps=450,
         pictures=32,
         turns=3,
         lr=1.5e-3,
-        mixes=((0, Mix(0.1, 0.3, 0.6, FAMILIES)), (400, Mix(0.15, 0.05, 0.8, FAMILIES))),
+        mixes=(
+            (0, Mix(0.35, 0.15, 0.2, 0.3, CORE)),
+            (250, Mix(0.15, 0.1, 0.1, 0.65, CORE)),
+            (330, Mix(0.1, 0.05, 0.05, 0.8, FAMILIES)),
+        ),
     )
     follow: LanguageStage = LanguageStage(
         steps=150,
         pictures=24,
         turns=3,
         lr=1e-3,
-        mixes=((0, Mix(0.15, 0.0, 0.85, FAMILIES)),),
-        reasoning=20,
-        reasoning_every=1,
-        reasoning_weight=1.0,
+        mixes=((0, Mix(0.05, 0.05, 0.0, 0.9, FAMILIES)),),
+        derive=14,
+        derive_weight=1.0,
+        form=6,
+        form_weight=0.5,
         unrelated_picture=True,
     )
 
@@ -87,7 +94,7 @@ class Recipe:
             pairs=8,
             vision=replace(self.vision, steps=4),
             direct=replace(self.direct, steps=4, pictures=4),
-            follow=replace(self.follow, steps=2, pictures=4, reasoning=4),
+            follow=replace(self.follow, steps=2, pictures=4, derive=4, form=2),
         )
 
 
