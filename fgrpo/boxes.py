@@ -89,7 +89,9 @@ def smart_resize(
     return new_height, new_width
 
 
-def model_size(original: Size, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS, factor: int = FACTOR) -> Size:
+def model_size(
+    original: Size, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS, factor: int = FACTOR
+) -> Size:
     """(width, height) of a picture of `original` (width, height) as the model sees it; errors as `smart_resize`."""
     height, width = smart_resize(original[1], original[0], factor, min_pixels, max_pixels)
     return width, height

@@ -51,7 +51,12 @@ def demand(config: Config) -> list[Line]:
             steps * (mcts.step_max_new_tokens + mcts.rollouts * mcts.rollout_max_new_tokens),
             f"at most {seeds:,} trees x {mcts.simulations} simulations x {mcts.children} children x (1 step + {mcts.rollouts} rollouts)",
         ),
-        Line("sft", updates, 0, f"updates on one device: at most {traces:,} traces x {config.sft.epochs:g} epochs / batch"),
+        Line(
+            "sft",
+            updates,
+            0,
+            f"updates on one device: at most {traces:,} traces x {config.sft.epochs:g} epochs / batch",
+        ),
         Line(
             "rl",
             rollouts,
@@ -68,7 +73,9 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
-        print(f"plan for preset {config.preset}, method {config.method} (at {args.tokens_per_second:g} tokens/s in all)")
+        print(
+            f"plan for preset {config.preset}, method {config.method} (at {args.tokens_per_second:g} tokens/s in all)"
+        )
         print(f"{'stage':8} {'calls':>12} {'tokens <=':>16} {'hours <=':>9}  how")
         for line in demand(config):
             hours = line.tokens / args.tokens_per_second / 3600

@@ -40,7 +40,9 @@ class Cache:
                 connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute(_TABLE)
             except (sqlite3.Error, OSError) as error:
-                raise UserError(f"the judge cache {self.path} cannot be used ({error}); delete it, or name another file") from error
+                raise UserError(
+                    f"the judge cache {self.path} cannot be used ({error}); delete it, or name another file"
+                ) from error
             self._connection, self._pid = connection, os.getpid()
         return self._connection
 

@@ -62,7 +62,9 @@ def prompt_hashes() -> dict[str, str]:
 def fence(text: str) -> str:
     """Untrusted `text` as a JSON string in which no tag, control or invisible character is left."""
     plain = unicodedata.normalize("NFKC", text)
-    kept = (c for c in plain if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+    kept = (
+        c for c in plain if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    )
     return json.dumps(html.escape("".join(kept), quote=False), ensure_ascii=False)
 
 

@@ -73,7 +73,9 @@ class Service:
         self._config, self.meter = config, meter
         key = os.environ.get(config.api_key_env, "").strip()
         if not key and not config.endpoints:
-            raise UserError(f"no API key for the judge {config.model}: set the environment variable {config.api_key_env}")
+            raise UserError(
+                f"no API key for the judge {config.model}: set the environment variable {config.api_key_env}"
+            )
         self._key = key or "none"
         self._cache = Cache(config.cache) if config.cache else None
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = WeakKeyDictionary()
@@ -135,7 +137,15 @@ class Service:
 
     def _key_of(self, call: Call, image_digests: Sequence[str]) -> str:
         c = self._config
-        parts = [c.model, c.reasoning_effort, c.max_completion_tokens, call.text, call.schema, call.choices, image_digests]
+        parts = [
+            c.model,
+            c.reasoning_effort,
+            c.max_completion_tokens,
+            call.text,
+            call.schema,
+            call.choices,
+            image_digests,
+        ]
         return hashlib.sha256(dumps(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
     async def _ask_endpoint(self, call: Call, urls: Sequence[str], key: str) -> tuple[Verdict, ...]:
@@ -250,7 +260,9 @@ class Service:
         c = self._config
         where = ", ".join(c.endpoints) or "OpenAI's endpoint"
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            self._fatal = f"the judge at {where} refuses the key in {c.api_key_env} (HTTP {error.status_code}); set a valid one"
+            self._fatal = (
+                f"the judge at {where} refuses the key in {c.api_key_env} (HTTP {error.status_code}); set a valid one"
+            )
         elif isinstance(error, openai.NotFoundError):
             served = await self._served()
             self._fatal = f"the judge at {where} does not serve {c.model!r}; it serves: {served}"

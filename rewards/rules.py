@@ -44,7 +44,9 @@ def rules(path: Path = FILE) -> Rules:
             openers=_any_of(data["openers"], r"(?<!\w)(?:", r")(?!\w)"),
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, re.error) as error:
-        raise UserError(f"{path}: the sentence rules cannot be read ({error!r}); restore the file from the repository") from error
+        raise UserError(
+            f"{path}: the sentence rules cannot be read ({error!r}); restore the file from the repository"
+        ) from error
 
 
 def _any_of(patterns: list[str], before: str, after: str) -> re.Pattern[str]:

@@ -28,7 +28,9 @@ def reference_ciou(a: Four, b: Four) -> float:
         ((p[0] + p[2]) / 2, (p[1] + p[3]) / 2, p[2] - p[0], p[3] - p[1]) for p in (a, b)
     )
     fa, fb = [Fraction(v) for v in a], [Fraction(v) for v in b]
-    inter = max(Fraction(0), min(fa[2], fb[2]) - max(fa[0], fb[0])) * max(Fraction(0), min(fa[3], fb[3]) - max(fa[1], fb[1]))
+    inter = max(Fraction(0), min(fa[2], fb[2]) - max(fa[0], fb[0])) * max(
+        Fraction(0), min(fa[3], fb[3]) - max(fa[1], fb[1])
+    )
     union = (fa[2] - fa[0]) * (fa[3] - fa[1]) + (fb[2] - fb[0]) * (fb[3] - fb[1]) - inter
     overlap = float(inter / union)
     c2 = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
@@ -60,7 +62,15 @@ def test_known_values() -> None:
     assert ciou(Box(0, 0, 4, 4), [0, 0, 4, 4]) == 1.0
 
 
-DEGENERATE = [(0, 0, 0, 0), (5, 5, 5, 5), (0, 0, 4, 0), (0, 0, 0, 4), (4, 4, 0, 0), (1e-300, 0, 2e-300, 1e-300), (-1e300, 0, 1e300, 1e300)]
+DEGENERATE = [
+    (0, 0, 0, 0),
+    (5, 5, 5, 5),
+    (0, 0, 4, 0),
+    (0, 0, 0, 4),
+    (4, 4, 0, 0),
+    (1e-300, 0, 2e-300, 1e-300),
+    (-1e300, 0, 1e300, 1e300),
+]
 
 
 @pytest.mark.parametrize("a", DEGENERATE)
@@ -81,7 +91,11 @@ def test_scale_does_not_matter() -> None:
 def test_coordinates_that_are_not_finite_are_refused(bad: float, place: int) -> None:
     numbers = [0.0, 0.0, 1.0, 1.0]
     numbers[place] = bad
-    for call in (lambda: iou(numbers, (0, 0, 1, 1)), lambda: ciou((0, 0, 1, 1), numbers), lambda: match([numbers], [(0, 0, 1, 1)])):
+    for call in (
+        lambda: iou(numbers, (0, 0, 1, 1)),
+        lambda: ciou((0, 0, 1, 1), numbers),
+        lambda: match([numbers], [(0, 0, 1, 1)]),
+    ):
         with pytest.raises(ValueError, match="finite"):
             call()
 
@@ -158,6 +172,12 @@ def test_conversions_between_all_frames() -> None:
         back = convert(there, "original", original, seen)
         assert there.frame == other
         assert tuple(back) == pytest.approx((64, 48, 320, 240))
-    assert tuple(convert(Box(64, 48, 320, 240, "original"), "unit", original, seen)) == pytest.approx((0.1, 0.1, 0.5, 0.5))
-    assert tuple(convert(Box(0.1, 0.1, 0.5, 0.5, "unit"), "thousand", original, seen)) == pytest.approx((100, 100, 500, 500))
-    assert tuple(convert(Box(100, 100, 500, 500, "thousand"), "model", original, seen)) == pytest.approx((64.4, 47.6, 322, 238))
+    assert tuple(convert(Box(64, 48, 320, 240, "original"), "unit", original, seen)) == pytest.approx(
+        (0.1, 0.1, 0.5, 0.5)
+    )
+    assert tuple(convert(Box(0.1, 0.1, 0.5, 0.5, "unit"), "thousand", original, seen)) == pytest.approx(
+        (100, 100, 500, 500)
+    )
+    assert tuple(convert(Box(100, 100, 500, 500, "thousand"), "model", original, seen)) == pytest.approx(
+        (64.4, 47.6, 322, 238)
+    )

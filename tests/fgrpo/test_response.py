@@ -128,7 +128,23 @@ def test_other_models_tags() -> None:
 
 
 PIECES = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "<bbox>", "</bbox>", "[1,2,3,4]", "\n", " ", "left", "<", ">", "nan", "\ud800", "左"]
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<bbox>",
+        "</bbox>",
+        "[1,2,3,4]",
+        "\n",
+        " ",
+        "left",
+        "<",
+        ">",
+        "nan",
+        "\ud800",
+        "左",
+    ]
 )
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from fgrpo.schema import Judge
 
-Reply = str | int | dict[str, Any]  # a completion's text, a status, or {"status", "headers", "body", "text", "finish", "wait", "drip"}
+Reply = (
+    str | int | dict[str, Any]
+)  # a completion's text, a status, or {"status", "headers", "body", "text", "finish", "wait", "drip"}
 
 
 class FaultServer:
@@ -48,7 +50,10 @@ class FaultServer:
 
     async def _answer(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
         if head.startswith(b"GET"):
-            models = {"object": "list", "data": [{"id": "served-model", "object": "model", "created": 0, "owned_by": "x"}]}
+            models = {
+                "object": "list",
+                "data": [{"id": "served-model", "object": "model", "created": 0, "owned_by": "x"}],
+            }
             writer.write(http(200, json.dumps(models)))
             return True
         found = re.search(rb"authorization: *([^\r]+)", head, re.IGNORECASE)
@@ -78,7 +83,9 @@ class FaultServer:
 def completion(text: str, finish: str = "stop") -> str:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
+    return json.dumps(
+        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+    )
 
 
 def http(status: int, body: str, headers: dict[str, str] | None = None) -> bytes:
@@ -110,7 +117,14 @@ def judge_config() -> Callable[..., Judge]:
     """A quick configuration for an endpoint."""
 
     def make(*urls: str, **more: Any) -> Judge:
-        given = {"backoff_s": 0.005, "timeout_s": 5.0, "attempts": 8, "concurrency": 16, "max_completion_tokens": 64, **more}
+        given = {
+            "backoff_s": 0.005,
+            "timeout_s": 5.0,
+            "attempts": 8,
+            "concurrency": 16,
+            "max_completion_tokens": 64,
+            **more,
+        }
         return Judge(backend="openai", model=given.pop("model", "served-model"), endpoints=urls, **given)
 
     return make

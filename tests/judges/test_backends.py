@@ -20,7 +20,9 @@ from judges.cache import Cache
 
 
 def config(backend: str, model: str = "m") -> Judge:
-    return Judge(backend=backend, model=model, max_completion_tokens=1, concurrency=1, endpoints=("http://127.0.0.1:9/v1",))
+    return Judge(
+        backend=backend, model=model, max_completion_tokens=1, concurrency=1, endpoints=("http://127.0.0.1:9/v1",)
+    )
 
 
 def test_backends_are_found_by_file() -> None:

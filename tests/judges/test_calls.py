@@ -68,7 +68,10 @@ def test_boxes_are_said_in_the_judges_frame(frame: str, said: str) -> None:
 
 
 def test_boxes_without_a_known_size_or_sense_stay_as_written() -> None:
-    assert '1. "At [20,10,100,50]."' in grounding_call(grounding("At <bbox>[20,10,100,50]</bbox>.", sizes=()), "thousand").text
+    assert (
+        '1. "At [20,10,100,50]."'
+        in grounding_call(grounding("At <bbox>[20,10,100,50]</bbox>.", sizes=()), "thousand").text
+    )
     assert '1. "At [9,9,1,1]."' in grounding_call(grounding("At <bbox>[9,9,1,1]</bbox>."), "thousand").text
 
 
@@ -82,7 +85,12 @@ def test_replies_are_read_by_number() -> None:
     call = grounding_call(grounding("A.", "B."), "thousand")
     good = {"2": {"why": "", "label": "SKIP"}, "1": {"why": "", "label": "CORRECT"}}
     assert [label for label, _ in call.read(json.dumps(good))] == ["CORRECT", "SKIP"]
-    for bad in ({"1": good["1"]}, {**good, "3": good["1"]}, {**good, "1": "CORRECT"}, {**good, "1": {"label": "CORRECT"}}):
+    for bad in (
+        {"1": good["1"]},
+        {**good, "3": good["1"]},
+        {**good, "1": "CORRECT"},
+        {**good, "1": {"label": "CORRECT"}},
+    ):
         with pytest.raises(Unusable):
             call.read(json.dumps(bad))
 

@@ -123,7 +123,18 @@ def test_what_stays_as_it_is_fails_at_once(reply: Any, fault_server: Any, judge_
     asyncio.run(go())
 
 
-PASSING = [500, 502, 503, 408, 409, 429, {"cut": True}, {"body": "garbage"}, {"text": YES, "wait": 1.0}, {"text": YES, "drip": 0.05}]
+PASSING = [
+    500,
+    502,
+    503,
+    408,
+    409,
+    429,
+    {"cut": True},
+    {"body": "garbage"},
+    {"text": YES, "wait": 1.0},
+    {"text": YES, "drip": 0.05},
+]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=range(len(PASSING)))
@@ -187,13 +198,21 @@ FATAL = [
     (401, "refuses the key in MY_KEY"),
     (403, "refuses the key in MY_KEY"),
     (404, "does not serve 'served-model'; it serves: served-model"),
-    ({"status": 429, "body": json.dumps({"error": {"message": KEY, "code": "insufficient_quota"}})}, "quota of the key in MY_KEY"),
+    (
+        {"status": 429, "body": json.dumps({"error": {"message": KEY, "code": "insufficient_quota"}})},
+        "quota of the key in MY_KEY",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("reply", "says"), FATAL)
 def test_what_no_item_can_get_round_stops_with_one_clear_error(
-    reply: Any, says: str, fault_server: Any, judge_config: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    reply: Any,
+    says: str,
+    fault_server: Any,
+    judge_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     caplog.set_level(logging.DEBUG)
@@ -223,7 +242,9 @@ def test_the_key_is_in_no_verdict(fault_server: Any, judge_config: Any, monkeypa
     async def go() -> None:
         bad = {"status": 400, "body": json.dumps({"error": {"message": f"bad header {KEY}"}})}
         async with fault_server(lambda n, body: bad) as server:
-            (verdict,) = await ask(judge_config(server.url, api_key_env="MY_KEY"), lambda j: j.consistency.judge([item(0)]))
+            (verdict,) = await ask(
+                judge_config(server.url, api_key_env="MY_KEY"), lambda j: j.consistency.judge([item(0)])
+            )
             assert "bad header" in verdict.reason and KEY not in verdict.reason
 
     asyncio.run(go())
@@ -235,7 +256,9 @@ def test_no_key_names_the_variable(judge_config: Any, monkeypatch: pytest.Monkey
         BACKEND(judge_config(api_key_env="MY_KEY"), Path("unused"))
 
 
-def test_equal_calls_in_flight_share_one_request_and_the_cache_the_rest(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+def test_equal_calls_in_flight_share_one_request_and_the_cache_the_rest(
+    fault_server: Any, judge_config: Any, tmp_path: Path
+) -> None:
     async def go() -> None:
         async with fault_server(lambda n, body: {"text": truth(number_of(body)), "wait": 0.02}) as server:
             config = judge_config(server.url, cache=str(tmp_path / "c" / "cache.sqlite"))
@@ -289,10 +312,17 @@ def picture(path: Path, kind: str = "PNG") -> str:
     return str(path)
 
 
-def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(
+    fault_server: Any, judge_config: Any, tmp_path: Path
+) -> None:
     images = (picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", "JPEG"), picture(tmp_path / "c.bmp", "BMP"))
     item = GroundingItem(
-        "g", images, "Where?", ("It is at <bbox>[14,28,70,56]</bbox>.", "It is red."), ((), ("It is at <bbox>[14,28,70,56]</bbox>.", "Wait.")), ((140, 56),) * 3
+        "g",
+        images,
+        "Where?",
+        ("It is at <bbox>[14,28,70,56]</bbox>.", "It is red."),
+        ((), ("It is at <bbox>[14,28,70,56]</bbox>.", "Wait.")),
+        ((140, 56),) * 3,
     )
     labels = {"1": {"why": "a", "label": "CORRECT"}, "2": {"why": "b", "label": "SKIP"}}
 
@@ -309,14 +339,18 @@ def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(fault_server: 
             assert kinds == ["data:image/png", "data:image/jpeg", "data:image/png"]
             assert '1. "It is at [100,500,500,1000]."\n- "Wait."\n2. "It is red."' in content[3]["text"]
             assert "0 to 1000" in content[3]["text"]
-            (verdicts,) = await ask(judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item]))
+            (verdicts,) = await ask(
+                judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item])
+            )
             assert [v.label for v in verdicts] == ["CORRECT", "CORRECT"]
             assert len(server.bodies) == 3
 
     asyncio.run(go())
 
 
-def test_broken_pictures_and_wrong_length_fail_every_sentence(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+def test_broken_pictures_and_wrong_length_fail_every_sentence(
+    fault_server: Any, judge_config: Any, tmp_path: Path
+) -> None:
     whole = picture(tmp_path / "a.png")
     (tmp_path / "cut.png").write_bytes(Path(whole).read_bytes()[:60])
     one = json.dumps({"1": {"why": "a", "label": "CORRECT"}})

@@ -105,7 +105,20 @@ def test_nothing_to_score_is_not_applicable(nobody: JudgeSet, scripted: Any) -> 
     assert [item.id for item in judge.asked] == ["r3"]
 
 
-CONTENTLESS = ["", " \n", ":", "...", "Thought process:", "thought process", "Let's think step by step.", "left", "<b></b>", "👍👍👍", "Solution", "1 2 3 4"]
+CONTENTLESS = [
+    "",
+    " \n",
+    ":",
+    "...",
+    "Thought process:",
+    "thought process",
+    "Let's think step by step.",
+    "left",
+    "<b></b>",
+    "👍👍👍",
+    "Solution",
+    "1 2 3 4",
+]
 CONTENT = ["It moved left.", "There are two circles.", "红色的圆在左边", "The answer is left", "so it is left"]
 
 
@@ -146,7 +159,11 @@ def oracle(root: Path) -> JudgeSet:
 
 def world_items(world: Any, write: Any) -> list[RewardItem]:
     return [
-        RewardItem(str(n), Sample(f"sat/t/{n}", paths, question.text, question.choices, question.answer), parse(write(question)))
+        RewardItem(
+            str(n),
+            Sample(f"sat/t/{n}", paths, question.text, question.choices, question.answer),
+            parse(write(question)),
+        )
         for n, (question, paths) in enumerate(world[1])
     ]
 

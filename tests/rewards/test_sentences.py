@@ -26,7 +26,7 @@ SPLITS = [
     ("- A car\n* A bus\n• A tree\n(a) A dog\n3) A cat", ["A car", "A bus", "A tree", "A dog", "A cat"]),
     ("The car is red\nThe bus is blue", ["The car is red", "The bus is blue"]),
     ("The car is red.\r\n\r\nThe bus is blue.", ["The car is red.", "The bus is blue."]),
-    ("He said \"stop.\" Then he left.", ['He said "stop."', "Then he left."]),
+    ('He said "stop." Then he left.', ['He said "stop."', "Then he left."]),
     ("Well... a dog.", ["Well...", "a dog."]),
     ("the car is red. the bus is blue.", ["the car is red.", "the bus is blue."]),
     ("红色的圆在左边。蓝色的在右边！", ["红色的圆在左边。", "蓝色的在右边！"]),
@@ -85,7 +85,25 @@ def test_no_letter_is_lost_or_doubled(think: str) -> None:
         assert [c for c in kept if c.isalpha()] == letters
 
 
-HUGE = ["a. ", ". ", "[", "<a>", "1. ", "- ", "x", "[. ", "(a) ", "a.\n", "!", ")", "so. ", "let ", "<bbox>.", "。", "e.g. "]
+HUGE = [
+    "a. ",
+    ". ",
+    "[",
+    "<a>",
+    "1. ",
+    "- ",
+    "x",
+    "[. ",
+    "(a) ",
+    "a.\n",
+    "!",
+    ")",
+    "so. ",
+    "let ",
+    "<bbox>.",
+    "。",
+    "e.g. ",
+]
 
 
 @pytest.mark.parametrize("piece", HUGE)

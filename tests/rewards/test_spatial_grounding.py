@@ -19,7 +19,9 @@ from rewards.spatial_grounding import REWARD, score
 
 A, B, FAR = (0, 0, 10, 10), (20, 20, 30, 30), (80, 80, 90, 90)
 side = st.integers(1, 50)
-box = st.tuples(st.integers(0, 60), st.integers(0, 60), side, side).map(lambda t: (t[0], t[1], t[0] + t[2], t[1] + t[3]))
+box = st.tuples(st.integers(0, 60), st.integers(0, 60), side, side).map(
+    lambda t: (t[0], t[1], t[0] + t[2], t[1] + t[3])
+)
 
 
 def test_equation_1() -> None:
@@ -50,7 +52,14 @@ def test_refuses_what_has_no_meaning() -> None:
         score([A], [A], "min")
 
 
-def run(text: str, boxes: tuple[Box, ...] | None, nobody: JudgeSet, source: str = "vgr", image: str = "missing.png", **more: object) -> Score:
+def run(
+    text: str,
+    boxes: tuple[Box, ...] | None,
+    nobody: JudgeSet,
+    source: str = "vgr",
+    image: str = "missing.png",
+    **more: object,
+) -> Score:
     sample = Sample(f"{source}/train/0", (image,), "?", ("left", "right"), "left", boxes)
     context = RewardContext(nobody, **more)  # type: ignore[arg-type]
     (got,) = asyncio.run(REWARD([RewardItem("r", sample, parse(text))], context))
@@ -69,7 +78,12 @@ def test_states(nobody: JudgeSet) -> None:
     assert run(TEXT, (*truth, Box(9, 9, 1, 1)), nobody).value == 1.0  # an invalid annotation is left out
     assert run(TEXT, truth, nobody, source="viscot", boxes_from=("vgr", "treevgr")).state == "not_applicable"
     assert run(TEXT, truth, nobody, source="viscot").value == 1.0
-    for nothing in ("<think>no box</think><answer>left</answer>", "<think><bbox>[9,9,1,1]</bbox></think>", "", "no tags"):
+    for nothing in (
+        "<think>no box</think><answer>left</answer>",
+        "<think><bbox>[9,9,1,1]</bbox></think>",
+        "",
+        "no tags",
+    ):
         assert run(nothing, truth, nobody).value == 0.0
 
 
@@ -80,7 +94,12 @@ def test_frames(nobody: JudgeSet, tmp_path: Path) -> None:
     # smart_resize of 200 x 100 within 12544 pixels: beta = sqrt(20000 / 12544), so 140 x 56 pixels
     unit = Box(0.5, 0.5, 1.0, 1.0, "unit")
     text = "<think><bbox>[70,28,140,56]</bbox></think><answer>left</answer>"
-    for truth in (unit, Box(500, 500, 1000, 1000, "thousand"), Box(100, 50, 200, 100, "original"), Box(70, 28, 140, 56, "model")):
+    for truth in (
+        unit,
+        Box(500, 500, 1000, 1000, "thousand"),
+        Box(100, 50, 200, 100, "original"),
+        Box(70, 28, 140, 56, "model"),
+    ):
         got = run(text, (truth,), nobody, **bounds)  # type: ignore[arg-type]
         assert got.value == pytest.approx(1.0), truth
         assert got.detail["gt"][0] == pytest.approx([70, 28, 140, 56])

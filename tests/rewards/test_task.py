@@ -86,10 +86,15 @@ def test_matches(answer: str | None, gold: str, choices: tuple[str, ...], verdic
     assert matches(answer, gold, choices) is verdict
 
 
-@given(st.lists(st.text(alphabet="abcdefgh ", min_size=2).filter(lambda t: len(t.split()) > 0), min_size=2, max_size=6), st.data())
+@given(
+    st.lists(st.text(alphabet="abcdefgh ", min_size=2).filter(lambda t: len(t.split()) > 0), min_size=2, max_size=6),
+    st.data(),
+)
 def test_at_most_one_option_is_meant(choices: list[str], data: st.DataObject) -> None:
     choices = list({" ".join(c.split()): c for c in choices}.values())
-    answer = data.draw(st.sampled_from([*choices, "A", "b", "(C)", *(f"{chr(65 + i)}. {c}" for i, c in enumerate(choices))]))
+    answer = data.draw(
+        st.sampled_from([*choices, "A", "b", "(C)", *(f"{chr(65 + i)}. {c}" for i, c in enumerate(choices))])
+    )
     assert sum(matches(answer, gold, choices) for gold in choices) <= 1
 
 
