@@ -7,11 +7,17 @@ MODEL ?=
 BENCHMARKS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
-RUN := runs/$(PRESET)
-SLICES := $(RUN)/.slices
+FOLDER := runs/$(PRESET)
+SLICES := $(FOLDER)/.slices
 ARGS = --preset $(PRESET) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
 DEMO_METHODS := grpo-t fgrpo
+# The demo's arms run side by side: each has a line of the terminal of its own (fgrpo/progress.py).
+LINE_fgrpo := 1
+# Where no terminal reads along, progress is reported now and then.
+ifneq ($(shell test -t 2 && echo terminal),terminal)
+export TQDM_MININTERVAL ?= 15
+endif
 
 # Two RL arms share two cores: one thread each, and threads that wait without spinning.
 ifneq ($(filter mini smoke,$(PRESET)),)
@@ -20,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
-WORLD := $(RUN)/world/done
+WORLD := $(FOLDER)/world/done
 EVAL_JOBS := --jobs 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
@@ -30,8 +36,8 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS))
 
 help: ## every target with one line
-	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '  make %-18s %s\n' $(foreach m,$(METHODS),rl-$(m) '$(shell sed -n "1s/^\# //p" configs/method/$(m).yaml | sed "s/[;,:\`]/ /g")')
+	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-21s %s\n", "rl-" name, $$0}' configs/method/*.yaml
 
 setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
 .venv/.stamp: constraints/cpu.txt scripts/setup.sh scripts/install_shim.py
@@ -45,24 +51,24 @@ setup-vllm: .venv-vllm/.stamp ## .venv-vllm with the real vLLM for CPU (used by 
 # A stage runs again when its slice of the configuration or an earlier stage changed. Slices are rewritten at each call,
 # and touched only where their content differs.
 $(SLICES)/.checked: FORCE | .venv/.stamp
-	@$(PY) -m fgrpo.config $(ARGS) --write-slices $(RUN)
+	@$(PY) -m fgrpo.config $(ARGS) --write-slices $(FOLDER)
 $(SLICES)/%.json: $(SLICES)/.checked ;
 
-$(RUN)/world/done: $(SLICES)/world.json
+$(FOLDER)/world/done: $(SLICES)/world.json
 	$(PY) -m miniworld.write $(ARGS)
-$(RUN)/data/done: $(SLICES)/data.json $(WORLD)
+$(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
 	$(PY) -m data_curation.run $(ARGS)
-$(RUN)/mcts/done: $(SLICES)/mcts.json $(RUN)/data/done
+$(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
 	$(PY) -m mcts.run $(ARGS)
-$(RUN)/sft/done: $(SLICES)/sft.json $(RUN)/mcts/done
+$(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
 	$(PY) -m sft.train $(ARGS)
-$(RUN)/rl-%/done: $(SLICES)/rl-%.json $(RUN)/data/done $(RUN)/sft/done
-	$(PY) -m rl.train $(ARGS) --method $*
+$(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
+	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m rl.train $(ARGS) --method $*
 
-data: $(RUN)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
-mcts: $(RUN)/mcts/done ## reasoning traces by tree search over the teacher
-sft: $(RUN)/sft/done ## supervised fine-tuning on the traces
-$(addprefix rl-,$(METHODS)): rl-%: $(RUN)/rl-%/done
+data: $(FOLDER)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
+mcts: $(FOLDER)/mcts/done ## reasoning traces by tree search over the teacher
+sft: $(FOLDER)/sft/done ## supervised fine-tuning on the traces
+$(addprefix rl-,$(METHODS)): rl-%: $(FOLDER)/rl-%/done
 
 eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
 	$(PY) -m eval.run $(ARGS) $(EVAL_JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
@@ -72,14 +78,16 @@ figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
 	$(PY) -m eval.figures $(ARGS)
 report: | .venv/.stamp ## one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
-judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN_DIR=… JUDGE=…
-	$(PY) -m eval.rescore $(ARGS) --run $(RUN_DIR) --judge $(JUDGE)
+judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
+	$(PY) -m eval.rescore $(ARGS) --run $(RUN) --judge $(JUDGE)
 
 demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
-	@$(MAKE) --no-print-directory $(RUN)/sft/done
+	@$(MAKE) --no-print-directory $(FOLDER)/sft/done
 	@$(MAKE) --no-print-directory -j2 $(foreach m,$(DEMO_METHODS),rl-$(m))
 	@$(MAKE) --no-print-directory eval
-	@$(MAKE) --no-print-directory figures report tables
+	@$(MAKE) --no-print-directory figures
+	@$(MAKE) --no-print-directory report
+	@$(MAKE) --no-print-directory tables
 
 smoke: ## the chain in about two minutes, to prove the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
@@ -100,6 +108,6 @@ check: | .venv/.stamp ## lint, types, import contract
 plan: | .venv/.stamp ## what a run will take before it takes it
 	$(PY) -m fgrpo.plan $(ARGS)
 bench: | .venv/.stamp ## benchmarks, as ratios, into docs/benchmarks.md
-	$(PY) -m fgrpo.bench $(ARGS)
+	$(PY) benchmarks/run.py
 doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
 	$(PY) -m fgrpo.doctor $(ARGS)

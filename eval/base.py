@@ -205,30 +205,9 @@ def keep_picture(data: Any, cache: Path, stem: str) -> str:
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
-_MARKER = re.compile(r"(?:(?<=\s)|^)\(?([A-Ha-h])[.)](?=\s)")
 _DIRECT = re.compile(
     r"\s*(?:please\s+)?answer\s+(?:directly\s+)?with\s+(?:only\s+)?(?:the|a|one)\b[^.\n]*(?:\.|$)", re.IGNORECASE
 )
-
-
-def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """("stem", options) of a text whose options stand in it as "A. x B. y" or "(a) x (b) y"; options are () without such.
-
-    The last run A, B, … counts, so a "view A." before the options is part of the stem.
-    """
-    marks = [(m.start(), m.end(), m.group(1).upper()) for m in _MARKER.finditer(text)]
-    for first in reversed([i for i, mark in enumerate(marks) if mark[2] == "A"]):
-        run = [marks[first]]
-        for mark in marks[first + 1 :]:
-            if mark[2] == chr(ord("A") + len(run)):
-                run.append(mark)
-        if len(run) < 2:
-            continue
-        ends = [start for start, _, _ in run[1:]] + [len(text)]
-        options = tuple(text[mark[1] : end].strip().rstrip(",;") for mark, end in zip(run, ends, strict=True))
-        if all(options):
-            return text[: run[0][0]].strip(), options
-    return text.strip(), ()
 
 
 def split_direct_sentence(text: str) -> tuple[str, str]:
@@ -237,10 +216,3 @@ def split_direct_sentence(text: str) -> tuple[str, str]:
     if found is None:
         return text.strip(), ""
     return (text[: found.start()] + " " + text[found.end() :]).strip(), found.group(0).strip()
-
-
-def letter_index(answer: str, choices: Sequence[str]) -> int | None:
-    """The index that a gold letter such as "(B)", "b" or "B." names; None if it is no letter of `choices`."""
-    plain = answer.strip().strip("().").upper()
-    index = ord(plain) - ord("A") if len(plain) == 1 else -1
-    return index if 0 <= index < len(choices) else None

@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from eval.models import ModelSpec, template, user_text
-from fgrpo import jsonl
+from fgrpo import jsonl, progress
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import Request, Sampler, SamplingError
 from fgrpo.schema import Config
@@ -72,7 +70,7 @@ async def generate(
     succeeded = False
     with jsonl.Appender(path) as out:
         pending = [job for job in todo if job.id not in out]
-        bar = tqdm(total=len(pending), desc=f"generate {title}".strip(), unit="answer", disable=not pending)
+        bar = progress.bar(f"generate {title}".strip(), len(pending), "answer")
 
         async def one(job: Job) -> None:
             nonlocal refused, succeeded

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from eval import base, generate, models, score, summary, truth
+from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
@@ -104,7 +104,7 @@ async def _work(
         folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
     scorer = score.Scorer(spec, name, judge_set, truth.book(config.data.root), config.rl.box_normaliser)
     try:
-        with tqdm(total=len(todo), desc=f"score {name}", unit="answer") as bar:
+        with progress.bar(f"score {name}", len(todo), "answer") as bar:
             records = await score.score_file(scorer, samples, generations, folder.path, bar.update)
     finally:
         await judge_set.close()
@@ -237,32 +237,27 @@ def main() -> None:
 
 def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     """One process a model, `args.jobs` at a time; UserError names those that failed."""
-    base_command = [
-        sys.executable,
-        "-m",
-        "eval.run",
-        "--preset",
-        args.preset,
-        "--method",
-        args.method,
-        "--runs",
-        args.runs,
-    ]
+    base_command = [sys.executable, "-m", "eval.run"]
+    base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
     waiting, failed = list(chosen), list[str]()
     running: dict[str, subprocess.Popen[bytes]] = {}
+    lines: dict[str, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < args.jobs:
                 name = waiting.pop(0)
-                running[name] = subprocess.Popen([*base_command, "--model", name])
+                line = min(set(range(args.jobs)) - set(lines.values()))  # of the terminal, for its progress bar
+                lines[name] = line
+                environment = {**os.environ, "TQDM_POSITION": str(line)}
+                running[name] = subprocess.Popen([*base_command, "--model", name], env=environment)
             for name, process in list(running.items()):
                 try:
                     process.wait(timeout=0.5)
                 except subprocess.TimeoutExpired:
                     continue
-                del running[name]
+                del running[name], lines[name]
                 failed += [name] if process.returncode else []
     finally:
         for process in running.values():

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fgrpo import jsonl
+from fgrpo import jsonl, progress
 from rl.scoring import TASK, RolloutScorer, ScoredBatch
 from rl.trainer import FaithfulGRPOTrainer
 
@@ -114,7 +114,7 @@ class Logbook(TrainerCallback):
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         cut_back(self.folder, state.global_step)
         self._out = (self.folder / METRICS).open("a", encoding="utf-8")
-        self._bar = tqdm(total=self.total, initial=state.global_step, desc="rl", unit="step", dynamic_ncols=True)
+        self._bar = progress.bar(self.folder.name, self.total, "step", initial=state.global_step)
         self._last = time.perf_counter()
 
     def on_log(

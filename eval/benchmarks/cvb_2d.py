@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, keep_picture, letter_index, one_file, parquet_rows
+from eval.base import Benchmark, Drop, keep_picture, one_file, parquet_rows
+from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 

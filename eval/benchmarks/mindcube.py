@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, letter_index, one_file, split_options
+from eval.base import Benchmark, Drop, one_file
 from fgrpo import jsonl
+from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
 

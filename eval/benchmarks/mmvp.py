@@ -11,8 +11,9 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, letter_index, one_file, split_options
+from eval.base import Benchmark, Drop, one_file
 from fgrpo.errors import UserError
+from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
 REPORTED_SWAPPED = (99, 100, 279, 280)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.base import Benchmark, Drop, letter_index, one_file
+from eval.base import Benchmark, Drop, one_file
 from fgrpo import jsonl
+from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 

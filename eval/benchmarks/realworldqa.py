@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, keep_picture, letter_index, parquet_rows, split_direct_sentence, split_options
+from eval.base import Benchmark, Drop, keep_picture, parquet_rows, split_direct_sentence
 from fgrpo.errors import UserError
+from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
 

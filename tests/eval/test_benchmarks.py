@@ -11,6 +11,7 @@ import pytest
 from eval import base, generate, models
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.options import split_options
 from fgrpo.schema import Config
 
 
@@ -150,4 +151,4 @@ def test_spread_keeps_groups_together(real_like: Config) -> None:
     ],
 )
 def test_split_options(text: str, stem: str, options: tuple[str, ...]) -> None:
-    assert base.split_options(text) == (stem, options)
+    assert split_options(text) == (stem, options)
