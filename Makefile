@@ -36,8 +36,8 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS))
 
 help: ## every target with one line
-	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-21s %s\n", "rl-" name, $$0}' configs/method/*.yaml
+	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-25s %s\n", "rl-" name, $$0}' configs/method/*.yaml
 
 setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
 .venv/.stamp: constraints/cpu.txt scripts/setup.sh scripts/install_shim.py
