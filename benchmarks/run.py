@@ -1,0 +1,78 @@
+"""Runs every benchmark, one process each, and writes docs/benchmarks.md: `make bench` (`python -m benchmarks.run`).
+
+The page is written when all have succeeded; `--only sampling` prints one section and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fgrpo.cli import parser, run
+from fgrpo.errors import UserError, unknown
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Written by `make bench` on {machine}, preset {preset}. Figures are medians; ratios are what carries over to another machine.
+"""
+OF_PRESET = ("rl_step", "constraints", "sampling", "pure")  # these take the stages' options
+TREES = ("100", "1000")
+
+
+def commands(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Every benchmark's module and options, by name."""
+    options = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    options += ["--set", *args.set] if args.set else []
+    found = {name: [f"benchmarks.{name}", *options] for name in OF_PRESET}
+    return {**found, "mcts": ["mcts.bench", "--trees", *TREES]}
+
+
+def section(name: str, command: list[str]) -> str:
+    """What one benchmark prints. UserError if it fails (its own output has gone to standard error)."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise UserError(f"the benchmark {name} failed (see above); docs/benchmarks.md is as it was")
+    print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    begin = done.stdout.find("## ")  # stages print lines of their own before
+    return done.stdout[max(begin, 0) :].strip() + "\n"
+
+
+def machine() -> str:
+    """The machine in words, without its name."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores, {torch.cuda.device_count() or 'no'} GPU"
+
+
+def main() -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        known = commands(args)
+        if args.only is not None:
+            if args.only not in known:
+                raise unknown("benchmark", args.only, list(known))
+            print(section(args.only, known[args.only]))
+            return
+        parts = [HEAD.format(machine=machine(), preset=args.preset)]
+        parts += [section(name, command) for name, command in known.items()]
+        aside = PAGE.with_suffix(".part")
+        aside.write_text("\n".join(parts), encoding="utf-8")
+        aside.replace(PAGE)
+        print("\n".join(parts))
+
+    arguments = parser("benchmarks, as ratios, into docs/benchmarks.md")
+    arguments.add_argument("--only", metavar="NAME", help="print one section, write nothing")
+    run(body, arguments)
+
+
+if __name__ == "__main__":
+    main()
