@@ -78,6 +78,10 @@ figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
 	$(PY) -m eval.figures $(ARGS)
 report: | .venv/.stamp ## one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
+# The demo's report: made again only when an evaluation or a training run changed. (`make report` always makes it.)
+$(FOLDER)/report/index.html: $(SLICES)/eval.json $(wildcard $(FOLDER)/eval/*/summary.json $(FOLDER)/rl-*/metrics.jsonl)
+	$(PY) -m eval.figures $(ARGS)
+	$(PY) -m eval.report $(ARGS)
 judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
 	$(PY) -m eval.rescore $(ARGS) --run $(RUN) --judge $(JUDGE)
 
@@ -85,8 +89,7 @@ demo: ## the main job: the whole chain at miniature size, both arms side by side
 	@$(MAKE) --no-print-directory $(FOLDER)/sft/done
 	@$(MAKE) --no-print-directory -j2 $(foreach m,$(DEMO_METHODS),rl-$(m))
 	@$(MAKE) --no-print-directory eval
-	@$(MAKE) --no-print-directory figures
-	@$(MAKE) --no-print-directory report
+	@$(MAKE) --no-print-directory $(FOLDER)/report/index.html
 	@$(MAKE) --no-print-directory tables
 
 smoke: ## the chain in about two minutes, to prove the plumbing (PRESET=smoke)
@@ -107,7 +110,7 @@ check: | .venv/.stamp ## lint, types, import contract
 	.venv/bin/lint-imports
 plan: | .venv/.stamp ## what a run will take before it takes it
 	$(PY) -m fgrpo.plan $(ARGS)
-bench: | .venv/.stamp ## benchmarks, as ratios, into docs/benchmarks.md
-	$(PY) benchmarks/run.py
+bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md
+	$(PY) -m benchmarks.run $(ARGS)
 doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
 	$(PY) -m fgrpo.doctor $(ARGS)
