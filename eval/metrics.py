@@ -43,7 +43,7 @@ def inconsistency_rate(consistency: Iterable[Value]) -> float | None:
 
 
 def semantic_grounding(scores: Iterable[Value]) -> float | None:
-    """Mean over responses of the share of visual sentences that the picture bears out (Eq. 4, Figure 3)."""
+    """Mean over responses of the share of visual sentences that the picture bears out (Appendix A.1, Figure 3)."""
     return mean(scores)
 
 

@@ -30,6 +30,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 IMAGE_TOKEN = "<|image_pad|>"
+PROJECTOR = "merger."  # Qwen2.5-VL's, inside `visual`
 
 
 def ensure_torchvision() -> None:
@@ -146,8 +147,12 @@ def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int | No
     return sorted(special | set(range(len(tokenizer), vocabulary or 0)))
 
 
-def freeze_vision(model: torch.nn.Module) -> int:
-    """Stop gradients into the vision tower; returns how many parameters that froze.
+def freeze_vision(model: torch.nn.Module, *, projector: bool) -> int:
+    """Stop gradients into the vision encoder; returns how many parameters that froze.
+
+    Args:
+        projector: whether the projector into the language model (`visual.merger`), which transformers keeps inside the vision
+            module, is frozen too. The paper's SFT trains it (Appendix A.2).
 
     Raises:
         UserError: the model has no vision tower called `visual`.
@@ -157,7 +162,7 @@ def freeze_vision(model: torch.nn.Module) -> int:
         raise UserError(
             f"a {type(model).__name__} has no vision tower called `visual`; freeze_vision needs a Qwen2.5-VL"
         )
-    frozen = list(towers[0].parameters())
+    frozen = [p for name, p in towers[0].named_parameters() if projector or not name.startswith(PROJECTOR)]
     for parameter in frozen:
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen)

@@ -117,6 +117,7 @@ class Sft(Section):
     gradient_accumulation: Positive
     max_length: Positive
     freeze_vision: bool
+    freeze_projector: bool
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     evals: Positive
@@ -177,6 +178,7 @@ class Rl(Section):
     temperature: Rate
     loss: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
     freeze_vision: bool
+    freeze_projector: bool
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     gradient_checkpointing: bool

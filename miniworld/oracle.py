@@ -1,6 +1,6 @@
 """Exact verdicts on what a policy says about a scene: they stand in for the two LLM judges of the paper (Appendix E).
 
-`judge_sentence` is the judge of visual grounding (Eq. 4), `judge_conclusion` that of reasoning consistency (Eq. 3).
+`judge_sentence` is the judge of semantic grounding (R_G of Eq. 2), `judge_conclusion` that of consistency (R_C of Eq. 2).
 The paper asks language models; in the miniature world the truth is known, so nobody is asked. Pure functions of text
 and scenes; no text makes them raise.
 """

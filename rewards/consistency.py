@@ -1,4 +1,4 @@
-"""Consistency reward R_C (Section 3.2, Eq. 3's first constraint): 1 if the trace entails the answer, else 0; asks a text judge.
+"""Consistency reward R_C (Section 3.2; the first constraint of Eq. 2): 1 if the trace entails the answer, else 0; asks a text judge.
 
 Decided here, before any judge is asked:
 - training (mask "correct"): a wrong answer is not applicable, and costs no call;

@@ -81,7 +81,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model, processor = hf.load_policy(policy, DTYPES[rl.precision], rl.attention)
     if rl.freeze_vision:
-        hf.freeze_vision(model)
+        hf.freeze_vision(model, projector=rl.freeze_projector)
     template = prompts.read(cfg.prompts.think)
     pixels = _pixel_bounds(processor)
     samples = data.fitting(

@@ -79,7 +79,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model, processor = hf.load_policy(cfg.models.base, DTYPES[sft.precision], sft.attention)
     if sft.freeze_vision:
-        hf.freeze_vision(model)
+        hf.freeze_vision(model, projector=sft.freeze_projector)
     size: Any = processor.image_processor.size
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts),

@@ -76,6 +76,7 @@ def test_paper_values_restated_independently() -> None:
     assert (c.sft.epochs, c.sft.learning_rate, c.sft.weight_decay, c.sft.warmup_ratio) == (3, 1e-6, 0.01, 0.03)
     assert (c.sft.scheduler, c.sft.batch_size, c.sft.gradient_accumulation, c.sft.max_length) == ("cosine", 4, 2, 8192)
     assert (c.sft.freeze_vision, c.sft.precision, c.sft.attention) == (True, "bf16", "flash_attention_2")
+    assert not c.sft.freeze_projector and c.rl.freeze_vision and c.rl.freeze_projector
     assert (c.rl.epochs, c.rl.learning_rate, c.rl.weight_decay, c.rl.warmup_ratio) == (3, 1e-6, 0.01, 0.0)
     assert (c.rl.group_size, c.rl.kl_coef, c.rl.epsilon, c.rl.epsilon_high, c.rl.max_grad_norm) == (
         5,

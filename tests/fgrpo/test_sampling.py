@@ -241,8 +241,19 @@ def test_vision_is_frozen_and_nothing_else() -> None:
     from miniworld.backbone_model import build
 
     model = build()
-    frozen = hf.freeze_vision(model)
+    frozen = hf.freeze_vision(model, projector=True)
     assert frozen == sum(p.numel() for p in model.model.visual.parameters())
     assert all(p.requires_grad != name.startswith("model.visual.") for name, p in model.named_parameters())
     with pytest.raises(UserError, match="visual"):
-        hf.freeze_vision(torch.nn.Linear(2, 2))
+        hf.freeze_vision(torch.nn.Linear(2, 2), projector=True)
+
+
+def test_the_projector_may_train_while_the_encoder_is_frozen() -> None:
+    from miniworld.backbone_model import build
+
+    model = build()
+    tower = model.model.visual
+    frozen = hf.freeze_vision(model, projector=False)
+    assert frozen == sum(p.numel() for p in tower.parameters()) - sum(p.numel() for p in tower.merger.parameters())
+    assert all(p.requires_grad for p in tower.merger.parameters())
+    assert not any(p.requires_grad for p in (*tower.patch_embed.parameters(), *tower.blocks.parameters()))

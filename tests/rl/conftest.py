@@ -106,7 +106,7 @@ def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTraine
     ) -> Any:
         cfg = mini(world, *overrides)
         model, processor = hf.load_policy(policy)
-        hf.freeze_vision(model)
+        hf.freeze_vision(model, projector=cfg.rl.freeze_projector)
         samples = data.read_samples(world / "rl.jsonl", Counter())
         rows = data.order(len(samples), steps * cfg.rl.rollout_batch, 0)
         args = grpo_config(cfg, tmp_path / out, steps, hf.forbidden_token_ids(processor.tokenizer))

@@ -49,7 +49,7 @@ def test_special_tokens_are_never_sampled(make) -> None:
 
 def test_kept_features_equal_computed_ones(policy) -> None:
     model, _ = hf.load_policy(policy)
-    hf.freeze_vision(model)
+    hf.freeze_vision(model, projector=True)
     tower = model.model.visual
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(64 + 16, 1176, generator=generator)
@@ -69,6 +69,16 @@ def test_kept_features_equal_computed_ones(policy) -> None:
     memo.clear()
     tower(pixels, grid_thw=grids)
     assert calls == [80, 80]
+
+
+def test_a_trained_projector_is_trained_and_its_features_are_not_kept(make) -> None:
+    trainer = make(steps=1, overrides=("rl.freeze_projector=false",))
+    tower = trainer._policy.model.visual
+    before = {name: p.detach().clone() for name, p in tower.named_parameters()}
+    trainer.train()
+    assert trainer._memo is None
+    moved = {name for name, p in tower.named_parameters() if not torch.equal(before[name], p)}
+    assert moved and all(name.startswith("merger.") for name in moved)
 
 
 def test_a_trained_tower_is_not_memorised(policy) -> None:

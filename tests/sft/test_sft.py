@@ -165,6 +165,15 @@ def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tmp_path: Path) -> None:
+    cfg = mini(world, "sft.freeze_projector=false", "sft.max_steps=2", "sft.evals=1")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    folder = train.train(cfg, tmp_path)
+    base, tuned = load_file(world / "backbone" / "model.safetensors"), load_file(folder / "final" / "model.safetensors")
+    moved = {name for name in tuned if "visual." in name and not torch.equal(base[name], tuned[name])}
+    assert moved and all("visual.merger." in name for name in moved)
+
+
 def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: Path, monkeypatch) -> None:
     cfg = mini(world, "data.validation_share=0.31")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
