@@ -1,8 +1,9 @@
 """Kill each stage of the smoke chain in its middle with SIGKILL, run `make demo` again, and check that nothing is broken.
 
-For every stage in turn: start `make demo PRESET=smoke` in a process group of its own, wait until that stage has begun to
-write, kill the whole group, and go on. The last, undisturbed `make demo` must end with code 0, every stage must be done,
-and no jsonl file may hold an id twice. Prints one line a stage; exit code 1 when something is wrong.
+For every stage in turn: start `make demo PRESET=smoke` in a process group of its own, wait until that stage writes, kill the
+whole group, and go on. The last, undisturbed `make demo` must end with code 0, every stage must be done, every RL step must
+stand in metrics.jsonl once, every answer must be scored once, and no jsonl file may hold an id twice or half a line. Prints
+one line a stage; exit code 1 when something is wrong. Deletes runs/smoke and data/smoke first.
 
 Command: `python scripts/kill_and_resume.py` (takes the smoke chain's time plus start-up per stage).
 """
@@ -20,69 +21,107 @@ import time
 from collections import Counter
 from pathlib import Path
 
-RUN = Path("runs/smoke")
-# stage folder -> a file that shows the stage is at work
+RUN, DATA = Path("runs/smoke"), Path("data/smoke")
+LOG = Path("runs/kill.log")
+# stage folder -> a file or folder whose change shows that the stage is at work, and seconds to wait after that at most
 STAGES = {
-    "world": "config.json",
-    "data": "difficulty.jsonl",
-    "mcts": "trees.jsonl",
-    "sft": "checkpoints",
-    "rl-grpo-t": "metrics.jsonl",
-    "rl-fgrpo": "metrics.jsonl",
-    "eval/backbone-cot": "generations.jsonl",
-    "eval/fgrpo": "generations.jsonl",
+    "world": ("written.jsonl", 0.2),
+    "data": ("difficulty.jsonl", 1.0),
+    "mcts": ("trees.jsonl", 1.0),
+    "sft": ("checkpoints", 0.5),
+    "rl-grpo-t": ("checkpoints", 1.0),
+    "rl-fgrpo": ("metrics.jsonl", 1.0),
+    "eval/backbone-cot": ("generations.jsonl", 0.5),
+    "eval/fgrpo": ("generations.jsonl", 0.5),
 }
 LIMIT_SECONDS = 600.0
 
 
 def demo() -> subprocess.Popen[bytes]:
     """`make demo PRESET=smoke` in a process group of its own, its output kept in runs/kill.log."""
-    with open("runs/kill.log", "ab") as log:
+    with LOG.open("ab") as log:
         return subprocess.Popen(["make", "demo", "PRESET=smoke"], stdout=log, stderr=log, start_new_session=True)
 
 
-def kill_in(stage: str, sign: str, rng: random.Random) -> str:
-    """Run until `stage` has begun, wait a random moment, kill everything; says what was killed."""
+def state(path: Path) -> object:
+    """What changes when something is written to `path`: the names in a folder, the size of a file, None if it is missing."""
+    try:
+        return sorted(p.name for p in path.iterdir()) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def kill_in(stage: str, sign: str, wait: float, rng: random.Random) -> str:
+    """Run until `stage` writes, wait a random moment, kill everything; says what was killed.
+
+    Raises:
+        RuntimeError: the chain ended by itself, or the stage did not begin in time.
+    """
+    path, done = RUN / stage / sign, RUN / stage / "done"
+    before, started = state(path), time.monotonic()
     process = demo()
-    started = time.monotonic()
-    while process.poll() is None:
-        if (RUN / stage / "done").exists():
-            break
-        path = RUN / stage / sign
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            time.sleep(rng.uniform(0.0, 1.0))
-            break
-        if time.monotonic() - started > LIMIT_SECONDS:
-            break
-        time.sleep(0.02)
-    finished = (RUN / stage / "done").exists()
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return "after its end" if finished else "in its middle"
+    try:
+        while not done.exists() and state(path) in (before, None, 0, []):
+            if process.poll() is not None:
+                raise RuntimeError(f"make demo ended with {process.returncode} before {stage} began; see {LOG}")
+            if time.monotonic() - started > LIMIT_SECONDS:
+                raise RuntimeError(f"{stage} did not begin within {LIMIT_SECONDS:g} s; see {LOG}")
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, wait))
+        return "after its end" if done.exists() else "in its middle"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def twice(path: Path) -> list[str]:
-    """Ids that stand more than once in a jsonl file (or steps, for metrics)."""
-    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    counts = Counter(str(item.get("id", item.get("step", number))) for number, item in enumerate(items))
-    return [key for key, count in counts.items() if count > 1]
+def faults(path: Path) -> list[str]:
+    """What is wrong with a jsonl file: half lines, and ids (or steps) that stand more than once."""
+    counts: Counter[str] = Counter()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            item = json.loads(line)
+        except ValueError:
+            return [f"{path}: line {number + 1} is no JSON"]
+        counts[str(item.get("id", item.get("step", number)))] += 1
+    found = [key for key, count in counts.items() if count > 1]
+    return [f"{path} holds twice: {', '.join(found[:5])}"] if found else []
+
+
+def values(path: Path, key: str) -> list[object]:
+    """`key` of every line."""
+    return [json.loads(line)[key] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def gaps() -> list[str]:
+    """What was lost: RL steps without a line, answers without a score."""
+    found = []
+    for path in RUN.glob("rl-*/metrics.jsonl"):
+        steps = values(path, "step")
+        if steps != list(range(1, len(steps) + 1)):
+            found.append(f"{path} has the steps {steps}")
+    for path in RUN.glob("eval/*/generations.jsonl"):
+        if values(path, "id") != values(path.with_name("scores.jsonl"), "id"):
+            found.append(f"{path} and its scores differ")
+    return found
 
 
 def main() -> None:
     """Kill, resume, check."""
     shutil.rmtree(RUN, ignore_errors=True)
-    Path("runs").mkdir(exist_ok=True)
+    shutil.rmtree(DATA, ignore_errors=True)
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
     rng = random.Random(0)
-    for stage, sign in STAGES.items():
-        print(f"killed {stage} {kill_in(stage, sign, rng)}", flush=True)
+    for stage, (sign, wait) in STAGES.items():
+        print(f"killed {stage} {kill_in(stage, sign, wait, rng)}", flush=True)
     code = demo().wait()
-    problems = [f"make demo ended with {code}"] if code else []
+    problems = [f"make demo ended with {code}; see {LOG}"] if code else []
     problems += [f"{stage} is not done" for stage in STAGES if not (RUN / stage / "done").exists()]
-    for path in sorted(RUN.rglob("*.jsonl")):
-        if ".superseded" not in path.parts and (found := twice(path)):
-            problems.append(f"{path} holds twice: {', '.join(found[:5])}")
-    print("\n".join(problems) or "complete: every stage is done, nothing stands twice")
+    kept = [path for path in sorted(RUN.rglob("*.jsonl")) if ".superseded" not in path.parts]
+    torn = [fault for path in kept for fault in faults(path)]
+    problems += torn or gaps()
+    print("\n".join(problems) or "complete: every stage is done, nothing is lost, nothing stands twice")
     sys.exit(1 if problems else 0)
 
 
