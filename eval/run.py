@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, score, summary, truth
-from fgrpo import progress
+from fgrpo import pictures, progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
@@ -32,6 +32,7 @@ from fgrpo.schema import Config
 from judges.base import JudgeSet, build
 
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
+SCORING = "scoring.json"
 SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's manifest or its config, not by its content
 
 
@@ -58,7 +59,7 @@ def evaluate(
     path = models.checkpoint(spec, config, root)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config)
-        _settle_scoring(folder, judge_set, config)
+        _settle_scoring(folder, judge_set, config, path)
         if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
             print(f"{folder.path}: evaluated already")
             return folder.path
@@ -102,7 +103,8 @@ async def _work(
         finally:
             await engine.close()
         folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
-    scorer = score.Scorer(spec, name, judge_set, truth.book(config.data.root), config.rl.box_normaliser)
+    book, pixels = truth.book(config.data.root), pictures.pixel_bounds(path)
+    scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
         with progress.bar(f"score {name}", len(todo), "answer") as bar:
             records = await score.score_file(scorer, samples, generations, folder.path, bar.update)
@@ -188,15 +190,15 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     return {**roles, "prompts": dict(judge_set.prompt_hashes), "box_normaliser": config.rl.box_normaliser}
 
 
-def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config) -> None:
+def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str) -> None:
     """Drop scores that other judges gave, or a summary with other intervals; the generations stay."""
-    identity = _judge_identity(judge_set, config)
+    identity = {**_judge_identity(judge_set, config), "pixels": list(pictures.pixel_bounds(model))}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
         "limit": config.eval.limit,
     }
-    path = folder.path / "scoring.json"
+    path = folder.path / SCORING
     present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if present is None or present["judges"] != identity:
         for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):

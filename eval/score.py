@@ -18,7 +18,7 @@ from eval.base import group_of
 from eval.extract import answer_span, extract_choice
 from eval.models import ModelSpec
 from eval.truth import statement_scores, with_true_boxes
-from fgrpo import jsonl
+from fgrpo import boxes, jsonl
 from fgrpo.errors import UserError
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
@@ -29,6 +29,7 @@ from rewards.task import matches
 __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
 FAITHFULNESS = {"consistency": "consistency", "semantic": "semantic_grounding", "spatial": "spatial_grounding"}
+REFUSED = "the engine refused the request"
 CHUNK = 512  # rollouts judged between two writes
 
 
@@ -41,9 +42,22 @@ class Scorer:
     judges: JudgeSet
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
+    pixels: tuple[int, int] = (boxes.MIN_PIXELS, boxes.MAX_PIXELS)  # the processor's bounds (`pictures.pixel_bounds`)
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
-        """One record a rollout, in order."""
+        """One record a rollout, in order. What the engine refused has failed scores alone, and no judge is asked about it."""
+        answered = [pair for pair in pairs if pair[1].finish != "error"]
+        records = {record.id: record for record in await self._score(answered)}
+        return [records.get(rollout.id) or self._refused(sample, rollout) for sample, rollout in pairs]
+
+    def _refused(self, sample: Sample, rollout: Rollout) -> EvalRecord:
+        answer = _Answer(Score.failure(REFUSED), None, "refused")
+        names = (
+            ["accuracy"] if self.spec.mode == "direct" else ["accuracy", *FAITHFULNESS, "format", "statement", "flip"]
+        )
+        return self._record(sample, rollout, answer, dict.fromkeys(names, answer.accuracy))
+
+    async def _score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         read = [self._read(rollout) for _, rollout in pairs]
         answers = await self._answers(pairs, read)
         by_name: dict[str, list[Score]] = {}
@@ -52,9 +66,8 @@ class Scorer:
                 rewards.RewardItem(rollout.id, with_true_boxes(sample, self.truth), response)
                 for (sample, rollout), response in zip(pairs, read, strict=True)
             ]
-            context = rewards.RewardContext(
-                self.judges, mask="all", boxes_from=None, box_normaliser=self.box_normaliser
-            )
+            least, most = self.pixels
+            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most)
             for name, reward in FAITHFULNESS.items():
                 by_name[name] = await rewards.load(reward)(items, context)
         records = []
@@ -76,9 +89,7 @@ class Scorer:
         asked: list[tuple[int, ExtractionItem]] = []
         for i, ((sample, rollout), response) in enumerate(zip(pairs, read, strict=True)):
             span = response.answer
-            if rollout.finish == "error":
-                found.append(_Answer(Score.failure("the engine refused the request"), None, "refused"))
-            elif span is None:
+            if span is None:
                 found.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
                 found.append(_Answer(Score.of(float(matches(span, sample.answer, ()))), span, "rules"))

@@ -1,12 +1,24 @@
-"""Opening picture files the same way everywhere: upright (EXIF), three channels."""
+"""Picture files, the same way everywhere: opened upright (EXIF) as RGB, their size and tokens as a Qwen2.5-VL sees them.
+
+Training, sampling, rewards and evaluation all come here, so that a box has one frame. Needs no torch.
+"""
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fgrpo import boxes
 from fgrpo.errors import UserError
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # transformers 5, and before
+ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `size` and `image_tokens` can raise
+_ORIENTATION = 0x0112  # EXIF
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -23,4 +35,68 @@ def open_rgb(path: str | Path) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"the picture {path} cannot be decoded ({error}); download it again or take its sample out"
+        ) from error
+
+
+@lru_cache(maxsize=65536)
+def size(path: str) -> tuple[int, int]:
+    """(width, height) of `open_rgb(path)`; reads the file's header only.
+
+    Raises:
+        one of `ERRORS`: it cannot be read as a picture.
+    """
+    with Image.open(path) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
+
+
+def image_tokens(path: str, pixels: tuple[int, int]) -> int:
+    """Tokens that a picture takes in a prompt, with the two that enclose them; errors as `size` and `boxes.smart_resize`.
+
+    Args:
+        pixels: the processor's bounds (`pixel_bounds`).
+    """
+    width, height = boxes.model_size(size(path), *pixels)
+    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
+
+
+def pixel_bounds(model: str | Path) -> tuple[int, int]:
+    """(least, most) pixels of a picture as `model`'s processor resizes it.
+
+    Args:
+        model: a saved folder, or a name: then its processor file in the hub's cache counts, and where there is none (a model
+            that is only served) Qwen2.5-VL's published bounds.
+
+    Raises:
+        UserError: the folder has no processor file, or a broken one.
+    """
+    if Path(model).is_dir():
+        for name in PROCESSOR_FILES:
+            if (Path(model) / name).is_file():
+                return _read_bounds(Path(model) / name)
+        raise UserError(f"{model} has none of {', '.join(PROCESSOR_FILES)}; copy the base model's beside it")
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in PROCESSOR_FILES:
+        try:
+            cached = try_to_load_from_cache(str(model), name)
+        except HFValidationError:  # no name of a hub model
+            break
+        if isinstance(cached, str):
+            return _read_bounds(Path(cached))
+    return boxes.MIN_PIXELS, boxes.MAX_PIXELS
+
+
+def _read_bounds(file: Path) -> tuple[int, int]:
+    try:
+        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        settings = data.get("image_processor", data)
+        extent = settings.get("size") or {}
+        least = settings.get("min_pixels") or extent["shortest_edge"]
+        most = settings.get("max_pixels") or extent["longest_edge"]
+        return int(least), int(most)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} does not say how large pictures may be ({error!r}); save or download the model again"
         ) from error

@@ -8,13 +8,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
-from PIL import Image
-
-from fgrpo import boxes
+from fgrpo import boxes, pictures
 from fgrpo.errors import unknown
 from fgrpo.response import Response
 from fgrpo.types import Sample, Score
@@ -22,7 +19,6 @@ from judges.base import JudgeSet
 
 FOLDER = Path(__file__).resolve().parent
 _NOT_REWARDS = {"__init__", "base", "rules"}
-PICTURE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what reading a picture's size can raise
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,6 @@ def load(name: str) -> Reward:
     return reward
 
 
-@lru_cache(maxsize=65536)
-def image_size(path: str) -> tuple[int, int]:
-    """(width, height) of a picture file; reads its header only. Raises OSError if it cannot be read as a picture."""
-    with Image.open(path) as picture:
-        return picture.size
-
-
 def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each picture as the model sees it. Raises OSError, or ValueError for a too narrow picture."""
-    return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)
+    """(width, height) of each picture as the model sees it. Raises one of `pictures.ERRORS` (a too narrow picture: ValueError)."""
+    return tuple(boxes.model_size(pictures.size(path), context.min_pixels, context.max_pixels) for path in images)

@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fgrpo import pictures
 from fgrpo.types import Score, Verdict
 from judges import GroundingItem
-from rewards.base import PICTURE_ERRORS, Reward, RewardContext, RewardItem, model_sizes
+from rewards.base import Reward, RewardContext, RewardItem, model_sizes
 from rewards.rules import Rules, rules
 from rewards.task import is_correct
 
@@ -129,7 +130,7 @@ def _question(item: RewardItem, split: Sequence[Sentence], context: RewardContex
     visual = [i for i, s in enumerate(split) if s.visual]
     try:
         sizes = model_sizes(item.sample.images, context)
-    except PICTURE_ERRORS:
+    except pictures.ERRORS:
         sizes = ()  # the judge looks at the picture itself, and says so if it cannot
     return GroundingItem(
         item.rollout_id,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fgrpo import pictures
 from fgrpo.boxes import convert, match
 from fgrpo.types import Box, Score
-from rewards.base import PICTURE_ERRORS, Reward, RewardContext, RewardItem, image_size, model_sizes
+from rewards.base import Reward, RewardContext, RewardItem, model_sizes
 
 if TYPE_CHECKING:
     from fgrpo.boxes import BoxLike
@@ -62,7 +63,7 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
     try:
         gt = _in_model_frame(annotated, item, context)
         pred = _in_model_frame(predicted, item, context)
-    except PICTURE_ERRORS as error:
+    except pictures.ERRORS as error:
         return Score.failure(f"the picture's size cannot be read: {error}")
     return Score.of(
         score(pred, gt, context.box_normaliser),
@@ -81,7 +82,7 @@ def _in_model_frame(boxes: Sequence[Box], item: RewardItem, context: RewardConte
         raise ValueError("the sample has no picture")
     path = item.sample.images[int(item.sample.meta.get("box_image", 0))]
     (seen,) = model_sizes([path], context)
-    return [convert(box, "model", image_size(path), seen) for box in boxes]
+    return [convert(box, "model", pictures.size(path), seen) for box in boxes]
 
 
 REWARD: Reward = SpatialGroundingReward()

@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from fgrpo import boxes, jsonl, prompts
+from fgrpo import jsonl, pictures, prompts
 from fgrpo.errors import UserError
 from fgrpo.tokens import SPECIAL_SHAPE
 from fgrpo.types import Sample
@@ -74,9 +74,9 @@ def fitting(
     for sample in samples:
         try:
             used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(
-                _image_tokens(p, pixels) for p in sample.images
+                pictures.image_tokens(p, pixels) for p in sample.images
             )
-        except (OSError, ValueError):
+        except pictures.ERRORS:
             dropped["picture cannot be read"] += 1
             continue
         if used + 16 > limit:  # the chat template's own tokens
@@ -86,12 +86,6 @@ def fitting(
     if not kept:
         raise UserError(f"no prompt fits rl.max_prompt_length = {limit} tokens; raise it")
     return kept
-
-
-def _image_tokens(path: str, pixels: tuple[int, int]) -> int:
-    with Image.open(path) as picture:
-        width, height = boxes.model_size(picture.size, *pixels)
-    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
 
 
 def to_dataset(samples: Sequence[Sample], template: str) -> Dataset:
@@ -113,5 +107,4 @@ def _with_pictures(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def picture(path: str) -> Image.Image:
     """A decoded RGB picture; the five rollouts of one prompt share it."""
-    with Image.open(path) as file:
-        return file.convert("RGB")
+    return pictures.open_rgb(path)

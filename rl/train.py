@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, hf, prompts, runs
+from fgrpo import cli, config, hf, pictures, prompts, runs
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from judges import build
@@ -83,7 +83,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     if rl.freeze_vision:
         hf.freeze_vision(model, projector=rl.freeze_projector)
     template = prompts.read(cfg.prompts.think)
-    pixels = _pixel_bounds(processor)
+    pixels = pictures.pixel_bounds(policy)
     samples = data.fitting(
         data.read_samples(questions, run.counts),
         template,
@@ -162,11 +162,6 @@ def save_final(trainer: FaithfulGRPOTrainer, folder: Path) -> None:
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         aside.replace(folder)
-
-
-def _pixel_bounds(processor: Any) -> tuple[int, int]:
-    size = processor.image_processor.size
-    return int(size["shortest_edge"]), int(size["longest_edge"])
 
 
 def _lora(cfg: Config) -> Any:

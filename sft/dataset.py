@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from fgrpo import boxes, jsonl
+from fgrpo import jsonl, pictures
 from fgrpo.errors import UserError
 from fgrpo.tokens import SPECIAL_SHAPE
 
@@ -88,24 +88,17 @@ def fitting(
     kept = []
     for row in rows:
         try:
-            pictures = sum(image_tokens(path, pixels) for path in row.images)
-        except (OSError, ValueError):
+            seen = sum(pictures.image_tokens(path, pixels) for path in row.images)
+        except pictures.ERRORS:
             dropped["picture cannot be read"] += 1
             continue
-        if count_tokens(row.prompt) + count_tokens(row.completion) + pictures + TEMPLATE_TOKENS > limit:
+        if count_tokens(row.prompt) + count_tokens(row.completion) + seen + TEMPLATE_TOKENS > limit:
             dropped["longer than sft.max_length"] += 1
         else:
             kept.append(row)
     if not kept:
         raise UserError(f"no trace fits sft.max_length = {limit} tokens; raise it")
     return kept
-
-
-def image_tokens(path: str, pixels: tuple[int, int]) -> int:
-    """Tokens that a picture takes, with the two that enclose them."""
-    with Image.open(path) as picture:
-        width, height = boxes.model_size(picture.size, *pixels)
-    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -144,5 +137,4 @@ def _with_pictures(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=512)
 def _picture(path: str) -> Image.Image:
-    with Image.open(path) as file:
-        return file.convert("RGB")
+    return pictures.open_rgb(path)

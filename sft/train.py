@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
-from fgrpo import cli, config, hf, jsonl, runs
+from fgrpo import cli, config, hf, jsonl, pictures, runs
 from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint
 from fgrpo.schema import Config
 from sft import dataset
@@ -80,12 +80,11 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     model, processor = hf.load_policy(cfg.models.base, DTYPES[sft.precision], sft.attention)
     if sft.freeze_vision:
         hf.freeze_vision(model, projector=sft.freeze_projector)
-    size: Any = processor.image_processor.size
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        (int(size["shortest_edge"]), int(size["longest_edge"])),
+        pictures.pixel_bounds(cfg.models.base),
         run.counts,
     )
     learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from scripted import Scripted
 
-from eval import base, figures, generate, models, report, rescore, run, score, tables, truth
+from eval import base, figures, generate, models, report, rescore, run, score, summary, tables, truth
 from eval.results import find
 from fgrpo import jsonl
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
-from fgrpo.types import EvalRecord, Rollout, Sample
+from fgrpo.types import Box, EvalRecord, Rollout, Sample
 from judges.base import build
 
+BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
 FILES = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
 
 
@@ -25,6 +27,7 @@ def checkpoint(config: Config, root: Path, stage: str) -> None:
     folder = root / config.preset / stage / "final"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(stage)
+    shutil.copy(BACKBONE / "processor_config.json", folder)
 
 
 def engine(config: Config, **settings: float | int) -> Scripted:
@@ -158,7 +161,37 @@ def test_no_answer_and_a_refusal_are_told_apart(world: Config) -> None:
     _, cut = one_score(world, "<think>The answer is", "length")
     assert cut.scores["accuracy"].value == 0.0 and cut.meta["answer_from"] == "none"
     _, refused = one_score(world, "", "error")
-    assert refused.scores["accuracy"].failed
+    assert {name: s.state for name, s in refused.scores.items()} == dict.fromkeys(cut.scores, "failed")
+
+
+def test_refusals_are_in_no_average(world: Config) -> None:
+    """A judge is not asked about them, and they are neither wrong nor inconsistent."""
+    judges = build(world.judges.evaluation, world.data.root)
+    scorer = score.Scorer(models.load("fgrpo"), "fgrpo", judges, truth.book(world.data.root))
+    sample = next(s for s in base.load("cvb_2d", world).samples if len(s.choices) == 2)
+    right = Rollout("a", sample.id, f"<think>The answer is {sample.answer}.</think><answer>{sample.answer}</answer>")
+    gone = Rollout("b", sample.id, "", "error")
+    records = asyncio.run(scorer.score([(sample, gone), (sample, right)]))
+    assert [r.id for r in records] == ["b", "a"]
+    cells = summary.summarise(records, (), world.eval)["greedy"]["benchmarks"]["cvb_2d"]
+    assert (cells["accuracy"]["value"], cells["accuracy"]["n"], cells["inconsistency"]["n"]) == (1.0, 1, 1)
+    assert cells["refused"]["value"] == 0.5 and judges.meter.calls == 2  # consistency and grounding of the other one
+
+
+def test_evaluation_sees_pictures_as_the_processor_does(world: Config, tmp_path: Path) -> None:
+    """A box of the picture as the model sees it: the bounds are those of the evaluated model's processor."""
+    from PIL import Image
+
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (112, 112)).save(picture)
+    sample = Sample("x/y/0", (str(picture),), "q", ("a", "b"), "a", (Box(0, 0, 56, 112, "original"),))
+    text = "<think><bbox>[0,0,28,56]</bbox></think><answer>a</answer>"
+    spec, judges = models.load("fgrpo"), build(world.judges.evaluation, world.data.root)
+    for pixels, value in (((784, 56 * 56), 1.0), ((784, 12544), 0.25)):
+        scorer = score.Scorer(spec, "fgrpo", judges, pixels=pixels)
+        record = asyncio.run(scorer.score([(sample, Rollout("r", sample.id, text))]))[0]
+        found = record.scores["spatial"].value
+        assert found == 1.0 if value == 1.0 else found is not None and found < 0.3
 
 
 def test_an_unresolved_answer_is_no_guess(world: Config) -> None:
