@@ -166,17 +166,10 @@ def viscot_row(question: str, answer: str, image: str, boxes: Any, **more: Any) 
     }  # fmt: skip
 
 
-def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
-    folder = tmp_path / "VisCoT"
-    pictures = folder / "cot_images"
-    save_picture(pictures / "gqa" / "1.jpg", photo)
-    save_picture(pictures / "textvqa" / "1.jpg", photo.resize((320, 200)))  # the same name in another set
-    save_picture(pictures / "textvqa" / "t.jpg", photo)
-    save_picture(pictures / "v7w" / "v.jpg", photo)
-    save_picture(pictures / "openimages" / "only.jpg", photo)
-    (pictures / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+def viscot_rows() -> dict[str, list[dict[str, Any]]]:
+    """Records of every set, with each trap of the data set once."""
     box = [[10, 20, 100, 200]]
-    sets = {
+    return {
         "gqa": [
             viscot_row("Is the man to the left or to the right of the boat?", "left", "1.jpg", box),
             viscot_row(
@@ -204,7 +197,18 @@ def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "dude": [viscot_row("Who?", "me", "s.jpg", box)],
         "infographicsvqa": [viscot_row("Who?", "me", "s.jpg", box)],
     }
-    for kind, rows in sets.items():
+
+
+def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    folder = tmp_path / "VisCoT"
+    pictures = folder / "cot_images"
+    save_picture(pictures / "gqa" / "1.jpg", photo)
+    save_picture(pictures / "textvqa" / "1.jpg", photo.resize((320, 200)))  # the same name in another set
+    save_picture(pictures / "textvqa" / "t.jpg", photo)
+    save_picture(pictures / "v7w" / "v.jpg", photo)
+    save_picture(pictures / "openimages" / "only.jpg", photo)
+    (pictures / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    for kind, rows in viscot_rows().items():
         path = folder / "metadata" / f"{kind}_cot_train.jsonl"
         path.parent.mkdir(exist_ok=True)
         torn = '{"question": "torn' if kind == "vsr" else ""
