@@ -2,3 +2,5 @@
 
 Command: `python -m data_curation.run --preset mini`.
 """
+
+import fgrpo as _first  # noqa: F401 - before anything heavy: see there

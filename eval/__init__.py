@@ -3,3 +3,5 @@
 Generating (`eval.generate`) and scoring (`eval.score`) are separate, so stored text can be judged again by another judge.
 Use `from eval.base import ...`; the bare name `eval` is Python's built-in.
 """
+
+import fgrpo as _first  # noqa: F401 - before anything heavy: see there

@@ -22,7 +22,7 @@ from typing import Any
 
 from eval import base, generate, models, score, summary, truth
 from fgrpo import pictures, progress
-from fgrpo.cli import parser, run
+from fgrpo.cli import SIDE_BY_SIDE, parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import digest
@@ -51,10 +51,7 @@ def evaluate(
             judgements than `rl.max_failed_share` (what was done is kept; the next run goes on from there).
     """
     wanted = list(benchmarks or config.eval.benchmarks)
-    known = base.names()
-    for benchmark in wanted:
-        if benchmark not in known:
-            raise unknown("benchmark", benchmark, known)
+    check_benchmarks(wanted)
     spec = models.load(name)
     path = models.checkpoint(spec, config, root)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
@@ -77,6 +74,14 @@ def evaluate(
             judging=judge_set.meter.to_dict(),
         )
         return folder.path
+
+
+def check_benchmarks(wanted: Sequence[str]) -> None:
+    """UserError if one of `wanted` is no benchmark (names the nearest)."""
+    known = base.names()
+    for benchmark in wanted:
+        if benchmark not in known:
+            raise unknown("benchmark", benchmark, known)
 
 
 async def _work(
@@ -220,6 +225,7 @@ def main() -> None:
         config = load(args.preset, args.method, args.set)
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
+        check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
         for name in chosen:  # every name and checkpoint is checked before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
@@ -252,7 +258,7 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
                 name = waiting.pop(0)
                 line = min(set(range(args.jobs)) - set(lines.values()))  # of the terminal, for its progress bar
                 lines[name] = line
-                environment = {**os.environ, "TQDM_POSITION": str(line)}
+                environment = {**os.environ, "TQDM_POSITION": str(line), SIDE_BY_SIDE: "1"}
                 running[name] = subprocess.Popen([*base_command, "--model", name], env=environment)
             for name, process in list(running.items()):
                 try:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from fgrpo import INTERRUPTED
 from fgrpo.errors import UserError
 
-OLDEST_PYTHON = (3, 11)
+SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the last word
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# what libraries make of a full disk: safetensors and tokenizers (Rust), SQLite, torch.save
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "disk is full", "PytorchStreamWriter failed writing")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -25,25 +31,43 @@ def parser(description: str) -> argparse.ArgumentParser:
 def run(
     body: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> None:
-    """Parse and call `body`; a `UserError` or a full disk is one line and exit code 2, ctrl-C is exit code 130."""
-    if sys.version_info < OLDEST_PYTHON:
-        sys.exit(
-            f"error: Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer is needed, this is {sys.version.split()[0]}"
-        )
+    """Parse and call `body`; a `UserError`, a full disk or a forbidden folder is one line and exit code 2, ctrl-C is 130."""
     args = arguments.parse_args(argv)
     try:
         body(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(
-            f"error: no space left on the disk ({error.filename or 'while writing'}); free some and run again",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: what is finished is kept; the same command carries on from here", file=sys.stderr)
+        if SIDE_BY_SIDE not in os.environ:
+            print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: BaseException) -> str | None:
+    """What the user has to know of `error`, or None if it is our fault and should keep its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    for cause in _chain(error):
+        if getattr(cause, "errno", None) in _FULL or any(word in str(cause) for word in _FULL_WORDS):
+            where = getattr(cause, "filename", None) or "while writing"
+            return f"no space left on the disk ({where}); free some and run again: what is finished is kept"
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return f"{error.filename}: {str(error.strerror).lower()}; choose another folder, or mend its permissions"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what is grouped in it, and what it came from."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        waiting += [*getattr(found, "exceptions", ()), found.__cause__, found.__context__]

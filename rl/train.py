@@ -18,9 +18,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fgrpo import cli, config, hf, pictures, prompts, runs
-from fgrpo.errors import UserError
+from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from judges import build
+from rewards import base as rewards
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
@@ -125,9 +126,12 @@ def make_dual(cfg: Config) -> DualAscent:
     """The multipliers of a method; a coupled reward has none.
 
     Raises:
-        UserError: a signal without its τ, or values that make no constraint.
+        UserError: a signal without its τ, a τ of no reward, or values that make no constraint.
     """
     rl, dual = cfg.rl, cfg.rl.dual
+    for name in rl.tau:
+        if name not in rewards.names():
+            raise unknown("configuration key", f"rl.tau.{name}", (f"rl.tau.{known}" for known in rewards.names()))
     signals = rl.signals if rl.combine == "decoupled" else ()
     for name in signals:
         if name not in rl.tau:
