@@ -44,7 +44,14 @@ def read(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[str, A
 
 def ids(path: str | Path, key: str = "id") -> set[str]:
     """Ids already written to `path`; empty when the file does not exist yet."""
-    return {item[key] for item in read(path)} if Path(path).exists() else set()
+    if not Path(path).exists():
+        return set()
+    found = set()
+    for number, item in enumerate(read(path), start=1):
+        if not isinstance(item.get(key), str):
+            raise UserError(f"{path}, item {number} has no {key!r}; delete that line to carry on")
+        found.add(item[key])
+    return found
 
 
 def write(path: str | Path, items: Iterable[dict[str, Any]]) -> int:

@@ -198,14 +198,16 @@ def _lock(path: Path) -> Any:
 def _supersede(path: Path, stage: str) -> None:
     old = path.parent / ".superseded"
     old.mkdir(exist_ok=True)
-    number = sum(1 for p in old.iterdir() if p.name.startswith(stage.replace("/", "-") + "."))
-    target = old / f"{stage.replace('/', '-')}.{number}"
+    number = 0
+    while (target := old / f"{stage.replace('/', '-')}.{number}").exists():
+        number += 1
     path.rename(target)
     print(f"{path} belongs to another configuration or to other inputs; moved to {target}")
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    """Bytes of a file, or of all files below a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def _hash_file(path: Path) -> str:

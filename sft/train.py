@@ -55,6 +55,10 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, traces)
         checkpoint = last_checkpoint(run.path / "checkpoints")
+        if checkpoint is not None and lost_best(run.path, checkpoint):
+            print(f"{run.path} has lost the state with the lowest validation loss; training from the start")
+            checkpoint = None
+            shutil.rmtree(run.path / "checkpoints")
         if checkpoint is not None:
             print(f"going on from {checkpoint}")
         try:
@@ -214,12 +218,22 @@ class Logbook(TrainerCallback):
 def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
     """(lowest validation loss, what best.json says); infinity without one."""
     for name in ("best", "final"):  # final, if the process was killed after it was made
+        if not any((folder / name).glob("*.safetensors")):
+            continue
         try:
             known = json.loads((folder / name / "best.json").read_text(encoding="utf-8"))
             return float(known["eval_loss"]), dict(known)
         except (OSError, ValueError, KeyError, TypeError):  # not there
             continue
     return math.inf, {}
+
+
+def lost_best(folder: Path, checkpoint: Path) -> bool:
+    """Whether a validation took place up to `checkpoint`, and the state that it left is gone (a half-deleted folder)."""
+    path, step = folder / METRICS, int(checkpoint.name.rsplit("-", 1)[1])
+    lines = list(jsonl.read(path)) if path.exists() else []
+    validated = not lines or any("eval_loss" in line and line["step"] <= step for line in lines)
+    return validated and math.isinf(best_so_far(folder)[0]) and not any((folder / "final").glob("*.safetensors"))
 
 
 def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:

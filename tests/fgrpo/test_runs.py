@@ -42,6 +42,30 @@ def test_a_half_deleted_folder_is_not_done(tmp_path: Path) -> None:
     assert not (path / "done").exists()
 
 
+def test_a_folder_that_lost_a_file_inside_is_not_done(tmp_path: Path) -> None:
+    with Run.open(CONFIG, "mcts", root=tmp_path) as run:
+        (run.path / "final").mkdir()
+        for name in ("model.safetensors", "config.json"):
+            (run.path / "final" / name).write_text("x")
+        run.finish(["final"])
+        assert run.is_done
+        (run.path / "final" / "model.safetensors").unlink()
+        assert not run.is_done
+
+
+def test_folders_put_aside_never_meet(tmp_path: Path) -> None:
+    for k, c_puct in enumerate((2.0, 1.0, 3.0, 4.0)):
+        if k == 3:
+            (tmp_path / "mini" / ".superseded" / "mcts.0" / "traces.jsonl").unlink()
+            (tmp_path / "mini" / ".superseded" / "mcts.0" / "config.json").unlink()
+            for rest in (tmp_path / "mini" / ".superseded" / "mcts.0").iterdir():
+                rest.unlink()
+            (tmp_path / "mini" / ".superseded" / "mcts.0").rmdir()
+        finish(tmp_path, load("mini", overrides=[f"mcts.c_puct={c_puct}"]), text=f"{k}\n")
+    kept = {p.parent.name: p.read_text() for p in tmp_path.glob("mini/.superseded/*/traces.jsonl")}
+    assert kept == {"mcts.0": "2\n", "mcts.1": "1\n"}
+
+
 def test_another_configuration_moves_the_old_folder_aside(tmp_path: Path) -> None:
     finish(tmp_path, text="old\n")
     other = load("mini", overrides=["mcts.c_puct=1.0"])

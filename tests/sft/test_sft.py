@@ -163,6 +163,11 @@ def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, world / "runs")
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+    (folder / "final" / "model.safetensors").unlink()  # half-deleted: the best state is nowhere else
+    train.train(cfg, world / "runs")
+    again = load_file(folder / "final" / "model.safetensors")
+    assert all(torch.equal(tuned[name], again[name]) for name in tuned)
+    assert [line["step"] for line in jsonl.read(folder / "metrics.jsonl")] == [line["step"] for line in lines]
 
 
 def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tmp_path: Path) -> None:
