@@ -69,6 +69,8 @@ data: $(FOLDER)/data/done ## curated seed and RL sets from the data sets (mini: 
 mcts: $(FOLDER)/mcts/done ## reasoning traces by tree search over the teacher
 sft: $(FOLDER)/sft/done ## supervised fine-tuning on the traces
 $(addprefix rl-,$(METHODS)): rl-%: $(FOLDER)/rl-%/done
+rl-%: | .venv/.stamp # a method that there is no file for: says so, and which name is nearest
+	@$(PY) -m fgrpo.config $(ARGS) --method $*
 
 eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
 	$(PY) -m eval.run $(ARGS) $(EVAL_JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
@@ -83,7 +85,7 @@ $(FOLDER)/report/index.html: $(SLICES)/eval.json $(wildcard $(FOLDER)/eval/*/sum
 	$(PY) -m eval.figures $(ARGS)
 	$(PY) -m eval.report $(ARGS)
 judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
-	$(PY) -m eval.rescore $(ARGS) --run $(RUN) --judge $(JUDGE)
+	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error say what to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error say which judge: JUDGE=evaluation, training, or a file of judges/backends))
 
 demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
 	@$(MAKE) --no-print-directory $(FOLDER)/sft/done

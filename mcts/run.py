@@ -107,13 +107,8 @@ async def grow(
                     done.add(tree.to_dict())
                     totals.update(chains=len(linearize(tree)))
                 totals.update({name: tree.counts[name] for name in ("completions", "tokens")})
-                bar.set_postfix(
-                    calls=totals["completions"],
-                    tokens=totals["tokens"],
-                    chains=totals["chains"],
-                    failed=len(failed),
-                    refresh=False,
-                )
+                counted = ", ".join(f"{totals[name]:,} {name}" for name in ("completions", "tokens", "chains"))
+                bar.set_postfix_str(f"{counted}, {len(failed)} failed", refresh=False)
                 bar.update()
 
         try:
