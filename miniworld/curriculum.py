@@ -21,6 +21,7 @@ from miniworld.render import render
 from miniworld.scene import BOARD, COLORS, PIXELS, SIZES, Scene, Thing
 
 NO_LOSS = -100
+LISTED = 0.3  # share of the questions for two things that ask for all things of one shape instead
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,23 @@ class Teacher:
         if len(scenes) == 1 and kind != "question":
             thing, other = rng.sample(scenes[0].things, 2)
             if kind == "locate_two":
-                reply = "\n".join(qs.box_sentence(t.name, t.box) for t in (thing, other))
-                return f"Where are the {thing.name} and the {other.name}?", reply
+                listed = rng.random() < LISTED
+                things = [t for t in scenes[0].things if t.shape == thing.shape] if listed else [thing, other]
+                reply = "\n".join(qs.box_sentence(t.name, t.box) for t in things)
+                wanted = f"{thing.shape}s" if listed else f"{thing.name} and the {other.name}"
+                return f"Where are the {wanted}?", reply
             if kind == "locate":
                 return f"Where is the {thing.name}?", qs.box_sentence(thing.name, thing.box)
             text, word = _side(rng, thing)
             return text, f"<answer>{word}</answer>"
+        if len(scenes) == 2 and kind.startswith("locate"):
+            name = rng.choice(scenes[0].things).name
+            picture = rng.randrange(2)
+            if kind == "locate":
+                text = f"In the {rel.ORDINALS[picture]} picture, where is the {name}?"
+                return text, qs.box_sentence(name, scenes[picture].box_of(name), picture)
+            reply = "\n".join(qs.box_sentence(name, scene.box_of(name), i) for i, scene in enumerate(scenes))
+            return f"Where is the {name} in the first and second picture?", reply
         names = [f for f in mix.families if f not in ("view", "moved")] if len(scenes) == 1 else [family]
         while True:
             chosen = rng.choices(names, [mix.families[f] for f in names])[0]
@@ -136,6 +148,23 @@ class Teacher:
             labels += [NO_LOSS] * len(before) + after
         return Lesson(ids, labels, pictures, self._looks(ids, scenes))
 
+    def looking(self, rng: random.Random, families: Mapping[str, float]) -> Lesson:
+        """How reasoning about a picture begins: the boxes of what is asked about, and no further."""
+        family = rng.choices(list(families), list(families.values()))[0]
+        while True:
+            pictures = self.pool.group(rng, family)
+            scenes = tuple(self.pool.scenes[i] for i in pictures)
+            try:
+                q = qs.ask(family, scenes, rng)
+                break
+            except ValueError:  # nothing to ask about this scene
+                continue
+        codec = self.codec
+        before = codec.prompt(q.text, len(pictures))
+        after = codec.encode("<think>" + "".join(box + "\n" for box in qs.steps(q)[:-1]))
+        ids = [*before, *after]
+        return Lesson(ids, [NO_LOSS] * len(before) + [*after], pictures, self._looks(ids, scenes))
+
     def reasoning(self, rng: random.Random, families: Mapping[str, float], unrelated: bool, derive: bool) -> Lesson:
         """True reasoning about a scene that is not shown; with `unrelated`, other pictures stand in the prompt.
 
@@ -159,7 +188,8 @@ class Teacher:
             decides = [t if i >= len(other) or other[i] != t else NO_LOSS for i, t in enumerate(said)]
             labels = [NO_LOSS] * len(given) + decides + [NO_LOSS] * len(between) + [*answer] + [NO_LOSS] * len(close)
         else:
-            free = [NO_LOSS if token in self._numbers else token for token in given]
+            chance = {*self._numbers, *(self._colors if family == "count" else ())}  # what the text does not decide
+            free = [NO_LOSS if token in chance else token for token in given]
             labels = [*free, *said, *between, *answer, *close]
         ids = [*before, *given, *said, *between, *answer, *close]
         return Lesson(ids, [NO_LOSS] * len(before) + labels, pictures)

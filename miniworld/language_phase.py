@@ -60,15 +60,18 @@ def step(model: Any, teacher: Teacher, stage: LanguageStage, number: int, rng: r
     """Forward and backward of one step; the gradients are left in the parameters. Returns the losses."""
     mix = stage.mix_at(number)
     lessons = [teacher.direct(rng, mix, stage.turns) for _ in range(stage.pictures)]
+    lessons += [teacher.looking(rng, stage.reasoned) for _ in range(stage.look)]
     language, aligned = _loss(model, teacher, lessons, stage.align)
     (language + stage.align * aligned).backward()
     losses = {"direct": language.item(), "align": aligned.item()}
+    if number < stage.text_from:
+        return losses
     for name, count, weight in (
         ("derive", stage.derive, stage.derive_weight),
         ("form", stage.form, stage.form_weight),
     ):
         derive = name == "derive"
-        texts = [teacher.reasoning(rng, mix.families, stage.unrelated_picture, derive) for _ in range(count)]
+        texts = [teacher.reasoning(rng, stage.reasoned, stage.unrelated_picture, derive) for _ in range(count)]
         loss, _ = _loss(model, teacher, texts, 0.0)
         (weight * loss).backward()
         losses[name] = loss.item()

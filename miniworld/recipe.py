@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from miniworld.curriculum import Mix
 
@@ -20,6 +20,17 @@ FAMILIES: Mapping[str, float] = {
     "behind": 0.03,
     "view": 0.06,
     "moved": 0.05,
+}
+# Reasoning in text alone is cheap: more of the others.
+REASONED: Mapping[str, float] = {
+    "hrel": 0.2,
+    "vrel": 0.2,
+    "depth": 0.2,
+    "count": 0.08,
+    "nearer": 0.06,
+    "behind": 0.1,
+    "view": 0.08,
+    "moved": 0.08,
 }
 
 
@@ -44,11 +55,14 @@ class LanguageStage:
     mixes: tuple[tuple[int, Mix], ...]
     warmup: int = 40
     align: float = 0.3
+    reasoned: Mapping[str, float] = field(default_factory=lambda: REASONED)
+    look: int = 0
     derive: int = 6
     derive_weight: float = 0.5
-    form: int = 2
-    form_weight: float = 0.2
+    form: int = 4
+    form_weight: float = 0.5
     unrelated_picture: bool = False
+    text_from: int = 0  # step at which reasoning sets in: before a model can tell numbers apart it learns nothing there
 
     def mix_at(self, step: int) -> Mix:
         return [mix for start, mix in self.mixes if step >= start][-1]
@@ -63,26 +77,29 @@ class Recipe:
     pairs: int = 768
     vision: VisionStage = VisionStage()
     direct: LanguageStage = LanguageStage(
-        steps=450,
+        steps=600,
+        text_from=250,
+        form_weight=0.5,
         pictures=32,
         turns=3,
         lr=1.5e-3,
         mixes=(
             (0, Mix(0.35, 0.15, 0.2, 0.3, CORE)),
-            (250, Mix(0.15, 0.1, 0.1, 0.65, CORE)),
-            (330, Mix(0.1, 0.05, 0.05, 0.8, FAMILIES)),
+            (380, Mix(0.08, 0.07, 0.1, 0.75, CORE)),
+            (450, Mix(0.06, 0.06, 0.03, 0.85, FAMILIES)),
         ),
     )
     follow: LanguageStage = LanguageStage(
-        steps=150,
+        steps=200,
         pictures=24,
         turns=3,
         lr=1e-3,
         mixes=((0, Mix(0.05, 0.05, 0.0, 0.9, FAMILIES)),),
-        derive=14,
+        look=5,
+        derive=10,
         derive_weight=1.0,
-        form=6,
-        form_weight=0.5,
+        form=12,
+        form_weight=3.0,
         unrelated_picture=True,
     )
 

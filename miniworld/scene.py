@@ -73,6 +73,13 @@ class Scene:
         key = " ".join(name.lower().split())
         return next((t for t in self.things if t.name == key), None)
 
+    def box_of(self, name: str) -> BoxPx:
+        """The box of the thing called `name`. KeyError if there is none."""
+        thing = self.by_name(name)
+        if thing is None:
+            raise KeyError(name)
+        return thing.box
+
     def to_dict(self) -> dict[str, Any]:
         return {"things": [{"color": t.color, "shape": t.shape, "box": list(t.box)} for t in self.things]}
 

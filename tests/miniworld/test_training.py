@@ -1,0 +1,141 @@
+"""What the backbone is taught with, and that its training survives a kill."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from fgrpo.errors import UserError
+from miniworld import fast, language_phase, oracle, train_backbone, vision_phase
+from miniworld import questions as qs
+from miniworld.curriculum import NO_LOSS, Lesson, Pool, Teacher
+from miniworld.recipe import CORE, FAMILIES, REASONED, Recipe, learning_rate
+from miniworld.scene import sample_scene
+
+RECIPE = replace(Recipe().quick(), singles=12, pairs=3)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher(fast.Codec(), Pool(12, 6, "test"))
+
+
+def learned(teacher: Teacher, lesson: Lesson) -> str:
+    assert len(lesson.ids) == len(lesson.labels)
+    assert all(label in (NO_LOSS, token) for label, token in zip(lesson.labels, lesson.ids, strict=True))
+    return teacher.codec.decode([t for t in lesson.labels if t != NO_LOSS])
+
+
+def test_shares_sum_to_one() -> None:
+    for shares in (CORE, FAMILIES, REASONED):
+        assert abs(sum(shares.values()) - 1) < 1e-9
+        assert set(shares) <= set(qs.FAMILIES)
+
+
+def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: Teacher) -> None:
+    rng = random.Random(0)
+    mix = Recipe().direct.mixes[-1][1]
+    for _ in range(60):
+        lesson = teacher.direct(rng, mix, 3)
+        scenes = tuple(teacher.pool.scenes[i] for i in lesson.pictures)
+        assert lesson.ids.count(teacher.codec.image) == fast.IMAGE_TOKENS * len(scenes)
+        turns = teacher.codec.tokenizer.decode(lesson.ids, skip_special_tokens=False).split("<|im_start|>user\n")[1:]
+        assert len(turns) <= 3
+        for turn in turns:
+            question, reply = turn.split("<|im_end|>\n<|im_start|>assistant\n")
+            if "<bbox>" in reply:
+                said = reply.removesuffix("\n").removesuffix("<|im_end|>").split("\n")
+                for i, sentence in enumerate(said):
+                    assert oracle.judge_sentence(scenes, question, said[:i], sentence)[0] == "CORRECT", (question, said)
+        for token, targets in lesson.looks:
+            color = teacher.codec.decode([lesson.ids[token]]).strip()
+            for target in targets:
+                assert lesson.ids[target] == teacher.codec.image
+                start = next(i for i in range(target, -1, -1) if lesson.ids[i - 1] != teacher.codec.image)
+                row, column = divmod(target - start, 4)
+                assert any(t.color == color and t.cell == (row, column) for scene in scenes for t in scene.things)
+
+
+def test_reasoning_is_taught_on_what_the_text_decides(teacher: Teacher) -> None:
+    rng = random.Random(1)
+    derived = teacher.reasoning(rng, {"hrel": 1.0}, unrelated=True, derive=True)
+    word = learned(teacher, derived).split()
+    assert len(word) == 1 and word[0] in ("leftleft", "rightright")  # the statement's word and the answer
+    assert derived.ids.count(teacher.codec.image) == fast.IMAGE_TOKENS
+    form = teacher.reasoning(rng, {"depth": 1.0}, unrelated=False, derive=False)
+    assert "<bbox>[,,,]</bbox>" in learned(teacher, form)  # numbers are given
+    for family in qs.FAMILIES:
+        lesson = teacher.reasoning(rng, {family: 1.0}, unrelated=False, derive=False)
+        question, reply = teacher.codec.decode(lesson.ids).split("user\n")[1].split("\nassistant\n")
+        think, answer = reply.removeprefix("<think>").removesuffix("</answer>").split("</think><answer>")
+        assert oracle.judge_conclusion(question, think, answer, ())[0]  # nothing contradicts itself
+    look = teacher.looking(rng, {"vrel": 1.0})
+    assert learned(teacher, look).count("<bbox>") == 2 and "</think>" not in learned(teacher, look)
+
+
+def test_alignment_is_small_where_attention_is_right(teacher: Teacher) -> None:
+    from miniworld import backbone_model as bm
+
+    model = bm.build(0)
+    teacher.pool.compute(model.model.visual)
+    lesson = teacher.direct(random.Random(2), Recipe().direct.mixes[0][1], 2)
+    batch = fast.Batch(teacher.codec, [lesson.ids], [lesson.labels])
+    embeds = fast.embed(model, batch, teacher.pool.features_MKH[list(lesson.pictures)])
+    loss = language_phase.alignment_loss(model, batch, embeds, [lesson])
+    everything = [(token, tuple(range(token + 1))) for token, _ in lesson.looks]
+    none = language_phase.alignment_loss(model, batch, embeds, [replace(lesson, looks=everything)])
+    assert loss > 0.5 and abs(none.item()) < 1e-5
+
+
+def test_targets_of_the_vision_head() -> None:
+    scene = sample_scene(random.Random(3))
+    targets = vision_phase.targets([scene]).reshape(4, 4, 7)
+    assert int((targets[..., 0] > 0).sum()) == len(scene.things)
+    for thing in scene.things:
+        row, column = thing.cell
+        assert targets[row, column, 2:4].tolist() == [row, column]
+        assert targets[row, column, 4:].abs().max() <= 1
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    rates = [learning_rate(1.0, step, 100, 10) for step in range(100)]
+    assert rates[0] < 0.2 and max(rates) == max(rates[:20]) and rates[-1] < 0.06
+
+
+def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_backbone, "CHECKPOINT_EVERY", 1)
+
+    def go(folder: Path) -> train_backbone.Training:
+        folder.mkdir(exist_ok=True)
+        training = train_backbone.Training(folder, RECIPE)
+        train_backbone.train_vision(training)
+        pool = Pool(RECIPE.singles, RECIPE.pairs, "pool")
+        pool.compute(training.model.model.visual)
+        train_backbone.train_language(training, "follow", RECIPE.follow, Teacher(training.codec, pool))
+        return training
+
+    whole = go(tmp_path / "whole").model.state_dict()
+    real, calls = language_phase.step, 0
+
+    def killed(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(language_phase, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "killed")
+    again = go(tmp_path / "killed").model.state_dict()
+    assert calls == 3  # the first step was not run again
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    with pytest.raises(UserError, match="another recipe"):
+        train_backbone.Training(tmp_path / "killed", replace(RECIPE, seed=9))
