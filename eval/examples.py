@@ -137,7 +137,7 @@ def build(
     frames = [((p.width, p.height), _original(path)) for p, path in zip(pictures, sample.images, strict=True)]
     truth = []
     home = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
-    for k, box in zip(home, sample.boxes or (), strict=False):
+    for k, box in zip(home, sample.boxes or (), strict=True):
         seen, original = frames[k]
         truth.append(_shape(k, convert(box, "model", original, seen), "true"))
     columns = tuple(
