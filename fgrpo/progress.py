@@ -7,6 +7,7 @@ one in `EVERY` seconds.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -34,7 +35,7 @@ class Lines:
 def bar(desc: str, total: int, unit: str, initial: int = 0, out: TextIO | None = None) -> tqdm[Any]:
     """A bar over `total` items on standard error (or `out`), `initial` of which are done."""
     stream = sys.stderr if out is None else out
-    if stream.isatty():
+    if _has_width(stream):
         return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, file=stream)
     return tqdm(
         total=total,
@@ -47,3 +48,13 @@ def bar(desc: str, total: int, unit: str, initial: int = 0, out: TextIO | None =
         ncols=0,
         position=0,
     )
+
+
+def _has_width(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that tells its size; on one of no columns tqdm would show nothing."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -33,17 +38,16 @@ def test_reports_are_rare_in_a_log_file() -> None:
     assert len(out.getvalue().splitlines()) <= 3
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_a_bar_on_the_line_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The position is read by tqdm when it is imported, so it is asked of a new interpreter."""
-    code = (
-        "from tests.fgrpo.test_progress import Terminal; from fgrpo import progress; out = Terminal();"
-        "progress.bar('b', 2, 'step', out=out); print(ascii(out.getvalue()))"
-    )
-    monkeypatch.setenv("TQDM_POSITION", "1")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("'\\n") and "\\x1b[A" in done.stdout
+@pytest.mark.parametrize("columns", [80, 0])
+def test_a_terminal_gets_a_bar_on_the_line_it_was_given(columns: int) -> None:
+    """On a terminal of its own, since tqdm reads TQDM_POSITION when it is imported. One without a size gets lines."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    code = "from fgrpo import progress; progress.bar('b', 2, 'step').close()"
+    environment = {**os.environ, "TQDM_POSITION": "1"}
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "b:   0%" in shown
+    assert ("\x1b[A" in shown) == (columns > 0)
