@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgrpo.errors import UserError
+
 PREFIX = "checkpoint"
 ASIDE = ".part"
 STATE = "trainer_state.json"
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
+
+
+class WrongCheckpoint(UserError, ValueError):
+    """A checkpoint that is broken or does not belong to this run."""
 
 
 class AsideCheckpoints(_Base):
@@ -63,12 +69,21 @@ class AsideCheckpoints(_Base):
         transformers saves a Qwen2.5-VL under other names ("visual.…") than its modules have ("model.visual.…"); its
         Trainer then loads none of them on resume, with a warning, and training would go on from the base model.
         """
+        from safetensors import SafetensorError
+
         target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
         if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
+        try:
+            saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+            target.load_state_dict(saved.state_dict())
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WrongCheckpoint(
+                f"{resume_from_checkpoint} does not fit this model ({first}): it is broken or belongs to another "
+                "configuration; delete that folder to go on from the one before, or from the start"
+            ) from error
 
     def _on_main(self, work: Callable[[], object]) -> None:
         """Do `work` on the main process while the others wait."""

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from fgrpo import torchvision_shim
 from fgrpo.config import load
 from fgrpo.schema import Config, Judge
+from fgrpo.toolchain import how_to_install, missing_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
@@ -182,14 +183,12 @@ def tools(config: Config) -> Iterator[Finding]:
     """The compiler and ninja that DeepSpeed needs to build its CPU optimizer and communication ops."""
     needed = [stage for stage in ("sft", "rl") if getattr(config, stage).deepspeed]
     state: Literal["warn", "fail"] = "fail" if needed else "warn"
-    beside = Path(sys.executable).parent / "ninja"
-    missing = [t for t in ("g++", "ninja") if shutil.which(t) is None and not (t == "ninja" and beside.is_file())]
-    if missing:
+    if missing := missing_tools():
         use = f"needed by {' and '.join(needed)}" if needed else "only DeepSpeed ZeRO needs it"
         yield Finding(
             state,
             f"{' and '.join(missing)} not found ({use})",
-            f"apt install {' '.join(missing).replace('ninja', 'ninja-build')}",
+            how_to_install(missing),
         )
     else:
         yield Finding("ok", "g++ and ninja")

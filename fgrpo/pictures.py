@@ -5,7 +5,10 @@ Training, sampling, rewards and evaluation all come here, so that a box has one 
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from fgrpo.errors import UserError
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # transformers 5, and before
 ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `size` and `image_tokens` can raise
+SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # kinds of files that every endpoint knows
 _ORIENTATION = 0x0112  # EXIF
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -58,6 +62,33 @@ def image_tokens(path: str, pixels: tuple[int, int]) -> int:
     """
     width, height = boxes.model_size(size(path), *pixels)
     return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
+
+
+def data_url(path: str) -> str:
+    """A picture as a data URL: the file's own bytes where they mean the same to everybody, else a PNG of `open_rgb`.
+
+    Raises:
+        UserError: no such file, or not a picture that can be decoded.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"the picture {path} cannot be read ({error.strerror})") from error
+    return _data_url(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=512)
+def _data_url(path: str, modified: int, size: int) -> str:
+    picture = open_rgb(path)  # also finds broken files before a server does
+    with Image.open(path) as original:
+        kind, plain = original.format, original.mode == "RGB" and not original.getexif().get(_ORIENTATION)
+    if kind in SENT_AS_THEY_ARE and plain:
+        data = Path(path).read_bytes()
+    else:
+        kind, buffer = "PNG", io.BytesIO()
+        picture.save(buffer, "PNG")
+        data = buffer.getvalue()
+    return f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
 
 
 def pixel_bounds(model: str | Path) -> tuple[int, int]:

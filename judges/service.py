@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -24,24 +23,19 @@ from tenacity import (
     RetryCallState,
     retry_if_exception,
     stop_after_attempt,
-    wait_random_exponential,
 )
 
-from fgrpo import schema
+from fgrpo import endpoints, pictures, schema
 from fgrpo.errors import UserError
 from fgrpo.jsonl import dumps
 from fgrpo.types import Verdict
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
 from judges.calls import Call, Unusable
-from judges.images import data_url
 
 _LONGEST_WAIT_S = 30.0
 _FAILURES_TO_REST = 5  # transport failures in a row, after which an endpoint is passed over for a while
 _REST_S = 15.0
-_PASSING = (openai.APIConnectionError, openai.APIResponseValidationError, TimeoutError, json.JSONDecodeError)
-_PASSING_STATUS = (408, 409, 429)
-_QUOTA = "insufficient_quota"
 
 
 @dataclass
@@ -95,17 +89,17 @@ class Service:
         if self._fatal is not None:
             raise UserError(self._fatal)
         try:
-            pictures = await asyncio.to_thread(_read_pictures, call.images) if call.images else []
-        except OSError as error:
+            seen = await asyncio.to_thread(_read_pictures, call.images) if call.images else []
+        except UserError as error:
             return self._failure(call, "a picture cannot be read", str(error))
-        key = self._key_of(call, [digest for _, digest in pictures])
+        key = self._key_of(call, [digest for _, digest in seen])
         if self._cache is not None and (kept := self._cache.get(key)) is not None:
             self.meter.cached += 1
             return self._verdicts(call, kept)
         under_way = self._state().under_way
         task = under_way.get(key)
         if task is None:
-            task = under_way[key] = asyncio.create_task(self._ask_endpoint(call, [url for url, _ in pictures], key))
+            task = under_way[key] = asyncio.create_task(self._ask_endpoint(call, [url for url, _ in seen], key))
             task.add_done_callback(lambda _: under_way.pop(key, None))
         else:
             self.meter.shared += 1
@@ -152,7 +146,7 @@ class Service:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._config.attempts),
             wait=self._wait,
-            retry=retry_if_exception(_is_passing),
+            retry=retry_if_exception(endpoints.may_pass),
             reraise=True,
         )
         try:
@@ -160,7 +154,7 @@ class Service:
             verdicts = self._verdicts(call, reply)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))
-        except (openai.OpenAIError, TimeoutError, json.JSONDecodeError) as error:
+        except endpoints.ERRORS as error:
             await self._raise_if_fatal(error)
             return self._failure(call, _kind(error), self._clean(str(error)))
         if self._cache is not None and not verdicts[0].failed:
@@ -177,7 +171,7 @@ class Service:
                 async with asyncio.timeout(self._config.timeout_s):  # httpx's own limit is for each chunk
                     completion = await endpoint.client.chat.completions.create(**self._arguments(call, urls))
         except Exception as error:
-            if _is_passing(error):
+            if endpoints.may_pass(error):
                 self._note_failure(endpoint, error)
             raise
         finally:
@@ -248,9 +242,7 @@ class Service:
 
     def _wait(self, state: RetryCallState) -> float:
         self.meter.retries += 1
-        wait = wait_random_exponential(multiplier=self._config.backoff_s, max=_LONGEST_WAIT_S)(state)
-        error = state.outcome.exception() if state.outcome else None
-        return min(_LONGEST_WAIT_S, max(wait, _retry_after(error)))
+        return endpoints.waits(self._config.backoff_s, _LONGEST_WAIT_S)(state)
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key != "none" else text
@@ -266,7 +258,7 @@ class Service:
         elif isinstance(error, openai.NotFoundError):
             served = await self._served()
             self._fatal = f"the judge at {where} does not serve {c.model!r}; it serves: {served}"
-        elif getattr(error, "code", None) == _QUOTA:
+        elif getattr(error, "code", None) == endpoints.QUOTA:
             self._fatal = f"the quota of the key in {c.api_key_env} at {where} is used up; raise it and run again"
         if self._fatal is not None:
             raise UserError(self._fatal) from None
@@ -280,25 +272,9 @@ class Service:
 
 
 def _read_pictures(paths: Sequence[str]) -> list[tuple[str, str]]:
-    return [data_url(path) for path in paths]
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether another attempt may succeed."""
-    if isinstance(error, _PASSING):
-        return True
-    if not isinstance(error, openai.APIStatusError) or error.code == _QUOTA:
-        return False
-    return error.status_code >= 500 or error.status_code in _PASSING_STATUS
-
-
-def _retry_after(error: BaseException | None) -> float:
-    """Seconds that a Retry-After header asks for, 0 without one."""
-    response = getattr(error, "response", None)
-    try:
-        return max(0.0, float(response.headers["retry-after"])) if response is not None else 0.0
-    except (KeyError, ValueError):
-        return 0.0
+    """(data URL, its sha256) of each picture."""
+    urls = [pictures.data_url(path) for path in paths]
+    return [(url, hashlib.sha256(url.encode()).hexdigest()) for url in urls]
 
 
 def _kind(error: Exception) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, hf, pictures, prompts, runs
+from fgrpo import cli, config, hf, pictures, prompts, runs, toolchain
 from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from judges import build
@@ -54,6 +54,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if run.is_done:
             print(f"{run.path} is done already")
             return run.path
+        toolchain.check_deepspeed(cfg.rl.deepspeed, "rl.deepspeed", on_cpu=hf.device() == "cpu")
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
         checkpoint = last_checkpoint(run.path / "checkpoints")

@@ -251,13 +251,15 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             return
         path = Path(checkpoint) / DUALS
         if not path.exists():
-            raise ValueError(
+            raise checkpoints.WrongCheckpoint(
                 f"{checkpoint} has no {DUALS}: it was not written by this trainer, and its multipliers are lost"
             )
         try:
             self.dual.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise checkpoints.WrongCheckpoint(
+                f"{path}: {error}; delete that checkpoint, or give this run a folder of its own"
+            ) from error
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

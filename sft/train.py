@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
-from fgrpo import cli, config, hf, jsonl, pictures, runs
+from fgrpo import cli, config, hf, jsonl, pictures, runs, toolchain
 from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint
 from fgrpo.schema import Config
 from sft import dataset
@@ -52,6 +52,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if run.is_done:
             print(f"{run.path} is done already")
             return run.path
+        toolchain.check_deepspeed(cfg.sft.deepspeed, "sft.deepspeed", on_cpu=hf.device() == "cpu")
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, traces)
         checkpoint = last_checkpoint(run.path / "checkpoints")

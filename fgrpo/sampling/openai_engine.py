@@ -12,27 +12,20 @@ numbers of a seed are the server's own.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from PIL import Image
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
-from fgrpo import pictures, tokens
+from fgrpo import endpoints, pictures, tokens
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import Completion, Request, SamplingError, check, describe
 
-PASSING_STATUS = (408, 409, 429)
 FORBIDDEN_BIAS = -100.0
-SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")
 NEUTRAL: dict[str, Any] = {
     "top_k": -1,
     "min_p": 0.0,
@@ -100,16 +93,16 @@ class OpenAISampler:
             except UserError as error:
                 raise SamplingError(f"{describe(request)}: {error}") from error
             retrying = AsyncRetrying(
-                retry=retry_if_exception(_may_pass),
+                retry=retry_if_exception(endpoints.may_pass),
                 stop=stop_after_attempt(self._attempts),
-                wait=wait_random_exponential(multiplier=0.5, max=self._longest_wait_s),
+                wait=endpoints.waits(0.5, self._longest_wait_s),
                 reraise=True,
             )
             try:
                 async for attempt in retrying:
                     with attempt:
                         return await self._ask(request, content)
-            except openai.APIError as error:
+            except endpoints.ERRORS as error:
                 raise SamplingError(f"{describe(request)}: {_explain(error, self.urls, self._attempts)}") from error
         raise AssertionError("unreachable")
 
@@ -146,8 +139,8 @@ class OpenAISampler:
             reply = await endpoint.client.chat.completions.create(
                 **self._arguments(request, content, bool(endpoint.is_vllm))
             )
-        except openai.APIError as error:
-            endpoint.failures += 1 if _may_pass(error) else 0
+        except endpoints.ERRORS as error:
+            endpoint.failures += 1 if endpoints.may_pass(error) else 0
             raise
         finally:
             endpoint.under_way -= 1
@@ -212,32 +205,9 @@ def normal_url(endpoint: str) -> str:
     return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
-def data_url(path: str) -> str:
-    """A picture as a data URL: the file's own bytes where they mean the same to everybody, else a PNG of `open_rgb`."""
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f"the picture {path} cannot be read ({error.strerror})") from error
-    return _data_url(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=512)
-def _data_url(path: str, modified: int, size: int) -> str:
-    picture = pictures.open_rgb(path)  # also finds broken files before a server does
-    with Image.open(path) as original:
-        kind, plain = original.format, original.mode == "RGB" and not original.getexif().get(0x0112)
-    if kind in SENT_AS_THEY_ARE and plain:
-        data = Path(path).read_bytes()
-    else:
-        kind, buffer = "PNG", io.BytesIO()
-        picture.save(buffer, "PNG")
-        data = buffer.getvalue()
-    return f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
-
-
 def _content(request: Request) -> list[dict[str, Any]]:
     """The user's turn: pictures in order, then the text."""
-    images = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
+    images = [{"type": "image_url", "image_url": {"url": pictures.data_url(path)}} for path in request.images]
     return [*images, {"type": "text", "text": request.text}]
 
 
@@ -258,15 +228,9 @@ def _completion(request: Request, choice: Any) -> Completion:
     return Completion(choice.message.content or "", choice.finish_reason, ids, logprobs)
 
 
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code >= 500 or error.status_code in PASSING_STATUS
-    return isinstance(error, openai.APIConnectionError)
-
-
-def _explain(error: openai.APIError, urls: Sequence[str], attempts: int) -> str:
+def _explain(error: Exception, urls: Sequence[str], attempts: int) -> str:
     if isinstance(error, openai.APIStatusError):
         advice = {401: "; set OPENAI_API_KEY", 404: "; does the endpoint serve this model?"}.get(error.status_code, "")
-        tries = f" after {attempts} attempts" if _may_pass(error) else ""
+        tries = f" after {attempts} attempts" if endpoints.may_pass(error) else ""
         return f"the server refused it with {error.status_code}{tries}: {error.message}{advice}"
     return f"no answer from {', '.join(urls)} in {attempts} attempts ({error}); is a server running there?"

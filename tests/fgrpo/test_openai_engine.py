@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from fgrpo.errors import UserError
+from fgrpo.pictures import data_url
 from fgrpo.sampling.base import Completion, Request, SamplingError
-from fgrpo.sampling.openai_engine import OpenAISampler, data_url, normal_url
+from fgrpo.sampling.openai_engine import OpenAISampler, normal_url
 
 
 class Scripted:
@@ -56,6 +57,13 @@ class Scripted:
                 time.sleep(outer.wait_s)
                 with lock:
                     outer.now -= 1
+                if status == 0:  # a proxy's page instead of JSON
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", "6")
+                    self.end_headers()
+                    self.wfile.write(b"<html>")
+                    return None
                 if status != 200:
                     return self.reply(status, {"error": {"message": f"scripted {status}", "code": status}})
                 choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": "left.\n"}}
@@ -146,7 +154,7 @@ def test_what_a_closed_model_is_sent(endpoints: list[Scripted]) -> None:
     assert not {"logit_bias", "top_k", "include_stop_str_in_output", "logprobs"} & set(server.asked[0])
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [0, 408, 409, 429, 500, 503])
 def test_what_may_pass_is_tried_again(endpoints: list[Scripted], status: int) -> None:
     endpoints.append(server := Scripted(script=[status, status]))
     (answer,) = ask(sampler_of(server), [Request((), "Where?")])
