@@ -59,7 +59,13 @@ def build(source: Source, context: Context, path: Path, limit: int | None) -> Po
     """
     counted = path.with_suffix(".json")
     if path.exists() and counted.exists():
-        return Pool(path, Tally.from_dict(json.loads(counted.read_text(encoding="utf-8"))))
+        try:
+            known = Pool(path, Tally.from_dict(json.loads(counted.read_text(encoding="utf-8"))))
+            if len(known) == known.tally.kept:
+                return known
+        except (ValueError, KeyError, TypeError):  # cut or damaged: it is read from the source again
+            pass
+        print(f"{path} is not what was written; reading {source.name} again")
     if not source.files(context.folder):
         raise UserError(
             f"no annotation files of {source.name} in {context.folder}; `make data PRESET=mini` writes the miniature, "

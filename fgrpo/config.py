@@ -28,7 +28,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
     "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
     "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "prompts.think", "mcts"),
-    "sft": ("seed", "models.base", "prompts.think", "sft"),
+    "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
     "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",

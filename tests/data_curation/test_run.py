@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,17 @@ def test_a_second_run_samples_nothing(config: Config, tmp_path: Path) -> None:
     again = Scripted()
     curate(config, tmp_path, again)
     assert not again.requests
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.split("\n", 3)[3]])
+def test_a_damaged_pool_is_read_again(config: Config, tmp_path: Path, damage: Callable[[str], str]) -> None:
+    folder = curate(config, tmp_path, Scripted())
+    pool, before = folder / "pool" / "sat.jsonl", (folder / "rl.jsonl").read_bytes()
+    whole = pool.read_text()
+    pool.write_text(damage(whole))
+    (folder / "done").unlink()
+    curate(config, tmp_path, Scripted())
+    assert pool.read_text() == whole and (folder / "rl.jsonl").read_bytes() == before
 
 
 def test_a_kill_and_a_torn_line_end_in_the_same_sets_with_nothing_sampled_twice(config: Config, tmp_path: Path) -> None:

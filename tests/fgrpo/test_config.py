@@ -63,6 +63,11 @@ def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before(tmp_path
         assert (path.stat().st_mtime_ns == stamps[path.name]) != (path.stem in changed), path
 
 
+def test_sft_runs_again_when_its_validation_share_changes(tmp_path: Path) -> None:
+    write_slices("mini", [], tmp_path)
+    assert {"data", "sft"} == set(write_slices("mini", ["data.validation_share=0.5"], tmp_path))
+
+
 def test_stage_slices_cover_run_folder_names() -> None:
     config = load("mini", "grpo-t")
     assert stage_slice(config, "rl-grpo-t")["method"] == "grpo-t"
