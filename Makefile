@@ -105,11 +105,12 @@ test: | .venv/.stamp ## fast tests: CPU, offline
 	$(PY) -m pytest -q -m "not vllm" tests
 test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
 	$(PY) -m pytest -q -m vllm tests/vllm
-check: | .venv/.stamp ## lint, types, import contract
+check: | .venv/.stamp ## lint, types, import contract, configurations and the paper's values
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py
 plan: | .venv/.stamp ## what a run will take before it takes it
 	$(PY) -m fgrpo.plan $(ARGS)
 bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md
