@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from fgrpo.errors import UserError
@@ -69,21 +71,21 @@ class AsideCheckpoints(_Base):
         transformers saves a Qwen2.5-VL under other names ("visual.…") than its modules have ("model.visual.…"); its
         Trainer then loads none of them on resume, with a warning, and training would go on from the base model.
         """
-        from safetensors import SafetensorError
-
         target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
         if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        try:
+        with _fits(resume_from_checkpoint):
             saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
             target.load_state_dict(saved.state_dict())
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise WrongCheckpoint(
-                f"{resume_from_checkpoint} does not fit this model ({first}): it is broken or belongs to another "
-                "configuration; delete that folder to go on from the one before, or from the start"
-            ) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _fits(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _fits(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _on_main(self, work: Callable[[], object]) -> None:
         """Do `work` on the main process while the others wait."""
@@ -94,6 +96,23 @@ class AsideCheckpoints(_Base):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: the run's manifest says what a checkpoint is."""
+
+
+@contextmanager
+def _fits(checkpoint: str | None) -> Iterator[None]:
+    """What goes wrong inside, while a checkpoint is read, is a `WrongCheckpoint`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if checkpoint is None or isinstance(error, UserError):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WrongCheckpoint(
+            f"{checkpoint} cannot be gone on from ({first:.200}): it is broken or belongs to another configuration; "
+            "delete that folder to go on from the one before, or from the start"
+        ) from error
 
 
 def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,)) -> Path | None:

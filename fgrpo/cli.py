@@ -15,7 +15,10 @@ SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the l
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 # what libraries make of a full disk: safetensors and tokenizers (Rust), SQLite, torch.save
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "disk is full", "PytorchStreamWriter failed writing")
+_FULL_WORDS = (
+    *("No space left on device", "Disk quota exceeded", "disk is full"),
+    *("PytorchStreamWriter failed writing", "inline_container.cc"),
+)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

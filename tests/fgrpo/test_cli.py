@@ -36,6 +36,7 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[obj
         (UserError("no such thing; make it"), 2, "error: no such thing; make it"),
         (FULL, 2, "no space left on the disk (runs/x.jsonl)"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left on the disk"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 2, "no space left"),
         (ExceptionGroup("tasks", [ValueError("x"), FULL]), 2, "no space left on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/runs"), 2, "/runs: permission denied"),
         (KeyboardInterrupt(), 130, "the same command carries on"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fgrpo.errors import UserError
 from rl.advantage import combine, couple
 from rl.dual import Constraint, DualAscent
 from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
@@ -117,6 +118,17 @@ def test_a_checkpoint_of_another_constraint_set_is_refused(make, tmp_path: Path)
     other = make([scorer("task", scattered(1)), scorer("two", scattered(3))], [Constraint("two", 0.5)])
     with pytest.raises(ValueError, match=r"\['one', 'two'\].*\['two'\]"):
         other.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_torn_checkpoint_is_refused_in_words(make, tmp_path: Path, name: str) -> None:
+    make(steps=2, tweak={"max_steps": 2}).train()
+    folder = last_checkpoint(tmp_path / "out")
+    assert folder is not None
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"checkpoint-2 cannot be gone on from .*delete that folder"):
+        make(steps=4).train(resume_from_checkpoint=str(folder))
 
 
 def test_an_infinite_score_is_named(make) -> None:
