@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
 class Section(BaseModel):
@@ -112,7 +113,7 @@ class Sft(Section):
     learning_rate: Rate
     weight_decay: float
     warmup_ratio: Share
-    scheduler: str
+    scheduler: Scheduler
     batch_size: Positive
     gradient_accumulation: Positive
     max_length: Positive
@@ -164,7 +165,7 @@ class Rl(Section):
     learning_rate: Rate
     weight_decay: float
     warmup_ratio: Share
-    scheduler: str
+    scheduler: Scheduler
     group_size: Annotated[int, Field(ge=2)]
     rollout_batch: Positive
     global_batch: Positive

@@ -63,6 +63,11 @@ def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before(tmp_path
         assert (path.stat().st_mtime_ns == stamps[path.name]) != (path.stem in changed), path
 
 
+def test_an_unknown_scheduler_is_named_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match=r"'sft\.scheduler'.*'cosine'"):
+        load("mini", overrides=["sft.scheduler=cosin"])
+
+
 def test_sft_runs_again_when_its_validation_share_changes(tmp_path: Path) -> None:
     write_slices("mini", [], tmp_path)
     assert {"data", "sft"} == set(write_slices("mini", ["data.validation_share=0.5"], tmp_path))
