@@ -94,7 +94,7 @@ class Run:
         path = folder(config, stage, root)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        hashes = {str(p): _hash_file(Path(p)) for p in inputs}
+        hashes = {_label(Path(p), Path(root)): _hash_file(Path(p)) for p in inputs}
         identity = {"config": stage_slice(config, stage) if depends_on is None else dict(depends_on), "inputs": hashes}
         present = path / "config.json"
         if path.exists() and any(path.iterdir()) and (not present.exists() or _load_json(present) != identity):
@@ -181,6 +181,14 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a torn or missing file means: not ours, start afresh
         return None
+
+
+def _label(path: Path, root: Path) -> str:
+    """The name of an input in a run's identity: its place under the run root, so that the root may be moved."""
+    try:
+        return path.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:  # from elsewhere, such as a shipped model
+        return path.name
 
 
 def _lock(path: Path) -> Any:

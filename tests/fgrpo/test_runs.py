@@ -117,3 +117,14 @@ def test_missing_output_is_not_done(tmp_path: Path) -> None:
 def test_require_names_the_target(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `make mcts`"):
         require(tmp_path / "traces.jsonl", "mcts")
+
+
+def test_a_moved_run_root_keeps_what_is_done(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    seed = first / "mini" / "data" / "seed.jsonl"
+    seed.parent.mkdir(parents=True)
+    seed.write_text("1\n")
+    finish(first, inputs=(seed,))
+    first.rename(second)
+    with Run.open(CONFIG, "mcts", (second / "mini" / "data" / "seed.jsonl",), root=second) as run:
+        assert run.is_done
