@@ -2,8 +2,8 @@
 
 `direct`: share of right answers after the forced prefix `<answer>`. `reasoned`: what the model writes after the
 forced prefix `<think>`, judged by the exact oracle: accuracy, share of well-formed replies, inconsistency (answers
-that do not follow from the statements, of the well-formed ones), semantic grounding (share of true sentences, Eq. 4),
-spatial grounding (clipped CIoU by Hungarian matching, Eq. 5). `probe`: true boxes and a FALSE statement are forced;
+that do not follow from the statements, of the well-formed ones), semantic grounding (share of true sentences, Appendix A.1),
+spatial grounding (clipped CIoU by Hungarian matching, Eq. 1). `probe`: true boxes and a FALSE statement are forced;
 what does the answer follow? This is for building the backbone; the pipeline's own evaluation is `eval/`.
 """
 
