@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("torch")
 from fgrpo import hf
 from miniworld import backbone_eval, fast
 from miniworld import questions as qs
+from miniworld.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
 LIMIT = 10 * 1024 * 1024  # bytes
@@ -25,6 +27,8 @@ def test_provenance_and_size() -> None:
     assert {"command", "seed", "recipe", "data_sha256", "cpu_seconds", "versions", "figures"} <= set(provenance)
     assert provenance["command"].startswith("python -m miniworld.train_backbone")
     assert len(provenance["data_sha256"]) == 64
+    recipe = json.loads(json.dumps(asdict(Recipe()), default=dict))
+    assert provenance["recipe"] == recipe, "recipe.py changed: train the backbone again (make backbone)"
 
 
 def test_figures_hold_on_fresh_scenes() -> None:
