@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from miniworld.write.studio import Studio, Writer, parquet
 
-FAMILIES = ("depth", "hrel", "vrel", "moved", "behind")
+FAMILIES = ("depth", "hrel", "vrel", "moved", "behind", "view")
 TYPES = {"moved": "obj_movement", "behind": "perspective"}
 SCHEMA = pa.schema(
     [
