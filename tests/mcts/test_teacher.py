@@ -12,7 +12,7 @@ from fgrpo.sampling.base import Completion, Request
 from mcts.teacher import SamplerTeacher, read_step
 from tests.mcts.scripted import sample
 
-MCTS = load("mini").mcts
+MCTS = load("mini", overrides=["mcts.temperature=0.6", "mcts.top_p=0.9"]).mcts
 
 
 class Replies:
@@ -43,7 +43,7 @@ def test_a_step_is_asked_for_up_to_a_line_break_or_the_end_of_the_answer() -> No
     assert (step.text, step.answer, step.problem, step.logprob, step.tokens) == ("The cat sits.", None, None, -1.5, 2)
     (asked,) = engine.asked
     assert asked.stop == ("\n", "</answer>") and asked.prefix == "<think>a\n" and asked.seed == 7
-    assert (asked.temperature, asked.top_p, asked.max_new_tokens) == (1.0, 1.0, MCTS.step_max_new_tokens)
+    assert (asked.temperature, asked.top_p, asked.max_new_tokens) == (0.6, 0.9, MCTS.step_max_new_tokens)
     assert teacher.requests == 1
 
 
