@@ -1,4 +1,4 @@
-"""Rollouts in this process, for machines without vLLM: the same trainer, a third of the time (docs/benchmarks.md).
+"""Rollouts in this process, for machines without vLLM: the same trainer, its generation twice as fast (docs/benchmarks.md).
 
 Two things that TRL's own path repeats are done once a generation batch:
 - generation goes through the project's decoder (`fgrpo.sampling.decode`): the prompt of a group is read once, keys and values
