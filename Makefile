@@ -1,7 +1,9 @@
-# Every public target is one line of `python -m`; see INTERFACES in README.md. PRESET, METHOD and SET choose the configuration:
+# Every public target is one line of `python -m`; see INTERFACES in README.md. PRESET, METHOD, OVERLAY and SET choose the
+# configuration; an overlay is a file of configs/overlay (lora, one-node, multi-node; several with a comma between):
 #   make rl-fgrpo PRESET=mini SET="rl.kl_coef=0.02 rl.max_steps=50"
 PRESET ?= mini
 METHOD ?= fgrpo
+OVERLAY ?=
 SET ?=
 MODEL ?=
 BENCHMARKS ?=
@@ -9,7 +11,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 FOLDER := runs/$(PRESET)
 SLICES := $(FOLDER)/.slices
-ARGS = --preset $(PRESET) $(if $(SET),--set $(SET))
+ARGS = --preset $(PRESET) $(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
 DEMO_METHODS := grpo-t fgrpo
 # The demo's arms run side by side: each has a line of the terminal of its own (fgrpo/progress.py).

@@ -1,4 +1,4 @@
-"""The command line every stage shares: `--preset`, `--method`, `--set`, `--runs`, and how errors and ctrl-C end."""
+"""The command line every stage shares: `--preset`, `--method`, `--overlay`, `--set`, `--runs`, and how errors and ctrl-C end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from fgrpo import INTERRUPTED
+from fgrpo.config import OVERLAY
 from fgrpo.errors import UserError
 
 SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the last word
@@ -26,7 +28,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=description)
     out.add_argument("--preset", default="mini", help="a file of configs/scale (default: mini)")
     out.add_argument("--method", default="fgrpo", help="a file of configs/method (default: fgrpo)")
-    out.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help='overrides, such as "rl.kl_coef=0.02"')
+    layers: Any = {"dest": "set", "action": "extend", "nargs": "*", "default": []}  # of both options, the later wins
+    out.add_argument("--overlay", **layers, type=OVERLAY.__add__, metavar="NAME", help="files of configs/overlay")
+    out.add_argument("--set", **layers, metavar="KEY=VALUE", help='overrides, such as "rl.kl_coef=0.02"')
     out.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders live (default: runs)")
     return out
 

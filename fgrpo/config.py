@@ -1,6 +1,7 @@
-"""Layered configuration: paper.yaml, then scale/<preset>.yaml, then method/<method>.yaml, then dotted overrides.
+"""Layered configuration: paper.yaml, scale/<preset>.yaml, method/<method>.yaml, overlays and dotted overrides.
 
-Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
+An overlay is a file of configs/overlay that changes a few keys for a purpose (`lora`, `one-node`, `multi-node`); among the
+overrides it is written "@lora". Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
 configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
 
 Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration;
@@ -22,6 +23,7 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+OVERLAY = "@"  # marks an overlay's name among the overrides
 
 # What each stage depends on (dotted keys). A stage runs again when its own slice or an earlier stage's output changed.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
@@ -50,27 +52,40 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
     Args:
         preset: a file of configs/scale, such as "mini" or "paper-7b".
         method: a file of configs/method, such as "fgrpo" or "grpo-t".
-        overrides: dotted assignments such as "rl.kl_coef=0.02"; values are YAML.
+        overrides: dotted assignments such as "rl.kl_coef=0.02" (values are YAML), and overlays ("@lora", "@lora,one-node").
 
     Raises:
-        UserError: unknown preset, method or key (names the nearest), or a value of the wrong kind (names the key).
+        UserError: unknown preset, method, overlay or key (names the nearest), or a value of the wrong kind (names the key).
     """
     merged = _read(configs / "paper.yaml")
     for kind, folder, name in (("preset", "scale", preset), ("method", "method", method)):
-        path = configs / folder / f"{name}.yaml"
-        if not path.is_file():
-            raise unknown(kind, name, (p.stem for p in (configs / folder).glob("*.yaml")))
-        layer = _read(path)
+        layer = _layer(configs, kind, folder, name)
         for inherited in reversed(_parents(layer, configs / folder)):
             merged = _merge(merged, inherited)
         merged = _merge(merged, layer)
     for text in overrides:
-        merged = _merge(merged, _assignment(text))
+        for above in _above(text, configs):
+            merged = _merge(merged, above)
     merged["preset"], merged["method"] = preset, method
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         raise _explain(error) from error
+
+
+def _above(text: str, configs: Path) -> list[dict[str, Any]]:
+    """The layers that an override is: one assignment, or the overlays of "@lora,one-node"."""
+    if not text.startswith(OVERLAY):
+        return [_assignment(text)]
+    names = text.removeprefix(OVERLAY).split(",")
+    return [_layer(configs, "overlay", "overlay", name.strip()) for name in names]
+
+
+def _layer(configs: Path, kind: str, folder: str, name: str) -> dict[str, Any]:
+    path = configs / folder / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown(kind, name, (p.stem for p in (configs / folder).glob("*.yaml")))
+    return _read(path)
 
 
 def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -105,6 +105,28 @@ class Mcts(Section):
     max_failed_share: Share
 
 
+class Lora(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Share
+
+
+class Launch(Section):
+    """How the training stages are started (`fgrpo.launch`): machines, and processes on each, one a GPU.
+
+    `address` is the first machine's, with more than one; the environment's MASTER_ADDR wins over it.
+    """
+
+    machines: Positive
+    sft_processes: Positive
+    rl_processes: Positive
+    address: str | None
+    port: Annotated[int, Field(gt=0, lt=65536)]
+    timeout_s: Positive
+
+
 class Sft(Section):
     """Supervised fine-tuning (Appendix A.2, Tables 4 and 5)."""
 
@@ -124,6 +146,7 @@ class Sft(Section):
     evals: Positive
     save_steps: Positive
     deepspeed: str | None
+    lora: Lora | None
     logging_steps: Positive
 
 
@@ -137,14 +160,6 @@ class Dual(Section):
     lam_init: float
     lam_max: Rate
     min_applicable: Count
-
-
-class Lora(Section):
-    """Low-rank adapters instead of full fine-tuning."""
-
-    rank: Positive
-    alpha: Positive
-    dropout: Share
 
 
 class Rl(Section):
@@ -249,6 +264,7 @@ class Config(Section):
     models: Models
     engine: Engine
     prompts: Prompts
+    launch: Launch
     world: World | None
     data: Data
     mcts: Mcts

@@ -11,6 +11,7 @@ from fgrpo.errors import UserError
 
 PRESETS = sorted(p.stem for p in (CONFIGS / "scale").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (CONFIGS / "method").glob("*.yaml"))
+OVERLAYS = sorted(p.stem for p in (CONFIGS / "overlay").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -32,10 +33,24 @@ def test_later_layers_win_and_overrides_last() -> None:
     assert load("smoke").judges.training.backend == "oracle", "smoke extends mini"
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_overlay_loads_and_changes_something(preset: str, overlay: str) -> None:
+    assert load(preset, overrides=[f"@{overlay}"]) != load(preset)
+
+
+def test_overlays_are_layers_among_the_overrides_in_their_order() -> None:
+    both = load("paper-7b", overrides=["@lora,one-node", "rl.lora.rank=8"])
+    assert (both.rl.lora and both.rl.lora.rank, both.sft.lora and both.sft.lora.rank) == (8, 64)
+    assert (both.launch.sft_processes, both.launch.rl_processes) == (8, 4)
+    assert load("paper-7b", overrides=["launch.machines=3", "@multi-node"]).launch.machines == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"preset": "mimi"}, "unknown preset 'mimi'; did you mean 'mini'"),
+        ({"preset": "mini", "overrides": ["@lor"]}, "unknown overlay 'lor'; did you mean 'lora'"),
         ({"preset": "mini", "method": "fgrp"}, "unknown method 'fgrp'; did you mean 'fgrpo'"),
         (
             {"preset": "mini", "overrides": ["rl.klcoef=1"]},
