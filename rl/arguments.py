@@ -62,57 +62,89 @@ def grpo_config(
     """
     rl = config.rl
     processes = world_size() if world is None else world
-    per_pass = rl.micro_batch * processes
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        seed=config.seed,
+        run_name=f"{config.preset}-{config.method}",
+        **_method(rl),
+        **_batches(rl, processes),
+        **_machine(rl),
+        **_bookkeeping(rl),
+        **_engine(config, forbidden),
+    )
+
+
+def check_batches(rl: Rl, processes: int) -> None:
+    """Whether `processes` can share an update, and updates a generation.
+
+    Raises:
+        UserError: batch sizes that do not divide (names the keys).
+    """
+    updates_per_generation(rl)
     per_update = rl.global_batch * rl.group_size
-    updates = updates_per_generation(rl)
-    if per_update % per_pass:
+    if per_update % (rl.micro_batch * processes):
         raise UserError(
             f"an update has rl.global_batch x rl.group_size = {per_update} rollouts, which {processes} processes with "
             f"rl.micro_batch = {rl.micro_batch} cannot share evenly; make rl.micro_batch a divisor of {per_update // processes}"
         )
-    return GRPOConfig(
-        output_dir=str(folder),
-        # Table 5 and Eq. 6
-        multi_objective_aggregation="normalize_then_sum",
-        scale_rewards="group",
-        loss_type=rl.loss,
-        beta=rl.kl_coef,
-        epsilon=rl.epsilon,
-        epsilon_high=rl.epsilon_high,
-        num_iterations=1,
-        num_generations=rl.group_size,
-        temperature=rl.temperature,
-        max_completion_length=rl.max_response_length,
-        per_device_train_batch_size=rl.micro_batch,
-        gradient_accumulation_steps=per_update // per_pass,
-        steps_per_generation=updates * per_update // per_pass,
-        max_steps=steps,
-        learning_rate=rl.learning_rate,
-        weight_decay=rl.weight_decay,
-        warmup_steps=rl.warmup_ratio,  # below 1, transformers reads it as a share of the run
-        lr_scheduler_type=rl.scheduler,
-        max_grad_norm=rl.max_grad_norm,
-        optim="adamw_torch",
-        # the machine
-        bf16=rl.precision == "bf16",
-        gradient_checkpointing=rl.gradient_checkpointing,
-        deepspeed=rl.deepspeed,
-        seed=config.seed,
-        # data
-        shuffle_dataset=False,
-        remove_unused_columns=False,
-        dataloader_pin_memory=hf.device() != "cpu",
-        # checkpoints and logs
-        save_strategy="steps",
-        save_steps=-(-rl.save_steps // updates) * updates,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_first_step=True,
-        disable_tqdm=True,
-        report_to=rl.report_to,
-        run_name=f"{config.preset}-{config.method}",
-        **_engine(config, forbidden),
-    )
+
+
+def _method(rl: Rl) -> dict[str, Any]:
+    """Table 5 and Eq. 6."""
+    return {
+        "multi_objective_aggregation": "normalize_then_sum",
+        "scale_rewards": "group",
+        "loss_type": rl.loss,
+        "beta": rl.kl_coef,
+        "epsilon": rl.epsilon,
+        "epsilon_high": rl.epsilon_high,
+        "num_iterations": 1,
+        "num_generations": rl.group_size,
+        "temperature": rl.temperature,
+        "max_completion_length": rl.max_response_length,
+        "learning_rate": rl.learning_rate,
+        "weight_decay": rl.weight_decay,
+        "warmup_steps": rl.warmup_ratio,  # below 1, transformers reads it as a share of the run
+        "lr_scheduler_type": rl.scheduler,
+        "max_grad_norm": rl.max_grad_norm,
+        "optim": "adamw_torch",
+    }
+
+
+def _batches(rl: Rl, processes: int) -> dict[str, Any]:
+    check_batches(rl, processes)
+    passes = rl.global_batch * rl.group_size // (rl.micro_batch * processes)  # of one update
+    return {
+        "per_device_train_batch_size": rl.micro_batch,
+        "gradient_accumulation_steps": passes,
+        "steps_per_generation": updates_per_generation(rl) * passes,
+    }
+
+
+def _machine(rl: Rl) -> dict[str, Any]:
+    return {
+        "bf16": rl.precision == "bf16",
+        "gradient_checkpointing": rl.gradient_checkpointing,
+        "deepspeed": rl.deepspeed,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": hf.device() != "cpu",
+    }
+
+
+def _bookkeeping(rl: Rl) -> dict[str, Any]:
+    """Checkpoints at whole generations, and a log line a step."""
+    updates = updates_per_generation(rl)
+    return {
+        "save_strategy": "steps",
+        "save_steps": -(-rl.save_steps // updates) * updates,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "disable_tqdm": True,
+        "report_to": rl.report_to,
+    }
 
 
 def _engine(config: Config, forbidden: Sequence[int]) -> dict[str, Any]:
