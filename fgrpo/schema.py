@@ -6,7 +6,7 @@ error. `fgrpo.config.load` builds a `Config` from the layers.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -208,10 +208,14 @@ class Rl(Section):
 class Judge(Section):
     """One judge by role: backend file in judges/backends, model name, endpoint, limits of a reply.
 
-    The keys with defaults are about transport, not about the method: `timeout_s` and `attempts` of one call, `backoff_s` the
-    first wait between attempts, `cache` an SQLite file of replies, `box_frame` the frame of boxes that the judge model reads
-    (Qwen3-VL: 0-1000), `sentence_calls` one grounding call a sentence instead of one a rollout. For the backend `replay`,
-    `model` is the file of recorded verdicts.
+    The keys with defaults are about transport, not about the method. Of a call: `timeout_s`, `attempts`, `backoff_s` (about the
+    first wait between attempts). Of each endpoint: `concurrency` and, of this process, `requests_per_minute` and
+    `tokens_per_minute`; `patience_s` is how long calls wait for endpoints that are all down before they fail at once. `cache`
+    is an SQLite file of replies. `prompt_price` and `completion_price` are money per million tokens; past `money_cap` or
+    `token_cap` (of a run folder, over all its processes) nothing more is asked. `images`: sent as base64, or as file:// names
+    that the server may open. `box_frame`: the frame of boxes that the judge model reads (Qwen3-VL: 0-1000). `sentence_calls`:
+    one grounding call a sentence instead of one a rollout. `engine`: arguments of vLLM's LLM for the backend `vllm`. For the
+    backend `replay`, `model` is the file of recorded verdicts.
     """
 
     backend: str
@@ -224,9 +228,25 @@ class Judge(Section):
     timeout_s: Rate = 120.0
     attempts: Positive = 6
     backoff_s: Rate = 0.5
+    patience_s: Rate = 60.0
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    prompt_price: Annotated[float, Field(ge=0.0)] | None = None
+    completion_price: Annotated[float, Field(ge=0.0)] | None = None
+    money_cap: Rate | None = None
+    token_cap: Positive | None = None
     cache: str | None = None
+    images: Literal["base64", "file"] = "base64"
     box_frame: Literal["thousand", "model", "unit"] = "thousand"
     sentence_calls: bool = False
+    engine: dict[str, Any] = {}
+
+
+# What of a judge cannot change a verdict, and so is no part of what a stage depends on.
+JUDGE_TRANSPORT = frozenset(
+    "endpoints api_key_env concurrency timeout_s attempts backoff_s patience_s requests_per_minute tokens_per_minute "
+    "prompt_price completion_price money_cap token_cap cache images engine".split()
+)
 
 
 class Judges(Section):
