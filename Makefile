@@ -13,6 +13,7 @@ FOLDER := runs/$(PRESET)
 SLICES := $(FOLDER)/.slices
 ARGS = --preset $(PRESET) $(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
+SERVED := teacher judge extractor base model
 DEMO_METHODS := grpo-t fgrpo
 # The demo's arms run side by side: each has a line of the terminal of its own (fgrpo/progress.py).
 LINE_fgrpo := 1
@@ -35,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS))
+.PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 help: ## every target with one line
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +114,14 @@ check: | .venv/.stamp ## lint, types, import contract, configurations and the pa
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py
+# Servers run until ctrl-C; PORT=8000, NAME=teacher-2, PUBLIC=1 (for other machines), FLAGS="further flags of vllm serve".
+serve-teacher: ## the preset's teacher behind vLLM; stages find its address in runs/<preset>/serve
+serve-judge: ## the training judge behind vLLM
+serve-extractor: ## the judge that reads option letters out of answers
+serve-base: ## the base model (difficulty rollouts, evaluation of the base)
+serve-model: ## any checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
+$(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
+	$(PY) -m fgrpo.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
 plan: | .venv/.stamp ## what a run will take before it takes it
 	$(PY) -m fgrpo.plan $(ARGS)
 bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md

@@ -45,6 +45,9 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Where servers answer and how they are asked does not change what they say: a judge on another port is no other run.
+TRANSPORT = frozenset({"endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "cache"})
+
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
     """Merge the layers and check the result.
@@ -67,6 +70,9 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
         for above in _above(text, configs):
             merged = _merge(merged, above)
     merged["preset"], merged["method"] = preset, method
+    for section in (merged.get("engine"), *dict(merged.get("judges") or {}).values()):
+        if isinstance(section, dict) and isinstance(section.get("endpoints"), list):
+            section["endpoints"] = [str(entry).replace("{preset}", preset) for entry in section["endpoints"]]
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -106,6 +112,9 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     if kind not in STAGE_KEYS:
         return {}
     plain = config.model_dump(mode="json")
+    for section in (plain["engine"], *plain["judges"].values()):
+        for key in TRANSPORT & section.keys():
+            del section[key]
     out: dict[str, Any] = {}
     for key in STAGE_KEYS[kind]:
         value: Any = plain

@@ -7,7 +7,6 @@ the vLLM tests check). This module imports torch; the light parts of the package
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +15,12 @@ import torch
 
 from fgrpo import torchvision_shim
 from fgrpo.errors import UserError
+from fgrpo.model_files import check_policy
 from fgrpo.tokens import SPECIAL_SHAPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-MODEL_TYPE = "qwen2_5_vl"
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -96,40 +95,6 @@ def load_processor(path: str | Path) -> Qwen2_5_VLProcessor:
         )
     processor.tokenizer.padding_side = "left"
     return processor
-
-
-def check_policy(path: str | Path) -> dict[str, Any]:
-    """The configuration of a Qwen2.5-VL at `path`, without loading weights.
-
-    Raises:
-        UserError: nothing there, a broken config.json, or another kind of model.
-    """
-    from transformers import AutoConfig
-
-    folder = Path(path)
-    if folder.is_dir():
-        file = folder / "config.json"
-        if not file.is_file():
-            raise UserError(
-                f"{path} has no config.json, so it is not a saved model; is the stage that writes it finished?"
-            )
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}); save or download the model again") from error
-    elif folder.is_file():
-        raise UserError(f"{path} is a file; a model is a folder that has config.json and its weights")
-    else:
-        try:
-            config = AutoConfig.from_pretrained(str(path)).to_dict()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is neither a folder with a model nor a model that the hub or its cache knows: {_line(error)}"
-            ) from error
-    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise UserError(f"{path} holds a model of type {kind!r}; this needs a Qwen2.5-VL (type {MODEL_TYPE!r})")
-    return config
 
 
 def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None = None) -> list[int]:

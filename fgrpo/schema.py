@@ -127,6 +127,28 @@ class Launch(Section):
     timeout_s: Positive
 
 
+class Serving(Section):
+    """How vLLM serves one role on GPUs (`fgrpo.serve`): `images` a prompt, `context` in tokens, GPUs a copy and copies,
+    and the share of a GPU's memory it takes."""
+
+    images: Positive
+    context: Positive
+    tensor_parallel: Positive
+    data_parallel: Positive
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    memory_share: Share
+
+
+class Serve(Section):
+    """The roles that `make serve-<role>` serves; `model` is any checkpoint that is to be evaluated."""
+
+    teacher: Serving
+    judge: Serving
+    extractor: Serving
+    base: Serving
+    model: Serving
+
+
 class Sft(Section):
     """Supervised fine-tuning (Appendix A.2, Tables 4 and 5)."""
 
@@ -285,6 +307,7 @@ class Config(Section):
     engine: Engine
     prompts: Prompts
     launch: Launch
+    serve: Serve
     world: World | None
     data: Data
     mcts: Mcts

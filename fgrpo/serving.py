@@ -132,6 +132,21 @@ class Server:
                 shown.update(int(waited) - shown.n)
         raise UserError(f"the vLLM server was not healthy after {self.timeout_s:.0f} s; {self.tail()}")
 
+    @property
+    def pid(self) -> int:
+        """Its process; 0 when it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else 0
+
+    def wait(self) -> None:
+        """Return when the server ends by itself.
+
+        Raises:
+            UserError: always then, with its last log lines; it is interrupted otherwise.
+        """
+        assert self._process is not None
+        code = self._process.wait()
+        raise UserError(f"the vLLM server of {self.name} ended with {code}; {self.tail()}")
+
     def tail(self) -> str:
         """Where its log is, and the last lines of it."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""

@@ -1,9 +1,12 @@
-"""The compiler that DeepSpeed needs on a CPU, where it builds its communication and optimizer ops at first use."""
+"""What a machine has: the compiler that DeepSpeed needs on a CPU, where it builds its ops at first use, and its GPUs."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from fgrpo.errors import UserError
@@ -40,3 +43,28 @@ def check_deepspeed(settings: str | None, key: str, *, on_cpu: bool) -> None:
             f"{key} is {settings}, and DeepSpeed builds its ops with {' and '.join(missing)}, which are not here; "
             f"{how_to_install(missing)}, or set {key}=null"
         )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process may use: its name, and its memory in GiB."""
+
+    name: str
+    gib: float
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that the driver shows to this process (`CUDA_VISIBLE_DEVICES` hides the others), without importing torch."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
+    found = [Gpu(name.strip(), float(mib) / 1024) for name, mib in rows if mib.strip().replace(".", "").isdigit()]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        found
+        if hidden is None
+        else found[: len([part for part in hidden.split(",") if part.strip() not in ("", "-1")])]
+    )

@@ -25,7 +25,7 @@ from tenacity import (
     stop_after_attempt,
 )
 
-from fgrpo import endpoints, pictures, schema
+from fgrpo import addresses, endpoints, pictures, schema
 from fgrpo.errors import UserError
 from fgrpo.jsonl import dumps
 from fgrpo.types import Verdict
@@ -60,11 +60,13 @@ class Service:
     """Asks the model that `config` names.
 
     Raises:
-        UserError: no API key for OpenAI's own endpoint (names the variable), or the cache file is unusable.
+        UserError: no API key for OpenAI's own endpoint (names the variable), no server of its model behind the address files
+            that `endpoints` names, or the cache file is unusable.
     """
 
     def __init__(self, config: schema.Judge, meter: Meter) -> None:
-        self._config, self.meter = config, meter
+        found = addresses.resolve(config.endpoints, config.model, f"the endpoints of the judge {config.model}")
+        self._config, self.meter = config.model_copy(update={"endpoints": found}), meter
         key = os.environ.get(config.api_key_env, "").strip()
         if not key and not config.endpoints:
             raise UserError(

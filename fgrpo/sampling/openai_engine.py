@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import openai
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
-from fgrpo import endpoints, pictures, tokens
+from fgrpo import addresses, endpoints, pictures, tokens
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import Completion, Request, SamplingError, check, describe
 
@@ -46,7 +46,8 @@ class OpenAISampler:
     """A `Sampler` over endpoints that serve one model.
 
     Args:
-        endpoints: addresses such as "http://host:8000/v1"; "/v1" is added where there is no path.
+        endpoints: addresses such as "http://host:8000/v1" ("/v1" is added where there is no path), or address files
+            (`fgrpo.addresses`).
         model: the served model's name.
         tokenizer: folder or hub name of its tokenizer, from which the forbidden tokens are read; None forbids none.
         forbidden: ids to forbid instead of reading `tokenizer`.
@@ -72,7 +73,8 @@ class OpenAISampler:
             raise UserError(
                 'engine.kind is "openai" but engine.endpoints is empty; give one, such as ["http://localhost:8000/v1"]'
             )
-        self.urls, self.model, self.tokenizer = [normal_url(e) for e in endpoints], model, tokenizer
+        self.urls = [normal_url(e) for e in addresses.resolve(endpoints, model, "engine.endpoints")]
+        self.model, self.tokenizer = model, tokenizer
         self._forbidden = None if forbidden is None else tuple(forbidden)
         self._concurrency, self._attempts, self._timeout_s = concurrency, attempts, timeout_s
         self._longest_wait_s = longest_wait_s
