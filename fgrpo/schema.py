@@ -266,8 +266,12 @@ class Judge(Section):
 
 # What of a judge cannot change a verdict, and so is no part of what a stage depends on.
 JUDGE_TRANSPORT = frozenset(
-    "endpoints api_key_env concurrency timeout_s attempts backoff_s patience_s requests_per_minute tokens_per_minute "
-    "prompt_price completion_price money_cap token_cap cache images engine".split()
+    {
+        *("endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "patience_s"),
+        *("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "money_cap", "token_cap"),
+        *("cache", "images", "engine"),
+    }
+)
 )
 
 
