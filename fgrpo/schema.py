@@ -272,7 +272,6 @@ JUDGE_TRANSPORT = frozenset(
         *("cache", "images", "engine"),
     }
 )
-)
 
 
 class Judges(Section):
