@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fgrpo.errors import UserError, unknown
-from fgrpo.schema import Config
+from fgrpo.schema import JUDGE_TRANSPORT, Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OVERLAY = "@"  # marks an overlay's name among the overrides
@@ -46,7 +46,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 # Where servers answer and how they are asked does not change what they say: a judge on another port is no other run.
-TRANSPORT = frozenset({"endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "cache"})
+TRANSPORT = JUDGE_TRANSPORT  # the engine's keys among them
 
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
