@@ -8,6 +8,8 @@ and scenes; no text makes them raise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 from miniworld import relations as rel
@@ -18,23 +20,45 @@ Label = Literal["CORRECT", "INCORRECT", "SKIP"]
 BOX_IOU = 0.3  # a box sentence is true if its box overlaps the named thing's box by at least this much
 
 
-def _scene_of(scenes: Sequence[Scene], claim: Claim, asked: Asked | None) -> Scene | None:
-    """The picture a claim is about: the one it names, else the one the question names, else the last one."""
+@lru_cache(maxsize=16384)  # a sentence is read again as context of those that follow it
+def _claims(text: str) -> tuple[Claim, ...]:
+    return tuple(parse_claims(text))
+
+
+@lru_cache(maxsize=16384)
+def _asked(question: str) -> Asked | None:
+    return parse_question(question)
+
+
+def _meant(claim: Claim, asked: Asked | None, pictures: int) -> Claim:
+    """`claim` with what it leaves to the question put in, so that two ways to say one thing have one key.
+
+    The picture is the one it names, else the one the question names, else the last one; a statement "nearer" without a rival
+    means the question's other option; behind the scene only left, right, closer and farther change.
+    """
+    if claim.kind == "moved":
+        return replace(claim, picture=None, behind=False)
     index = claim.picture
     if index is None:
         index = asked.picture if asked is not None else None
-    if index is None:
-        index = len(scenes) - 1
-    return scenes[index] if 0 <= index < len(scenes) else None
+    names = claim.names
+    if claim.kind == "nearer" and len(names) == 2 and asked is not None and asked.family == "nearer":
+        rival = [name for name in asked.options if name != names[1]]
+        names = (*names, *rival) if asked.names[0] == names[0] and len(rival) == 1 else names
+    turns = claim.kind == "relation" and rel.AXIS_OF[claim.value] != "vrel"
+    return replace(claim, names=names, picture=pictures - 1 if index is None else index, behind=claim.behind and turns)
 
 
-def _nearer_holds(scene: Scene, claim: Claim, asked: Asked | None) -> bool:
-    """Nearer than the thing named, else than the question's other option, else than every other thing."""
+def _scene_of(scenes: Sequence[Scene], claim: Claim) -> Scene | None:
+    index = claim.picture
+    return scenes[index] if index is not None and 0 <= index < len(scenes) else None
+
+
+def _nearer_holds(scene: Scene, claim: Claim) -> bool:
+    """Nearer than the rival named, else than every other thing."""
     subject, target = claim.names[0], claim.names[1]
     if len(claim.names) == 3:
         rivals = [claim.names[2]]
-    elif asked is not None and asked.family == "nearer" and asked.names[0] == subject and target in asked.options:
-        rivals = [name for name in asked.options if name != target]
     else:
         rivals = [t.name for t in scene.things if t.name not in (subject, target)]
     a, b = scene.by_name(subject), scene.by_name(target)
@@ -53,13 +77,13 @@ def _moved_holds(scenes: Sequence[Scene], claim: Claim) -> bool:
     return rel.relation("hrel", after.box, before.box) == claim.value
 
 
-def _holds(scenes: Sequence[Scene], claim: Claim, asked: Asked | None) -> tuple[bool, str]:
-    """Whether the pictures bear `claim` out, and why (not)."""
+def _holds(scenes: Sequence[Scene], claim: Claim) -> tuple[bool, str]:
+    """Whether the pictures bear `claim` (as `_meant`) out, and why (not)."""
     if claim.kind == "unreadable":
         return False, "cannot be read as a claim about the picture"
     if claim.kind == "moved":
         return _moved_holds(scenes, claim), "movement between the two pictures"
-    scene = _scene_of(scenes, claim, asked)
+    scene = _scene_of(scenes, claim)
     if scene is None:
         return False, "there is no such picture"
     if claim.kind == "count":
@@ -82,18 +106,24 @@ def _holds(scenes: Sequence[Scene], claim: Claim, asked: Asked | None) -> tuple[
             truth = rel.from_behind(axis, truth)
         return truth == claim.value, f"truth: {truth or 'neither'}"
     if claim.kind == "nearer":
-        return _nearer_holds(scene, claim, asked), "distances between centres"
+        return _nearer_holds(scene, claim), "distances between centres"
     return True, "the things named are there"  # exists, mention
 
 
-def _repeated(claim: Claim, context: Sequence[Claim]) -> bool:
-    """Whether `claim` was made before and no new box of one of its things was given since."""
+def _repeated(scenes: Sequence[Scene], claim: Claim, context: Sequence[Claim]) -> bool:
+    """Whether `claim` was made before, and no new and true box of one of its things, in a picture it is about, came since.
+
+    A box is evidence itself, and nothing that came in between makes the same box new.
+    """
     last = max((i for i, c in enumerate(context) if c.key() == claim.key()), default=None)
     if last is None:
         return False
+    if claim.kind == "box":
+        return True
     earlier = {c.key() for c in context[: last + 1]}
     fresh = (c for c in context[last + 1 :] if c.kind == "box" and c.key() not in earlier)
-    return not any(set(c.names) & set(claim.names) for c in fresh)
+    about = (c for c in fresh if set(c.names) & set(claim.names) and claim.picture in (None, c.picture))
+    return not any(_holds(scenes, c)[0] for c in about)
 
 
 def judge_sentence(scenes: Sequence[Scene], question: str, context: Sequence[str], sentence: str) -> tuple[Label, str]:
@@ -103,19 +133,20 @@ def judge_sentence(scenes: Sequence[Scene], question: str, context: Sequence[str
     thing is below BOX_IOU, a claim repeated without new evidence. SKIP: no claim about the picture. A text of several
     sentences is CORRECT if it has claims and all are. Returns the label and a reason.
     """
-    asked = parse_question(question)
-    before = [c for text in context for c in parse_claims(text)]
+    asked = _asked(question)
+    before = [_meant(c, asked, len(scenes)) for text in context for c in _claims(text)]
     label: Label = "SKIP"
     reason = "no claim about the picture"
-    for claim in parse_claims(sentence):
-        if claim.kind == "answer":
+    for said in _claims(sentence):
+        if said.kind == "answer":
             continue
-        true, why = _holds(scenes, claim, asked)
+        claim = _meant(said, asked, len(scenes))
+        true, why = _holds(scenes, claim)
         if not true:
             return "INCORRECT", why
         if claim.kind == "mention":
             continue
-        if _repeated(claim, before):
+        if _repeated(scenes, claim, before):
             return "INCORRECT", "repeats an earlier claim without new evidence"
         before.append(claim)
         label, reason = "CORRECT", why
@@ -148,11 +179,11 @@ def _statements(question: str, think: str) -> list[str]:
 
     What stands before the last "Wait, this seems off" was taken back by the trace itself and is left out.
     """
-    asked = parse_question(question)
+    asked = _asked(question)
     if asked is None:
         return []
     standing = CUE.split(think)[-1]
-    implied = (_implied(asked, claim) for claim in parse_claims(standing))
+    implied = (_implied(asked, claim) for claim in _claims(standing))
     return [answer for answer in implied if answer is not None]
 
 

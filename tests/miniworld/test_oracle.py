@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,11 @@ from hypothesis import strategies as st
 from miniworld import oracle
 from miniworld import questions as qs
 from miniworld.language import parse_question
-from miniworld.scene import Scene, Thing
+from miniworld.planted import CONTROLS, ERRORS, plant
+from miniworld.render import render
+from miniworld.scene import COLORS, Scene, Thing
+
+SCENES = 2000
 
 RED = Thing("red", "circle", (4, 8, 20, 24))
 BLUE = Thing("blue", "square", (60, 40, 84, 64))
@@ -99,6 +105,34 @@ def test_repetition_needs_new_evidence() -> None:
     assert verdict("The blue square is right of the red circle.", [statement]) == "INCORRECT"  # the same, turned round
     assert verdict(statement, [statement, BOX]) == "CORRECT"
     assert verdict(statement, [BOX, statement, BOX]) == "INCORRECT"  # that box was no news
+    wrong = "The red circle is at <bbox>[60,40,84,64]</bbox>."
+    assert verdict(statement, [statement, wrong]) == "INCORRECT"  # a false box is no evidence
+    close = "The red circle is at <bbox>[8,8,20,24]</bbox>."
+    assert verdict(BOX, [BOX, close]) == "INCORRECT"  # nothing makes the same box new
+
+
+def test_repetition_in_other_words() -> None:
+    statement = "The red circle is left of the blue square."
+    for again in (
+        "So, the red circle is to the left of the blue square",
+        "In the first picture, the red circle is left of the blue square.",
+        "The red circle is not right of the blue square.",
+    ):
+        assert verdict(again) == "CORRECT" and verdict(again, [statement]) == "INCORRECT"
+    above, behind = (
+        "The red circle is above the blue square.",
+        "Seen from behind, the red circle is above the blue square.",
+    )
+    assert verdict(behind) == "CORRECT" and verdict(behind, [above]) == "INCORRECT"
+    asked = "Is the red circle nearer to the blue square or the green triangle?"
+    short = "The red circle is nearer to the blue square."
+    assert (
+        verdict("The red circle is nearer to the blue square than the green triangle.", [short], asked) == "INCORRECT"
+    )
+    other_view = "In the second picture, the red circle is left of the blue square."
+    label, _ = oracle.judge_sentence([SCENE, SCENE], QUESTION, [statement, "In the first picture, " + BOX], statement)
+    assert label == "INCORRECT"  # no picture is named: the last one is meant, and that box lies in the first
+    assert oracle.judge_sentence([SCENE, SCENE], QUESTION, [statement], other_view)[0] == "INCORRECT"
 
 
 @pytest.mark.parametrize("family", qs.FAMILIES)
@@ -119,6 +153,95 @@ def test_every_family_agrees_with_its_truth(family: str) -> None:
             assert oracle.stated_answer(q.text, think) == word
             for answer in q.choices:
                 assert oracle.judge_conclusion(q.text, think, answer, q.choices)[0] == (answer == word)
+
+
+def test_two_thousand_scenes_with_planted_errors() -> None:
+    """Every kind of error, over all families, gets the verdict that the scene dictates: all sentences, and the answer."""
+    rng = random.Random("planted")
+    asked = [qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng) for n in range(SCENES)]
+    judged: Counter[str] = Counter()
+    for kind in (*ERRORS, *CONTROLS):
+        families: Counter[str] = Counter()
+        for q in asked:
+            made = plant(kind, q, rng)
+            said = made.sentences
+            labels = tuple(oracle.judge_sentence(q.scenes, q.text, said[:i], s)[0] for i, s in enumerate(said))
+            holds, why = oracle.judge_conclusion(q.text, made.think, made.answer, q.choices)
+            assert labels == made.labels, (kind, q.text, said, made.labels)
+            assert holds == made.consistent, (kind, q.text, said, made.answer, why)
+            families[q.family] += 1
+            judged.update(labels[i] for i in made.places)
+        assert sum(families.values()) == SCENES and min(families.values()) == SCENES // len(qs.FAMILIES)
+    assert min(judged[label] for label in ("CORRECT", "INCORRECT", "SKIP")) > SCENES
+
+
+def test_each_kind_of_error_differs_from_the_truth_as_it_says() -> None:
+    rng = random.Random("kinds")
+    for n in range(400):
+        q = qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng)
+        made = {kind: plant(kind, q, rng) for kind in (*ERRORS, *CONTROLS)}
+        for kind in (
+            "wrong_object",
+            "wrong_attribute",
+            "wrong_relation",
+            "wrong_box",
+            "repeated_claim",
+            "contradiction",
+        ):
+            assert "INCORRECT" in made[kind].labels and {made[kind].labels[i] for i in made[kind].places} == {
+                "INCORRECT"
+            }
+        for kind in ("true", "imprecise_box", "repeated_with_evidence", "flipped_answer", "no_conclusion"):
+            assert set(made[kind].labels) == {"CORRECT"}, kind
+        assert set(made["pure_filler"].labels) == {"SKIP"}
+        inconsistent = {kind for kind, m in made.items() if not m.consistent}
+        assert inconsistent - {"wrong_object"} == {"flipped_answer", "pure_filler", "no_conclusion", "contradiction"}
+        assert made["flipped_answer"].sentences == made["true"].sentences and made["flipped_answer"].answer != q.answer
+        right = {kind for kind, m in made.items() if m.answer == q.answer}
+        assert right >= set(made) - {"flipped_answer", "wrong_relation"}
+
+
+def test_the_truth_can_be_read_off_the_pixels() -> None:
+    """A second opinion on the scenes: things are found by their colour in the picture, and the question answered from that."""
+    rng = random.Random("pixels")
+    for n in range(240):
+        q = qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng)
+        seen = [boxes_by_color(scene) for scene in q.scenes]
+        for scene, boxes in zip(q.scenes, seen, strict=True):
+            assert set(boxes) == {t.color for t in scene.things}
+            for t in scene.things:
+                assert np.abs(np.array(boxes[t.color]) - np.array(t.box)).max() <= 2  # ticks are drawn over the things
+        at = [{name: middle(boxes[name.split()[0]]) for name in q.asked} for boxes in seen]
+        here = at[q.picture or 0]
+        if q.family == "count":
+            noun = q.text.split()[2]
+            assert noun != "things" or q.answer == ("zero", "one", "two", "three", "four")[len(seen[0])]
+        elif q.family == "moved":
+            assert q.answer == ("left" if at[1][q.asked[0]][0] < at[0][q.asked[0]][0] else "right")
+        elif q.family == "nearer":
+            a, b, c = (np.array(here[name]) for name in q.asked)
+            assert q.answer == q.asked[1 if np.hypot(*(a - b)) < np.hypot(*(a - c)) else 2]
+        elif q.family == "depth":
+            a, b = (seen[0][name.split()[0]] for name in q.asked)
+            assert q.answer == ("closer" if b[2] - b[0] < a[2] - a[0] else "farther")
+        else:
+            (ax, ay), (bx, by) = (here[name] for name in q.asked)
+            word = ("left" if ax < bx else "right") if q.axis == "hrel" else ("above" if ay < by else "below")
+            assert q.answer == ({"left": "right", "right": "left"}[word] if q.family == "behind" else word)
+
+
+def boxes_by_color(scene: Scene) -> dict[str, tuple[int, int, int, int]]:
+    pixels = np.asarray(render(scene))
+    found = {}
+    for color, rgb in COLORS.items():
+        rows, columns = np.nonzero((pixels == rgb).all(axis=2))
+        if len(rows):
+            found[color] = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    return found
+
+
+def middle(box: tuple[int, int, int, int]) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def test_conclusion_needs_a_statement_on_what_is_asked() -> None:

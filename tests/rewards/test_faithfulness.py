@@ -17,6 +17,7 @@ from fgrpo.response import parse
 from fgrpo.types import Sample, Score, Verdict
 from judges.base import JudgeSet, build, failed_verdict
 from miniworld import questions as q
+from miniworld.planted import CONTROLS, ERRORS, plant
 from miniworld.render import render
 from miniworld.truth import entry
 from rewards.base import Reward, RewardContext, RewardItem, load, names
@@ -193,6 +194,21 @@ def test_a_false_statement_is_ungrounded_yet_consistent(world: Any) -> None:
     for item, got in zip(items, score("semantic_grounding", items, context), strict=True):
         steps = len(item.response.think.splitlines())
         assert got.value == pytest.approx((steps - 1) / steps)
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, *CONTROLS])
+def test_planted_errors_are_scored_as_the_scenes_dictate(kind: str, world: Any) -> None:
+    """The whole path: text, parser, sentences, trivial filter, judge, score. Filler alone is not applicable, never grounded."""
+    rng = random.Random(kind)
+    made = [plant(kind, question, rng) for question, _ in world[1]]
+    writing = iter(made)
+    items = world_items(world, lambda _: next(writing).text)
+    context = RewardContext(oracle(world[0]))
+    assert [s.value for s in score("consistency", items, context)] == [float(m.consistent) for m in made]
+    for m, got in zip(made, score("semantic_grounding", items, context), strict=True):
+        judged = [label == "CORRECT" for label in m.labels if label != "SKIP"]
+        assert got.value == (pytest.approx(sum(judged) / len(judged)) if judged else None), m.text
+        assert got.state == ("scored" if judged else "not_applicable")
 
 
 def test_what_is_not_of_the_world_fails(world: Any, tmp_path: Path) -> None:
