@@ -18,7 +18,7 @@ from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
 from fgrpo.runs import folder
-from fgrpo.schema import Config, Positive, Section
+from fgrpo.schema import Config, EngineKind, Positive, Section
 from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
@@ -28,7 +28,7 @@ OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
 class EngineOverride(Section):
     """What differs from the preset's `engine` for this model."""
 
-    kind: Literal["transformers", "openai"] | None = None
+    kind: EngineKind | None = None
     endpoints: tuple[str, ...] | None = None
     model_name: str | None = None
     batch_size: Positive | None = None
@@ -102,8 +102,13 @@ def checkpoint(spec: ModelSpec, config: Config, root: str | Path = "runs") -> st
 
 
 def engine_config(spec: ModelSpec, config: Config) -> Config:
-    """`config` with the engine as evaluation wants it: `eval.dtype`, `eval.batch_size`, and the model's own overrides."""
-    values: dict[str, Any] = {"dtype": config.eval.dtype, "batch_size": config.eval.batch_size}
+    """`config` with the engine as evaluation wants it: that of `eval` (B.1), and the model's own overrides."""
+    values: dict[str, Any] = {
+        "kind": config.eval.engine or config.engine.kind,
+        "dtype": config.eval.dtype,
+        "batch_size": config.eval.batch_size,
+        "context_length": config.eval.context_length,
+    }
     values |= {key: value for key, value in spec.engine.model_dump().items() if value is not None}
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
 

@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
+EngineKind = Literal["transformers", "vllm", "openai"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
@@ -31,14 +32,21 @@ class Models(Section):
 
 
 class Engine(Section):
-    """How text is sampled: `transformers` in process, or an OpenAI-compatible endpoint such as a vLLM server."""
+    """How text is sampled: `transformers` in process, `vllm` in process, or an OpenAI-compatible endpoint (`openai`).
 
-    kind: Literal["transformers", "openai"]
+    The keys with defaults belong to the engines in process: prompt and reply in tokens at most (None = the model's own limit),
+    and for `vllm` the share of a GPU's memory it may take, and GPUs that share one copy of the model.
+    """
+
+    kind: EngineKind
     endpoints: tuple[str, ...] = ()
     model_name: str | None = None
     batch_size: Positive
     concurrency: Positive
     dtype: Literal["float32", "bfloat16", "float16"]
+    context_length: Positive | None = None
+    gpu_memory: Share = 0.9
+    tensor_parallel: Positive = 1
 
 
 class Prompts(Section):
@@ -184,6 +192,23 @@ class Dual(Section):
     min_applicable: Count
 
 
+class Vllm(Section):
+    """Rollouts by vLLM (`rl.rollout_engine`; rl/vllm_rollouts.py): where its server is, what a colocated engine may take.
+
+    `server` is the root of its address, `sync_port` the port over which weights go from a GPU, `reply_s` what one answer may
+    take; `memory_share` and `tensor_parallel` are a colocated engine's. Past `max_logprob_diff`, the mean over tokens of the
+    difference between the engine's and the trainer's log-probabilities, nothing is trained (float32 has 1e-6, bf16 1e-2).
+    """
+
+    server: str = "http://127.0.0.1:8000"
+    sync_port: Annotated[int, Field(gt=0, lt=65536)] = 51216
+    start_s: Rate = 240.0
+    reply_s: Rate = 1800.0
+    memory_share: Share = 0.3
+    tensor_parallel: Positive = 1
+    max_logprob_diff: Rate = 0.05
+
+
 class Rl(Section):
     """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6)."""
 
@@ -221,6 +246,7 @@ class Rl(Section):
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     gradient_checkpointing: bool
     rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
+    vllm: Vllm = Vllm()
     save_steps: Positive
     deepspeed: str | None
     lora: Lora | None
@@ -283,8 +309,9 @@ class Judges(Section):
 
 
 class Eval(Section):
-    """Evaluation (Appendix B.1)."""
+    """Evaluation (Appendix B.1). `engine` None = the engine of the other stages."""
 
+    engine: EngineKind | None = None
     benchmarks: tuple[str, ...]
     models: tuple[str, ...]
     limit: Positive | None

@@ -7,7 +7,7 @@ from fgrpo.schema import Config
 
 
 def build(config: Config, model_path: str) -> Sampler:
-    """The engine that the configuration names, over `model_path`. Imports torch for the transformers engine only.
+    """The engine that the configuration names, over `model_path`. Imports torch for the engines in process only.
 
     Args:
         model_path: a saved folder or hub name. Of an endpoint it is also the name of the served model, unless
@@ -20,7 +20,20 @@ def build(config: Config, model_path: str) -> Sampler:
     if engine.kind == "transformers":
         from fgrpo.sampling.transformers_engine import TransformersSampler
 
-        return TransformersSampler.load(model_path, engine.dtype, engine.batch_size)
+        return TransformersSampler.load(
+            model_path, engine.dtype, engine.batch_size, context_length=engine.context_length
+        )
+    if engine.kind == "vllm":
+        from fgrpo.sampling.vllm_engine import VLLMSampler
+
+        return VLLMSampler.load(
+            model_path,
+            engine.dtype,
+            engine.batch_size,
+            context_length=engine.context_length,
+            memory=engine.gpu_memory,
+            tensor_parallel=engine.tensor_parallel,
+        )
     from fgrpo.sampling.openai_engine import OpenAISampler
 
     return OpenAISampler(

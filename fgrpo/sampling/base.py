@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from fgrpo.tokens import SPECIAL_SHAPE
 
+FORBIDDEN_BIAS = -100.0  # vLLM's lower bound of a token's bias
+
 
 @dataclass(frozen=True)
 class Request:

@@ -23,9 +23,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from fgrpo import addresses, endpoints, pictures, tokens
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Completion, Request, SamplingError, check, describe
+from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 
-FORBIDDEN_BIAS = -100.0
 NEUTRAL: dict[str, Any] = {
     "top_k": -1,
     "min_p": 0.0,

@@ -47,12 +47,18 @@ class TransformersSampler:
     """A `Sampler` over a model in this process."""
 
     def __init__(
-        self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, batch_size: int = 160
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        processor: Qwen2_5_VLProcessor,
+        batch_size: int = 160,
+        *,
+        context_length: int | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
         text_config: Any = model.config.text_config
         self.vocabulary = vocabulary_of(processor.tokenizer, text_config.vocab_size)
-        self._context = int(text_config.max_position_embeddings)
+        limit = int(text_config.max_position_embeddings)
+        self._context = min(limit, context_length or limit)
         self._features = FeatureCache(model, processor)
         self._waiting: list[_Asked] = []
         self._order = 0
@@ -60,11 +66,13 @@ class TransformersSampler:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     @classmethod
-    def load(cls, path: str | Path, dtype: str = "float32", batch_size: int = 160) -> TransformersSampler:
-        """A sampler over the model saved at `path`, on the GPU where there is one."""
+    def load(
+        cls, path: str | Path, dtype: str = "float32", batch_size: int = 160, *, context_length: int | None = None
+    ) -> TransformersSampler:
+        """A sampler over the model saved at `path`, on the GPU where there is one; `context_length` as in `schema.Engine`."""
         model, processor = hf.load_policy(path, dtype)
         model.to(device=torch.device(hf.device()))  # type: ignore[call-arg]
-        return cls(model, processor, batch_size)
+        return cls(model, processor, batch_size, context_length=context_length)
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         """`request.n` continuations.
@@ -97,7 +105,7 @@ class TransformersSampler:
             try:
                 results = await loop.run_in_executor(self._pool, self.complete, [a.request for a in batch])
             except Exception as error:  # noqa: BLE001 - handed to those who wait for this batch
-                results = [error] * len(batch)
+                results = [_memory_error(error, sum(a.request.n for a in batch)) or error] * len(batch)
             for asked, result in zip(batch, results, strict=True):
                 if asked.future.done():
                     continue
@@ -175,8 +183,8 @@ class TransformersSampler:
     def _check_room(self, request: Request, length: int) -> None:
         if length + request.max_new_tokens > self._context:
             raise SamplingError(
-                f"{describe(request)}: {length} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
-                f"{self._context}"
+                f"{describe(request)}: {length} prompt tokens and {request.max_new_tokens} new ones exceed the "
+                f"context of {self._context}"
             )
 
 
@@ -227,6 +235,19 @@ class FeatureCache:
         while self._bytes > FEATURE_BYTES and len(self._kept) > 1:
             _, (old, _) = self._kept.popitem(last=False)
             self._bytes -= old.numel() * old.element_size()
+
+
+def _memory_error(error: Exception, rows: int) -> UserError | None:
+    """What to do about `error` where it says that memory ran out, on a GPU or on the CPU; None if it says something else."""
+    words = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "not enough memory" not in words:
+        return None
+    found = UserError(
+        f"out of memory while {rows} continuations were decoded together ({(words.splitlines() or ['MemoryError'])[0]}); lower "
+        "the batch size (eval.batch_size in evaluation, engine.batch_size elsewhere) and run again: what was generated is kept"
+    )
+    found.__cause__ = error
+    return found
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
