@@ -6,6 +6,7 @@ Training, sampling, rewards and evaluation all come here, so that a box has one 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -70,25 +71,43 @@ def data_url(path: str) -> str:
     Raises:
         UserError: no such file, or not a picture that can be decoded.
     """
+    return hashed_url(path)[0]
+
+
+def hashed_url(path: str) -> tuple[str, str]:
+    """`data_url`, and its sha256; errors as there."""
+    url, digest, _ = _sent(path)
+    return url, digest
+
+
+def file_url(path: str) -> str | None:
+    """The file:// URL of a picture that means the same to everybody as it is, None for others; errors as `data_url`."""
+    return Path(path).resolve().as_uri() if _sent(path)[2] else None
+
+
+def _sent(path: str) -> tuple[str, str, bool]:
     try:
         stat = os.stat(path)
     except OSError as error:
         raise UserError(f"the picture {path} cannot be read ({error.strerror})") from error
-    return _data_url(path, stat.st_mtime_ns, stat.st_size)
+    return _encoded(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=512)
-def _data_url(path: str, modified: int, size: int) -> str:
+def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
+    """(data URL, its sha256, whether it holds the file's own bytes)."""
     picture = open_rgb(path)  # also finds broken files before a server does
     with Image.open(path) as original:
         kind, plain = original.format, original.mode == "RGB" and not original.getexif().get(_ORIENTATION)
-    if kind in SENT_AS_THEY_ARE and plain:
+    is_own = plain and kind in SENT_AS_THEY_ARE
+    if is_own:
         data = Path(path).read_bytes()
     else:
         kind, buffer = "PNG", io.BytesIO()
         picture.save(buffer, "PNG")
         data = buffer.getvalue()
-    return f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
+    url = f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
+    return url, hashlib.sha256(url.encode()).hexdigest(), is_own
 
 
 def pixel_bounds(model: str | Path) -> tuple[int, int]:
