@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import openai
 from tenacity import RetryCallState, wait_random_exponential
+
+from fgrpo.errors import UserError
 
 PASSING_STATUS = (408, 409, 429)
 QUOTA = "insufficient_quota"  # a 429 that no waiting mends
 ERRORS = (openai.OpenAIError, TimeoutError, json.JSONDecodeError)  # all that a call can raise
 _PASSING = (openai.APIConnectionError, openai.APIResponseValidationError, TimeoutError, json.JSONDecodeError)
+
+
+def normal_url(endpoint: str) -> str:
+    """The address of an endpoint's API root.
+
+    Raises:
+        UserError: not an http address.
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UserError(f"{endpoint!r} is not an endpoint; write it as http://host:port/v1")
+    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
 def may_pass(error: BaseException) -> bool:
