@@ -16,12 +16,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from fgrpo import addresses, endpoints, pictures, tokens
+from fgrpo.endpoints import normal_url
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 
@@ -192,18 +192,6 @@ class OpenAISampler:
         if self._forbidden:
             arguments["logit_bias"] = {str(i): FORBIDDEN_BIAS for i in self._forbidden}
         return {**arguments, "logprobs": True, "extra_body": extra}
-
-
-def normal_url(endpoint: str) -> str:
-    """The address of an endpoint's API root.
-
-    Raises:
-        UserError: not an http address.
-    """
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"{endpoint!r} is not an endpoint; write it as http://host:port/v1")
-    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
 def _content(request: Request) -> list[dict[str, Any]]:
