@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fgrpo import schema
+from fgrpo import meter, schema
 from fgrpo.errors import unknown
 from fgrpo.types import Verdict
 
@@ -74,24 +74,52 @@ class Judge(Protocol[Item, Out]):
 
 
 @dataclass
-class Meter:
-    """What judging took so far. `failed` counts items without a verdict, by reason."""
+class Meter(meter.Meter):
+    """What judging took so far, beyond requests, tokens and money.
+
+    `failed` counts calls without a verdict, by reason; `faults` counts what went wrong with requests, by kind, whether a later
+    attempt mended it or not; `waited_s` are the seconds that were waited between attempts.
+    """
 
     calls: int = 0
-    requests: int = 0
     retries: int = 0
     cached: int = 0
     shared: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    waited_s: float = 0.0
     failed: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str) -> None:
+        """Add one to `calls`, `cached` or `shared`."""
+        with self._lock:
+            setattr(self, name, getattr(self, name) + 1)
+
+    def wait(self, seconds: float) -> None:
+        """Count a retry, before which so many seconds are waited."""
+        with self._lock:
+            self.retries += 1
+            self.waited_s += seconds
 
     def fail(self, reason: str) -> None:
-        """Count one failed item under `reason`."""
-        self.failed[reason] = self.failed.get(reason, 0) + 1
+        """Count one failed call under `reason`."""
+        with self._lock:
+            self.failed[reason] = self.failed.get(reason, 0) + 1
+
+    def fault(self, kind: str) -> None:
+        """Count one request that went wrong."""
+        with self._lock:
+            self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def to_dict(self) -> dict[str, object]:
-        return {**vars(self), "failed": dict(self.failed)}
+        own = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}
+        more = {"waited_s": round(self.waited_s, 3), "failed": dict(self.failed), "faults": dict(self.faults)}
+        return {**own, **super().to_dict(), **more}
+
+
+def make_meter(config: schema.Judge) -> Meter:
+    """The meter of a judge, with its prices and caps. Raises UserError for a cap on money without prices."""
+    budget = meter.Budget(config.prompt_price, config.completion_price, config.money_cap, config.token_cap)
+    return Meter(name=config.model, budget=budget)
 
 
 async def _nothing_to_close() -> None:
@@ -122,8 +150,11 @@ def names() -> list[str]:
     return sorted(p.stem for p in BACKENDS.glob("*.py") if p.stem != "__init__")
 
 
-def build(config: schema.Judge, data_root: str | Path) -> JudgeSet:
+def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = None) -> JudgeSet:
     """The judges that `config` names; `data_root` is where the data (and the oracle's truth) lies.
+
+    Args:
+        run: the folder of a run, in which the ledger of its spending lies: a cap holds over all its processes and resumes.
 
     Raises:
         UserError: no such backend (names the nearest), or what the backend says of its configuration.
@@ -131,7 +162,10 @@ def build(config: schema.Judge, data_root: str | Path) -> JudgeSet:
     if config.backend not in names():
         raise unknown("judge backend", config.backend, names())
     backend: Backend = importlib.import_module(f"judges.backends.{config.backend}").BACKEND
-    return backend(config, Path(data_root))
+    judges = backend(config, Path(data_root))
+    if run is not None and judges.meter.name:
+        judges.meter.keep(Path(run) / meter.LEDGER)
+    return judges
 
 
 def failed_verdict(reason: str, judge: str = "", prompt_hash: str = "") -> Verdict:

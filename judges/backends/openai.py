@@ -12,9 +12,10 @@ from pathlib import Path
 
 from fgrpo import schema
 from fgrpo.types import Verdict
-from judges.base import Backend, ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter
+from judges.base import Backend, ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter, make_meter
 from judges.calls import consistency_call, extraction_call, grounding_call, prompt_hashes
 from judges.service import Service
+from judges.transport import OpenAITransport, Transport
 
 
 class _Consistency:
@@ -56,8 +57,13 @@ class _Grounding:
 
 
 def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
-    meter = Meter()
-    service = Service(config, meter)
+    meter = make_meter(config)
+    return of_model(config, meter, OpenAITransport(config, meter))
+
+
+def of_model(config: schema.Judge, meter: Meter, transport: Transport) -> JudgeSet:
+    """The judges of a model that `transport` reaches."""
+    service = Service(config, meter, transport)
     return JudgeSet(
         _Consistency(service),
         _Grounding(service, config),

@@ -96,9 +96,9 @@ def http(status: int, body: str, headers: dict[str, str] | None = None) -> bytes
 
 
 @asynccontextmanager
-async def running(behave: Callable[[int, dict[str, Any]], Reply]) -> AsyncIterator[FaultServer]:
+async def running(behave: Callable[[int, dict[str, Any]], Reply], port: int = 0) -> AsyncIterator[FaultServer]:
     server = FaultServer(behave)
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", port, reuse_address=True)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
     try:
         yield server

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from fgrpo.errors import UserError
+from fgrpo.serving import free_port
 from fgrpo.types import Verdict
 from judges.backends.openai import BACKEND
 from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter
 from judges.calls import consistency_call
 from judges.service import Service
+from judges.transport import OpenAITransport
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
 NO = json.dumps({"why": "because", "label": "INCONSISTENT"})
@@ -293,14 +295,13 @@ def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path:
 
 
 def test_one_service_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:
-    services: list[Service] = []
+    port = free_port()
+    config, meter = judge_config(f"http://127.0.0.1:{port}"), Meter()  # "/v1" is added
+    service = Service(config, meter, OpenAITransport(config, meter))
 
     async def go() -> tuple[Verdict, ...]:
-        async with fault_server(lambda n, body: YES) as server:
-            if not services:
-                services.append(Service(judge_config("http://placeholder/v1"), Meter()))
-            services[0]._config = judge_config(server.url)
-            return await services[0].ask(consistency_call(item(0)))
+        async with fault_server(lambda n, body: YES, port):
+            return await service.ask(consistency_call(item(0)))
 
     for _ in range(3):
         (verdict,) = asyncio.run(go())

@@ -16,7 +16,7 @@ from fgrpo.serving import Server
 from judges.backends.openai import BACKEND
 from judges.base import CONSISTENCY_LABELS, GROUNDING_LABELS, ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet
 from judges.calls import Call
-from judges.service import Service
+from judges.transport import OpenAITransport
 
 BACKBONE = "miniworld/backbone"
 SENTENCE = "The red circle is left of the blue square."
@@ -28,12 +28,12 @@ def short_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = hf.load_processor(BACKBONE).tokenizer
     marks = {'"': 90.0, ":": 50.0, ",": 50.0, "{": 50.0, "}": 50.0}
     bias = {str(tokenizer.convert_tokens_to_ids(mark)): weight for mark, weight in marks.items()}
-    arguments = Service._arguments
+    arguments = OpenAITransport._arguments
 
-    def nudged(service: Service, call: Call, urls: Sequence[str]) -> dict[str, Any]:
-        return {**arguments(service, call, urls), "logit_bias": bias}
+    def nudged(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
+        return {**arguments(transport, call, urls), "logit_bias": bias}
 
-    monkeypatch.setattr(Service, "_arguments", nudged)
+    monkeypatch.setattr(OpenAITransport, "_arguments", nudged)
 
 
 @pytest.fixture
