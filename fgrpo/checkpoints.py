@@ -98,6 +98,32 @@ class AsideCheckpoints(_Base):
         """None: the run's manifest says what a checkpoint is."""
 
 
+def save_whole(trainer: Any, folder: Path, extra: Callable[[Path], object] | None = None) -> None:
+    """A trainer's model and processor as `folder`, written aside and renamed; of adapters, the whole model they amount to.
+
+    Every process calls it.
+
+    Args:
+        extra: writes more into the unfinished folder; called on the main process.
+    """
+    from fgrpo import adapters
+
+    aside = folder.with_name(folder.name + ".part")
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    if adapters.is_adapted(trainer.accelerator.unwrap_model(trainer.model)):
+        adapters.save_merged(trainer, aside)
+    else:
+        trainer.save_model(str(aside))
+    if trainer.accelerator.is_main_process:
+        if extra is not None:
+            extra(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
 @contextmanager
 def _fits(checkpoint: str | None) -> Iterator[None]:
     """What goes wrong inside, while a checkpoint is read, is a `WrongCheckpoint`."""

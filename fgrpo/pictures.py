@@ -22,6 +22,7 @@ from fgrpo.errors import UserError
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # transformers 5, and before
 ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `size` and `image_tokens` can raise
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # kinds of files that every endpoint knows
+PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
 _ORIENTATION = 0x0112  # EXIF
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -108,6 +109,29 @@ def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
         data = buffer.getvalue()
     url = f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
     return url, hashlib.sha256(url.encode()).hexdigest(), is_own
+
+
+def portable(path: str) -> bytes:
+    """A picture to be kept beside a record of it: the file's bytes, or a small JPEG where the file is large.
+
+    Files up to `PORTABLE_BYTES` stay as they are; of larger ones a JPEG of at most `PORTABLE_SIDE` pixels a side is kept.
+
+    Raises:
+        UserError: no such file, or not a picture that can be decoded.
+    """
+    stat = os.stat(path)
+    return _portable(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=512)
+def _portable(path: str, modified: int, size: int) -> bytes:
+    if size <= PORTABLE_BYTES:
+        return Path(path).read_bytes()
+    picture = open_rgb(path)
+    picture.thumbnail((PORTABLE_SIDE, PORTABLE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def pixel_bounds(model: str | Path) -> tuple[int, int]:

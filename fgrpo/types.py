@@ -142,6 +142,10 @@ class Rollout:
         )
 
 
+class NotFinite(ValueError):
+    """A score of NaN or infinity, which would pass for "not applicable" or spoil a batch."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A score has three states: scored (a finite value), not applicable, failed. None is never zero.
@@ -157,7 +161,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"a score must be finite, got {self.value!r} ({self.reason})")
+            raise NotFinite(f"a score must be finite, got {self.value!r} ({self.reason})")
         if self.failed and self.value is not None:
             raise ValueError(f"a failed score has no value, got {self.value!r} ({self.reason})")
 

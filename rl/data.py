@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from fgrpo import jsonl, pictures, prompts
+from fgrpo import hf, jsonl, pictures, prompts
 from fgrpo.errors import UserError
 from fgrpo.tokens import SPECIAL_SHAPE
 from fgrpo.types import Sample
@@ -63,14 +63,15 @@ def order(count: int, wanted: int, seed: int) -> list[int]:
 
 
 def fitting(
-    samples: Iterable[Sample], template: str, tokenizer: Any, limit: int, pixels: tuple[int, int], dropped: Counter[str]
+    samples: Iterable[Sample], template: str, processor: Any, limit: int, pixels: tuple[int, int], dropped: Counter[str]
 ) -> list[Sample]:
-    """Samples whose prompt (text and image tokens) has at most `limit` tokens; the others are counted.
+    """Samples whose prompt (text, image tokens, the chat template's own) has at most `limit` tokens; the others are counted.
 
     Args:
         pixels: the processor's bounds (min_pixels, max_pixels).
     """
-    kept = []
+    kept, tokenizer = [], processor.tokenizer
+    own = len(tokenizer(hf.render_prompt(processor, (), ""))["input_ids"])
     for sample in samples:
         try:
             used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(
@@ -79,7 +80,7 @@ def fitting(
         except pictures.ERRORS:
             dropped["picture cannot be read"] += 1
             continue
-        if used + 16 > limit:  # the chat template's own tokens
+        if used + own > limit:
             dropped["prompt longer than rl.max_prompt_length"] += 1
         else:
             kept.append(sample)

@@ -9,7 +9,7 @@ Two things that TRL's own path repeats are done once a generation batch:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,9 +65,10 @@ class LocalTrainer(FaithfulGRPOTrainer):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._vocabulary = vocabulary_of(self._tokenizer, self._policy.config.get_text_config().vocab_size)
+        self._vocabulary = vocabulary_of(self._tokenizer, self.plain_model.config.get_text_config().vocab_size)
         self._memo: FeatureMemo | None = None
-        models: list[Any] = [m for m in (self._policy, self.ref_model) if m is not None]
+        self._rolled: list[list[float]] = []  # log-probabilities of the last generation
+        models: list[Any] = [m for m in (self.plain_model, self.ref_model) if m is not None]
         towers = [self.accelerator.unwrap_model(m).model.visual for m in models]
         for tower in towers[1:]:
             tower.requires_grad_(False)
@@ -77,10 +78,18 @@ class LocalTrainer(FaithfulGRPOTrainer):
             for tower in towers:
                 self._memo.install(tower)
 
-    @property
-    def _policy(self) -> Any:
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+    def forbidden_ids(self) -> Sequence[int]:
+        """Token ids that the decoder never samples."""
+        return self._vocabulary.forbidden
+
+    def _engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """The decoder's (B, T), which are those at temperature 1: at another one there is nothing to compare."""
+        if self.temperature != 1.0:
+            return None
+        rows = [torch.tensor(row) for row in self._rolled]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan).to(
+            self.accelerator.device
+        )
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         if self._memo is not None:
@@ -98,7 +107,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
         """Completion ids for `prompt_ids`, in which the rollouts of one prompt stand together."""
         if len(prompt_ids) % num_generations:  # a group spread over processes: every row is its own prompt
             num_generations = 1
-        policy, longest = self._policy, int(self.max_completion_length or 1)
+        policy, longest = self.plain_model, int(self.max_completion_length or 1)
         heads = range(0, len(prompt_ids), num_generations)
         nothing: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(prompt_ids)
         features = self._features(policy, images, multimodal_fields) if images else nothing
@@ -114,6 +123,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
             decode(policy, prompts, rows, self._vocabulary)
         finally:
             policy.train(training)
+        self._rolled = [row.logprobs for row in rows]
         return [row.ids for row in rows], None
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:

@@ -2,119 +2,165 @@
 
 metrics.jsonl holds for each step: accuracy, format, inconsistency (share of judged rollouts whose trace contradicts its
 answer; only right answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
-reward, kl, tokens, and the time split. On resume the file is cut back to the checkpoint's step, so nothing stands twice.
+reward, kl, tokens, and the time split. Figures are over all processes; where one generation serves several updates, each
+of their lines repeats the generation's. On resume the file is cut back to the checkpoint's step, so nothing stands twice.
+
+rollouts/<step>.parquet (named by the first step a generation serves) stands alone: `COLUMNS` says what its columns are, and
+is written into the file's own metadata.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fgrpo import jsonl, progress
-from rl.scoring import TASK, RolloutScorer, ScoredBatch
+from fgrpo import boxes, metrics, pictures, progress
+from rl.dual import Constraint
+from rl.scoring import RolloutScorer, ScoredBatch
 from rl.trainer import FaithfulGRPOTrainer
 
-METRICS, ROLLOUTS = "metrics.jsonl", "rollouts"
-ALARM_EVERY = 50  # steps in a row at the bound
-_KEPT = (
-    "reward",
-    "kl",
-    "entropy",
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "num_tokens",
-    "completions/mean_length",
-    "completions/clipped_ratio",
+ROLLOUTS = "rollouts"
+_OF_UPDATE = ("loss", "grad_norm", "learning_rate", "kl", "entropy")
+_OF_GENERATION = (
+    *("accuracy", "format", "inconsistency", "failed", "boxes_dropped", "reward", "num_tokens"),
+    *("completions/mean_length", "completions/clipped_ratio"),
 )
+_PREFIXES = ("constraint/", "lambda/", "monitor/", "task/", "sampling/")
 _SHORT = {"consistency": "C", "spatial_grounding": "S", "semantic_grounding": "G"}
 
 
-def cut_back(folder: Path, step: int) -> None:
-    """Forget what was logged after optimiser step `step`: those steps are going to be done again."""
-    path = folder / METRICS
-    if path.exists():
-        jsonl.write(path, [line for line in jsonl.read(path) if line["step"] <= step])
+COLUMNS = {
+    "id": "<step of the policy>/<process>/<row>/<sample id>",
+    "step": "the first optimiser step that trains on it",
+    "sample_id": "the question's id in rl.jsonl",
+    "images": "paths of the pictures when it was written",
+    "pictures": "the pictures themselves: the files' bytes, or a JPEG of at most 512 pixels a side where a file is larger than 64 KiB",
+    "picture_sizes": "[width, height] of each picture as the model saw it, JSON: the frame of `boxes`",
+    "question": "with its options",
+    "gold": "the right answer",
+    "gold_boxes": "annotated boxes with their frames, JSON; null where the source annotates none",
+    "text": "what the policy wrote, without special tokens",
+    "answer": "what was read as its answer",
+    "boxes": "[x1, y1, x2, y2] of its trace in pixels of `picture_sizes`, JSON",
+    "tokens": "length of the completion",
+    "advantage": "what weighed it in the loss",
+    "<reward>": "its score; null: not applicable or failed. Then <reward>/state, /reason, and /detail as JSON",
+}
+
+
+def cut_back(folder: Path, step: int) -> list[int]:
+    """Forget rollouts after optimiser step `step` (they are going to be done again); returns the steps whose files are there."""
+    kept = []
     for file in (folder / ROLLOUTS).glob("*.parquet"):
-        if not file.stem.isdigit() or int(file.stem) > step:
+        if file.stem.isdigit() and int(file.stem) <= step:
+            kept.append(int(file.stem))
+        else:
             file.unlink()
     for part in (folder / ROLLOUTS).glob("*.part"):
         part.unlink()
+    return sorted(kept)
 
 
-def rollout_table(batch: ScoredBatch, advantages: list[float] | None = None) -> pd.DataFrame:
-    """One row a rollout: text, answer, picture paths, and each score with its reason and detail (JSON)."""
-    rows = []
-    for i, item in enumerate(batch.items):
-        row: dict[str, Any] = {
-            "id": item.rollout_id,
-            "step": batch.step + 1,
-            "sample_id": item.sample.id,
-            "images": list(item.sample.images),
-            "question": item.sample.question,
-            "gold": item.sample.answer,
-            "text": batch.texts[i],
-            "answer": item.response.answer,
-            "boxes": json.dumps([list(box) for box in item.response.boxes]),
-            "tokens": batch.tokens[i],
-        }
-        for name, scores in batch.scores.items():
-            row[name] = scores[i].value
-            row[f"{name}/state"] = scores[i].state
-            row[f"{name}/reason"] = scores[i].reason
-            row[f"{name}/detail"] = json.dumps(dict(scores[i].detail), ensure_ascii=False)
-        if advantages is not None:
-            row["advantage"] = advantages[i]
-        rows.append(row)
-    return pd.DataFrame(rows)
+def rollout_table(batches: Sequence[ScoredBatch], pixels: tuple[int, int]) -> pa.Table:
+    """One row a rollout of one generation (one batch a process); the columns are `COLUMNS`.
+
+    Args:
+        pixels: the processor's bounds on the pictures.
+    """
+    rows = [_row(batch, i, pixels) for batch in batches for i in range(len(batch.items))]
+    table = pa.Table.from_pylist(rows)
+    return table.replace_schema_metadata({"columns": json.dumps(COLUMNS)})
 
 
-def batch_figures(batch: ScoredBatch, monitored: Sequence[str] = ()) -> dict[str, float | None]:
-    """accuracy, format, inconsistency (None where nothing was judged), failed, judged and dropped boxes of one batch."""
-    task = [dict(score.detail) for score in batch.scores[TASK]]
-    figures: dict[str, float | None] = {
-        "accuracy": sum(d["accuracy"] for d in task) / len(task),
-        "format": sum(d["format"] for d in task) / len(task),
-        "failed": float(sum(score.failed for column in batch.scores.values() for score in column)),
-        "boxes_dropped": float(sum(item.response.dropped_boxes for item in batch.items)),
+def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
+    item = batch.items[i]
+    sample = item.sample
+    row: dict[str, Any] = {
+        "id": item.rollout_id,
+        "step": batch.step + 1,
+        "sample_id": sample.id,
+        "images": list(sample.images),
+        "pictures": [pictures.portable(path) for path in sample.images],
+        "picture_sizes": json.dumps([boxes.model_size(pictures.size(path), *pixels) for path in sample.images]),
+        "question": sample.question,
+        "gold": sample.answer,
+        "gold_boxes": None if sample.boxes is None else json.dumps([box.to_dict() for box in sample.boxes]),
+        "text": batch.texts[i],
+        "answer": item.response.answer,
+        "boxes": json.dumps([list(box) for box in item.response.boxes]),
+        "tokens": batch.tokens[i],
+        "advantage": batch.advantages[i] if batch.advantages else None,
     }
-    if "consistency" in batch.scores:
-        judged = [score.value for score in batch.scores["consistency"] if score.value is not None]
-        figures["inconsistency"] = 1 - sum(judged) / len(judged) if judged else None
-    for name in monitored:
-        values = [score.value for score in batch.scores[name] if score.value is not None]
-        figures[f"monitor/{name}/mean"] = sum(values) / len(values) if values else None
-        figures[f"monitor/{name}/n"] = float(len(values))
-    return figures
+    for name, scores in batch.scores.items():
+        row[name] = scores[i].value
+        row[f"{name}/state"] = scores[i].state
+        row[f"{name}/reason"] = scores[i].reason
+        row[f"{name}/detail"] = json.dumps(dict(scores[i].detail), ensure_ascii=False)
+    return row
+
+
+class Alarms:
+    """Says in words what goes wrong for `EVERY` steps in a row: a multiplier at its bound, a signal that teaches nothing."""
+
+    EVERY = 50
+
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
+        self.constraints = constraints
+        self._silent: Counter[str] = Counter()
+
+    def of(self, line: Mapping[str, Any]) -> list[str]:
+        """The alarms that this line of metrics.jsonl raises."""
+        said = []
+        for constraint in self.constraints:
+            name = constraint.reward
+            stuck = int(line.get(f"constraint/{name}/at_bound") or 0)
+            if stuck and stuck % self.EVERY == 0:
+                said.append(
+                    f"{name} has been at its bound λ = {constraint.lam_max:g} for {stuck} steps and is still violated: "
+                    f"τ = {constraint.tau:g} looks infeasible"
+                )
+            self._silent[name] = 0 if line.get(f"constraint/{name}/mixed_share") else self._silent[name] + 1
+            if self._silent[name] % self.EVERY == 0 and self._silent[name]:
+                said.append(
+                    f"{name} has varied in no group for {self._silent[name]} steps: it moves λ, but no policy gradient comes of it "
+                    "(rl.baseline=batch lets it speak)"
+                )
+        return said
 
 
 class Logbook(TrainerCallback):
     """Writes the files of one run; only the main process does. `trainer` is set after the trainer is built."""
 
-    def __init__(self, folder: Path, scorer: RolloutScorer, total: int) -> None:
-        self.folder, self.scorer, self.total = folder, scorer, total
+    def __init__(self, folder: Path, scorer: RolloutScorer, total: int, pixels: tuple[int, int]) -> None:
+        self.folder, self.scorer, self.total, self.pixels = folder, scorer, total, pixels
         self.trainer: FaithfulGRPOTrainer | None = None
         self._bar: tqdm[Any] | None = None
-        self._out: Any = None
-        self._began = self._last = time.perf_counter()
+        self._out: metrics.MetricsFile | None = None
+        self._last = time.perf_counter()
         self._written = -1
+        self._of_generation: dict[str, Any] = {}
+        self._alarms = Alarms(())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or self.trainer is None:
             return
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         cut_back(self.folder, state.global_step)
-        self._out = (self.folder / METRICS).open("a", encoding="utf-8")
+        self._out = metrics.MetricsFile(self.folder, state.global_step, state.log_history)
         self._bar = progress.bar(self.folder.name, self.total, "step", initial=state.global_step)
+        self._alarms = Alarms(self.trainer.dual.constraints)
         self._last = time.perf_counter()
 
     def on_log(
@@ -125,59 +171,70 @@ class Logbook(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if (
-            not state.is_world_process_zero
-            or self._out is None
-            or self.trainer is None
-            or logs is None
-            or "train_runtime" in logs
-        ):
+        if self.trainer is None or logs is None or "train_runtime" in logs:
             return
-        now = time.perf_counter()
-        spent, wall = self.trainer.take_seconds(), now - self._last
-        self._last = now
-        line: dict[str, Any] = {"step": state.global_step}
-        batch = self.scorer.batch
-        if batch is not None:
-            line |= batch_figures(batch, self.scorer.monitored)
-        line |= {f"lambda/{name}": lam for name, lam in self.trainer.dual.lam.items()}
-        line |= {
-            key: logs[key] for key in logs if key in _KEPT or key.startswith(("constraint/", "lambda/", "clip_ratio/"))
-        }
-        line |= {f"seconds/{key}": value for key, value in spent.items()}
-        line |= {"seconds/update": max(wall - sum(spent.values()), 0.0), "seconds/step": wall}
-        self._out.write(jsonl.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
-        self._out.flush()
-        self._write_rollouts(batch)
+        began = time.perf_counter()
+        batches = self._new_batches()
+        if self._out is None:  # not the main process
+            return
+        line = self._line(state.global_step, logs, began, is_new=bool(batches))
+        self._last = began
+        if said := self._alarms.of(line):
+            line["alarms"] = said
+        self._out.add(line)
+        state.log_history[-1].update(line)  # so that a checkpoint carries the file (fgrpo.metrics)
+        self._write_rollouts(batches)
         self._show(line)
 
-    def _write_rollouts(self, batch: ScoredBatch | None) -> None:
-        if batch is None or batch.step == self._written:
-            return
+    def _new_batches(self) -> list[ScoredBatch]:
+        """The batches of all processes, when a generation has come since the last call; else none."""
+        batch = self.scorer.batch
+        if batch is None or batch.step == self._written or self.trainer is None:
+            return []
         self._written = batch.step
-        path = self.folder / ROLLOUTS / f"{batch.step + 1:06d}.parquet"
+        mine = replace(batch, advantages=tuple(self.trainer.advantages))
+        return list(gather_object([mine])) if self.trainer.accelerator.num_processes > 1 else [mine]
+
+    def _line(self, step: int, logs: Mapping[str, Any], now: float, *, is_new: bool) -> dict[str, Any]:
+        """What is known of one step. `is_new`: its updates are the first on their generation."""
+        assert self.trainer is not None
+        spent, wall = self.trainer.take_seconds(), now - self._last
+        own = {key: logs[key] for key in logs if key in _OF_UPDATE or key.startswith("clip_ratio/")}
+        shared = {key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith(_PREFIXES)}
+        if is_new:
+            self._of_generation = shared
+            if "consistency" in (*self.scorer.names, *self.scorer.monitored):
+                shared.setdefault("inconsistency", None)
+        return {
+            "step": step,
+            **self._of_generation,
+            **own,
+            **{f"seconds/{key}": value for key, value in spent.items()},
+            "seconds/update": max(wall - sum(spent.values()), 0.0),
+            "seconds/step": wall,
+        }
+
+    def _write_rollouts(self, batches: Sequence[ScoredBatch]) -> None:
+        if not batches:
+            return
+        path = self.folder / ROLLOUTS / f"{batches[0].step + 1:06d}.parquet"
         aside = path.with_suffix(".part")
-        rollout_table(batch).to_parquet(aside)
+        pq.write_table(rollout_table(batches, self.pixels), aside, compression="zstd")
         os.replace(aside, path)
 
     def _show(self, line: Mapping[str, Any]) -> None:
         if self._bar is None or self.trainer is None:
             return
+        for alarm in line.get("alarms", ()):
+            self._bar.write(alarm)
         parts = [f"acc {line.get('accuracy', 0):.2f}"]
         if not self.trainer.dual.constraints and line.get("inconsistency") is not None:
             parts.append(f"inconsistent {line['inconsistency']:.2f}")
         for constraint in self.trainer.dual.constraints:
             name = constraint.reward
             mean = line.get(f"constraint/{name}/mean")
-            parts.append(
-                f"{_SHORT.get(name, name)} {'–' if mean is None else f'{mean:.2f}'} λ {line[f'lambda/{name}']:.2f}"
-            )
-            streak = int(line.get(f"constraint/{name}/at_bound") or 0)
-            if streak and streak % ALARM_EVERY == 0:
-                self._bar.write(
-                    f"{name} has been at its bound λ = {constraint.lam_max:g} for {streak} steps and is still violated: "
-                    f"τ = {constraint.tau:g} looks infeasible"
-                )
+            shown = "–" if mean is None else f"{mean:.2f}"
+            parts.append(f"{_SHORT.get(name, name)} {shown} λ {line[f'lambda/{name}']:.2f}")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(line["step"] - self._bar.n)
 
@@ -192,10 +249,3 @@ class Logbook(TrainerCallback):
         if self._out is not None:
             self._out.close()
             self._out = None
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is not a finite number is no value."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

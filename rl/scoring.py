@@ -16,21 +16,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgrpo import response
-from fgrpo.types import Sample, Score
+from fgrpo.types import NotFinite, Sample, Score
 from rewards.base import Reward, RewardContext, RewardItem, load
+from rl.guard import rollout_id
 
 TASK = "task"
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """One generation batch of this process: items and, by reward name, as many scores."""
+    """One generation batch of this process: items, by reward name as many scores, and what they came to in the loss."""
 
     step: int
     items: tuple[RewardItem, ...]
     texts: tuple[str, ...]
     tokens: tuple[int, ...]
     scores: dict[str, tuple[Score, ...]]
+    advantages: tuple[float, ...] = ()
 
 
 class RolloutScorer:
@@ -76,14 +78,14 @@ class RolloutScorer:
         items = []
         for n, (row, text) in enumerate(zip(inputs, texts, strict=True)):
             sample = Sample.from_dict(json.loads(row["sample"]))
-            items.append(RewardItem(f"{step:06d}/{rank}/{n:04d}/{sample.id}", sample, response.parse(text)))
+            items.append(RewardItem(rollout_id(step, rank, n, sample.id), sample, response.parse(text)))
         work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))
         self._pending = asyncio.run_coroutine_threadsafe(work, trainer.async_loop)
 
     async def _score(
         self, step: int, items: tuple[RewardItem, ...], texts: tuple[str, ...], tokens: tuple[int, ...]
     ) -> ScoredBatch:
-        columns = await asyncio.gather(*(reward(items, self._context) for reward in self._rewards.values()))
+        columns = await asyncio.gather(*(self._ask(name, items) for name in self._rewards))
         for name, column in zip(self._rewards, columns, strict=True):
             if len(column) != len(items):
                 raise ValueError(f"reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
@@ -92,9 +94,48 @@ class RolloutScorer:
         )
         return self.batch
 
+    async def _ask(self, name: str, items: tuple[RewardItem, ...]) -> list[Score]:
+        """One reward's scores. ValueError, with the rollout's id, if it makes a score of NaN or infinity."""
+        reward = self._rewards[name]
+        try:
+            return await reward(items, self._context)
+        except NotFinite as error:
+            for item in items:  # which one it is
+                try:
+                    await reward([item], self._context)
+                except NotFinite as alone:
+                    raise ValueError(f"the reward {name!r} failed on rollout {item.rollout_id}: {alone}") from alone
+            raise ValueError(f"the reward {name!r} failed: {error}") from error
+
+    def sums(self) -> dict[str, tuple[float, float | None]]:
+        """(sum, count) of the last batch's accuracy, format, inconsistency and monitored rewards; count None: a total."""
+        batch = self._known()
+        task = [dict(score.detail) for score in batch.scores[TASK]]
+        found: dict[str, tuple[float, float | None]] = {
+            "accuracy": (sum(d["accuracy"] for d in task), len(task)),
+            "format": (sum(d["format"] for d in task), len(task)),
+            "failed": (sum(score.failed for column in batch.scores.values() for score in column), None),
+            "boxes_dropped": (sum(item.response.dropped_boxes for item in batch.items), None),
+        }
+        if "consistency" in batch.scores:
+            judged = _values(batch.scores["consistency"])
+            found["inconsistency"] = (len(judged) - sum(judged), len(judged))
+        for name in self.monitored:
+            values = _values(batch.scores[name])
+            found[f"monitor/{name}/mean"] = (sum(values), len(values))
+            found[f"monitor/{name}/n"] = (len(values), None)
+        return found
+
     def failed(self) -> list[list[bool]]:
         """Failures of the last batch: one row a rollout, one column a reward function."""
+        columns = [self._known().scores[name] for name in self.names]
+        return [[score.failed for score in row] for row in zip(*columns, strict=True)]
+
+    def _known(self) -> ScoredBatch:
         if self.batch is None:
             raise RuntimeError("nothing has been scored yet")
-        columns = [self.batch.scores[name] for name in self.names]
-        return [[score.failed for score in row] for row in zip(*columns, strict=True)]
+        return self.batch
+
+
+def _values(scores: Sequence[Score]) -> list[float]:
+    return [score.value for score in scores if score.value is not None]

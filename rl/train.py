@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, hf, pictures, prompts, runs, toolchain
+from fgrpo import adapters, checkpoints, cli, config, hf, pictures, prompts, runs, toolchain
 from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from judges import build
@@ -27,7 +27,9 @@ from rl import arguments, data
 from rl.dual import Constraint, DualAscent
 from rl.local import LocalTrainer
 from rl.logbook import Logbook
+from rl.preflight import Preflight
 from rl.scoring import RolloutScorer
+from rl.tracking import tracked
 from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -61,12 +63,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if checkpoint is not None:
             print(f"going on from {checkpoint}")
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with tracked(cfg, run.path):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error
         finally:
             logbook.close()
-        save_final(trainer, run.path / "final")
+        checkpoints.save_whole(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
             run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
         return run.path
@@ -75,42 +78,34 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
-    if rl.report_to == "wandb" and not os.environ.get("WANDB_API_KEY"):
-        os.environ.setdefault("WANDB_MODE", "offline")
-    if (
-        hf.device() == "cpu"
-    ):  # on shared cores a second thread costs more than it brings; two methods run side by side instead
+    dual, pixels = make_dual(cfg), pictures.pixel_bounds(policy)  # what may be wrong goes before what takes long
+    scorer = make_scorer(cfg, pixels)
+    arguments.check_batches(rl, arguments.world_size())
+    kind = trainer_of(cfg)
+    usable = data.read_samples(questions, run.counts)
+    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings; two methods run side by side
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model, processor = hf.load_policy(policy, DTYPES[rl.precision], rl.attention)
     if rl.freeze_vision:
         hf.freeze_vision(model, projector=rl.freeze_projector)
     template = prompts.read(cfg.prompts.think)
-    pixels = pictures.pixel_bounds(policy)
-    samples = data.fitting(
-        data.read_samples(questions, run.counts),
-        template,
-        processor.tokenizer,
-        rl.max_prompt_length,
-        pixels,
-        run.counts,
-    )
+    samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, run.counts)
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))
     wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
     forbidden = hf.forbidden_token_ids(processor.tokenizer, model.config.get_text_config().vocab_size)
-    scorer = make_scorer(cfg, pixels)
-    logbook = Logbook(run.path, scorer, steps)
-    local = rl.rollout_engine == "transformers" and rl.deepspeed is None
-    trainer = (LocalTrainer if local else FaithfulGRPOTrainer)(
+    preflight = Preflight(questions, pixels, forbidden, cfg)
+    logbook = Logbook(run.path, scorer, steps, pixels)
+    trainer = kind(
         model,
         scorer.reward_funcs(),
         arguments.grpo_config(cfg, run.path / "checkpoints", steps, forbidden),
         dataset,
         processing_class=processor,
-        peft_config=_lora(cfg),
-        callbacks=[logbook],
-        dual=make_dual(cfg),
+        peft_config=adapters.lora_config(rl.lora),
+        callbacks=[preflight, logbook],
+        dual=dual,
         coupling=None if rl.combine == "decoupled" else rl.combine,
         masked=rl.masked,
         baseline=rl.baseline,
@@ -118,9 +113,23 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
     )
-    trainer.remove_callback(_printer())
-    logbook.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    preflight.trainer = logbook.trainer = trainer
     return trainer, logbook
+
+
+def trainer_of(cfg: Config) -> Callable[..., FaithfulGRPOTrainer]:
+    """The trainer whose rollouts come from the configured engine.
+
+    Raises:
+        UserError: vLLM is asked for and not here.
+    """
+    if cfg.rl.rollout_engine != "transformers":
+        from rl import vllm_rollouts
+
+        vllm_rollouts.require_vllm()
+        return partial(vllm_rollouts.VLLMTrainer, rollouts=cfg.rl.vllm)
+    return LocalTrainer if cfg.rl.deepspeed is None else FaithfulGRPOTrainer
 
 
 def make_dual(cfg: Config) -> DualAscent:
@@ -155,39 +164,6 @@ def make_scorer(cfg: Config, pixels: tuple[int, int]) -> RolloutScorer:
         max_pixels=pixels[1],
     )
     return RolloutScorer(cfg.rl.signals, context, cfg.rl.monitor)
-
-
-def save_final(trainer: FaithfulGRPOTrainer, folder: Path) -> None:
-    """The trained policy with its processor, written aside and renamed."""
-    aside = folder.with_name(folder.name + ".part")
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(aside))
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-
-
-def _lora(cfg: Config) -> Any:
-    if cfg.rl.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora = cfg.rl.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _printer() -> Any:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Con
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from fgrpo import checkpoints
 from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent, DualStep
+from rl.guard import guarded
 
 DUALS = "duals.json"
 _EXACT = 65536.0  # scores are rounded to multiples of 1/65536, so that constant groups are exactly constant in float32
@@ -45,6 +47,11 @@ class Scorer(Protocol):
 
     def failed(self) -> Sequence[Sequence[bool]]:
         """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
+        ...
+
+    def sums(self) -> Mapping[str, tuple[float, float | None]]:
+        """What is logged besides, by name: (sum, count) over the local batch, count None for a total; the same names on every
+        process."""
         ...
 
 
@@ -91,13 +98,15 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             )
         check_config(args)
         check_dataset(train_dataset)
+        funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs] * (reward_funcs is not None)
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
         self.scorer, self.max_failed_share = scorer, max_failed_share
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
+        self.advantages: list[float] = []  # of this process' last generation batch, in its order
         self._inputs: Sequence[dict[str, Any]] = ()
         self._scores_NK = self._weights_K = torch.empty(0)
-        super().__init__(model, reward_funcs, args, train_dataset, *others, **more)
+        super().__init__(model, [guarded(func) for func in funcs], args, train_dataset, *others, **more)
         check_constraints(self.reward_func_names, self.dual, constraints, coupling)
 
     @property
@@ -119,7 +128,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         """Gathered scores (N, K), NaN = no score. Sets `reward_weights` to λ_t, then takes the dual step."""
         began = time.perf_counter()
         raw_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._check_finite(raw_NK, completions)
+        self._check_models(raw_NK)
         failed_NK = self._failures(raw_NK)
         scores_NK = torch.round(raw_NK * _EXACT) / _EXACT
         weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
@@ -132,6 +141,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             columns = range(1, scores_NK.shape[1]) if self.dual.constraints else []
             steps = self.dual.step(scores_NK[:, list(columns)])
             self._observe(scores_NK, failed_NK, steps)
+            self._log_sums()
         self.seconds["judging"] += time.perf_counter() - began
         return scores_NK
 
@@ -154,6 +164,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             )
             here = self.accelerator.process_index * len(inputs)
             output["advantages"] = adv_N[here : here + len(inputs)]
+        self.advantages = output["advantages"].tolist()
         self.seconds["rollout"] += time.perf_counter() - began
         return output
 
@@ -167,17 +178,82 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             self.scorer.start(self._inputs, completions, completion_ids, self)
         return result
 
+    # -- the preflight's probe (rl.preflight) ------------------------------------------------------------------------------
+
+    @property
+    def plain_model(self) -> Any:
+        """The policy without wrappers of accelerate and peft."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def forbidden_ids(self) -> Sequence[int]:
+        """Token ids that the rollout engine has been told never to sample."""
+        if self.use_vllm:
+            bias: dict[Any, float] = (getattr(self.args, "generation_kwargs", None) or {}).get("logit_bias") or {}
+            return [int(token) for token, value in bias.items() if value <= -100]
+        return list(getattr(self.generation_config, "suppress_tokens", None) or ())
+
+    def probe(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor | None]:
+        """One group of rollouts for each of `rows` through TRL's own path, of which nothing stays behind.
+
+        No reward is asked, no multiplier moves, nothing is logged, and torch's random state is as before. Every process calls
+        it with as many rows.
+
+        Returns:
+            TRL's batch, and the engine's log-probabilities (B, T), NaN where it has none; None if it tells none.
+        """
+        group = int(self.num_generations_eval or self.num_generations or 1)
+        model: Any = self.model
+        inputs = [dict(row) for row in rows for _ in range(group)]
+        shape = (len(inputs) * self.accelerator.num_processes, len(self.reward_func_names))
+        scorer, training = self.scorer, model.training
+        cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        self.scorer = None
+        self._calculate_rewards = lambda *_: torch.zeros(shape, device=self.accelerator.device)  # type: ignore[method-assign]
+        model.eval()
+        try:
+            with torch.random.fork_rng(cuda):
+                batch = GRPOTrainer._generate_and_score_completions(self, inputs)
+        finally:
+            del self._calculate_rewards
+            self.scorer = scorer
+            model.train(training)
+            self._metrics["eval"].clear()
+            shown: Any = self._logs
+            for column in (shown["prompt"], shown["completion"], shown["advantages"], *shown["rewards"].values()):
+                column.clear()
+            self.take_seconds()
+        return batch, self._engine_logprobs(batch)
+
+    def _engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
+        return batch.get("sampling_per_token_logps")
+
+    def logprobs(self, batch: Mapping[str, Any]) -> Tensor:
+        """The trainer's own log-probabilities (B, T) of a batch of `probe`."""
+        fields = ("pixel_values", "image_grid_thw", "num_images", "token_type_ids", "mm_token_type_ids")
+        with torch.no_grad():
+            found: Any = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                **{key: batch[key] for key in fields if key in batch},
+            )
+        logps_BT: Tensor = found[0]
+        return logps_BT
+
     # -- what a step showed ------------------------------------------------------------------------------------------------
 
-    def _check_finite(self, scores_NK: Tensor, completions: Sequence[Any]) -> None:
-        bad = torch.isinf(scores_NK).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            local = row - self.accelerator.process_index * len(completions)
-            shown = f": {completions[local]!r:.300}" if 0 <= local < len(completions) else ""
-            raise ValueError(
-                f"reward {self.reward_func_names[column]!r} is infinite for rollout {row} of step {self.state.global_step}{shown}"
-            )
+    def _check_models(self, scores_NK: Tensor) -> None:
+        """Reward models answer always, so a NaN of theirs is one too; reward functions are `guarded`."""
+        for column, func in enumerate(self.reward_funcs):
+            bad = [row for row, value in enumerate(scores_NK[:, column].tolist()) if not math.isfinite(value)]
+            if bad and isinstance(func, torch.nn.Module):
+                raise ValueError(
+                    f"the reward model {self.reward_func_names[column]!r} gives {float(scores_NK[bad[0], column])} for rollout "
+                    f"{bad[0]} of step {self.state.global_step} (counted over all processes)"
+                )
 
     def _failures(self, scores_NK: Tensor) -> Tensor:
         """Gathered failures (N, K), counted; raises `FailedJudgements` past the allowed share."""
@@ -208,6 +284,8 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         by_name = {step.name: step for step in steps}
         group = self._group_size
         share_K = shares(scores_NK, self._weights_K, group, masked=self.masked) if self.coupling is None else None
+        if share_K is not None:
+            self._metrics["train"]["task/share"].append(float(share_K[0]))
         for i, name in enumerate(names, start=1):
             column_N = scores_NK[:, i]
             known = ~torch.isnan(column_N)
@@ -231,6 +309,19 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             for key, value in figures.items():
                 if value is not None:
                     self._metrics["train"][key].append(value)
+
+    def _log_sums(self) -> None:
+        """Put the scorer's own figures beside them, over all processes; a mean over nothing is no figure."""
+        sums = dict(self.scorer.sums()) if self.scorer is not None else {}
+        if not sums:
+            return
+        pairs = [(value, 0.0 if count is None else count) for value, count in sums.values()]
+        everywhere: Any = self.accelerator.reduce(
+            torch.tensor(pairs, dtype=torch.float64, device=self.accelerator.device), "sum"
+        )
+        for (name, (_, count)), (value, n) in zip(sums.items(), everywhere.tolist(), strict=True):
+            if count is None or n:
+                self._metrics["train"][name].append(value if count is None else value / n)
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds spent generating, waiting for judges and in the log-prob passes since the last call."""

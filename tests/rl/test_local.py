@@ -73,7 +73,7 @@ def test_kept_features_equal_computed_ones(policy) -> None:
 
 def test_a_trained_projector_is_trained_and_its_features_are_not_kept(make) -> None:
     trainer = make(steps=1, overrides=("rl.freeze_projector=false",))
-    tower = trainer._policy.model.visual
+    tower = trainer.plain_model.model.visual
     before = {name: p.detach().clone() for name, p in tower.named_parameters()}
     trainer.train()
     assert trainer._memo is None

@@ -131,12 +131,42 @@ def test_a_torn_checkpoint_is_refused_in_words(make, tmp_path: Path, name: str) 
         make(steps=4).train(resume_from_checkpoint=str(folder))
 
 
-def test_an_infinite_score_is_named(make) -> None:
-    trainer = make(
-        [scorer("task", lambda *_: 1.0), scorer("one", lambda step, row: math.inf if row == 3 else 1.0)],
-        [Constraint("one", 0.5)],
-    )
-    with pytest.raises(ValueError, match="'one' is infinite for rollout 3"):
+@pytest.mark.parametrize(("value", "word"), [(math.inf, "inf"), (math.nan, "nan")])
+@pytest.mark.parametrize("kind", ["plain", "async", "class"])
+def test_a_score_that_is_no_number_is_named(make, value: float, word: str, kind: str) -> None:
+    """NaN is not None: a reward that returns it by mistake would pass for "not applicable"."""
+    plain = scorer("one", lambda step, row: value if row == 3 else 1.0)
+
+    async def waited(**given: Any) -> list[float | None]:
+        return plain(**given)
+
+    class Judge:
+        def __call__(self, **given: Any) -> list[float | None]:
+            return plain(**given)
+
+    waited.__name__ = Judge.__name__ = "one"
+    one = {"plain": plain, "async": waited, "class": Judge()}[kind]
+    trainer = make([scorer("task", lambda *_: 1.0), one], [Constraint("one", 0.5)])
+    with pytest.raises(ValueError, match=rf"the reward 'one' is {word} for rollout 000000/0/0003: .*assistant"):
+        trainer.train()
+
+
+def test_a_reward_model_that_says_nan_is_named(make) -> None:
+    class Model(torch.nn.Module):
+        config = type("Config", (), {"_name_or_path": "models/judge"})()
+
+    trainer = make()
+    trainer.reward_funcs[1] = Model()
+    with pytest.raises(ValueError, match=r"reward model 'one' gives nan for rollout 2 of step 0"):
+        trainer._check_models(torch.tensor([[1.0, 0.0, math.nan], [1.0, 0.0, 1.0], [math.nan, math.nan, 1.0]]))
+
+
+def test_a_reward_of_the_wrong_length_is_named(make) -> None:
+    def short(prompts: Any, **_: Any) -> list[float]:
+        return [1.0] * (len(prompts) - 1)
+
+    trainer = make([scorer("task", lambda *_: 1.0), short], [Constraint("short", 0.5)])
+    with pytest.raises(ValueError, match="'short' returned 7 rewards, but 8 were expected"):
         trainer.train()
 
 

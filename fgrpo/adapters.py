@@ -1,0 +1,81 @@
+"""Low-rank adapters (peft) on a policy: which layers get them, and the whole model that they amount to.
+
+A stage that trains adapters leaves a whole model as its `final`, with the adapters merged, so that whatever reads a model
+(the next stage, evaluation, a vLLM server) needs to know nothing of them; the adapters themselves lie in `final/adapter`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fgrpo.schema import Lora
+
+FOLDER = "adapter"
+LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def lora_config(lora: Lora | None) -> Any:
+    """peft's configuration: every linear layer of the language model, none of the vision tower; None for full fine-tuning."""
+    if lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LAYERS, task_type="CAUSAL_LM"
+    )
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether `model` is a base model with adapters."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a PEFT model as its base model has them, each adapter's product added to a copy."""
+    layers = dict(model.named_modules())
+    for name, tensor in model.named_parameters():
+        plain = (
+            name.removeprefix("base_model.model.").replace(".base_layer", "").replace("modules_to_save.default.", "")
+        )
+        if model.prefix in name or "original_module" in name:
+            continue
+        layer = layers.get(name.rsplit(".base_layer.", 1)[0]) if name.endswith(".base_layer.weight") else None
+        if layer is not None:
+            deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
+            yield plain, sum(deltas, tensor.data)
+        else:
+            yield plain, tensor.data
+
+
+def save_merged(trainer: Any, folder: Path) -> None:
+    """Write the whole model that a trainer's base model and adapters amount to, and the adapters below it.
+
+    Every process calls it; the main one writes. The trainer's own weights stay as they are.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with _gathered(trainer, model), torch.no_grad():
+        if trainer.args.should_save:
+            model.save_pretrained(str(folder / FOLDER))
+            state = {name: tensor.detach().cpu().clone() for name, tensor in merged(model)}
+            model.get_base_model().save_pretrained(str(folder), state_dict=state)
+            trainer.processing_class.save_pretrained(str(folder))
+    trainer.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _gathered(trainer: Any, model: Any) -> Iterator[None]:
+    """Whole parameters, also where ZeRO-3 has spread them over the processes."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage != 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield

@@ -1,0 +1,235 @@
+"""What is checked before the first step, so that a run of days does not die, or quietly learn the wrong thing, hours later.
+
+- boxes carry their frame and fit their picture (`check_boxes`);
+- prompts as the processor really makes them have the length that was reckoned with, and fit (`check_prompts`);
+- their image tokens are as many as the vision tower gives features (`check_prompts`; EasyR1 #266, TRL #3847);
+- tokens of pictures cannot be sampled, by any engine (`check_sampling`; R1-V #180);
+- the rollout engine and the trainer agree on the log-probabilities of a probe batch (`check_probe`; TRL #6294).
+
+The stage hangs `Preflight` into the trainer; it runs when everything is loaded and placed, also when a run goes on, changes
+no random state, and asks no judge. Seconds on the mini model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.data_utils import prepare_multimodal_messages
+
+from fgrpo import boxes, jsonl, pictures
+from fgrpo.errors import UserError
+from fgrpo.schema import Config
+from fgrpo.types import FRAMES, Box, Sample
+from rl.trainer import FaithfulGRPOTrainer
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # mean |difference| a token; a wrong picture or prompt costs 0.5 and more
+SLACK = 0.01  # of a picture's side, by which an annotated box may stand out
+PROBED = 8  # prompts that are made in full
+
+
+def check_boxes(questions: str | Path, pixels: tuple[int, int], sources: Collection[str]) -> None:
+    """Every box of rl.jsonl says its frame, has an extent and lies in its picture; boxes of `sources` are rewarded.
+
+    A sample with several pictures is held to the largest: which one a box belongs to is not annotated.
+
+    Args:
+        pixels: the processor's bounds.
+
+    Raises:
+        UserError: names how many samples are wrong, the first of them and what is wrong with it.
+    """
+    wrong = []
+    for row in jsonl.read(questions):
+        rewarded = str(row.get("id", "")).split("/", 1)[0] in sources and row.get("boxes")
+        if rewarded and (fault := _box_fault(row, pixels)):
+            wrong.append(f"{row['id']}: {fault}")
+    if wrong:
+        raise UserError(
+            f"{questions}: the boxes of {len(wrong)} samples are wrong, and spatial grounding would be measured against them. "
+            f"First: {wrong[0]}. Mend the source and run `make data` again"
+        )
+
+
+def _box_fault(row: Mapping[str, Any], pixels: tuple[int, int]) -> str | None:
+    for given in row["boxes"]:
+        if not isinstance(given, dict) or given.get("frame") not in FRAMES:
+            return f"the box {given!r} does not say its frame, one of {', '.join(FRAMES)}"
+        box = Box.from_dict(given)
+        if not box.is_valid:
+            return f"the box {list(box)} has no extent"
+        try:
+            extents = [_extent(path, box.frame, pixels) for path in row["images"]]
+        except pictures.ERRORS:
+            continue  # such a sample is left out, and counted, by `rl.data.fitting`
+        width, height = max(e[0] for e in extents), max(e[1] for e in extents)
+        if (
+            min(box.x1, box.y1) < -SLACK * max(width, height)
+            or box.x2 > width * (1 + SLACK)
+            or box.y2 > height * (1 + SLACK)
+        ):
+            return f"the box {list(box)} does not fit a picture of {width:g} x {height:g} ({box.frame} frame)"
+    return None
+
+
+def _extent(path: str, frame: str, pixels: tuple[int, int]) -> tuple[float, float]:
+    """Width and height of a picture in a frame's units."""
+    if frame in ("unit", "thousand"):
+        side = 1.0 if frame == "unit" else 1000.0
+        return side, side
+    return boxes.model_size(pictures.size(path), *pixels) if frame == "model" else pictures.size(path)
+
+
+def check_prompts(
+    trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], limit: int, pixels: tuple[int, int]
+) -> None:
+    """Prompts of `rows`, made as the trainer makes them: their length, and image tokens against features.
+
+    Args:
+        limit: rl.max_prompt_length.
+
+    Raises:
+        UserError: a prompt is longer than `limit`, or leaves the model no room for a response; image tokens that are not as
+            many as the features, or not as many as `pictures.image_tokens` reckons.
+    """
+    model = trainer.plain_model
+    ids, images, fields = trainer._tokenize_prompts(
+        [prepare_multimodal_messages(row["prompt"], row["images"]) for row in rows]
+    )
+    samples = [Sample.from_dict(json.loads(row["sample"])) for row in rows]
+    context = int(model.config.get_text_config().max_position_embeddings)
+    for row, sample in zip(ids, samples, strict=True):
+        if len(row) > limit:
+            raise UserError(
+                f"the prompt of {sample.id} has {len(row)} tokens, and rl.max_prompt_length is {limit}; raise it"
+            )
+        if len(row) + int(trainer.max_completion_length or 0) > context:
+            raise UserError(
+                f"the prompt of {sample.id} has {len(row)} tokens; with rl.max_response_length = {trainer.max_completion_length} "
+                f"that is more than the model's context of {context}; lower one of them"
+            )
+    if not images:
+        return
+    token = model.config.image_token_id
+    counted = [row.count(token) for row in ids]
+    grids = torch.as_tensor(fields["image_grid_thw"])
+    per_picture = _features(model, torch.as_tensor(fields["pixel_values"]), grids)
+    at = 0
+    for sample, found in zip(samples, counted, strict=True):
+        mine = per_picture[at : at + len(sample.images)]
+        at += len(sample.images)
+        if found != sum(mine):
+            raise UserError(
+                f"the prompt of {sample.id} has {found} image tokens, and its pictures give {sum(mine)} features; the processor "
+                "belongs to another model than the weights: save or download both again"
+            )
+        reckoned = [pictures.image_tokens(path, pixels) - 2 for path in sample.images]
+        if reckoned != mine:
+            raise UserError(
+                f"the pictures of {sample.id} take {mine} tokens, and {reckoned} were reckoned with from the processor's bounds "
+                f"{pixels}; min_pixels and max_pixels of the processor's file are not those it works with"
+            )
+
+
+def _features(model: Any, pixel_values: Tensor, grids: Tensor) -> list[int]:
+    """How many features the vision tower gives for each picture."""
+    with torch.no_grad():
+        found = model.model.get_image_features(pixel_values.to(model.device), grids.to(model.device)).pooler_output
+    return [len(part) for part in found]
+
+
+def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> None:
+    """The rollout engine has been told never to sample `forbidden`, and the image tokens are among them.
+
+    Raises:
+        UserError: it has not.
+    """
+    config = trainer.plain_model.config
+    needed = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    told = set(trainer.forbidden_ids())
+    missing = sorted((set(forbidden) | needed) - told)
+    if missing:
+        name = trainer._tokenizer.convert_ids_to_tokens(missing[0])
+        key = "logit_bias" if trainer.use_vllm else "suppress_tokens"
+        raise UserError(
+            f"the rollout engine may sample {name} and {len(missing) - 1} more tokens that no text has; a sampled image token ends "
+            f"the run in its next forward pass. Give generation_kwargs={{'{key}': …}} the ids of fgrpo.hf.forbidden_token_ids"
+        )
+
+
+def check_probe(
+    trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], forbidden: Sequence[int], tolerance: float
+) -> float | None:
+    """Roll out `rows` and compare the engine's log-probabilities of what it sampled with the trainer's own.
+
+    Returns the mean absolute difference a token; None where the engine does not tell its own (transformers' generate, which
+    runs the very same weights, and the in-process decoder at a temperature other than 1).
+
+    Raises:
+        UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
+    """
+    batch, engine = trainer.probe(rows)
+    mask = batch["completion_mask"].bool()
+    sampled = set(batch["completion_ids"][mask].tolist()) & set(forbidden)
+    if sampled:
+        names = trainer._tokenizer.convert_ids_to_tokens(sorted(sampled))
+        raise UserError(
+            f"the rollout engine sampled {', '.join(names)} although it was told not to; is its version the pinned one?"
+        )
+    if engine is None:
+        return None
+    ours = trainer.logprobs(batch)
+    known = mask & torch.isfinite(engine)
+    difference = float((ours - engine)[known].abs().mean())
+    if not difference <= tolerance:
+        raise UserError(
+            f"the rollout engine and the trainer differ by {difference:.3g} a token in the log-probabilities of {int(known.sum())} probe "
+            f"tokens (allowed: {tolerance:g}): they do not run the same weights on the same prompt and pictures. See that both have "
+            "one checkpoint, one processor and one precision"
+        )
+    return difference
+
+
+class Preflight(TrainerCallback):
+    """All of the above when training begins.
+
+    Args:
+        questions: rl.jsonl.
+        pixels: the processor's bounds.
+        forbidden: ids that must not be sampled.
+        cfg: what else was configured.
+
+    Attributes:
+        trainer: set after it is built.
+        difference: what `check_probe` found.
+    """
+
+    def __init__(self, questions: Path, pixels: tuple[int, int], forbidden: Sequence[int], cfg: Config) -> None:
+        self.questions, self.pixels, self.forbidden, self.cfg = questions, pixels, tuple(forbidden), cfg
+        self.trainer: FaithfulGRPOTrainer | None = None
+        self.difference: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer is None or state.global_step >= state.max_steps:
+            return
+        rl = self.cfg.rl
+        check_boxes(self.questions, self.pixels, self.cfg.data.boxes_from)
+        check_sampling(self.trainer, self.forbidden)
+        rows = probe_rows(self.trainer.train_dataset)
+        check_prompts(self.trainer, rows, rl.max_prompt_length, self.pixels)
+        self.difference = check_probe(self.trainer, rows[:1], self.forbidden, TOLERANCE[rl.precision])
+
+
+def probe_rows(dataset: Any) -> list[dict[str, Any]]:
+    """A few rows of the training data: the first, and those with the longest question and the most pictures."""
+    samples = [Sample.from_dict(json.loads(text)) for text in dataset.with_format(None)[:]["sample"]]
+    by_length = sorted(
+        range(len(samples)), key=lambda i: (len(samples[i].images), len(samples[i].question)), reverse=True
+    )
+    chosen = list(dict.fromkeys([0, *by_length]))[:PROBED]
+    return [dataset[i] for i in chosen]
