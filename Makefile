@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup setup-vllm demo data mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
+.PHONY: help setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 help: ## every target with one line
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,8 @@ report: | .venv/.stamp ## one HTML page: tables, figures, examples with boxes an
 $(FOLDER)/report/index.html: $(SLICES)/eval.json $(wildcard $(FOLDER)/eval/*/summary.json $(FOLDER)/rl-*/metrics.jsonl)
 	$(PY) -m eval.figures $(ARGS)
 	$(PY) -m eval.report $(ARGS)
+data-download: | .venv/.stamp ## real data sets and benchmarks from the hub, resumable, checked (PRESET=paper-7b; SETS="sat mmvp", PLAN=1 only says what comes)
+	$(PY) -m data_curation.download $(ARGS) $(if $(SETS),--sets $(SETS)) $(if $(PLAN),--plan)
 judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
 	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error say what to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error say which judge: JUDGE=evaluation, training, or a file of judges/backends))
 
