@@ -248,6 +248,7 @@ class Rl(Section):
     rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
     vllm: Vllm = Vllm()
     save_steps: Positive
+    keep_checkpoints: Positive | None = 2
     deepspeed: str | None
     lora: Lora | None
     report_to: Literal["none", "wandb"]
