@@ -137,6 +137,12 @@ class JudgeSet:
     prompt_hashes: dict[str, str] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     close: Callable[[], Awaitable[None]] = _nothing_to_close
+    more_meters: tuple[Meter, ...] = ()  # of roles taken from other sets
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        """The meters of all roles."""
+        return (self.meter, *self.more_meters)
 
 
 class Backend(Protocol):
