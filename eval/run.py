@@ -28,7 +28,7 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
 from fgrpo.sampling.base import Sampler
-from fgrpo.schema import Config
+from fgrpo.schema import JUDGE_TRANSPORT, Config
 from judges.base import JudgeSet, build
 
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
@@ -55,7 +55,7 @@ def evaluate(
     spec = models.load(name)
     path = models.checkpoint(spec, config, root)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
-        judge_set = evaluation_judges(config)
+        judge_set = evaluation_judges(config, folder.path)
         _settle_scoring(folder, judge_set, config, path)
         if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
             print(f"{folder.path}: evaluated already")
@@ -71,7 +71,7 @@ def evaluate(
             benchmarks=wanted,
             model=name,
             judges=_judge_identity(judge_set, config),
-            judging=judge_set.meter.to_dict(),
+            judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
         )
         return folder.path
 
@@ -115,6 +115,7 @@ async def _work(
             records = await score.score_file(scorer, samples, generations, folder.path, bar.update)
     finally:
         await judge_set.close()
+    check_spending(judge_set)
     check_failures(records, config)
     paired = [benchmark for benchmark, found in loaded.items() if found.benchmark.paired]
     result = {"model": name, "title": spec.title, "mode": spec.mode, **summary.summarise(records, paired, config.eval)}
@@ -131,19 +132,35 @@ def _build_sampler(config: Config, path: str) -> Sampler:
     return built
 
 
-def evaluation_judges(config: Config) -> JudgeSet:
-    """The evaluation judge, with answer extraction by the extraction judge."""
-    judge_set = build(config.judges.evaluation, config.data.root)
+def evaluation_judges(config: Config, run: Path | None = None) -> JudgeSet:
+    """The evaluation judge, with answer extraction by the extraction judge; `run` is where their spending is kept."""
+    judge_set = build(config.judges.evaluation, config.data.root, run)
     if config.judges.extraction == config.judges.evaluation:
         return judge_set
-    extraction = build(config.judges.extraction, config.data.root)
+    extraction = build(config.judges.extraction, config.data.root, run)
 
     async def close() -> None:
         await judge_set.close()
         await extraction.close()
 
     hashes = {**judge_set.prompt_hashes, **{k: v for k, v in extraction.prompt_hashes.items() if k == "extraction"}}
-    return replace(judge_set, extraction=extraction.extraction, prompt_hashes=hashes, close=close)
+    return replace(
+        judge_set,
+        extraction=extraction.extraction,
+        prompt_hashes=hashes,
+        close=close,
+        more_meters=(extraction.meter,),
+    )
+
+
+def check_spending(judge_set: JudgeSet) -> None:
+    """UserError if a judge was not asked everything because of its cap."""
+    for meter in judge_set.meters:
+        if meter.stopped is not None:
+            raise UserError(
+                f"{meter.stopped}; all answers and the verdicts so far are kept: raise the judge's money_cap or token_cap and "
+                "run the same command again"
+            )
 
 
 def check_failures(records: Sequence[Any], config: Config) -> None:
@@ -189,7 +206,7 @@ def _inputs(path: str) -> list[Path]:
 
 def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     roles = {
-        role: getattr(config.judges, role).model_dump(mode="json", exclude={"concurrency", "endpoints", "api_key_env"})
+        role: getattr(config.judges, role).model_dump(mode="json", exclude=set(JUDGE_TRANSPORT))
         for role in ("evaluation", "extraction")
     }
     return {**roles, "prompts": dict(judge_set.prompt_hashes), "box_normaliser": config.rl.box_normaliser}
