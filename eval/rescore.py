@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 import judges.base as judges
 from eval import base, metrics, models, score, summary, truth
-from eval.run import SCORING, check_failures
+from eval.run import SCORING, check_failures, check_spending
 from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.runs import require, write_json
-from fgrpo.schema import Config
+from fgrpo.schema import JUDGE_TRANSPORT, Config
 from fgrpo.types import EvalRecord, Rollout
 
 
@@ -47,16 +47,18 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     pixels = _pixels(require(folder / SCORING, "eval"))
 
     async def work() -> list[EvalRecord]:
-        judge_set = judges.build(chosen, config.data.root)
+        judge_set = judges.build(chosen, config.data.root, out)
         book = truth.book(config.data.root)
         scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels)
         try:
             with tqdm(desc=f"score with {judge}", unit="answer") as bar:
-                return await score.score_file(scorer, samples, generations, out, bar.update)
+                records = await score.score_file(scorer, samples, generations, out, bar.update)
         finally:
             await judge_set.close()
+        check_spending(judge_set)
+        return records
 
-    _forget_other_judge(out, chosen.model_dump_json())
+    _forget_other_judge(out, chosen.model_dump_json(exclude=set(JUDGE_TRANSPORT)))
     records = asyncio.run(work())
     check_failures(records, config)
     paired = [found.benchmark.name for found in loaded if found.benchmark.paired]
