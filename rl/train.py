@@ -79,7 +79,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
     dual, pixels = make_dual(cfg), pictures.pixel_bounds(policy)  # what may be wrong goes before what takes long
-    scorer = make_scorer(cfg, pixels)
+    scorer = make_scorer(cfg, pixels, run.path)
     arguments.check_batches(rl, arguments.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
@@ -153,10 +153,10 @@ def make_dual(cfg: Config) -> DualAscent:
         raise UserError(f"rl.dual: {error}") from error
 
 
-def make_scorer(cfg: Config, pixels: tuple[int, int]) -> RolloutScorer:
-    """The configured signals, and what is scored only to be logged."""
+def make_scorer(cfg: Config, pixels: tuple[int, int], folder: Path | None = None) -> RolloutScorer:
+    """The configured signals, and what is scored only to be logged; the judges' spending is kept in the run's `folder`."""
     context = RewardContext(
-        build(cfg.judges.training, cfg.data.root),
+        build(cfg.judges.training, cfg.data.root, folder),
         mask="correct",
         boxes_from=cfg.data.boxes_from,
         box_normaliser=cfg.rl.box_normaliser,
