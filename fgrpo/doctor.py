@@ -226,7 +226,9 @@ def data(config: Config) -> Iterator[Finding]:
     elif config.world is not None:
         yield Finding("ok", f"{root} is written by `make data`")
     for entry in missing if config.world is None else ():
-        yield Finding("fail", f"no data in {entry}", f"`make data-download PRESET={config.preset}`, or by hand: docs/data.md")
+        yield Finding(
+            "fail", f"no data in {entry}", f"`make data-download PRESET={config.preset}`, or by hand: docs/data.md"
+        )
 
 
 def models(config: Config) -> Iterator[Finding]:
