@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,12 @@ class RolloutScorer:
         """Failures of the last batch: one row a rollout, one column a reward function."""
         columns = [self._known().scores[name] for name in self.names]
         return [[score.failed for score in row] for row in zip(*columns, strict=True)]
+
+    def why(self) -> str:
+        """The commonest reason of the last batch's failures, "" if there are none."""
+        scores = self._known().scores
+        reasons = Counter(score.reason for name in self.names for score in scores[name] if score.failed)
+        return reasons.most_common(1)[0][0] if reasons else ""
 
     def _known(self) -> ScoredBatch:
         if self.batch is None:
