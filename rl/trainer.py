@@ -49,6 +49,10 @@ class Scorer(Protocol):
         """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
         ...
 
+    def why(self) -> str:
+        """The commonest reason of the local batch's failures, "" if there are none."""
+        ...
+
     def sums(self) -> Mapping[str, tuple[float, float | None]]:
         """What is logged besides, by name: (sum, count) over the local batch, count None for a total; the same names on every
         process."""
@@ -266,9 +270,10 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         if failures > self.max_failed_share * max(asked, 1):
             self._save_where_possible()
             worst = failed_NK.sum(dim=0).argmax()
+            why = self.scorer.why()
             raise FailedJudgements(
                 f"step {self.state.global_step + 1}: {failures} of {asked} judgements failed (allowed: {self.max_failed_share:.1%}), most of "
-                f"them for {self.reward_func_names[int(worst)]!r}; nothing was trained on them. Mend the judge and run the same command again"
+                f"them for {self.reward_func_names[int(worst)]!r}{f' ({why})' if why else ''}; nothing was trained on them. Mend the judge and run the same command again"
             )
         return failed_NK
 
