@@ -21,6 +21,7 @@ from fgrpo.types import Box, Sample
 FOLDER = Path(__file__).resolve().parent / "sources"
 STREAM_ROWS = 64  # rows decoded at a time
 STREAM_BYTES = 1 << 20  # read-ahead a column; without it a whole row group (5.2 GB in SAT) is read at once
+ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF
 MIN_INSIDE = 0.5  # a box of which less than this share lies inside its picture is dropped
 
 
@@ -164,28 +165,36 @@ def picture_below(folder: Path, name: Any) -> Path:
 
 @lru_cache(maxsize=4096)
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the picture in a file, from its header and its last bytes. Drop if it is corrupt or cut short."""
+    """(width, height) of the picture in a file, from its header and its last bytes.
+
+    Drop if it is corrupt or cut short, or if its EXIF orientation turns or mirrors it: it is shown upright everywhere, and
+    whether its boxes are in the stored pixels or in the upright ones nobody says.
+    """
     with path.open("rb") as file:
-        size = _size(file)
+        width, height, kind, is_upright = _size(file)
         file.seek(max(0, path.stat().st_size - 64))
-        _check_tail(file.read(), size[2])
-    return size[0], size[1]
+        _check_tail(file.read(), kind)
+    if not is_upright:
+        raise Drop("turned_by_exif")
+    return width, height
 
 
 def picture_bytes_size(data: bytes) -> tuple[int, int, str]:
     """(width, height, format such as "PNG") of a picture in memory. Drop if it is corrupt or cut short."""
-    width, height, kind = _size(io.BytesIO(data))
+    width, height, kind, _ = _size(io.BytesIO(data))
     _check_tail(data[-64:], kind)
     return width, height, kind
 
 
-def _size(file: Any) -> tuple[int, int, str]:
+def _size(file: Any) -> tuple[int, int, str, bool]:
+    """Width, height, format, and whether the picture is stored as it is to be looked at."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
             width, height = image.size
-            return width, height, str(image.format)
+            turned = image.getexif().get(ORIENTATION, UPRIGHT) if "exif" in image.info else UPRIGHT
+            return width, height, str(image.format), turned in (0, UPRIGHT)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise Drop("corrupt_image") from error
 
@@ -228,10 +237,13 @@ def _area(box: Box) -> float:
 
 
 def box_of(numbers: Any, *, unit_allowed: bool = False) -> Box | None:
-    """A box from four numbers in original pixels; from 0 to 1 if `unit_allowed` and none exceeds 1. None if unreadable."""
+    """A box from four numbers in original pixels; from 0 to 1 if `unit_allowed` and none exceeds 1. None if unreadable.
+
+    A number a little above 1 is a unit box that runs over its picture: no box in pixels ends before the second pixel.
+    """
     try:
         x1, y1, x2, y2 = (float(v) for v in numbers)
     except (TypeError, ValueError):
         return None
-    is_unit = unit_allowed and max(x1, y1, x2, y2) <= 1.0
+    is_unit = unit_allowed and max(x1, y1, x2, y2) < 2.0
     return Box(x1, y1, x2, y2, "unit" if is_unit else "original")

@@ -2,7 +2,8 @@
 
 Columns image_bytes (list of one or two), question, answers, correct_answer (a text), question_type. One row group of the
 real file is 5.2 GB, so rows are streamed, and each picture is written out once. The real file puts the answers in a fixed
-order: here the order is drawn from the seed and the record's id. No boxes. Appendix A.3.
+order: here the order is drawn from the seed and the record's id. It is ordered by question_type ("other" fills the first
+127,405 rows), so `data.sources.sat.pool` should not cut it. No boxes. Appendix A.3.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Parquet `vgr_shortcot`, `vgr_longcot`: image (path below `llava_next_raw_format/`), conversations. A box in the reply is
 `<SOT>[x1, y1, x2, y2]<EOT><image>`; tags in lower case, without their partner, and pixel integers occur. A box is in units
-of the picture if none of its numbers exceeds 1, else in pixels. Sets of documents, diagrams and charts are dropped. The
+of the picture if none of its numbers exceeds 1 (by more than a box running over the edge would), else in pixels. Sets of documents, diagrams and charts are dropped. The
 short form is a rewriting of the long one, so the second record of a question about a picture is dropped. Appendix A.3.
 """
 

@@ -112,6 +112,7 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         vgr_row(gqa, "Is it day or night?", "<SOT>[0.1,0.2,0.5,0.6] no end tag, [0.2, 0.2, 0.6, 0.7]<EOT>, <SOT> alone <image>\nday"),
         vgr_row(gqa, "How many men?", "<SOT>[560, 20, 660, 100]<EOT><SOT>[0.5, 0.5, 0.5, 0.9]<EOT>\nAnswer: 3"),
         vgr_row(gqa, "Is there a cat?", "No box here.\nYes."),
+        vgr_row(gqa, "Is it full or empty?", "<SOT>[0.5, 0.5, 1.02, 0.9]<EOT>\nfull"),  # over the edge, and no pixels
         vgr_row(coco, "Is the car left or right of the tree?", f"{unit}\nleft"),  # the short form of the first
         vgr_row("ai2d/1.png", "Q", f"{unit}\nleft"),
         vgr_row("ocr_vqa/images/1.jpg", "Q", f"{unit}\nleft"),
@@ -145,8 +146,8 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "no_answer": 2,
         "no_image": 1,
     }
-    assert tally.kept == 5 and tally.records == len(rows)
-    assert tally.notes == {"orphan_tag": 1, "box_clipped": 1, "box_without_area": 1, "no_box": 1, "box_beyond_image": 1}
+    assert tally.kept == 6 and tally.records == len(rows)
+    assert tally.notes == {"orphan_tag": 1, "box_clipped": 2, "box_without_area": 1, "no_box": 1, "box_beyond_image": 1}
     assert found["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
     assert found["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
     second = found["vgr/shortcot/1"]
@@ -155,6 +156,7 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     assert found["vgr/shortcot/2"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"), Box(0.2, 0.2, 0.6, 0.7, "unit"))
     assert found["vgr/shortcot/3"].boxes == (Box(560, 20, 640, 100, "original"),)
     assert found["vgr/shortcot/3"].answer == "3" and len(found["vgr/shortcot/3"].choices) == 4
+    assert found["vgr/shortcot/5"].boxes == (Box(0.5, 0.5, 1.0, 0.9, "unit"),)
     assert found["vgr/shortcot/4"].boxes is None and set(found["vgr/shortcot/4"].choices) == {"Yes", "No"}
 
 
@@ -188,6 +190,8 @@ def viscot_rows() -> dict[str, list[dict[str, Any]]]:
         ],
         "textcap": [viscot_row("Is it big or small?", "big", "t.jpg", box)],
         "visual7w": [viscot_row("Is it indoors or outdoors?", "outdoors", "v.jpg", box)],
+        "cub": [viscot_row("What is the color of the bird's wing?", "brown", "c.jpg", box)],
+        "openimages": [viscot_row("Is the boat big or small?", "small", "only.jpg", box)],
         "vsr": [viscot_row("Is the cat near or far?", "near", "1.jpg", box)],
         "flickr30k": [
             viscot_row("Can you describe it?", "A man in a red coat walks his dog along the quay", "1.jpg", box)
@@ -207,6 +211,7 @@ def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     save_picture(pictures / "textvqa" / "t.jpg", photo)
     save_picture(pictures / "v7w" / "v.jpg", photo)
     save_picture(pictures / "openimages" / "only.jpg", photo)
+    save_picture(pictures / "cub" / "c.jpg", photo)
     (pictures / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     for kind, rows in viscot_rows().items():
         path = folder / "metadata" / f"{kind}_cot_train.jsonl"
@@ -227,7 +232,7 @@ def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "not_json": 1,
     }
     assert tally.notes == {"unreadable_box": 1, "image_in_another_folder": 1, "box_beyond_image": 1}
-    assert tally.kept == len(samples) == 9
+    assert tally.kept == len(samples) == 11
     assert found["viscot/train/gqa.0"].images == (str(pictures / "gqa" / "1.jpg"),)
     assert set(found["viscot/train/gqa.0"].choices) == {"left", "right"}
     assert found["viscot/train/gqa.1"].boxes == (Box(10, 20, 100, 200, "original"),)
@@ -360,6 +365,21 @@ def test_boxes_are_clipped_dropped_and_counted_once() -> None:
     )
     assert kept == (Box(0, 0, 50, 50, "original"), Box(0.5, 0.5, 1, 1, "unit"))
     assert tally.notes == {"box_clipped": 1, "box_beyond_image": 1, "box_without_area": 1}
+
+
+def test_a_photograph_that_exif_turns_is_dropped_since_its_boxes_could_mean_either(
+    tmp_path: Path, read: Reader, photo: Image.Image
+) -> None:
+    folder = tmp_path / "TreeVGR-RL-37K"
+    (folder / "images").mkdir(parents=True)
+    for name, orientation in (("0.jpg", 6), ("1.jpg", 1), ("2.jpg", 2)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo.save(folder / "images" / name, exif=exif)
+    rows = [treevgr_row("Is it wet or dry?", "wet", [[1.0, 1.0, 9.0, 9.0]], [f"images/{n}.jpg"]) for n in range(3)]
+    write_parquet(folder / "train.parquet", rows)
+    samples, tally = read("treevgr", folder)
+    assert [s.id for s in samples] == ["treevgr/train/1"] and tally.dropped == {"turned_by_exif": 2}
 
 
 def test_a_truncated_photograph_is_found_without_decoding_it(tmp_path: Path, photo: Image.Image) -> None:
