@@ -128,8 +128,8 @@ class Meter:
 
 async def choose(
     pools: Mapping[str, tuple[Pool, Sequence[int], int]], meter: Meter, on_done: Callable[[], object]
-) -> dict[str, list[int]]:
-    """Numbers of the samples of the RL set, by source, in the order of the candidates.
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Numbers of the samples of the RL set, and of all that were looked at, by source, in the order of the candidates.
 
     Args:
         pools: for each source its pool, its candidates in order, and how many samples are wanted.
@@ -144,7 +144,7 @@ async def choose(
             for name, (_, candidates, wanted) in pools.items()
         }
         if not any(wave.values()):
-            return kept
+            return kept, {name: list(pools[name][1][:count]) for name, count in looked.items()}
         samples = [sample for name, indices in wave.items() for sample in pools[name][0].samples(list(indices))]
         await meter.measure(samples, on_done)
         for name, indices in wave.items():

@@ -51,6 +51,15 @@ class Pool:
         return found
 
 
+def written(path: Path) -> Pool | None:
+    """The pool at `path`; None if there is none, or it is cut or damaged."""
+    try:
+        known = Pool(path, Tally.from_dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return known if len(known) == known.tally.kept else None
+
+
 def build(source: Source, context: Context, path: Path, limit: int | None) -> Pool:
     """The pool at `path`, read from the source unless it is complete already. `limit` stops after that many samples.
 
@@ -59,12 +68,8 @@ def build(source: Source, context: Context, path: Path, limit: int | None) -> Po
     """
     counted = path.with_suffix(".json")
     if path.exists() and counted.exists():
-        try:
-            known = Pool(path, Tally.from_dict(json.loads(counted.read_text(encoding="utf-8"))))
-            if len(known) == known.tally.kept:
-                return known
-        except (ValueError, KeyError, TypeError):  # cut or damaged: it is read from the source again
-            pass
+        if (known := written(path)) is not None:
+            return known
         print(f"{path} is not what was written; reading {source.name} again")
     if not source.files(context.folder):
         raise UserError(

@@ -3,46 +3,52 @@
 `runs/<preset>/data/`: pool/ (all usable samples, a file a source), seed.jsonl (representatives of question clusters),
 difficulty.jsonl (rollouts of the base model), rl.jsonl (samples of intermediate difficulty), dropped.json, report.md, and
 images/ for pictures that lie inside a data set's rows. Seed and RL set share no sample. Each step resumes.
-Command: `python -m data_curation.run --preset mini`.
+Over many machines: `--prepare` stops before the difficulty rollouts, `--shard 3/8` makes a part of them (fgrpo/shards.py), and
+the stage without either takes them over, rolls out the few that are still missing, and finishes.
+Command: `python -m data_curation.run --preset mini [--prepare | --shard 3/8]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_curation import clustering, difficulty, report, source
-from data_curation.pool import Pool, build
-from fgrpo import jsonl, prompts, sampling
+from data_curation.pool import Pool, build, written
+from fgrpo import jsonl, prompts, sampling, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.runs import Run, write_json
+from fgrpo.runs import Run, folder, same_identity, write_json
 from fgrpo.sampling.base import Sampler
 from fgrpo.schema import Config
+from fgrpo.shards import Shard
 from fgrpo.types import Sample
 from rewards.task import matches
 
 DIFFICULTY = "difficulty.jsonl"
+Candidates = dict[str, tuple[Pool, list[int], int]]
 OUTPUTS = ("seed.jsonl", "rl.jsonl", DIFFICULTY, "dropped.json", "clusters.json", "report.md")
 
 
-def curate(config: Config, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
+def curate(
+    config: Config, runs: str | Path = "runs", sampler: Sampler | None = None, *, prepare_only: bool = False
+) -> Path:
     """Run the stage (or what is left of it) and return its folder.
 
     Args:
         sampler: the engine for difficulty rollouts; by default the one that the configuration names, over `models.base`.
+        prepare_only: stop when pools and seed questions are there.
 
     Raises:
         UserError: a data set is missing or unreadable, or the engine fails too often.
     """
-    sources = {name: source.source(name) for name in config.data.sources}
-    train = Path(config.data.root) / "train"
-    inputs = [path for s in sources.values() for path in _annotations(s, train / s.folder)]
+    sources, train, inputs = _sources(config)
     with Run.open(config, "data", inputs, root=runs) as stage:
         if stage.is_done:
             return stage.path
@@ -63,8 +69,13 @@ def curate(config: Config, runs: str | Path = "runs", sampler: Sampler | None = 
             stage.path / "seed.jsonl",
             (_prepared(config, s).to_dict() for name, indices in seeds.items() for s in pools[name].samples(indices)),
         )
-        meter, kept = asyncio.run(_choose(config, stage, pools, seeds, sampler))
-        _write_rl(config, stage.path / "rl.jsonl", pools, kept, meter.means)
+        if prepare_only:
+            return stage.path
+        shards.gather(stage, DIFFICULTY)
+        candidates = _candidates(config, pools, seeds)
+        meter, kept, looked = asyncio.run(_choose(config, stage, candidates, sampler))
+        means = _settle(stage.path / DIFFICULTY, [pools[name].ids[i] for name, found in looked.items() for i in found])
+        _write_rl(config, stage.path / "rl.jsonl", pools, kept, means)
         shown = {
             name: [{"size": c.size, "examples": [pools[name].questions[i] for i in c.picked[:3]]} for c in found]
             for name, found in clusters.items()
@@ -72,14 +83,70 @@ def curate(config: Config, runs: str | Path = "runs", sampler: Sampler | None = 
         write_json(stage.path / "clusters.json", shown)
         write_json(stage.path / "dropped.json", {name: pool.tally.to_dict() for name, pool in pools.items()})
         counts = {name: (len(seeds[name]), len(kept[name])) for name in pools}
-        spread = difficulty.histogram(meter.means)
+        spread = difficulty.histogram(means)
         text = report.write(config.data, pools, counts, shown, spread, dict(meter.failed))
         (stage.path / "report.md").write_text(text, encoding="utf-8")
         for name, (seed_count, rl_count) in counts.items():
             stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})
-        stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
+        stage.counts.update({"rollouts/scored": len(means), "rollouts/failed": len(meter.failed)})
         stage.finish(OUTPUTS, difficulty=spread)
         return stage.path
+
+
+def measure_part(config: Config, shard: Shard, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
+    """Difficulty rollouts of one shard of every source's candidates, as many as its share of the RL set takes.
+
+    Raises:
+        UserError: `--prepare` was not run with this configuration, or the engine fails too often.
+    """
+    _, _, inputs = _sources(config)
+    with Run.open(config, shards.stage("data", shard), inputs, root=runs) as stage:
+        if stage.is_done:
+            return stage.path
+        whole = folder(config, "data", runs)
+        pools = {name: written(whole / "pool" / f"{name}.jsonl") for name in config.data.sources}
+        seeds = whole / "seed.jsonl"
+        if not same_identity(stage.path, whole) or not seeds.exists() or None in pools.values():
+            raise UserError(
+                f"{whole} has no pools and seed questions of this configuration; run "
+                f"`python -m data_curation.run --preset {config.preset} --prepare` first"
+            )
+        there = {name: pool for name, pool in pools.items() if pool is not None}
+        taken = jsonl.ids(seeds)
+        chosen = {name: [i for i, found in enumerate(pool.ids) if found in taken] for name, pool in there.items()}
+        candidates = {
+            name: (pool, shard.take(order), math.ceil(wanted / shard.count))
+            for name, (pool, order, wanted) in _candidates(config, there, chosen).items()
+        }
+        meter, _, _ = asyncio.run(_choose(config, stage, candidates, sampler))
+        stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
+        stage.finish((DIFFICULTY,))
+        return stage.path
+
+
+def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]]:
+    """The data sets, the folder they lie in, and the files that they are read from."""
+    sources = {name: source.source(name) for name in config.data.sources}
+    train = Path(config.data.root) / "train"
+    return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder)]
+
+
+def _candidates(config: Config, pools: Mapping[str, Pool], seeds: Mapping[str, list[int]]) -> Candidates:
+    """For each source its pool, what is not a seed question in the order of its hash, and how many are wanted."""
+    out: Candidates = {}
+    for name, pool in pools.items():
+        taken = set(seeds[name])
+        order = [i for i in difficulty.order(config.seed, pool.ids) if i not in taken]
+        out[name] = (pool, order, config.data.sources[name].rl)
+    return out
+
+
+def _settle(path: Path, ids: list[str]) -> dict[str, float]:
+    """Put the measured samples into the candidates' order, leave out what need not have been looked at; their means."""
+    held = {row["id"]: row for row in jsonl.read(path)}
+    rows = [held[i] for i in ids if i in held]
+    jsonl.write(path, rows)
+    return {row["id"]: row["mean"] for row in rows}
 
 
 def _annotations(found: source.Source, folder: Path) -> list[Path]:
@@ -108,8 +175,9 @@ def _prepared(config: Config, sample: Sample, **meta: object) -> Sample:
 
 
 async def _choose(
-    config: Config, stage: Run, pools: Mapping[str, Pool], seeds: Mapping[str, list[int]], sampler: Sampler | None
-) -> tuple[difficulty.Meter, dict[str, list[int]]]:
+    config: Config, stage: Run, candidates: Candidates, sampler: Sampler | None
+) -> tuple[difficulty.Meter, dict[str, list[int]], dict[str, list[int]]]:
+    """The meter after its work, the samples kept, and those looked at."""
     data = config.data
     settings = difficulty.Settings(
         rollouts=data.difficulty_rollouts,
@@ -122,18 +190,10 @@ async def _choose(
         concurrency=config.engine.concurrency,
         seed=config.seed,
     )
-    candidates = {}
-    for name, pool in pools.items():
-        taken = set(seeds[name])
-        candidates[name] = (
-            pool,
-            [i for i in difficulty.order(config.seed, pool.ids) if i not in taken],
-            data.sources[name].rl,
-        )
     engine = sampler or sampling.build(config, config.models.base)
     past = stage.path / DIFFICULTY
     known: dict[str, float] = {row["id"]: row["mean"] for row in jsonl.read(past)} if past.exists() else {}
-    wanted = sum(data.sources[name].rl for name in pools)
+    wanted = sum(count for _, _, count in candidates.values())
     try:
         with stage.append(DIFFICULTY) as done, tqdm(total=wanted, desc="difficulty", unit=" samples") as bar:
             meter = difficulty.Meter(engine, settings, done, known, matches)
@@ -142,7 +202,8 @@ async def _choose(
                 bar.total = max(bar.total, bar.n + 1)  # how many candidates it takes is not known before
                 bar.update()
 
-            return meter, await difficulty.choose(candidates, meter, step)
+            kept, looked = await difficulty.choose(candidates, meter, step)
+            return meter, kept, looked
     finally:
         if sampler is None:
             await engine.close()
@@ -163,10 +224,17 @@ def main() -> None:
     """Entry point."""
 
     def body(args: argparse.Namespace) -> None:
-        folder = curate(load(args.preset, args.method, args.set), args.runs)
-        print(f"curated data in {folder}; see report.md there")
+        config, shard = load(args.preset, args.method, args.set), shards.of(args)
+        if shard is not None:
+            print(f"difficulty in {measure_part(config, shard, args.runs)}; a run without --shard merges")
+            return
+        path = curate(config, args.runs, prepare_only=args.prepare)
+        print(f"pools and seed questions in {path}" if args.prepare else f"curated data in {path}; see report.md there")
 
-    run(body, parser("curate the training data: seed questions by cluster, RL set by difficulty"))
+    arguments = parser("curate the training data: seed questions by cluster, RL set by difficulty")
+    arguments.add_argument("--prepare", action="store_true", help="stop before the difficulty rollouts")
+    shards.add_option(arguments)
+    run(body, arguments)
 
 
 if __name__ == "__main__":

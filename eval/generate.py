@@ -64,7 +64,7 @@ async def generate(
     Raises:
         UserError: the first 20 requests were all refused (the last reason is given); what was made stays in the file.
     """
-    _forget_refusals(path)
+    forget_refusals(path)
     waiting = asyncio.Semaphore(concurrency)
     refused = 0
     succeeded = False
@@ -91,7 +91,7 @@ async def generate(
             raise errors.exceptions[0] from None
         finally:
             bar.close()
-    return _settle(path, todo, succeeded or not pending)
+    return settle(path, todo, succeeded or not pending)
 
 
 async def _ask(job: Job, sampler: Sampler) -> Rollout:
@@ -109,7 +109,7 @@ def held_ids(path: Path) -> set[str]:
     return {item["id"] for item in jsonl.read(path) if item["finish"] != "error"} if path.exists() else set()
 
 
-def _forget_refusals(path: Path) -> None:
+def forget_refusals(path: Path) -> None:
     """Take refused rollouts out of `path`, so that they are asked again."""
     if path.exists():
         held = list(jsonl.read(path))
@@ -118,7 +118,7 @@ def _forget_refusals(path: Path) -> None:
             jsonl.write(path, kept)
 
 
-def _settle(path: Path, todo: Sequence[Job], answered: bool) -> Counter[str]:
+def settle(path: Path, todo: Sequence[Job], answered: bool) -> Counter[str]:
     """Put the file into the order of `todo` (rollouts of other benchmarks behind it), and count."""
     held = {item["id"]: item for item in jsonl.read(path)}
     wanted = [job.id for job in todo]

@@ -5,6 +5,7 @@ generations stay valid while model, prompt and decoding are the same; other judg
 can be added to a finished folder. All benchmarks are read before the first token, so missing data shows at once.
 
 Command: `python -m eval.run --preset mini --model fgrpo [--benchmarks cvb_2d,mmvp]`; without --model all of `eval.models`.
+`--checkpoints` (or `--model fgrpo@100`) evaluates what training kept on its way, for Figure 4.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, score, summary, truth
-from fgrpo import pictures, progress
+from fgrpo import pictures, progress, shards
 from fgrpo.cli import SIDE_BY_SIDE, parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
@@ -29,6 +30,7 @@ from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
 from fgrpo.sampling.base import Sampler
 from fgrpo.schema import JUDGE_TRANSPORT, Config
+from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
 
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
@@ -37,7 +39,12 @@ SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's ma
 
 
 def evaluate(
-    config: Config, name: str, benchmarks: Sequence[str] = (), root: str | Path = "runs", sampler: Sampler | None = None
+    config: Config,
+    name: str,
+    benchmarks: Sequence[str] = (),
+    root: str | Path = "runs",
+    sampler: Sampler | None = None,
+    shard: Shard | None = None,
 ) -> Path:
     """Evaluate one model; returns its folder. Does nothing where everything asked for is there.
 
@@ -45,6 +52,7 @@ def evaluate(
         name: a file of configs/models.
         benchmarks: names; () = `config.eval.benchmarks`.
         sampler: an engine to use instead of the one that the configuration names (tests).
+        shard: make this part of the answers only, into a folder of its own, and judge nothing; a run without it merges.
 
     Raises:
         UserError: unknown names, a missing checkpoint, missing or wrong data, an engine that serves nothing, or more failed
@@ -54,6 +62,8 @@ def evaluate(
     check_benchmarks(wanted)
     spec = models.load(name)
     path = models.checkpoint(spec, config, root)
+    if shard is not None:
+        return _answer_part(config, name, spec, path, wanted, root, sampler, shard)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config, folder.path)
         _settle_scoring(folder, judge_set, config, path)
@@ -76,6 +86,66 @@ def evaluate(
         return folder.path
 
 
+def _answer_part(
+    config: Config,
+    name: str,
+    spec: models.ModelSpec,
+    path: str,
+    wanted: list[str],
+    root: str | Path,
+    sampler: Sampler | None,
+    shard: Shard,
+) -> Path:
+    """The answers of one shard; `generations.jsonl` is all that its folder gets."""
+    stage = shards.stage(f"eval/{name}", shard)
+    with Run.open(config, stage, _inputs(path), root, _identity(spec, path, config)) as folder:
+        wanted = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *wanted]))
+        if folder.is_done and wanted == _manifest(folder).get("benchmarks"):
+            return folder.path
+        samples = [s for benchmark in wanted for s in base.load(benchmark, config).samples]
+        todo = shard.take(generate.jobs(samples, spec, config))
+        asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
+        folder.finish(("generations.jsonl",), benchmarks=wanted, model=name)
+        return folder.path
+
+
+async def _answers(
+    folder: Run,
+    title: str,
+    spec: models.ModelSpec,
+    path: str,
+    config: Config,
+    todo: list[generate.Job],
+    sampler: Sampler | None,
+) -> None:
+    """Make those answers of `todo` that the folder does not hold."""
+    engine_config = models.engine_config(spec, config)
+    generations = folder.path / "generations.jsonl"
+    generations.touch()
+    held = generate.held_ids(generations)
+    if all(job.id in held for job in todo):
+        folder.counts.update({f"finish/{finish}": n for finish, n in generate.settle(generations, todo, True).items()})
+        return
+    engine = sampler if sampler is not None else _build_sampler(engine_config, path)
+    try:
+        finishes = await generate.generate(
+            todo, engine, generations, concurrency=engine_config.engine.concurrency, title=title
+        )
+    finally:
+        await engine.close()
+    folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
+
+
+def with_checkpoints(chosen: Sequence[str], config: Config, root: str | Path = "runs") -> list[str]:
+    """`chosen`, and every checkpoint that their runs kept. UserError if they kept none."""
+    found = [f"{name}{models.AT}{step}" for name in chosen for step in models.steps(name, config, root)]
+    if not found:
+        raise UserError(
+            f"no checkpoint of {', '.join(chosen)} below {root}/{config.preset}; train with rl.keep_checkpoints=null first"
+        )
+    return [*chosen, *found]
+
+
 def check_benchmarks(wanted: Sequence[str]) -> None:
     """UserError if one of `wanted` is no benchmark (names the nearest)."""
     known = base.names()
@@ -95,19 +165,12 @@ async def _work(
     sampler: Sampler | None,
 ) -> None:
     samples = {s.id: s for found in loaded.values() for s in found.samples}
-    engine_config = models.engine_config(spec, config)
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
-    held = generate.held_ids(generations)
-    if any(job.id not in held for job in todo):
-        engine = sampler if sampler is not None else _build_sampler(engine_config, path)
-        try:
-            finishes = await generate.generate(
-                todo, engine, generations, concurrency=engine_config.engine.concurrency, title=name
-            )
-        finally:
-            await engine.close()
-        folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
+    wanted = {job.id for job in todo}
+    generate.forget_refusals(generations)
+    shards.gather(folder, generations.name, lambda item: item["id"] in wanted and item["finish"] != "error")
+    await _answers(folder, name, spec, path, config, todo, sampler)
     book, pixels = truth.book(config.data.root), pictures.pixel_bounds(path)
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
@@ -201,7 +264,9 @@ def _inputs(path: str) -> list[Path]:
         return [folder.parent / "manifest.json"]
     weights = sorted(folder.glob("*.safetensors"))
     small = sum(p.stat().st_size for p in weights) <= SMALL_CHECKPOINT
-    return weights if weights and small else [p for p in [folder / "config.json"] if p.is_file()]
+    if weights and small:
+        return weights
+    return [p for p in (folder / "config.json", folder / "trainer_state.json") if p.is_file()]
 
 
 def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
@@ -243,19 +308,33 @@ def main() -> None:
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
         check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
+        if args.checkpoints:
+            chosen = with_checkpoints(chosen, config, args.runs)
         for name in chosen:  # every name and checkpoint is checked before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
             _side_by_side(args, chosen)
             return
+        shard = shards.of(args)
         for name in chosen:
-            print(f"evaluated {name}: {evaluate(config, name, benchmarks, args.runs)}")
+            done = evaluate(config, name, benchmarks, args.runs, shard=shard)
+            print(
+                f"evaluated {name}: {done}"
+                if shard is None
+                else f"answers of {name}: {done}; a run without --shard merges"
+            )
 
     arguments = parser("evaluate models on the benchmarks: accuracy and faithfulness")
     arguments.add_argument(
-        "--model", metavar="NAME[,NAME]", help="files of configs/models (default: eval.models of the preset)"
+        "--model",
+        metavar="NAME[,NAME]",
+        help="files of configs/models, or one's checkpoint as fgrpo@100 (default: eval.models of the preset)",
+    )
+    arguments.add_argument(
+        "--checkpoints", action="store_true", help="also every checkpoint that the models' runs kept (for Figure 4)"
     )
     arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
+    shards.add_option(arguments)
     arguments.add_argument("--jobs", type=int, default=1, help="models evaluated side by side, one process each")
     run(body, arguments)
 
@@ -266,6 +345,7 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
+    base_command += ["--shard", args.shard] if args.shard else []
     waiting, failed = list(chosen), list[str]()
     running: dict[str, subprocess.Popen[bytes]] = {}
     lines: dict[str, int] = {}

@@ -15,7 +15,8 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -165,6 +166,22 @@ class Run:
         aside = self.path / "done.part"
         aside.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n"), encoding="utf-8")
         aside.replace(self.path / "done")
+
+
+def same_identity(path: Path, other: Path) -> bool:
+    """Whether two run folders have the same configuration and inputs."""
+    first = _load_json(path / "config.json")
+    return first is not None and first == _load_json(other / "config.json")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run folder without opening it. UserError: another process works on it."""
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 def write_json(path: Path, data: Any) -> None:

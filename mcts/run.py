@@ -3,9 +3,10 @@
 Reads runs/<preset>/data/seed.jsonl. Writes runs/<preset>/mcts/: trees.jsonl, traces.jsonl, sft.jsonl (sharegpt records),
 failed.jsonl (questions without a tree, with the reason), report.md and viewer.html. Trees are appended as they finish, so a
 kill costs at most the trees in flight; at the end all files are written in the order of the seed questions, byte-equal to an
-undisturbed run's where the engine honours seeds. Failed trees are tried again by the next run.
+undisturbed run's where the engine honours seeds. Failed trees are tried again by the next run. `--shard 3/8` grows every
+eighth tree only (fgrpo/shards.py).
 
-Command: `make mcts` (`python -m mcts.run --preset mini`).
+Command: `make mcts` (`python -m mcts.run --preset mini [--shard 3/8]`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fgrpo import jsonl, prompts, sampling
+from fgrpo import jsonl, prompts, sampling, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.runs import Run, folder, require
 from fgrpo.sampling.base import Sampler
 from fgrpo.schema import Config
+from fgrpo.shards import Shard
 from fgrpo.types import Sample, Trace
 from mcts import report, store, viewer
 from mcts.linearize import linearize
@@ -40,24 +42,35 @@ OUTPUTS = (TREES, "traces.jsonl", "sft.jsonl", "failed.jsonl", "report.md", "vie
 TeacherOf = Callable[[Sample], Teacher]
 
 
-def distil(config: Config, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
+def distil(
+    config: Config, runs: str | Path = "runs", sampler: Sampler | None = None, shard: Shard | None = None
+) -> Path:
     """Run the stage (or what is left of it) and return its folder.
 
     Args:
         sampler: the engine; by default the one that the configuration names, over `models.teacher`.
+        shard: grow these trees only, into a folder of their own; the stage without it merges.
 
     Raises:
         UserError: there are no seed questions, too many trees failed, or no chain came out of any.
     """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
-    with Run.open(config, "mcts", [seeds], root=runs) as stage:
+    with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done:
             return stage.path
         samples = [Sample.from_dict(item) for item in jsonl.read(seeds)]
         if not samples:
             raise UserError(f"{seeds} holds no question; raise data.sources.<name>.seed and run `make data` again")
+        if shard is None:
+            shards.gather(stage, TREES)
+        else:
+            samples = shard.take(samples)
         failed = asyncio.run(_sample_all(config, stage, samples, sampler))
-        _finish(config, stage, samples, failed)
+        if shard is None:
+            _finish(config, stage, samples, failed)
+        else:
+            _write_failed(stage, failed)
+            stage.finish((TREES, "failed.jsonl"))
         return stage.path
 
 
@@ -144,7 +157,7 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
             for trace in traces:
                 traces_out.line(trace.to_dict())
                 sft_out.line(sft_record(tree.sample, trace, user_text))
-    jsonl.write(stage.path / "failed.jsonl", ({"id": name, "reason": why} for name, why in failed.items()))
+    _write_failed(stage, failed)
     _write_text(stage.path / "report.md", report.write(tally, failed))
     _write_text(stage.path / "viewer.html", shown.page(config.preset))
     if not tally.accepted:
@@ -156,6 +169,10 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
     stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
     teacher_prompt = prompts.read(config.prompts.teacher)
     stage.finish(OUTPUTS, prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)})
+
+
+def _write_failed(stage: Run, failed: dict[str, str]) -> None:
+    jsonl.write(stage.path / "failed.jsonl", ({"id": name, "reason": why} for name, why in failed.items()))
 
 
 class _WholeFile:
@@ -197,10 +214,16 @@ def main() -> None:
     """Entry point."""
 
     def body(args: argparse.Namespace) -> None:
-        path = distil(load(args.preset, args.method, args.set), args.runs)
-        print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
+        shard = shards.of(args)
+        path = distil(load(args.preset, args.method, args.set), args.runs, shard=shard)
+        if shard is None:
+            print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
+        else:
+            print(f"trees in {path}; `python -m mcts.run` without --shard merges them")
 
-    run(body, parser("grow search trees over the teacher and linearise them into SFT traces"))
+    arguments = parser("grow search trees over the teacher and linearise them into SFT traces")
+    shards.add_option(arguments)
+    run(body, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""Stages over many machines: parts and their merge give the bytes of an undivided run, whatever happens to a part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from data_curation import run as data_stage
+from eval import run as eval_stage
+from eval import truth
+from fgrpo import jsonl
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.runs import Run
+from fgrpo.sampling.base import Request
+from fgrpo.schema import Config
+from fgrpo.shards import Shard, stage
+from mcts.run import OUTPUTS, distil
+from miniworld.write.__main__ import write_world
+from tests.data_curation.test_run import COUNTS
+from tests.data_curation.test_run import Scripted as Measured
+from tests.eval.scripted import Scripted as Answering
+from tests.mcts.scripted import ScriptedEngine
+from tests.mcts.test_run import CONFIG, contents, seeded
+
+THREE = [Shard(i, 3) for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("index", "count"), [(1, 1), (1, 3), (3, 3), (7, 8)])
+def test_items_are_split_as_datasets_splits_them(index: int, count: int) -> None:
+    items = [f"item {n}" for n in range(13)]
+    theirs = Dataset.from_dict({"x": items}).shard(count, index - 1, contiguous=False)["x"]
+    assert Shard.parse(f"{index}/{count}").take(items) == list(theirs)
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "8", "1/0", "a/b", "-1/2"])
+def test_a_bad_shard_says_how_to_write_it(text: str) -> None:
+    with pytest.raises(UserError, match="write 1/8 for the first of eight"):
+        Shard.parse(text)
+
+
+def test_parts_have_folders_of_their_own() -> None:
+    assert stage("mcts", None) == "mcts"
+    assert stage("mcts", Shard(3, 8)) == "mcts-parts/3-of-8"
+    assert stage("eval/fgrpo", Shard(3, 8)) == "eval-parts/fgrpo/3-of-8"
+
+
+def test_trees_of_three_machines_are_one_machines(tmp_path: Path) -> None:
+    whole = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
+    runs = seeded(tmp_path / "parts", 11)
+    asked = 0
+    for shard in THREE:
+        engine = ScriptedEngine()
+        distil(CONFIG, runs, engine, shard)
+        asked += len(engine.requests)
+        again = ScriptedEngine()
+        distil(CONFIG, runs, again, shard)
+        assert not again.requests, "a part that is done is not done again"
+    merging = ScriptedEngine()
+    merged = contents(distil(CONFIG, runs, merging))
+    assert not merging.requests and asked
+    parts = str(tmp_path / "parts").encode()
+    assert {name: data.replace(parts, str(tmp_path).encode()) for name, data in merged.items()} == whole
+    assert set(whole) == set(OUTPUTS)
+
+
+def test_a_part_that_died_is_finished_by_the_merge(tmp_path: Path) -> None:
+    whole = contents(distil(CONFIG, seeded(tmp_path, 8), ScriptedEngine()))
+    runs = seeded(tmp_path / "p", 8)
+    distil(CONFIG, runs, ScriptedEngine(), Shard(1, 2))
+    folder = runs / "smoke" / "mcts-parts" / "1-of-2"
+    data = (folder / "trees.jsonl").read_bytes()
+    (folder / "trees.jsonl").write_bytes(data[: len(data) - 30])  # its last line was half written
+    merging = ScriptedEngine()
+    merged = distil(CONFIG, runs, merging)
+    assert 0 < len({request.text for request in merging.requests}) == 5, "the second part, and the torn tree"
+    got = (merged / "traces.jsonl").read_bytes().replace(str(tmp_path / "p").encode(), str(tmp_path).encode())
+    assert got == whole["traces.jsonl"]
+
+
+def test_parts_of_another_configuration_or_still_at_work_are_not_taken(tmp_path: Path) -> None:
+    runs = seeded(tmp_path, 4)
+    other = load("smoke", overrides=["mcts.trees_in_flight=5", "mcts.simulations=2"])
+    distil(other, runs, ScriptedEngine(), Shard(1, 1))
+    engine = ScriptedEngine()
+    folder = distil(CONFIG, runs, engine)
+    assert {request.text for request in engine.requests} and len(jsonl.ids(folder / "trees.jsonl")) == 4
+    (folder / "done").unlink()
+    distil(CONFIG, runs, ScriptedEngine(), Shard(1, 2))
+    seeds = runs / "smoke" / "data" / "seed.jsonl"
+    with (
+        Run.open(CONFIG, "mcts-parts/1-of-2", [seeds], runs),
+        pytest.raises(UserError, match=r"another process is working on .*1-of-2"),
+    ):
+        distil(CONFIG, runs, ScriptedEngine())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("world")
+    sizes = ["world.train_per_source=40", "world.bench_per_benchmark=6", f"data.root={folder / 'root'}"]
+    config = load("smoke", "fgrpo", [*sizes, *COUNTS, "eval.benchmarks=[mmvp,sat_real]"])
+    write_world(config, folder / "runs")
+    return config
+
+
+def test_difficulty_of_three_machines_is_one_machines(world: Config, tmp_path: Path) -> None:
+    whole = data_stage.curate(world, tmp_path / "whole", Measured())
+    runs = tmp_path / "parts"
+    with pytest.raises(UserError, match=r"run `python -m data_curation\.run --preset smoke --prepare` first"):
+        data_stage.measure_part(world, THREE[0], runs, Measured())
+    data_stage.curate(world, runs, Measured(dies_after=0), prepare_only=True)
+    engines = [Measured() for _ in THREE]
+    for shard, engine in zip(THREE, engines, strict=True):
+        data_stage.measure_part(world, shard, runs, engine)
+    merging = Measured()
+    merged = data_stage.curate(world, runs, merging)
+    for name in data_stage.OUTPUTS:
+        ours = (merged / name).read_text().replace(str(runs), str(tmp_path / "whole"))
+        assert ours == (whole / name).read_text(), name
+    everything: list[Request] = [request for engine in (*engines, merging) for request in engine.requests]
+    assert len({request.seed for request in everything}) == len(everything), "nothing is rolled out twice"
+    assert sum(len(engine.requests) for engine in engines) > 2 * len(merging.requests), "the parts did most of it"
+
+
+def test_answers_of_three_machines_are_one_machines(world: Config, tmp_path: Path) -> None:
+    book = truth.book(world.data.root)
+    assert book is not None
+    names = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
+    whole = eval_stage.evaluate(world, "backbone-cot", root=tmp_path / "whole", sampler=Answering(book))
+    for shard in THREE:
+        eval_stage.evaluate(world, "backbone-cot", root=tmp_path, sampler=Answering(book), shard=shard)
+    merging = Answering(book)
+    merged = eval_stage.evaluate(world, "backbone-cot", root=tmp_path, sampler=merging)
+    assert not merging.asked
+    assert {name: (merged / name).read_bytes() for name in names} == {n: (whole / n).read_bytes() for n in names}
