@@ -1,12 +1,12 @@
 """Figures 3, 4 and 8 of the paper, from run files alone, as PNG files.
 
 Figure 3: semantic grounding and inconsistency per data set, from finished evaluations. Figure 4: accuracy and inconsistency
-over training steps; Figure 8: each constraint's batch mean above its multiplier; both from rl-<method>/metrics.jsonl,
-smoothed by a centred window (thin lines: single steps). Differs: Figure 4 shows training rollouts, whose prompts are fresh
-at each step, where the paper evaluates checkpoints.
+over training steps, of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else
+of the training rollouts in rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the title says which. Figure 8:
+each constraint's batch mean above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
 
-Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png; what has no data is skipped
-with one line.
+Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png and captions.json; what has no
+data is skipped with one line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import base, models
-from eval.results import Result, find
+from eval.results import CAPTION_FILE, Result, checkpoints, find
 from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.runs import folder
+from fgrpo.runs import folder, write_json
 from fgrpo.schema import Config
 
 matplotlib.use("Agg")
@@ -33,6 +33,14 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+START = "sft"  # where every RL run starts
+CAPTIONS = {
+    "figure3": "Figure 3: semantic grounding and inconsistency per data set.",
+    "figure4": "Figure 4: accuracy and inconsistency of training rollouts over RL steps (thick: moving mean, thin: single steps). "
+    "The paper evaluates checkpoints; this is what the run saw itself.",
+    "figure8": "Figure 8: batch mean of each constraint (dashed: its threshold) above its multiplier.",
+}
+OF_CHECKPOINTS = "Figure 4: accuracy and inconsistency of evaluated checkpoints over RL steps (step 0: SFT; greedy answers, mean of the benchmarks, shaded: intervals)."
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = {"sft": "#8c8c8c", "grpo-t": "#E69F00", "fgrpo": "#0072B2", "backbone-cot": "#c9c9c9"}
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -157,6 +165,47 @@ def figure4(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
     return figure
 
 
+def paths(
+    config: Config,
+    results: Mapping[str, Result],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    root: str | Path = "runs",
+) -> dict[str, dict[int, Result]]:
+    """What of each method was evaluated over its training: step 0 (SFT, where it starts), checkpoints, and the end of the run.
+
+    Methods without an evaluated checkpoint are left out.
+    """
+    found = {}
+    for method, steps in checkpoints(config, root).items():
+        ends = {0: results.get(START)}
+        if method in runs:
+            ends[int(runs[method][-1]["step"])] = results.get(method)
+        found[method] = dict(sorted({**steps, **{n: r for n, r in ends.items() if r is not None}}.items()))
+    return found
+
+
+def figure4_checkpoints(found: Mapping[str, Mapping[int, Result]]) -> Figure | None:
+    """Accuracy beside inconsistency of evaluated checkpoints (greedy, mean of the benchmarks), with intervals."""
+    if not found:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    panels = (("accuracy", "Accuracy of checkpoints, %"), ("inconsistency", "Inconsistent answers, %"))
+    for axis, (metric, title) in zip(axes, panels, strict=True):
+        for k, (method, steps) in enumerate(found.items()):
+            cells = {n: cell for n, r in steps.items() if (cell := r.cell("greedy", "average", metric)) is not None}
+            values, low, high = (
+                np.array([100 * float(cell[part]) for cell in cells.values()]) for part in ("value", "low", "high")
+            )
+            tint = colour(method, k)
+            axis.fill_between(list(cells), low, high, color=tint, alpha=0.15, linewidth=0)
+            axis.plot(list(cells), values, color=tint, linewidth=2.2, marker="o", markersize=4, label=_title(method))
+        axis.set_title(title)
+        axis.set_xlabel("RL step")
+    axes[1].set_ylim(0, None)
+    axes[0].legend(loc="lower right")
+    return figure
+
+
 def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, float]) -> Figure | None:
     """Each constraint's mean with its threshold (dashed), above the multipliers."""
     names = [n for n in CONSTRAINTS if any(f"constraint/{n}/mean" in row for row in rows)]
@@ -212,8 +261,9 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        runs = training(config, root)
-        figures: dict[str, Figure | None] = {"figure3": figure3(find(config, root), config), "figure4": figure4(runs)}
+        runs, results = training(config, root), _evaluated(config, root)
+        walked = figure4_checkpoints(paths(config, results, runs, root))
+        figures: dict[str, Figure | None] = {"figure3": figure3(results, config), "figure4": walked or figure4(runs)}
         constrained = next((m for m in (config.method, *runs) if m in runs and _has_multipliers(runs[m])), None)
         figures["figure8"] = None if constrained is None else figure8(constrained, runs[constrained], config.rl.tau)
         for name, figure in figures.items():
@@ -226,7 +276,14 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
             plt.close(figure)
             aside.replace(path)
             written.append(path)
+    captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if walked is not None else {})}
+    write_json(out / CAPTION_FILE, {path.stem: captions[path.stem] for path in written})
     return written
+
+
+def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:
+    """Finished evaluations, none where only training has been done so far."""
+    return find(config, root) if any(folder(config, "eval", root).glob("*/done")) else {}
 
 
 def _has_multipliers(rows: Sequence[Mapping[str, Any]]) -> bool:

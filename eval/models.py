@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from fgrpo import prompts
+from fgrpo.checkpoints import PREFIX
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
@@ -22,6 +23,8 @@ from fgrpo.schema import Config, EngineKind, Positive, Section
 from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
+AT = "@"  # between a model and the step of one of its checkpoints
+FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
 
 
@@ -72,10 +75,28 @@ def names(models: Path = FOLDER) -> list[str]:
 
 
 def load(name: str, models: Path = FOLDER) -> ModelSpec:
-    """The model called `name`. UserError: no such file (names the nearest), an unknown key or a wrong value."""
+    """The model called `name`; "fgrpo@100" is the checkpoint of step 100 of the run that makes `fgrpo` (Figure 4).
+
+    Raises:
+        UserError: no such file (names the nearest), an unknown key or a wrong value, or a step of a model that no run of ours
+            makes.
+    """
+    name, at, step = name.partition(AT)
     path = models / f"{name}.yaml"
     if not path.is_file():
         raise unknown("model", name, names(models))
+    spec = _read(path)
+    if not at:
+        return spec
+    if not step.isdigit() or spec.made_by is None or not spec.path.endswith(FINAL):
+        raise UserError(
+            f"{name}{at}{step} is no checkpoint: write it as <model>@<step>, for a model that an RL run makes"
+        )
+    place = spec.path.removesuffix(FINAL) + f"/checkpoints/{PREFIX}-{int(step)}"
+    return spec.model_copy(update={"title": f"{spec.title}, step {int(step)}", "path": place, "paper_row": None})
+
+
+def _read(path: Path) -> ModelSpec:
     try:
         return ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except yaml.YAMLError as error:
@@ -89,6 +110,16 @@ def load(name: str, models: Path = FOLDER) -> ModelSpec:
         raise UserError(f"{path}, key {key!r}: {first['msg']}{frames}") from error
 
 
+def steps(name: str, config: Config, root: str | Path = "runs") -> list[int]:
+    """Steps of which the run that makes the model `name` has a checkpoint, in order; none for models that no run makes."""
+    spec = load(name)
+    if spec.made_by is None or not spec.path.endswith(FINAL):
+        return []
+    run = Path(render(spec.path.removesuffix(FINAL), run=str(folder(config, "", root)), base=config.models.base))
+    found = (p.name.removeprefix(f"{PREFIX}-") for p in (run / "checkpoints").glob(f"{PREFIX}-*"))
+    return sorted(int(step) for step in found if step.isdigit())
+
+
 def checkpoint(spec: ModelSpec, config: Config, root: str | Path = "runs") -> str:
     """Hub name or folder of the model's weights.
 
@@ -97,7 +128,10 @@ def checkpoint(spec: ModelSpec, config: Config, root: str | Path = "runs") -> st
     """
     path = render(spec.path, run=str(folder(config, "", root)), base=config.models.base)
     if spec.made_by is not None and not Path(path).is_dir():
-        raise UserError(f"the model {spec.title} is missing ({path}); run `make {spec.made_by} PRESET={config.preset}`")
+        kept = "" if "/checkpoints/" not in spec.path else ", with rl.keep_checkpoints=null to keep every checkpoint"
+        raise UserError(
+            f"the model {spec.title} is missing ({path}); run `make {spec.made_by} PRESET={config.preset}`{kept}"
+        )
     return path
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from markupsafe import Markup
 
 from eval import base, examples, models, tables, truth
 from eval.layout import percent
-from eval.results import Result, find
+from eval.results import CAPTION_FILE, Result, find
 from eval.tables import COMPARED
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -49,11 +50,6 @@ for (const id of ['benchmark', 'verdict']) {
 }
 if (document.getElementById('shown')) filter();
 """
-CAPTIONS = {
-    "figure3": "Figure 3: semantic grounding and inconsistency per data set.",
-    "figure4": "Figure 4: accuracy and inconsistency of training rollouts over RL steps (thick: moving mean, thin: single steps).",
-    "figure8": "Figure 8: batch mean of each constraint (dashed: its threshold) above its multiplier.",
-}
 VERDICTS = {
     "inconsistent": "inconsistent",
     "flip": "flipped away from a wrong statement",
@@ -140,7 +136,6 @@ def write(config: Config, root: str | Path = "runs") -> Path:
     shown = sides(results)
     kind = "sampled" if shown and all("sampled" in r.kinds() for r in shown) else "greedy"
     _, everything, _ = tables.build(config, root)
-    figures = folder(config, "figures", root)
     found = collect(shown, config, kind)
     page = render(
         title=f"Faithful GRPO: {config.preset}",
@@ -150,9 +145,7 @@ def write(config: Config, root: str | Path = "runs") -> Path:
         comparisons=[t for t in everything if "-vs-" in t.name and t.name.endswith(kind)],
         more_comparisons=[t for t in everything if "-vs-" in t.name and not t.name.endswith(kind)],
         paper=[t for t in everything if t.name.startswith("table")],
-        figures=[
-            Embedded(_uri(figures / f"{n}.png"), c) for n, c in CAPTIONS.items() if (figures / f"{n}.png").is_file()
-        ],
+        figures=_figures(folder(config, "figures", root)),
         examples=found,
         examples_note=f"{'Sampled answers (temperature 1)' if kind == 'sampled' else 'Greedy answers'}; chosen, not drawn: questions on which the verdicts of the models differ come first, so these are no rates.",
         benchmarks=list(dict.fromkeys(e.benchmark for e in found)),
@@ -173,6 +166,15 @@ def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
     words = "sampled answers at temperature 1" if kind == "sampled" else "greedy answers"
     names = " against ".join(r.title for r in shown)
     return f"{where}. Headline: {names}, {words}, mean of the benchmarks with {100 * config.eval.confidence:.0f}% intervals."
+
+
+def _figures(drawn: Path) -> list[Embedded]:
+    """What `eval.figures` wrote, with its captions; nothing before `make figures`."""
+    captions = drawn / CAPTION_FILE
+    if not captions.is_file():
+        return []
+    found = json.loads(captions.read_text(encoding="utf-8"))
+    return [Embedded(_uri(drawn / f"{n}.png"), c) for n, c in found.items() if (drawn / f"{n}.png").is_file()]
 
 
 def _uri(path: Path) -> str:

@@ -18,6 +18,7 @@ from fgrpo.runs import folder
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
 
+CAPTION_FILE = "captions.json"  # beside the figures: what each shows
 PAPER_TABLES = CONFIGS / "paper_tables.yaml"
 
 
@@ -51,28 +52,46 @@ class Result:
 
 
 def find(config: Config, root: str | Path = "runs") -> dict[str, Result]:
-    """Every finished evaluation of the preset, those of `eval.models` first, in that order.
+    """Every finished evaluation of the preset, those of `eval.models` first, in that order; checkpoints aside.
 
     Raises:
-        UserError: there is none, or a summary is no JSON.
+        UserError: there is none (names what was begun), or a summary is no JSON.
     """
     top = folder(config, "eval", root)
-    found = {}
-    present = sorted(p.parent.name for p in top.glob("*/done") if not p.parent.name.startswith("."))
+    present = [name for name in _finished(top) if models.AT not in name]
     order = [name for name in config.eval.models if name in present]
-    for name in [*order, *(n for n in present if n not in order)]:
-        path = top / name / "summary.json"
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); delete {path.parent / 'done'} and run `make eval`"
-            ) from error
-        title = models.load(name).title if name in models.names() else str(summary.get("title", name))
-        found[name] = Result(name, title, path.parent, summary)
+    found = {name: _load(top / name) for name in [*order, *(n for n in present if n not in order)]}
     if not found:
-        raise UserError(f"no evaluated model below {top}; run `make eval PRESET={config.preset}` first")
+        begun = sorted(p.parent.name for p in top.glob("*/config.json"))
+        state = f"{', '.join(begun)} {'is' if len(begun) == 1 else 'are'} begun and not finished; " if begun else ""
+        raise UserError(f"no evaluated model below {top}; {state}run `make eval PRESET={config.preset}` first")
     return found
+
+
+def checkpoints(config: Config, root: str | Path = "runs") -> dict[str, dict[int, Result]]:
+    """Finished evaluations of checkpoints: {model: {step: result}}, steps in order; UserError as `find`."""
+    top = folder(config, "eval", root)
+    found: dict[str, dict[int, Result]] = {}
+    for name in _finished(top):
+        model, at, step = name.partition(models.AT)
+        if at and step.isdigit():
+            found.setdefault(model, {})[int(step)] = _load(top / name)
+    return {model: dict(sorted(steps.items())) for model, steps in found.items()}
+
+
+def _finished(top: Path) -> list[str]:
+    return sorted(p.parent.name for p in top.glob("*/done") if not p.parent.name.startswith("."))
+
+
+def _load(path: Path) -> Result:
+    file = path / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete {path / 'done'} and run `make eval`") from error
+    known = path.name.partition(models.AT)[0] in models.names()
+    title = models.load(path.name).title if known else str(summary.get("title", path.name))
+    return Result(path.name, title, path, summary)
 
 
 @lru_cache(maxsize=1)
