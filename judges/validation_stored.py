@@ -1,0 +1,270 @@
+"""Verdicts that stages stored, by judge: an evaluated folder (with what `make judge-rescore` put below it), or RL rollouts.
+
+Two judges are compared on the same generations, on what both were asked: consistency by rollout, semantic grounding by
+sentence. What a rule decided without a judge (no answer, no trace) is no verdict and is counted apart, since it would only
+make judges look alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgrpo import jsonl, pictures
+from fgrpo.boxes import model_size
+from fgrpo.errors import UserError
+from fgrpo.response import parse
+from fgrpo.types import EvalRecord, Rollout, Sample, Score
+from judges.base import CONSISTENCY_LABELS, GROUNDING_LABELS, ConsistencyItem, GroundingItem
+from judges.labelled.base import Labelled
+from judges.validation_stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, Agreement, Pair, compare
+
+CONSISTENCY, GROUNDING = "consistency", "semantic_grounding"
+LABELS = {CONSISTENCY: CONSISTENCY_LABELS, GROUNDING: GROUNDING_LABELS}
+QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` a line
+Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, nobody was asked)
+
+
+@dataclass
+class Generations:
+    """Stored answers of one run and what judges said of them; `origin` says which run it is."""
+
+    origin: str
+    judged: list[Stored]
+    rollouts: list[Rollout]
+    questions: Path
+
+
+@dataclass
+class Stored:
+    """What one judge said: `consistency` has a rating a rollout, `grounding` its sentences with their labels, or one word of
+    `NOT_RATED` for the whole rollout."""
+
+    judge: str
+    consistency: dict[str, str] = field(default_factory=dict)
+    grounding: dict[str, Sentences | str] = field(default_factory=dict)
+
+    def add(self, rollout: str, consistency: Score | None, grounding: Score | None) -> None:
+        """Take in the two scores of one rollout."""
+        if consistency is not None:
+            self.consistency[rollout] = _consistency_rating(consistency)
+        if grounding is not None:
+            self.grounding[rollout] = _grounding_ratings(grounding)
+
+    def only(self, rollouts: Set[str]) -> Stored:
+        """What was said of these rollouts."""
+        text = {key: value for key, value in self.consistency.items() if key in rollouts}
+        seen = {key: value for key, value in self.grounding.items() if key in rollouts}
+        return Stored(self.judge, text, seen)
+
+
+def _consistency_rating(score: Score) -> str:
+    if score.value is None:
+        return FAILED if score.failed else NOT_APPLICABLE
+    if score.detail.get("cause") != "judge":
+        return BY_RULE
+    return CONSISTENCY_LABELS[0] if score.value == 1.0 else CONSISTENCY_LABELS[1]
+
+
+def _grounding_ratings(score: Score) -> Sentences | str:
+    if score.failed:
+        return FAILED
+    sentences = score.detail.get("sentences")
+    if not sentences:
+        return NOT_APPLICABLE
+    return tuple((str(s["text"]), s["label"]) for s in sentences)
+
+
+def read(folder: Path) -> Generations:
+    """The answers in the folder of an evaluated model (with every judge's verdicts: its own evaluation's, then those below
+    rescored/), or of an RL run (the training judge's).
+
+    Raises:
+        UserError: it is neither, a file is broken, or no judge was asked.
+    """
+    if (folder / "scores.jsonl").is_file():
+        return _evaluated(folder)
+    files = sorted((folder / "rollouts").glob("*.parquet"))
+    if not files:
+        raise UserError(
+            f"{folder} holds neither scores.jsonl (an evaluated model, runs/<preset>/eval/<model>, by `make eval`) nor "
+            "rollouts/*.parquet (a run runs/<preset>/rl-<method>, by `make rl-<method>`)"
+        )
+    return _trained(folder, files)
+
+
+def _evaluated(folder: Path) -> Generations:
+    judged = []
+    for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
+        records = [EvalRecord.from_dict(row) for row in jsonl.read(path)]
+        given = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
+        stored = Stored(given if path.parent == folder else f"{path.parent.name} (rescored)")
+        for record in records:
+            stored.add(record.id, record.scores.get("consistency"), record.scores.get("semantic"))
+        judged.append(stored)
+    rollouts = [Rollout.from_dict(row) for row in jsonl.read(folder / "generations.jsonl")]
+    return Generations(str(folder), judged, rollouts, folder / QUESTIONS)
+
+
+def _trained(folder: Path, files: Sequence[Path]) -> Generations:
+    import pandas as pd
+
+    stored, rollouts = Stored("training"), []
+    for file in files:
+        for row in pd.read_parquet(file).to_dict("records"):
+            rollouts.append(Rollout(f"{row['step']}/{row['id']}", row["sample_id"], row["text"]))
+            stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
+    if not stored.consistency and not stored.grounding:
+        raise UserError(f"{folder}/rollouts holds no verdicts of judges: no reward of that method asks one")
+    return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl")
+
+
+def _column_score(row: Mapping[str, Any], name: str) -> Score | None:
+    if f"{name}/state" not in row:
+        return None
+    state = row[f"{name}/state"]
+    detail = json.loads(row[f"{name}/detail"])
+    return Score(float(row[name]) if state == "scored" else None, "", state == "failed", detail)
+
+
+def agreements(first: Stored, second: Stored, samples: int = 2000, confidence: float = 0.95) -> list[Agreement]:
+    """Agreement of two judges on consistency (by rollout) and semantic grounding (by sentence, resampled by rollout).
+
+    Raises:
+        UserError: the two judged other sentences under one rollout's id, so they are not about the same generations.
+    """
+    names = (first.judge, second.judge)
+    if names[0] == names[1]:
+        names = (f"{names[0]} (1)", f"{names[1]} (2)")
+    out = []
+    for role, pairs in (
+        (CONSISTENCY, _consistency_pairs(first, second)),
+        (GROUNDING, _grounding_pairs(first, second)),
+    ):
+        out.append(compare(role, *names, pairs, LABELS[role], samples=samples, confidence=confidence))
+    return out
+
+
+def _consistency_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
+    for rollout in dict.fromkeys([*first.consistency, *second.consistency]):
+        yield Pair(rollout, first.consistency.get(rollout, MISSING), second.consistency.get(rollout, MISSING))
+
+
+def _grounding_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
+    for rollout in dict.fromkeys([*first.grounding, *second.grounding]):
+        one, other = first.grounding.get(rollout, MISSING), second.grounding.get(rollout, MISSING)
+        if isinstance(one, str) and isinstance(other, str):
+            yield Pair(rollout, one, other)
+            continue
+        size = len(other if isinstance(one, str) else one)
+        left, right = (((None, x),) * size if isinstance(x, str) else x for x in (one, other))
+        texts = [tuple(text for text, _ in x) for x in (one, other) if not isinstance(x, str)]
+        if len(texts) == 2 and texts[0] != texts[1]:
+            raise UserError(
+                f"{rollout}: {first.judge} and {second.judge} judged other sentences, so one of them judged another "
+                "generation; score it again with `make judge-rescore`"
+            )
+        for (_, a), (_, b) in zip(left, right, strict=True):
+            if a is not None and b is not None:  # trivial sentences are shown to nobody
+                yield Pair(rollout, a, b)
+
+
+def questions(path: Path) -> dict[str, Sample]:
+    """Samples by id of a jsonl file of samples. UserError if it is missing or broken."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, the questions of these answers (one sample a line); `make eval` writes it for an evaluated "
+            "model, `make data` for RL rollouts; another place: --questions FILE"
+        )
+    try:
+        return {row["id"]: Sample.from_dict(row) for row in jsonl.read(path)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds a line that is no sample ({error!r}); make it again") from error
+
+
+def ask_again(
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
+) -> list[ConsistencyItem | GroundingItem]:
+    """What `stored`'s judge was asked, for another judge: the same traces and the same sentences, in the same words.
+
+    Args:
+        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.pictures.pixel_bounds`).
+    """
+    items: list[ConsistencyItem | GroundingItem] = []
+    for rollout in rollouts:
+        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
+        if sample is None:
+            continue
+        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and response.answer:
+            item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, response.answer)
+            items.append(item)
+        split = stored.grounding.get(rollout.id, MISSING)
+        if not isinstance(split, str):
+            texts = [text for text, _ in split]
+            visual = [i for i, (_, label) in enumerate(split) if label is not None]
+            said, contexts = tuple(texts[i] for i in visual), tuple(tuple(texts[:i]) for i in visual)
+            sizes = _sizes(sample, pixels)
+            items.append(GroundingItem(rollout.id, sample.images, sample.question, said, contexts, sizes))
+    return items
+
+
+def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple(model_size(pictures.size(path), *pixels) for path in sample.images)
+    except pictures.ERRORS:
+        return ()  # the judge says that it cannot see the picture
+
+
+def from_ratings(
+    judge: str, stored: Stored, items: Sequence[ConsistencyItem | GroundingItem], ratings: Sequence[tuple[str, ...]]
+) -> Stored:
+    """The ratings of the items that `ask_again` made, as this judge's verdicts; trivial sentences as `stored` has them."""
+    found = Stored(judge)
+    for item, said in zip(items, ratings, strict=True):
+        if isinstance(item, ConsistencyItem):
+            found.consistency[item.id] = said[0]
+            continue
+        split, labels = stored.grounding[item.id], iter(said)
+        assert not isinstance(split, str)  # else no item was made
+        found.grounding[item.id] = tuple((text, None if label is None else next(labels)) for text, label in split)
+    return found
+
+
+def swapped(
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample]
+) -> tuple[list[Labelled], dict[str, int]]:
+    """Sure negatives for consistency: traces that `stored` calls consistent, each with another option as its answer.
+
+    A trace that entails one option does not entail another, so INCONSISTENT is the true label, as far as `stored` was right.
+
+    Returns:
+        the items, and how many consistent traces could not be used, by reason.
+    """
+    items: list[Labelled] = []
+    dropped: dict[str, int] = {}
+    for rollout in rollouts:
+        if stored.consistency.get(rollout.id) != CONSISTENCY_LABELS[0]:
+            continue
+        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
+        place = _option(response.answer or "", sample.choices) if sample is not None else None
+        if sample is None or place is None:
+            reason = "its question is not there" if sample is None else "its answer is not one option's letter or text"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        other = sample.choices[(place + 1 + len(items) % (len(sample.choices) - 1)) % len(sample.choices)]
+        item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, other)
+        items.append(Labelled(item, (CONSISTENCY_LABELS[1],), ("swapped answer",)))
+    return items, dropped
+
+
+def _option(answer: str, choices: tuple[str, ...]) -> int | None:
+    """Which option `answer` is by its very text or its bare letter; None if none or several, or if there is no other."""
+    plain = answer.strip().strip(".()").casefold()
+    texts = [choice.strip().strip(".").casefold() for choice in choices]
+    places = [i for i, text in enumerate(texts) if text == plain]
+    if not places and len(plain) == 1 and 0 <= ord(plain) - ord("a") < len(choices):
+        places = [ord(plain) - ord("a")]
+    return places[0] if len(places) == 1 and len(choices) > 1 else None
