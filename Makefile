@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
+.PHONY: help setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 help: ## every target with one line
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ data-download: | .venv/.stamp ## real data sets and benchmarks from the hub, res
 	$(PY) -m data_curation.download $(ARGS) $(if $(SETS),--sets $(SETS)) $(if $(PLAN),--plan)
 judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
 	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error say what to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error say which judge: JUDGE=evaluation, training, or a file of judges/backends))
+
+judge-agreement: | .venv/.stamp ## how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
+	$(PY) -m judges.validation $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
 
 demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
 	@$(MAKE) --no-print-directory $(FOLDER)/sft/done
