@@ -1,19 +1,29 @@
 """Replies of judge models on disk, found by the content of the request; shared by any number of processes.
 
 SQLite in WAL mode: readers never wait, writers wait for each other at most `timeout` seconds. Only usable replies are kept,
-so that a failure is asked again.
+so that a failure is asked again. Who asks says so by a claim, so that processes do not ask the same at the same time; a claim
+ends with the reply, with its process, or with its time.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
+
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from fgrpo.errors import UserError
 
-_TABLE = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL)"
+_REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL)"
+_CLAIMS = "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL)"
+_CLAIM = (
+    "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET host = excluded.host, pid = excluded.pid, "
+    "until = excluded.until WHERE until < ? RETURNING key"
+)
 
 
 class Cache:
@@ -26,25 +36,33 @@ class Cache:
     def __init__(self, path: str | Path, timeout: float = 60.0) -> None:
         self.path, self._timeout = Path(path), timeout
         self._lock = threading.Lock()
-        self._pid = -1
+        self._host, self._pid = socket.gethostname(), -1
         self._open()
 
     def _open(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
+            retrying = Retrying(  # the change to WAL mode does not wait for its turn
+                retry=retry_if_exception_message(match=".*locked.*"),
+                stop=stop_after_delay(self._timeout),
+                wait=wait_random(0.01, 0.1),
+                reraise=True,
+            )
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(
-                    self.path, timeout=self._timeout, check_same_thread=False, isolation_level=None
-                )
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute(_TABLE)
+                self._connection, self._pid = retrying(self._connect), os.getpid()
             except (sqlite3.Error, OSError) as error:
                 raise UserError(
                     f"the judge cache {self.path} cannot be used ({error}); delete it, or name another file"
                 ) from error
-            self._connection, self._pid = connection, os.getpid()
         return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=self._timeout, check_same_thread=False, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(_REPLIES)
+        connection.execute(_CLAIMS)
+        return connection
 
     def get(self, key: str) -> str | None:
         """The reply kept under `key`, None if there is none."""
@@ -53,16 +71,50 @@ class Cache:
         return None if row is None else str(row[0])
 
     def put(self, key: str, role: str, model: str, reply: str) -> None:
-        """Keep `reply`; the first one under a key stays."""
+        """Keep `reply`; the first one under a key stays. Ends the claim on it."""
         with self._lock:
-            self._open().execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
+            connection.execute("DELETE FROM claims WHERE key = ?", (key,))
+            connection.execute("COMMIT")
+
+    def claim(self, key: str, seconds: float) -> bool:
+        """Say that this process is going to ask for `key`; False while another one that is alive has said so."""
+        with self._lock:
+            connection, now = self._open(), time.time()
+            claim = (key, self._host, self._pid, now + seconds, now)
+            if connection.execute(_CLAIM, claim).fetchone() is not None:
+                return True
+            row = connection.execute("SELECT host, pid FROM claims WHERE key = ?", (key,)).fetchone()
+            if row is not None and row[0] == self._host and not _is_alive(row[1]):
+                connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", (key, *row))
+                return connection.execute(_CLAIM, claim).fetchone() is not None
+            return False
+
+    def release(self, key: str) -> None:
+        """End this process' claim on `key` without a reply."""
+        with self._lock:
+            mine = (key, self._host, os.getpid())
+            self._open().execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", mine)
 
     def __len__(self) -> int:
         with self._lock:
             return int(self._open().execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
+        """Close the connection; using the cache again opens it anew."""
         with self._lock:
             if self._pid == os.getpid():
                 self._connection.close()
             self._pid = -1
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

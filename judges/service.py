@@ -21,6 +21,7 @@ from judges.calls import Call, Unusable
 from judges.transport import Transport, Unanswered
 
 Verdicts = tuple[Verdict, ...]
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two looks for a reply that another process asks for
 
 
 class Service:
@@ -86,8 +87,39 @@ class Service:
         return hashlib.sha256((self._start + rest).encode("utf-8", "backslashreplace")).hexdigest()
 
     async def _ask_model(self, call: Call, urls: Sequence[str], key: str) -> Verdicts:
+        if self._cache is None:
+            return self._verdicts(call, await self._reply(call, urls))
+        if (kept := await self._claimed(self._cache, key)) is not None:
+            self.meter.count("cached")
+            return self._verdicts(call, kept)
+        usable: str | None = None
         try:
-            reply = await self._transport.ask(call, urls)
+            reply = await self._reply(call, urls)
+            verdicts = self._verdicts(call, reply)
+            usable = reply if isinstance(reply, str) and not verdicts[0].failed else None
+            return verdicts
+        finally:
+            if usable is not None:
+                self._cache.put(key, call.role, self._config.model, usable)
+            else:
+                self._cache.release(key)
+
+    async def _claimed(self, cache: Cache, key: str) -> str | None:
+        """Wait until nobody else asks for `key`; their reply if they got one, None if it is ours to ask."""
+        pause = _SHORTEST_PAUSE_S
+        while not cache.claim(key, self._config.timeout_s * 1.5):
+            await asyncio.sleep(pause)
+            if (kept := cache.get(key)) is not None:
+                return kept
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if (kept := cache.get(key)) is not None:  # it came between our look and our claim
+            cache.release(key)
+        return kept
+
+    async def _reply(self, call: Call, urls: Sequence[str]) -> str | Verdicts:
+        """The model's text, or failed verdicts."""
+        try:
+            return await self._transport.ask(call, urls)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))
         except Unanswered as error:
@@ -95,12 +127,10 @@ class Service:
         except UserError as error:
             self._fatal = str(error)  # so that later calls do not try
             raise
-        verdicts = self._verdicts(call, reply)
-        if self._cache is not None and not verdicts[0].failed:
-            self._cache.put(key, call.role, self._config.model, reply)
-        return verdicts
 
-    def _verdicts(self, call: Call, reply: str) -> Verdicts:
+    def _verdicts(self, call: Call, reply: str | Verdicts) -> Verdicts:
+        if not isinstance(reply, str):
+            return reply
         try:
             labels = call.read(reply)
         except Unusable as error:

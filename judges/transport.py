@@ -135,7 +135,7 @@ class OpenAITransport:
             await asyncio.sleep(min(0.25, *(e.wakes_in(now) for e in known)) + 0.001)
 
     async def _request(self, endpoint: Endpoint, call: Call, urls: Sequence[str]) -> str:
-        asked = (len(call.text) // _LETTERS_A_TOKEN + len(urls) * _TOKENS_A_PICTURE, self._config.max_completion_tokens)
+        asked = estimate(call, urls, self._config.max_completion_tokens)
         if (full := self._meter.reserve(*asked)) is not None:
             raise Unanswered("spend cap", full)
         used: tuple[int, int] | None = None
@@ -207,6 +207,11 @@ class OpenAITransport:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def estimate(call: Call, urls: Sequence[str], most: int) -> tuple[int, int]:
+    """Tokens that a call will read, roughly, and write, at most: what is set aside for it before its reply says."""
+    return len(call.text) // _LETTERS_A_TOKEN + len(urls) * _TOKENS_A_PICTURE, most
 
 
 def kind_of(error: Exception) -> str:

@@ -8,6 +8,7 @@ import logging
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -53,38 +54,106 @@ def ask(config: Any, body: Callable[[JudgeSet], Awaitable[Any]]) -> Any:
     return go()
 
 
-def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
-    """Passing faults are retried until an answer comes; unusable replies fail; every verdict is its own item's truth."""
-    count, rng = 400, random.Random(0)
-    given_up: set[int] = set()
+SENTENCES = ("A car.", "A bus.", "A red tree.")
 
-    def behave(_: int, body: dict[str, Any]) -> Any:
+
+def grounding_item(n: int) -> GroundingItem:
+    contexts = tuple(SENTENCES[:i] for i in range(len(SENTENCES)))
+    return GroundingItem(f"r{n}", (), f"Reasoning {n}?", SENTENCES, contexts)
+
+
+def labels_of(n: int) -> list[str]:
+    return [("CORRECT", "INCORRECT", "SKIP")[(n + k) % 3] for k in range(len(SENTENCES))]
+
+
+def whole_truth(n: int) -> str:
+    """The reply to rollout n: consistency for even ones, grounding for odd ones."""
+    if n % 2 == 0:
+        return truth(n)
+    return json.dumps({str(k + 1): {"why": "", "label": label} for k, label in enumerate(labels_of(n))})
+
+
+def short_of(n: int) -> str:
+    """A reply of the wrong length: a verdict is missing."""
+    found = json.loads(whole_truth(n))
+    found.popitem()
+    return json.dumps(found)
+
+
+class Unreliable:
+    """Answers with the truth, but for three requests in ten; knows what it did to whom.
+
+    The first requests of the first items take for ever, all at once, so that the test waits for a time-out only once.
+    """
+
+    NEVER, DRIPPED = range(10), range(10, 20)  # items
+
+    def __init__(self) -> None:
+        self.rng, self.sent = random.Random(0), Counter[str]()
+        self.good, self.slow = Counter[int](), set[int]()
+        self.given_up: dict[int, Any] = {}  # items with an unusable reply, which stays the same
+
+    def __call__(self, _: int, body: dict[str, Any]) -> Any:
         n = number_of(body)
-        if rng.random() > 0.3:
-            return truth(n)
-        fault = rng.randrange(8)
-        if fault < 4:
-            return [500, 503, {"cut": True}, {"body": "<html>gateway</html>"}][fault]
-        if fault == 4:
-            return {"status": 429, "headers": {"Retry-After": "0.01"}, "body": "{}"}
-        given_up.add(n)
-        return [truth(n)[:-9], "I think it is CONSISTENT.", json.dumps({"label": "CONSISTENT"})][fault - 5]
+        if n in (*self.NEVER, *self.DRIPPED) and n not in self.slow:
+            self.slow.add(n)
+            self.sent["time-out"] += 1
+            return {"text": whole_truth(n), "wait" if n in self.NEVER else "drip": 100.0 if n in self.NEVER else 1.0}
+        if n in self.given_up:
+            return self.given_up[n]
+        if self.rng.random() > 0.3:
+            self.good[n] += 1
+            return whole_truth(n)
+        passing: dict[str, Any] = {
+            "HTTP 500": 500,
+            "HTTP 503": 503,
+            "HTTP 429": {"status": 429, "headers": {"Retry-After": "0.01"}, "body": "{}"},
+            "no connection": {"cut": True},
+            "no JSON": {"body": "<html>gateway</html>"},
+            "no JSON ": {"body": '{"id": "x", "object": "chat.comp'},
+        }
+        lasting = [whole_truth(n)[:-9], "I think it is CONSISTENT.", short_of(n), {"text": "{", "finish": "length"}]
+        kind = self.rng.choice([*passing, *range(len(lasting))])
+        if isinstance(kind, int):
+            self.given_up[n] = lasting[kind]
+            return lasting[kind]
+        self.sent[kind.strip()] += 1
+        return passing[kind]
+
+
+@pytest.mark.slow
+def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
+    """2,000 rollouts: passing faults are retried until an answer comes, unusable replies fail, every verdict is its own
+    item's truth, no item is answered twice, and every fault is counted under its name."""
+    count, server_side = 2000, Unreliable()
+
+    async def body(judges: JudgeSet) -> None:
+        consistent, grounded = await asyncio.gather(
+            judges.consistency.judge([item(n) for n in range(0, count, 2)]),
+            judges.grounding.judge([grounding_item(n) for n in range(1, count, 2)]),
+        )
+        verdicts = dict(zip(range(0, count, 2), ([v] for v in consistent), strict=True))
+        verdicts |= dict(zip(range(1, count, 2), grounded, strict=True))
+        assert len(verdicts) == count
+        for n, of_rollout in verdicts.items():
+            wanted = labels_of(n) if n % 2 else [json.loads(truth(n))["label"]]
+            given_up = n in server_side.given_up
+            assert [v.label for v in of_rollout] == ([None] * len(wanted) if given_up else wanted), n
+            assert all(v.failed == given_up and v.prompt_hash and v.judge == "served-model" for v in of_rollout)
+        meter, sent = judges.meter, server_side.sent
+        assert meter.failed == {"unusable reply": len(server_side.given_up)}
+        assert len(server_side.given_up) > 100
+        assert meter.requests == count + meter.retries
+        slow = meter.faults["time-out"] - sent["time-out"]  # of honest replies, on a machine that is very busy
+        assert {**meter.faults, "time-out": sent["time-out"]} == dict(sent) and slow >= 0
+        assert sum(meter.faults.values()) == meter.retries  # nobody ran out of attempts
+        assert count <= sum(server_side.good.values()) + len(server_side.given_up) <= count + slow
+        assert meter.waited_s <= meter.retries  # jittered back-off from 5 ms
 
     async def go() -> None:
-        async with fault_server(behave) as server:
-
-            async def body(judges: JudgeSet) -> None:
-                verdicts = await judges.consistency.judge([item(n) for n in range(count)])
-                assert len(verdicts) == count
-                for n, verdict in enumerate(verdicts):
-                    assert verdict.failed == (n in given_up), verdict
-                    assert verdict.label == (None if n in given_up else json.loads(truth(n))["label"])
-                    assert verdict.prompt_hash and verdict.judge == "served-model"
-                assert sum(judges.meter.failed.values()) == len(given_up) > 5
-                assert judges.meter.requests == len(server.bodies) == count + judges.meter.retries
-                assert server.most_in_flight <= 16
-
-            await ask(judge_config(server.url), body)
+        async with fault_server(server_side) as server:
+            await ask(judge_config(server.url, attempts=14, concurrency=64, timeout_s=8.0), body)
+            assert 32 < server.most_in_flight <= 64
 
     asyncio.run(go())
 

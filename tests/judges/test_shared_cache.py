@@ -1,0 +1,114 @@
+"""Several processes judge the same rollouts with one cache: nobody asks what another one asks, nobody waits for the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from fgrpo.schema import Judge
+from judges.base import ConsistencyItem, build
+from judges.cache import Cache
+
+ROLLOUTS, PROCESSES = 60, 3
+
+
+class Counting(BaseHTTPRequestHandler):
+    """Says of rollout n what its number dictates, after a while; counts who was asked about."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[Counter[int]] = Counter()
+    lock = threading.Lock()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        number = int(re.search(r"Reasoning (\d+)", body).group(1))  # type: ignore[union-attr]
+        with self.lock:
+            self.asked[number] += 1
+        text = json.dumps({"why": "", "label": "INCONSISTENT" if number % 3 else "CONSISTENT"})
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Counting.asked = Counter()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def _judge(url: str, cache: str, seed: int) -> tuple[list[str | None], int]:
+    config = Judge(
+        backend="openai",
+        model="m",
+        endpoints=(url,),
+        max_completion_tokens=64,
+        concurrency=16,
+        cache=cache,
+        timeout_s=120,
+    )
+    order = random.Random(seed).sample(range(ROLLOUTS), ROLLOUTS)
+    items = [ConsistencyItem(str(n), "Where?", ("left", "right"), f"Reasoning {n}.", "left") for n in order]
+
+    async def go() -> tuple[list[str | None], int]:
+        judges = build(config, "unused")
+        try:
+            labels = {n: v.label for n, v in zip(order, await judges.consistency.judge(items), strict=True)}
+            return [labels[n] for n in range(ROLLOUTS)], judges.meter.requests
+        finally:
+            await judges.close()
+
+    return asyncio.run(go())
+
+
+@pytest.mark.slow
+def test_processes_ask_every_question_once(url: str, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache.sqlite")
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        found = pool.starmap(_judge, [(url, cache, seed) for seed in range(PROCESSES)])
+    wanted = ["INCONSISTENT" if n % 3 else "CONSISTENT" for n in range(ROLLOUTS)]
+    assert [labels for labels, _ in found] == [wanted] * PROCESSES
+    assert Counting.asked == dict.fromkeys(range(ROLLOUTS), 1)
+    assert sum(requests for _, requests in found) == ROLLOUTS == len(Cache(cache))
+
+
+def _claim_and_die(path: str) -> None:
+    assert Cache(path).claim("k", 1000.0)
+
+
+def test_a_dead_process_holds_nobody_up(tmp_path: Path) -> None:
+    path = str(tmp_path / "cache.sqlite")
+    mine = Cache(path)
+    process = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert mine.claim("k", 1000.0)  # its process is gone
+    assert not Cache(path).claim("k", 1000.0)  # ours is not
+    mine.release("k")
+    assert Cache(path).claim("k", -1.0)
+    assert mine.claim("k", 1000.0)  # its time is over
+    mine.put("k", "consistency", "m", "reply")
+    assert mine.get("k") == "reply" and mine.claim("k", 1.0)  # the claim went with the reply
