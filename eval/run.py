@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, score, summary, truth
-from fgrpo import pictures, progress, shards
+from fgrpo import jsonl, pictures, progress, shards
 from fgrpo.cli import SIDE_BY_SIDE, parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
@@ -32,6 +32,7 @@ from fgrpo.sampling.base import Sampler
 from fgrpo.schema import JUDGE_TRANSPORT, Config
 from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
+from judges.validation_stored import QUESTIONS
 
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
 SCORING = "scoring.json"
@@ -165,6 +166,7 @@ async def _work(
     sampler: Sampler | None,
 ) -> None:
     samples = {s.id: s for found in loaded.values() for s in found.samples}
+    jsonl.write(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
     wanted = {job.id for job in todo}
