@@ -160,6 +160,7 @@ class Serve(Section):
 class Sft(Section):
     """Supervised fine-tuning (Appendix A.2, Tables 4 and 5)."""
 
+    traces: Annotated[tuple[Literal["direct", "corrected"], ...], Field(min_length=1)]
     epochs: Rate
     max_steps: int
     learning_rate: Rate

@@ -136,7 +136,7 @@ async def grow(
 def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
     """A trace as a sharegpt record: the user's turn is the reasoning prompt, the assistant's is the trace."""
     turns = [{"role": "user", "content": user_text}, {"role": "assistant", "content": trace.text}]
-    return {"id": trace.id, "sample_id": sample.id, "messages": turns, "images": list(sample.images)}
+    return {"id": trace.id, "sample_id": sample.id, "kind": trace.kind, "messages": turns, "images": list(sample.images)}
 
 
 def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, str]) -> None:

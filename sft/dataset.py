@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,14 +36,17 @@ class Row:
     images: tuple[str, ...]
 
 
-def read_rows(path: str | Path, dropped: Counter[str]) -> list[Row]:
-    """The usable records of sft.jsonl.
+def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = ()) -> list[Row]:
+    """The usable records of sft.jsonl, of these kinds of traces if any are named (a record without a kind counts as direct).
 
     Raises:
         UserError: the file is missing, or nothing in it is usable.
     """
     rows = []
     for record in jsonl.read(path):
+        if kinds and record.get("kind", "direct") not in kinds:
+            dropped["kind not in sft.traces"] += 1
+            continue
         row = _row(record)
         if isinstance(row, str):
             dropped[row] += 1

@@ -86,7 +86,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     if sft.freeze_vision:
         hf.freeze_vision(model, projector=sft.freeze_projector)
     rows = dataset.fitting(
-        dataset.read_rows(traces, run.counts),
+        dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
         pictures.pixel_bounds(cfg.models.base),

@@ -65,6 +65,7 @@ def test_the_stage_writes_trees_traces_and_records_in_the_order_of_the_seeds(tmp
     assert records[0] == {
         "id": "sat/train/0/direct-0",
         "sample_id": "sat/train/0",
+        "kind": "direct",
         "messages": [
             {"role": "user", "content": "Left or right, <b>0</b>?"},
             {"role": "assistant", "content": traces[0].text},

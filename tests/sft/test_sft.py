@@ -93,6 +93,17 @@ def test_bad_records_are_counted_under_a_reason(
         dataset.read_rows(path, Counter())
 
 
+def test_only_the_wanted_kinds_of_traces_are_trained_on(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sft.jsonl"
+    kinds: list[dict[str, Any]] = [{"kind": "direct"}, {"kind": "corrected"}, {}, {"kind": ["corrected"]}]
+    jsonl.write(path, [{**record(world), "id": str(i), **kind} for i, kind in enumerate(kinds)])
+    dropped: Counter[str] = Counter()
+    assert [row.id for row in dataset.read_rows(path, dropped, ("direct",))] == ["0", "2"]
+    assert dropped == {"kind not in sft.traces": 2}
+    assert len(dataset.read_rows(path, Counter(), ("direct", "corrected"))) == 3
+    assert len(dataset.read_rows(path, Counter())) == 4
+
+
 def test_rows_that_do_not_fit_are_left_out(world: Path) -> None:
     rows = dataset.read_rows(world / "runs" / "mini" / "mcts" / "sft.jsonl", Counter())
     dropped: Counter[str] = Counter()
