@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from fgrpo import meter, schema
 from fgrpo.errors import unknown
-from fgrpo.types import Verdict
+from fgrpo.types import Frame, Verdict
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
@@ -38,8 +38,9 @@ class ConsistencyItem:
 class GroundingItem:
     """All sentences of one rollout that are to be judged, each with the sentences said before it.
 
-    Boxes in the text are pixels of the picture as the policy sees it; `image_sizes` gives (width, height) of each picture in
-    that frame, so that a backend can say them in the judge's own frame. Empty where unknown.
+    Boxes in the text stand in `box_tag` tags and in the frame `box_frame`. `image_sizes` gives (width, height) in pixels of
+    each picture: as the policy's processor resizes it, or of the file if `box_frame` is "original"; so a backend can say boxes
+    in the judge's own frame. Empty where unknown.
     """
 
     id: str
@@ -48,6 +49,8 @@ class GroundingItem:
     sentences: tuple[str, ...]
     contexts: tuple[tuple[str, ...], ...]
     image_sizes: tuple[tuple[int, int], ...] = ()
+    box_tag: str = "bbox"
+    box_frame: Frame = "model"
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from fgrpo import prompts
 from fgrpo.boxes import convert
 from fgrpo.response import parse_boxes
+from fgrpo.types import Box, Frame
 from judges.base import CONSISTENCY_LABELS, GROUNDING_LABELS, UNRESOLVED, ConsistencyItem, ExtractionItem, GroundingItem
 
 FOLDER = Path(__file__).resolve().parent / "prompts"
 Labelled = tuple[str, str]  # label, reason
 BoxFrame = Literal["thousand", "model", "unit"]
 
-_BOX = re.compile(r"<bbox>([^<]{0,200})</bbox>")
+_ANY_BOX = re.compile(r"<(\w{1,12})>\s*(\[[^<]{0,200}\])\s*</\1>")
+_PIXELS: tuple[Frame, ...] = ("model", "original")
 _LONGEST_REASON = 400
 
 
@@ -164,27 +166,61 @@ def _labelled(found: Any, labels: Sequence[str]) -> Labelled:
 
 def _plain_boxes(text: str) -> str:
     """Boxes without their tags, which would only be escaped."""
-    return _BOX.sub(lambda found: found.group(1).strip(), text)
+    return _ANY_BOX.sub(lambda found: found.group(2), text)
 
 
 def _framed_boxes(text: str, item: GroundingItem, frame: BoxFrame) -> str:
-    """Boxes in the judge's frame, without tags; one that is no valid box stays as it was written."""
+    """Boxes in the frame that the judge is told of, without tags; one that is no valid box stays as it was written.
+
+    A box does not say which picture it is in: where pictures differ in size, it is said for each that it fits in.
+    """
+    said = _said_frame(item, frame)
 
     def put(found: re.Match[str]) -> str:
-        boxes, _ = parse_boxes(found.group())
-        if not boxes or not item.image_sizes:
+        boxes, _ = parse_boxes(found.group(), box_tag=item.box_tag, frame=item.box_frame)
+        if not boxes or said == item.box_frame:
             return found.group(1).strip()
-        size = item.image_sizes[0]
-        box = convert(boxes[0], frame, size, size)
-        digits = 3 if frame == "unit" else 0
-        return "[" + ",".join(f"{v:.{digits}f}" for v in box) + "]"
+        pictures = list(enumerate(item.image_sizes or ((1, 1),), start=1))
+        if len({size for _, size in pictures}) == 1:
+            return _written(boxes[0], said, pictures[0][1])
+        is_pixels = item.box_frame in _PIXELS
+        fitting = [(n, s) for n, s in pictures if not is_pixels or (boxes[0].x2 <= s[0] and boxes[0].y2 <= s[1])]
+        if not fitting:
+            return f"{found.group(1).strip()} (pixels beyond every picture)"
+        return " or ".join(f"{_written(boxes[0], said, size)} (picture {n})" for n, size in fitting)
 
-    return _BOX.sub(put, text)
+    return _tagged(item.box_tag).sub(put, text)
+
+
+@lru_cache(maxsize=16)
+def _tagged(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"<{re.escape(tag)}>([^<]{{0,200}})</{re.escape(tag)}>")
+
+
+def _written(box: Box, frame: Frame, size: tuple[int, int]) -> str:
+    digits = 3 if frame == "unit" else 0
+    return "[" + ",".join(f"{v:.{digits}f}" for v in convert(box, frame, size, size)) + "]"
+
+
+def _said_frame(item: GroundingItem, frame: BoxFrame) -> Frame:
+    """The frame in which the judge is told the boxes: its own, or the text's where nothing can or need be converted."""
+    both_pixels = frame in _PIXELS and item.box_frame in _PIXELS
+    both_relative = frame not in _PIXELS and item.box_frame not in _PIXELS
+    if both_pixels or not (item.image_sizes or both_relative):
+        return item.box_frame
+    return frame
 
 
 def _frame_note(item: GroundingItem, frame: BoxFrame) -> str:
-    if frame == "model" or not item.image_sizes:
-        size = f" resized to {item.image_sizes[0][0]} x {item.image_sizes[0][1]}" if item.image_sizes else ""
+    said, sizes = _said_frame(item, frame), item.image_sizes
+    if said not in _PIXELS:
+        top = "1000" if said == "thousand" else "1"
+        note = f"Coordinates run from 0 to {top} across a picture's width and height, from its upper left corner."
+        if len(set(sizes)) > 1 and item.box_frame in _PIXELS:
+            note += " The pictures differ in size, so a box is given for each picture that it may be meant for."
+        return note
+    if len(set(sizes)) <= 1:
+        size = f" resized to {sizes[0][0]} x {sizes[0][1]}" if sizes else ""
         return f"Coordinates are pixels of the picture{size}, from its upper left corner."
-    top = "1000" if frame == "thousand" else "1"
-    return f"Coordinates run from 0 to {top} across the picture's width and height, from its upper left corner."
+    each = ", ".join(f"picture {n} to {w} x {h}" for n, (w, h) in enumerate(sizes, start=1))
+    return f"Coordinates are pixels, from the upper left corner, of the pictures as resized: {each}."
