@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from fgrpo.endpoints import normal_url
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 
+REJECTED = (400, 413, 415, 422, 500)  # what servers say to pictures that they cannot take
+_PICTURE_WORDS = re.compile(r"image|multi-?modal|vision|content type", re.IGNORECASE)
 NEUTRAL: dict[str, Any] = {
     "top_k": -1,
     "min_p": 0.0,
@@ -104,7 +107,9 @@ class OpenAISampler:
                     with attempt:
                         return await self._ask(request, content)
             except endpoints.ERRORS as error:
-                raise SamplingError(f"{describe(request)}: {_explain(error, self.urls, self._attempts)}") from error
+                raise SamplingError(
+                    f"{describe(request)}: {_explain(error, request, self.urls, self._attempts)}"
+                ) from error
         raise AssertionError("unreachable")
 
     async def close(self) -> None:
@@ -217,9 +222,11 @@ def _completion(request: Request, choice: Any) -> Completion:
     return Completion(choice.message.content or "", choice.finish_reason, ids, logprobs)
 
 
-def _explain(error: Exception, urls: Sequence[str], attempts: int) -> str:
+def _explain(error: Exception, request: Request, urls: Sequence[str], attempts: int) -> str:
     if isinstance(error, openai.APIStatusError):
         advice = {401: "; set OPENAI_API_KEY", 404: "; does the endpoint serve this model?"}.get(error.status_code, "")
+        if request.images and error.status_code in REJECTED and _PICTURE_WORDS.search(error.message):
+            advice = f"; does its model take pictures, and {len(request.images)} in one prompt (--limit-mm-per-prompt)?"
         tries = f" after {attempts} attempts" if endpoints.may_pass(error) else ""
         return f"the server refused it with {error.status_code}{tries}: {error.message}{advice}"
     return f"no answer from {', '.join(urls)} in {attempts} attempts ({error}); is a server running there?"
