@@ -196,18 +196,18 @@ class Dual(Section):
 class Vllm(Section):
     """Rollouts by vLLM (`rl.rollout_engine`; rl/vllm_rollouts.py): where its server is, what a colocated engine may take.
 
-    `server` is the root of its address, `sync_port` the port over which weights go from a GPU, `reply_s` what one answer may
-    take; `memory_share` and `tensor_parallel` are a colocated engine's. Past `max_logprob_diff`, the mean over tokens of the
-    difference between the engine's and the trainer's log-probabilities, nothing is trained (float32 has 1e-6, bf16 1e-2).
+    `server` is an http address or an address file, `sync_port` the port over which weights go from a GPU, `reply_s` what one
+    answer may take; `memory_share` and `tensor_parallel` are a colocated engine's. Where the log-probabilities of engine and
+    trainer differ by more than `max_logprob_diff` a token, nothing is trained (None: 1e-3 in float32, 0.05 in bf16).
     """
 
-    server: str = "http://127.0.0.1:8000"
+    server: str = "runs/{preset}/serve/rollouts.json"
     sync_port: Annotated[int, Field(gt=0, lt=65536)] = 51216
     start_s: Rate = 240.0
     reply_s: Rate = 1800.0
     memory_share: Share = 0.3
     tensor_parallel: Positive = 1
-    max_logprob_diff: Rate = 0.05
+    max_logprob_diff: Rate | None = None
 
 
 class Rl(Section):

@@ -17,6 +17,7 @@ from trl import GRPOConfig
 
 from fgrpo import hf
 from fgrpo.errors import UserError
+from fgrpo.sampling.openai_engine import FORBIDDEN_BIAS
 from fgrpo.schema import Config, Rl
 
 
@@ -149,8 +150,17 @@ def _bookkeeping(rl: Rl) -> dict[str, Any]:
 
 def _engine(config: Config, forbidden: Sequence[int]) -> dict[str, Any]:
     """Who generates, and that image and special tokens cannot be sampled by it."""
-    if config.rl.rollout_engine == "transformers":
+    rl = config.rl
+    if rl.rollout_engine == "transformers":
         return {"generation_kwargs": {"suppress_tokens": list(forbidden)} if forbidden else None}
-    banned = {str(token): -100.0 for token in forbidden}
-    mode = config.rl.rollout_engine.removeprefix("vllm-")
-    return {"use_vllm": True, "vllm_mode": mode, "generation_kwargs": {"logit_bias": banned} if banned else None}
+    return {
+        "use_vllm": True,
+        "vllm_mode": rl.rollout_engine.removeprefix("vllm-"),
+        "generation_kwargs": {"logit_bias": dict.fromkeys(forbidden, FORBIDDEN_BIAS)} if forbidden else None,
+        "vllm_server_base_url": rl.vllm.server.replace("{preset}", config.preset),
+        "vllm_server_timeout": rl.vllm.start_s,
+        "vllm_group_port": rl.vllm.sync_port,
+        "vllm_gpu_memory_utilization": rl.vllm.memory_share,
+        "vllm_tensor_parallel_size": rl.vllm.tensor_parallel,
+        "vllm_max_model_length": rl.max_prompt_length + rl.max_response_length,
+    }

@@ -1,0 +1,342 @@
+"""Rollouts by vLLM through TRL, behind its own server or inside the trainer's process, and what keeps them on the policy.
+
+TRL's `VLLMGeneration` and `VLLMClient` do the work; `GuardedGeneration` and `RolloutClient` add, around `super()`, what TRL
+1.16 with vLLM 0.31 lacks. Every guard is checked by what it brings about, so another version that undoes one is an error:
+- colocated, TRL hands vLLM prompts whose image tokens are expanded already, and vLLM expands them again: runs are collapsed
+  before generation, and the prompt that vLLM read must be the trainer's to the token. Behind a server TRL places the
+  pictures itself, and the number of tokens that the server counted for each must be the trainer's.
+- after new weights, features of pictures and keys of prompts that the old ones made are dropped (TRL drops the keys alone).
+- on a CPU vLLM computes with packed copies of its linear layers, which later weights do not all reach: they are left plain
+  (`fgrpo.vllm_worker`), and a server gets the weights as a file (TRL's own way is NCCL), which it has to be able to read.
+- vLLM seeds the process it is in by rank alone: the run's seed is set again after the engine is there.
+- adapters are merged into the tensors that are sent, not into the policy and out again, which would round its weights.
+Whatever slips through shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every
+generation (`sampling/…` in metrics.jsonl), and past a bound (`BOUND`, rl.vllm.max_logprob_diff) the run stops before it trains on them.
+Needs an environment with vLLM: on CPU `.venv-vllm/bin/python -m rl.train … --set rl.rollout_engine=vllm-server`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+from accelerate.utils import is_peft_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import set_seed
+from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
+
+from fgrpo import addresses, vllm_worker
+from fgrpo.adapters import merged
+from fgrpo.errors import UserError
+from fgrpo.schema import Vllm
+from fgrpo.serving import CPU_ENVIRONMENT
+from rl.trainer import FaithfulGRPOTrainer
+
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+WEIGHTS = "model.safetensors"
+BOUND = {"float32": 1e-3, "bfloat16": 0.05}  # mean |difference| of log-probabilities a token; a wrong prompt costs 0.5
+RESETS = ("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache")
+
+
+class RolloutFault(UserError):
+    """The rollout engine is gone, refuses, or does not sample from the policy that is trained."""
+
+
+def collapse(ids: Sequence[int], image_token: int) -> list[int]:
+    """Token ids in which each run of `image_token` is one token, as vLLM wants them beside the pictures."""
+    return [token for i, token in enumerate(ids) if token != image_token or i == 0 or ids[i - 1] != image_token]
+
+
+class RolloutClient(VLLMClient):
+    """TRL's client; weights go over NCCL from a GPU (TRL's way), through a file from a CPU, and old features are dropped.
+
+    Args:
+        reply_s: seconds that one answer of the server may take.
+    """
+
+    def __init__(self, *args: Any, reply_s: float, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.session.request = partial(self.session.request, timeout=reply_s)  # type: ignore[method-assign]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def init_communicator(self, device: Any = 0) -> None:
+        """Join the server's weight transfer; on a CPU only make sure that the server lets itself be told about weights."""
+        if not isinstance(device, int) and torch.device(device).type == "cpu":
+            self.get_server_info()
+            self._check_plain()
+            self._folder = tempfile.TemporaryDirectory(prefix="fgrpo-rollout-weights-")
+        else:
+            super().init_communicator(device)
+
+    def update_named_params(self, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
+        """Give the server new weights; afterwards it has nothing left that the old ones computed."""
+        if self._folder is None:
+            super().update_named_params(metadata, named_params)
+        else:
+            weights = {name: tensor.detach().clone().contiguous() for name, tensor in named_params}
+            aside = Path(self._folder.name) / "part"
+            save_file(weights, aside)
+            aside.replace(aside.with_name(WEIGHTS))
+            self.tell("pause?mode=wait")
+            self.tell("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": self._folder.name}})
+        for reset in RESETS:
+            self.tell(reset)
+        if self._folder is not None:
+            self.tell("resume")
+
+    def _check_plain(self) -> None:
+        """The server's worker is ours, and new weights reach all of its layers."""
+        told = self.session.post(f"{self.base_url}/collective_rpc", json={"method": "packed_layers"})
+        packed = told.json()["results"][0]["packed"] if told.ok else ["all"]
+        if packed:
+            raise RolloutFault(
+                f"the rollout server {self.base_url} computes on a CPU with packed layers ({packed[0]}), which new weights would not "
+                f"reach; start it with `make serve-rollouts`, or with --worker-extension-cls {vllm_worker.EXTENSION}"
+            )
+
+    def tell(self, what: str, body: Mapping[str, Any] | None = None) -> requests.Response:
+        """Post to one of the server's development endpoints.
+
+        Raises:
+            RolloutFault: it did not succeed.
+        """
+        response = self.session.post(f"{self.base_url}/{what}", json=body)
+        failed = response.ok and response.content and response.json() == {"success": False}
+        if not response.ok or failed:
+            raise RolloutFault(
+                f"the rollout server {self.base_url} did not do {what!r} ({response.status_code} {response.text[:300]}); see its log"
+            )
+        return response
+
+
+class GuardedGeneration(VLLMGeneration):
+    """TRL's vLLM generation with the guards of the module's docstring.
+
+    Args:
+        rollouts: the configuration's rl.vllm.
+        dtype: of the colocated engine, "float32" or "bfloat16".
+
+    Raises:
+        UserError: there is no vLLM here, no server, or a guard cannot be installed.
+    """
+
+    def __init__(self, *args: Any, rollouts: Vllm, dtype: str, **more: Any) -> None:
+        self.rollouts, self.dtype, self.sync_seconds = rollouts, dtype, 0.0
+        super().__init__(*args, **more)
+
+    def _init_vllm(self) -> None:
+        require_vllm()
+        with ExitStack() as stack:
+            if self.mode == "server":
+                self.server_base_url = _address(str(self.server_base_url)) if self.accelerator.is_main_process else None
+                client = partial(RolloutClient, reply_s=self.rollouts.reply_s)
+                stack.enter_context(_replaced(vllm_generation, "VLLMClient", client))
+                stack.enter_context(self._reached())
+            else:
+                stack.enter_context(self._colocated())
+            super()._init_vllm()  # type: ignore[no-untyped-call]
+        packed = vllm_worker.packed(self.engine_model()) if self.mode == "colocate" else ()
+        if packed:
+            raise RolloutFault(
+                f"this vLLM packs its linear layers ({packed[0]}, …) past the guard, so new weights would not reach them; install "
+                "the pinned vLLM, or use rl.rollout_engine=vllm-server"
+            )
+
+    @contextmanager
+    def _colocated(self) -> Iterator[None]:
+        """While the engine is built: our arguments beside TRL's, and on a CPU linear layers that stay plain."""
+        arguments: dict[str, Any] = {"dtype": self.dtype, "limit_mm_per_prompt": {"video": 0}}
+        with ExitStack() as stack:
+            if self.accelerator.device.type == "cpu":
+                arguments["enforce_eager"] = True
+                for key, value in CPU_ENVIRONMENT.items():
+                    os.environ.setdefault(key, value)
+                stack.enter_context(vllm_worker.plain_linears())
+            stack.enter_context(_replaced(vllm_generation, "LLM", partial(vllm_generation.LLM, **arguments)))
+            yield
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Failures to reach the server, in words."""
+        try:
+            yield
+        except (requests.RequestException, ConnectionError) as error:
+            where = self.server_base_url or f"{self.server_host}:{self.server_port}"
+            raise RolloutFault(
+                f"the rollout server {where} (rl.vllm.server) does not answer: {str(error).splitlines()[0]:.200}. Start it again "
+                "with the same model and run the same command: the run goes on from its last checkpoint"
+            ) from error
+
+    def engine_model(self) -> nn.Module:
+        """The colocated engine's own model."""
+        model: nn.Module = self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+        return model
+
+    def sync_weights(self) -> None:
+        """Give vLLM the trainer's weights; what the old ones computed is forgotten.
+
+        Raises:
+            RolloutFault: the server is gone or refuses, or the engine still holds blocks.
+        """
+        began = time.perf_counter()
+        with self._reached():
+            super().sync_weights()  # type: ignore[no-untyped-call]
+        if self.mode == "colocate":
+            self.llm.reset_mm_cache()
+            self.llm.llm_engine.reset_encoder_cache()
+            if not self.llm.reset_prefix_cache():
+                raise RolloutFault("vLLM still holds cached prompts of the old weights after a weight sync")
+        self.sync_seconds += time.perf_counter() - began
+
+    def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
+        """TRL's `generate`; the prompts that vLLM read are `prompts`, to the token.
+
+        Raises:
+            RolloutFault: the server is gone, or the engine counted other image tokens than the trainer.
+        """
+        if self.mode == "server":
+            with self._reached():
+                return super().generate(prompts, images, num_generations, profiler)
+        token = self.processing_class.image_token_id
+        result = super().generate([collapse(p, token) for p in prompts], images, num_generations, profiler)
+        for given, read in zip(prompts, result[0], strict=True):
+            if list(given) != list(read):
+                raise RolloutFault(
+                    f"vLLM read a prompt of {len(read)} tokens ({read.count(token)} for pictures) where the trainer has {len(given)} "
+                    f"({list(given).count(token)}); do their processors agree, and is vLLM the pinned version?"
+                )
+        return result
+
+    def _place_features(self, features: Any, prompt_ids: list[int]) -> Any:
+        placed = super()._place_features(features, prompt_ids)  # type: ignore[no-untyped-call]
+        if features is not None:
+            pairs = zip(features["mm_placeholders"]["image"], placed["mm_placeholders"]["image"], strict=True)
+            for counted, ours in pairs:
+                if counted["length"] != ours["length"]:
+                    raise RolloutFault(
+                        f"the rollout server makes {counted['length']} tokens of a picture of which the trainer makes "
+                        f"{ours['length']}; serve the policy's own folder, with its processor"
+                    )
+        return placed
+
+    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors for vLLM; of a policy with adapters W + BA, while W stays as it is to the bit."""
+        if not is_peft_model(self.model) or self._dist.is_fsdp:
+            yield from super()._iter_named_params()  # type: ignore[no-untyped-call]
+            return
+        with self._dist.gather_params(list(self.model.parameters())), torch.no_grad():
+            yield from merged(self.model)
+
+
+class VLLMTrainer(FaithfulGRPOTrainer):
+    """FaithfulGRPOTrainer whose rollouts come from vLLM (`args.use_vllm`), as `args.vllm_mode` says.
+
+    Args:
+        rollouts: the configuration's rl.vllm.
+
+    Raises:
+        UserError: no vLLM, no server, or a guard that cannot be installed.
+    """
+
+    def __init__(self, *args: Any, rollouts: Vllm, **more: Any) -> None:
+        self.rollouts = rollouts
+        config = more.get("args") or args[2]
+        dtype = "bfloat16" if config.bf16 else "float32"
+        self.bound = rollouts.max_logprob_diff or BOUND[dtype]
+        guarded = partial(GuardedGeneration, rollouts=rollouts, dtype=dtype)
+        with _replaced(grpo_trainer, "VLLMGeneration", guarded):
+            super().__init__(*args, **more)
+        if not isinstance(self.generation, GuardedGeneration):
+            raise RolloutFault("TRL built its vLLM engine past the guards; install the pinned TRL")
+        set_seed(self.args.seed + self.accelerator.process_index // rollouts.tensor_parallel)
+
+    @property
+    def generation(self) -> GuardedGeneration:
+        """The engine."""
+        found: GuardedGeneration = self.vllm_generation
+        return found
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        difference = self._metrics["train" if self.model.training else "eval"][DIFFERENCE][-1]
+        self.check_difference(difference)
+        return output
+
+    def check_difference(self, difference: float) -> None:
+        """Stop where the rollouts are not the policy's.
+
+        Args:
+            difference: mean over tokens of |log p(trainer) - log p(engine)|.
+
+        Raises:
+            RolloutFault: it is past the allowed one, or not a number.
+        """
+        if not difference <= self.bound:
+            raise RolloutFault(
+                f"step {self.state.global_step + 1}: the engine's log-probabilities are {difference:.3g} a token from the trainer's "
+                f"(allowed: {self.bound:g}, rl.vllm.max_logprob_diff), so the rollouts are not the policy's; nothing was trained on "
+                "them. Was the server restarted or given to another run? Are its precision and processor the trainer's?"
+            )
+
+    def take_seconds(self) -> dict[str, float]:
+        """As the base class, with the weight sync (`sync`) taken out of `generation`."""
+        spent, sync = super().take_seconds(), self.generation.sync_seconds
+        self.generation.sync_seconds = 0.0
+        return {**spent, "generation": max(spent["generation"] - sync, 0.0), "sync": sync}
+
+
+def _address(server: str) -> str:
+    """The root of the server's address, from an address or an address file."""
+    found = [a.url for a in addresses.found(server)] if addresses.is_pattern(server) else [server]
+    if not found:
+        raise UserError(
+            f"rl.vllm.server is {server}, and no such file is there: no rollout server is up; start one with `make serve-rollouts`"
+        )
+    return found[0].rstrip("/").removesuffix("/v1")
+
+
+def require_vllm() -> None:
+    """Refuse vLLM rollouts in an environment without vLLM.
+
+    Raises:
+        UserError: says which interpreter to take.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"rl.rollout_engine wants vLLM, which {sys.executable} does not have; on a CPU run `make setup-vllm` and start the stage "
+            "with .venv-vllm/bin/python, on a GPU install constraints/gpu.txt, or set rl.rollout_engine=transformers"
+        )
+
+
+@contextmanager
+def _replaced(module: Any, name: str, by: Any) -> Iterator[None]:
+    """`module.name` is `by` for a while.
+
+    Raises:
+        UserError: there is no such name: another version, in which the guard would guard nothing.
+    """
+    if not hasattr(module, name):
+        raise UserError(
+            f"{module.__name__} has no {name}, which a guard of vLLM rollouts replaces; install the pinned TRL and vLLM, or set "
+            "rl.rollout_engine=transformers"
+        )
+    was = getattr(module, name)
+    setattr(module, name, by)
+    try:
+        yield
+    finally:
+        setattr(module, name, was)

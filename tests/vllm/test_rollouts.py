@@ -1,0 +1,131 @@
+"""FGRPO with rollouts by the real vLLM on CPU, colocated and behind a server: on the policy, to the bit, or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgrpo import jsonl
+from fgrpo.config import load
+from fgrpo.serve import order
+from fgrpo.serving import ROOT, Server
+from fgrpo.types import Box, Sample
+from miniworld import questions, truth
+from miniworld.render import render
+
+HERE = Path(__file__).parent
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+STEPS = 4
+LIMIT_S = 1500.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs root with a dozen questions on one and two pictures, and the backbone as what SFT left."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    world, data, policy = folder / "world", folder / "mini" / "data", folder / "mini" / "sft" / "final"
+    world.mkdir()
+    shutil.copytree("miniworld/backbone", policy)
+    rng, rows, scenes = random.Random(3), [], []
+    for n in range(12):
+        question, paths = questions.make(("hrel", "view", "depth")[n % 3], rng), []
+        for k, scene in enumerate(question.scenes):
+            paths.append(str(world / f"{n}-{k}.png"))
+            render(scene, rng).save(paths[-1])
+            scenes.append({"key": truth.image_key(paths[-1]), "scene": scene.to_dict()})
+        things = [question.scenes[-1].by_name(name) for name in question.asked]
+        boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing)
+        sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
+        rows.append(sample.to_dict())
+    data.mkdir(parents=True)
+    jsonl.write(data / "rl.jsonl", rows)
+    jsonl.write(world / "scenes.jsonl", scenes)
+    return folder
+
+
+def started(root: Path, engine: str, *overrides: str) -> subprocess.Popen[str]:
+    """tests/vllm/rollouts.py in vLLM's environment."""
+    small = (
+        f"data.root={root / 'world'}", "data.boxes_from=[vgr]", "seed=7", f"rl.rollout_engine={engine}", f"rl.max_steps={STEPS}",
+        "rl.rollout_batch=3", "rl.global_batch=3", "rl.group_size=4", "rl.micro_batch=12", "rl.max_response_length=48",
+        "rl.learning_rate=1.0e-3", "rl.save_steps=4", "rl.dual.min_applicable=1",
+    )  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(HERE)])
+    return subprocess.Popen(
+        [str(PYTHON), str(HERE / "rollouts.py"), str(root), str(root), *small, *overrides],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def finished(process: subprocess.Popen[str], say: str = "") -> dict[str, Any]:
+    out, _ = process.communicate(say, timeout=LIMIT_S)
+    assert process.returncode == 0
+    report: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    print(report)
+    return report
+
+
+def check_run(report: dict[str, Any], steps: int) -> None:
+    """A sync before each generation (and the preflight's), after which the engine's tensors are the trainer's to the bit."""
+    assert len(report["syncs"]) >= steps
+    assert all(sync["wrong"] == [] and sync["tensors"] > 60 for sync in report["syncs"])
+    assert report["syncs"][0]["moved"] == 0 < report["syncs"][-1]["moved"]
+    assert report["frozen"] > 0 and report["frozen_moved"] == []
+
+
+def check_metrics(path: Path, steps: int) -> None:
+    """The importance ratio of every generation is within 1 ± 0.05, and what is left is the mass of what may not be sampled."""
+    lines = list(jsonl.read(path))
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    for line in lines:
+        assert abs(line["sampling/importance_sampling_ratio/mean"] - 1) < 0.05
+        assert 0 <= line["sampling/sampling_logp_difference/mean"] < 1e-3
+        assert line["step"] == 1 or line["seconds/sync"] > 0  # the preflight's probe has synced before the first
+
+
+def test_colocated(root: Path) -> None:
+    shutil.rmtree(root / "mini" / "rl-fgrpo", ignore_errors=True)
+    report = finished(started(root, "vllm-colocate"))
+    check_run(report, STEPS)
+    check_metrics(root / "mini" / "rl-fgrpo" / "metrics.jsonl", STEPS)
+    assert report["seed"] == 7  # vLLM alone would have left its own
+    for pictures, counts in report["image_tokens"].items():
+        assert counts["guarded"] == counts["trainer"] > 0, pictures
+        assert counts["unguarded"] > counts["trainer"], "TRL no longer doubles image tokens: the guard may go"
+    assert report["right"] < 1e-3 < 10 * report["right"] < report["doubled"]
+    assert report["fresh"] < 1e-3 < report["stale"], "TRL's sync drops old features now: the guard may go"
+
+
+def test_behind_a_server(root: Path) -> None:
+    shutil.rmtree(root / "mini" / "rl-fgrpo", ignore_errors=True)
+    ordered = order(load("mini"), "rollouts", [], str(root / "mini" / "sft" / "final"))
+    path = os.pathsep.join([str(ROOT), str(HERE)])
+    server = Server(
+        ordered.model,
+        log=root / "server.log",
+        flags=(*ordered.flags, "--worker-extension-cls", "weight_reader.Reader"),
+        environment={**ordered.environment, "PYTHONPATH": path},
+        timeout_s=LIMIT_S,
+    )
+    with server:
+        process = started(root, "vllm-server", f"rl.vllm.server={server.url}")
+        assert process.stdout is not None
+        while "waiting" not in (line := process.stdout.readline()):
+            assert line, "the run ended before it was done"
+    report = finished(process, "\n")
+    check_run(report, STEPS)
+    check_run(report["lora"], 2)
+    check_metrics(root / "mini" / "rl-fgrpo" / "metrics.jsonl", STEPS)
+    check_metrics(root / "mini" / "rl-fgrpo-lora" / "metrics.jsonl", 2)
+    assert "does not answer" in report["gone"] and "goes on from its last checkpoint" in report["gone"]
