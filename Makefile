@@ -13,7 +13,7 @@ FOLDER := runs/$(PRESET)
 SLICES := $(FOLDER)/.slices
 ARGS = --preset $(PRESET) $(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
-SERVED := teacher judge extractor base model
+SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
 # The demo's arms run side by side: each has a line of the terminal of its own (fgrpo/progress.py).
 LINE_fgrpo := 1
@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
+.PHONY: help slurm setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 help: ## every target with one line
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,9 +124,12 @@ serve-teacher: ## the preset's teacher behind vLLM; stages find its address in r
 serve-judge: ## the training judge behind vLLM
 serve-extractor: ## the judge that reads option letters out of answers
 serve-base: ## the base model (difficulty rollouts, evaluation of the base)
+serve-rollouts: ## the policy that RL samples from, with what the trainer needs to replace its weights
 serve-model: ## any checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
 $(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
 	$(PY) -m fgrpo.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
+slurm: | .venv/.stamp ## Slurm scripts of the preset into runs/<preset>/slurm (docs/cluster.md)
+	$(PY) -m fgrpo.slurm $(ARGS)
 plan: | .venv/.stamp ## what a run will take before it takes it
 	$(PY) -m fgrpo.plan $(ARGS)
 bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md

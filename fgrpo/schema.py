@@ -148,13 +148,39 @@ class Serving(Section):
 
 
 class Serve(Section):
-    """The roles that `make serve-<role>` serves; `model` is any checkpoint that is to be evaluated."""
+    """The roles that `make serve-<role>` serves; `model` is any checkpoint that is to be evaluated, `rollouts` the RL policy."""
 
+    rollouts: Serving
     teacher: Serving
     judge: Serving
     extractor: Serving
     base: Serving
     model: Serving
+
+
+class Shares(Section):
+    """Jobs that a stage with independent items is split into (`--shard`), by stage."""
+
+    data: Positive
+    mcts: Positive
+    eval: Positive
+
+
+class Cluster(Section):
+    """What `make slurm` writes into its scripts: the machines of a partition, limits of time, and lines of set-up.
+
+    `gpus` and `cpus` are a machine's; `hours` limits each kind of job; `setup` is shell code that makes `python` the right
+    one (module load …, conda activate …), and `sbatch` further lines of options, such as "--constraint=h100".
+    """
+
+    partition: str | None
+    account: str | None
+    gpus: Positive
+    cpus: Positive
+    hours: dict[Literal["data", "mcts", "sft", "rl", "eval"], Positive]
+    shards: Shares
+    setup: str
+    sbatch: tuple[str, ...]
 
 
 class Sft(Section):
@@ -340,6 +366,7 @@ class Config(Section):
     prompts: Prompts
     launch: Launch
     serve: Serve
+    cluster: Cluster
     world: World | None
     data: Data
     mcts: Mcts

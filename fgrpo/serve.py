@@ -28,14 +28,22 @@ from fgrpo.addresses import Address
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.schema import Config, Judge, Serving
-from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, Server, healthy
+from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
 from fgrpo.toolchain import Gpu, gpus
 
-ROLES = ("teacher", "judge", "extractor", "base", "model")
-POLICIES = ("teacher", "base", "model")  # roles that are a Qwen2.5-VL
+ROLES = ("teacher", "judge", "extractor", "base", "rollouts", "model")
+POLICIES = ("teacher", "base", "rollouts", "model")  # roles that are a Qwen2.5-VL
 GPU_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
 HEALTHY_S = 1800.0  # a 72B model is read from a network disk
 CPU_HEALTHY_S = 600.0
+# What TRL's client needs of a server (trl/scripts/vllm_serve.py says it): its raw endpoints, log-probabilities of the tempered
+# distribution, and weights over NCCL from a GPU (from a CPU they come as a file, rl/vllm_rollouts.py).
+ROLLOUT_FLAGS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
+NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
+ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # lets weights be replaced: never on an open network
+# On a CPU vLLM's worker gets a part of ours, without which new weights would not reach all of its layers.
+CPU_ROLLOUT_FLAGS = (*ROLLOUT_FLAGS, "--worker-extension-cls", "fgrpo.vllm_worker.PlainLinears")
+CPU_ROLLOUT_ENVIRONMENT = {**CPU_ENVIRONMENT, **ROLLOUT_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Order:
     environment: dict[str, str]
 
 
-def model_of(config: Config, role: str, model: str | None = None) -> str:
-    """The model that the preset gives a role.
+def model_of(config: Config, role: str, model: str | None = None, root: str | Path = "runs") -> str:
+    """The model that the preset gives a role (rollouts: what SFT left).
 
     Raises:
         UserError: an unknown role, a judge that is no served model (the oracle, OpenAI's own), or no model named.
@@ -58,6 +66,8 @@ def model_of(config: Config, role: str, model: str | None = None) -> str:
         if not model:
             raise UserError("say which model to serve: MODEL=runs/<preset>/rl-fgrpo/final, or a name of the hub")
         return model
+    if role == "rollouts":
+        return model or str(runs.require(runs.folder(config, "sft", root) / "final", "sft"))
     if role in ("teacher", "base"):
         return model or str(getattr(config.models, role))
     judge: Judge = config.judges.training if role == "judge" else config.judges.extraction
@@ -86,7 +96,12 @@ def check_model(role: str, model: str) -> dict[str, object]:
 
 
 def order(
-    config: Config, role: str, devices: Sequence[Gpu], model: str | None = None, extra: Sequence[str] = ()
+    config: Config,
+    role: str,
+    devices: Sequence[Gpu],
+    model: str | None = None,
+    extra: Sequence[str] = (),
+    root: str | Path = "runs",
 ) -> Order:
     """How to serve a role on these GPUs (none: on the CPU).
 
@@ -96,13 +111,17 @@ def order(
     Raises:
         UserError: the model cannot play the role, or there are too few GPUs.
     """
-    name = model_of(config, role, model)
+    name = model_of(config, role, model, root)
     found = check_model(role, name)
     serving: Serving = getattr(config.serve, role)
     reach = model_files.positions(found)
     context = ["--max-model-len", str(min(serving.context, reach or serving.context))]
     if any(flag.split("=")[0] in ("--max-model-len", "--hf-overrides") for flag in extra):
         context = []
+    special = ROLLOUT_FLAGS if role == "rollouts" else ()
+    environment = ROLLOUT_ENVIRONMENT if role == "rollouts" else {}
+    if not devices and role == "rollouts":
+        return Order(role, name, (*CPU_FLAGS, *context, *CPU_ROLLOUT_FLAGS, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
     if not devices:
         return Order(role, name, (*CPU_FLAGS, *context, *extra), dict(CPU_ENVIRONMENT))
     wanted = serving.tensor_parallel * serving.data_parallel
@@ -120,7 +139,8 @@ def order(
         *(("--data-parallel-size", str(serving.data_parallel)) if serving.data_parallel > 1 else ()),
         *("--gpu-memory-utilization", f"{serving.memory_share:g}"),
     ]
-    return Order(role, name, (*flags, *extra), dict(GPU_ENVIRONMENT))
+    special = (*special, *NCCL) if role == "rollouts" else ()
+    return Order(role, name, (*flags, *special, *extra), {**GPU_ENVIRONMENT, **environment})
 
 
 def address_file(config: Config, root: str | Path, name: str) -> Path:
@@ -199,7 +219,7 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
         devices = [] if args.cpu else gpus()
-        ordered = order(config, args.role, devices, args.model, extra)
+        ordered = order(config, args.role, devices, args.model, extra, args.runs)
         host, shown_as = ("0.0.0.0", socket.getfqdn()) if args.public else ("127.0.0.1", "127.0.0.1")
         signal.signal(signal.SIGTERM, _on_term)
         path = address_file(config, args.runs, args.name or args.role)
