@@ -46,7 +46,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 # Where servers answer and how they are asked does not change what they say: a judge on another port is no other run.
-TRANSPORT = JUDGE_TRANSPORT  # the engine's keys among them
+TRANSPORT = JUDGE_TRANSPORT | {"trees_in_flight"}  # the engine's keys among them
 
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
@@ -112,7 +112,7 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     if kind not in STAGE_KEYS:
         return {}
     plain = config.model_dump(mode="json")
-    for section in (plain["engine"], *plain["judges"].values()):
+    for section in (plain["engine"], plain["mcts"], *plain["judges"].values()):
         for key in TRANSPORT & section.keys():
             del section[key]
     out: dict[str, Any] = {}

@@ -35,7 +35,8 @@ class Engine(Section):
     """How text is sampled: `transformers` in process, `vllm` in process, or an OpenAI-compatible endpoint (`openai`).
 
     The keys with defaults belong to the engines in process: prompt and reply in tokens at most (None = the model's own limit),
-    and for `vllm` the share of a GPU's memory it may take, and GPUs that share one copy of the model.
+    and for `vllm` the share of a GPU's memory it may take, and GPUs that share one copy of the model. `prompt_price` and
+    `completion_price` are money per million tokens read and written, for what the search's progress and report say of cost.
     """
 
     kind: EngineKind
@@ -47,6 +48,8 @@ class Engine(Section):
     context_length: Positive | None = None
     gpu_memory: Share = 0.9
     tensor_parallel: Positive = 1
+    prompt_price: Annotated[float, Field(ge=0.0)] | None = None
+    completion_price: Annotated[float, Field(ge=0.0)] | None = None
 
 
 class Prompts(Section):
@@ -105,6 +108,7 @@ class Mcts(Section):
     rollout_max_new_tokens: Positive
     selection: Literal["puct", "ucb1"]
     prior: Literal["logprob", "uniform"]
+    zoom: Literal["prompt", "strict"]
     direct_chains: Count
     corrected_chains: Count
     backtrack_cue: str

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fgrpo.types import Trace
-from mcts.tree import Tree
+from mcts.tree import Node, Tree, largest_area
 
 GROUPS = {
     "rejected/": "Proposed steps that were not taken",
@@ -29,6 +29,7 @@ class Tally:
     def add(self, tree: Tree, traces: Sequence[Trace]) -> None:
         """Count a finished tree and its traces."""
         kinds = Counter(trace.kind for trace in traces)
+        self.counts.update(_zoom(tree))
         for trace in traces:
             self.steps[trace.kind][trace.meta["steps"]] += 1
         row = Counter(
@@ -65,6 +66,12 @@ def write(tally: Tally, failed: Mapping[str, str]) -> str:
         f"{_ratio(c['completions'], tally.accepted)} continuations and {_ratio(c['tokens'], tally.accepted)} tokens a chain. "
         f"{c['short_expansions']:,} expansions found fewer distinct steps than asked for.",
         "",
+        f"{_ratio(c['requests'], c['trees'])} requests, {_ratio(c['completions'], c['trees'])} continuations and "
+        f"{_ratio(c['tokens'], c['trees'])} tokens a tree.",
+        "",
+        f"{_share(c['steps/boxed'], c['steps/all'])} of the trees' steps name a region; of those that follow such a step, "
+        f"{_share(c['steps/zoomed'], c['steps/followed'])} look at one that is no larger (progressive zoom).",
+        "",
         "| source | trees | solved | value at the root | direct | corrected |",
         "|---|---|---|---|---|---|",
     ]
@@ -85,10 +92,30 @@ def write(tally: Tally, failed: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _zoom(tree: Tree) -> Counter[str]:
+    """Steps of a tree, those that name a region, those that follow such a step, and those of them that do not look wider."""
+    counts: Counter[str] = Counter()
+    waiting: list[tuple[Node, float | None]] = [(tree.root, None)]
+    while waiting:
+        node, before = waiting.pop()
+        area = largest_area(node.step)
+        counts["steps/all"] += bool(node.step)
+        counts["steps/boxed"] += area is not None
+        if area is not None and before is not None:
+            counts["steps/followed"] += 1
+            counts["steps/zoomed"] += area <= before
+        waiting.extend((child, before if area is None else area) for child in node.children)
+    return counts
+
+
 def _table(title: str, rows: Mapping[str, int]) -> list[str]:
     if not rows:
         return []
     return ["", f"## {title}", "", "| | number |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in rows.items())]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "none"
 
 
 def _ratio(total: int, parts: int) -> str:

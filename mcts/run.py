@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fgrpo import jsonl, prompts, sampling, shards
+from fgrpo import jsonl, meter, prompts, sampling, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -58,9 +58,7 @@ def distil(
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done:
             return stage.path
-        samples = [Sample.from_dict(item) for item in jsonl.read(seeds)]
-        if not samples:
-            raise UserError(f"{seeds} holds no question; raise data.sources.<name>.seed and run `make data` again")
+        samples = read_seeds(seeds)
         if shard is None:
             shards.gather(stage, TREES)
         else:
@@ -72,6 +70,31 @@ def distil(
             _write_failed(stage, failed)
             stage.finish((TREES, "failed.jsonl"))
         return stage.path
+
+
+def read_seeds(path: Path) -> list[Sample]:
+    """The seed questions of the data stage.
+
+    Raises:
+        UserError: there are none, one is damaged, has a gold answer that is not among its options, or occurs twice (names it).
+    """
+    again = f"delete {path.parent / 'done'} and run `make data` again, or mend that line"
+    samples: dict[str, Sample] = {}
+    for number, item in enumerate(jsonl.read(path), start=1):
+        where = f"{path}, question {number} ({item.get('id', 'without id')})"
+        try:
+            sample = Sample.from_dict(item)
+            bad = not isinstance(sample.id, str) or not sample.question.strip() or not sample.answer.strip()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where} is no sample ({error!r}); {again}") from error
+        if bad or (sample.choices and sample.answer not in sample.choices):
+            raise UserError(f"{where} has no question, no answer, or one that is not among its options; {again}")
+        if sample.id in samples:
+            raise UserError(f"{where} occurs twice; {again}")
+        samples[sample.id] = sample
+    if not samples:
+        raise UserError(f"{path} holds no question; raise data.sources.<name>.seed and run `make data` again")
+    return list(samples.values())
 
 
 async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None) -> dict[str, str]:
@@ -97,6 +120,8 @@ async def grow(
 ) -> dict[str, str]:
     """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; the reasons of those that failed.
 
+    The progress bar shows trees, the time left, and this process's calls, accepted chains, tokens (read and written) and cost.
+
     Raises:
         UserError: so many failed that the stage cannot succeed any more; trees that finished are kept.
     """
@@ -104,6 +129,7 @@ async def grow(
     allowed = max(1.0, config.mcts.max_failed_share * total)
     failed: dict[str, str] = {}
     totals: Counter[str] = Counter()
+    spent = meter.Meter(name=config.models.teacher, budget=_budget(config))
     waiting: Iterator[Sample] = iter(samples)
     with tqdm(total=total, initial=total - len(samples), desc="tree search", unit=" trees") as bar:
 
@@ -119,9 +145,10 @@ async def grow(
                 else:
                     done.add(tree.to_dict())
                     totals.update(chains=len(linearize(tree)))
-                totals.update({name: tree.counts[name] for name in ("completions", "tokens")})
-                counted = ", ".join(f"{totals[name]:,} {name}" for name in ("completions", "tokens", "chains"))
-                bar.set_postfix_str(f"{counted}, {len(failed)} failed", refresh=False)
+                totals.update(calls=tree.counts["requests"])
+                spent.add(tree.counts["read_tokens"], tree.counts["tokens"])
+                counted = ", ".join(f"{totals[name]:,} {name}" for name in ("calls", "chains"))
+                bar.set_postfix_str(f"{counted}, {spent}, {len(failed)} failed", refresh=False)
                 bar.update()
 
         try:
@@ -133,10 +160,20 @@ async def grow(
     return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
 
 
+def _budget(config: Config) -> meter.Budget:
+    return meter.Budget(config.engine.prompt_price, config.engine.completion_price)
+
+
 def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
     """A trace as a sharegpt record: the user's turn is the reasoning prompt, the assistant's is the trace."""
     turns = [{"role": "user", "content": user_text}, {"role": "assistant", "content": trace.text}]
-    return {"id": trace.id, "sample_id": sample.id, "kind": trace.kind, "messages": turns, "images": list(sample.images)}
+    return {
+        "id": trace.id,
+        "sample_id": sample.id,
+        "kind": trace.kind,
+        "messages": turns,
+        "images": list(sample.images),
+    }
 
 
 def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, str]) -> None:
@@ -168,7 +205,15 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
     stage.counts.update(tally.counts)
     stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
     teacher_prompt = prompts.read(config.prompts.teacher)
-    stage.finish(OUTPUTS, prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)})
+    c = tally.counts
+    per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "read_tokens", "tokens")}
+    cost = _budget(config).price(c["read_tokens"], c["tokens"])
+    stage.finish(
+        OUTPUTS,
+        per_tree=per_tree,
+        cost=cost,
+        prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)},
+    )
 
 
 def _write_failed(stage: Run, failed: dict[str, str]) -> None:

@@ -6,7 +6,8 @@ matching of the closed answer with the gold option (`rewards.task.matches`), nev
 
 Ours, where the paper is silent: a terminal leaf that is selected again backs its known reward up again; a leaf at the depth
 limit, or one for which the teacher has no usable step, is rolled out again; a rollout without an answer has reward 0; a
-request that failed is counted and backs nothing up. Every request has a seed made of (seed, sample, node, kind, attempt).
+request that failed is counted and backs nothing up. The progressive zoom is asked for in the teacher's prompt and measured
+(report.md); `mcts.zoom: strict` also refuses a step that looks at a larger region than the one before it. Every request has a seed made of (seed, sample, node, kind, attempt).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fgrpo.response import parse, parse_boxes
 from fgrpo.sampling.base import SamplingError
 from mcts.puct import puct, softmax, ucb1
 from mcts.teacher import Ending, Step, Teacher
-from mcts.tree import Node, Outcome, Settings, Tree, state_text, steps_of
+from mcts.tree import Node, Outcome, Settings, Tree, largest_area, state_text, steps_of
 from rewards.task import matches
 
 MAX_FAILED_REQUESTS = 0.5  # past this share of its requests a tree is no tree
@@ -38,10 +39,11 @@ async def search(tree: Tree, teacher: Teacher) -> Tree:
     for _ in range(tree.settings.simulations):
         await iterate(tree, teacher)
         if tree.root.closed:
-            raise TreeFailed(f"no usable first step: {_reasons(tree)}")
+            last = f"; the last failure: {tree.last_failure}" if tree.last_failure else ""
+            raise TreeFailed(f"no usable first step: {_reasons(tree)}{last}")
     failed = sum(n for name, n in tree.counts.items() if name.startswith("failed/"))
     if failed > MAX_FAILED_REQUESTS * tree.counts["requests"]:
-        raise TreeFailed(f"{failed} of {tree.counts['requests']} requests failed")
+        raise TreeFailed(f"{failed} of {tree.counts['requests']} requests failed; the last one: {tree.last_failure}")
     return tree
 
 
@@ -52,7 +54,7 @@ async def iterate(tree: Tree, teacher: Teacher) -> None:
     if leaf.reward is not None:
         backup(path, leaf.reward)
         return
-    asked = teacher.requests
+    asked, read = teacher.requests, teacher.read_tokens
     if len(path) - 1 < tree.settings.max_depth and not leaf.closed:
         leaf.children = await expand(tree, path, teacher)
         leaf.closed = not leaf.children
@@ -64,6 +66,7 @@ async def iterate(tree: Tree, teacher: Teacher) -> None:
         for reward in [o.reward for o in outcomes] if end is None else [end]:
             backup(below, reward)
     tree.counts["requests"] += teacher.requests - asked
+    tree.counts["read_tokens"] += teacher.read_tokens - read
 
 
 def select(tree: Tree) -> list[Node]:
@@ -97,13 +100,14 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         seed = seed_of(settings.seed, tree.id, parent.id, "step", attempt)
         try:
             proposed = await teacher.steps(state_text(path), missing, seed)
-        except SamplingError:
+        except SamplingError as error:
             tree.counts["failed/step"] += 1
+            tree.last_failure = str(error)
             continue
         for step in proposed:
             tree.counts["completions"] += 1
             tree.counts["tokens"] += step.tokens
-            problem = step.problem or fault(step, path, kept)
+            problem = step.problem or fault(step, path, kept, settings.zoom)
             if problem is None:
                 kept.append(step)
             else:
@@ -119,8 +123,11 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
     ]
 
 
-def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step]) -> str | None:
-    """Why a proposed step may not become a child: `duplicate`, `repeated_text` or `repeated_box`; None if it may."""
+def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt") -> str | None:
+    """Why a proposed step may not become a child: `duplicate`, `repeated_text`, `repeated_box`, `zoomed_out`; None if it may.
+
+    `zoomed_out` exists where `zoom` is "strict": its largest box is larger than that of the last step that named one.
+    """
     key = _plain(step.text)
     if any(_plain(other.text) == key and other.answer == step.answer for other in siblings):
         return "duplicate"
@@ -130,6 +137,10 @@ def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step]) -> str | N
     seen = {tuple(box) for line in earlier for box in parse_boxes(line)[0]}
     if any(tuple(box) in seen for box in parse_boxes(step.text)[0]):
         return "repeated_box"
+    if zoom == "strict" and (area := largest_area(step.text)) is not None:
+        before = next((a for line in reversed(earlier) if (a := largest_area(line)) is not None), None)
+        if before is not None and area > before:
+            return "zoomed_out"
     return None
 
 
@@ -142,8 +153,9 @@ async def simulate(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[O
     state = state_text(path)
     try:
         endings = await teacher.endings(state, tree.settings.rollouts, seed)
-    except SamplingError:
+    except SamplingError as error:
         tree.counts["failed/rollout"] += 1
+        tree.last_failure = str(error)
         return []
     return [_outcome(tree, state, ending) for ending in endings]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo import jsonl
+from fgrpo.errors import UserError
 from mcts.tree import Tree
 
 KEY = b'{"id": '
@@ -30,9 +31,15 @@ def places(path: Path) -> dict[str, int]:
 
 
 def read(path: Path, ids: Sequence[str]) -> Iterator[Tree]:
-    """The trees of `ids` that the file holds, in the order of `ids`."""
+    """The trees of `ids` that the file holds, in the order of `ids`. UserError for a damaged one (names it)."""
     for item in _items(path, ids):
-        yield Tree.from_dict(item)
+        try:
+            tree = Tree.from_dict(item)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}, tree {item.get('id')!r} is damaged ({error!r}); delete its line and run `make mcts` again"
+            ) from error
+        yield tree
 
 
 def put_in_order(path: Path, ids: Sequence[str]) -> None:
@@ -46,12 +53,12 @@ def _items(path: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         for tree_id in ids:
             if tree_id in where:
                 lines.seek(where[tree_id])
-                yield json.loads(lines.readline())
+                yield dict(json.loads(lines.readline()))
 
 
 def _id(line: bytes, path: Path) -> str:
     if not line.startswith(KEY):
-        raise ValueError(f"{path} holds a line that does not begin with an id")
+        raise UserError(f"{path} holds a line that does not begin with an id; delete it and run `make mcts` again")
     beginning = line[len(KEY) : len(KEY) + LONGEST_ID].decode("utf-8", errors="ignore")
     found, _ = json.JSONDecoder().raw_decode(beginning)
     return str(found)

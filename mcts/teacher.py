@@ -7,6 +7,7 @@ What cannot be used comes back with a `problem` in one word, for the search to c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,10 +49,12 @@ class Ending:
 class Teacher(Protocol):
     """Proposes for one question. `state` is what the teacher has written so far; equal seeds ask for equal replies.
 
-    Both raise `fgrpo.sampling.base.SamplingError` when the engine cannot serve the request. `requests` counts them.
+    Both raise `fgrpo.sampling.base.SamplingError` when the engine cannot serve the request. `requests` counts them, and
+    `read_tokens` what the engine says it read for them.
     """
 
     requests: int
+    read_tokens: int
 
     async def steps(self, state: str, n: int, seed: int) -> list[Step]: ...
 
@@ -70,12 +73,13 @@ class SamplerTeacher:
 
     def __init__(self, sampler: Sampler, sample: Sample, text: str, settings: Mcts) -> None:
         self._sampler, self._sample, self._text, self._settings = sampler, sample, text, settings
-        self.requests = 0
+        self.requests, self.read_tokens = 0, 0
 
     async def steps(self, state: str, n: int, seed: int) -> list[Step]:
         """`n` proposals for the next step, usable or not."""
         replies = await self._ask(state, n, seed, STEP_STOPS, self._settings.step_max_new_tokens)
-        return [await self._whole_step(state, reply, seed + 1 + i) for i, reply in enumerate(replies)]
+        whole = (self._whole_step(state, reply, seed + 1 + i) for i, reply in enumerate(replies))
+        return await asyncio.gather(*whole)
 
     async def endings(self, state: str, n: int, seed: int) -> list[Ending]:
         """`n` completions of `state`."""
@@ -111,7 +115,9 @@ class SamplerTeacher:
             stop=stop,
             seed=seed,
         )
-        return await self._sampler.sample(request)
+        replies = await self._sampler.sample(request)
+        self.read_tokens += sum(reply.prompt_tokens for reply in replies)
+        return replies
 
 
 def is_plain(text: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from fgrpo.response import parse
+from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Mcts
 from fgrpo.types import Sample
 
@@ -32,6 +32,7 @@ class Settings:
     max_depth: int
     selection: Literal["puct", "ucb1"]
     prior: Literal["logprob", "uniform"]
+    zoom: Literal["prompt", "strict"]
     expand_attempts: int
     direct_chains: int
     corrected_chains: int
@@ -116,12 +117,16 @@ class Node:
 
 @dataclass
 class Tree:
-    """A question, how it is searched, the tree found, and what the search counted (requests, tokens, rejected steps)."""
+    """A question, how it is searched, the tree found, and what the search counted (requests, tokens, rejected steps).
+
+    `last_failure` says in words why the last request failed; it is not stored.
+    """
 
     sample: Sample
     settings: Settings
     root: Node = field(default_factory=lambda: Node(ROOT))
     counts: Counter[str] = field(default_factory=Counter)
+    last_failure: str = ""
 
     @property
     def id(self) -> str:
@@ -165,6 +170,11 @@ class Tree:
 def steps_of(path: Sequence[Node]) -> list[str]:
     """The reasoning steps along a path from the root; a closing action without a step of its own adds none."""
     return [node.step for node in path if node.step]
+
+
+def largest_area(step: str) -> float | None:
+    """Area of the largest box that a step names, in the model's pixels; None if it names none."""
+    return max(((box.x2 - box.x1) * (box.y2 - box.y1) for box in parse_boxes(step)[0]), default=None)
 
 
 def state_text(path: Sequence[Node]) -> str:

@@ -36,12 +36,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution."""
+    """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution.
+
+    `prompt_tokens` are those that an endpoint says it read for the request, on its first continuation; 0 where none says.
+    """
 
     text: str
     finish: Literal["stop", "length"]
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
 
     @property
     def mean_logprob(self) -> float:

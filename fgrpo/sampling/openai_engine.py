@@ -151,7 +151,8 @@ class OpenAISampler:
         finally:
             endpoint.under_way -= 1
         endpoint.failures = 0
-        return [_completion(request, choice) for choice in _choices(request, reply)]
+        read = reply.usage.prompt_tokens if reply.usage else 0
+        return [_completion(request, choice, 0 if i else read) for i, choice in enumerate(_choices(request, reply))]
 
     async def _probe(self, endpoint: _Endpoint) -> None:
         """Learn whether the endpoint is vLLM, and that it serves the model; once an endpoint."""
@@ -212,14 +213,14 @@ def _choices(request: Request, reply: Any) -> list[Any]:
     return choices
 
 
-def _completion(request: Request, choice: Any) -> Completion:
+def _completion(request: Request, choice: Any, read: int) -> Completion:
     if choice.finish_reason not in ("stop", "length"):
         raise SamplingError(f"{describe(request)}: the server ended with {choice.finish_reason!r}")
     logprobs = tuple(item.logprob for item in choice.logprobs.content or ()) if choice.logprobs else ()
     ids = tuple(getattr(choice, "token_ids", None) or ())
     if ids and len(ids) != len(logprobs):
         raise SamplingError(f"{describe(request)}: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
-    return Completion(choice.message.content or "", choice.finish_reason, ids, logprobs)
+    return Completion(choice.message.content or "", choice.finish_reason, ids, logprobs, read)
 
 
 def _explain(error: Exception, request: Request, urls: Sequence[str], attempts: int) -> str:

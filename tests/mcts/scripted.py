@@ -1,17 +1,15 @@
-"""A teacher with known probabilities, an engine that says what a script says, and small trees made by hand."""
+"""An engine that says what a script says, and small trees made by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fgrpo.sampling.base import Completion, Request, SamplingError
 from fgrpo.types import Sample
-from mcts.teacher import Ending, Step, read_step
 from mcts.tree import Node, Outcome, Settings, Tree
 
 SETTINGS = Settings(
@@ -22,14 +20,13 @@ SETTINGS = Settings(
     max_depth=10,
     selection="puct",
     prior="logprob",
+    zoom="prompt",
     expand_attempts=3,
     direct_chains=8,
     corrected_chains=2,
     backtrack_cue="Wait, no.",
     seed=0,
 )
-
-Script = Mapping[str, Sequence[tuple[float, str]]]
 
 
 def settings(**changes: object) -> Settings:
@@ -38,43 +35,6 @@ def settings(**changes: object) -> Settings:
 
 def sample(name: str = "toy/train/1", answer: str = "left") -> Sample:
     return Sample(name, (), f"Is it left or right, {name}?", ("left", "right"), answer)
-
-
-class ScriptedTeacher:
-    """Draws the next line of a state from `script[last line]`; a line that holds `</answer>` ends the reasoning.
-
-    A line's mean log-probability is the log of its probability over its (two) tokens.
-    """
-
-    def __init__(self, script: Script) -> None:
-        self.script, self.requests = script, 0
-
-    async def steps(self, state: str, n: int, seed: int) -> list[Step]:
-        self.requests += 1
-        rng = random.Random(seed)
-        out = []
-        for _ in range(n):
-            share, text = self._draw(state, rng)
-            out.append(read_step(state, text, False, round(math.log(share) / 2, 4), 2))
-        return out
-
-    async def endings(self, state: str, n: int, seed: int) -> list[Ending]:
-        self.requests += 1
-        rng = random.Random(seed)
-        out = []
-        for _ in range(n):
-            text = ""
-            while "</answer>" not in text:
-                text += self._draw(state + text, rng)[1]
-            out.append(Ending(text, text.count("\n") + 1, True))
-        return out
-
-    def _draw(self, state: str, rng: random.Random) -> tuple[float, str]:
-        last = state.removeprefix("<think>").removesuffix("\n").rsplit("\n", 1)[-1]
-        options = self.script[last]
-        (chosen,) = rng.choices(options, weights=[share for share, _ in options])
-        share, text = chosen
-        return share, text if "</answer>" in text else text + "\n"
 
 
 class ScriptedEngine:

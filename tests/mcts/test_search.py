@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 from pathlib import Path
 
 import pytest
 
+from benchmarks.prior import needed, share_of_best
+from benchmarks.scripted import ScriptedTeacher
 from fgrpo.sampling.base import SamplingError
-from mcts.search import TreeFailed, backup, expand, fault, iterate, search, seed_of, select
+from mcts.search import TreeFailed, backup, expand, fault, search, seed_of, select
 from mcts.teacher import Ending, Step
 from mcts.tree import Node, Settings, Tree
 from tests.mcts.golden import GOLDEN, grown
-from tests.mcts.scripted import ScriptedTeacher, sample, settings
+from tests.mcts.scripted import sample, settings
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
@@ -48,54 +49,15 @@ def test_backup_counts_a_visit_at_every_node_of_the_path() -> None:
     assert [(n.visits, n.value) for n in nodes] == [(2, 0.5), (2, 0.5), (1, 1.0)]
 
 
-# Four levels, one of three steps right at each; whoever leaves the path answers wrong.
-DEPTH = 4
-
-
-def ladder(likely: float) -> dict[str, list[tuple[float, str]]]:
-    """Level i says "a<i>" (the path) with probability `likely`, else "b<i>" or "c<i>"; only the whole path answers left."""
-    off = (1 - likely) / 2
-    script: dict[str, list[tuple[float, str]]] = {"": [(likely, "a0"), (off, "b0"), (off, "c0")]}
-    for i in range(DEPTH):
-        last = i + 1 == DEPTH
-        following = [(likely, f"a{i + 1}"), (off, f"b{i + 1}"), (off, f"c{i + 1}")]
-        script[f"a{i}"] = [(1.0, "done</think><answer>left</answer>")] if last else following
-        for letter in "bc":
-            wrong = [(1.0, "done</think><answer>right</answer>")]
-            script[f"{letter}{i}"] = wrong if last else [(0.5, f"b{i + 1}"), (0.5, f"c{i + 1}")]
-    return script
-
-
 def test_visits_concentrate_on_the_best_path() -> None:
-    def share_of_best(simulations: int) -> float:
-        shares = []
-        for seed in range(6):
-            tree = Tree(sample(), settings(simulations=simulations, seed=seed, expand_attempts=12))
-            asyncio.run(search(tree, ScriptedTeacher(ladder(0.6))))
-            (best,) = [child for child in tree.root.children if child.step == "a0"]
-            shares.append(best.visits / tree.root.visits)
-        return statistics.mean(shares)
-
-    few, more, many = share_of_best(6), share_of_best(24), share_of_best(80)
+    few, more, many = (share_of_best(n) for n in (6, 24, 80))
     assert few < more < many
     assert many > 0.75
 
 
 def test_an_informative_prior_needs_fewer_simulations_than_ucb1() -> None:
-    """Until the tree itself holds the right answer: about 11 simulations with the prior, 30 without, 49 with UCB1."""
-
-    def needed(**changes: object) -> float:
-        counts: list[int] = []
-        for seed in range(12):
-            tree = Tree(sample(), settings(seed=seed, expand_attempts=12, rollouts=1, **changes))
-            teacher = ScriptedTeacher(ladder(0.6))
-            counts.append(0)
-            while not any(node.reward for node in tree.root.walk()):
-                asyncio.run(iterate(tree, teacher))
-                counts[-1] += 1
-        return statistics.mean(counts)
-
-    informed, uniform, ucb1 = needed(), needed(prior="uniform"), needed(selection="ucb1")
+    """Until the tree itself holds the right answer; `python -m benchmarks.prior` prints the numbers of mcts/README.md."""
+    informed, uniform, ucb1 = (needed(0.6, 12, **ways) for ways in ({}, {"prior": "uniform"}, {"selection": "ucb1"}))
     assert informed < 0.7 * uniform
     assert informed < 0.5 * ucb1
 
@@ -126,6 +88,28 @@ def test_what_an_expansion_refuses() -> None:
     assert fault(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
 
 
+def test_the_progressive_zoom_is_enforced_where_the_configuration_says_so() -> None:
+    path = [Node("0"), Node("0.0", "All <bbox>[0,0,100,100]</bbox>."), Node("0.0.0", "I think.")]
+    path.append(Node("0.0.0.0", "Here <bbox>[0,0,20,10]</bbox> and <bbox>[0,0,2,2]</bbox>."))
+
+    def refused(text: str, zoom: str) -> str | None:
+        return fault(Step(text, None, 0.0, 1), path, [], zoom)
+
+    wider, equal = "There <bbox>[50,50,70,61]</bbox>.", "There <bbox>[50,50,70,60]</bbox>."
+    assert [refused(t, "strict") for t in (wider, equal, "So it is left.")] == ["zoomed_out", None, None]
+    assert refused(wider, "prompt") is None
+    assert fault(Step(wider, None, 0.0, 1), path[:1], [], "strict") is None  # the first region may be any
+    tree = Tree(sample(), settings(zoom="strict", seed=1))
+    script = {
+        "": [(1.0, "Small <bbox>[0,0,5,5]</bbox>")],
+        "Small <bbox>[0,0,5,5]</bbox>": [(1.0, "All <bbox>[0,0,9,9]</bbox>")],
+    }
+    script["All <bbox>[0,0,9,9]</bbox>"] = [(1.0, "So left.</think><answer>left</answer>")]
+    asyncio.run(search(tree, ScriptedTeacher(script)))
+    assert [node.step for node in tree.root.walk()] == ["", "Small <bbox>[0,0,5,5]</bbox>"]
+    assert tree.counts["rejected/zoomed_out"] == 9 and tree.root.children[0].closed
+
+
 def test_prior_is_the_softmax_of_log_probabilities_or_uniform() -> None:
     script = {"": [(0.64, "x"), (0.32, "y"), (0.04, "z")]}
     for prior, expected in (("logprob", 0.8 / (0.8 + 0.32**0.5 + 0.2)), ("uniform", 1 / 3)):
@@ -139,7 +123,8 @@ class BrokenTeacher:
     """Fails every k-th request; its steps are all different, its rollouts all right."""
 
     def __init__(self, every: int, problem: str | None = None) -> None:
-        self.requests, self._every, self._problem = 0, every, problem
+        self.requests, self.read_tokens = 0, 0
+        self._every, self._problem = every, problem
 
     def _ask(self) -> None:
         self.requests += 1
