@@ -109,6 +109,11 @@ def held_ids(path: Path) -> set[str]:
     return {item["id"] for item in jsonl.read(path) if item["finish"] != "error"} if path.exists() else set()
 
 
+def first_refusal(path: Path) -> str:
+    """Why the first refused request of `path` was refused; "" if none was."""
+    return next((item["meta"].get("error", "") for item in jsonl.read(path) if item["finish"] == "error"), "")
+
+
 def forget_refusals(path: Path) -> None:
     """Take refused rollouts out of `path`, so that they are asked again."""
     if path.exists():
@@ -125,8 +130,10 @@ def settle(path: Path, todo: Sequence[Job], answered: bool) -> Counter[str]:
     asked = set(wanted)
     finishes = Counter(held[i]["finish"] for i in wanted if i in held)
     if not answered:
-        reason = next((held[i]["meta"].get("error", "") for i in wanted if i in held), "no answer")
-        raise UserError(f"the engine refused the first {finishes['error']} requests and served none: {reason}")
+        raise UserError(
+            f"the engine refused the first {finishes['error']} requests and served none: {first_refusal(path) or 'no answer'}; "
+            f"what {path} held before is kept"
+        )
     others = sorted(i for i in held if i not in asked)
     jsonl.write(path, [held[i] for i in [*wanted, *others]])
     return finishes

@@ -135,6 +135,11 @@ async def _answers(
     finally:
         await engine.close()
     folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
+    if finishes["error"]:
+        print(
+            f"{title}: {finishes['error']} of {len(todo)} requests were refused and are in no average; the first: "
+            f"{generate.first_refusal(generations)} (delete {folder.path / 'done'} and run again to ask for them again)"
+        )
 
 
 def with_checkpoints(chosen: Sequence[str], config: Config, root: str | Path = "runs") -> list[str]:

@@ -9,6 +9,7 @@ real vLLM for CPU). The interpreter needs vLLM: constraints/gpu.txt, or `.venv-v
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 from collections.abc import Sequence
@@ -98,7 +99,8 @@ class VLLMSampler:
             SamplingError: the request cannot be served: a bad parameter, an unreadable picture, a prompt beyond the context.
             UserError: the engine has died.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.exceptions import VLLMError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         check(request)
         try:
@@ -114,7 +116,7 @@ class VLLMSampler:
                 f"vLLM's engine over {self._path} died (its own words stand above); if memory ran out, lower "
                 "engine.gpu_memory, eval.context_length or the batch size (eval.batch_size); what was generated is kept"
             ) from error
-        except (ValueError, EngineGenerateError) as error:
+        except (ValueError, VLLMError) as error:
             raise SamplingError(f"{describe(request)}: {_first_line(error)}") from error
         found = sorted(last.outputs, key=lambda output: output.index) if last is not None else []
         if len(found) != request.n:
@@ -123,9 +125,10 @@ class VLLMSampler:
 
     async def close(self) -> None:
         """Stop the engine."""
-        engine, self._engine = self._engine, None  # collected now, or its finaliser finds a half torn down interpreter
-        if engine is not None:
-            engine.shutdown()
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+            gc.collect()  # it refers to itself, and its finaliser would meet a half torn down interpreter
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """What vLLM takes: the rendered text, one image token a picture, and the pictures."""

@@ -1,0 +1,206 @@
+"""What can go wrong outside: pictures, counts, models, endpoints, memory, empty folders. One clear line; what was made stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from scripted import Scripted
+
+from eval import base, figures, generate, models, report, rescore, run, tables, truth
+from fgrpo import jsonl
+from fgrpo.cli import explain
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.sampling.base import Request
+from fgrpo.sampling.openai_engine import OpenAISampler
+from fgrpo.sampling.transformers_engine import TransformersSampler
+from fgrpo.schema import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+NO_PICTURES = "At most 0 image(s) may be provided in one prompt."
+
+
+class Blind(BaseHTTPRequestHandler):
+    """An endpoint whose model takes no pictures, as vLLM says it; text alone is answered."""
+
+    def do_GET(self) -> None:
+        self.reply(200, {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if any(part["type"] == "image_url" for part in body["messages"][0]["content"]):
+            return self.reply(400, {"error": {"message": NO_PICTURES, "type": "BadRequestError", "code": 400}})
+        self.reply(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
+
+    def reply(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def blind() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Blind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def engine(world: Config) -> Scripted:
+    book = truth.book(world.data.root)
+    assert book is not None
+    return Scripted(book)
+
+
+def checkpoint(world: Config, root: Path, stage: str = "rl-fgrpo") -> None:
+    folder = root / world.preset / stage / "final"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(stage)
+    shutil.copy(ROOT / "miniworld/backbone/processor_config.json", folder)
+
+
+def test_an_endpoint_that_rejects_pictures(world: Config, tmp_path: Path, blind: str) -> None:
+    checkpoint(world, tmp_path)
+    everything = ("mmvp", "cvb_2d", "cvb_3d", "mindcube", "omnispatial", "sat_real")
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, engine(world))
+    folder = tmp_path / world.preset / "eval/fgrpo"
+    before = (folder / "generations.jsonl").read_bytes()
+    remote = OpenAISampler([blind], "m", forbidden=(), longest_wait_s=0.1)
+    with pytest.raises(UserError) as refused:
+        run.evaluate(world, "fgrpo", everything, tmp_path, remote)
+    words = str(refused.value)
+    assert "served none" in words and NO_PICTURES in words and "does its model take pictures" in words
+    assert "is kept" in words
+    held = [row for row in jsonl.read(folder / "generations.jsonl") if row["finish"] != "error"]
+    assert [jsonl.dumps(row) for row in held] == before.decode().splitlines()
+    again = engine(world)
+    run.evaluate(world, "fgrpo", everything, tmp_path, again)
+    assert again.asked and all(row["finish"] == "stop" for row in jsonl.read(folder / "generations.jsonl"))
+
+
+def test_out_of_memory_says_which_setting_to_lower(
+    world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real engine over the real model, whose forward pass runs out of memory in the second batch."""
+    config = load("smoke", "fgrpo", [f"data.root={world.data.root}", "eval.batch_size=4", "eval.max_new_tokens=4"])
+    complete, calls = TransformersSampler.complete, 0
+
+    def hungry(self: TransformersSampler, requests: Sequence[Request]) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return complete(self, requests)
+
+    monkeypatch.setattr(TransformersSampler, "complete", hungry)
+    with pytest.raises(UserError, match=r"out of memory while 4 .*20\.00 GiB.*lower the batch size \(eval\.batch_size"):
+        run.evaluate(config, "backbone-direct", ["mmvp", "cvb_2d"], tmp_path)
+    kept = tmp_path / "smoke/eval/backbone-direct/generations.jsonl"
+    first = jsonl.ids(kept)
+    assert len(first) == 4
+    monkeypatch.setattr(TransformersSampler, "complete", complete)
+    run.evaluate(config, "backbone-direct", ["mmvp", "cvb_2d"], tmp_path)
+    assert first < jsonl.ids(kept)
+
+
+def test_memory_of_the_cpu_is_memory_too(world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(self: TransformersSampler, requests: Sequence[Request]) -> object:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to …")
+
+    monkeypatch.setattr(TransformersSampler, "complete", hungry)
+    config = load("smoke", "fgrpo", [f"data.root={world.data.root}"])
+    with pytest.raises(UserError, match="lower the batch size"):
+        run.evaluate(config, "backbone-direct", ["mmvp"], tmp_path)
+
+
+def test_models_that_are_not_there(world: Config, tmp_path: Path, blind: str) -> None:
+    here = [f"data.root={world.data.root}"]
+    gone = load("smoke", "fgrpo", [*here, f"models.base={tmp_path / 'nowhere'}"])
+    with pytest.raises(UserError, match=r"nowhere is neither a folder with a model nor"):
+        run.evaluate(gone, "backbone-direct", ["mmvp"], tmp_path)
+    served = load("smoke", "fgrpo", [*here, "eval.engine=openai", f"engine.endpoints={json.dumps([blind])}"])
+    with pytest.raises(UserError, match=r"does not serve 'miniworld/backbone' but m; set engine\.model_name"):
+        run.evaluate(served, "backbone-direct", ["mmvp"], tmp_path)
+    nowhere = load("smoke", "fgrpo", [*here, "eval.engine=openai"])
+    with pytest.raises(UserError, match=r"engine\.endpoints .*no address of a server of miniworld/backbone"):
+        run.evaluate(nowhere, "backbone-direct", ["mmvp"], tmp_path)
+
+
+def test_pictures_gone_and_wrong_counts_stop_before_the_first_token(
+    real_like: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(real_like.data.root) / "bench/OmniSpatial/Complex_Logic/0.png").unlink()
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr(run, "_build_sampler", lambda *_: pytest.fail("a model was loaded"))
+    here = [f"data.root={real_like.data.root}", 'judges.extraction.endpoints=["http://127.0.0.1:9/v1"]']
+    loose = load("paper-7b", "fgrpo", [*here, "eval.counts=null"])
+    with pytest.raises(UserError, match=r"omnispatial: 1 of 3 pictures are missing .*0\.png.* download .*OmniSpatial"):
+        run.evaluate(loose, "gpt-4o", ["mmvp", "omnispatial"], tmp_path / "runs")
+    short = load("paper-7b", "fgrpo", here)
+    with pytest.raises(
+        UserError, match=r"mmvp: 4 trials instead of the published 300; download .*eval\.counts\.mmvp=4"
+    ):
+        run.evaluate(short, "gpt-4o", ["mmvp"], tmp_path / "runs")
+
+
+def test_an_empty_run_folder(world: Config, tmp_path: Path) -> None:
+    """Nothing there, and an evaluation that was begun and not finished."""
+    for work in (tables.build, report.write):
+        with pytest.raises(UserError, match=r"no evaluated model below .*run `make eval PRESET=smoke` first"):
+            work(world, tmp_path)
+    assert figures.draw(world, tmp_path) == []
+    with pytest.raises(UserError, match=r"generations\.jsonl is missing; run `make eval`"):
+        rescore.rescore(world, tmp_path, "oracle")
+    checkpoint(world, tmp_path)
+    dying = engine(world)
+    dying.die_after = 2
+    with pytest.raises(BaseExceptionGroup):
+        run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, dying)
+    with pytest.raises(UserError, match=r"fgrpo is begun and not finished; run `make eval"):
+        tables.build(world, tmp_path)
+
+
+def test_an_empty_benchmark(real_like: Config) -> None:
+    path = Path(real_like.data.root) / "bench/OmniSpatial/data.json"
+    path.write_text("[]")
+    with pytest.raises(UserError, match="omnispatial holds no usable question"):
+        base.load("omnispatial", real_like)
+    path.write_text('{"rows": []}')
+    with pytest.raises(UserError, match="must hold a list of questions"):
+        base.load("omnispatial", real_like)
+
+
+def test_a_broken_picture_is_one_refused_answer(world: Config, tmp_path: Path) -> None:
+    """Found when it is sent, not when the benchmark is read; the others are answered."""
+    samples = base.load("mmvp", world).samples
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(samples[0].images[0]).read_bytes()[:60])
+    todo = generate.jobs(
+        [replace(samples[0], images=(str(broken),)), samples[1]], models.load("backbone-direct"), world
+    )
+    sampler = TransformersSampler.load("miniworld/backbone")
+    path = tmp_path / "generations.jsonl"
+    counts = asyncio.run(generate.generate(todo, sampler, path, concurrency=4))
+    assert counts["error"] == 1 and sum(counts.values()) == 2
+    assert "broken.png cannot be decoded" in generate.first_refusal(path)
+
+
+def test_user_errors_are_one_line(world: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as found:
+        tables.build(world, tmp_path)
+    assert "\n" not in (explain(found.value) or "\n")
