@@ -22,7 +22,8 @@ HEAD = """# Benchmarks
 Written by `make bench` on {machine}, preset {preset}. Figures are medians; ratios are what carries over to another machine.
 """
 OF_PRESET = ("rl_step", "constraints", "sampling", "pure")  # these take the stages' options
-TREES = ("100", "1000")
+TREES = ("100", "1000", "10000")
+ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m benchmarks.stream`
 
 
 def commands(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -30,7 +31,10 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     options = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     options += ["--set", *args.set] if args.set else []
     found = {name: [f"benchmarks.{name}", *options] for name in OF_PRESET}
-    return {**found, "mcts": ["mcts.bench", "--trees", *TREES]}
+    found["search"] = ["benchmarks.search", "--trees", *TREES]
+    found["prior"] = ["benchmarks.prior"]
+    found["stream"] = ["benchmarks.stream", *ROWS]
+    return found
 
 
 def section(name: str, command: list[str]) -> str:
