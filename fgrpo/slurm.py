@@ -16,7 +16,7 @@ import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fgrpo import addresses, cli, runs
 from fgrpo.config import load
@@ -26,6 +26,11 @@ from fgrpo.schema import Config, Judge, Serving
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
 METHODS = ("grpo-t", "fgrpo")
 ROLLOUT_PORT = 8000
+# stages whose parts are arrays of jobs: module, and the role of the server that each job has
+PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
+    ("data", "data_curation.run", "base"),
+    ("mcts", "mcts.run", "teacher"),
+)
 
 
 def gpus_of(serving: Serving) -> int:
@@ -114,13 +119,13 @@ def scripts(
         return templates.get_template(f"{template}.j2").render(**common, **values)
 
     out = {"data-prepare.sbatch": render("data-prepare.sbatch", hours=cluster.hours["data"])}
-    for stage, module, role in (("data", "data_curation.run", "base"), ("mcts", "mcts.run", "teacher")):
+    for stage, module, role in PARTS:
         common_values = {
             "module": module,
             "role": role,
             "hours": cluster.hours[stage],
             "gpus": _sampling_gpus(config, role),
-        }  # type: ignore[index]
+        }
         count = getattr(cluster.shards, stage)
         out[f"{stage}.sbatch"] = render("items.sbatch", stage=stage, merge=False, shards=count, **common_values)
         out[f"{stage}-merge.sbatch"] = render("items.sbatch", stage=f"{stage}-merge", merge=True, **common_values)

@@ -22,7 +22,7 @@ from fgrpo.schema import Config
 from fgrpo.serving import Server, free_port
 from fgrpo.toolchain import Gpu
 from judges.base import Meter
-from judges.service import Service
+from judges.transport import OpenAITransport
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = [Gpu("H100", 80.0)] * 8
@@ -213,9 +213,9 @@ def test_sampler_and_judge_read_address_files(tmp_path: Path) -> None:
     pattern = str(tmp_path / "*.json")
     assert OpenAISampler([pattern], "m", forbidden=()).urls == [url]
     judge = load("paper-7b").judges.training.model_copy(update={"endpoints": (pattern,), "model": "m"})
-    assert Service(judge, Meter())._config.endpoints == (url,)
+    assert OpenAITransport(judge, Meter())._urls == (url,)
     with pytest.raises(UserError, match=r"no address of a server of n"):
-        Service(judge.model_copy(update={"model": "n"}), Meter())
+        OpenAITransport(judge.model_copy(update={"model": "n"}), Meter())
 
 
 def test_where_a_server_answers_does_not_change_what_a_run_is() -> None:
