@@ -1,0 +1,52 @@
+"""Puts the figures of a finished demo into README.md, between its markers, as `python -m eval.tables` prints them.
+
+python scripts/quote_demo.py --preset mini [--runs runs]: nothing between the markers is written by hand. Figure 4 goes to docs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import tables
+from fgrpo import cli, config, runs
+from fgrpo.errors import UserError
+
+README = Path("README.md")
+COMPARED = ("grpo-t", "fgrpo")
+
+
+def quoted(text: str, name: str, shown: str) -> str:
+    """`text` with `shown` as the block between the markers of `name`."""
+    pattern = re.compile(rf"(<!-- {name} -->\n```\n).*?(\n```\n<!-- /{name} -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise UserError(f"{README} has no single block between <!-- {name} --> and <!-- /{name} -->")
+    return pattern.sub(lambda found: found[1] + shown + found[2], text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+
+    def body(args: argparse.Namespace) -> None:
+        cfg = config.load(args.preset, args.method, args.set)
+        shown, _, _ = tables.build(cfg, args.runs)
+        against = [t for t in shown if t.name.startswith(f"{COMPARED[0]}-vs-{COMPARED[1]}")]
+        headline = [t for t in shown if t.name.startswith(("accuracy", "faithfulness"))]
+        if not against or not headline:
+            raise UserError(
+                f"no tables of {' and '.join(COMPARED)} among {[t.name for t in shown]}; run `make demo` first"
+            )
+        text = README.read_text(encoding="utf-8")
+        text = quoted(text, "demo", "\n\n".join(t.text() for t in headline))
+        text = quoted(text, "compared", "\n\n".join(t.text() for t in against))
+        README.write_text(text, encoding="utf-8")
+        shutil.copy(runs.folder(cfg, "figures", args.runs) / "figure4.png", Path("docs/figure4.png"))
+
+    cli.run(body, cli.parser(__doc__ or ""), argv)
+
+
+if __name__ == "__main__":
+    main()
