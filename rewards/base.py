@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from fgrpo import boxes, pictures
 from fgrpo.errors import unknown
 from fgrpo.response import Response
-from fgrpo.types import Sample, Score
+from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
 
 FOLDER = Path(__file__).resolve().parent
@@ -41,6 +41,7 @@ class RewardContext:
         boxes_from: sources (first part of a sample's id) whose boxes spatial grounding uses; None = all that have boxes.
         box_normaliser: what the sum of CIoU is divided by (Eq. 1): "max", "gt" or "matched".
         min_pixels, max_pixels: the processor's bounds on the picture that the model sees.
+        box_tag, box_frame: how the policy writes boxes (see `judges.GroundingItem`).
     """
 
     judges: JudgeSet
@@ -49,6 +50,8 @@ class RewardContext:
     box_normaliser: Literal["max", "gt", "matched"] = "max"
     min_pixels: int = boxes.MIN_PIXELS
     max_pixels: int = boxes.MAX_PIXELS
+    box_tag: str = "bbox"
+    box_frame: Frame = "model"
 
 
 class Reward(Protocol):

@@ -11,6 +11,7 @@ Decided here, before any judge is asked:
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from fgrpo.types import Score, Verdict
@@ -22,16 +23,24 @@ from rewards.task import is_correct
 _TAG = re.compile(r"<[^<>]{0,40}>")
 _SPACED_WORD = re.compile(r"[^\W\d_]+")
 _LEAST_WORDS = 3  # "It moved left" says something; "Thought process:" and "left" do not
-_LEAST_LETTERS_UNSPACED = 4  # scripts that put no blanks between words
+_LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 def is_contentless(think: str) -> bool:
-    """Whether a trace says nothing: too few words once tags and stock openers are taken away."""
-    plain = rules().openers.sub(" ", _TAG.sub(" ", think))
+    """Whether a trace says nothing: too few words once tags and stock openers are taken away.
+
+    Looked at as a reader would see it: full-width letters are letters, and invisible characters are not there.
+    """
+    seen = think
+    if not think.isascii():
+        seen = "".join(c for c in unicodedata.normalize("NFKC", think) if unicodedata.category(c) != "Cf")
+    plain = rules().openers.sub(" ", _TAG.sub(" ", seen))
     words = _SPACED_WORD.findall(plain)
     if len(words) >= _LEAST_WORDS:
         return False
-    return sum(len(w) for w in words if not w.isascii()) < _LEAST_LETTERS_UNSPACED
+    letters = "".join(word for word in words if not word.isascii())
+    return sum(unicodedata.name(c, "").startswith(_UNSPACED) for c in letters) < _LEAST_LETTERS_UNSPACED
 
 
 class ConsistencyReward:

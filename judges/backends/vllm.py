@@ -103,20 +103,24 @@ class Engine:
 
     def _answer(self, batch: list[_Asked]) -> None:
         """The outputs of a batch; a call that vLLM refuses fails alone."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
             outputs = self._llm.chat(
                 [_conversation(asked) for asked in batch], [self._parameters(asked) for asked in batch], use_tqdm=False
             )
-        except Exception as error:  # noqa: BLE001 - handed to those who wait; the thread must live
-            if type(error).__name__ == "EngineDeadError":
-                dead = UserError(f"{self._name} died (its own words stand above); run the same command again")
-                for asked in batch:
-                    asked.reply.set_exception(dead)
-            elif len(batch) == 1:
-                batch[0].reply.set_exception(error)
-            else:
+        except Exception as error:  # noqa: BLE001 - handed to those who wait: this thread must live
+            refused = isinstance(error, (ValueError, VLLMClientError))
+            if refused and len(batch) > 1:  # it does not say which one
                 for asked in batch:
                     self._answer([asked])
+                return
+            told: Exception = Unanswered("refused", _first_line(error)) if refused else error
+            if isinstance(error, EngineDeadError):
+                told = UserError(f"{self._name} died (its own words stand above); run the same command again")
+            for asked in batch:
+                asked.reply.set_exception(told)
             return
         for asked, output in zip(batch, outputs, strict=True):
             asked.reply.set_result(output)
@@ -158,9 +162,9 @@ class VLLMTransport:
             engine.submit(asked)
             output = await asyncio.wrap_future(asked.reply)
             used = len(output.prompt_token_ids or ()), len(output.outputs[0].token_ids)
-        except (ValueError, RuntimeError, OSError) as error:
-            self._meter.fault("refused")
-            raise Unanswered("refused", _first_line(error)) from None
+        except Unanswered as error:
+            self._meter.fault(error.kind)
+            raise
         finally:
             self._meter.settle(room, used)
         if output.outputs[0].finish_reason == "length":

@@ -87,8 +87,9 @@ def test_judges_in_this_process(greedy: list[Request], tmp_path: Path) -> None:
         check=False,
         env={**os.environ, **CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
     )
-    (line,) = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")] or [done.stderr[-3000:]]
-    found = json.loads(line.removeprefix("RESULT "))
+    lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
+    assert len(lines) == 1, done.stderr[-3000:]
+    found = json.loads(lines[0].removeprefix("RESULT "))
     assert {v["label"] for v in found["extraction"]} <= {"A", "B", "0"}
     assert not any(v["failed"] for v in found["extraction"])
     assert {v["label"] for v in found["consistency"] if not v["failed"]} <= {"CONSISTENT", "INCONSISTENT"}
