@@ -129,7 +129,9 @@ def _question(item: RewardItem, split: Sequence[Sentence], context: RewardContex
     texts = [s.text for s in split]
     visual = [i for i, s in enumerate(split) if s.visual]
     try:
-        sizes = model_sizes(item.sample.images, context)
+        is_original = context.box_frame == "original"
+        images = item.sample.images
+        sizes = tuple(map(pictures.size, images)) if is_original else model_sizes(images, context)
     except pictures.ERRORS:
         sizes = ()  # the judge looks at the picture itself, and says so if it cannot
     return GroundingItem(
@@ -139,6 +141,8 @@ def _question(item: RewardItem, split: Sequence[Sentence], context: RewardContex
         tuple(texts[i] for i in visual),
         tuple(tuple(texts[:i]) for i in visual),
         sizes,
+        context.box_tag,
+        context.box_frame,
     )
 
 
