@@ -1,6 +1,6 @@
 """Puts the figures of a finished demo into README.md, between its markers, as `python -m eval.tables` prints them.
 
-python scripts/quote_demo.py --preset mini [--runs runs]: nothing between the markers is written by hand. Figure 4 goes to docs/.
+python -m scripts.quote_demo --preset mini [--runs runs]: nothing between the markers is written by hand. Figure 4 goes to docs/.
 """
 
 from __future__ import annotations
