@@ -42,7 +42,7 @@ ROLLOUT_FLAGS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", 
 NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
 ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # lets weights be replaced: never on an open network
 # On a CPU vLLM's worker gets a part of ours, without which new weights would not reach all of its layers.
-CPU_ROLLOUT_FLAGS = (*ROLLOUT_FLAGS, "--worker-extension-cls", "fgrpo.vllm_worker.PlainLinears")
+CPU_ROLLOUT_FLAGS = (*ROLLOUT_FLAGS, "--worker-extension-cls", "fgrpo.vllm_extension.PlainLinears")
 CPU_ROLLOUT_ENVIRONMENT = {**CPU_ENVIRONMENT, **ROLLOUT_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
 
 

@@ -3,7 +3,7 @@
 vLLM's CPU backend packs each linear layer when it loads it and computes with the packed copy. vLLM 0.31 packs again when it
 reloads weights, but not an output layer tied to the embeddings: that one goes on with the old weights, in silence. With
 `plain_linears` around the loading nothing is packed, and every layer computes with the tensor that is replaced. Behind a
-server: `vllm serve … --worker-extension-cls fgrpo.vllm_worker.PlainLinears` (importing this module there is what does it).
+server, `fgrpo.vllm_extension` sees to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 NAME = "dispatch_cpu_unquantized_gemm"
-EXTENSION = f"{__name__}.PlainLinears"
+EXTENSION = "fgrpo.vllm_extension.PlainLinears"
 
 
 def leave_plain(layer: Any, remove_weight: bool) -> None:
@@ -40,15 +40,3 @@ def plain_linears() -> Iterator[None]:
         yield
     finally:
         setattr(utils, NAME, was)
-
-
-class PlainLinears:
-    """The extension of the worker. The guard stays for the worker's life."""
-
-    model_runner: Any
-    _guard = plain_linears()
-    _guard.__enter__()
-
-    def packed_layers(self) -> dict[str, list[str]]:
-        """{"packed": names of layers that new weights would not reach}."""
-        return {"packed": packed(self.model_runner.model)}

@@ -114,7 +114,7 @@ def test_behind_a_server(root: Path) -> None:
     server = Server(
         ordered.model,
         log=root / "server.log",
-        flags=(*ordered.flags, "--worker-extension-cls", "weight_reader.Reader"),
+        flags=(*ordered.flags, "--worker-extension-cls", "reading_extension.Reader"),
         environment={**ordered.environment, "PYTHONPATH": path},
         timeout_s=LIMIT_S,
     )

@@ -1,4 +1,4 @@
-"""What a vLLM engine computes with, told by itself; the worker extension of the rollout server in tests/vllm/test_rollouts.py.
+"""What a vLLM engine computes with, told by itself, and what it should be (tests/vllm/test_rollouts.py).
 
 A layer's matrix is what the layer makes of the unit vectors, so it is the effective one whatever is stored beside it.
 """
@@ -8,18 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
-from fgrpo.vllm_worker import PlainLinears
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-
-
-class Reader(PlainLinears):
-    """`POST /collective_rpc {"method": "write_weights", "args": [path]}`."""
-
-    def write_weights(self, path: str) -> None:
-        save_file(effective(self.model_runner.model), path)
 
 
 def effective(model: torch.nn.Module) -> dict[str, torch.Tensor]:
