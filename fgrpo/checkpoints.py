@@ -16,10 +16,12 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from fgrpo.errors import UserError
+from fgrpo.runs import write_json
 
 PREFIX = "checkpoint"
 ASIDE = ".part"
 STATE = "trainer_state.json"
+PROCESSES = "processes.json"
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -32,8 +34,13 @@ class WrongCheckpoint(UserError, ValueError):
 
 
 class AsideCheckpoints(_Base):
-    """Saves whole checkpoints only. A subclass adds files of its own in `_write_extra`."""
+    """Saves whole checkpoints only. A subclass adds files of its own in `_write_extra`.
 
+    With several processes each writes its part into the folder aside; the main one renames it when all have. A checkpoint
+    knows for how many processes it was cut (`processes.json`), and is refused by others in words.
+    """
+
+    processes_make_the_batch = True  # whether another number of processes would see other batches
     _aside = False
 
     def _write_extra(self, folder: Path) -> None:
@@ -57,13 +64,80 @@ class AsideCheckpoints(_Base):
 
         def finish() -> None:
             self._write_extra(aside / name)
+            write_json(aside / name / PROCESSES, self._processes())
+            self._name_best(aside, folder)
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
             os.replace(aside / name, folder / name)
             shutil.rmtree(aside, ignore_errors=True)
-            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
         self._on_main(finish)
+        self._name_best(aside, folder)
+
+    def _name_best(self, aside: Path, folder: Path) -> None:
+        """transformers has looked for the best checkpoint where this one is written; it is going to lie in `folder`."""
+        best = self.state.best_model_checkpoint
+        if best is None or Path(best).parent != aside:
+            return
+        self.state.best_model_checkpoint = str(folder / Path(best).name)
+        file = aside / f"{PREFIX}-{self.state.global_step}" / STATE
+        if self.args.should_save and file.exists():
+            self.state.save_to_json(str(file))
+
+    def _processes(self) -> dict[str, int]:
+        """How the states of a checkpoint are cut: processes, and the stage of ZeRO (0 without DeepSpeed)."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return {"processes": int(self.args.world_size), "zero": int(plugin.zero_stage) if plugin is not None else 0}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **more: Any) -> Any:
+        """transformers' own, for a checkpoint that this run's processes can read.
+
+        Raises:
+            WrongCheckpoint: its states are cut for other processes.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            self._check_processes(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *others, **more)
+
+    def _check_processes(self, checkpoint: Path) -> None:
+        if not (checkpoint / PROCESSES).exists():
+            return
+        saved, here = json.loads((checkpoint / PROCESSES).read_text(encoding="utf-8")), self._processes()
+        if saved == here or (saved["zero"] == here["zero"] == 0 and not self.processes_make_the_batch):
+            return
+        why = "a step would see another number of rows"
+        if saved["zero"] or here["zero"]:
+            why = "DeepSpeed cuts the optimizer's states by process and cannot read them otherwise"
+        raise WrongCheckpoint(
+            f"{checkpoint} was saved by {_in_words(saved)}, and this run has {_in_words(here)}: {why}; start it as it was, or "
+            "delete that folder to go on from the one before, or from the start"
+        )
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """transformers' own, in which DeepSpeed reads a checkpoint."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with _fits(resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint's weights, by their right names (see `_load_from_checkpoint`)."""
+        best = self.state.best_model_checkpoint
+        if best is None or self._has_own_format():
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(best)
+
+    def _has_own_format(self, model: Any = None) -> bool:
+        """Whether checkpoints are read by peft, DeepSpeed or FSDP, which name weights as the modules do."""
+        target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+        return hasattr(target, "peft_config") or bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights as `from_pretrained` does, and insist that each has its place.
@@ -71,10 +145,10 @@ class AsideCheckpoints(_Base):
         transformers saves a Qwen2.5-VL under other names ("visual.…") than its modules have ("model.visual.…"); its
         Trainer then loads none of them on resume, with a warning, and training would go on from the base model.
         """
-        target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
-        if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._has_own_format(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
+        target: Any = self.accelerator.unwrap_model(self.model if model is None else model)
         with _fits(resume_from_checkpoint):
             saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
             target.load_state_dict(saved.state_dict())
@@ -141,16 +215,24 @@ def _fits(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
-def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,)) -> Path | None:
+def _in_words(processes: dict[str, int]) -> str:
+    n, zero = processes["processes"], processes["zero"]
+    return f"{n} process{'es' if n != 1 else ''} {f'under ZeRO-{zero}' if zero else 'without DeepSpeed'}"
+
+
+def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None) -> Path | None:
     """The newest complete checkpoint of `folder`; half-written ones are passed over.
 
     Args:
         needed: JSON files that a complete checkpoint has.
+        before: only checkpoints of earlier steps than this.
     """
     found = []
     for path in Path(folder).glob(f"{PREFIX}-*"):
         number = path.name.rsplit("-", 1)[1]
-        if number.isdigit() and all(_is_json(path / name) for name in needed) and _has_weights(path):
+        if not number.isdigit() or (before is not None and int(number) >= before):
+            continue
+        if all(_is_json(path / name) for name in needed) and _has_weights(path):
             found.append((int(number), path))
     return max(found)[1] if found else None
 

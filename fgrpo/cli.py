@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fgrpo import INTERRUPTED
 from fgrpo.config import OVERLAY
 from fgrpo.errors import UserError
 
 SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the last word
+INTERRUPTED_CODE = 130
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a process that torchrun or accelerate started says what ended it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 # what libraries make of a full disk: safetensors and tokenizers (Rust), SQLite, torch.save
@@ -45,13 +50,32 @@ def run(
     except KeyboardInterrupt:
         if SIDE_BY_SIDE not in os.environ:
             print(INTERRUPTED, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED_CODE)
     except Exception as error:
         line = explain(error)
+        if ERROR_FILE in os.environ:
+            _end_process_of_run(error, line)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_process_of_run(error: Exception, line: str | None) -> NoReturn:
+    """End one of several processes at once: the others wait for it, and threads of libraries may keep it from ending.
+
+    The line goes to the launcher, which prints it once; a launcher other than ours (`fgrpo.launch`) says more besides.
+    """
+    if line is None:
+        traceback.print_exception(error)
+    else:
+        with open(os.environ[ERROR_FILE], "w", encoding="utf-8") as file:
+            json.dump({"message": line, "timestamp": int(time.time())}, file)
+        if SIDE_BY_SIDE not in os.environ:
+            print(f"error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if line is None else 2)
 
 
 def explain(error: BaseException) -> str | None:

@@ -7,7 +7,9 @@ the vLLM tests check). This module imports torch; the light parts of the package
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +50,7 @@ def load_policy(
     Args:
         path: a saved folder, or a hub name.
         dtype: a key of `DTYPES`.
-        attention: "sdpa", "eager" or "flash_attention_2".
+        attention: "sdpa", "eager" or "flash_attention_2" (which is sdpa where it is not installed).
 
     Raises:
         UserError: nothing there, not a Qwen2.5-VL, a broken configuration or weights that do not fit it.
@@ -58,13 +60,12 @@ def load_policy(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
     check_policy(path)
+    attention = attention_here(attention)
     try:
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             str(path), dtype=DTYPES[dtype], attn_implementation=attention, output_loading_info=True
         )
         model, report = loaded
-    except ImportError as error:  # flash attention asked for and not there
-        raise UserError(f"{path} cannot be loaded with attention {attention!r}: {_line(error)}; use sdpa") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not load as a Qwen2.5-VL: {_line(error)}; save or download it again") from error
     lost = sorted(report["missing_keys"])
@@ -73,6 +74,33 @@ def load_policy(
             f"{path} lacks {len(lost)} of the weights its config.json speaks of ({lost[0]}, …); save or download it again"
         )
     return model.eval(), load_processor(path)
+
+
+@cache
+def attention_here(wanted: str) -> str:
+    """`wanted`, or "sdpa" for a flash attention that is not installed: the same function to rounding, and slower."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if wanted != "flash_attention_2" or is_flash_attn_2_available():
+        return wanted
+    print("flash-attn is not installed: attention is torch's own (sdpa)", file=sys.stderr)
+    return "sdpa"
+
+
+def training_dtype(precision: str, deepspeed: str | None, *, adapters: bool) -> str:
+    """The kind of number in which a model that is trained is held: a key of `DTYPES`.
+
+    bf16 weights are enough where something else keeps the exact ones (DeepSpeed's optimizer) or they are not trained
+    (adapters, which peft holds in fp32). Else they are fp32, and only the products are bf16: a step of 1e-6 would be lost.
+    """
+    return "bfloat16" if precision == "bf16" and (deepspeed is not None or adapters) else "float32"
+
+
+def text_vocabulary(path: str | Path) -> int:
+    """Rows of the output layer of the model at `path`, without loading it."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(str(path)).get_text_config().vocab_size)
 
 
 def load_processor(path: str | Path) -> Qwen2_5_VLProcessor:
@@ -130,7 +158,9 @@ def freeze_vision(model: torch.nn.Module, *, projector: bool) -> int:
     frozen = [p for name, p in towers[0].named_parameters() if projector or not name.startswith(PROJECTOR)]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    return sum(parameter.numel() for parameter in frozen)
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel()) for parameter in frozen
+    )  # ZeRO-3 leaves 0 elements here
 
 
 def render_prompt(processor: Qwen2_5_VLProcessor, images: Sequence[object], text: str, prefix: str = "") -> str:

@@ -1,7 +1,8 @@
-"""What a machine has: the compiler that DeepSpeed needs on a CPU, where it builds its ops at first use, and its GPUs."""
+"""What a machine has: its GPUs, and the compiler that DeepSpeed needs where a configuration moves states to the CPU."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,25 +24,38 @@ def how_to_install(missing: list[str]) -> str:
     return f"apt install {' '.join(missing).replace('ninja', 'ninja-build')}"
 
 
-def check_deepspeed(settings: str | None, key: str, *, on_cpu: bool) -> None:
-    """Refuse a DeepSpeed run that would die in the middle of a build.
+def check_deepspeed(settings: str | None, key: str) -> None:
+    """Refuse a DeepSpeed file that would end the run when its first step begins.
+
+    The files of configs/deepspeed build nothing. One with an `offload_optimizer` builds DeepSpeed's own Adam at first use.
 
     Args:
         settings: the DeepSpeed file of the configuration, None without DeepSpeed.
         key: its configuration key, for the message.
-        on_cpu: whether models run on the CPU; our GPU configuration builds nothing.
 
     Raises:
-        UserError: the file is missing, or a tool is.
+        UserError: the file is missing or no JSON, names what follows from the preset, or needs a tool that is not here.
     """
     if settings is None:
         return
-    if not Path(settings).is_file():
+    path = Path(settings)
+    if not path.is_file():
         raise UserError(f"{key}: there is no file {settings}; name one, or set {key}=null")
-    if on_cpu and (missing := missing_tools()):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        zero = dict(content.get("zero_optimization", {}))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{key}: {settings} is not a DeepSpeed configuration in JSON ({error})") from error
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    named = [name for name in sizes if content.get(name, "auto") != "auto"]
+    if named:
         raise UserError(
-            f"{key} is {settings}, and DeepSpeed builds its ops with {' and '.join(missing)}, which are not here; "
-            f"{how_to_install(missing)}, or set {key}=null"
+            f'{key}: {settings} sets {named[0]}, which follows from the preset; leave it out or make it "auto"'
+        )
+    if "offload_optimizer" in zero and (missing := missing_tools()):
+        raise UserError(
+            f"{key}: {settings} has offload_optimizer, for which DeepSpeed builds its own Adam with {' and '.join(missing)}, "
+            f"which are not here; {how_to_install(missing)}, or leave it out"
         )
 
 

@@ -8,22 +8,16 @@ Data order is ours (`rl.data.order`), so TRL does not shuffle.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
 
-from fgrpo import hf
+from fgrpo import hf, ranks
 from fgrpo.errors import UserError
 from fgrpo.sampling.openai_engine import FORBIDDEN_BIAS
 from fgrpo.schema import Config, Rl
-
-
-def world_size() -> int:
-    """Processes of this run, as torchrun and accelerate announce them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def updates_per_generation(rl: Rl) -> int:
@@ -62,7 +56,7 @@ def grpo_config(
         UserError: batch sizes that do not divide (names the keys).
     """
     rl = config.rl
-    processes = world_size() if world is None else world
+    processes = ranks.world_size() if world is None else world
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -70,7 +64,7 @@ def grpo_config(
         run_name=f"{config.preset}-{config.method}",
         **_method(rl),
         **_batches(rl, processes),
-        **_machine(rl),
+        **_machine(config),
         **_bookkeeping(rl),
         **_engine(config, forbidden),
     )
@@ -123,11 +117,12 @@ def _batches(rl: Rl, processes: int) -> dict[str, Any]:
     }
 
 
-def _machine(rl: Rl) -> dict[str, Any]:
+def _machine(config: Config) -> dict[str, Any]:
+    rl = config.rl
     return {
+        **ranks.trainer_arguments(rl.deepspeed, config.launch.timeout_s),
         "bf16": rl.precision == "bf16",
         "gradient_checkpointing": rl.gradient_checkpointing,
-        "deepspeed": rl.deepspeed,
         "shuffle_dataset": False,
         "remove_unused_columns": False,
         "dataloader_pin_memory": hf.device() != "cpu",
@@ -140,7 +135,7 @@ def _bookkeeping(rl: Rl) -> dict[str, Any]:
     return {
         "save_strategy": "steps",
         "save_steps": -(-rl.save_steps // updates) * updates,
-        "save_total_limit": 2,
+        "save_total_limit": rl.keep_checkpoints,
         "logging_steps": 1,
         "logging_first_step": True,
         "disable_tqdm": True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import adapters, checkpoints, cli, config, hf, pictures, prompts, runs, toolchain
+from fgrpo import adapters, checkpoints, cli, config, hf, launch, pictures, prompts, ranks, runs
 from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from judges import build
@@ -32,36 +33,38 @@ from rl.scoring import RolloutScorer
 from rl.tracking import tracked
 from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
 
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
 
     def body(args: argparse.Namespace) -> None:
-        train(config.load(args.preset, args.method, args.set), args.runs)
+        cfg = config.load(args.preset, args.method, args.set)
+        if not launch.start_if_asked("rl.train", cfg, sys.argv[1:] if argv is None else argv):
+            train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder.
+    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.launch`).
 
     Raises:
         UserError: an input is missing, the disk is full, too many judgements failed (the last good checkpoint stays).
     """
     questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data")
     policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft")
-    with runs.Run.open(cfg, f"rl-{cfg.method}", [questions, policy], root) as run:
-        if run.is_done:
-            print(f"{run.path} is done already")
+    with (
+        ranks.session(cfg.rl.deepspeed, cfg.launch.timeout_s),
+        ranks.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
+    ):
+        if ranks.on_main(lambda: run.is_done):
+            ranks.say(f"{run.path} is done already")
             return run.path
-        toolchain.check_deepspeed(cfg.rl.deepspeed, "rl.deepspeed", on_cpu=hf.device() == "cpu")
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
-        checkpoint = last_checkpoint(run.path / "checkpoints")
+        checkpoint = ranks.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            print(f"going on from {checkpoint}")
+            ranks.say(f"going on from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -80,27 +83,32 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     rl = cfg.rl
     dual, pixels = make_dual(cfg), pictures.pixel_bounds(policy)  # what may be wrong goes before what takes long
     scorer = make_scorer(cfg, pixels, run.path)
-    arguments.check_batches(rl, arguments.world_size())
+    arguments.check_batches(rl, ranks.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
     if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings; two methods run side by side
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    model, processor = hf.load_policy(policy, DTYPES[rl.precision], rl.attention)
-    if rl.freeze_vision:
-        hf.freeze_vision(model, projector=rl.freeze_projector)
+    processor = hf.load_processor(policy)
     template = prompts.read(cfg.prompts.think)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, run.counts)
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))
     wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
-    forbidden = hf.forbidden_token_ids(processor.tokenizer, model.config.get_text_config().vocab_size)
+    forbidden = hf.forbidden_token_ids(processor.tokenizer, hf.text_vocabulary(policy))
+    args = arguments.grpo_config(
+        cfg, run.path / "checkpoints", steps, forbidden
+    )  # before the model: ZeRO-3 cuts it as it loads
+    dtype = hf.training_dtype(rl.precision, rl.deepspeed, adapters=rl.lora is not None)
+    model, _ = hf.load_policy(policy, dtype, rl.attention)
+    if rl.freeze_vision:
+        hf.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
     logbook = Logbook(run.path, scorer, steps, pixels)
     trainer = kind(
         model,
         scorer.reward_funcs(),
-        arguments.grpo_config(cfg, run.path / "checkpoints", steps, forbidden),
+        args,
         dataset,
         processing_class=processor,
         peft_config=adapters.lora_config(rl.lora),
@@ -114,6 +122,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
         max_failed_share=rl.max_failed_share,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not a process'
     preflight.trainer = logbook.trainer = trainer
     return trainer, logbook
 

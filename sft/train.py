@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,12 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
-from fgrpo import cli, config, hf, jsonl, pictures, runs, toolchain
-from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint
+from fgrpo import adapters, cli, config, hf, jsonl, launch, metrics, pictures, ranks, runs
+from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint, save_whole
 from fgrpo.schema import Config
 from sft import dataset
 
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-METRICS = "metrics.jsonl"
+METRICS = metrics.NAME
 
 
 class Trainer(AsideCheckpoints, SFTTrainer):
@@ -40,34 +40,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
 
     def body(args: argparse.Namespace) -> None:
-        train(config.load(args.preset, args.method, args.set), args.runs)
+        cfg = config.load(args.preset, args.method, args.set)
+        if not launch.start_if_asked("sft.train", cfg, sys.argv[1:] if argv is None else argv):
+            train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder."""
+    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.launch`)."""
     traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts")
-    with runs.Run.open(cfg, "sft", [traces], root) as run:
-        if run.is_done:
-            print(f"{run.path} is done already")
+    with (
+        ranks.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
+        ranks.open_run(cfg, "sft", [traces], root) as run,
+    ):
+        if ranks.on_main(lambda: run.is_done):
+            ranks.say(f"{run.path} is done already")
             return run.path
-        toolchain.check_deepspeed(cfg.sft.deepspeed, "sft.deepspeed", on_cpu=hf.device() == "cpu")
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, traces)
-        checkpoint = last_checkpoint(run.path / "checkpoints")
-        if checkpoint is not None and lost_best(run.path, checkpoint):
-            print(f"{run.path} has lost the state with the lowest validation loss; training from the start")
-            checkpoint = None
-            shutil.rmtree(run.path / "checkpoints")
+        checkpoint = ranks.on_main(lambda: where_to_go_on(run.path, trainer.args.max_steps))
         if checkpoint is not None:
-            print(f"going on from {checkpoint}")
+            ranks.say(f"going on from {checkpoint}")
         try:
-            if checkpoint is not None and int(checkpoint.name.rsplit("-", 1)[1]) >= trainer.args.max_steps:
-                trainer._load_from_checkpoint(
-                    str(checkpoint)
-                )  # killed after the last step; one more would be one too many
-            else:
+            if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             logbook.close()
@@ -77,14 +73,33 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         return run.path
 
 
+def where_to_go_on(folder: Path, steps: int) -> Path | None:
+    """The last complete checkpoint, unless the best state before it is lost; then none is left. The main process decides.
+
+    A run that was killed after its last step, `steps`, has nothing left to do if a best state is kept; without one its last
+    steps are done again, so that the model is there to be written.
+    """
+    known = not math.isinf(best_so_far(folder)[0])
+    checkpoint = last_checkpoint(folder / "checkpoints", before=None if known else steps)
+    if checkpoint is not None and lost_best(folder, checkpoint):
+        print(f"{folder} has lost the state with the lowest validation loss; training from the start")
+        shutil.rmtree(folder / "checkpoints")
+        return None
+    return checkpoint
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
 def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Logbook]:
     """The trainer, ready to train, and its logbook."""
     sft = cfg.sft
     if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    model, processor = hf.load_policy(cfg.models.base, DTYPES[sft.precision], sft.attention)
-    if sft.freeze_vision:
-        hf.freeze_vision(model, projector=sft.freeze_projector)
+    hf.check_policy(cfg.models.base)
+    processor = hf.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
@@ -94,7 +109,13 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     )
     learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)
     run.counts["traces"], run.counts["validation traces"] = len(learn), len(held)
-    args = sft_config(cfg, run.path / "checkpoints", len(learn), bool(held))
+    args = sft_config(
+        cfg, run.path / "checkpoints", len(learn), bool(held)
+    )  # before the model: ZeRO-3 cuts it as it loads
+    dtype = hf.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
+    model, _ = hf.load_policy(cfg.models.base, dtype, sft.attention)
+    if sft.freeze_vision:
+        hf.freeze_vision(model, projector=sft.freeze_projector)
     logbook = Logbook(run.path)
     trainer = Trainer(
         model,
@@ -102,6 +123,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         train_dataset=dataset.to_dataset(learn),
         eval_dataset=dataset.to_dataset(held) if held else None,
         processing_class=processor,
+        peft_config=adapters.lora_config(sft.lora),
         callbacks=[logbook],
     )
     trainer.remove_callback(PrinterCallback)
@@ -120,8 +142,9 @@ def total_steps(cfg: Config, rows: int, world: int) -> int:
 def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int | None = None) -> SFTConfig:
     """The one place where our configuration becomes TRL's; tests/sft/test_train.py pins it."""
     sft = cfg.sft
-    steps = total_steps(cfg, rows, world or int(os.environ.get("WORLD_SIZE", "1")))
+    steps = total_steps(cfg, rows, world or ranks.world_size())
     return SFTConfig(
+        **ranks.trainer_arguments(sft.deepspeed, cfg.launch.timeout_s),
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=sft.learning_rate,
@@ -134,7 +157,6 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
         gradient_accumulation_steps=sft.gradient_accumulation,
         bf16=sft.precision == "bf16",
         gradient_checkpointing=sft.precision == "bf16",
-        deepspeed=sft.deepspeed,
         max_length=None,  # a cut would fall into image tokens; rows that do not fit were left out
         packing=False,
         completion_only_loss=True,
@@ -161,15 +183,12 @@ class Logbook(TrainerCallback):
         self.folder = folder
         self.trainer: Trainer | None = None
         self._bar: tqdm[Any] | None = None
-        self._out: Any = None
+        self._out: metrics.MetricsFile | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        path = self.folder / METRICS
-        if path.exists():  # what was logged after the checkpoint is going to be done again
-            jsonl.write(path, [line for line in jsonl.read(path) if line["step"] <= state.global_step])
-        self._out = path.open("a", encoding="utf-8")
+        self._out = metrics.MetricsFile(self.folder, state.global_step, state.log_history)
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -187,8 +206,7 @@ class Logbook(TrainerCallback):
         if self._out is None or logs is None or "train_runtime" in logs:
             return
         numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        self._out.write(jsonl.dumps({"step": state.global_step, **numbers}) + "\n")
-        self._out.flush()
+        self._out.add({"step": state.global_step, **numbers})
         if self._bar is not None:
             shown = {k: f"{numbers[k]:.3f}" for k in ("loss", "eval_loss") if k in numbers}
             self._bar.set_postfix(shown, refresh=False)
@@ -202,9 +220,10 @@ class Logbook(TrainerCallback):
         **_: Any,
     ) -> None:
         loss = (metrics or {}).get("eval_loss")
-        if self.trainer is None or loss is None or loss >= best_so_far(self.folder)[0]:
+        if self.trainer is None or loss is None:
             return
-        save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
+        if ranks.on_main(lambda: loss < best_so_far(self.folder)[0]):
+            save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
 
     def close(self) -> None:
         """Close the file and the progress line."""
@@ -239,20 +258,12 @@ def lost_best(folder: Path, checkpoint: Path) -> bool:
 
 def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
     """Model, processor and best.json, written aside and renamed."""
-    aside = folder.with_name(folder.name + ".part")
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(aside))
-    if trainer.accelerator.is_main_process:
-        runs.write_json(aside / "best.json", facts)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
+    save_whole(trainer, folder, lambda aside: runs.write_json(aside / "best.json", facts))
 
 
 def keep_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Make `final` of the state with the lowest validation loss, or of the last one where nothing validates."""
-    loss, facts = best_so_far(folder)
+    loss, facts = ranks.on_main(lambda: best_so_far(folder))
     if math.isinf(loss):
         facts = {"step": trainer.state.global_step}
         save_state(trainer, folder / "final", facts)

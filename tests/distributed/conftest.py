@@ -1,0 +1,96 @@
+"""A small world for runs in several processes: traces, questions, replayed completions, and a copy of the mini policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgrpo import jsonl
+from fgrpo.types import Box, Sample
+from miniworld import questions, truth
+from miniworld.render import render
+
+ROOT = Path(__file__).resolve().parents[2]
+GENEROUS = 1800  # seconds for one start; machines are slow, and no test depends on time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Small:
+    """Folders of the world, and the completions that are replayed, by question."""
+
+    folder: Path
+    texts: dict[str, list[str]]
+
+    def root(self, name: str) -> Path:
+        """A runs root of its own, in which the stages before training are done."""
+        root = self.folder / "roots" / name
+        if not root.exists():
+            shutil.copytree(self.folder / "before", root)
+            if name.startswith("rl"):
+                (root / "mini" / "sft").mkdir()
+                (root / "mini" / "sft" / "final").symlink_to(self.folder / "backbone")
+        return root
+
+    def sft(self, *more: str) -> list[str]:
+        """Four steps of eight traces; the mini preset else."""
+        return [
+            f"models.base={self.folder / 'backbone'}",
+            *("sft.max_steps=4", "sft.batch_size=4", "sft.save_steps=2", "sft.evals=2", "sft.logging_steps=1"),
+            *("data.validation_share=0.2", *more),
+        ]
+
+    def rl(self, *more: str) -> list[str]:
+        """Four steps of two questions by four rollouts."""
+        return [
+            *(f"data.root={self.folder}", "data.boxes_from=[vgr]", "rl.rollout_batch=2", "rl.global_batch=2"),
+            *("rl.group_size=4", "rl.max_response_length=64", "rl.save_steps=2", "rl.max_steps=4"),
+            *("rl.dual.min_applicable=1", *more),
+        ]
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Sixteen questions with one and two pictures."""
+    folder = tmp_path_factory.mktemp("distributed")
+    shutil.copytree(ROOT / "miniworld" / "backbone", folder / "backbone")
+    rng, traces, samples, scenes, texts = random.Random(4), [], [], [], {}
+    for n in range(16):
+        question = questions.make(("hrel", "view", "vrel", "depth")[n % 4], rng)
+        paths = []
+        for k, scene in enumerate(question.scenes):
+            path = folder / f"{n}-{k}.png"
+            render(scene, rng).save(path)
+            scenes.append({"key": truth.image_key(path), "scene": scene.to_dict()})
+            paths.append(str(path))
+        trace = questions.trace(question)
+        turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": trace}]
+        traces += [{"id": f"{n}/{k}", "sample_id": f"sat/{n}", "messages": turns, "images": paths} for k in range(2)]
+        things = [question.scenes[-1].by_name(name) for name in question.asked]
+        boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing) if n % 2 else None
+        sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
+        samples.append(sample.to_dict())
+        (other,) = (choice for choice in question.choices if choice != question.answer)
+        think, answer = trace.split("<answer>")
+        texts[sample.id] = [
+            trace,
+            f"{think}<answer>{other}</answer>",  # contradicts itself, and is wrong
+            f"{think.replace(f' {question.answer} ', f' {other} ')}<answer>{answer}",  # contradicts itself, and is right
+            f"<think>Nothing is said here.</think><answer>{question.answer}</answer>",
+            think.split(".")[0],  # cut off
+        ]
+    before = folder / "before" / "mini"
+    for stage in ("mcts", "data"):
+        (before / stage).mkdir(parents=True)
+    jsonl.write(before / "mcts" / "sft.jsonl", traces)
+    jsonl.write(before / "data" / "rl.jsonl", samples)
+    (folder / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scenes))
+    return Small(folder, texts)

@@ -1,0 +1,33 @@
+"""A training stage whose process 1 ends as `FAILS` says, while process 0 waits for it: `test_launch.py` starts it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+
+from fgrpo import cli, ranks
+from fgrpo.errors import UserError
+
+
+def body(_: object) -> None:
+    how = os.environ["FAILS"]
+    with ranks.session(None, 3600):
+        if how == "main":
+            ranks.on_main(lambda: _raise(UserError("the input x is missing; run `make mcts`")))
+        if ranks.rank() == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            _raise(
+                OSError(errno.ENOSPC, "No space left on device", "checkpoints/x") if how == "disk" else KeyError("bug")
+            )
+        ranks.on_main(lambda: None)  # waits for process 1, for ever
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+if __name__ == "__main__":
+    cli.run(body, cli.parser("fails"), sys.argv[1:])

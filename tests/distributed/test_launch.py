@@ -1,0 +1,160 @@
+"""Starting a stage: what accelerate is told, what is refused before, and how a run ends when one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fgrpo import config, launch, toolchain
+from fgrpo.checkpoints import last_checkpoint
+from fgrpo.errors import UserError
+from tests.distributed.conftest import GENEROUS, ROOT, Small
+
+STARTER = """
+import sys
+from fgrpo import config, launch
+launch.STAGES["tests.distributed.fails"] = "sft"
+launch.start("tests.distributed.fails", config.load("mini", "fgrpo", ["launch.sft_processes=2"]), [])
+"""
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    return {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--") and word != "--module"}
+
+
+def test_the_paper_preset_goes_through_accelerate_and_deepspeed() -> None:
+    cfg = config.load("paper-7b")
+    words = launch.command("sft.train", cfg, ["--preset", "paper-7b"])
+    assert words[-4:] == ["--module", "sft.train", "--preset", "paper-7b"]
+    said = flags(words[:-4])
+    assert (said["--num_processes"], said["--num_machines"], said["--main_process_port"]) == ("8", "1", "0")
+    assert Path(said["--config_file"]).name == "deepspeed.yaml" and Path(said["--config_file"]).is_file()
+    assert said["--deepspeed_config_file"] == "configs/deepspeed/zero3.json"
+    assert not launch.layout(cfg, "sft").is_plain and launch.layout(config.load("mini"), "rl").is_plain
+    ddp = launch.command("rl.train", config.load("mini", overrides=["launch.rl_processes=2"]), [])
+    assert Path(flags(ddp)["--config_file"]).name == "ddp.yaml" and "--deepspeed_config_file" not in ddp
+
+
+def test_several_machines_know_the_first_and_their_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config.load("paper-7b", overrides=["@multi-node"])
+    for name in ("MASTER_ADDR", "MASTER_PORT", *launch.MACHINE_RANKS):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"2 machines.*MASTER_ADDR is not set.*start the same command on each"):
+        launch.command("sft.train", cfg, [])
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    with pytest.raises(UserError, match="MACHINE_RANK is not set"):
+        launch.command("sft.train", cfg, [])
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    said = flags(launch.command("sft.train", cfg, []))
+    assert (said["--num_processes"], said["--machine_rank"], said["--main_process_ip"]) == ("16", "1", "first")
+    assert said["--main_process_port"] == str(cfg.launch.port)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "words"),
+    [
+        ([], 0, r"paper-7b trains in bf16 on 8 GPUs a machine, and there is none here"),
+        (
+            [],
+            4,
+            r"launch\.sft_processes is 8 \(one process a GPU\), and this machine has 4; set launch\.sft_processes=4",
+        ),
+        (["sft.deepspeed=gone.json"], 8, r"sft\.deepspeed: there is no file gone\.json"),
+    ],
+)
+def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words: str) -> None:
+    cfg = config.load("paper-7b", overrides=overrides)
+    with pytest.raises(UserError, match=words):
+        launch.check(launch.layout(cfg, "sft"), "paper-7b", gpus)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1]", "is not a DeepSpeed configuration"),
+        ("{", "is not a DeepSpeed configuration"),
+        ('{"train_batch_size": 8}', "sets train_batch_size, which follows from the preset"),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
+            r"builds its own Adam with g\+\+.*apt install",
+        ),
+    ],
+)
+def test_deepspeed_files_that_cannot_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text(content)
+    monkeypatch.setattr(toolchain, "missing_tools", lambda: ["g++"])
+    with pytest.raises(UserError, match=words):
+        toolchain.check_deepspeed(str(file), "sft.deepspeed")
+    for shipped in (ROOT / "configs" / "deepspeed").glob("*.json"):
+        toolchain.check_deepspeed(str(shipped), "sft.deepspeed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("main", 2, "error: the input x is missing; run `make mcts`"),
+        ("disk", 2, "error: no space left on the disk (checkpoints/x)"),
+        ("killed", 1, "error: process 1 was ended by SIGKILL (out of memory?)"),
+    ],
+)
+def test_one_process_that_fails_ends_the_run_with_one_line(how: str, code: int, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTER],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENVIRONMENT, "FAILS": how},
+        cwd=ROOT,
+        timeout=GENEROUS,
+        check=False,
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == code and len(said) == 1 and said[0].startswith(words), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_whole_checkpoint_and_nobody_behind(small: Small) -> None:
+    """The real command under ZeRO-3; process 1 dies after the checkpoint of step 2."""
+    root = small.root("sft-killed")
+    overrides = small.sft("launch.sft_processes=2", "sft.deepspeed=configs/deepspeed/zero3.json", "sft.max_steps=4000")
+    words = [sys.executable, "-m", "fgrpo.launch", "sft.train", "--runs", str(root), "--set", *overrides]
+    started = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}, cwd=ROOT)
+    folder = root / "mini" / "sft" / "checkpoints"
+    try:
+        while last_checkpoint(folder) is None and started.poll() is None:
+            time.sleep(0.1)
+        workers = _children(started.pid)
+        os.kill(workers[1], signal.SIGKILL)
+        _, said = started.communicate(timeout=GENEROUS)
+    finally:
+        started.kill()
+        started.wait()
+    assert started.returncode == 1 and "error: process 1 was ended by SIGKILL" in said, said[-3000:]
+    assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    found = last_checkpoint(folder)
+    assert found is not None and json.loads((found / "processes.json").read_text()) == {"processes": 2, "zero": 3}
+    assert len(list(found.glob("global_step*/*optim_states.pt"))) == 2
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that `pid` has started and that run Python, the first rank first (Linux)."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ranked = {}
+    for child in map(int, listed):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        number = next((int(v.split(b"=")[1]) for v in variables if v.startswith(b"RANK=")), None)
+        if number is not None:
+            ranked[number] = child
+    return [ranked[number] for number in sorted(ranked)]

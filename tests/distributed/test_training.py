@@ -1,0 +1,209 @@
+"""Training in two processes (gloo) under DDP, ZeRO-2 and ZeRO-3 against one process: losses, multipliers, files, resume.
+
+One start of two processes does all of it, since most of a start is imports; the reference runs here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fgrpo import checkpoints, config, hf, jsonl
+from fgrpo.errors import UserError
+from sft import train as sft_train
+from tests.distributed import worker
+from tests.distributed.conftest import GENEROUS, ROOT, Small
+
+pytestmark = pytest.mark.slow
+ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
+LAYOUTS = {"ddp": "null", **ZERO}
+STOP = 3  # in the fourth step; the last checkpoint is of step 2
+
+
+def jobs(small: Small) -> list[dict[str, Any]]:
+    """What the two processes do; DDP first, since DeepSpeed's traces in a process are hard to remove."""
+    two = "rl.micro_batch=4"
+    made = [
+        {"name": f"rl-{name}", "stage": "rl", "set": small.rl(two, f"rl.deepspeed={file}")}
+        for name, file in LAYOUTS.items()
+    ]
+    zero3 = f"sft.deepspeed={ZERO['zero3']}"
+    made += [
+        {"name": "sft-zero3", "stage": "sft", "set": small.sft(zero3)},
+        {"name": "best-zero3", "stage": "best", "set": diverging(small, zero3)},
+    ]
+    stopped = [{**job, "name": f"{job['name']}-stopped"} for job in made if job["name"] in ("rl-zero3", "sft-zero3")]
+    return made + [{**job, "stop_at": stop} for job in stopped for stop in (STOP, None)]
+
+
+def diverging(small: Small, *more: str) -> list[str]:
+    """A learning rate that makes the first validation the best."""
+    return small.sft("sft.learning_rate=0.05", "sft.warmup_ratio=0.0", "sft.save_steps=2", *more)
+
+
+@pytest.fixture(scope="module")
+def ran(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes have left what each saw, as <name>.<rank>.json."""
+    folder = tmp_path_factory.mktemp("two")
+    todo = [{**job, "root": str(small.root(job["name"]))} for job in jobs(small)]
+    (folder / "jobs.json").write_text(json.dumps({"jobs": todo, "texts": small.texts}))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, *torchrun, "-m", "tests.distributed.worker", str(folder / "jobs.json")],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=ROOT,
+            timeout=GENEROUS,
+            check=False,
+        )
+    assert done.returncode == 0, (folder / "log").read_text()[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(small: Small) -> list[dict[str, Any]]:
+    """One process: SFT with two accumulated batches, RL with one batch of eight; returns what RL saw."""
+    worker.run(
+        {"stage": "sft", "set": small.sft("sft.gradient_accumulation=2"), "root": small.root("sft-alone")}, small.texts
+    )
+    return worker.run({"stage": "rl", "set": small.rl("rl.micro_batch=8"), "root": small.root("rl-alone")}, small.texts)
+
+
+def lines(small: Small, name: str, stage: str, key: str) -> dict[int, float]:
+    """step -> value of `key`, of the lines of metrics.jsonl that have it; no step twice."""
+    found = [
+        (line["step"], line[key])
+        for line in jsonl.read(small.root(name) / "mini" / stage / "metrics.jsonl")
+        if key in line
+    ]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """Distance of two sets of weights. DeepSpeed writes the tied output layer besides, which is the embedding."""
+    assert one.keys() ^ two.keys() <= {"lm_head.weight"}
+    return float(sum((one[name] - two[name]).double().pow(2).sum() for name in one.keys() & two.keys())) ** 0.5
+
+
+def seen(folder: Path, name: str) -> list[list[dict[str, Any]]]:
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_sft_under_zero3_has_the_losses_of_one_process(small: Small, ran: Path, alone: Any) -> None:
+    for key in ("loss", "eval_loss", "learning_rate", "grad_norm"):
+        one, two = lines(small, "sft-alone", "sft", key), lines(small, "sft-zero3", "sft", key)
+        assert two == pytest.approx(one, rel=1e-4) and len(one) == (2 if key == "eval_loss" else 4), key
+
+
+def test_the_consolidated_model_is_whole_and_that_of_one_process(small: Small, ran: Path, alone: Any) -> None:
+    folder = small.root("sft-zero3") / "mini" / "sft"
+    hf.load_policy(folder / "final")  # no weight missing, and a processor
+    base, two = weights(small.folder / "backbone"), weights(folder / "final")
+    one = weights(small.root("sft-alone") / "mini" / "sft" / "final")
+    assert all(torch.equal(base[name], two[name]) for name in base if "visual." in name)
+    assert moved(one, two) < 0.02 * moved(base, one)
+    best = json.loads((folder / "final" / "best.json").read_text())
+    evals = lines(small, "sft-zero3", "sft", "eval_loss")
+    assert best["eval_loss"] == min(evals.values()) == evals[best["step"]]
+    assert (folder / "done").exists() and not list(folder.rglob("*.part"))
+
+
+def test_sft_goes_on_under_zero3_as_if_nothing_had_been(small: Small, ran: Path) -> None:
+    for key in ("loss", "eval_loss"):
+        whole, parts = lines(small, "sft-zero3", "sft", key), lines(small, "sft-zero3-stopped", "sft", key)
+        assert parts == pytest.approx(whole, rel=1e-6), key
+    ends = [small.root(n) / "mini" / "sft" / "checkpoints" / "checkpoint-4" for n in ("sft-zero3", "sft-zero3-stopped")]
+    assert moved(weights(ends[0]), weights(ends[1])) < 1e-5
+
+
+def test_another_number_of_processes_is_refused_in_words(small: Small, ran: Path) -> None:
+    root = small.root("sft-other-world")
+    folder = root / "mini" / "sft"
+    shutil.copytree(small.root("sft-zero3-stopped") / "mini" / "sft", folder)
+    (folder / "done").unlink()  # as if killed before the last step
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
+    cfg = config.load("mini", "fgrpo", small.sft(f"sft.deepspeed={ZERO['zero3']}"))
+    with pytest.raises(
+        UserError, match=r"checkpoint-2 was saved by 2 processes under ZeRO-3, and this run has 1 process without"
+    ):
+        sft_train.train(cfg, root)
+
+
+def test_the_best_model_is_really_loaded_under_zero3(small: Small, ran: Path) -> None:
+    root = small.root("best-zero3")
+    facts = json.loads((root / "best.json").read_text())
+    best, last = Path(facts["best"]), Path(facts["last"])
+    assert (best.name, last.name) == ("checkpoint-2", "checkpoint-4") and best.is_dir()
+    assert moved(weights(root / "loaded"), weights(best)) == 0 < moved(weights(best), weights(last))
+
+
+def test_the_best_model_is_really_loaded_in_one_process(small: Small) -> None:
+    root = small.root("best-alone")
+    worker.run({"stage": "best", "set": diverging(small), "root": root}, {})
+    facts = json.loads((root / "best.json").read_text())
+    best, last = Path(facts["best"]), Path(facts["last"])
+    assert (best.name, last.name) == ("checkpoint-2", "checkpoint-4") and best.is_dir()
+    assert json.loads((last / checkpoints.STATE).read_text())["best_model_checkpoint"] == str(best)
+    assert moved(weights(root / "loaded"), weights(best)) == 0 < moved(weights(best), weights(last))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_multipliers_are_the_same_on_all_processes_and_those_of_one(
+    small: Small, ran: Path, alone: list[dict[str, Any]], layout: str
+) -> None:
+    first, second = seen(ran, f"rl-{layout}")
+    assert first == second and len(first) == len(alone) == 4
+    for mine, reference in zip(first, alone, strict=True):
+        assert mine["rows"] == reference["rows"] == 8
+        assert mine["weights"] == pytest.approx(reference["weights"], abs=1e-12)
+        assert mine["lambda"] == pytest.approx(reference["lambda"], abs=1e-12)
+    assert len({json.dumps(step["lambda"]) for step in alone}) == 4, "the multipliers move"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rl_in_two_processes_is_that_of_one(small: Small, ran: Path, alone: Any, layout: str) -> None:
+    for key, tolerance in {"loss": 1e-3, "grad_norm": 1e-3, "kl": 1e-2, "reward": 1e-6, "accuracy": 1e-6}.items():
+        one, two = (lines(small, f"rl-{name}", "rl-fgrpo", key) for name in ("alone", layout))
+        assert two == pytest.approx(one, rel=tolerance, abs=1e-6) and len(one) == 4, key
+    base = weights(small.folder / "backbone")
+    ends = [weights(small.root(f"rl-{name}") / "mini" / "rl-fgrpo" / "final") for name in ("alone", layout)]
+    assert moved(*ends) < 0.05 * moved(base, ends[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_process_writes_and_it_writes_everything(small: Small, ran: Path, layout: str) -> None:
+    folder = small.root(f"rl-{layout}") / "mini" / "rl-fgrpo"
+    assert (folder / "done").exists() and not list(folder.rglob("*.part"))
+    files = sorted((folder / "rollouts").glob("*.parquet"))
+    assert [int(file.stem) for file in files] == [1, 2, 3, 4]
+    for file in files:
+        ids = list(pd.read_parquet(file)["id"])
+        assert len(ids) == len(set(ids)) == 8 and {name.split("/")[1] for name in ids} == {"0", "1"}
+    assert checkpoints.last_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-4"
+
+
+def test_rl_goes_on_under_zero3_with_its_multipliers(small: Small, ran: Path) -> None:
+    whole, parts = seen(ran, "rl-zero3"), seen(ran, "rl-zero3-stopped")
+    assert [part[-2:] for part in parts] == [run[-2:] for run in whole]  # steps 3 and 4, after the checkpoint of step 2
+    assert len(parts[0]) == 2, "the steps before the checkpoint are not done again"
+    for key in ("loss", "grad_norm", "reward"):
+        one, two = (lines(small, name, "rl-fgrpo", key) for name in ("rl-zero3", "rl-zero3-stopped"))
+        assert two == pytest.approx(one, rel=1e-6), key

@@ -1,0 +1,118 @@
+"""Runs training stages as one process of several, or as the only one, and writes down what it saw.
+
+Started by `test_training.py` through torchrun: `worker.py <jobs.json>`. A job is {"name", "stage": "sft", "rl" or "best",
+"set": overrides, "root": runs folder, "stop_at": step or null}. In RL the completions are replayed: they depend on step,
+question and place in the group alone, so every layout of processes trains on the same rollouts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import rl.train
+import sft.train
+from fgrpo import config, ranks
+from fgrpo.checkpoints import last_checkpoint
+from rl.trainer import FaithfulGRPOTrainer
+
+
+class Replayed(FaithfulGRPOTrainer):
+    """Completions from a list, and the multipliers of each step written down."""
+
+    texts: ClassVar[dict[str, list[str]]] = {}
+    seen: ClassVar[list[dict[str, Any]]] = []
+
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        rows, group = list(self._inputs), self._group_size
+        if len(rows) != len(prompt_ids):  # the preflight's probe
+            return [[self._tokenizer.eos_token_id] for _ in prompt_ids], None
+        out = []
+        for n, row in enumerate(rows):
+            sample = json.loads(row["sample"])["id"]
+            text = random.Random(f"{self.state.global_step}:{sample}:{n % group}").choice(self.texts[sample])
+            out.append([*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id])
+        return out, None
+
+    def _calculate_rewards(self, *args: Any) -> Any:
+        scores = super()._calculate_rewards(*args)
+        self.seen.append({"weights": self._weights_K.tolist(), "lambda": self.dual.lam, "rows": len(scores)})
+        return scores
+
+
+def run(job: dict[str, Any], texts: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Do one job; returns what RL saw."""
+    Replayed.texts, Replayed.seen = texts, []
+    cfg = config.load("mini", "fgrpo", job["set"])
+    with mock.patch.object(rl.train, "trainer_of", lambda _: Replayed), _stopping(job.get("stop_at")):
+        try:
+            if job["stage"] == "best":
+                _best_at_the_end(cfg, Path(job["root"]))
+            else:
+                {"sft": sft.train, "rl": rl.train}[job["stage"]].train(cfg, job["root"])
+        except KeyboardInterrupt:
+            if job.get("stop_at") is None:
+                raise
+    return list(Replayed.seen)
+
+
+def _stopping(step: int | None) -> Any:
+    """As if ctrl-C came in the step after `step`, on every process."""
+    from transformers import Trainer
+
+    real = Trainer.training_step
+
+    def training_step(self: Any, *args: Any, **more: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return real(self, *args, **more)
+
+    return mock.patch.object(Trainer, "training_step", training_step)
+
+
+def _best_at_the_end(cfg: Any, root: Path) -> None:
+    """transformers' own `load_best_model_at_end`; leaves best.txt (which checkpoint) and the model as `loaded`."""
+    plain = sft.train.sft_config
+
+    def with_best(*args: Any, **more: Any) -> Any:
+        made = plain(*args, **more)
+        made.load_best_model_at_end, made.metric_for_best_model, made.greater_is_better = True, "eval_loss", False
+        made.save_total_limit = 1
+        return made
+
+    traces = root / "mini" / "mcts" / "sft.jsonl"
+    with (
+        mock.patch.object(sft.train, "sft_config", with_best),
+        ranks.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
+        ranks.open_run(cfg, "sft", [traces], root) as opened,
+    ):
+        trainer, logbook = sft.train.build_trainer(cfg, opened, traces)
+        trainer.train()
+        logbook.close()
+        trainer.save_model(str(root / "loaded"))
+        if ranks.rank() == 0:
+            state = last_checkpoint(opened.path / "checkpoints")
+            facts = {"best": trainer.state.best_model_checkpoint, "last": str(state)}
+            (root / "best.json").write_text(json.dumps(facts))
+        trainer.accelerator.wait_for_everyone()
+
+
+def main(path: Path) -> None:
+    """All jobs of a file, one after the other in the same processes."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    given = json.loads(path.read_text())
+    for job in given["jobs"]:
+        seen = run(job, given["texts"])
+        (path.parent / f"{job['name']}.{ranks.rank()}.json").write_text(json.dumps(seen))
+        gc.collect()
+        unset_hf_deepspeed_config()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
