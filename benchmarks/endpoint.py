@@ -35,7 +35,7 @@ class Endpoint:
     def __init__(
         self, slots: int, service_s: float, refuses: Callable[[dict[str, Any]], int | None] = lambda asked: None
     ) -> None:
-        self._slots, self._service_s, self._refuses = slots, service_s, refuses
+        self._slots, self._service_s, self.refuses = slots, service_s, refuses
         self.is_down = False
         self.served, self.refused, self.most = 0, 0, 0
         self._now, self._busy, self._changed, self._first, self._last = 0, 0.0, 0.0, 0.0, 0.0
@@ -103,7 +103,7 @@ class Endpoint:
         if path.endswith("/models"):
             return 200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm", "created": 0}]}
         asked = json.loads(body)
-        refused = self._refuses(asked)
+        refused = self.refuses(asked)
         if refused is not None:
             self.refused += 1
             return refused, {"error": {"message": "not now", "type": "x", "code": None}}

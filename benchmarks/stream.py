@@ -30,7 +30,8 @@ def main() -> None:
     """Print the table; with --child, read one folder and print its figures."""
     arguments = argparse.ArgumentParser(description="memory of the loaders over many rows and a large row group")
     arguments.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
-    arguments.add_argument("--gigabytes", type=float, default=1.0, help="of the row group")
+    arguments.add_argument("--sources", nargs="*", choices=("treevgr", "viscot"), default=["treevgr", "viscot"])
+    arguments.add_argument("--gigabytes", type=float, default=1.0, help="of the row group (0: none)")
     arguments.add_argument("--child", nargs=2, metavar=("SOURCE", "FOLDER"), help=argparse.SUPPRESS)
     args = arguments.parse_args()
     if args.child:
@@ -38,16 +39,19 @@ def main() -> None:
         return
     rows: list[tuple[str, ...]] = []
     for name, write in (("treevgr", write_treevgr), ("viscot", write_viscot)):
+        if name not in args.sources:
+            continue
         first = None
         for count in args.rows:
             found = measured(name, count, write)
             first = first or found
             rows.append(_row(f"{name}, {count:,} rows", found, first, count))
-    rows_in = max(1, round(args.gigabytes * 1e9 / CELL))
-    small = measured("sat", 500, write_row_group)
-    large = measured("sat", rows_in, write_row_group)
-    rows.append(_row(f"one row group of {500 * CELL / 1e9:.2f} GB", small, small, 500))
-    rows.append(_row(f"one row group of {args.gigabytes:g} GB", large, small, rows_in))
+    if args.gigabytes:
+        rows_in = max(1, round(args.gigabytes * 1e9 / CELL))
+        small = measured("sat", 500, write_row_group)
+        large = measured("sat", rows_in, write_row_group)
+        rows.append(_row(f"one row group of {500 * CELL / 1e9:.2f} GB", small, small, 500))
+        rows.append(_row(f"one row group of {args.gigabytes:g} GB", large, small, rows_in))
     words = "Each line is a process of its own. `sat` is read as rows (its loader writes pictures out besides)."
     common.show("Loaders", words, ("read", "rows a second", "peak memory, MB", "over the first of its kind"), rows)
 

@@ -1,0 +1,209 @@
+"""Damaged files, bad teachers, kills at awkward moments, two processes: a clear error or a counted drop, never a silent loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from fgrpo import jsonl
+from fgrpo.errors import UserError
+from fgrpo.sampling.base import Completion, Request
+from mcts import run
+from mcts.run import OUTPUTS, distil
+from tests.mcts.scripted import ScriptedEngine
+from tests.mcts.test_run import CONFIG, contents, seeded
+
+
+def damage(item: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    out = {**item, **changes}
+    return {key: value for key, value in out.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"answer": ...}, r"question 2 \(sat/train/1\) is no sample \(KeyError\('answer'\)\)"),
+        ({"id": ...}, r"question 2 \(without id\) is no sample"),
+        ({"images": None}, r"is no sample \(TypeError"),
+        ({"boxes": [{"xyxy": [1, 2, 3], "frame": "original"}]}, r"is no sample \(ValueError"),
+        ({"question": 7}, r"is no sample \(AttributeError"),
+        ({"question": " "}, "has no question"),
+        ({"answer": "up"}, "not among its options"),
+        ({"id": "sat/train/0"}, "occurs twice"),
+    ],
+)
+def test_a_damaged_seed_question_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    runs = seeded(tmp_path, 3)
+    path = runs / "smoke" / "data" / "seed.jsonl"
+    items = list(jsonl.read(path))
+    jsonl.write(path, [items[0], damage(items[1], **changes), items[2]])
+    with pytest.raises(UserError, match=reason) as failed:
+        distil(CONFIG, runs, ScriptedEngine())
+    assert "run `make data` again, or mend that line" in str(failed.value)
+
+
+def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
+    folder = distil(CONFIG, seeded(tmp_path, 3), ScriptedEngine())
+    (folder / "done").unlink()
+    trees = list(jsonl.read(folder / "trees.jsonl"))
+    del trees[1]["root"]["outcomes"]
+    jsonl.write(folder / "trees.jsonl", trees)
+    with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*delete its line"):
+        distil(CONFIG, tmp_path / "runs", ScriptedEngine())
+
+
+class BadTeacher:
+    """Writes what `says` makes of a request; what else an engine does it does not."""
+
+    def __init__(self, says: Callable[[Request, int], tuple[str, Literal["stop", "length"]]]) -> None:
+        self._says = says
+
+    async def sample(self, request: Request) -> Sequence[Completion]:
+        texts = [self._says(request, i) for i in range(request.n)]
+        return [Completion(text, finish, (0,) * 5, (-0.5,) * 5) for text, finish in texts]
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (lambda request, i: ("and on and on", "length"), "no usable first step: 9 unended"),
+        (lambda request, i: ("see <|image_pad|><|image_pad|>\n", "stop"), "no usable first step: 9 special token"),
+        (lambda request, i: ("\n", "stop"), "no usable first step: 9 blank"),
+    ],
+    ids=["never ends a step", "emits image tokens", "says nothing"],
+)
+def test_a_teacher_that_gives_no_step_stops_the_stage_in_words(tmp_path: Path, says: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        distil(CONFIG, seeded(tmp_path, 4), BadTeacher(says))
+
+
+def test_a_teacher_that_repeats_itself_ends_in_words(tmp_path: Path) -> None:
+    def says(request: Request, index: int) -> tuple[str, Literal["stop", "length"]]:
+        return ("The same line.\n" * (1 if "\n" in request.stop else 30), "stop" if "\n" in request.stop else "length")
+
+    runs = seeded(tmp_path, 4)
+    with pytest.raises(UserError, match="no correct chain in 4 trees"):
+        distil(CONFIG, runs, BadTeacher(says))
+    report = (runs / "smoke" / "mcts" / "report.md").read_text()
+    assert "| duplicate |" in report and "| repeated_text |" in report and "| unended |" in report
+    tree = next(iter(jsonl.read(runs / "smoke" / "mcts" / "trees.jsonl")))
+    assert [child["step"] for child in tree["root"]["children"]] == ["The same line."]
+    assert tree["root"]["children"][0]["closed"]
+
+
+def test_what_a_teacher_does_wrong_now_and_then_is_counted_and_in_no_trace(tmp_path: Path) -> None:
+    good = ScriptedEngine()
+
+    class Sloppy(BadTeacher):
+        async def sample(self, request: Request) -> Sequence[Completion]:
+            replies = list(await good.sample(request))
+            bad = {0: Completion("a <|vision_start|> token\n", "stop"), 1: Completion("on and on", "length")}
+            chosen = (request.seed or 0) % 4  # of the first two replies, in every other request
+            return [bad[i] if i == chosen and i in bad else reply for i, reply in enumerate(replies)]
+
+    folder = distil(CONFIG, seeded(tmp_path, 8), Sloppy(lambda request, i: ("", "stop")))
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert counts["rejected/special_token"] > 0 and counts["rejected/unended"] > 0 and counts["trees"] == 8
+    for name in ("traces.jsonl", "sft.jsonl"):
+        text = (folder / name).read_text()
+        assert text and "<|" not in text and "on and on" not in text
+
+
+SLOW = """
+import asyncio, sys
+from pathlib import Path
+from tests.mcts.test_run import CONFIG, ScriptedEngine
+from mcts.run import distil
+
+class Waiting(ScriptedEngine):
+    async def sample(self, request):
+        print("asked", flush=True)
+        await asyncio.sleep(600)
+
+distil(CONFIG, Path(sys.argv[1]), Waiting())
+"""
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    runs = seeded(tmp_path, 2)
+    first = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(runs)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert first.stdout is not None and first.stdout.readline().strip() == "asked"
+        with pytest.raises(UserError, match=r"another process is working on .*smoke.mcts; wait for it"):
+            distil(CONFIG, runs, ScriptedEngine())
+    finally:
+        first.kill()
+        first.wait()
+    assert (distil(CONFIG, runs, ScriptedEngine()) / "done").exists()  # the lock went with its process
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_a_kill_at_any_rename_of_the_end_leaves_a_run_that_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = seeded(tmp_path, 5)
+    folder = runs / "smoke" / "mcts"
+    whole = contents(distil(CONFIG, runs, ScriptedEngine()))
+    real, kills = os.replace, 0
+    for which in range(len(OUTPUTS)):
+        (folder / "done").unlink()
+        for name in OUTPUTS[1:]:
+            (folder / name).unlink(missing_ok=True)
+        seen = 0
+
+        def dies(source: Any, target: Any, which: int = which) -> None:
+            nonlocal seen
+            if Path(target).name in OUTPUTS:
+                seen += 1
+                if seen > which:
+                    raise Killed
+            real(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "replace", dies)
+            distil(CONFIG, runs, ScriptedEngine())
+        kills += 1
+        engine = ScriptedEngine()
+        assert contents(distil(CONFIG, runs, engine)) == whole
+        assert not engine.requests
+    assert kills == len(OUTPUTS) == 6
+
+
+def test_the_manifest_says_what_a_tree_took_and_cost(tmp_path: Path) -> None:
+    priced = CONFIG.model_copy(
+        update={"engine": CONFIG.engine.model_copy(update={"prompt_price": 1.0, "completion_price": 2.0})}
+    )
+    folder = distil(priced, seeded(tmp_path, 4), ScriptedEngine())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    counts = manifest["counts"]
+    assert manifest["per_tree"] == {
+        n: counts.get(n, 0) / 4 for n in ("requests", "completions", "read_tokens", "tokens")
+    }
+    assert manifest["cost"] == pytest.approx(2e-6 * counts["tokens"])
+    assert run._budget(CONFIG).price(1, 1) is None  # no price given, no cost claimed
+    report = (folder / "report.md").read_text()
+    assert f"{counts['requests'] / 4:.1f} requests" in report and "of the trees' steps name a region" in report
+
+
+def test_a_price_or_the_number_of_trees_in_flight_does_not_make_another_run(tmp_path: Path) -> None:
+    runs = seeded(tmp_path, 3)
+    folder = distil(CONFIG, runs, ScriptedEngine())
+    before = (folder / "manifest.json").read_bytes()
+    engine = CONFIG.engine.model_copy(update={"completion_price": 9.0})
+    mcts = CONFIG.mcts.model_copy(update={"trees_in_flight": 2})
+    assert distil(CONFIG.model_copy(update={"engine": engine, "mcts": mcts}), runs, ScriptedEngine()) == folder
+    assert (folder / "manifest.json").read_bytes() == before

@@ -1,0 +1,122 @@
+"""The stage over HTTP: the bytes of an in-process run, an endpoint that dies and comes back, one that stays away, refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.endpoint import MODEL, Endpoint
+from benchmarks.search import AtOnce
+from fgrpo import jsonl
+from fgrpo.errors import UserError
+from fgrpo.sampling.openai_engine import OpenAISampler
+from mcts.run import distil
+from tests.mcts.test_run import CONFIG, seeded
+
+QUESTIONS = 7
+
+
+def client(*urls: str, attempts: int = 400) -> OpenAISampler:
+    """The real client; it gives up late, so that slow machines do not matter."""
+    return OpenAISampler(urls, MODEL, forbidden=(), attempts=attempts, longest_wait_s=0.05)
+
+
+def written(folder: Path) -> list[bytes]:
+    """Final files that do not count what an engine read."""
+    root = str(folder.parents[2]).encode()
+    return [(folder / name).read_bytes().replace(root, b"") for name in ("traces.jsonl", "sft.jsonl", "failed.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    return written(distil(CONFIG, seeded(tmp_path_factory.mktemp("undisturbed"), QUESTIONS), AtOnce()))
+
+
+def after(endpoint: Endpoint, served: int, act: Callable[[], None]) -> threading.Thread:
+    """Call `act` in a thread once the endpoint has served so many requests."""
+
+    def body() -> None:
+        while endpoint.served < served:
+            time.sleep(0.001)
+        act()
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_over_http_the_files_are_those_of_a_run_in_process(tmp_path: Path, undisturbed: list[bytes]) -> None:
+    with Endpoint(4, 0.0) as endpoint:
+        folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(endpoint.url))
+    assert written(folder) == undisturbed
+    counts = [tree["counts"] for tree in jsonl.read(folder / "trees.jsonl")]
+    assert sum(c["requests"] for c in counts) == endpoint.served
+    assert sum(c["read_tokens"] for c in counts) == endpoint.served  # one token a request, as the endpoint says
+    assert endpoint.most <= 4
+
+
+def test_an_endpoint_that_dies_and_comes_back_changes_nothing(tmp_path: Path, undisturbed: list[bytes]) -> None:
+    with Endpoint(4, 0.002) as endpoint:
+
+        def blink() -> None:
+            endpoint.is_down = True
+            time.sleep(1.0)
+            endpoint.is_down = False
+
+        thread = after(endpoint, 40, blink)
+        folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(endpoint.url))
+        thread.join()
+    assert written(folder) == undisturbed
+
+
+def test_one_of_two_endpoints_may_be_dead(tmp_path: Path, undisturbed: list[bytes]) -> None:
+    with Endpoint(4, 0.0) as dead, Endpoint(4, 0.0) as alive:
+        dead.is_down = True
+        folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(dead.url, alive.url))
+    assert written(folder) == undisturbed and dead.served == 0
+
+
+def test_an_endpoint_that_stays_away_stops_the_stage_which_goes_on_later(
+    tmp_path: Path, undisturbed: list[bytes]
+) -> None:
+    runs = seeded(tmp_path, QUESTIONS)
+    with Endpoint(4, 0.0) as endpoint:
+
+        def falls(asked: dict[str, Any]) -> int | None:
+            endpoint.is_down = endpoint.is_down or endpoint.served >= 84  # five trees are done, two under way
+            return None
+
+        endpoint.refuses = falls
+        with pytest.raises(UserError, match=r"of 7 trees failed.*no answer from http://127\.0\.0\.1.*run again"):
+            distil(CONFIG, runs, client(endpoint.url, attempts=3))
+    kept = jsonl.ids(runs / "smoke" / "mcts" / "trees.jsonl")
+    assert 0 < len(kept) < QUESTIONS
+    assert written(distil(CONFIG, runs, AtOnce())) == undisturbed
+
+
+def test_a_question_that_the_endpoint_refuses_is_counted_with_its_words(tmp_path: Path) -> None:
+    def refuses(asked: dict[str, Any]) -> int | None:
+        return 400 if "<b>4</b>" in asked["messages"][0]["content"][-1]["text"] else None
+
+    with Endpoint(4, 0.0, refuses) as endpoint:
+        folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(endpoint.url))
+    (failed,) = jsonl.read(folder / "failed.jsonl")
+    assert failed["id"] == "sat/train/4" and "the server refused it with 400: " in failed["reason"]
+    assert endpoint.refused == 3  # asked again for each round of the expansion, and never as a passing failure
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    runs = seeded(tmp_path, QUESTIONS)
+    seeds = runs / "smoke" / "data" / "seed.jsonl"
+    items = list(jsonl.read(seeds))
+    items[2]["images"] = ["nowhere/2.jpg"]
+    jsonl.write(seeds, items)
+    with Endpoint(4, 0.0) as endpoint:
+        folder = distil(CONFIG, runs, client(endpoint.url))
+    (failed,) = jsonl.read(folder / "failed.jsonl")
+    assert failed["id"] == "sat/train/2" and "nowhere/2.jpg" in failed["reason"]
