@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise UserError(
             f"the picture {path} cannot be decoded ({error}); download it again or take its sample out"
         ) from error
+
+
+@lru_cache(maxsize=512)
+def decoded(path: str) -> Image.Image:
+    """`open_rgb`, kept: the rollouts of one prompt, and passes over the data, share a picture. Not to be changed in place."""
+    return open_rgb(path)
+
+
+def with_pictures(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """A transform of Hugging Face data sets: the paths of the column "images" become pictures when a row is read."""
+    return {**rows, "images": [[decoded(path) for path in paths] for paths in rows["images"]]}
 
 
 @lru_cache(maxsize=65536)

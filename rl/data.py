@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 
 from fgrpo import hf, jsonl, pictures, prompts
 from fgrpo.errors import UserError
@@ -98,14 +96,4 @@ def to_dataset(samples: Sequence[Sample], template: str) -> Dataset:
             "sample": [json.dumps(s.to_dict(), ensure_ascii=False) for s in samples],
         }
     )
-    return table.with_transform(_with_pictures)
-
-
-def _with_pictures(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return {**rows, "images": [[picture(path) for path in paths] for paths in rows["images"]]}
-
-
-@lru_cache(maxsize=256)
-def picture(path: str) -> Image.Image:
-    """A decoded RGB picture; the five rollouts of one prompt share it."""
-    return pictures.open_rgb(path)
+    return table.with_transform(pictures.with_pictures)

@@ -28,7 +28,7 @@ from fgrpo import checkpoints
 from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent, DualStep
-from rl.guard import guarded
+from rl.guard import guarded, rollout_id
 
 DUALS = "duals.json"
 _EXACT = 65536.0  # scores are rounded to multiples of 1/65536, so that constant groups are exactly constant in float32
@@ -177,8 +177,9 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         began = time.perf_counter()
         result = super()._generate(prompts)
         self.seconds["generation"] += time.perf_counter() - began
+        _, completion_ids, _, completions, *_ = result
+        self._check_sampled(completion_ids)
         if self.scorer is not None:
-            _, completion_ids, _, completions, *_ = result
             self.scorer.start(self._inputs, completions, completion_ids, self)
         return result
 
@@ -248,6 +249,17 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         return logps_BT
 
     # -- what a step showed ------------------------------------------------------------------------------------------------
+
+    def _check_sampled(self, completion_ids: Sequence[Sequence[int]]) -> None:
+        """A sampled picture token would end the next forward pass with "Image features and image tokens do not match"."""
+        config: Any = self.plain_model.config
+        pictures = {getattr(config, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        for row, ids in enumerate(completion_ids):
+            if not pictures.isdisjoint(ids):
+                raise ValueError(
+                    f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains a picture token; "
+                    "forbid them to the rollout engine (fgrpo.hf.forbidden_token_ids)"
+                )
 
     def _check_models(self, scores_NK: Tensor) -> None:
         """Reward models answer always, so a NaN of theirs is one too; reward functions are `guarded`."""

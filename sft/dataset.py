@@ -11,12 +11,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 
 from fgrpo import jsonl, pictures
 from fgrpo.errors import UserError
@@ -131,13 +129,4 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
             "images": [list(r.images) for r in rows],
         }
     )
-    return table.with_transform(_with_pictures)
-
-
-def _with_pictures(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return {**rows, "images": [[_picture(path) for path in paths] for paths in rows["images"]]}
-
-
-@lru_cache(maxsize=512)
-def _picture(path: str) -> Image.Image:
-    return pictures.open_rgb(path)
+    return table.with_transform(pictures.with_pictures)

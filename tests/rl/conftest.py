@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,14 +58,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OVERRIDES = (
+    "data.boxes_from=[vgr]", "rl.rollout_batch=2", "rl.global_batch=2", "rl.group_size=4", "rl.micro_batch=8",
+    "rl.max_response_length=10", "rl.save_steps=2", "rl.max_steps=4", "rl.dual.min_applicable=1",
+)  # fmt: skip
+
+
 def mini(folder: Path, *overrides: str) -> config.Config:
     """The mini preset over this data root, a few tokens and rollouts a step."""
-    small = (
-        f"data.root={folder}", "data.boxes_from=[vgr]", "rl.rollout_batch=2", "rl.global_batch=2",
-        "rl.group_size=4", "rl.micro_batch=8", "rl.max_response_length=10", "rl.save_steps=2", "rl.max_steps=4",
-        "rl.dual.min_applicable=1",
-    )  # fmt: skip
-    return config.load("mini", "fgrpo", [*small, *overrides])
+    return config.load("mini", "fgrpo", [f"data.root={folder}", *OVERRIDES, *overrides])
 
 
 Score = Callable[[int, int], float | None]
@@ -89,45 +92,87 @@ def scattered(salt: int, missing: float = 0.0, levels: int = 3) -> Score:
     return score
 
 
+class Watch:
+    """Notes, for each generation batch, the gathered scores, the weights used, and the advantages that train the policy."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        inner = trainer._generate_and_score_completions
+
+        def watched(inputs: Any) -> Any:
+            out = inner(inputs)
+            lengths = out["completion_mask"].sum(dim=1)
+            self.seen.append(
+                (trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths)
+            )
+            return out
+
+        trainer._generate_and_score_completions = watched
+
+
+def build_trainer(
+    world: Path,
+    policy: Path,
+    out: Path,
+    funcs: Sequence[Any] | None = None,
+    constraints: Sequence[Constraint] | None = None,
+    *,
+    tweak: dict[str, Any] | None = None,
+    steps: int = 4,
+    overrides: Sequence[str] = (),
+    kind: type[Any] = LocalTrainer,
+    **more: Any,
+) -> Any:
+    """A trainer over the mini policy; `tweak` changes TRL's arguments."""
+    cfg = mini(world, *overrides)
+    model, processor = hf.load_policy(policy)
+    hf.freeze_vision(model, projector=cfg.rl.freeze_projector)
+    samples = data.read_samples(world / "rl.jsonl", Counter())
+    rows = data.order(len(samples), steps * cfg.rl.rollout_batch, 0)
+    args = grpo_config(cfg, out, steps, hf.forbidden_token_ids(processor.tokenizer))
+    for key, value in (tweak or {}).items():
+        setattr(args, key, value)
+    if funcs is None:
+        funcs = [
+            scorer("task", scattered(1)),
+            scorer("one", scattered(2, 0.3, 2)),
+            scorer("two", scattered(3, 0.5, 4)),
+        ]
+    if constraints is None and "dual" not in more and "coupling" not in more:
+        constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
+    return kind(
+        model,
+        list(funcs),
+        args,
+        data.to_dataset(samples, prompts.read("mini")).select(rows),
+        processing_class=processor,
+        constraints=constraints or (),
+        **more,
+    )
+
+
 @pytest.fixture
 def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTrainer]:
-    """Builds a trainer over the mini policy; `tweak` changes TRL's arguments."""
+    """`build_trainer` in the test's own folder, of which `out` names a part."""
 
-    def build(
-        funcs: Sequence[Any] | None = None,
-        constraints: Sequence[Constraint] | None = None,
-        *,
-        out: str = "out",
-        tweak: dict[str, Any] | None = None,
-        steps: int = 4,
-        overrides: Sequence[str] = (),
-        kind: type[Any] = LocalTrainer,
-        **more: Any,
-    ) -> Any:
-        cfg = mini(world, *overrides)
-        model, processor = hf.load_policy(policy)
-        hf.freeze_vision(model, projector=cfg.rl.freeze_projector)
-        samples = data.read_samples(world / "rl.jsonl", Counter())
-        rows = data.order(len(samples), steps * cfg.rl.rollout_batch, 0)
-        args = grpo_config(cfg, tmp_path / out, steps, hf.forbidden_token_ids(processor.tokenizer))
-        for key, value in (tweak or {}).items():
-            setattr(args, key, value)
-        if funcs is None:
-            funcs = [
-                scorer("task", scattered(1)),
-                scorer("one", scattered(2, 0.3, 2)),
-                scorer("two", scattered(3, 0.5, 4)),
-            ]
-        if constraints is None and "dual" not in more and "coupling" not in more:
-            constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
-        return kind(
-            model,
-            list(funcs),
-            args,
-            data.to_dataset(samples, prompts.read("mini")).select(rows),
-            processing_class=processor,
-            constraints=constraints or (),
-            **more,
-        )
+    def build(*args: Any, out: str = "out", **more: Any) -> Any:
+        return build_trainer(world, policy, tmp_path / out, *args, **more)
 
     return build
+
+
+@pytest.fixture
+def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
+    """A runs folder whose earlier stages are there."""
+    for name, source in (("data/rl.jsonl", world / "rl.jsonl"), ("sft/final", policy)):
+        target = tmp_path / "runs" / "mini" / name
+        target.parent.mkdir(parents=True)
+        target.symlink_to(source)
+    return tmp_path / "runs"
+
+
+def trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
+    """What a scorer needs of a trainer."""
+    return SimpleNamespace(
+        state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop
+    )

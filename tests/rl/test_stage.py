@@ -8,10 +8,8 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from fgrpo import config, jsonl
@@ -20,7 +18,7 @@ from fgrpo.types import Score
 from rl import arguments, data, train
 from rl.logbook import cut_back
 from rl.scoring import RolloutScorer
-from tests.rl.conftest import mini
+from tests.rl.conftest import mini, trainer_stub
 
 
 def test_paper_values_become_trl_arguments() -> None:
@@ -99,12 +97,6 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
         data.read_samples(path, Counter())
 
 
-def _trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
-    return SimpleNamespace(
-        state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop
-    )
-
-
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
     cfg = mini(world)
     scorer = train.make_scorer(cfg, (784, 12544))
@@ -125,7 +117,7 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
             rows,
             [[{"role": "assistant", "content": t}] for t in texts],
             [[1], [1]],
-            _trainer_stub(asyncio.get_running_loop()),
+            trainer_stub(asyncio.get_running_loop()),
         )
         return [await func(prompts=[0, 1]) for func in scorer.reward_funcs()]
 
@@ -146,16 +138,6 @@ def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
     (tmp_path / "rollouts" / "000004.part").touch()
     assert cut_back(tmp_path, 2) == [2]
     assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["000002.parquet"]
-
-
-@pytest.fixture
-def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
-    """A runs folder whose earlier stages are there."""
-    for name, source in (("data/rl.jsonl", world / "rl.jsonl"), ("sft/final", policy)):
-        target = tmp_path / "runs" / "mini" / name
-        target.parent.mkdir(parents=True)
-        target.symlink_to(source)
-    return tmp_path / "runs"
 
 
 def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
@@ -179,10 +161,6 @@ def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
         )
         assert line["failed"] == 0
     assert lines[0]["lambda/consistency"] == 1.0
-    table = pd.read_parquet(folder / "rollouts" / "000003.parquet")
-    assert len(table) == 8 and {"text", "gold", "boxes", "semantic_grounding/reason", "consistency/state"} <= set(
-        table.columns
-    )
     assert (folder / "final" / "model.safetensors").exists() and (folder / "done").exists()
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, chain)

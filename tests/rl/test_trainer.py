@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,7 @@ from fgrpo.errors import UserError
 from rl.advantage import combine, couple
 from rl.dual import Constraint, DualAscent
 from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
-from tests.rl.conftest import scattered, scorer
-
-
-class Watch:
-    """Notes, for each generation batch, the gathered scores, the weights used, and the advantages that train the policy."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        inner = trainer._generate_and_score_completions
-
-        def watched(inputs: Any) -> Any:
-            out = inner(inputs)
-            lengths = out["completion_mask"].sum(dim=1)
-            self.seen.append(
-                (trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths)
-            )
-            return out
-
-        trainer._generate_and_score_completions = watched
+from tests.rl.conftest import Watch, scattered, scorer
 
 
 def test_trl_advantages_are_eq_6(make) -> None:
@@ -211,3 +195,46 @@ def test_trl_generation_works_as_well(make) -> None:
     trainer = make(steps=1, kind=FaithfulGRPOTrainer)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_judging_runs_beside_the_log_prob_passes(make) -> None:
+    """A judge that answers only once the reference pass has been asked for: awaited earlier, this would never end."""
+    passes = threading.Event()
+    order: list[str] = []
+
+    class Judge:
+        """A scorer whose answer hangs on the trainer's progress."""
+
+        def start(self, inputs: Any, completions: Any, ids: Any, trainer: Any) -> None:
+            async def work() -> list[float]:
+                order.append("judging begins")
+                while not passes.is_set():
+                    await asyncio.sleep(0.01)
+                order.append("judging ends")
+                return [float(n % 2) for n in range(len(completions))]
+
+            self.pending = asyncio.run_coroutine_threadsafe(work(), trainer.async_loop)
+
+        def failed(self) -> list[list[bool]]:
+            return [[False, False]] * 8
+
+        def sums(self) -> dict[str, Any]:
+            return {}
+
+        async def judged(self, **_: Any) -> list[float]:
+            return await asyncio.wrap_future(self.pending)
+
+    judge = Judge()
+    judge.judged.__func__.__name__ = "judged"
+    trainer = make([scorer("task", scattered(1)), judge.judged], [Constraint("judged", 0.9)], steps=1, scorer=judge)
+    inner = trainer._get_per_token_logps_and_entropies
+
+    def watched(*args: Any, **more: Any) -> Any:
+        if not passes.is_set():
+            order.append("log-prob pass")
+        passes.set()
+        return inner(*args, **more)
+
+    trainer._get_per_token_logps_and_entropies = watched
+    trainer.train()
+    assert sorted(order[:2]) == ["judging begins", "log-prob pass"] and order[2] == "judging ends"

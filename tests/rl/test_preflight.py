@@ -1,0 +1,154 @@
+"""Each check of the preflight, made to fail; and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fgrpo import hf, jsonl
+from fgrpo.errors import UserError
+from rl import preflight
+from rl.trainer import FaithfulGRPOTrainer
+from tests.rl.conftest import mini
+
+PIXELS = (784, 12544)
+
+
+def forbidden(trainer: Any) -> list[int]:
+    return hf.forbidden_token_ids(trainer._tokenizer)
+
+
+def rows(trainer: Any) -> list[dict[str, Any]]:
+    return preflight.probe_rows(trainer.train_dataset)
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ({"xyxy": [4, 4, 40, 40]}, "does not say its frame"),
+        ({"xyxy": [4, 4, 40, 40], "frame": "percent"}, "does not say its frame"),
+        ({"xyxy": [40, 4, 4, 40], "frame": "model"}, "has no extent"),
+        ({"xyxy": [4, 4, 40, 140], "frame": "model"}, "does not fit a picture of 112 x 112"),
+        ({"xyxy": [-9, 4, 40, 40], "frame": "original"}, "does not fit"),
+        ({"xyxy": [4, 4, 40, 1040], "frame": "thousand"}, "does not fit a picture of 1000 x 1000"),
+        ({"xyxy": [4, 4, 40, 40], "frame": "unit"}, "does not fit a picture of 1 x 1"),
+    ],
+)
+def test_boxes(world: Path, tmp_path: Path, box: dict[str, Any], words: str) -> None:
+    good = list(jsonl.read(world / "rl.jsonl"))
+    preflight.check_boxes(world / "rl.jsonl", PIXELS, ("vgr",))
+    bad = tmp_path / "rl.jsonl"
+    jsonl.write(bad, [good[0], {**good[1], "boxes": [box]}])
+    with pytest.raises(UserError, match=rf"boxes of 1 samples are wrong.*vgr/train/1: .*{words}"):
+        preflight.check_boxes(bad, PIXELS, ("vgr",))
+    preflight.check_boxes(bad, PIXELS, ("treevgr",))  # nobody is rewarded by these
+
+
+def test_prompts_fit_and_their_tokens_are_features(make, monkeypatch) -> None:
+    trainer = make(steps=1)
+    probe = rows(trainer)
+    assert max(len(row["images"]) for row in probe) == 2
+    preflight.check_prompts(trainer, probe, 256, PIXELS)
+    with pytest.raises(UserError, match=r"prompt of vgr/train/\d+ has \d+ tokens, and rl.max_prompt_length is 20"):
+        preflight.check_prompts(trainer, probe, 20, PIXELS)
+    with pytest.raises(UserError, match=r"were reckoned with from the processor's bounds"):
+        preflight.check_prompts(trainer, probe, 256, (784, 784))
+    trainer.max_completion_length = 10**6
+    with pytest.raises(UserError, match="more than the model's context"):
+        preflight.check_prompts(trainer, probe, 256, PIXELS)
+    trainer.max_completion_length = 10
+    monkeypatch.setattr(trainer.processing_class.image_processor, "merge_size", 1)
+    with pytest.raises(UserError, match=r"has \d+ image tokens, and its pictures give \d+ features"):
+        preflight.check_prompts(trainer, probe, 256, PIXELS)
+
+
+def test_image_tokens_cannot_be_sampled(make) -> None:
+    for kind in ({}, {"kind": FaithfulGRPOTrainer}):
+        trainer = make(steps=1, **kind)
+        preflight.check_sampling(trainer, forbidden(trainer))
+    trainer.generation_config.suppress_tokens = None
+    with pytest.raises(UserError, match=r"may sample <\|.*suppress_tokens"):
+        preflight.check_sampling(trainer, forbidden(trainer))
+    trainer.use_vllm = True
+    banned = dict.fromkeys(forbidden(trainer), -100.0)
+    trainer.args.generation_kwargs = {"logit_bias": banned}
+    preflight.check_sampling(trainer, forbidden(trainer))
+    trainer.args.generation_kwargs = {"logit_bias": {**banned, trainer.plain_model.config.image_token_id: -1.0}}
+    with pytest.raises(UserError, match=r"may sample <\|image_pad\|> and 0 more.*logit_bias"):
+        preflight.check_sampling(trainer, forbidden(trainer))
+
+
+def test_the_probe_agrees_and_leaves_nothing_behind(make) -> None:
+    trainer = make(steps=1)
+    before, state = torch.random.get_rng_state(), copy.deepcopy(trainer.dual.state_dict())
+    difference = preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+    assert difference is not None and difference < 2e-5
+    assert torch.equal(before, torch.random.get_rng_state()) and trainer.dual.state_dict() == state
+    assert not trainer._metrics["train"] and not trainer._metrics["eval"] and not trainer._logs["prompt"]
+    assert "_calculate_rewards" not in vars(trainer)
+    plain = make(steps=1, kind=FaithfulGRPOTrainer)
+    assert preflight.check_probe(plain, rows(plain)[:1], forbidden(plain), 1e-3) is None  # transformers tells none
+
+
+def test_an_engine_with_other_weights_is_found_out(make, monkeypatch) -> None:
+    trainer = make(steps=1)
+    inner = trainer._generate_single_turn
+
+    def stale(*args: Any, **more: Any) -> Any:
+        """Generation by weights that are not the trainer's."""
+        head = trainer.plain_model.lm_head.weight
+        kept = head.detach().clone()
+        with torch.no_grad():
+            head.mul_(0.7)
+        try:
+            return inner(*args, **more)
+        finally:
+            with torch.no_grad():
+                head.copy_(kept)
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", stale)
+    with pytest.raises(
+        UserError, match=r"engine and the trainer differ by .* a token .*probe tokens \(allowed: 0.001\)"
+    ):
+        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+
+
+def test_a_sampled_image_token_is_named(make, monkeypatch) -> None:
+    trainer = make(steps=1, kind=FaithfulGRPOTrainer)
+    config = trainer.plain_model.config
+    monkeypatch.setattr(
+        trainer, "_generate_single_turn", lambda ids, *_: ([[5, config.vision_end_token_id]] * len(ids), None)
+    )
+    with pytest.raises(UserError, match=r"sampled <\|vision_end\|>"):
+        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+    monkeypatch.setattr(
+        trainer, "_generate_single_turn", lambda ids, *_: ([[5, config.image_token_id]] * len(ids), None)
+    )
+    with pytest.raises(ValueError, match="rollout 000000/0/0000 contains a picture token"):
+        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+
+
+def test_it_runs_before_the_first_step(make, world: Path) -> None:
+    """Hung into a trainer, it stops the run before anything is sampled for training, and does not change what is trained."""
+    cfg = mini(world, "rl.max_prompt_length=30")
+    trainer = make(steps=1)
+    check = preflight.Preflight(world / "rl.jsonl", PIXELS, forbidden(trainer), cfg)
+    trainer.add_callback(check)
+    check.trainer = trainer
+    with pytest.raises(UserError, match=r"rl\.max_prompt_length is 30"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    with_it = make(steps=1, out="with")
+    check = preflight.Preflight(world / "rl.jsonl", PIXELS, forbidden(trainer), mini(world))
+    with_it.add_callback(check)
+    check.trainer = with_it
+    with_it.train()
+    without = make(steps=1, out="without")
+    without.train()
+    assert check.difference is not None and check.difference < 1e-4
+    for one, two in zip(with_it.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(one, two)

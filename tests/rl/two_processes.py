@@ -1,0 +1,48 @@
+"""One process of `test_two_processes.py`: trains the mini policy a few steps over gloo and writes down what it saw.
+
+Started by that test, once a rank: `python -m tests.rl.two_processes <world> <policy> <folder>`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.dual import Constraint
+from rl.trainer import FaithfulGRPOTrainer
+from tests.rl.conftest import Watch, build_trainer, scattered, scorer
+
+
+def main(world: Path, policy: Path, folder: Path, rank: int) -> None:
+    """Two trainers: TRL's own formula, and an option that it lacks."""
+    columns = [
+        scorer("task", scattered(1 + 10 * rank)),
+        scorer("one", scattered(2 + 10 * rank, 0.4, 2)),
+        scorer("two", scattered(3 + 10 * rank, 0.6, 4)),
+    ]
+    constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
+    found: dict[str, Any] = {}
+    for name, options in (("trl", {}), ("token", {"whiten": "token", "masked": "zero"})):
+        trainer = build_trainer(
+            world, policy, folder / name, columns, constraints, steps=3, kind=FaithfulGRPOTrainer,
+            overrides=("rl.micro_batch=4",), tweak={"save_strategy": "no"}, **options,
+        )  # fmt: skip
+        watch = Watch(trainer)
+        trainer.train()
+        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        found[name] = {
+            "seen": watch.seen,
+            "dual": trainer.dual.state_dict(),
+            "weights": weights,
+            "world": trainer.accelerator.num_processes,
+        }
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    import os
+
+    main(*map(Path, sys.argv[1:4]), int(os.environ["RANK"]))
