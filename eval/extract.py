@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fgrpo.response import parse
+from rewards.task import matches
 
 _LETTER = r"(?:\((?P<paren>[A-Za-z])\)|(?P<bare>[A-Z])(?![\w'’]))"
 # What may follow a letter that is no article: an end, punctuation, or a reason.
@@ -38,6 +39,10 @@ _NEGATION = re.compile(
 )
 _CLAUSE = re.compile(r"[.;!?\n]|,?\s+but\s+")
 _WORD = re.compile(r"-?\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|\d\w*")
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm)\{([^{}]*)\}")
 _LEAD = re.compile(
     rf"^\s*(?:so\s*,?\s*|therefore\s*,?\s*)?(?:the\s+)?(?:final\s+)?{_ANSWER}\s*(?:is|:|=|would\s+be)*\s*",
@@ -79,6 +84,29 @@ def extract_choice(text: str, choices: Sequence[str]) -> int | None:
         return None
     indices = {index for index, _, _ in found}
     return indices.pop() if len(indices) == 1 else None
+
+
+def same_open_answer(text: str, gold: str) -> bool:
+    """Whether `text` gives the free-form answer `gold` (questions without options: a word, a phrase, or a number).
+
+    The same text, case, punctuation and "the answer is" aside; or, for a number, the only number there, in figures or in
+    words, and not negated ("There are three lanes" is "3"; "3 or 4", "not 3" and "13" are not).
+    """
+    span = _LEAD.sub("", re.sub(r"[*`\"“”$]", "", text)).strip()
+    if matches(span, gold, ()) or (words(span) and words(span) == words(gold)):
+        return True
+    wanted = _number(gold.strip().rstrip("."))
+    if wanted is None or _NEGATION.search(span):
+        return False
+    found = [number for token in _WORD.findall(span) if (number := _number(token)) is not None]
+    return found == [wanted]
+
+
+def _number(word: str) -> float | None:
+    """The number that one word is, in figures or in words."""
+    if word.lower() in NUMBER_WORDS:
+        return float(NUMBER_WORDS.index(word.lower()))
+    return float(word) if re.fullmatch(r"-?\d+(?:\.\d+)?", word) else None
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -7,24 +7,48 @@ from dataclasses import dataclass
 from typing import Any
 
 DASH = "–"
+_TEX = {
+    **{sign: "\\" + sign for sign in "&%#_${}"},
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "−": "$-$",
+    "≠": r"$\neq$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "τ": r"$\tau$",
+    DASH: "--",
+    "…": r"\dots{}",
+    "×": r"$\times$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of ready text; the first column is left-aligned, the others right-aligned."""
+    """Headings and rows of ready text; the first `left` columns are left-aligned, the others right-aligned."""
 
     name: str
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    left: int = 1
 
     def text(self) -> str:
         """For a terminal, in columns."""
         widths = [max(len(row[i]) for row in (self.headings, *self.rows)) for i in range(len(self.headings))]
 
         def line(cells: Sequence[str]) -> str:
-            padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            padded = (
+                c.ljust(w) if i < self.left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
             return "  ".join(padded).rstrip()
 
         body = [line(self.headings), "  ".join("─" * w for w in widths), *map(line, self.rows)]
@@ -36,13 +60,13 @@ class Table:
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
-        rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.headings))) + "|"
+        rule = "|" + "|".join("---" if i < self.left else "---:" for i in range(len(self.headings))) + "|"
         parts = [f"## {self.title}", "", line(self.headings), rule, *map(line, self.rows)]
         return "\n".join([*parts, *(["", self.note] if self.note else [])]) + "\n"
 
     def latex(self) -> str:
         """As a LaTeX tabular with a caption (booktabs)."""
-        columns = "l" + "r" * (len(self.headings) - 1)
+        columns = "l" * self.left + "r" * (len(self.headings) - self.left)
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
         head = " & ".join(map(_tex, self.headings)) + r" \\"
         lines = [
@@ -76,6 +100,4 @@ def percent(cell: dict[str, Any] | None, *, interval: str = "none", digits: int 
 
 
 def _tex(text: str) -> str:
-    for sign in "&%#_":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("±", r"$\pm$").replace("→", r"$\rightarrow$").replace("−", "$-$").replace(DASH, "--")
+    return "".join(_TEX.get(sign, sign) for sign in text)

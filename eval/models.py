@@ -50,6 +50,8 @@ class ModelSpec(Section):
         prefix: beginning of the assistant's turn that is already there.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"); only "think" is judged for faith.
         box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers.
+        grounding: what it is asked to point with. Spatial grounding (Eq. 1) compares boxes, so it is not applicable to a model
+            that writes points or nothing; "boxes" that are not written score 0.
         max_new_tokens: None = `eval.max_new_tokens`.
         paper_row: row of the paper's Table 1 this is, None if it is none.
     """
@@ -63,6 +65,7 @@ class ModelSpec(Section):
     mode: Literal["think", "direct"] = "think"
     box_tag: str = "bbox"
     box_frame: Frame = "model"
+    grounding: Literal["boxes", "points", "none"] = "boxes"
     max_new_tokens: Positive | None = None
     engine: EngineOverride = EngineOverride()
     paper_row: str | None = None

@@ -145,6 +145,7 @@ def write(config: Config, root: str | Path = "runs") -> Path:
         comparisons=[t for t in everything if "-vs-" in t.name and t.name.endswith(kind)],
         more_comparisons=[t for t in everything if "-vs-" in t.name and not t.name.endswith(kind)],
         paper=[t for t in everything if t.name.startswith("table")],
+        judges=[t for t in everything if t.name.startswith("judge-")],
         figures=_figures(folder(config, "figures", root)),
         examples=found,
         examples_note=f"{'Sampled answers (temperature 1)' if kind == 'sampled' else 'Greedy answers'}; chosen, not drawn: questions on which the verdicts of the models differ come first, so these are no rates.",

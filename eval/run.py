@@ -34,6 +34,7 @@ from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
 from judges.validation_stored import QUESTIONS
 
+BOXES = ("box_tag", "box_frame", "grounding")  # these decide how answers are scored, not what is answered
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
 SCORING = "scoring.json"
 SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's manifest or its config, not by its content
@@ -67,7 +68,7 @@ def evaluate(
         return _answer_part(config, name, spec, path, wanted, root, sampler, shard)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config, folder.path)
-        _settle_scoring(folder, judge_set, config, path)
+        _settle_scoring(folder, judge_set, config, path, spec)
         if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
             print(f"{folder.path}: evaluated already")
             return folder.path
@@ -253,7 +254,8 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     return {
-        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine"}) | {"path": path},
+        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine", *BOXES})
+        | {"path": path},
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
         "prompts": digest(texts),
         "decoding": {key: plain["eval"][key] for key in decoding},
@@ -284,9 +286,10 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     return {**roles, "prompts": dict(judge_set.prompt_hashes), "box_normaliser": config.rl.box_normaliser}
 
 
-def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str) -> None:
+def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Drop scores that other judges gave, or a summary with other intervals; the generations stay."""
-    identity = {**_judge_identity(judge_set, config), "pixels": list(pictures.pixel_bounds(model))}
+    boxes = {"pixels": list(pictures.pixel_bounds(model)), **{key: getattr(spec, key) for key in BOXES}}
+    identity = {**_judge_identity(judge_set, config), **boxes}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import base, metrics
+from eval import base, judging, metrics
 from eval.layout import DASH, Table, percent
 from eval.results import Result, find, paper
 from eval.summary import HIGHER_IS_BETTER, value_of
@@ -136,36 +136,73 @@ def comparison_table(a: Result, b: Result, kind: str, found: Mapping[str, dict[s
     return Table(name, f"{a.title} against {b.title} ({KINDS[kind]})", headings, tuple(rows), note)
 
 
-def paper_tables(results: Mapping[str, Result], config: Config) -> list[Table]:
-    """Tables 1, 2 and 3 in the paper's layout: ours (greedy) / the paper's, and the difference of the averages."""
+def paper_cells(results: Mapping[str, Result], config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Tables 1, 2 and 3 as numbers: {table: [{"title", "cells": {column: {"ours", "low", "high", "paper", "difference"}}}]}.
+
+    Percent, and points for the difference; columns are benchmarks and "average" in Table 1, metrics in Tables 2 and 3. What
+    was not evaluated is None.
+    """
     reference = paper()
-    columns: Sequence[str] = reference["columns"]
-    note = "ours / the paper's, percent; difference in points."
-    if config.world is not None:
-        note = "ours (miniature world: other questions, so only signs can be compared) / the paper's, percent."
-    rows1 = []
+    out: dict[str, list[dict[str, Any]]] = {"table1": [], "table2": [], "table3": []}
     for row in reference["table1"]:
         result = _ours(row, results, config)
-        cells = [
-            f"{percent(result.cell('greedy', n, 'accuracy')) if result else DASH} / {value:.1f}"
-            for n, value in zip((*columns, "average"), row["accuracy"], strict=True)
-        ]
-        mean = result.cell("greedy", "average", "accuracy") if result else None
-        rows1.append((row["title"], *cells, _gap(mean, row["accuracy"][-1])))
-    headings = ("method", *(base.benchmark(n).title for n in columns), "average", "difference")
-    tables = [Table("table1", "Table 1: accuracy on seven benchmarks", headings, tuple(rows1), note)]
-    for number, what in ((2, "how the constraints enter (7B)"), (3, "fixed and adaptive multipliers (7B)")):
-        rows = []
-        for row in reference[f"table{number}"]:
+        cells = {
+            place: _beside(result.cell("greedy", place, "accuracy") if result else None, value)
+            for place, value in zip((*reference["columns"], "average"), row["accuracy"], strict=True)
+        }
+        out["table1"].append({"title": row["title"], "cells": cells})
+    for name in ("table2", "table3"):
+        for row in reference[name]:
             result = _ours(row, results, config)
-            cells = []
-            for metric in ("accuracy", "inconsistency"):
-                cell = result.cell("greedy", "average", metric) if result else None
-                cells += [f"{percent(cell, interval='range')} / {row[metric]:.1f}", _gap(cell, row[metric])]
-            rows.append((row["title"], *cells))
-        headings = ("method", "accuracy", "difference", "inconsistency", "difference")
-        tables.append(Table(f"table{number}", f"Table {number}: {what}", headings, tuple(rows), note))
-    return tables
+            cells = {
+                metric: _beside(result.cell("greedy", "average", metric) if result else None, row[metric])
+                for metric in ("accuracy", "inconsistency")
+            }
+            out[name].append({"title": row["title"], "cells": cells})
+    return out
+
+
+def _beside(cell: Mapping[str, Any] | None, reference: float) -> dict[str, float | None]:
+    """Our figure with its interval beside the paper's, in percent."""
+    if cell is None:
+        return {"ours": None, "low": None, "high": None, "paper": reference, "difference": None}
+    ours, low, high = (None if cell.get(k) is None else 100 * float(cell[k]) for k in ("value", "low", "high"))
+    return {"ours": ours, "low": low, "high": high, "paper": reference, "difference": float(ours or 0.0) - reference}
+
+
+def paper_tables(results: Mapping[str, Result], config: Config) -> list[Table]:
+    """Tables 1, 2 and 3 in the paper's layout: ours (greedy) with its interval / the paper's, and the difference."""
+    found = paper_cells(results, config)
+    note = "ours ± half the interval / the paper's, percent; in parentheses the difference in points."
+    if config.world is not None:
+        note = (
+            "ours (miniature world: other questions, so only signs can be compared) ± half the interval / the paper's, "
+            "percent; in parentheses the difference in points."
+        )
+    titles = [*(base.benchmark(n).title for n in paper()["columns"]), "average"]
+    what = {
+        "table1": ("Table 1: accuracy on seven benchmarks", titles),
+        "table2": ("Table 2: how the constraints enter (7B)", ["accuracy ↑", "inconsistency ↓"]),
+        "table3": ("Table 3: fixed and adaptive multipliers (7B)", ["accuracy ↑", "inconsistency ↓"]),
+    }
+    return [
+        Table(
+            name,
+            title,
+            ("method", *columns),
+            tuple((row["title"], *map(_shown, row["cells"].values())) for row in found[name]),
+            note,
+        )
+        for name, (title, columns) in what.items()
+    ]
+
+
+def _shown(cell: Mapping[str, float | None]) -> str:
+    """ "82.4 ±1.9 / 79.9 (+2.5)"; a dash for what was not evaluated."""
+    if cell["ours"] is None or cell["difference"] is None:
+        return f"{DASH} / {cell['paper']:.1f}"
+    half = "" if cell["low"] is None or cell["high"] is None else f" ±{(cell['high'] - cell['low']) / 2:.1f}"
+    return f"{cell['ours']:.1f}{half} / {cell['paper']:.1f} ({cell['difference']:+.1f})"
 
 
 def _ours(row: Mapping[str, Any], results: Mapping[str, Result], config: Config) -> Result | None:
@@ -175,10 +212,6 @@ def _ours(row: Mapping[str, Any], results: Mapping[str, Result], config: Config)
     if trained_from is not None and trained_from != config.models.base and not stands_in:
         return None
     return results.get(row["model"])
-
-
-def _gap(cell: Mapping[str, Any] | None, reference: float) -> str:
-    return DASH if cell is None else f"{100 * cell['value'] - reference:+.1f}"
 
 
 def write(tables: Sequence[Table], out: Path, data: Mapping[str, Any]) -> None:
@@ -205,8 +238,16 @@ def build(config: Config, root: str | Path = "runs") -> tuple[list[Table], list[
                 comparisons[table.name] = found
                 tables.append(table)
     out = folder(config, "tables", root)
-    everything = [*main_tables(results, config, "range"), *tables, *paper_tables(results, config)]
-    write(everything, out, {"comparisons": comparisons, "summaries": {n: r.summary for n, r in results.items()}})
+    everything = [
+        *main_tables(results, config, "range"),
+        *tables,
+        *paper_tables(results, config),
+        *judging.build(config, root),
+    ]
+    beside = {"paper": paper_cells(results, config)}
+    write(
+        everything, out, {**beside, "comparisons": comparisons, "summaries": {n: r.summary for n, r in results.items()}}
+    )
     most_telling = [t for t in tables if t.name.endswith("-sampled")] or tables
     return [*most_telling, *main_tables(results, config)], everything, out
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import genuine
 import pytest
 
-from eval import base, generate, models
+from eval import base, generate, models, summary
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.options import split_options
 from fgrpo.schema import Config
+from fgrpo.types import EvalRecord, Score
 
 
 def test_cv_bench_halves_letters_and_drops(real_like: Config) -> None:
@@ -120,6 +121,45 @@ def test_published_counts_are_checked(real_like: Config) -> None:
     with pytest.raises(UserError, match="2 trials instead of the published 1438; left out: 1 ×"):
         base.load("cvb_2d", strict)
     assert strict.eval.counts is not None and sum(strict.eval.counts.values()) == 6586
+
+
+PUBLISHED = {
+    "cvb_2d": 1438, "cvb_3d": 1200, "mindcube": 1050, "mmvp": 300, "omnispatial": 1533, "realworldqa": 765, "sat_real": 300,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_published_count_is_asked_for(name: str, real_like: Config) -> None:
+    """And another copy of the data (MindCube's of 1040 rows) can be accepted by saying so."""
+    here = f"data.root={real_like.data.root}"
+    with pytest.raises(UserError, match=f"instead of the published {PUBLISHED[name]}.*download .* into") as found:
+        base.load(name, load("paper-7b", "fgrpo", [here]))
+    (accept,) = [word for word in str(found.value).split() if word.startswith(f"eval.counts.{name}=")]
+    assert base.load(name, load("paper-7b", "fgrpo", [here, accept])).samples
+
+
+def test_pictures_as_structs_and_as_bytes(real_like: Config) -> None:
+    """`datasets` writes {"bytes", "path"}; SAT's own files hold bytes."""
+    folder = Path(real_like.data.root) / "bench/SAT"
+    row = {"question": "Q?", "answers": ["x", "y"], "correct_answer": "x", "question_type": "t"}
+    genuine.parquet(folder / "SAT_test.parquet", [{**row, "image_bytes": [{"bytes": genuine.png(1), "path": None}]}])
+    assert len(base.load("sat_real", real_like).samples) == 2
+    genuine.parquet(
+        folder / "SAT_test.parquet", [{**row, "image_bytes": [b""]}, {**row, "image_bytes": [genuine.png(1)]}]
+    )
+    found = base.load("sat_real", real_like)
+    assert len(found.samples) == 2 and found.dropped == {"the row holds no picture": 1}
+
+
+def test_accuracy_is_the_plain_mean_over_questions(world: Config) -> None:
+    """Not the mean of CV-Bench's per-source means, which other harnesses print."""
+    records = [
+        EvalRecord(str(n), "cvb_2d", "m", str(n), {"accuracy": Score.of(float(n == 0))},
+                   {"kind": "greedy", "group": str(n), "finish": "stop", "answer_from": "rules", "source": source})
+        for n, source in enumerate(["ADE20K", "COCO", "COCO", "COCO"])
+    ]  # fmt: skip
+    cells = summary.summarise(records, (), world.eval)["greedy"]["benchmarks"]["cvb_2d"]
+    assert cells["accuracy"]["value"] == 0.25
 
 
 def test_missing_folder_file_column_and_name(real_like: Config, tmp_path: Path) -> None:

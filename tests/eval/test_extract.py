@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.extract import same_open_answer
 from eval.score import answer_span, extract_choice
 
 LR = ("left", "right")
@@ -95,3 +96,30 @@ def test_options_in_any_order_give_the_same_text() -> None:
         one, other = extract_choice(text, LR), extract_choice(text, LR[::-1])
         assert (one is None) == (other is None)
         assert one is None or other is None or LR[one] == LR[::-1][other]
+
+
+OPEN = [
+    ("3", "3", True),
+    ("Three", "3", True),
+    ("three lanes", "3", True),
+    ("There are 3 lanes.", "3", True),
+    ("The answer is 3.", "3", True),
+    ("3", "Three", True),
+    ("2.5", "2.5", True),
+    ("Yes.", "yes", True),
+    ("The answer is **a stop sign**", "stop sign", True),
+    ("13", "3", False),
+    ("3 or 4", "3", False),
+    ("not 3", "3", False),
+    ("-3", "3", False),
+    ("2.53", "2.5", False),
+    ("not yes", "yes", False),
+    ("Yes and no", "yes", False),
+    ("a stop sign or a yield sign", "stop sign", False),
+    ("", "3", False),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "expected"), OPEN)
+def test_open_answers(text: str, gold: str, expected: bool) -> None:
+    assert same_open_answer(text, gold) is expected

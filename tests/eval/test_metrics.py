@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import cohen_kappa_score
 
 from eval import metrics
@@ -76,3 +76,35 @@ def test_lengths_must_agree() -> None:
         metrics.mcnemar([1], [1, 0])
     with pytest.raises(ValueError):
         metrics.bootstrap_ci([1.0], clusters=["a", "b"])
+
+
+def test_bootstrap_interval_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    found = rng.uniform(size=60)
+    ours = metrics.bootstrap_ci(found.tolist(), samples=20000, confidence=0.9)
+    theirs = bootstrap((found,), np.mean, n_resamples=20000, confidence_level=0.9, method="percentile", rng=rng)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+
+
+def test_paired_bootstrap_is_scipys() -> None:
+    """And narrower than the difference of two independent intervals, since the questions are the same."""
+    rng = np.random.default_rng(4)
+    a = rng.integers(0, 2, 80)
+    b = np.where(rng.uniform(size=80) < 0.2, 1 - a, a)
+    ours = metrics.paired_bootstrap(a.tolist(), b.tolist(), samples=20000)
+    theirs = bootstrap(
+        (a, b), lambda x, y, axis: np.mean(y, axis) - np.mean(x, axis), n_resamples=20000, method="percentile",
+        paired=True, vectorized=True, rng=rng,
+    )  # fmt: skip
+    assert ours is not None and ours[0] == pytest.approx(np.mean(b) - np.mean(a))
+    assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.013)  # one question is 0.0125
+    alone = metrics.bootstrap_ci(a.tolist(), samples=20000) or (0, 0)
+    assert ours[2] - ours[1] < 1.2 * (alone[1] - alone[0])
+
+
+def test_mcnemar_by_hand() -> None:
+    """2 x (C(6,0) + C(6,1)) / 2^6 = 14/64: one against five discordant questions, whatever agrees."""
+    a, b = [1] + [0] * 5 + [1] * 40 + [0] * 7, [0] + [1] * 5 + [1] * 40 + [0] * 7
+    assert metrics.mcnemar(a, b) == metrics.McNemar(1, 5, pytest.approx(14 / 64))  # type: ignore[arg-type]
+    assert metrics.mcnemar(b, a).p == pytest.approx(14 / 64)
+    assert metrics.mcnemar([1] * 9, [0] * 9).p == pytest.approx(2 / 2**9)

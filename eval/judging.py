@@ -1,0 +1,67 @@
+"""Judge validation as tables: agreement of judges (Cohen's kappa) and error rates where truth is known (Appendix B.3).
+
+Reads what `python -m judges.validation` wrote beside evaluated models and into runs/<preset>/judge_validation; without those
+files there are no tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.layout import DASH, Table
+from fgrpo.errors import UserError
+from fgrpo.runs import folder
+from fgrpo.schema import Config
+
+FILE = "judge_validation.json"
+
+
+def build(config: Config, root: str | Path = "runs") -> list[Table]:
+    """At most two tables: agreement, and error rates.
+
+    Raises:
+        UserError: a file that is no validation.
+    """
+    top = folder(config, "", root)
+    agreements: list[tuple[str, ...]] = []
+    errors: list[tuple[str, ...]] = []
+    for path in sorted([*top.glob(f"judge_validation/{FILE}"), *top.glob(f"*/{FILE}"), *top.glob(f"eval/*/{FILE}")]):
+        where = path.parent.name if path.parent.name != "judge_validation" else ""
+        try:
+            for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:
+                title = str(section["title"]) if not where else f"{where}: {section['title']}"
+                agreements += [(title, *cells) for cells in _agreements(section)]
+                errors += [(title, *cells) for cells in _errors(section)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no judge validation ({error!r}); delete it and run it again") from error
+    out = []
+    if agreements:
+        headings = ("what was rated", "judges", "role", "κ [interval]", "agreement, %", "ratings", "rollouts")
+        note = "Cohen's κ with its bootstrap interval (whole rollouts resampled); κ is not defined where both used one same label only."
+        out.append(
+            Table("judge-agreement", "Agreement of judges", headings, tuple(dict.fromkeys(agreements)), note, left=3)
+        )
+    if errors:
+        headings = ("what was judged", "role", "kind of item", "error rate, % [interval]", "wrong", "n", "failed")
+        note = "Judgements against known truth, with Wilson intervals; failed judgements are in no rate."
+        out.append(Table("judge-errors", "Errors of judges", headings, tuple(dict.fromkeys(errors)), note, left=3))
+    return out
+
+
+def _agreements(section: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for a in section.get("agreements", ()):
+        kappa = DASH
+        if a["kappa"] is not None:
+            kappa = f"{a['kappa']:.3f}" + (f" [{a['low']:.3f}, {a['high']:.3f}]" if a["low"] is not None else "")
+        share = DASH if a["agreement"] is None else f"{100 * a['agreement']:.1f}"
+        yield f"{a['first']}, {a['second']}", str(a["role"]), kappa, share, str(a["n"]), str(a["clusters"])
+
+
+def _errors(section: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for role, rates in section.get("errors", {}).items():
+        for r in rates:
+            rate = DASH if r["rate"] is None else f"{100 * r['rate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+            yield str(role), str(r["kind"]), rate, str(r["wrong"]), str(r["n"]), str(r["failed"])
