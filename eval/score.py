@@ -15,7 +15,7 @@ from typing import Any
 
 import rewards.base as rewards
 from eval.base import group_of
-from eval.extract import answer_span, extract_choice
+from eval.extract import answer_span, extract_choice, same_open_answer
 from eval.models import ModelSpec
 from eval.truth import statement_scores, with_true_boxes
 from fgrpo import boxes, jsonl
@@ -24,12 +24,12 @@ from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import UNRESOLVED, ExtractionItem, JudgeSet
 from miniworld.truth import TruthBook
-from rewards.task import matches
 
 __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
 FAITHFULNESS = {"consistency": "consistency", "semantic": "semantic_grounding", "spatial": "spatial_grounding"}
 REFUSED = "the engine refused the request"
+NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
 CHUNK = 512  # rollouts judged between two writes
 
 
@@ -67,10 +67,11 @@ class Scorer:
                 for (sample, rollout), response in zip(pairs, read, strict=True)
             ]
             least, most = self.pixels
-            tag, frame = self.spec.box_tag, self.spec.box_frame
-            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame)
+            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most)
             for name, reward in FAITHFULNESS.items():
                 by_name[name] = await rewards.load(reward)(items, context)
+            if self.spec.grounding != "boxes":
+                by_name["spatial"] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
         records = []
         for i, (sample, rollout) in enumerate(pairs):
             scores = {"accuracy": answers[i].accuracy, **{name: found[i] for name, found in by_name.items()}}
@@ -93,7 +94,7 @@ class Scorer:
             if span is None:
                 found.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
-                found.append(_Answer(Score.of(float(matches(span, sample.answer, ()))), span, "rules"))
+                found.append(_Answer(Score.of(float(same_open_answer(span, sample.answer))), span, "rules"))
             elif (choice := extract_choice(rollout.text, sample.choices)) is not None:
                 found.append(_chosen(sample, choice, "rules"))
             else:
