@@ -67,7 +67,8 @@ class Scorer:
                 for (sample, rollout), response in zip(pairs, read, strict=True)
             ]
             least, most = self.pixels
-            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most)
+            tag, frame = self.spec.box_tag, self.spec.box_frame
+            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame)
             for name, reward in FAITHFULNESS.items():
                 by_name[name] = await rewards.load(reward)(items, context)
             if self.spec.grounding != "boxes":
