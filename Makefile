@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help slurm setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
+.PHONY: help slurm setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm rehearsal check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 help: ## every target with one line
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ test: | .venv/.stamp ## fast tests: CPU, offline
 	$(PY) -m pytest -q -m "not vllm" tests
 test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
 	$(PY) -m pytest -q -m vllm tests/vllm
+rehearsal: | .venv/.stamp .venv-vllm/.stamp ## the 8-GPU layout on this machine: two trainers, a rollout server, a judge server, each killed once
+	@$(MAKE) --no-print-directory runs/smoke/sft/done PRESET=smoke
+	PYTHONPATH=. $(PY) scripts/rehearsal.py
 check: | .venv/.stamp ## lint, types, import contract, configurations and the paper's values
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

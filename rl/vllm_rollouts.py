@@ -148,7 +148,7 @@ class GuardedGeneration(VLLMGeneration):
                 stack.enter_context(self._reached())
             else:
                 stack.enter_context(self._colocated())
-            super()._init_vllm()  # type: ignore[no-untyped-call]
+            super()._init_vllm()
         packed = vllm_worker.packed(self.engine_model()) if self.mode == "colocate" else ()
         if packed:
             raise RolloutFault(
@@ -194,7 +194,7 @@ class GuardedGeneration(VLLMGeneration):
         """
         began = time.perf_counter()
         with self._reached():
-            super().sync_weights()  # type: ignore[no-untyped-call]
+            super().sync_weights()
         if self.mode == "colocate":
             self.llm.reset_mm_cache()
             self.llm.llm_engine.reset_encoder_cache()
@@ -211,7 +211,8 @@ class GuardedGeneration(VLLMGeneration):
         if self.mode == "server":
             with self._reached():
                 return super().generate(prompts, images, num_generations, profiler)
-        token = self.processing_class.image_token_id
+        processor: Any = self.processing_class
+        token = processor.image_token_id
         result = super().generate([collapse(p, token) for p in prompts], images, num_generations, profiler)
         for given, read in zip(prompts, result[0], strict=True):
             if list(given) != list(read):
@@ -222,8 +223,8 @@ class GuardedGeneration(VLLMGeneration):
         return result
 
     def _place_features(self, features: Any, prompt_ids: list[int]) -> Any:
-        placed = super()._place_features(features, prompt_ids)  # type: ignore[no-untyped-call]
-        if features is not None:
+        placed = super()._place_features(features, prompt_ids)
+        if features is not None and placed is not None:
             pairs = zip(features["mm_placeholders"]["image"], placed["mm_placeholders"]["image"], strict=True)
             for counted, ours in pairs:
                 if counted["length"] != ours["length"]:
@@ -236,7 +237,7 @@ class GuardedGeneration(VLLMGeneration):
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors for vLLM; of a policy with adapters W + BA, while W stays as it is to the bit."""
         if not is_peft_model(self.model) or self._dist.is_fsdp:
-            yield from super()._iter_named_params()  # type: ignore[no-untyped-call]
+            yield from super()._iter_named_params()
             return
         with self._dist.gather_params(list(self.model.parameters())), torch.no_grad():
             yield from merged(self.model)
@@ -267,13 +268,12 @@ class VLLMTrainer(FaithfulGRPOTrainer):
     @property
     def generation(self) -> GuardedGeneration:
         """The engine."""
-        found: GuardedGeneration = self.vllm_generation
+        found: Any = self.vllm_generation
         return found
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        difference = self._metrics["train" if self.model.training else "eval"][DIFFERENCE][-1]
-        self.check_difference(difference)
+        self.check_difference(self._metrics["train" if self._is_training else "eval"][DIFFERENCE][-1])
         return output
 
     def check_difference(self, difference: float) -> None:
