@@ -1,0 +1,229 @@
+"""Dress rehearsal of the paper's layout on one CPU machine: trainers, a rollout server and a judge server; each killed once.
+
+FGRPO on the mini model by two trainer processes (accelerate, gloo), rollouts by a vLLM server whose weights follow the
+policy, scores by a vLLM judge. In an order and at moments that the seed chooses, the rollout server, the judge server and
+one of the trainers are killed with SIGKILL. After each kill the run must end with one line that says why, or carry on, and
+its newest checkpoint must load; what was killed is started again, and so is the run. In the end every step must stand in
+metrics.jsonl once, with the importance ratio within 1 ± 0.05. Prints one line an event; exit code 1 when something is wrong.
+
+Command: `python scripts/rehearsal.py` (`make rehearsal`); reads runs/smoke/{data,sft}, writes below --out, which it empties.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+from safetensors.torch import load_file
+
+from fgrpo import jsonl, runs
+from fgrpo.checkpoints import STATE, last_checkpoint
+from fgrpo.config import load
+from fgrpo.serve import order
+from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server
+
+PRESET, METHOD = "smoke", "fgrpo"
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+VICTIMS = ("rollouts", "judge", "trainer")
+PATIENCE_S = 3600.0
+JUDGE_CONTEXT = json.dumps({"text_config": {"max_position_embeddings": 8192}})
+
+
+class Rehearsal:
+    """The servers, the run and what has been seen of it."""
+
+    def __init__(self, root: Path, processes: int, steps: int, seed: int) -> None:
+        self.root, self.processes, self.steps, self.rng = root, processes, steps, random.Random(seed)
+        self.config = load(PRESET, METHOD)
+        self.run = runs.folder(self.config, f"rl-{METHOD}", root)
+        self.policy = str(runs.folder(self.config, "sft", root) / "final")
+        self.problems: list[str] = []
+        self.servers = {"rollouts": self._rollouts(), "judge": self._judge()}
+
+    def _rollouts(self) -> Server:
+        ordered = order(self.config, "rollouts", [], self.policy)
+        return Server(
+            self.policy,
+            log=self.root / "rollouts.log",
+            flags=ordered.flags,
+            environment=ordered.environment,
+            timeout_s=PATIENCE_S,
+        )
+
+    def _judge(self) -> Server:
+        environment = {**CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT / "scripts")}
+        flags = (*CPU_FLAGS, "--hf-overrides", JUDGE_CONTEXT, "--logits-processors", "terse_judge:Terse")
+        return Server(
+            self.policy, log=self.root / "judge.log", flags=flags, environment=environment, timeout_s=PATIENCE_S
+        )
+
+    def command(self) -> list[str]:
+        """One line that starts the run, or goes on with it."""
+        judge = {"backend": "openai", "model": self.policy, "endpoints": [self.servers["judge"].url]}
+        settings = [
+            f"launch.rl_processes={self.processes}",
+            "rl.rollout_engine=vllm-server",
+            f"rl.vllm.server={self.servers['rollouts'].url}",
+            f"rl.max_steps={self.steps}",
+            *("rl.rollout_batch=4", "rl.global_batch=4", "rl.group_size=4", f"rl.micro_batch={16 // self.processes}"),
+            *("rl.save_steps=2", "rl.monitor=[]", "rl.max_failed_share=0.5", "rl.dual.min_applicable=1"),
+            *(f"judges.training.{key}={json.dumps(value)}" for key, value in judge.items()),
+            *(
+                "judges.training.attempts=2",
+                "judges.training.patience_s=5",
+                "judges.training.max_completion_tokens=400",
+            ),
+        ]
+        words = ["--preset", PRESET, "--method", METHOD, "--runs", str(self.root), "--set", *settings]
+        return [str(PYTHON), "-m", "rl.train", *words]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The trainers, in a session of their own, their words in run.log."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        with (self.root / "run.log").open("ab") as log:
+            return subprocess.Popen(
+                self.command(), stdout=log, stderr=log, start_new_session=True, env=environment, cwd=ROOT
+            )
+
+    def done_steps(self) -> int:
+        """Optimiser steps that stand in metrics.jsonl."""
+        path = self.run / "metrics.jsonl"
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def kill(self, victim: str, trainers: subprocess.Popen[bytes]) -> str:
+        """SIGKILL to a server with its workers, or to one of the trainer processes; says to which."""
+        if victim in self.servers:
+            os.killpg(self.servers[victim].pid, signal.SIGKILL)
+            self.servers[victim].stop()
+            return f"the {victim} server"
+        workers = [p for p in psutil.Process(trainers.pid).children(recursive=True) if _is_trainer(p)]
+        chosen = self.rng.choice(sorted(workers, key=lambda p: p.pid) or [psutil.Process(trainers.pid)])
+        chosen.kill()
+        return f"one of {len(workers) or 1} trainer processes"
+
+    def act(self, victim: str, after: int) -> None:
+        """One act: run until `after` steps are done, kill, see how it ends, and look at what is left."""
+        before, trainers = self.words(), self.start()
+        try:
+            while self.done_steps() < after and trainers.poll() is None:
+                time.sleep(0.05)
+            if trainers.poll() is not None:
+                self.problems.append(f"the run ended with {trainers.returncode} before {victim} was to be killed")
+                return
+            time.sleep(self.rng.uniform(0.0, 1.0))
+            said = self.kill(victim, trainers)
+            code = trainers.wait(timeout=PATIENCE_S)
+        finally:
+            _end(trainers)
+        errors = [line for line in self.words()[len(before) :] if line.startswith("error: ")]
+        how = "carried on" if code == 0 else f"ended with {code}: {errors[-1] if errors else 'no error line'}"
+        print(f"killed {said} after step {self.done_steps()}; the run {how}", flush=True)
+        if code != 0 and not errors:
+            self.problems.append(f"after {said} was killed the run ended with {code} and did not say why")
+        if any("Traceback" in line for line in self.words()[len(before) :]):
+            self.problems.append(f"after {said} was killed the run ended with a traceback")
+        self.problems += torn_checkpoints(self.run / "checkpoints", self.done_steps())
+        if victim in self.servers:
+            self.servers[victim].start()
+
+    def words(self) -> list[str]:
+        """Lines of run.log."""
+        path = self.root / "run.log"
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+    def whole(self) -> list[str]:
+        """What is wrong with the finished run."""
+        lines = list(jsonl.read(self.run / "metrics.jsonl"))
+        found = [] if (self.run / "done").exists() else ["the run is not done"]
+        if [line["step"] for line in lines] != list(range(1, self.steps + 1)):
+            found.append(f"metrics.jsonl has the steps {[line['step'] for line in lines]}")
+        ratios = [line["sampling/importance_sampling_ratio/mean"] for line in lines]
+        if not all(abs(ratio - 1) < 0.05 for ratio in ratios):
+            found.append(f"importance ratios {ratios}")
+        print(f"importance ratio of each step: {', '.join(f'{ratio:.4f}' for ratio in ratios)}")
+        return found
+
+
+def torn_checkpoints(folder: Path, steps: int) -> list[str]:
+    """What is wrong with the newest checkpoint: none though one was due, weights or multipliers that do not load."""
+    newest = last_checkpoint(folder, ("duals.json", STATE))
+    if newest is None:
+        return [f"no checkpoint after {steps} steps"] if steps > 2 else []
+    weights = [tensor for file in newest.glob("*.safetensors") for tensor in load_file(file).values()]
+    multipliers = json.loads((newest / "duals.json").read_text(encoding="utf-8"))
+    if not weights or not all(bool(tensor.isfinite().all()) for tensor in weights) or not multipliers:
+        return [f"{newest} is not whole"]
+    return []
+
+
+def _is_trainer(process: psutil.Process) -> bool:
+    try:
+        return "LOCAL_RANK" in process.environ() and "rl.train" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Nothing of the run stays behind."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the acts in the seed's order, then to the end."""
+    arguments = argparse.ArgumentParser(description="dress rehearsal: trainers, rollout server, judge server, kills")
+    arguments.add_argument("--runs", type=Path, default=Path("runs"), help="root with the preset's data and sft stages")
+    arguments.add_argument("--out", type=Path, default=Path("runs/rehearsal"), help="emptied first")
+    arguments.add_argument("--processes", type=int, default=2, help="trainer processes")
+    arguments.add_argument("--steps", type=int, default=8)
+    arguments.add_argument("--seed", type=int, default=0, help="chooses who is killed when")
+    args = arguments.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
+    shutil.rmtree(args.out, ignore_errors=True)
+    for stage in ("data", "sft"):
+        made = runs.require(runs.folder(load(PRESET), stage, args.runs), stage)
+        here = runs.folder(load(PRESET), stage, args.out)
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.symlink_to(made.resolve())
+    show = Rehearsal(args.out.resolve(), args.processes, args.steps, args.seed)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for server in show.servers.values():
+            stack.callback(server.stop)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Server.start, show.servers.values()))
+        victims = show.rng.sample(VICTIMS, len(VICTIMS))
+        marks = sorted(show.rng.sample(range(1, args.steps - 1), len(victims)))
+        for victim, after in zip(victims, marks, strict=True):
+            show.act(victim, after)
+        last = show.start()
+        try:
+            code = last.wait(timeout=PATIENCE_S)
+        finally:
+            _end(last)
+    if code:
+        show.problems.append(f"the last run ended with {code}; see {show.root / 'run.log'}")
+    problems = show.problems or show.whole()
+    seconds = math.ceil(time.monotonic() - began)
+    print(
+        "\n".join(problems) or f"complete after {seconds} s: {args.steps} steps, nothing is lost, nothing stands twice"
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
