@@ -64,9 +64,9 @@ $(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
 $(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
 	$(PY) -m mcts.run $(ARGS)
 $(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
-	$(PY) -m sft.train $(ARGS)
+	$(PY) -m fgrpo.launch sft.train $(ARGS)
 $(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
-	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m rl.train $(ARGS) --method $*
+	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.launch rl.train $(ARGS) --method $*
 
 data: $(FOLDER)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
 mcts: $(FOLDER)/mcts/done ## reasoning traces by tree search over the teacher

@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 from fgrpo import torchvision_shim
 from fgrpo.config import load
+from fgrpo.errors import UserError
 from fgrpo.schema import Config, Judge
-from fgrpo.toolchain import how_to_install, missing_tools
+from fgrpo.toolchain import check_deepspeed, how_to_install, missing_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
@@ -180,16 +181,19 @@ def vllm(config: Config) -> Iterator[Finding]:
 
 
 def tools(config: Config) -> Iterator[Finding]:
-    """The compiler and ninja that DeepSpeed needs to build its CPU optimizer and communication ops."""
-    needed = [stage for stage in ("sft", "rl") if getattr(config, stage).deepspeed]
-    state: Literal["warn", "fail"] = "fail" if needed else "warn"
+    """The DeepSpeed files of the preset, and the compiler and ninja for one that moves the optimizer's states to the CPU."""
+    for stage in ("sft", "rl"):
+        file = getattr(config, stage).deepspeed
+        try:
+            check_deepspeed(file, f"{stage}.deepspeed")
+        except UserError as error:
+            yield Finding("fail", str(error))
+        else:
+            if file is not None:
+                yield Finding("ok", f"{stage}.deepspeed: {file}")
     if missing := missing_tools():
-        use = f"needed by {' and '.join(needed)}" if needed else "only DeepSpeed ZeRO needs it"
-        yield Finding(
-            state,
-            f"{' and '.join(missing)} not found ({use})",
-            how_to_install(missing),
-        )
+        words = f"{' and '.join(missing)} not found (only DeepSpeed with offload_optimizer builds anything)"
+        yield Finding("warn", words, how_to_install(missing))
     else:
         yield Finding("ok", "g++ and ninja")
 
