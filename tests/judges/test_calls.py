@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,6 +74,49 @@ def test_boxes_without_a_known_size_or_sense_stay_as_written() -> None:
         in grounding_call(grounding("At <bbox>[20,10,100,50]</bbox>.", sizes=()), "thousand").text
     )
     assert '1. "At [9,9,1,1]."' in grounding_call(grounding("At <bbox>[9,9,1,1]</bbox>."), "thousand").text
+
+
+FRAMES = [
+    # the text's frame, the judge's, sizes of the pictures, what is said, the note
+    ("model", "thousand", ((200, 100), (200, 100)), "[100,100,500,500]", "0 to 1000"),
+    (
+        "model",
+        "thousand",
+        ((200, 100), (400, 200)),
+        "[100,100,500,500] (picture 1) or [50,50,250,250] (picture 2)",
+        "each picture",
+    ),
+    ("model", "thousand", ((90, 100), (400, 200)), "[50,50,250,250] (picture 2)", "each picture"),
+    ("model", "thousand", ((90, 10), (80, 20)), "[20,10,100,50] (pixels beyond every picture)", "each picture"),
+    ("model", "model", ((200, 100), (400, 200)), "[20,10,100,50]", "picture 1 to 200 x 100, picture 2 to 400 x 200"),
+    ("original", "model", ((200, 100),), "[20,10,100,50]", "resized to 200 x 100"),
+    ("original", "unit", ((200, 100),), "[0.100,0.100,0.500,0.500]", "0 to 1 "),
+    ("thousand", "thousand", ((200, 100), (400, 200)), "[20,10,100,50]", "0 to 1000"),
+    ("thousand", "unit", (), "[0.020,0.010,0.100,0.050]", "0 to 1 "),
+    ("thousand", "model", ((200, 100),), "[4,1,20,5]", "resized to 200 x 100"),
+    ("thousand", "model", (), "[20,10,100,50]", "0 to 1000"),
+    ("model", "thousand", (), "[20,10,100,50]", "pixels of the picture"),
+]
+
+
+@pytest.mark.parametrize(("written", "frame", "sizes", "said", "note"), FRAMES)
+@pytest.mark.parametrize("tag", ["bbox", "box"])
+def test_frames_and_pictures_of_their_own_sizes(
+    written: Any, frame: Any, sizes: Any, said: str, note: str, tag: str
+) -> None:
+    text = f"At <{tag}>[20,10,100,50]</{tag}>."
+    images = tuple(f"{n}.png" for n in range(max(1, len(sizes))))
+    item = GroundingItem("g", images, "?", (text,), ((),), sizes, tag, written)
+    call = grounding_call(item, frame)
+    assert f'1. "At {said}."' in call.text
+    (line,) = [line for line in call.text.splitlines() if line.startswith("Boxes are ")]
+    assert note in line
+
+
+def test_ten_thousand_boxes_are_read_at_once() -> None:
+    text = "At " + "<bbox>[20,10,100,50]</bbox>" * 10_000
+    assert grounding_call(grounding(text), "thousand").text.count("[100,100,500,500]") == 10_000
+    assert grounding_call(grounding(text.replace("</bbox>", "")), "thousand").text.count("&lt;bbox&gt;") == 10_000
 
 
 def test_contexts_must_be_what_precedes() -> None:
