@@ -26,6 +26,7 @@ FACTOR = 28
 MIN_PIXELS = 4 * FACTOR**2
 MAX_PIXELS = 16384 * FACTOR**2
 _ASPECT_LIMIT = 200
+_ASPECT = 4 / math.pi**2  # of CIoU's aspect term
 
 
 def iou(a: BoxLike, b: BoxLike) -> float:
@@ -44,7 +45,7 @@ def ciou(a: BoxLike, b: BoxLike) -> float:
     Raises:
         ValueError: a coordinate is not finite.
     """
-    return _ciou(_numbers(a), _numbers(b))
+    return _ciou(_measured(_numbers(a)), _measured(_numbers(b)))
 
 
 def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int, float]]:
@@ -57,8 +58,8 @@ def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int
     """
     if not pred or not gt:
         return []
-    numbers_P, numbers_G = [_numbers(p) for p in pred], [_numbers(g) for g in gt]
-    scores_PG = np.array([[_ciou(p, g) for g in numbers_G] for p in numbers_P])
+    measured_P, measured_G = ([_measured(_numbers(box)) for box in boxes] for boxes in (pred, gt))
+    scores_PG = np.array([[_ciou(p, g) for g in measured_G] for p in measured_P])
     rows, columns = linear_sum_assignment(scores_PG, maximize=True)
     return [(int(i), int(j), float(scores_PG[i, j])) for i, j in zip(rows, columns, strict=True)]
 
@@ -153,19 +154,32 @@ def _iou(a: Numbers, b: Numbers) -> float:
     return shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
 
 
-def _ciou(a: Numbers, b: Numbers) -> float:
-    ax1, ay1, ax2, ay2 = a
-    bx1, by1, bx2, by2 = b
-    across = max(ax1, ax2, bx1, bx2) - min(ax1, ax2, bx1, bx2)
-    down = max(ay1, ay2, by1, by2) - min(ay1, ay2, by1, by2)
+# What CIoU needs of each box alone: its numbers, its extent (left, right, top, bottom: a reversed box has one, too), and the
+# angle of its aspect.
+_Measured = tuple[Numbers, float, float, float, float, float]
+
+
+def _measured(box: Numbers) -> _Measured:
+    x1, y1, x2, y2 = box
+    left, right = (x1, x2) if x1 < x2 else (x2, x1)
+    top, bottom = (y1, y2) if y1 < y2 else (y2, y1)
+    return box, left, right, top, bottom, math.atan2(max(x2 - x1, 0.0), max(y2 - y1, 0.0))
+
+
+def _ciou(a: _Measured, b: _Measured) -> float:
+    box_a, left_a, right_a, top_a, bottom_a, angle_a = a
+    box_b, left_b, right_b, top_b, bottom_b, angle_b = b
+    across = (right_a if right_a > right_b else right_b) - (left_a if left_a < left_b else left_b)
+    down = (bottom_a if bottom_a > bottom_b else bottom_b) - (top_a if top_a < top_b else top_b)
     diagonal2 = across * across + down * down
-    if not 1e-150 < diagonal2 < 1e150 and (scaled := _scaled(a, b)) != (a, b):
-        return _ciou(*scaled)
-    overlap = _iou(a, b)
-    centres2 = ((ax1 + ax2 - bx1 - bx2) ** 2 + (ay1 + ay2 - by1 - by2) ** 2) / 4
-    distance = centres2 / diagonal2 if diagonal2 > 0 else 0.0
-    angle_a = math.atan2(max(ax2 - ax1, 0.0), max(ay2 - ay1, 0.0))
-    angle_b = math.atan2(max(bx2 - bx1, 0.0), max(by2 - by1, 0.0))
-    aspect = 4 / math.pi**2 * (angle_a - angle_b) ** 2
+    if not 1e-150 < diagonal2 < 1e150:
+        scaled = _scaled(box_a, box_b)
+        if scaled != (box_a, box_b):
+            return _ciou(_measured(scaled[0]), _measured(scaled[1]))
+    overlap = _iou(box_a, box_b)
+    apart_x, apart_y = left_a + right_a - left_b - right_b, top_a + bottom_a - top_b - bottom_b
+    distance = (apart_x * apart_x + apart_y * apart_y) / 4 / diagonal2 if diagonal2 > 0 else 0.0
+    turn = angle_a - angle_b
+    aspect = _ASPECT * turn * turn
     weight = aspect / (1 - overlap + aspect) if aspect > 0 else 0.0
     return overlap - distance - weight * aspect

@@ -15,7 +15,8 @@ from functools import lru_cache
 from fgrpo.types import Box, Frame
 
 _TAG = re.compile(r"</?(?:think|answer)>")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = r"\s*+([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*+"
+_FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s*+")  # brackets: both, or none
 _LONGEST_BOX = 200  # characters between the tags; what is longer is no box
 
 
@@ -79,14 +80,11 @@ def _box_pattern(box_tag: str) -> re.Pattern[str]:
 
 def _read_box(inside: str, frame: Frame) -> Box | None:
     """`[x1,y1,x2,y2]` (brackets may be missing) as a valid box, else None."""
-    inside = inside.strip()
-    if inside.startswith("[") and inside.endswith("]"):
-        inside = inside[1:-1]
-    parts = [part.strip() for part in inside.split(",")]
-    if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
+    four = _FOUR.fullmatch(inside)
+    if four is None:
         return None
-    x1, y1, x2, y2 = (float(part) for part in parts)
-    if not (x1 < x2 and y1 < y2 and all(math.isfinite(v) for v in (x1, y1, x2, y2))):
+    x1, y1, x2, y2 = map(float, four.group(2, 3, 4, 5))
+    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
         return None
     return Box(x1, y1, x2, y2, frame)
 

@@ -16,14 +16,16 @@ FILE = Path(__file__).resolve().parent / "sentence_rules.yaml"
 
 @dataclass(frozen=True)
 class Rules:
-    """`prefixes`: how trivial sentences begin. `trivial`: whole sentences that are trivial. `visual_words`: what makes a
-    sentence visual however it begins. `abbreviations`: words whose full stop ends no sentence. `openers`: phrases that say
-    nothing of themselves."""
+    """`prefixes`: how trivial sentences begin, `trivial`: whole ones that are (both look at small letters). `visual_words`: what
+    makes a sentence visual however it begins. `abbreviations`: words whose full stop ends no sentence; `numbered`: if a number
+    follows; `units`: if a small letter follows. `openers`: phrases that say nothing of themselves."""
 
     prefixes: re.Pattern[str]
     trivial: re.Pattern[str]
     visual_words: frozenset[str]
     abbreviations: frozenset[str]
+    numbered: frozenset[str]
+    units: frozenset[str]
     openers: re.Pattern[str]
 
 
@@ -37,11 +39,13 @@ def rules(path: Path = FILE) -> Rules:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Rules(
-            prefixes=_any_of(data["prefixes"], r"\A(?:", r")(?!\w)"),
-            trivial=_any_of(data["trivial"], r"\A(?:", r")\Z"),
-            visual_words=frozenset(word.casefold() for line in data["visual_words"] for word in str(line).split()),
-            abbreviations=frozenset(word.casefold() for line in data["abbreviations"] for word in str(line).split()),
-            openers=_any_of(data["openers"], r"(?<!\w)(?:", r")(?!\w)"),
+            prefixes=_any_of(data["prefixes"], r"\A(?:", r")(?!\w)", re.NOFLAG),
+            trivial=_any_of(data["trivial"], r"\A(?:", r")\Z", re.NOFLAG),
+            visual_words=_words(data["visual_words"]),
+            abbreviations=_words(data["abbreviations"]),
+            numbered=_words(data["numbered"]),
+            units=_words(data["units"]),
+            openers=_any_of(data["openers"], r"(?<!\w)(?:", r")(?!\w)", re.IGNORECASE),
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, re.error) as error:
         raise UserError(
@@ -49,5 +53,9 @@ def rules(path: Path = FILE) -> Rules:
         ) from error
 
 
-def _any_of(patterns: list[str], before: str, after: str) -> re.Pattern[str]:
-    return re.compile(before + "|".join(f"(?:{p})" for p in patterns) + after, re.IGNORECASE)
+def _words(lines: list[str]) -> frozenset[str]:
+    return frozenset(word.casefold() for line in lines for word in str(line).split())
+
+
+def _any_of(patterns: list[str], before: str, after: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    return re.compile(before + "|".join(f"(?:{p})" for p in patterns) + after, flags)

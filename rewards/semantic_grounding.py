@@ -1,7 +1,8 @@
 """Semantic grounding reward R_G (Section 3.2, Appendix A.1): the share of visual sentences that the picture bears out.
 
 The trace is cut into sentences; trivial ones (sentence_rules.yaml) are not judged; a judge calls each other sentence, given
-all sentences before it, CORRECT (1), INCORRECT (0; false, or repeated without new evidence) or SKIP (left out).
+all sentences before it, CORRECT (1), INCORRECT (0; false, or repeated without new evidence) or SKIP (left out). Where the judge lets a claim pass that was made
+before in the very same words, with no box in between, that is INCORRECT all the same: repetition must not buy reward.
 R_G = mean over what is left. Not applicable: no scorable sentence, and in training (mask "correct") a wrong answer.
 One sentence without a verdict makes the rollout's score failed: a mean over a part would be another reward.
 """
@@ -21,13 +22,21 @@ from rewards.task import is_correct
 
 # A sentence may end after stops (with closing quotes or brackets): Latin ones before a blank, those of other scripts anywhere.
 _END = re.compile(r"([.!?…。！？｡।؟۔]++)[\"'”’)\]*」』）]*+")
+_ASCII_END = re.compile(r"([.!?]++)[\"')\]*]*+")  # the same, for a line that has no other
 _LATIN = ".!?…"
-_PROTECTED = re.compile(r"<(\w{1,10})>[^<\n]{0,200}</\1>|\[[^\[\]\n]{0,200}\]")
-_BULLET = re.compile(r"\s*(?:[-*•–+>#]+\s+|\(?(?:\d{1,3}|[a-zA-Z])[.)](?:\s+|\Z))*")
-_BARE_MARKER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
-_LAST_WORD = re.compile(r"[^\s(\[\"'“‘*]{1,20}\Z")
+_PROTECTED = re.compile(r"<(\w{1,10})>[^<\n]{0,200}</\1>|\[[^\[\]\n]{0,200}\]|\([\d\s.,;+-]{0,200}\)")
+_MARKER = r"\(?(?:(?:[Ss]tep )?\d{1,3}|[ivxIVX]{1,4}|[a-zA-Z])[.)]"
+_BULLET = re.compile(rf"\s*(?:[-*•–+>#]+\s+|{_MARKER}(?:\s+|\Z))*")
+_BARE_MARKER = re.compile(rf"\s*{_MARKER}\Z")
+_OPENING = "([\"'“‘*"
+_LONGEST_MARKER = 12
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # "U.S", "p.m" before their last full stop
 _WORD = re.compile(r"[^\W\d_]+")
-_EVIDENCE = re.compile(r"\d|<bbox>")
+_ALNUM = re.compile(r"[^\W_]")
+_DIGIT = re.compile(r"\d")
+_BOX = re.compile(r"<\w{1,12}>\s*\[")
+_SAME = re.compile(r"\w+")  # what makes two sentences the same: words and numbers
+REPEATED = "the same claim in the same words, without new evidence"
 
 
 @dataclass(frozen=True)
@@ -46,24 +55,26 @@ def sentences(think: str) -> list[Sentence]:
     for line in think.splitlines():
         for text in _split(line, table):
             text = text.strip()
-            if any(c.isalnum() for c in text):
+            if _ALNUM.search(text):
                 found.append(Sentence(text, _is_visual(text, table)))
     return found
 
 
 def _split(line: str, table: Rules) -> list[str]:
     begin = _BULLET.match(line).end()  # type: ignore[union-attr]  # matches always, if only the empty string
-    ends = [end for end in _END.finditer(line, begin) if _may_end(end, line)]
+    pattern = _ASCII_END if line.isascii() else _END
+    ends = [end for end in pattern.finditer(line, begin) if _may_end(end, line)]
     if not ends:
         return [line[begin:]]
-    spans = [m.span() for m in _PROTECTED.finditer(line, begin)]
+    is_plain = "[" not in line and "<" not in line and "(" not in line
+    spans = [] if is_plain else [m.span() for m in _PROTECTED.finditer(line, begin)]
     parts, at = [], 0
     for end in ends:
         while at < len(spans) and spans[at][1] <= end.start():
             at += 1
         if at < len(spans) and spans[at][0] <= end.start():
             continue
-        if end.group() == "." and _is_no_end(line[max(begin, end.start() - 24) : end.start()], table):
+        if end.group() == "." and _is_no_end(line[max(begin, end.start() - 24) : end.start()], line, end.end(), table):
             continue
         parts.append(line[begin : end.end()])
         begin = end.end()
@@ -72,25 +83,35 @@ def _split(line: str, table: Rules) -> list[str]:
 
 
 def _may_end(end: re.Match[str], line: str) -> bool:
-    """Whether something follows, and after a Latin stop a blank."""
+    """Whether something follows, and after a Latin stop a blank; or, where the blank was forgotten ("red.The bus"), a word."""
     after = end.end()
-    return after < len(line) and (line[after].isspace() or end.group(1)[-1] not in _LATIN)
-
-
-def _is_no_end(before: str, table: Rules) -> bool:
-    """Whether a single full stop after `before` belongs to an abbreviation or a list marker ("2.")."""
-    if _BARE_MARKER.match(before + "."):
-        return True
-    word = _LAST_WORD.search(before)
-    if word is None:
+    if after >= len(line):
         return False
-    return word.group().casefold() in table.abbreviations
+    if line[after].isspace() or end.group(1)[-1] not in _LATIN:
+        return True
+    before = line[max(0, end.start() - 2) : end.start()]
+    return len(before) == 2 and before.isalpha() and before.islower() and line[after : after + 2].istitle()
+
+
+def _is_no_end(before: str, line: str, after: int, table: Rules) -> bool:
+    """Whether a single full stop between `before` and `line[after:]` belongs to an abbreviation or a list marker ("2.")."""
+    if len(before) <= _LONGEST_MARKER and _BARE_MARKER.match(before + "."):
+        return True
+    word = before[before.rfind(" ") + 1 :].lstrip(_OPENING).casefold()
+    if word in table.abbreviations:
+        return True
+    is_unit = word in table.units or ("." in word and _INITIALS.fullmatch(word) is not None)
+    if not is_unit and word not in table.numbered:
+        return False
+    follows = line[after : after + 20].lstrip()[:1]
+    return follows.islower() if is_unit else follows.isdigit()
 
 
 def _is_visual(text: str, table: Rules) -> bool:
-    if table.trivial.match(text.rstrip(" .!?。")):
+    plain = text.lower()
+    if table.trivial.match(plain.rstrip(" .!?。")):
         return False
-    if not table.prefixes.match(text) or _EVIDENCE.search(text):
+    if not table.prefixes.match(plain) or _DIGIT.search(text) or _BOX.search(text):
         return True
     words = {word.casefold() for word in _WORD.findall(text)}
     singular = {w[:-1] for w in words if w.endswith("s")} | {w[:-2] for w in words if w.endswith("es")}
@@ -153,14 +174,33 @@ def _score(split: Sequence[Sentence], verdicts: Sequence[Verdict]) -> Score:
             return Score.failure(verdict.reason or f"unusable label {verdict.label!r}")
     of_visual = iter(verdicts)
     detail = []
-    for s in split:
+    repeats = _repeats(split)
+    for i, s in enumerate(split):
         said = next(of_visual) if s.visual else None
         label, reason = (said.label, said.reason) if said else (None, "")
+        if label == "CORRECT" and i in repeats:
+            label, reason = "INCORRECT", REPEATED
         detail.append({"text": s.text, "visual": s.visual, "label": label, "reason": reason})
-    values = [float(v.label == "CORRECT") for v in verdicts if v.label != "SKIP"]
+    values = [float(d["label"] == "CORRECT") for d in detail if d["label"] not in (None, "SKIP")]
     if not values:
         return Score(None, "no sentence with a claim about the picture", False, {"sentences": detail})
     return Score.of(sum(values) / len(values), sentences=detail, judge=verdicts[0].judge)
+
+
+def _repeats(split: Sequence[Sentence]) -> set[int]:
+    """Places of sentences that were said before, word for word, with no box given in between."""
+    last_said: dict[tuple[str, ...], int] = {}
+    found, last_box = set(), -1
+    for i, s in enumerate(split):
+        has_box = _BOX.search(s.text) is not None
+        words = tuple(_SAME.findall(s.text.casefold()))
+        before = last_said.get(words)
+        if before is not None and (has_box or last_box <= before):
+            found.add(i)
+        last_said[words] = i
+        if has_box and before is None:  # the same box again is no news
+            last_box = i
+    return found
 
 
 REWARD: Reward = SemanticGroundingReward()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fgrpo import pictures
-from fgrpo.boxes import convert, match
+from fgrpo.boxes import Size, convert, match
 from fgrpo.types import Box, Score
 from rewards.base import Reward, RewardContext, RewardItem, model_sizes
 
@@ -42,7 +42,9 @@ def score(pred: Sequence[BoxLike], gt: Sequence[BoxLike], normalise: str = "max"
 
 
 class SpatialGroundingReward:
-    """R_S, with detail {"pred", "gt"} (boxes in model pixels) and {"pairs"} ([i, j, CIoU])."""
+    """R_S, with detail {"pred", "gt"} (boxes in model pixels), {"pairs"} ([i, j, CIoU]), and what was counted: {"dropped"}
+    (opened boxes that are none), {"outside"} (predicted boxes that leave the picture; None if its size is not known; many of
+    them mean that the frame is wrong), {"gt_dropped"} (annotated boxes that are no boxes or lie beyond the picture)."""
 
     name = "spatial_grounding"
 
@@ -56,13 +58,13 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         return Score.not_applicable("no boxes are annotated")
     if context.boxes_from is not None and sample.source not in context.boxes_from:
         return Score.not_applicable(f"boxes of {sample.source} are not used")
-    annotated = [box for box in sample.boxes if box.is_valid]
-    if not annotated:
-        return Score.not_applicable(f"none of the {len(sample.boxes)} annotated boxes is valid")
-    predicted = list(item.response.boxes)
     try:
-        gt = _in_model_frame(annotated, item, context)
-        pred = _in_model_frame(predicted, item, context)
+        annotated = [_annotated(box, i, item, context) for i, box in enumerate(sample.boxes)]
+        gt = [box for box in annotated if box is not None]
+        if not gt:
+            return Score.not_applicable(f"none of the {len(sample.boxes)} annotated boxes is valid")
+        pred = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
+        outside = _count_outside(pred, item, context)
     except pictures.ERRORS as error:
         return Score.failure(f"the picture's size cannot be read: {error}")
     return Score.of(
@@ -71,18 +73,52 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         gt=[list(box) for box in gt],
         pairs=[list(pair) for pair in match(pred, gt)],
         dropped=item.response.dropped_boxes,
+        outside=outside,
+        gt_dropped=len(sample.boxes) - len(gt),
     )
 
 
-def _in_model_frame(boxes: Sequence[Box], item: RewardItem, context: RewardContext) -> list[Box]:
-    """`boxes` in pixels of the picture as the model sees it: the picture `meta["box_image"]` of the sample, else the first."""
-    if all(box.frame == "model" for box in boxes):
-        return list(boxes)
-    if not item.sample.images:
-        raise ValueError("the sample has no picture")
-    path = item.sample.images[int(item.sample.meta.get("box_image", 0))]
-    (seen,) = model_sizes([path], context)
-    return [convert(box, "model", pictures.size(path), seen) for box in boxes]
+def _annotated(box: Box, place: int, item: RewardItem, context: RewardContext) -> Box | None:
+    """An annotated box in model pixels; None if it is no box, or no part of it lies in its picture."""
+    if not box.is_valid:
+        return None
+    found = _in_model_frame(box, place, item, context)
+    if box.frame == "model":
+        return found
+    width, height = _seen(place, item, context)[1]
+    return found if found.x1 < width and found.y1 < height and found.x2 > 0 and found.y2 > 0 else None
+
+
+def _in_model_frame(box: Box, place: int, item: RewardItem, context: RewardContext) -> Box:
+    """`box` in pixels of its picture as the model sees it."""
+    if box.frame == "model":
+        return box
+    original, seen = _seen(place, item, context)
+    return convert(box, "model", original, seen)
+
+
+def _seen(place: int, item: RewardItem, context: RewardContext) -> tuple[Size, Size]:
+    """Sizes (file, model) of the picture that annotated box `place` lies in: the sample's meta["box_images"][place] where
+    boxes lie in several, else meta["box_image"], else the first. Predicted boxes do not say: they count as place 0."""
+    meta, images = item.sample.meta, item.sample.images
+    homes = meta.get("box_images")
+    index = int(homes[place] if homes and place < len(homes) else meta.get("box_image", 0))
+    if not 0 <= index < len(images):
+        raise ValueError(f"sample {item.sample.id} has a box in picture {index}, and {len(images)} pictures")
+    (seen,) = model_sizes([images[index]], context)
+    return pictures.size(images[index]), seen
+
+
+def _count_outside(pred: Sequence[Box], item: RewardItem, context: RewardContext) -> int | None:
+    """How many predicted boxes leave every picture of the sample by more than a pixel; None if a size cannot be read."""
+    if not pred or not item.sample.images:
+        return 0 if not pred else None
+    try:
+        sizes = model_sizes(item.sample.images, context)
+    except pictures.ERRORS:
+        return None  # model pixels can be scored without the picture
+    width, height = max(w for w, _ in sizes) + 1, max(h for _, h in sizes) + 1
+    return sum(box.x1 < -1 or box.y1 < -1 or box.x2 > width or box.y2 > height for box in pred)
 
 
 REWARD: Reward = SpatialGroundingReward()
