@@ -115,6 +115,7 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     for section in (plain["engine"], plain["mcts"], *plain["judges"].values()):
         for key in TRANSPORT & section.keys():
             del section[key]
+    del plain["rl"]["vllm"]  # all of it is transport
     out: dict[str, Any] = {}
     for key in STAGE_KEYS[kind]:
         value: Any = plain

@@ -67,6 +67,13 @@ def test_mistakes_name_the_thing_and_the_way_out(arguments: dict, words: str) ->
     assert words in str(caught.value)
 
 
+def test_a_rollout_server_at_another_address_is_no_other_run() -> None:
+    moved = load("mini", "fgrpo", ["rl.vllm.server=http://elsewhere:1", "rl.vllm.reply_s=5"])
+    assert moved.rl.vllm.server == "http://elsewhere:1"
+    assert stage_slice(moved, "rl-fgrpo") == stage_slice(load("mini", "fgrpo"), "rl-fgrpo")
+    assert stage_slice(load("mini", "fgrpo", ["rl.rollout_engine=vllm-server"]), "rl-fgrpo") != stage_slice(moved, "rl")
+
+
 def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before(tmp_path: Path) -> None:
     first = write_slices("mini", [], tmp_path)
     assert {"data", "mcts", "sft", "eval", "rl-fgrpo", "rl-grpo-t"} <= set(first)
