@@ -37,6 +37,7 @@ class Engine(Section):
     The keys with defaults belong to the engines in process: prompt and reply in tokens at most (None = the model's own limit),
     and for `vllm` the share of a GPU's memory it may take, and GPUs that share one copy of the model. `prompt_price` and
     `completion_price` are money per million tokens read and written, for what the search's progress and report say of cost.
+    `patience_s` is how long requests wait for endpoints that have answered before and are gone (a server started again).
     """
 
     kind: EngineKind
@@ -50,6 +51,7 @@ class Engine(Section):
     tensor_parallel: Positive = 1
     prompt_price: Annotated[float, Field(ge=0.0)] | None = None
     completion_price: Annotated[float, Field(ge=0.0)] | None = None
+    patience_s: Annotated[float, Field(ge=0.0)] = 900.0
 
 
 class Prompts(Section):

@@ -37,5 +37,9 @@ def build(config: Config, model_path: str) -> Sampler:
     from fgrpo.sampling.openai_engine import OpenAISampler
 
     return OpenAISampler(
-        engine.endpoints, engine.model_name or model_path, tokenizer=model_path, concurrency=engine.concurrency
+        engine.endpoints,
+        engine.model_name or model_path,
+        tokenizer=model_path,
+        concurrency=engine.concurrency,
+        patience_s=engine.patience_s,
     )

@@ -2,6 +2,8 @@
 
 Every request goes to the endpoint with the fewest under way. What may pass (no connection, time-out, 408, 409, 429, 5xx) is
 tried again, elsewhere where there is an elsewhere; what will not (400, 401, 403, 404, 422) is a `SamplingError` at once.
+Endpoints that have answered before and are gone (a server that is started again) are waited for; one that failed is asked
+again now and then, so it is used again once it is back.
 
 A vLLM server gets what keeps it equal to the transformers engine: the assistant's turn is continued from `prefix`, stop
 strings stay in the text, forbidden tokens have a bias of -100, and the sampling defaults that the server would take from
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from fgrpo import addresses, endpoints, pictures, tokens
 from fgrpo.endpoints import normal_url
@@ -41,6 +43,7 @@ class _Endpoint:
     client: openai.AsyncOpenAI
     under_way: int = 0
     failures: int = 0  # in a row
+    failed_at: float = 0.0  # the loop's time of the last failure, or of the last request that looked whether it is back
     is_vllm: bool | None = None
 
 
@@ -54,6 +57,8 @@ class OpenAISampler:
         tokenizer: folder or hub name of its tokenizer, from which the forbidden tokens are read; None forbids none.
         forbidden: ids to forbid instead of reading `tokenizer`.
         concurrency: requests under way at most, over all endpoints.
+        patience_s: how long a request waits for endpoints that have answered before and no longer do (0: `attempts` only).
+        rest_s: seconds after which an endpoint that failed is asked again although there is another.
 
     Raises:
         UserError: no endpoint, or something that is not an http address.
@@ -70,6 +75,8 @@ class OpenAISampler:
         attempts: int = 6,
         timeout_s: float = 600.0,
         longest_wait_s: float = 30.0,
+        patience_s: float = 0.0,
+        rest_s: float = 15.0,
     ) -> None:
         if not endpoints:
             raise UserError(
@@ -79,7 +86,7 @@ class OpenAISampler:
         self.model, self.tokenizer = model, tokenizer
         self._forbidden = None if forbidden is None else tuple(forbidden)
         self._concurrency, self._attempts, self._timeout_s = concurrency, attempts, timeout_s
-        self._longest_wait_s = longest_wait_s
+        self._longest_wait_s, self._patience_s, self._rest_s = longest_wait_s, patience_s, rest_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._endpoints: list[_Endpoint] = []
 
@@ -98,7 +105,7 @@ class OpenAISampler:
                 raise SamplingError(f"{describe(request)}: {error}") from error
             retrying = AsyncRetrying(
                 retry=retry_if_exception(endpoints.may_pass),
-                stop=stop_after_attempt(self._attempts),
+                stop=self._is_over,
                 wait=endpoints.waits(0.5, self._longest_wait_s),
                 reraise=True,
             )
@@ -108,9 +115,17 @@ class OpenAISampler:
                         return await self._ask(request, content)
             except endpoints.ERRORS as error:
                 raise SamplingError(
-                    f"{describe(request)}: {_explain(error, request, self.urls, self._attempts)}"
+                    f"{describe(request)}: {_explain(error, request, self.urls, attempt.retry_state.attempt_number)}"
                 ) from error
         raise AssertionError("unreachable")
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        """Whether a failed request is given up: after its attempts, or its patience with endpoints that were there before."""
+        error = state.outcome.exception() if state.outcome else None
+        known = any(endpoint.is_vllm is not None for endpoint in self._endpoints)
+        if known and isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
+            return state.attempt_number >= self._attempts and (state.seconds_since_start or 0.0) >= self._patience_s
+        return state.attempt_number >= self._attempts
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -136,8 +151,17 @@ class OpenAISampler:
             base_url=url, api_key=key, max_retries=0, timeout=self._timeout_s, http_client=transport
         )
 
+    def _choose(self) -> _Endpoint:
+        """The endpoint with the fewest failures in a row and then the fewest under way, or one that has rested."""
+        now = asyncio.get_running_loop().time()
+        for endpoint in self._endpoints:
+            if endpoint.failures and now - endpoint.failed_at > self._rest_s:
+                endpoint.failed_at = now  # one request looks, the others do not wait for it
+                return endpoint
+        return min(self._endpoints, key=lambda e: (min(e.failures, 3), e.under_way))
+
     async def _ask(self, request: Request, content: list[dict[str, Any]]) -> list[Completion]:
-        endpoint = min(self._endpoints, key=lambda e: (min(e.failures, 3), e.under_way))
+        endpoint = self._choose()
         endpoint.under_way += 1
         try:
             if endpoint.is_vllm is None:
@@ -146,7 +170,8 @@ class OpenAISampler:
                 **self._arguments(request, content, bool(endpoint.is_vllm))
             )
         except endpoints.ERRORS as error:
-            endpoint.failures += 1 if endpoints.may_pass(error) else 0
+            if endpoints.may_pass(error):
+                endpoint.failures, endpoint.failed_at = endpoint.failures + 1, asyncio.get_running_loop().time()
             raise
         finally:
             endpoint.under_way -= 1

@@ -74,6 +74,36 @@ def test_an_endpoint_that_dies_and_comes_back_changes_nothing(tmp_path: Path, un
     assert written(folder) == undisturbed
 
 
+def test_an_endpoint_that_was_there_is_waited_for_longer_than_its_attempts(
+    tmp_path: Path, undisturbed: list[bytes]
+) -> None:
+    with Endpoint(4, 0.0) as endpoint:
+
+        def falls(asked: dict[str, Any]) -> int | None:
+            if endpoint.served == 30 and not endpoint.is_down:
+                endpoint.is_down = True
+                threading.Timer(1.5, setattr, (endpoint, "is_down", False)).start()
+            return None
+
+        endpoint.refuses = falls
+        patient = OpenAISampler(
+            [endpoint.url], MODEL, forbidden=(), attempts=2, longest_wait_s=0.05, patience_s=300.0, rest_s=0.0
+        )
+        folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), patient)
+    assert written(folder) == undisturbed
+
+
+def test_an_endpoint_that_is_back_is_used_again(tmp_path: Path) -> None:
+    with Endpoint(4, 0.005) as first, Endpoint(4, 0.005) as second:
+        first.is_down = True
+        after(second, 40, lambda: setattr(first, "is_down", False))
+        engine = OpenAISampler(
+            [first.url, second.url], MODEL, forbidden=(), attempts=400, longest_wait_s=0.02, rest_s=0.02
+        )
+        distil(CONFIG, seeded(tmp_path, 12), engine)
+    assert first.served > 10 and second.served > 40
+
+
 def test_one_of_two_endpoints_may_be_dead(tmp_path: Path, undisturbed: list[bytes]) -> None:
     with Endpoint(4, 0.0) as dead, Endpoint(4, 0.0) as alive:
         dead.is_down = True
