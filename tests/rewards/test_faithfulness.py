@@ -14,7 +14,7 @@ import pytest
 from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.response import parse
-from fgrpo.types import Sample, Score, Verdict
+from fgrpo.types import Box, Sample, Score, Verdict
 from judges.base import JudgeSet, build, failed_verdict
 from miniworld import questions as q
 from miniworld.planted import CONTROLS, ERRORS, plant
@@ -98,12 +98,53 @@ def test_skip_is_left_out_and_context_is_what_precedes(nobody: JudgeSet, scripte
     assert [d["label"] for d in got.detail["sentences"]] == ["CORRECT", None, "SKIP", "INCORRECT", "CORRECT"]
 
 
+def test_saying_it_again_earns_nothing(nobody: JudgeSet, scripted: Any) -> None:
+    """A judge that is taken in by repetition: word for word again, without a new box in between, is incorrect all the same."""
+    yes = RewardContext(
+        dataclasses.replace(nobody, grounding=scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences)))
+    )
+
+    def labels(*said: str) -> list[str | None]:
+        (got,) = score(
+            "semantic_grounding", items_of("<think>" + "\n".join(said) + "</think><answer>left</answer>"), yes
+        )
+        judged = [d["label"] for d in got.detail["sentences"]]
+        values = [label == "CORRECT" for label in judged if label]
+        assert got.value == pytest.approx(sum(values) / len(values))
+        return judged
+
+    car, box, other = "The car is red.", "It is at <bbox>[1,2,3,4]</bbox>.", "It is at <box>[5, 6, 7, 8]</box>."
+    assert labels(*[car] * 4) == ["CORRECT"] + ["INCORRECT"] * 3
+    assert labels(car, "the  CAR is red") == ["CORRECT", "INCORRECT"]
+    assert labels(car, "The car is not red.", "A red car.") == ["CORRECT"] * 3  # other words are the judge's
+    assert labels(car, box, car) == ["CORRECT"] * 3  # a box is new evidence, whatever its tag is called
+    assert labels(car, other, car) == ["CORRECT"] * 3
+    assert labels(box, car, box, car) == ["CORRECT", "CORRECT", "INCORRECT", "INCORRECT"]  # but the same box is not
+    assert labels("Let me think.", car, "Let me think.") == [None, "CORRECT", None]
+    no = RewardContext(dataclasses.replace(nobody, grounding=scripted(lambda i: (Verdict("SKIP"),) * len(i.sentences))))
+    (got,) = score("semantic_grounding", items_of(f"<think>{car}\n{car}</think><answer>left</answer>"), no)
+    assert got.state == "not_applicable"  # what the judge skips stays skipped
+
+
 def test_nothing_to_score_is_not_applicable(nobody: JudgeSet, scripted: Any) -> None:
     judge = scripted(lambda item: tuple(Verdict("SKIP") for _ in item.sentences))
     context = RewardContext(dataclasses.replace(nobody, grounding=judge))
     texts = ("<think>Let me think.</think><answer>left</answer>", EMPTY_TRACE, "left", GOOD)
     assert [s.state for s in score("semantic_grounding", items_of(*texts), context)] == ["not_applicable"] * 4
     assert [item.id for item in judge.asked] == ["r3"]
+
+
+def test_no_think_tag(nobody: JudgeSet) -> None:
+    """There is no trace: nobody is asked, nothing entails the answer, nothing can be grounded, and no box was given."""
+    boxed = dataclasses.replace(SAMPLE, boxes=(Box(0, 0, 9, 9, "model"),))
+    for text in ("The car is left.<answer>left</answer>", "It is at <bbox>[0,0,9,9]</bbox>. <answer>left</answer>"):
+        items = [RewardItem("r", boxed, parse(text))]
+        (consistency,), (semantic,), (spatial,), (task,) = (
+            score(name, items, RewardContext(nobody, mask="correct"))
+            for name in ("consistency", "semantic_grounding", "spatial_grounding", "task")
+        )
+        assert (consistency.value, consistency.detail["cause"]) == (0.0, "no_trace")
+        assert (semantic.state, spatial.value, task.value) == ("not_applicable", 0.0, 1.0)
 
 
 CONTENTLESS = [

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import math
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgrpo.boxes import ciou
+from fgrpo.boxes import ciou, match
 from fgrpo.response import parse
 from fgrpo.types import Box, Sample, Score
 from judges.base import JudgeSet
@@ -112,3 +117,155 @@ def test_a_picture_that_cannot_be_read_is_a_failure(nobody: JudgeSet, tmp_path: 
     assert run(TEXT, truth, nobody, image=str(tmp_path / "broken.png")).state == "failed"
     Image.new("RGB", (1, 300)).save(tmp_path / "thin.png")
     assert run(TEXT, truth, nobody, image=str(tmp_path / "thin.png")).state == "failed"
+
+
+def reference(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """CIoU (Zheng et al. 2019, Eqs. 7 to 11) by another way: overlap by the axes' intervals, centres and corners as vectors.
+
+    Degenerate boxes as documented: an empty or reversed box overlaps nothing and has sides of 0; two equal points are no
+    distance apart.
+    """
+    p, q = np.array(a, float).reshape(2, 2), np.array(b, float).reshape(2, 2)
+    sides_p, sides_q = np.maximum(p[1] - p[0], 0), np.maximum(q[1] - q[0], 0)
+    shared = np.prod(np.maximum(np.minimum(p[1], q[1]) - np.maximum(p[0], q[0]), 0))
+    if 0 in (*sides_p, *sides_q):
+        shared = 0.0
+    union = np.prod(sides_p) + np.prod(sides_q) - shared
+    overlap = shared / union if union else 0.0
+    corners = np.stack([*p, *q])
+    diagonal = np.linalg.norm(corners.max(0) - corners.min(0))
+    distance = (np.linalg.norm(p.mean(0) - q.mean(0)) / diagonal) ** 2 if diagonal else 0.0
+    # arctan(w / h); a box without height but with width is as flat as can be
+    angles = [math.atan(w / h) if h else (math.pi / 2 if w else 0.0) for w, h in (sides_p, sides_q)]
+    v = (2 / math.pi * (angles[0] - angles[1])) ** 2
+    return float(overlap - distance - (v * v / (1 - overlap + v) if v else 0.0))
+
+
+def some_boxes(rng: random.Random, count: int, degenerate: float = 0.0) -> list[tuple[float, ...]]:
+    out: list[tuple[float, ...]] = []
+    while len(out) < count:
+        x1, y1, x2, y2 = (rng.choice([0.0, 10.0, rng.uniform(0, 100)]) for _ in range(4))
+        kind = rng.random()
+        if kind < degenerate / 3:
+            x2 = x1  # no width
+        elif kind < degenerate * 2 / 3:
+            x1, y1, x2, y2 = max(x1, x2), max(y1, y2), min(x1, x2), min(y1, y2)  # reversed
+        elif kind < degenerate:
+            x2, y2 = x1, y1  # a point
+        else:
+            x1, x2, y1, y2 = *sorted((x1, x2)), *sorted((y1, y2))
+            if x1 == x2 or y1 == y2:
+                continue
+        out.append((x1, y1, x2, y2))
+    return out
+
+
+def test_ciou_is_an_independent_formula_on_random_and_degenerate_boxes() -> None:
+    rng = random.Random(0)
+    boxes = some_boxes(rng, 3000, degenerate=0.4)
+    for a, b in zip(boxes, [*boxes[1:], boxes[0]], strict=True):
+        for x, y in ((a, b), (a, a)):
+            assert ciou(x, y) == pytest.approx(reference(x, y), abs=1e-9), (x, y)
+
+
+@pytest.mark.slow  # imports torch
+def test_ciou_is_torchvisions() -> None:
+    """A third party's CIoU on boxes that are boxes (it adds 1e-7 to its denominators)."""
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("torchvision.ops").complete_box_iou
+    rng = random.Random(1)
+    one, two = some_boxes(rng, 60), some_boxes(rng, 60)
+    value = theirs(torch.tensor(one, dtype=torch.float64), torch.tensor(two, dtype=torch.float64))
+    ours = [[ciou(a, b) for b in two] for a in one]
+    assert np.allclose(value.numpy(), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize("degenerate", [0.0, 0.5])
+def test_matching_is_optimal_up_to_six_by_six(degenerate: float) -> None:
+    rng = random.Random(2)
+    for n, m in itertools.product(range(1, 7), repeat=2):
+        pred, gt = some_boxes(rng, n, degenerate), some_boxes(rng, m, degenerate)
+        table = np.array([[ciou(p, g) for g in gt] for p in pred])
+        wide = table if n <= m else table.T
+        rows = np.arange(min(n, m))
+        best = max(wide[rows, list(columns)].sum() for columns in itertools.permutations(range(max(n, m)), min(n, m)))
+        found = match(pred, gt)
+        assert sum(value for _, _, value in found) == pytest.approx(best, abs=1e-9)
+        assert len({i for i, _, _ in found}) == len({j for _, j, _ in found}) == min(n, m)
+        positive = sum(max(0.0, value) for _, _, value in found)
+        assert score(pred, gt) == pytest.approx(positive / max(n, m))
+
+
+BAD_BOXES = {
+    "no width": "[10,10,10,40]",
+    "no area": "[10,10,10,10]",
+    "reversed": "[40,40,10,10]",
+    "nan": "[nan,10,20,30]",
+    "infinite": "[1e999,10,20,30]",
+    "three numbers": "[10,10,20]",
+    "five numbers": "[10,10,20,20,30]",
+    "words": "[left,top,right,bottom]",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_BOXES.values(), ids=BAD_BOXES.keys())
+def test_a_predicted_box_that_is_none_is_counted_and_costs_nothing_else(bad: str, nobody: JudgeSet) -> None:
+    truth = (Box(56, 28, 112, 84, "model"),)
+    broken = f"<bbox>{bad}</bbox>"
+    got = run(TEXT.replace("</think>", f" {broken}</think>"), truth, nobody)
+    assert (got.value, got.detail["dropped"]) == (1.0, 1)
+    alone = run(f"<think>{broken}</think><answer>right</answer>", truth, nobody)
+    assert (alone.value, alone.detail["dropped"]) == (0.0, 1)
+    json.dumps(got.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("numbers", [(9, 9, 1, 1), (5, 5, 5, 9), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)])
+def test_an_annotated_box_that_is_none_is_left_out_and_counted(numbers: tuple[float, ...], nobody: JudgeSet) -> None:
+    bad, good = Box(*numbers, frame="model"), Box(56, 28, 112, 84, "model")
+    got = run(TEXT, (good, bad), nobody)
+    assert (got.value, got.detail["gt_dropped"]) == (1.0, 1)
+    got = run(TEXT, (bad,), nobody)
+    assert got.state == "not_applicable" and "none of the 1 annotated boxes" in got.reason
+
+
+def test_boxes_outside_the_picture(nobody: JudgeSet, tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    Image.new("RGB", (112, 112)).save(path)
+    truth = Box(56, 28, 112, 84, "original")
+    text = "<think><bbox>[56,28,112,84]</bbox> <bbox>[100,100,300,300]</bbox> <bbox>[500,500,600,600]</bbox></think>"
+    got = run(text, (truth,), nobody, image=str(path))
+    assert got.value == pytest.approx(1 / 3) and got.detail["outside"] == 2  # surplus boxes cost, and are counted
+    beyond = Box(200, 200, 300, 300, "original")
+    got = run(TEXT, (truth, beyond), nobody, image=str(path))
+    assert (got.value, got.detail["gt_dropped"], got.detail["outside"]) == (1.0, 1, 0)
+    assert run(TEXT, (beyond,), nobody, image=str(path)).state == "not_applicable"
+    assert run(TEXT, (Box(56, 28, 112, 84, "model"),), nobody).detail["outside"] is None  # no picture to look at
+
+
+def test_boxes_in_several_pictures_have_the_frames_of_their_own(nobody: JudgeSet, tmp_path: Path) -> None:
+    for name, side in (("small", 56), ("large", 560)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    images = tuple(str(tmp_path / f"{name}.png") for name in ("small", "large"))
+    truth = (Box(0.5, 0.5, 1, 1, "unit"), Box(0.5, 0.5, 1, 1, "unit"))
+    text = "<think><bbox>[28,28,56,56]</bbox><bbox>[280,280,560,560]</bbox></think>"
+
+    def one(meta: dict[str, object], boxes: tuple[Box, ...] = truth) -> Score:
+        sample = Sample("vgr/train/0", images, "?", (), "left", boxes, meta)
+        return asyncio.run(REWARD([RewardItem("r", sample, parse(text))], RewardContext(nobody)))[0]
+
+    assert one({"box_images": [0, 1]}).value == pytest.approx(1.0)
+    assert one({"box_image": 1}, truth[1:]).detail["gt"] == [pytest.approx([280, 280, 560, 560])]
+    gone = one({"box_image": 7})
+    assert gone.state == "failed" and "box in picture 7, and 2 pictures" in gone.reason
+
+
+def test_ten_thousand_boxes(nobody: JudgeSet) -> None:
+    """Read, matched and scored; the right one among them counts as one of ten thousand."""
+    many = "".join(f"<bbox>[{n},{n},{n + 5},{n + 5}]</bbox>" for n in range(9_999))
+    truth = (Box(20_000, 0, 20_100, 100, "model"), Box(20_000, 200, 20_100, 300, "model"))
+    text = f"<think>{many}<bbox>[20000,0,20100,100]</bbox></think><answer>left</answer>"
+    got = run(text, truth, nobody)
+    assert len(got.detail["pred"]) == 10_000
+    assert len(got.detail["pairs"]) == 2 and [9_999, 0, 1.0] in got.detail["pairs"]
+    assert got.value == pytest.approx(1 / 10_000, abs=1e-6)
