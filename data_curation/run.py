@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from fgrpo.types import Sample
 from rewards.task import matches
 
 DIFFICULTY = "difficulty.jsonl"
+SELECTED = "selected.json"
 Candidates = dict[str, tuple[Pool, list[int], int]]
 OUTPUTS = ("seed.jsonl", "rl.jsonl", DIFFICULTY, "dropped.json", "clusters.json", "report.md")
 
@@ -63,7 +65,7 @@ def curate(
             )
             for name, s in sources.items()
         }
-        clusters = {name: _clusters(config, name, pool) for name, pool in pools.items()}
+        clusters = _all_clusters(config, stage.path / SELECTED, pools)
         seeds = {name: [i for cluster in found for i in cluster.picked] for name, found in clusters.items()}
         jsonl.write(
             stage.path / "seed.jsonl",
@@ -129,6 +131,20 @@ def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]
     sources = {name: source.source(name) for name in config.data.sources}
     train = Path(config.data.root) / "train"
     return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder)]
+
+
+def _all_clusters(config: Config, kept: Path, pools: Mapping[str, Pool]) -> dict[str, list[clustering.Cluster]]:
+    """Clusters of every source's questions; kept in a file, since embedding takes hours at the paper's scale."""
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        found = {name: [clustering.Cluster(size, tuple(picked)) for size, picked in known[name]] for name in pools}
+        if all(sum(c.size for c in found[name]) in (0, len(pool)) for name, pool in pools.items()):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
+        pass
+    found = {name: _clusters(config, name, pool) for name, pool in pools.items()}
+    write_json(kept, {name: [(c.size, c.picked) for c in clusters] for name, clusters in found.items()})
+    return found
 
 
 def _candidates(config: Config, pools: Mapping[str, Pool], seeds: Mapping[str, list[int]]) -> Candidates:

@@ -6,9 +6,11 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_curation import clustering
 from data_curation.difficulty import fraction, histogram, is_kept, order
 from data_curation.run import curate
 from fgrpo import jsonl
@@ -123,6 +125,28 @@ def test_a_kill_and_a_torn_line_end_in_the_same_sets_with_nothing_sampled_twice(
     rows = [row["id"] for row in jsonl.read(path)]
     assert len(rows) == len(set(rows))
     assert len(first.requests) + len(second.requests) == len(rows) + 1  # the torn one alone was done again
+
+
+def test_questions_are_embedded_once_however_often_the_stage_is_killed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = clustering.select
+
+    def counted(questions: Sequence[str], *rest: Any) -> list[clustering.Cluster]:
+        asked.append(len(questions))
+        return real(questions, *rest)
+
+    monkeypatch.setattr(clustering, "select", counted)
+    with pytest.raises(KeyboardInterrupt):
+        curate(config, tmp_path, Scripted(dies_after=20))
+    first = (tmp_path / "smoke" / "data" / "seed.jsonl").read_bytes()
+    folder = curate(config, tmp_path, Scripted())
+    assert len(asked) == 4 and (folder / "seed.jsonl").read_bytes() == first
+    (folder / "done").unlink()
+    (folder / "selected.json").write_text('{"sat": [[3, [0')
+    curate(config, tmp_path, Scripted())
+    assert len(asked) == 8 and (folder / "seed.jsonl").read_bytes() == first  # a damaged file is made again
 
 
 def test_fewer_survivors_than_asked_are_all_taken_and_said(config: Config, tmp_path: Path) -> None:
