@@ -1,4 +1,4 @@
-"""Tree search through the real server: the stage as `make mcts` runs it, with the engine's address in the configuration."""
+"""Tree search through the real server, as `make mcts` runs it, and SFT on the traces, as `make sft` trains on them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from fgrpo.types import Sample
 from mcts.run import distil
 from miniworld import questions
 from miniworld.render import render
+from sft.train import train
 
 BACKBONE = "miniworld/backbone"
 
 
-def test_the_stage_through_a_vllm_server(server: Server, tmp_path: Path) -> None:
+def test_the_stage_through_a_vllm_server_and_sft_on_its_traces(server: Server, tmp_path: Path) -> None:
     engine = [f"engine.endpoints={json.dumps([server.url])}", f"engine.model_name={BACKBONE}", "engine.kind=openai"]
     config = load("smoke", overrides=[*engine, "mcts.simulations=3", f"models.teacher={BACKBONE}"])
     rng, samples = random.Random(2), []
@@ -42,3 +43,14 @@ def test_the_stage_through_a_vllm_server(server: Server, tmp_path: Path) -> None
         parsed = response.parse(trace["text"])
         assert parsed.well_formed
         assert parsed.answer == answers[trace["sample_id"]]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["per_tree"]["read_tokens"] > 0 and manifest["counts"]["failed_trees"] == 0
+
+    steps = ["sft.max_steps=6", "sft.batch_size=4", "sft.evals=3", "sft.logging_steps=1", "data.validation_share=0.4"]
+    trained = train(load("smoke", overrides=steps), tmp_path)  # the records are training data as they are
+    lines = list(jsonl.read(trained / "metrics.jsonl"))
+    assert json.loads((trained / "manifest.json").read_text())["counts"]["traces"] > 0
+    losses = [line["loss"] for line in lines if "loss" in line]
+    held = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert len(losses) == 6 and all(0 < loss < 20 for loss in losses)
+    assert min(held) < held[0]  # and what they teach carries over to questions that were not trained on
