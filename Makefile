@@ -133,8 +133,8 @@ $(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
 	$(PY) -m fgrpo.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
 slurm: | .venv/.stamp ## Slurm scripts of the preset into runs/<preset>/slurm (docs/cluster.md)
 	$(PY) -m fgrpo.slurm $(ARGS)
-plan: | .venv/.stamp ## what a run will take before it takes it
-	$(PY) -m fgrpo.plan $(ARGS)
+plan: | .venv/.stamp ## calls, tokens, hours, memory a GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
+	@$(PY) -m fgrpo.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
 bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md
 	$(PY) -m benchmarks.run $(ARGS)
 doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
