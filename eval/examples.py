@@ -100,8 +100,9 @@ class Example:
 
     @property
     def tags(self) -> str:
-        """Filter words: "a-inconsistent", "b-wrong", …"""
-        return " ".join(f"{c.key}-{tag}" for c in self.columns for tag in c.tags)
+        """Filter words: "a-inconsistent", "b-wrong", …, and "differ" where the models' verdicts do."""
+        differ = len({(c.correct, c.consistent) for c in self.columns}) > 1
+        return " ".join([*(f"{c.key}-{tag}" for c in self.columns for tag in c.tags), *(["differ"] * differ)])
 
 
 def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int) -> list[str]:

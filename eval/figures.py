@@ -139,7 +139,7 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
         axis.grid(axis="x", visible=False)
         axis.axvline(len(places) - 1.37, color="#888888", linewidth=0.8)
     axes[1].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
-    axes[0].legend(ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1.08), borderaxespad=0)
+    axes[0].legend(ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1.16), borderaxespad=0)
     figure.supxlabel(
         f"{'sampled answers, temperature 1' if kind == 'sampled' else 'greedy answers'}; 95% intervals",
         fontsize=9,

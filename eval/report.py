@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from eval import base, examples, models, tables, truth
-from eval.layout import percent
+from eval.layout import Table, percent
 from eval.results import CAPTION_FILE, Result, find
 from eval.tables import COMPARED
 from fgrpo.cli import parser, run
@@ -141,18 +141,17 @@ def write(config: Config, root: str | Path = "runs") -> Path:
         title=f"Faithful GRPO: {config.preset}",
         subtitle=_subtitle(config, shown, kind),
         cards=cards(shown, kind),
-        tables=[t for t in everything if t.name.startswith(("accuracy", "faithfulness"))],
-        comparisons=[t for t in everything if "-vs-" in t.name and t.name.endswith(kind)],
-        more_comparisons=[t for t in everything if "-vs-" in t.name and not t.name.endswith(kind)],
+        world=config.world is not None,
+        other_kind=tables.KINDS["greedy" if kind == "sampled" else "sampled"],
+        **_split(everything, [r.name for r in shown], kind),
         paper=[t for t in everything if t.name.startswith("table")],
         judges=[t for t in everything if t.name.startswith("judge-")],
         figures=_figures(folder(config, "figures", root)),
         examples=found,
         examples_note=f"{'Sampled answers (temperature 1)' if kind == 'sampled' else 'Greedy answers'}; chosen, not drawn: questions on which the verdicts of the models differ come first, so these are no rates.",
         benchmarks=list(dict.fromkeys(e.benchmark for e in found)),
-        filters=[
-            (f"{'ab'[n]}-{tag}", f"{r.title}: {words}") for n, r in enumerate(shown) for tag, words in VERDICTS.items()
-        ],
+        filters=[("differ", "verdicts differ")] * (len(shown) > 1)
+        + [(f"{'ab'[n]}-{tag}", f"{r.title}: {words}") for n, r in enumerate(shown) for tag, words in VERDICTS.items()],
     )
     out = folder(config, "report", root) / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +166,19 @@ def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
     words = "sampled answers at temperature 1" if kind == "sampled" else "greedy answers"
     names = " against ".join(r.title for r in shown)
     return f"{where}. Headline: {names}, {words}, mean of the benchmarks with {100 * config.eval.confidence:.0f}% intervals."
+
+
+def _split(everything: Sequence[Table], shown: Sequence[str], kind: str) -> dict[str, list[Table]]:
+    """What stands open (the headline's decoding, the shown models against each other), and what is folded away."""
+    results = [t for t in everything if t.name.startswith(("accuracy", "faithfulness"))]
+    paired = [t for t in everything if "-vs-" in t.name]
+    first = [t for t in paired if t.name == f"{'-vs-'.join(shown)}-{kind}"]
+    return {
+        "tables": [t for t in results if t.name.endswith(kind)],
+        "more_tables": [t for t in results if not t.name.endswith(kind)],
+        "comparisons": first or paired,
+        "more_comparisons": [t for t in paired if t not in first] if first else [],
+    }
 
 
 def _figures(drawn: Path) -> list[Embedded]:
