@@ -10,7 +10,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -72,7 +72,12 @@ class FakeHub:
             return
         if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
             self._info(to, found.group(1))
-        elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        elif (found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)) and is_lfs(found.group(2)):
+            to.send_response(302)  # large files lie elsewhere, as on the real hub
+            to.send_header("Location", f"{self.url}/cdn/{quote(found.group(1))}/{quote(found.group(2))}?signed=yes")
+            to.send_header("Content-Length", "0")
+            to.end_headers()
+        elif found := re.fullmatch(r"/(?:datasets|cdn)/([^/]+/[^/]+)/(?:resolve/[^/]+/)?(.+)", path):
             self._file(to, found.group(1), found.group(2), send)
         else:
             self._refuse(to, 404, "EntryNotFound")
