@@ -21,6 +21,10 @@ CONTEXT = 8192
 LONG = ("--hf-overrides", json.dumps({"text_config": {"max_position_embeddings": CONTEXT}}))
 
 
+# Structured replies without white space, which the mini model would put in without end.
+COMPACT = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -30,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG)) as running:
+    files = ("--allowed-local-media-path", str(tmp_path_factory.getbasetemp()))
+    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG, *COMPACT, *files)) as running:
         yield running
 
 

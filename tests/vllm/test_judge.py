@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from fgrpo.sampling.base import Request
 from fgrpo.schema import Judge
 from fgrpo.serving import Server
 from judges.backends.openai import BACKEND
-from judges.base import CONSISTENCY_LABELS, GROUNDING_LABELS, ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet
+from judges.base import (
+    CONSISTENCY_LABELS,
+    GROUNDING_LABELS,
+    ConsistencyItem,
+    ExtractionItem,
+    GroundingItem,
+    JudgeSet,
+    Meter,
+)
 from judges.calls import Call
 from judges.transport import OpenAITransport
 
@@ -54,14 +63,29 @@ def judged(config: Judge, role: str, items: list[Any]) -> list[Any]:
     return asyncio.run(go())
 
 
-def test_extraction_gives_a_letter_or_zero(config: Judge) -> None:
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is sent to the server, as it goes."""
+    bodies: list[dict[str, Any]] = []
+    arguments = OpenAITransport._arguments
+
+    def noted(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
+        bodies.append(arguments(transport, call, urls))
+        return bodies[-1]
+
+    monkeypatch.setattr(OpenAITransport, "_arguments", noted)
+    return bodies
+
+
+def test_extraction_is_a_structured_choice(config: Judge, sent: list[dict[str, Any]]) -> None:
     items = [ExtractionItem(str(n), ("left", "right"), span) for n, span in enumerate(["left", "to the right", "?"])]
     verdicts = judged(config, "extraction", items)
     assert [verdict.failed for verdict in verdicts] == [False] * 3
     assert {verdict.label for verdict in verdicts} <= {"A", "B", "0"}
+    assert all(body["extra_body"] == {"structured_outputs": {"choice": ["A", "B", "0"]}} for body in sent)
 
 
-def test_consistency_gives_a_label_in_json(config: Judge) -> None:
+def test_consistency_is_json_of_a_schema(config: Judge, sent: list[dict[str, Any]]) -> None:
     items = [
         ConsistencyItem(
             str(n), "Is the red circle left or right of the blue square?", ("left", "right"), SENTENCE, answer
@@ -69,23 +93,85 @@ def test_consistency_gives_a_label_in_json(config: Judge) -> None:
         for n, answer in enumerate(["left", "right"] * 4)
     ]
     verdicts = judged(config, "consistency", items)
-    assert all(v.label in CONSISTENCY_LABELS for v in verdicts if not v.failed)
-    assert any(not v.failed for v in verdicts), [v.reason for v in verdicts]
+    assert all(v.label in CONSISTENCY_LABELS for v in verdicts), [v.reason for v in verdicts]
+    assert all(body["response_format"]["type"] == "json_schema" for body in sent) and len(sent) == 2  # equal ones share
 
 
-def test_grounding_labels_every_sentence_with_its_picture(config: Judge, greedy: list[Request]) -> None:
+def pictured(greedy: list[Request]) -> list[GroundingItem]:
     contexts = ((), (SENTENCE,))
-    items = [
+    return [
         GroundingItem(
             str(n), r.images, r.text, (SENTENCE, "The circle is red."), contexts, ((112, 112),) * len(r.images)
         )
         for n, r in enumerate(greedy[:8])
     ]
+
+
+def test_pictures_as_base64_and_as_files(config: Judge, greedy: list[Request], sent: list[dict[str, Any]]) -> None:
+    """One and two pictures; either way every sentence gets its label, and the same one."""
+    items = pictured(greedy)
+    assert {len(item.images) for item in items} == {1, 2}
     answers = judged(config, "grounding", items)
     assert [len(verdicts) for verdicts in answers] == [2] * len(items)
-    labels = [v.label for verdicts in answers for v in verdicts if not v.failed]
-    assert labels, [verdicts[0].reason for verdicts in answers]
-    assert set(labels) <= set(GROUNDING_LABELS)
+    assert {v.label for verdicts in answers for v in verdicts} <= set(GROUNDING_LABELS), answers
+    starts = {part["image_url"]["url"][:7] for body in sent for part in body["messages"][0]["content"][:-1]}
+    assert starts == {"data:im"}
+    sent.clear()
+    assert judged(config.model_copy(update={"images": "file"}), "grounding", items) == answers
+    starts = {part["image_url"]["url"][:7] for body in sent for part in body["messages"][0]["content"][:-1]}
+    assert starts == {"file://"} and len(sent) == len(items)
+
+
+def test_a_file_that_the_server_may_not_open_is_a_failed_verdict(config: Judge, greedy: list[Request]) -> None:
+    with TemporaryDirectory() as elsewhere:
+        outside = Path(elsewhere) / "picture.png"
+        outside.write_bytes(Path(greedy[0].images[0]).read_bytes())
+        item = GroundingItem("x", (str(outside),), "Where?", (SENTENCE,), ((),), ((112, 112),))
+        ((verdict,),) = judged(config.model_copy(update={"images": "file"}), "grounding", [item])
+    assert verdict.failed and verdict.label is None and verdict.reason.startswith("HTTP 400")
+
+
+def test_64_in_flight_and_a_second_pass_from_the_cache(
+    config: Judge, greedy: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = most = 0
+    request = OpenAITransport._request
+
+    async def counted(transport: OpenAITransport, *more: Any) -> str:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            return await request(transport, *more)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(OpenAITransport, "_request", counted)
+    many = config.model_copy(update={"concurrency": 64, "cache": str(tmp_path / "cache.sqlite"), "timeout_s": 600.0})
+    spans = [ExtractionItem(str(n), ("left", "right"), f"span {n}") for n in range(96)]
+    texts = [ConsistencyItem(str(n), "Where?", ("left", "right"), f"{SENTENCE} {n}", "left") for n in range(16)]
+
+    def a_pass() -> tuple[list[Any], Meter]:
+        async def go() -> tuple[list[Any], Meter]:
+            judges = BACKEND(many, Path("data"))
+            try:
+                found = await asyncio.gather(
+                    judges.extraction.judge(spans),
+                    judges.consistency.judge(texts),
+                    judges.grounding.judge(pictured(greedy)[:4]),
+                )
+                return list(found), judges.meter
+            finally:
+                await judges.close()
+
+        return asyncio.run(go())
+
+    found, meter = a_pass()
+    assert most == 64
+    assert meter.failed == {} and meter.requests == meter.calls == 116
+    again, meter = a_pass()
+    assert again == found
+    assert (meter.requests, meter.cached, meter.calls) == (0, 116, 116)
 
 
 def test_a_picture_too_many_is_a_failed_verdict_and_not_a_score(config: Judge, greedy: list[Request]) -> None:
