@@ -34,6 +34,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     found["search"] = ["benchmarks.search", "--trees", *TREES]
     found["prior"] = ["benchmarks.prior"]
     found["stream"] = ["benchmarks.stream", *ROWS]
+    found["judging"] = ["benchmarks.judging"]
     return found
 
 
