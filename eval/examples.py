@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from eval.models import ModelSpec
-from eval.results import Result
+from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
+from fgrpo.pictures import open_rgb
 from fgrpo.response import parse, parse_boxes
 from fgrpo.types import EvalRecord, Rollout, Sample
 
@@ -32,7 +31,7 @@ _COLOURS = {"CORRECT": "grounded", "INCORRECT": "ungrounded"}
 
 @dataclass(frozen=True)
 class Shape:
-    """A rectangle over a picture, in the picture's model pixels."""
+    """A rectangle over a picture, in the file's pixels."""
 
     picture: int
     x: float
@@ -78,7 +77,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to embed, and the size of the frame that boxes are drawn in."""
+    """A picture to embed, and its size in the file's pixels, in which boxes are drawn."""
 
     uri: str
     width: int
@@ -133,16 +132,15 @@ def _value(record: EvalRecord, name: str) -> float | None:
 def build(
     rollout_id: str, sample: Sample, models: Sequence[tuple[Result, ModelSpec, EvalRecord, Rollout]], benchmark: str
 ) -> Example:
-    """The example of one rollout id. Raises OSError if a picture cannot be read."""
+    """The example of one rollout id. Raises UserError if a picture cannot be read."""
     pictures = tuple(embed(path) for path in sample.images)
-    frames = [((p.width, p.height), _original(path)) for p, path in zip(pictures, sample.images, strict=True)]
+    sizes = [(p.width, p.height) for p in pictures]
     truth = []
     home = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
     for k, box in zip(home, sample.boxes or (), strict=True):
-        seen, original = frames[k]
-        truth.append(_shape(k, convert(box, "model", original, seen), "true"))
+        truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k])), "true"))
     columns = tuple(
-        _column("ab"[n], result.title, spec, record, rollout, sample, frames)
+        _column("ab"[n], result, spec, record, rollout, sample, sizes)
         for n, (result, spec, record, rollout) in enumerate(models)
     )
     return Example(
@@ -151,8 +149,15 @@ def build(
 
 
 def _column(
-    key: str, title: str, spec: ModelSpec, record: EvalRecord, rollout: Rollout, sample: Sample, frames: Sequence[Any]
+    key: str,
+    result: Result,
+    spec: ModelSpec,
+    record: EvalRecord,
+    rollout: Rollout,
+    sample: Sample,
+    sizes: Sequence[tuple[int, int]],
 ) -> Column:
+    bounds = scored_pixels(result.path / SCORING)  # the picture as this model's processor resized it
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
     semantic = record.scores.get("semantic")
     judged = list(semantic.detail.get("sentences", ())) if semantic is not None else []
@@ -168,14 +173,14 @@ def _column(
     for sentence in judged:
         pieces: list[Piece] = []
         at = 0
-        picture = _picture_of(sentence["text"], home, len(frames))
+        picture = _picture_of(sentence["text"], home, len(sizes))
         for found in _TAGGED.finditer(sentence["text"]):
             boxes, _ = parse_boxes(found.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
             if not boxes:
                 continue
-            seen, original = frames[picture]
             number = str(len(shapes) + 1)
-            shapes.append(_shape(picture, convert(boxes[0], "model", original, seen), key, number))
+            seen = model_size(sizes[picture], *bounds)
+            shapes.append(_shape(picture, convert(boxes[0], "original", sizes[picture], seen), key, number))
             pieces += [
                 Piece(sentence["text"][at : found.start()]),
                 Piece(", ".join(f"{v:g}" for v in boxes[0]), number),
@@ -186,7 +191,7 @@ def _column(
     consistency = _value(record, "consistency")
     return Column(
         key,
-        title,
+        result.title,
         tuple(lines),
         response.answer if response.answer is not None else "no answer",
         _value(record, "accuracy") == 1.0,
@@ -238,16 +243,10 @@ def _shape(picture: int, box: Any, kind: str, label: str = "") -> Shape:
     return Shape(picture, box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1, kind, label)
 
 
-def _original(path: str) -> tuple[int, int]:
-    with Image.open(path) as opened:
-        return opened.size
-
-
 def embed(path: str) -> Picture:
-    """A picture as a data URI, at most 640 pixels a side; its frame is the size the model sees."""
-    with Image.open(path) as opened:
-        width, height = model_size(opened.size)
-        shown = opened.convert("RGB")
+    """A picture as a data URI, upright, at most 640 pixels a side. UserError if it cannot be read."""
+    shown = open_rgb(path)
+    width, height = shown.size
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     out = io.BytesIO()
     small = max(shown.size) <= 256

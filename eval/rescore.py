@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import re
 from pathlib import Path
@@ -20,11 +19,12 @@ from tqdm import tqdm
 
 import judges.base as judges
 from eval import base, metrics, models, score, summary, truth
-from eval.run import SCORING, check_failures, check_spending
+from eval.results import SCORING, scored_pixels
+from eval.run import check_failures, check_spending
 from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import unknown
 from fgrpo.runs import require, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config
 from fgrpo.types import EvalRecord, Rollout
@@ -44,7 +44,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     loaded = [base.load(name, config) for name in sorted(wanted)]
     samples = {s.id: s for found in loaded for s in found.samples}
     spec = models.load(folder.name)
-    pixels = _pixels(require(folder / SCORING, "eval"))
+    pixels = scored_pixels(require(folder / SCORING, "eval"))
 
     async def work() -> list[EvalRecord]:
         judge_set = judges.build(chosen, config.data.root, out)
@@ -77,15 +77,6 @@ def agreement(old: list[EvalRecord], new: list[EvalRecord]) -> tuple[float, int]
     second = {r.id: r.scores["consistency"].value for r in new if "consistency" in r.scores}
     both = [i for i in first if first[i] is not None and second.get(i) is not None]
     return metrics.cohen_kappa([first[i] for i in both], [second[i] for i in both]), len(both)
-
-
-def _pixels(scoring: Path) -> tuple[int, int]:
-    """The bounds of the model's processor under which the first scores were made; the model itself may be gone."""
-    try:
-        least, most = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
-        return int(least), int(most)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{scoring} is broken ({error!r}); run `make eval` for this model again") from error
 
 
 def _judge(config: Config, name: str) -> judges.schema.Judge:

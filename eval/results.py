@@ -18,6 +18,7 @@ from fgrpo.runs import folder
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
 
+SCORING = "scoring.json"  # what an evaluation's scores depend on
 CAPTION_FILE = "captions.json"  # beside the figures: what each shows
 PAPER_TABLES = CONFIGS / "paper_tables.yaml"
 
@@ -49,6 +50,19 @@ class Result:
     def rollouts(self) -> dict[str, Rollout]:
         """Its generations by id."""
         return {item["id"]: Rollout.from_dict(item) for item in jsonl.read(self.path / "generations.jsonl")}
+
+
+def scored_pixels(scoring: Path) -> tuple[int, int]:
+    """The bounds of the model's processor under which the first scores were made; the model itself may be gone.
+
+    Raises:
+        UserError: the file (`SCORING`) is broken.
+    """
+    try:
+        least, most = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
+        return int(least), int(most)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{scoring} is broken ({error!r}); run `make eval` for this model again") from error
 
 
 def find(config: Config, root: str | Path = "runs") -> dict[str, Result]:

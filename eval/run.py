@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, score, summary, truth
+from eval.results import SCORING
 from fgrpo import jsonl, pictures, progress, shards
 from fgrpo.cli import SIDE_BY_SIDE, parser, run
 from fgrpo.config import load
@@ -36,7 +37,6 @@ from judges.validation_stored import QUESTIONS
 
 BOXES = ("box_tag", "box_frame", "grounding")  # these decide how answers are scored, not what is answered
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
-SCORING = "scoring.json"
 SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's manifest or its config, not by its content
 
 
