@@ -79,6 +79,8 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
             without_built_ops()
     else:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+        if on_cpu:  # accelerate would call it cpu:0, a place that torch.load does not know when a run goes on
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._reset_state()  # of an earlier session in this process
     PartialState(cpu=on_cpu and deepspeed is None, backend="gloo" if on_cpu else None, **kwargs)
     yield

@@ -149,11 +149,28 @@ class GuardedGeneration(VLLMGeneration):
             else:
                 stack.enter_context(self._colocated())
             super()._init_vllm()
+        if self.mode == "server" and self.accelerator.is_main_process:
+            self._check_server()
         packed = vllm_worker.packed(self.engine_model()) if self.mode == "colocate" else ()
         if packed:
             raise RolloutFault(
                 f"this vLLM packs its linear layers ({packed[0]}, …) past the guard, so new weights would not reach them; install "
                 "the pinned vLLM, or use rl.rollout_engine=vllm-server"
+            )
+
+    def _check_server(self) -> None:
+        """The server tells the log-probabilities that are compared, in the trainer's precision, and has room for a rollout."""
+        told = self.vllm_client.get_server_info()["model_config"]
+        wanted = {"dtype": f"torch.{self.dtype}", "logprobs_mode": "processed_logprobs"}
+        wrong = [f"{key} {told[key]} (wanted: {value})" for key, value in wanted.items() if told[key] != value]
+        if told["max_model_len"] < (self.max_model_length or 0):
+            wrong.append(
+                f"max_model_len {told['max_model_len']} (wanted: {self.max_model_length}, prompt and response)"
+            )
+        if wrong:
+            raise RolloutFault(
+                f"the rollout server {self.server_base_url} was started with {', '.join(wrong)}; start it with `make serve-rollouts` "
+                "and this preset, or lower rl.max_prompt_length and rl.max_response_length"
             )
 
     @contextmanager

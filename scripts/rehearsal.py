@@ -128,10 +128,10 @@ class Rehearsal:
             code = trainers.wait(timeout=PATIENCE_S)
         finally:
             _end(trainers)
-        errors = [line for line in self.words()[len(before) :] if line.startswith("error: ")]
-        how = "carried on" if code == 0 else f"ended with {code}: {errors[-1] if errors else 'no error line'}"
+        said_why = [line for line in self.words()[len(before) :] if line.startswith("error: ")]
+        how = "carried on" if code == 0 else f"ended with {code}: {said_why[-1] if said_why else 'no error line'}"
         print(f"killed {said} after step {self.done_steps()}; the run {how}", flush=True)
-        if code != 0 and not errors:
+        if code != 0 and not said_why:
             self.problems.append(f"after {said} was killed the run ended with {code} and did not say why")
         if any("Traceback" in line for line in self.words()[len(before) :]):
             self.problems.append(f"after {said} was killed the run ended with a traceback")

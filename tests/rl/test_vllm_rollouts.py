@@ -112,6 +112,27 @@ def test_other_image_tokens_than_the_trainers_are_an_error(monkeypatch: pytest.M
     assert generation()._place_features(right, [1, PAD, PAD, 2])["mm_placeholders"]["image"][0]["offset"] == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dtype": "torch.bfloat16"}, r"dtype torch\.bfloat16 \(wanted: torch\.float32\)"),
+        ({"logprobs_mode": "raw_logprobs"}, "logprobs_mode raw_logprobs"),
+        ({"max_model_len": 511}, r"max_model_len 511 \(wanted: 512"),
+        ({}, None),
+    ],
+)
+def test_a_server_of_other_precision_or_too_little_room_is_refused(given: dict[str, Any], said: str | None) -> None:
+    made = generation()
+    made.dtype, made.max_model_length = "float32", 512
+    fine = {"dtype": "torch.float32", "logprobs_mode": "processed_logprobs", "max_model_len": 512}
+    made.vllm_client = SimpleNamespace(get_server_info=lambda: {"model_config": {**fine, **given}})
+    if said is None:
+        made._check_server()
+        return
+    with pytest.raises(RolloutFault, match=said):
+        made._check_server()
+
+
 @pytest.mark.parametrize("difference", [0.2, float("nan")])
 def test_rollouts_that_are_not_the_policys_are_not_trained_on(difference: float) -> None:
     trainer = VLLMTrainer.__new__(VLLMTrainer)
