@@ -12,24 +12,20 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
-import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fgrpo import torchvision_shim
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.schema import Config, Judge
-from fgrpo.toolchain import check_deepspeed, how_to_install, missing_tools
+from fgrpo.reach import Finding, endpoints, ports
+from fgrpo.schema import Config, Serving
+from fgrpo.toolchain import check_deepspeed, gpus, how_to_install, missing_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
@@ -49,20 +45,7 @@ MINI_DISK_GB, PAPER_DISK_GB = (
     2,
     500,
 )  # ours: environments and a mini run; data, two checkpoints with optimizer, rollouts
-ENDPOINT_TIMEOUT_S = 5.0
 IMPORT_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: how it stands, what was looked at, and the way out where it is not ok."""
-
-    state: Literal["ok", "warn", "fail"]
-    what: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.state:<5} {self.what}" + (f"\n      -> {self.advice}" if self.advice else "")
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -119,24 +102,22 @@ def devices() -> Iterator[Finding]:
     tool = shutil.which("nvidia-smi")
     listing = subprocess.run([tool], capture_output=True, text=True, check=False).stdout if tool else ""
     driver = re.search(r"CUDA Version: *(\d+)\.(\d+)", listing)
-    gpus = 0
-    if tool:
-        gpus = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout.count("GPU ")
-    if gpus and build is None:
+    count = len(gpus())
+    if count and build is None:
         advice = "make the environment from constraints/gpu.txt (pip install torch from PyPI)"
-        yield Finding("fail", f"{gpus} GPUs, but torch is a CPU build", advice)
-    elif gpus and driver and build and int(build.split(".")[0]) > int(driver.group(1)):
+        yield Finding("fail", f"{count} GPUs, but torch is a CPU build", advice)
+    elif count and driver and build and int(build.split(".")[0]) > int(driver.group(1)):
         yield Finding(
             "fail",
             f"torch was built for CUDA {build}, the driver knows {driver.group(1)}.{driver.group(2)}",
             "update the driver",
         )
-    elif not gpus and build is not None:
+    elif not count and build is not None:
         yield Finding(
             "warn", f"torch was built for CUDA {build} and there is no GPU", "fine; a CPU build is much smaller"
         )
     else:
-        yield Finding("ok", f"torch for {'CUDA ' + build if build else 'CPU'}, {gpus} GPUs")
+        yield Finding("ok", f"torch for {'CUDA ' + build if build else 'CPU'}, {count} GPUs")
 
 
 def torchvision() -> Iterator[Finding]:
@@ -219,11 +200,18 @@ def data(config: Config) -> Iterator[Finding]:
     root = Path(config.data.root)
     asked = [(f"data_curation.sources.{name}", "SOURCE", "train", "hub") for name in config.data.sources]
     asked += [(f"eval.benchmarks.{name}", "BENCHMARK", "bench", "source") for name in config.eval.benchmarks]
+    halves = sorted(root.rglob("*.part"))[:3] if root.is_dir() else []
+    if halves:
+        names = ", ".join(str(path) for path in halves)
+        yield Finding(
+            "fail", f"half a download: {names}", f"`make data-download PRESET={config.preset}` goes on with it"
+        )
     missing = []
     for module, constant, part, origin in asked:  # by name at run time: these packages stand above this one
         item = getattr(importlib.import_module(module), constant)
         folder = root / part / item.folder
-        if not folder.is_dir() or not any(folder.iterdir()):
+        files = getattr(item, "files", lambda place: list(place.iterdir()))
+        if not folder.is_dir() or not files(folder):
             missing.append(f"{folder} ({getattr(item, origin)})")
     if not missing:
         yield Finding("ok", f"data of {len(asked)} sources and benchmarks in {root}")
@@ -261,47 +249,49 @@ def models(config: Config) -> Iterator[Finding]:
             yield Finding("warn", f"{role} model {name} is not downloaded", f"hf download {name}")
 
 
-def endpoints(config: Config) -> Iterator[Finding]:
-    """Every endpoint of the engine and the judges: it answers, and serves the model that will be asked for."""
-    asked: dict[tuple[str, str | None], list[str]] = {}
-    if config.engine.kind == "openai":
-        if not config.engine.endpoints:
-            yield Finding(
-                "fail",
-                'engine.kind is "openai" and engine.endpoints is empty',
-                "SET='engine.endpoints=[\"http://host:8000/v1\"]'",
+def layout(config: Config) -> Iterator[Finding]:
+    """Whether this machine has the GPUs that the preset trains and serves on, and whether their memory is enough."""
+    found = gpus()
+    trained = {stage: getattr(config, stage).precision == "bf16" for stage in ("sft", "rl")}
+    for stage, needs in trained.items():
+        wanted = getattr(config.launch, f"{stage}_processes")
+        if needs and wanted > len(found):
+            advice = (
+                f"SET=launch.{stage}_processes={len(found)}"
+                if found
+                else "train on a GPU machine; PRESET=mini runs on a CPU"
             )
-        for url in config.engine.endpoints:
-            asked.setdefault((url, config.engine.model_name or config.models.teacher), []).append("engine")
-    for role in ("training", "evaluation", "extraction"):
-        judge: Judge = getattr(config.judges, role)
-        for url in judge.endpoints:
-            asked.setdefault((url, judge.model), []).append(f"{role} judge")
-        if judge.backend == "openai" and not judge.endpoints and not os.environ.get(judge.api_key_env):
-            advice = f"set {judge.api_key_env}, or judges.{role}.endpoints to a server of yours"
-            yield Finding("fail", f"the {role} judge {judge.model} has no endpoint and no key", advice)
-    for (url, model), roles in asked.items():
-        yield endpoint(url, model, ", ".join(roles))
+            yield Finding("fail", f"{stage} runs {wanted} processes, one a GPU, and {len(found)} are here", advice)
+        elif needs:
+            yield Finding("ok", f"{wanted} GPUs for {stage}")
+    if found and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
+        advice = "pip install flash-attn --no-build-isolation; without it attention is torch's own, which is slower"
+        yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
+    if found and any(trained.values()):
+        yield from _memory(config, min(gpu.gib for gpu in found))
+    if config.engine.kind == "openai" and found:
+        for role in ("teacher", "judge"):
+            serving: Serving = getattr(config.serve, role)
+            wanted = serving.tensor_parallel * serving.data_parallel
+            if wanted > len(found):
+                advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(found)}"
+                yield Finding("warn", f"serving the {role} takes {wanted} GPUs, and {len(found)} are here", advice)
 
 
-def endpoint(url: str, model: str | None, role: str) -> Finding:
-    """Ask one endpoint which models it serves."""
-    base = url.rstrip("/")
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    try:
-        asked = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})
-        with urllib.request.urlopen(asked, timeout=ENDPOINT_TIMEOUT_S) as reply:
-            body: Any = json.load(reply)
-        served = [str(entry["id"]) for entry in body["data"]]
-    except urllib.error.HTTPError as error:
-        return Finding("fail", f"{role}: {url} answers {error.code}", "is the address right (…/v1), and the key?")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Finding("fail", f"{role}: {url} does not answer ({error})", "start its server, or mend the address")
-    if model and model not in served:
-        return Finding(
-            "fail", f"{role}: {url} serves {', '.join(served[:4])}, not {model}", "set the model's name, or serve it"
-        )
-    return Finding("ok", f"{role}: {url} serves {model or served}")
+def _memory(config: Config, gib: float) -> Iterator[Finding]:
+    """What `make plan` expects a GPU to hold, against what the smallest one has."""
+    from fgrpo.assumptions import Assumptions
+    from fgrpo.footprint import shape_of
+    from fgrpo.plan import STAGES, likely_memory
+
+    shape = shape_of(config.models.base)
+    for stage in STAGES:
+        wanted = sum(part.size for part in likely_memory(config, stage, shape, Assumptions())) / 2**30
+        if wanted > gib:
+            advice = "more GPUs, OVERLAY=lora, or a smaller micro-batch; `make plan` shows the parts"
+            yield Finding("fail", f"{stage} is likely to take {wanted:.0f} GiB of a GPU that has {gib:.0f}", advice)
+        else:
+            yield Finding("ok", f"{stage} is likely to take {wanted:.0f} of a GPU's {gib:.0f} GiB")
 
 
 def examine(config: Config, runs: str = "runs") -> Iterable[Finding]:
@@ -314,10 +304,12 @@ def examine(config: Config, runs: str = "runs") -> Iterable[Finding]:
     yield from torchvision()
     yield from vllm(config)
     yield from tools(config)
+    yield from layout(config)
     yield from disk(config, runs)
     yield from models(config)
     yield from data(config)
     yield from endpoints(config)
+    yield from ports(config)
 
 
 def main() -> None:

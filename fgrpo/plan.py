@@ -341,13 +341,24 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]
 
 
-def _memory_lines(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[str]:
-    rl = config.rl
-    most = config.sft.max_length if stage == "sft" else rl.max_prompt_length + rl.max_response_length
-    replies = config.sft.max_length if stage == "sft" else rl.max_response_length
+def likely_memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[Part]:
+    """What one GPU holds at sequences of the assumed length."""
+    most, replies = _limits(config, stage)
     reply = min(replies, round(assume["lengths.response"]))
-    likely = min(most, round(assume["lengths.prompt"]) + reply)
-    parts = memory(config, stage, shape, likely, likely if stage == "sft" else reply)
+    length = min(most, round(assume["lengths.prompt"]) + reply)
+    return memory(config, stage, shape, length, length if stage == "sft" else reply)
+
+
+def _limits(config: Config, stage: Literal["sft", "rl"]) -> tuple[int, int]:
+    """The longest sequence, and how many of its tokens have logits."""
+    if stage == "sft":
+        return config.sft.max_length, config.sft.max_length
+    return config.rl.max_prompt_length + config.rl.max_response_length, config.rl.max_response_length
+
+
+def _memory_lines(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[str]:
+    most, replies = _limits(config, stage)
+    parts = likely_memory(config, stage, shape, assume)
     upper = sum(part.size for part in memory(config, stage, shape, most, replies))
     total = sum(part.size for part in parts)
     room = "" if upper <= assume["gpu.memory_gb"] * GB else f", more than the GPU's {assume['gpu.memory_gb']:g}"
