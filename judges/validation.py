@@ -2,7 +2,7 @@
 
 - `--run FOLDER`: every two judges that judged this run's answers (an evaluated model with its rescored/, or an RL run), and
   with `--judge NAME` that judge too, asked now: Cohen's kappa with a bootstrap interval and the confusion matrix, for
-  consistency by rollout and semantic grounding by sentence. `--judge` is also shown consistent traces with swapped answers,
+  consistency and answer extraction by rollout, semantic grounding by sentence. `--judge` is also shown consistent traces with swapped answers,
   which are sure negatives.
 - `--world N`: N generated scenes with planted errors: the judge's true error rate by kind of error (Wilson intervals).
 - `--labelled SET:PATH`: a public set whose labels people gave (judges/labelled: vsr, visual_process_bench, m_haldetect).
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,12 +31,12 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base, validation_planted, validation_stored
-from judges.base import ConsistencyItem, GroundingItem, JudgeSet
+from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet
 from judges.labelled import base as labelled
 from judges.labelled.base import Labelled
 from judges.validation_page import NAME, add
 from judges.validation_stats import FAILED, Agreement, Pair, compare, error_rate
-from judges.validation_stored import CONSISTENCY, GROUNDING, LABELS, Generations, Stored
+from judges.validation_stored import CONSISTENCY, GROUNDING, LABELS, Generations, Item, Stored
 
 ROLES = ("training", "evaluation", "extraction")
 SCENES = 100  # of the miniature world, where nothing else is asked for
@@ -44,7 +44,7 @@ Ratings = list[tuple[str, ...]]
 Section = dict[str, Any]
 
 
-async def ask(judges: JudgeSet, items: Sequence[ConsistencyItem | GroundingItem]) -> Ratings:
+async def ask(judges: JudgeSet, items: Sequence[Item]) -> Ratings:
     """The labels of each item's verdicts, `FAILED` where there is none.
 
     Raises:
@@ -52,9 +52,13 @@ async def ask(judges: JudgeSet, items: Sequence[ConsistencyItem | GroundingItem]
     """
     texts = [item for item in items if isinstance(item, ConsistencyItem)]
     seen = [item for item in items if isinstance(item, GroundingItem)]
-    said = [(verdict,) for verdict in await judges.consistency.judge(texts)] if texts else []
-    of_text, of_seen = iter(said), iter(await judges.grounding.judge(seen) if seen else [])
-    verdicts: list[tuple[Verdict, ...]] = [next(of_text if isinstance(i, ConsistencyItem) else of_seen) for i in items]
+    meant = [item for item in items if isinstance(item, ExtractionItem)]
+    said: dict[type, Iterator[tuple[Verdict, ...]]] = {
+        ConsistencyItem: ((v,) for v in (await judges.consistency.judge(texts) if texts else [])),
+        GroundingItem: iter(await judges.grounding.judge(seen) if seen else []),
+        ExtractionItem: ((v,) for v in (await judges.extraction.judge(meant) if meant else [])),
+    }
+    verdicts = [next(said[type(item)]) for item in items]
     failed = [v for of_item in verdicts for v in of_item if v.failed or v.label is None]
     if failed and len(failed) == sum(map(len, verdicts)):
         raise UserError(
@@ -177,9 +181,7 @@ def _pixels(folder: Path, config: schema.Config) -> tuple[int, int]:
     return pictures.pixel_bounds(config.models.base)
 
 
-def _asked(
-    config: schema.Config, judge: str, items: Sequence[ConsistencyItem | GroundingItem], data_root: str | Path
-) -> tuple[Ratings, Section]:
+def _asked(config: schema.Config, judge: str, items: Sequence[Item], data_root: str | Path) -> tuple[Ratings, Section]:
     """Ratings by a freshly made judge, and what there is to say of it (model, prompts, meter)."""
     chosen = judge_config(config, judge)
 

@@ -1,8 +1,8 @@
 """Verdicts that stages stored, by judge: an evaluated folder (with what `make judge-rescore` put below it), or RL rollouts.
 
-Two judges are compared on the same generations, on what both were asked: consistency by rollout, semantic grounding by
-sentence. What a rule decided without a judge (no answer, no trace) is no verdict and is counted apart, since it would only
-make judges look alike.
+Two judges are compared on the same generations, on what both were asked: consistency and answer extraction by rollout, semantic
+grounding by sentence. What a rule decided without a judge (no answer, no trace, an answer in plain form, a verbatim
+repetition) is no verdict and is counted apart, since it would only make judges look alike.
 """
 
 from __future__ import annotations
@@ -18,12 +18,23 @@ from fgrpo.boxes import model_size
 from fgrpo.errors import UserError
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
-from judges.base import CONSISTENCY_LABELS, GROUNDING_LABELS, ConsistencyItem, GroundingItem
+from judges.base import (
+    CONSISTENCY_LABELS,
+    GROUNDING_LABELS,
+    UNRESOLVED,
+    ConsistencyItem,
+    ExtractionItem,
+    GroundingItem,
+)
 from judges.labelled.base import Labelled
-from judges.validation_stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, Agreement, Pair, compare
+from judges.validation_stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
 
-CONSISTENCY, GROUNDING = "consistency", "semantic_grounding"
-LABELS = {CONSISTENCY: CONSISTENCY_LABELS, GROUNDING: GROUNDING_LABELS}
+CONSISTENCY, GROUNDING, EXTRACTION = "consistency", "semantic_grounding", "extraction"
+LABELS = {
+    CONSISTENCY: CONSISTENCY_LABELS,
+    GROUNDING: GROUNDING_LABELS,
+}  # of extraction: the options' letters, and UNRESOLVED
+Item = ConsistencyItem | GroundingItem | ExtractionItem
 QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` a line
 Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, nobody was asked)
 
@@ -40,12 +51,13 @@ class Generations:
 
 @dataclass
 class Stored:
-    """What one judge said: `consistency` has a rating a rollout, `grounding` its sentences with their labels, or one word of
-    `NOT_RATED` for the whole rollout."""
+    """What one judge said: `consistency` and `extraction` have a rating a rollout, `grounding` its sentences with their labels,
+    or one word of `NOT_RATED` for the whole rollout. `extraction` is empty where the questions are not known."""
 
     judge: str
     consistency: dict[str, str] = field(default_factory=dict)
     grounding: dict[str, Sentences | str] = field(default_factory=dict)
+    extraction: dict[str, str] = field(default_factory=dict)
 
     def add(self, rollout: str, consistency: Score | None, grounding: Score | None) -> None:
         """Take in the two scores of one rollout."""
@@ -58,7 +70,8 @@ class Stored:
         """What was said of these rollouts."""
         text = {key: value for key, value in self.consistency.items() if key in rollouts}
         seen = {key: value for key, value in self.grounding.items() if key in rollouts}
-        return Stored(self.judge, text, seen)
+        meant = {key: value for key, value in self.extraction.items() if key in rollouts}
+        return Stored(self.judge, text, seen, meant)
 
 
 def _consistency_rating(score: Score) -> str:
@@ -75,7 +88,19 @@ def _grounding_ratings(score: Score) -> Sentences | str:
     sentences = score.detail.get("sentences")
     if not sentences:
         return NOT_APPLICABLE
-    return tuple((str(s["text"]), s["label"]) for s in sentences)
+    return tuple((str(s["text"]), BY_RULE if s.get("by_rule") else s["label"]) for s in sentences)
+
+
+def _extraction_rating(meta: Mapping[str, Any], sample: Sample) -> str:
+    """The letter of the option that the extraction judge chose; `BY_RULE` where none was asked."""
+    source, answer = meta.get("answer_from"), meta.get("answer")
+    if source == "failed":
+        return FAILED
+    if source == "unresolved":
+        return UNRESOLVED
+    if source != "judge" or answer not in sample.choices:
+        return BY_RULE
+    return chr(ord("A") + sample.choices.index(answer))
 
 
 def read(folder: Path) -> Generations:
@@ -98,12 +123,15 @@ def read(folder: Path) -> Generations:
 
 def _evaluated(folder: Path) -> Generations:
     judged = []
+    samples = questions(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
         records = [EvalRecord.from_dict(row) for row in jsonl.read(path)]
         given = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
         stored = Stored(given if path.parent == folder else f"{path.parent.name} (rescored)")
         for record in records:
             stored.add(record.id, record.scores.get("consistency"), record.scores.get("semantic"))
+            if record.sample_id in samples:
+                stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
         judged.append(stored)
     rollouts = [Rollout.from_dict(row) for row in jsonl.read(folder / "generations.jsonl")]
     return Generations(str(folder), judged, rollouts, folder / QUESTIONS)
@@ -131,7 +159,8 @@ def _column_score(row: Mapping[str, Any], name: str) -> Score | None:
 
 
 def agreements(first: Stored, second: Stored, samples: int = 2000, confidence: float = 0.95) -> list[Agreement]:
-    """Agreement of two judges on consistency (by rollout) and semantic grounding (by sentence, resampled by rollout).
+    """Agreement of two judges on consistency (by rollout), semantic grounding (by sentence, resampled by rollout), and, where
+    one of them was asked, answer extraction (by rollout).
 
     Raises:
         UserError: the two judged other sentences under one rollout's id, so they are not about the same generations.
@@ -139,18 +168,22 @@ def agreements(first: Stored, second: Stored, samples: int = 2000, confidence: f
     names = (first.judge, second.judge)
     if names[0] == names[1]:
         names = (f"{names[0]} (1)", f"{names[1]} (2)")
-    out = []
-    for role, pairs in (
-        (CONSISTENCY, _consistency_pairs(first, second)),
-        (GROUNDING, _grounding_pairs(first, second)),
-    ):
-        out.append(compare(role, *names, pairs, LABELS[role], samples=samples, confidence=confidence))
-    return out
+    roles = [
+        (CONSISTENCY, _pairs(first.consistency, second.consistency), CONSISTENCY_LABELS),
+        (GROUNDING, _grounding_pairs(first, second), GROUNDING_LABELS),
+    ]
+    letters = {r for stored in (first, second) for r in stored.extraction.values() if r not in NOT_RATED}
+    if letters:
+        labels = (*sorted(letters - {UNRESOLVED}), UNRESOLVED)
+        roles.append((EXTRACTION, _pairs(first.extraction, second.extraction), labels))
+    return [
+        compare(role, *names, pairs, labels, samples=samples, confidence=confidence) for role, pairs, labels in roles
+    ]
 
 
-def _consistency_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
-    for rollout in dict.fromkeys([*first.consistency, *second.consistency]):
-        yield Pair(rollout, first.consistency.get(rollout, MISSING), second.consistency.get(rollout, MISSING))
+def _pairs(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Pair]:
+    for rollout in dict.fromkeys([*first, *second]):
+        yield Pair(rollout, first.get(rollout, MISSING), second.get(rollout, MISSING))
 
 
 def _grounding_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
@@ -187,13 +220,14 @@ def questions(path: Path) -> dict[str, Sample]:
 
 def ask_again(
     stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
-) -> list[ConsistencyItem | GroundingItem]:
-    """What `stored`'s judge was asked, for another judge: the same traces and the same sentences, in the same words.
+) -> list[Item]:
+    """What `stored`'s judge was asked, for another judge: the same traces, sentences and answers, in the same words. Boxes are
+    taken to be in our own tag and frame.
 
     Args:
         pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.pictures.pixel_bounds`).
     """
-    items: list[ConsistencyItem | GroundingItem] = []
+    items: list[Item] = []
     for rollout in rollouts:
         sample, response = samples.get(rollout.sample_id), parse(rollout.text)
         if sample is None:
@@ -201,6 +235,8 @@ def ask_again(
         if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and response.answer:
             item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, response.answer)
             items.append(item)
+        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and response.answer:
+            items.append(ExtractionItem(rollout.id, sample.choices, response.answer))
         split = stored.grounding.get(rollout.id, MISSING)
         if not isinstance(split, str):
             texts = [text for text, _ in split]
@@ -218,14 +254,15 @@ def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ..
         return ()  # the judge says that it cannot see the picture
 
 
-def from_ratings(
-    judge: str, stored: Stored, items: Sequence[ConsistencyItem | GroundingItem], ratings: Sequence[tuple[str, ...]]
-) -> Stored:
+def from_ratings(judge: str, stored: Stored, items: Sequence[Item], ratings: Sequence[tuple[str, ...]]) -> Stored:
     """The ratings of the items that `ask_again` made, as this judge's verdicts; trivial sentences as `stored` has them."""
     found = Stored(judge)
     for item, said in zip(items, ratings, strict=True):
         if isinstance(item, ConsistencyItem):
             found.consistency[item.id] = said[0]
+            continue
+        if isinstance(item, ExtractionItem):
+            found.extraction[item.id] = said[0]
             continue
         split, labels = stored.grounding[item.id], iter(said)
         assert not isinstance(split, str)  # else no item was made

@@ -178,9 +178,11 @@ def _score(split: Sequence[Sentence], verdicts: Sequence[Verdict]) -> Score:
     for i, s in enumerate(split):
         said = next(of_visual) if s.visual else None
         label, reason = (said.label, said.reason) if said else (None, "")
-        if label == "CORRECT" and i in repeats:
+        by_rule = label == "CORRECT" and i in repeats
+        if by_rule:
             label, reason = "INCORRECT", REPEATED
-        detail.append({"text": s.text, "visual": s.visual, "label": label, "reason": reason})
+        rule = {"by_rule": True} if by_rule else {}  # not the judge's own label
+        detail.append({"text": s.text, "visual": s.visual, "label": label, "reason": reason, **rule})
     values = [float(d["label"] == "CORRECT") for d in detail if d["label"] not in (None, "SKIP")]
     if not values:
         return Score(None, "no sentence with a claim about the picture", False, {"sentences": detail})

@@ -197,7 +197,10 @@ def stored_run(folder: Path) -> Path:
         ]
         semantic = Score.failure("time-out") if label == "failed" else Score.of(1.0, sentences=details)
         scores = {"consistency": consistency, "semantic": semantic}
-        return EvalRecord(i, "hrel", "m", i, scores, {"judge": judge}).to_dict()
+        read = {"answer": "left", "answer_from": "rules"}
+        if i == "hrel/t/2":  # "up there": for the extraction judge
+            read = {"answer": "right", "answer_from": "judge"} if judge == "qwen" else {"answer_from": "unresolved"}
+        return EvalRecord(i, "hrel", "m", i, scores, {"judge": judge, **read}).to_dict()
 
     def verdict(value: float) -> Score:
         return Score.of(value, cause="judge")
@@ -218,7 +221,9 @@ def stored_run(folder: Path) -> Path:
 def test_two_judges_of_stored_answers(tmp_path: Path) -> None:
     found = validation_stored.read(stored_run(tmp_path / "m"))
     assert [s.judge for s in found.judged] == ["qwen", "gpt (rescored)"] and len(found.rollouts) == 4
-    consistency, grounding = agreements(*found.judged)
+    consistency, grounding, extraction = agreements(*found.judged)
+    assert (extraction.labels, extraction.confusion) == (("B", "0"), ((0, 1), (0, 0)))
+    assert extraction.left_out == {"gpt (rescored): decided by a rule": 3, "qwen: decided by a rule": 3}
     assert consistency.confusion == ((1, 0), (1, 0)) and consistency.kappa == 0
     assert consistency.left_out == {
         "gpt (rescored): decided by a rule": 1,
@@ -228,7 +233,10 @@ def test_two_judges_of_stored_answers(tmp_path: Path) -> None:
     assert grounding.confusion == ((1, 1, 0), (0, 0, 0), (0, 0, 1)) and grounding.n == 3
     assert grounding.left_out == {"gpt (rescored): failed": 1}  # one sentence was judged by the first alone
     one, _ = found.judged
-    assert [a.agreement for a in agreements(one, one)] == [1.0, 1.0]
+    assert [a.agreement for a in agreements(one, one)] == [1.0, 1.0, 1.0]
+    repeated = Score.of(0.0, sentences=[{"text": SAID, "visual": True, "label": "INCORRECT", "by_rule": True}])
+    one.add("hrel/t/9", None, repeated)
+    assert one.grounding.pop("hrel/t/9") == ((SAID, BY_RULE),)  # not the judge's own label
     other = Stored("other", grounding={"hrel/t/0": (("Another sentence.", "CORRECT"),)})
     with pytest.raises(UserError, match=r"hrel/t/0.*other sentences"):
         agreements(one, other)
@@ -266,7 +274,8 @@ def test_command_on_a_stored_run(
     )
     page = json.loads((folder / "judge_validation.json").read_text())["sections"]
     asked = next(s for s in page if "asked now" in s["title"])
-    consistency, grounding = asked["agreements"]
+    consistency, grounding, extraction = asked["agreements"]
+    assert extraction["confusion"] == [[0, 1], [0, 0]]
     assert consistency["confusion"] == [[1, 1], [0, 1]]  # "up there" does not follow, says the oracle
     assert grounding["n"] == 0 and grounding["left_out"]["oracle (now): failed"] == 4  # no picture, no verdict
     assert len(page) == 3 and (folder / "judge_validation.md").read_text().count("## ") == 3

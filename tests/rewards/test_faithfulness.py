@@ -109,6 +109,9 @@ def test_saying_it_again_earns_nothing(nobody: JudgeSet, scripted: Any) -> None:
             "semantic_grounding", items_of("<think>" + "\n".join(said) + "</think><answer>left</answer>"), yes
         )
         judged = [d["label"] for d in got.detail["sentences"]]
+        assert [d["label"] == "INCORRECT" for d in got.detail["sentences"]] == [
+            bool(d.get("by_rule")) for d in got.detail["sentences"]
+        ]
         values = [label == "CORRECT" for label in judged if label]
         assert got.value == pytest.approx(sum(values) / len(values))
         return judged
