@@ -206,11 +206,13 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
     stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
     teacher_prompt = prompts.read(config.prompts.teacher)
     c = tally.counts
-    per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "read_tokens", "tokens")}
-    cost = _budget(config).price(c["read_tokens"], c["tokens"])
+    per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "tokens")}
+    has_read = c["read_tokens"] > 0  # engines in process do not say, and then the cost is not known either
+    read = {"read_tokens": round(c["read_tokens"] / c["trees"], 2) if has_read else None}
+    cost = _budget(config).price(c["read_tokens"], c["tokens"]) if has_read else None
     stage.finish(
         OUTPUTS,
-        per_tree=per_tree,
+        per_tree={**per_tree, **read},
         cost=cost,
         prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)},
     )

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import pytest
 
+from benchmarks.endpoint import MODEL, Endpoint
 from fgrpo import jsonl
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import Completion, Request
-from mcts import run
+from fgrpo.sampling.openai_engine import OpenAISampler
 from mcts.run import OUTPUTS, distil
 from tests.mcts.scripted import ScriptedEngine
 from tests.mcts.test_run import CONFIG, contents, seeded
@@ -187,14 +188,18 @@ def test_the_manifest_says_what_a_tree_took_and_cost(tmp_path: Path) -> None:
     priced = CONFIG.model_copy(
         update={"engine": CONFIG.engine.model_copy(update={"prompt_price": 1.0, "completion_price": 2.0})}
     )
-    folder = distil(priced, seeded(tmp_path, 4), ScriptedEngine())
+    with Endpoint(4, 0.0) as endpoint:
+        folder = distil(priced, seeded(tmp_path, 4), OpenAISampler([endpoint.url], MODEL, forbidden=()))
     manifest = json.loads((folder / "manifest.json").read_text())
     counts = manifest["counts"]
-    assert manifest["per_tree"] == {
-        n: counts.get(n, 0) / 4 for n in ("requests", "completions", "read_tokens", "tokens")
-    }
-    assert manifest["cost"] == pytest.approx(2e-6 * counts["tokens"])
-    assert run._budget(CONFIG).price(1, 1) is None  # no price given, no cost claimed
+    names = ("requests", "completions", "tokens", "read_tokens")
+    assert manifest["per_tree"] == {name: round(counts[name] / 4, 2) for name in names}
+    assert manifest["cost"] == pytest.approx(1e-6 * counts["read_tokens"] + 2e-6 * counts["tokens"])
+    silent = distil(
+        priced, seeded(tmp_path / "silent", 4), ScriptedEngine()
+    )  # an engine that does not say what it read
+    said = json.loads((silent / "manifest.json").read_text())
+    assert said["cost"] is None and said["per_tree"]["read_tokens"] is None
     report = (folder / "report.md").read_text()
     assert f"{counts['requests'] / 4:.1f} requests" in report and "of the trees' steps name a region" in report
 
