@@ -44,6 +44,19 @@ def borrowed_stages(args: argparse.Namespace) -> Iterator[Path]:
         yield Path(root)
 
 
+@contextmanager
+def generated_by(trainer: Any = None) -> Iterator[None]:
+    """While inside, the RL stage builds `trainer` where it would build `rl.local.LocalTrainer`; nothing changes without one."""
+    import rl.train
+
+    chosen: Any = rl.train.LocalTrainer
+    rl.train.LocalTrainer = chosen if trainer is None else trainer  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        rl.train.LocalTrainer = chosen  # type: ignore[misc]
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """Wall-clock seconds of one call."""
     began = time.perf_counter()

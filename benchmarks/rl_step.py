@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import rl.train
-from benchmarks.common import WARM_UP, borrowed_stages, load, main, median, show
+from benchmarks.common import WARM_UP, borrowed_stages, generated_by, load, main, median, show
 from fgrpo import jsonl
 from rl.local import LocalTrainer
 from rl.trainer import FaithfulGRPOTrainer
@@ -26,12 +26,8 @@ PARTS = {
 def profile(args: argparse.Namespace, trainer: type[FaithfulGRPOTrainer]) -> dict[str, float]:
     """Median seconds of each part of a step, and of the whole step, under this trainer."""
     cfg = load(args, args.method, f"rl.max_steps={STEPS}", f"rl.save_steps={STEPS}")
-    chosen, rl.train.LocalTrainer = rl.train.LocalTrainer, trainer  # type: ignore[assignment,misc]
-    try:
-        with borrowed_stages(args) as root:
-            lines = list(jsonl.read(Path(rl.train.train(cfg, root)) / "metrics.jsonl"))[WARM_UP:]
-    finally:
-        rl.train.LocalTrainer = chosen  # type: ignore[misc]
+    with generated_by(trainer), borrowed_stages(args) as root:
+        lines = list(jsonl.read(Path(rl.train.train(cfg, root)) / "metrics.jsonl"))[WARM_UP:]
     return {part: median([line[f"seconds/{part}"] for line in lines]) for part in (*PARTS, "step")}
 
 

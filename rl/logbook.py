@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -157,11 +158,22 @@ class Logbook(TrainerCallback):
         if not state.is_world_process_zero or self.trainer is None:
             return
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
-        cut_back(self.folder, state.global_step)
+        self._say_lost(cut_back(self.folder, state.global_step), args, state.global_step)
         self._out = metrics.MetricsFile(self.folder, state.global_step, state.log_history)
         self._bar = progress.bar(self.folder.name, self.total, "step", initial=state.global_step)
         self._alarms = Alarms(self.trainer.dual.constraints)
         self._last = time.perf_counter()
+
+    def _say_lost(self, kept: Sequence[int], args: Any, step: int) -> None:
+        """Rollouts beside good checkpoints that are gone cannot be made again, but it is said."""
+        updates = max(1, args.steps_per_generation // args.gradient_accumulation_steps)
+        lost = sorted(set(range(1, step + 1, updates)) - set(kept))
+        if lost:
+            where = self.folder / ROLLOUTS
+            print(
+                f"{where} lacks the rollouts of {len(lost)} generations up to step {step} (first: {lost[0]:06d})",
+                file=sys.stderr,
+            )
 
     def on_log(
         self,

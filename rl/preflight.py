@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.data_utils import prepare_multimodal_messages
 
-from fgrpo import boxes, jsonl, pictures
+from fgrpo import boxes, jsonl, pictures, ranks
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import FRAMES, Box, Sample
@@ -222,7 +222,11 @@ class Preflight(TrainerCallback):
         check_sampling(self.trainer, self.forbidden)
         rows = probe_rows(self.trainer.train_dataset)
         check_prompts(self.trainer, rows, rl.max_prompt_length, self.pixels)
-        self.difference = check_probe(self.trainer, rows[:1], self.forbidden, TOLERANCE[rl.precision])
+        self.difference = found = check_probe(self.trainer, rows[:1], self.forbidden, TOLERANCE[rl.precision])
+        agreed = (
+            "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
+        )
+        ranks.say(f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}")
 
 
 def probe_rows(dataset: Any) -> list[dict[str, Any]]:

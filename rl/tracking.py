@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fgrpo import ranks
 from fgrpo.schema import Config
 
 ID = "wandb_id"
@@ -20,7 +21,7 @@ PROJECT = "faithful-grpo"
 @contextmanager
 def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
     """Track what happens inside, if rl.report_to says so and this is the main process; gives the run's id."""
-    if cfg.rl.report_to != "wandb" or os.environ.get("RANK", "0") != "0":
+    if cfg.rl.report_to != "wandb" or ranks.rank() != 0:
         yield None
         return
     import wandb

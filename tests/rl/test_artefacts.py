@@ -72,8 +72,10 @@ def test_lost_metrics_come_back_from_the_checkpoint(world: Path, chain: Path, ha
         path.unlink()
     else:
         jsonl.write(path, before[2:])
+    (folder / "rollouts" / "000002.parquet").unlink()
     train.train(cfg, chain)
-    assert "lacked the lines of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lacked the lines of" in said and "lacks the rollouts of 1 generations up to step 4 (first: 000002)" in said
     after = list(jsonl.read(path))
     assert [line["step"] for line in after] == [1, 2, 3, 4]
     for was, now in zip(before, after, strict=True):

@@ -86,13 +86,19 @@ def test_checkpoints_carry_the_multipliers(make, tmp_path: Path) -> None:
 
 
 def test_k_and_k_is_2k_bit_for_bit(make, tmp_path: Path) -> None:
-    """Two steps, a new process' worth of objects, two more: the weights, λ and scores of four steps in one go."""
-    whole = make(steps=4, out="whole")
+    """Two steps, a new process' worth of objects, two more: the weights, λ, its PID terms and scores of four steps in one go."""
+
+    def pid() -> DualAscent:
+        constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
+        return DualAscent(constraints, "pid", kp=0.5, kd=0.1)
+
+    whole = make(steps=4, out="whole", dual=pid())
     whole.train()
-    make(steps=4, out="parts", tweak={"max_steps": 2}).train()
-    second = make(steps=4, out="parts")
+    make(steps=4, out="parts", tweak={"max_steps": 2}, dual=pid()).train()
+    second = make(steps=4, out="parts", dual=pid())
     second.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "parts")))
     assert second.dual.state_dict() == whole.dual.state_dict()
+    assert second.dual.state_dict()["states"]["one"]["error_before"] is not None
     for (name, one), two in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, two), name
 
