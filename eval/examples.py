@@ -10,14 +10,16 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from eval.fit import fit
 from eval.models import ModelSpec
 from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
-from fgrpo.pictures import open_rgb
+from fgrpo.pictures import open_rgb, size
 from fgrpo.response import parse, parse_boxes
+from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
 
 LONGEST_SIDE = 640  # pixels of an embedded picture; larger ones are scaled down
@@ -130,7 +132,11 @@ def _value(record: EvalRecord, name: str) -> float | None:
 
 
 def build(
-    rollout_id: str, sample: Sample, models: Sequence[tuple[Result, ModelSpec, EvalRecord, Rollout]], benchmark: str
+    rollout_id: str,
+    sample: Sample,
+    models: Sequence[tuple[Result, ModelSpec, EvalRecord, Rollout]],
+    benchmark: str,
+    config: Config | None = None,
 ) -> Example:
     """The example of one rollout id. Raises UserError if a picture cannot be read."""
     pictures = tuple(embed(path) for path in sample.images)
@@ -140,7 +146,7 @@ def build(
     for k, box in zip(home, sample.boxes or (), strict=True):
         truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k])), "true"))
     columns = tuple(
-        _column("ab"[n], result, spec, record, rollout, sample, sizes)
+        _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
         for n, (result, spec, record, rollout) in enumerate(models)
     )
     return Example(
@@ -156,8 +162,10 @@ def _column(
     rollout: Rollout,
     sample: Sample,
     sizes: Sequence[tuple[int, int]],
+    config: Config | None,
 ) -> Column:
     bounds = scored_pixels(result.path / SCORING)  # the picture as this model's processor resized it
+    shown = sample.images if config is None else fit([replace(sample, boxes=None)], spec, config, bounds)[0].images
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
     semantic = record.scores.get("semantic")
     judged = list(semantic.detail.get("sentences", ())) if semantic is not None else []
@@ -179,7 +187,7 @@ def _column(
             if not boxes:
                 continue
             number = str(len(shapes) + 1)
-            seen = model_size(sizes[picture], *bounds)
+            seen = model_size(size(shown[picture]), *bounds)
             shapes.append(_shape(picture, convert(boxes[0], "original", sizes[picture], seen), key, number))
             pieces += [
                 Piece(sentence["text"][at : found.start()]),

@@ -126,7 +126,7 @@ def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH
                 (result, spec, mine[rollout_id], texts[rollout_id])
                 for result, spec, mine, texts in zip(shown, specs, records, rollouts, strict=True)
             ]
-            out.append(examples.build(rollout_id, sample, columns, loaded[sample.source].benchmark.title))
+            out.append(examples.build(rollout_id, sample, columns, loaded[sample.source].benchmark.title, config))
     return out
 
 

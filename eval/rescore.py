@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import judges.base as judges
 from eval import base, metrics, models, score, summary, truth
+from eval.fit import fit
 from eval.results import SCORING, scored_pixels
 from eval.run import check_failures, check_spending
 from fgrpo import jsonl
@@ -42,9 +43,9 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     wanted = {Rollout.from_dict(item).sample_id.split("/", 1)[0] for item in jsonl.read(generations)}
     loaded = [base.load(name, config) for name in sorted(wanted)]
-    samples = {s.id: s for found in loaded for s in found.samples}
     spec = models.load(folder.name)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
+    samples = {s.id: s for s in fit([s for found in loaded for s in found.samples], spec, config, pixels)}
 
     async def work() -> list[EvalRecord]:
         judge_set = judges.build(chosen, config.data.root, out)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, score, summary, truth
+from eval.fit import fit
 from eval.results import SCORING
 from fgrpo import jsonl, pictures, progress, shards
 from fgrpo.cli import SIDE_BY_SIDE, parser, run
@@ -105,6 +106,7 @@ def _answer_part(
         if folder.is_done and wanted == _manifest(folder).get("benchmarks"):
             return folder.path
         samples = [s for benchmark in wanted for s in base.load(benchmark, config).samples]
+        samples = fit(samples, spec, config, pictures.pixel_bounds(path))
         todo = shard.take(generate.jobs(samples, spec, config))
         asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
         folder.finish(("generations.jsonl",), benchmarks=wanted, model=name)
@@ -171,7 +173,13 @@ async def _work(
     judge_set: JudgeSet,
     sampler: Sampler | None,
 ) -> None:
-    samples = {s.id: s for found in loaded.values() for s in found.samples}
+    book, pixels = truth.book(config.data.root), pictures.pixel_bounds(path)
+    everything = [s for found in loaded.values() for s in found.samples]
+    samples = {s.id: s for s in fit(everything, spec, config, pixels)}
+    shrunk = sum("shrunk" in s.meta for s in samples.values())
+    if shrunk:
+        folder.counts["pictures made smaller to fit the context"] = shrunk
+        print(f"{name}: the pictures of {shrunk} questions are made smaller, or they would not fit eval.context_length")
     jsonl.write(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
@@ -179,7 +187,6 @@ async def _work(
     generate.forget_refusals(generations)
     shards.gather(folder, generations.name, lambda item: item["id"] in wanted and item["finish"] != "error")
     await _answers(folder, name, spec, path, config, todo, sampler)
-    book, pixels = truth.book(config.data.root), pictures.pixel_bounds(path)
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
         with progress.bar(f"score {name}", len(todo), "answer") as bar:
