@@ -77,6 +77,10 @@ def listing(repo: str, patterns: Sequence[str], revision: str, endpoint: str | N
         info = HfApi(endpoint=endpoint).dataset_info(repo, revision=revision, files_metadata=True)
     except (OfflineModeIsEnabled, *_PASSING) as error:
         raise _explained(repo, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{repo}: what answers is no hub ({type(error).__name__}: {error}); is there a proxy, or a wrong HF_ENDPOINT?"
+        ) from error
     siblings = info.siblings or []
     found = tuple(
         _remote(item) for item in siblings if any(fnmatch.fnmatchcase(item.rfilename, pattern) for pattern in patterns)

@@ -22,6 +22,7 @@ class FakeHub:
         cut: path -> bytes after which the connection breaks, once for each entry of the list.
         lies: paths whose content arrives damaged, so many times.
         down: nothing is answered any more.
+        portal: a page of another kind is answered instead of the listing.
         sent: bytes sent, by path.
     """
 
@@ -31,7 +32,7 @@ class FakeHub:
         self.lies: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.ranges: list[tuple[str, str]] = []
-        self.down = False
+        self.down = self.portal = False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,6 +93,12 @@ class FakeHub:
             to.wfile.write(body)
 
     def _info(self, to: Any, repo: str) -> None:
+        if self.portal:
+            to.send_response(200)
+            to.send_header("Content-Length", "6")
+            to.end_headers()
+            to.wfile.write(b"<html>")
+            return
         if repo not in self.repos:
             self._refuse(to, 404, "RepoNotFound")
             return

@@ -228,6 +228,12 @@ def test_a_hub_that_goes_away_half_way_keeps_what_arrived(place: Place) -> None:
     assert place.hub.sent["SAT_train.parquet"] == 45_000
 
 
+def test_a_page_that_is_no_hub_is_said_so(place: Place) -> None:
+    place.hub.portal = True
+    with pytest.raises(UserError, match=r"array/SAT: what answers is no hub .*HF_ENDPOINT"):
+        place.get("sat")
+
+
 def test_offline_mode_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
