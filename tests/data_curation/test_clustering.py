@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from data_curation.clustering import select
@@ -53,3 +55,24 @@ def test_a_missing_embedder_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"not installed; run `pip install sentence-transformers`"):
         select(QUESTIONS, 3, 1, 0, "sentence-transformers", "all-MiniLM-L6-v2")
+
+
+def test_a_sentence_model_is_asked_by_name_and_its_failure_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library itself is not among the pins; docs/data.md says what the real one gave."""
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            if name == "nowhere":
+                raise OSError("no such folder")
+
+        def encode(self, texts: list[str], **options: object) -> np.ndarray:
+            assert options["normalize_embeddings"] is True
+            kinds = [next(i for i, kind in enumerate(KINDS) if t.startswith(kind.split("{")[0])) for t in texts]
+            return np.eye(3)[kinds]
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Model))
+    found = select(QUESTIONS, 6, 2, 0, "sentence-transformers", "some-model")
+    assert sorted(c.size for c in found) == [10, 10, 10]
+    assert {i % 3 for cluster in found for i in cluster.picked} == {0, 1, 2}
+    with pytest.raises(UserError, match=r"data\.embedder_model 'nowhere' cannot be loaded \(no such folder\)"):
+        select(QUESTIONS, 6, 2, 0, "sentence-transformers", "nowhere")

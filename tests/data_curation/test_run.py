@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,15 @@ def test_missing_data_says_what_writes_it(config: Config, tmp_path: Path) -> Non
     empty = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "none")})})
     with pytest.raises(UserError, match=r"no annotation files of sat .*miniworld\.write.*array/SAT"):
         curate(empty, tmp_path, Scripted())
+
+
+def test_a_data_set_of_which_nothing_can_be_used_names_the_reasons(config: Config, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(config.data.root, root)
+    shutil.rmtree(root / "train" / "VGR" / "llava_next_raw_format")
+    broken = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
+    with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* can be used: missing_image \d+"):
+        curate(broken, tmp_path / "runs", Scripted())
 
 
 def test_the_trivial_share_is_kept_by_hash() -> None:
