@@ -198,7 +198,12 @@ def main() -> None:
         local_table(cfg, policy)
 
     arguments = cli.parser((__doc__ or "").splitlines()[0])
-    arguments.add_argument("--lmms", metavar="PYTHON", help="an interpreter that has lmms-eval")
+    arguments.add_argument(
+        "--lmms",
+        metavar="PYTHON",
+        default=os.environ.get("LMMS_PYTHON"),
+        help="an interpreter that has lmms-eval (default: $LMMS_PYTHON)",
+    )
     cli.run(body, arguments)
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from scripted import Scripted
 
 from eval import base, figures, generate, models, report, rescore, run, tables, truth
-from fgrpo import jsonl
+from fgrpo import jsonl, sampling
 from fgrpo.cli import explain
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -204,3 +206,24 @@ def test_user_errors_are_one_line(world: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError) as found:
         tables.build(world, tmp_path)
     assert "\n" not in (explain(found.value) or "\n")
+
+
+def test_a_vllm_engine_that_does_not_start_says_what_to_lower(world: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM raises where its engine's process died, for instance for want of memory; the cause stands in its log."""
+
+    class Engine:
+        @staticmethod
+        def from_engine_args(arguments: dict[str, object]) -> object:
+            assert arguments["max_num_seqs"] == world.eval.batch_size
+            assert arguments["max_model_len"] == world.eval.context_length
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+
+    stubs = {name: ModuleType(name) for name in ("vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.async_llm")}
+    vars(stubs["vllm"])["AsyncEngineArgs"] = dict
+    vars(stubs["vllm.v1.engine.async_llm"])["AsyncLLM"] = Engine
+    for name, module in stubs.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    config = world.model_copy(update={"eval": world.eval.model_copy(update={"engine": "vllm"})})
+    wanted = models.engine_config(models.load("backbone-cot"), config)
+    with pytest.raises(UserError, match=r"lower engine\.gpu_memory, eval\.context_length or .*\(eval\.batch_size\)"):
+        sampling.build(wanted, "miniworld/backbone")
