@@ -37,6 +37,7 @@ def combine(
     whiten: Whiten = "sequence",
     lengths_N: Tensor | None = None,
     eps: float = EPS,
+    whiten_eps: float | None = None,
 ) -> Tensor:
     """Advantages adv_N = whiten(sum_k weight_k * normalise(score_k)), Eq. 6.
 
@@ -54,6 +55,7 @@ def combine(
         whiten: "sequence" (each rollout counts once), "token" (each counts `lengths_N` times; verl), or "none".
         lengths_N: completion lengths in tokens, for `whiten="token"` only.
         eps: added to each standard deviation.
+        whiten_eps: added to the batch's instead, where a stack uses two (verl); None: `eps`.
 
     Raises:
         ValueError: shapes do not fit, a score is infinite, group size below 2, an unknown option.
@@ -75,7 +77,7 @@ def combine(
     elif baseline != "group":
         raise ValueError(f"baseline is 'group' or 'batch', got {baseline!r}")
     total_N = (normal_BGK.reshape(n, k) * weights_K).sum(dim=1)
-    adv_N = _whitened(total_N, scorable_N, whiten, lengths_N, eps)
+    adv_N = _whitened(total_N, scorable_N, whiten, lengths_N, eps if whiten_eps is None else whiten_eps)
     return torch.where(scorable_N, adv_N, 0.0)
 
 

@@ -248,5 +248,6 @@ def test_parity_with_peers(seed: int) -> None:
     ours = combine(torch.tensor(masked), lam, 5, masked="zero")
     assert np.allclose(ours, gdpo(masked, LAM, 5), atol=1e-6)
     lengths = np.random.default_rng(seed).integers(1, 60, 40)
-    ours = combine(torch.tensor(full), lam, 5, whiten="token", lengths_N=torch.tensor(lengths), eps=1e-6)
-    assert np.allclose(ours, verl(full, LAM, 5, lengths), atol=1e-5)
+    tokens = {"whiten": "token", "lengths_N": torch.tensor(lengths)}
+    ours = combine(torch.tensor(full), lam, 5, **tokens, eps=1e-6, whiten_eps=1e-8)
+    assert np.allclose(ours, verl(full, LAM, 5, lengths), atol=1e-6)
