@@ -1,7 +1,8 @@
 """The search itself, without a model: how busy it keeps an endpoint over HTTP, what a chain costs, what more trees cost.
 
 The stage runs as `make mcts` runs it, with pictures, over the real client, against `benchmarks.endpoint` in a process of its
-own. The growth is measured with the text written in this process at once. Figures are ratios.
+own. The growth is measured with the text written in this process at once, in CPU time, which hardly depends on what else the
+machine does. Figures are ratios.
 
 Command: `python -m benchmarks.search` (`--trees 100 1000 10000` for the growth).
 """
@@ -48,7 +49,7 @@ class AtOnce:
 
 
 def run_trees(config: Config, trees: int, engine: Sampler, *, pictures: bool) -> tuple[float, dict[str, int]]:
-    """Run the whole stage on `trees` questions in a folder that is thrown away; seconds, and the manifest's counts."""
+    """Run the whole stage on `trees` questions in a folder that is thrown away; CPU seconds of this process, and the manifest's counts."""
     with tempfile.TemporaryDirectory() as root:
         picture = Path(root) / "picture.jpg"
         Image.effect_noise(PICTURE, 64).convert("RGB").save(picture)
@@ -57,9 +58,9 @@ def run_trees(config: Config, trees: int, engine: Sampler, *, pictures: bool) ->
         images = (str(picture),) if pictures else ()
         ids = (f"sat/train/{i}" for i in range(trees))
         jsonl.write(seeds, (Sample(i, images, "Left or right?", ("left", "right"), "left").to_dict() for i in ids))
-        started = time.perf_counter()
+        started = time.process_time()
         folder = distil(config, root, engine)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return seconds, manifest["counts"]
 
@@ -109,7 +110,7 @@ def main() -> None:
         row = (seconds / trees, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         first = first or row
         rows.append((f"{trees:,}", f"{row[0] / first[0]:.2f}", f"{row[1] / first[1]:.2f}"))
-    headings = ("trees", "time a tree over that of the first row", "peak memory over that of the first row")
+    headings = ("trees", "CPU time a tree over that of the first row", "peak memory over that of the first row")
     words.append("The whole stage over a teacher that answers at once, in one process:")
     common.show("Tree search", "\n\n".join(words), headings, rows)
 
