@@ -66,6 +66,24 @@ def test_coupled_rewards_are_one_column(make, kind: str) -> None:
     assert torch.allclose(adv, combine(couple(raw[0], kind), torch.ones(1), 4), atol=1e-6)
 
 
+def test_evaluation_moves_no_multiplier(make) -> None:
+    trainer = make(steps=1)
+    before = trainer.dual.state_dict()
+    found = trainer.evaluate(eval_dataset=trainer.train_dataset.select(range(2)))
+    assert math.isfinite(found["eval_reward"]) and trainer.dual.state_dict() == before
+    trainer.train()
+    assert trainer.dual.state_dict() != before
+
+
+def test_a_trainer_without_data_is_refused(make) -> None:
+    full = make(steps=1)
+    with pytest.raises(ValueError, match="the training data set is empty"):
+        FaithfulGRPOTrainer(
+            full.model, full.reward_funcs, full.args, full.train_dataset.select([]), processing_class=full.processing_class,
+            constraints=full.dual.constraints,
+        )  # fmt: skip
+
+
 def test_task_only_needs_no_constraint(make) -> None:
     trainer = make([scorer("task", scattered(5))], [], steps=1)
     watch = Watch(trainer)
