@@ -18,7 +18,6 @@ from fgrpo.schema import Config, Judge
 from fgrpo.serving import healthy
 
 ENDPOINT_TIMEOUT_S = 5.0
-LOCAL = ("127.0.0.1", "localhost", "0.0.0.0")
 
 
 @dataclass(frozen=True)
@@ -108,28 +107,37 @@ def listens(host: str, port: int) -> bool:
 
 
 def ports(config: Config) -> Iterator[Finding]:
-    """The rollout server's address (up, free, or taken by something else), and the port of training over machines."""
+    """The rollout server (up, not yet, or its port taken by something else), and the port of training over machines."""
     if config.rl.rollout_engine == "vllm-server":
-        server = config.rl.vllm.server
-        parts = urlsplit(server)
-        host, port = parts.hostname or "127.0.0.1", parts.port or 80
-        try:
-            taken = listens(host, port)
-        except OSError as error:
-            advice = "set rl.vllm.server to the machine that serves the rollouts"
-            yield Finding("fail", f"rl.vllm.server {server} cannot be reached ({error})", advice)
-        else:
-            if taken and healthy(server):
-                yield Finding("ok", f"the rollout server answers at {server}")
-            elif taken:
-                advice = f"stop what listens on port {port} there, or choose another port in rl.vllm.server"
-                yield Finding("fail", f"{server} is taken by something that is no vLLM server", advice)
-            else:
-                advice = f"make serve-rollouts PORT={port}, when RL is due"
-                yield Finding("warn", f"no rollout server at {server} yet", advice)
+        yield rollouts(config.rl.vllm.server.replace("{preset}", config.preset))
     if config.launch.machines > 1:
         port = config.launch.port
         if listens("127.0.0.1", port):
             yield Finding("fail", f"port {port} (launch.port) is in use on this machine", "SET=launch.port=<another>")
         else:
             yield Finding("ok", f"port {port} is free for training over {config.launch.machines} machines")
+
+
+def rollouts(entry: str) -> Finding:
+    """How the rollout server stands that `rl.vllm.server` names: an address, or an address file."""
+    later = "make serve-rollouts, when RL is due"
+    try:
+        found = [address.url for address in addresses.found(entry)] if addresses.is_pattern(entry) else [entry]
+    except UserError as error:
+        return Finding("fail", str(error), "delete it, and start the server again")
+    if not found:
+        return Finding("warn", f"no rollout server has written {entry} yet", later)
+    server = found[0]
+    parts = urlsplit(server)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    try:
+        taken = listens(host, port)
+    except OSError as error:
+        advice = "set rl.vllm.server to the machine that serves the rollouts"
+        return Finding("fail", f"rl.vllm.server {server} cannot be reached ({error})", advice)
+    if taken and healthy(server):
+        return Finding("ok", f"the rollout server answers at {server}")
+    if taken:
+        advice = f"stop what listens on port {port} there, or choose another port in rl.vllm.server"
+        return Finding("fail", f"{server} is taken by something that is no vLLM server", advice)
+    return Finding("warn", f"no rollout server at {server} yet", later)

@@ -25,7 +25,6 @@ from fgrpo.schema import Config, Judge, Serving
 
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
 METHODS = ("grpo-t", "fgrpo")
-ROLLOUT_PORT = 8000
 # stages whose parts are arrays of jobs: module, and the role of the server that each job has
 PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
     ("data", "data_curation.run", "base"),
@@ -73,7 +72,6 @@ def rl_layout(config: Config) -> dict[str, int]:
         "rollout_first": first + judge,
         "rollout_gpus": one * copies,
         "rollout_copies": copies,
-        "rollout_port": ROLLOUT_PORT,
     }
 
 

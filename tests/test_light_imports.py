@@ -14,7 +14,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize(
     "module",
-    ["fgrpo.config", "fgrpo.sampling", "judges", "mcts.search", "mcts.linearize", "miniworld.oracle", "rewards.task"],
+    [
+        "fgrpo.config",
+        "fgrpo.doctor",
+        "fgrpo.plan",
+        "fgrpo.sampling",
+        "fgrpo.serve",
+        "fgrpo.slurm",
+        "judges",
+        "mcts.search",
+        "mcts.linearize",
+        "miniworld.oracle",
+        "rewards.task",
+    ],
 )
 def test_imports_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was imported'"

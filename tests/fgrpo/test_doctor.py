@@ -163,7 +163,11 @@ def test_endpoints_by_address_file(tmp_path: Path, server: str) -> None:
     assert list(reach.endpoints(load("mini"))) == [], "oracles ask nobody"
 
 
-def test_ports_of_rollouts_and_training(server: str) -> None:
+def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
+    pattern = load("paper-7b", overrides=[f"rl.vllm.server={tmp_path}/rollouts.json"])
+    assert [f.state for f in reach.ports(pattern)] == ["warn"]
+    addresses.write(tmp_path / "rollouts.json", Address("rollouts", "m", f"{server}/v1", "h", 1))
+    assert [f.state for f in reach.ports(pattern)] == ["ok"]
     up = load("paper-7b", overrides=[f"rl.vllm.server={server}"])
     assert [f.state for f in reach.ports(up)] == ["ok"]
     with socket.socket() as taken:

@@ -125,7 +125,7 @@ def test_rl_on_one_machine_shares_its_gpus(cluster: Path) -> None:
     assert devices == ["0,1,2,3", "4,5", "6,7"]
     assert rollouts["words"][-1] == "serve.rollouts.data_parallel=2"
     assert trainer["words"][:3] == ["-m", "fgrpo.launch", "rl.train"]
-    assert "rl.vllm.server=http://127.0.0.1:8000" in trainer["words"]
+    assert f"rl.vllm.server={cluster}/runs/paper-7b/serve/rollouts-fgrpo.json" in trainer["words"]
     assert trainer["words"][trainer["words"].index("--method") + 1] == "fgrpo"
 
 
@@ -141,7 +141,8 @@ def test_rl_on_several_machines_serves_on_one_more(cluster: Path) -> None:
         ("n0", "0", "n0"),
         ("n1", "1", "n0"),
     ]
-    assert all("rl.vllm.server=http://n2:8000" in call["words"] for call in trainers)
+    address = f"rl.vllm.server={cluster}/runs/paper-7b/serve/rollouts-grpo-t.json"
+    assert all(address in call["words"] for call in trainers)
 
 
 def test_a_server_that_dies_ends_the_job_with_its_log(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
