@@ -139,10 +139,14 @@ def _evaluated(folder: Path) -> Generations:
 
 def _trained(folder: Path, files: Sequence[Path]) -> Generations:
     import pandas as pd
+    import pyarrow.parquet as pq
 
+    names = ["step", "id", "sample_id", "text"]
+    names += [f"{role}{part}" for role in (CONSISTENCY, GROUNDING) for part in ("", "/state", "/detail")]
     stored, rollouts = Stored("training"), []
     for file in files:
-        for row in pd.read_parquet(file).to_dict("records"):
+        columns = [name for name in names if name in pq.read_schema(file).names]  # the pictures stay on disk
+        for row in pd.read_parquet(file, columns=columns).to_dict("records"):
             rollouts.append(Rollout(f"{row['step']}/{row['id']}", row["sample_id"], row["text"]))
             stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
     if not stored.consistency and not stored.grounding:
@@ -210,7 +214,8 @@ def questions(path: Path) -> dict[str, Sample]:
     if not path.is_file():
         raise UserError(
             f"{path} is missing, the questions of these answers (one sample a line); `make eval` writes it for an evaluated "
-            "model, `make data` for RL rollouts; another place: --questions FILE"
+            "model (for one that is finished: delete its `done` file first; no answer is made again), `make data` for RL "
+            "rollouts; another place: --questions FILE"
         )
     try:
         return {row["id"]: Sample.from_dict(row) for row in jsonl.read(path)}
