@@ -17,6 +17,7 @@ from fgrpo import jsonl
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
+from judges import validation
 from judges.base import build
 
 BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
@@ -238,6 +239,14 @@ def test_the_same_rescore_agrees_and_generates_nothing(evaluated: Path, world: C
     assert rescore.agreement(old, old)[0] == 1.0
     with pytest.raises(UserError, match="unknown judge"):
         rescore.rescore(world, folder, "oracel")
+
+
+def test_a_judge_is_checked_on_an_evaluated_folder(evaluated: Path, world: Config) -> None:
+    """The folder keeps its questions, so another judge (here the same one) is asked the same again, and swapped answers."""
+    *_, again, swapped = validation.check_run(world, evaluated / world.preset / "eval/fgrpo", "oracle", None, None)
+    assert all(a["agreement"] == 1.0 and a["n"] > 0 for a in again["agreements"] if a["role"] != "extraction")
+    (errors,) = swapped["errors"]["consistency"]
+    assert errors["n"] > 0 and errors["wrong"] == errors["failed"] == 0
 
 
 def test_figures_and_report(evaluated: Path, world: Config) -> None:
