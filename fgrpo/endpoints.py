@@ -38,9 +38,10 @@ def may_pass(error: BaseException) -> bool:
     return error.status_code >= 500 or error.status_code in PASSING_STATUS
 
 
-def waits(first_s: float, longest_s: float) -> Callable[[RetryCallState], float]:
-    """Jittered exponential waits from about `first_s`, at least what a Retry-After header asks for, at most `longest_s`."""
-    jittered = wait_random_exponential(multiplier=first_s, max=longest_s)
+def waits(first_s: float, longest_s: float, most_s: float | None = None) -> Callable[[RetryCallState], float]:
+    """Jittered exponential waits from about `first_s` to `most_s` (default: `longest_s`), at least what a Retry-After header
+    asks for, at most `longest_s`."""
+    jittered = wait_random_exponential(multiplier=first_s, max=longest_s if most_s is None else most_s)
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

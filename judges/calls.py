@@ -61,13 +61,23 @@ def prompt_hashes() -> dict[str, str]:
     return {path.stem: _prompt(path.stem)[1] for path in sorted(FOLDER.glob("*.txt"))}
 
 
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: code points to themselves, or to None for control, invisible, private and unknown ones."""
+
+    def __missing__(self, code: int) -> int | None:
+        is_kept = chr(code) in "\n\t" or unicodedata.category(chr(code)) not in _UNSEEN
+        self[code] = code if is_kept else None
+        return self[code]
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_KEPT = _Kept()
+
+
 def fence(text: str) -> str:
     """Untrusted `text` as a JSON string in which no tag, control or invisible character is left."""
-    plain = unicodedata.normalize("NFKC", text)
-    kept = (
-        c for c in plain if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    )
-    return json.dumps(html.escape("".join(kept), quote=False), ensure_ascii=False)
+    seen = unicodedata.normalize("NFKC", text).translate(_KEPT)
+    return json.dumps(html.escape(seen, quote=False), ensure_ascii=False)
 
 
 def _fence_options(choices: Sequence[str]) -> str:
@@ -128,18 +138,22 @@ def grounding_call(item: GroundingItem, frame: BoxFrame) -> Call:
 
 
 def extraction_call(item: ExtractionItem) -> Call:
-    """Options and the closed answer span; the reply is a letter or "0"."""
+    """Options and the closed answer span; the reply is a letter or "0" (in JSON, where an endpoint has no structured choice)."""
     template, digest = _prompt("extraction")
     letters = tuple(chr(65 + i) for i in range(len(item.choices)))
     text = prompts.render(template, options=_fence_options(item.choices), answer_span=fence(item.answer_span))
     allowed = (*letters, UNRESOLVED)
 
     def read(reply: str) -> tuple[Labelled, ...]:
-        if reply.strip() not in allowed:
+        said = reply.strip()
+        if said.startswith("{"):
+            said = _json_object(said, {"label"})["label"]
+        if said not in allowed:
             raise Unusable("not one of the options")
-        return ((reply.strip(), ""),)
+        return ((said, ""),)
 
-    return Call("extraction", text, digest, read, choices=allowed)
+    schema = _object({"label": {"type": "string", "enum": list(allowed)}})
+    return Call("extraction", text, digest, read, schema=schema, choices=allowed)
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,12 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import openai
+from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from fgrpo import addresses, endpoints, schema
@@ -24,7 +26,8 @@ from judges.base import Meter
 from judges.calls import Call, Unusable
 from judges.endpoint import Endpoint, Pace
 
-_LONGEST_WAIT_S = 30.0
+_LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
+_LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 _LETTERS_A_TOKEN, _TOKENS_A_PICTURE = 3, 1200  # for what is set aside before a reply says what was used
 
 
@@ -67,7 +70,8 @@ class OpenAITransport:
         self._urls: tuple[str | None, ...] = tuple(map(endpoints.normal_url, found)) or (None,)
         self._paces = [(Pace(config.requests_per_minute), Pace(config.tokens_per_minute)) for _ in self._urls]
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Endpoint]] = WeakKeyDictionary()
-        self._waits = endpoints.waits(config.backoff_s, _LONGEST_WAIT_S)
+        self._firsts: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._waits = endpoints.waits(config.backoff_s, _LONGEST_WAIT_S, _LONGEST_BACKOFF * config.backoff_s)
 
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `Transport`."""
@@ -78,14 +82,26 @@ class OpenAITransport:
             reraise=True,
         )
         try:
-            return str(await retrying(self._attempt, call, urls))
+            async for attempt in retrying:
+                with attempt:
+                    # only first attempts pass the gate: later ones need not queue behind all that have not begun
+                    is_first = attempt.retry_state.attempt_number == 1
+                    async with self._first_attempts() if is_first else nullcontext():
+                        return await self._attempt(call, urls)
         except endpoints.ERRORS as error:
             raise Unanswered(kind_of(error), self._clean(str(error))) from None
+        raise AssertionError("unreachable")
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
         for endpoint in self._of_loop.pop(asyncio.get_running_loop(), []):
             await endpoint.client.close()
+
+    def _first_attempts(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        if loop not in self._firsts:
+            self._firsts[loop] = asyncio.Semaphore(self._config.concurrency * len(self._urls))
+        return self._firsts[loop]
 
     def _endpoints(self) -> list[Endpoint]:
         loop = asyncio.get_running_loop()
@@ -144,7 +160,9 @@ class OpenAITransport:
             if (turn := max(endpoint.requests.take(), endpoint.tokens.take(sum(asked)))) > 0:
                 await asyncio.sleep(turn)
             async with asyncio.timeout(self._config.timeout_s):  # httpx's own limit is for each chunk
-                completion = await endpoint.client.chat.completions.create(**self._arguments(call, urls))
+                # `post` is what `create` comes to, without its walk over every key of the schema
+                body = self._body(call, urls)
+                completion = await endpoint.client.post("/chat/completions", cast_to=ChatCompletion, body=body)
             endpoint.answered()
             used = _usage(completion)
             return _text_of(completion, self._config.max_completion_tokens)
@@ -180,7 +198,7 @@ class OpenAITransport:
                 f"the quota of the key in {c.api_key_env} at {endpoint.name} is used up; raise it and run again"
             ) from None
 
-    def _arguments(self, call: Call, urls: Sequence[str]) -> dict[str, Any]:
+    def _body(self, call: Call, urls: Sequence[str]) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content.append({"type": "text", "text": call.text})
         c = self._config
@@ -194,7 +212,7 @@ class OpenAITransport:
         else:
             out["temperature"] = 0.0
         if call.choices and c.endpoints:
-            out["extra_body"] = {"structured_outputs": {"choice": list(call.choices)}}  # vLLM's structured choice
+            out["structured_outputs"] = {"choice": list(call.choices)}  # vLLM's structured choice
         elif call.schema is not None:
             form = {"name": call.role, "strict": True, "schema": call.schema}
             out["response_format"] = {"type": "json_schema", "json_schema": form}

@@ -21,7 +21,7 @@ from fgrpo.serving import free_port
 from fgrpo.types import Verdict
 from judges.backends.openai import BACKEND
 from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter
-from judges.calls import consistency_call
+from judges.calls import Unusable, consistency_call, extraction_call
 from judges.service import Service
 from judges.transport import OpenAITransport
 
@@ -447,6 +447,7 @@ def test_extraction_is_a_structured_choice_of_letters(fault_server: Any, judge_c
             assert [v.label for v in verdicts] == ["B", "0", None, None, None]
             assert [v.failed for v in verdicts] == [False, False, True, True, True]
             assert server.bodies[0]["structured_outputs"] == {"choice": ["A", "B", "0"]}
+            assert "response_format" not in server.bodies[0]
             assert server.bodies[0]["temperature"] == 0.0
 
     asyncio.run(go())
@@ -462,3 +463,19 @@ def test_reasoning_models_get_effort_and_no_temperature(fault_server: Any, judge
             assert "temperature" not in body and body["response_format"]["json_schema"]["strict"] is True
 
     asyncio.run(go())
+
+
+def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
+    judge_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    config = judge_config()
+    call = extraction_call(ExtractionItem("x", ("left", "right"), "the former"))
+    body = OpenAITransport(config, Meter())._body(call, ())
+    assert "structured_outputs" not in body
+    form = body["response_format"]["json_schema"]
+    assert form["strict"] is True and form["schema"]["properties"]["label"]["enum"] == ["A", "B", "0"]
+    assert call.read('{"label": "B"}') == (("B", ""),)
+    for bad in ('{"label": "C"}', '{"label": ["B"]}', '{"label": "B", "why": ""}', '{"label": "B"} B'):
+        with pytest.raises(Unusable):
+            call.read(bad)

@@ -76,7 +76,7 @@ def _judge(url: str, cache: str, seed: int) -> tuple[list[str | None], int]:
         judges = build(config, "unused")
         try:
             labels = {n: v.label for n, v in zip(order, await judges.consistency.judge(items), strict=True)}
-            return [labels[n] for n in range(ROLLOUTS)], judges.meter.requests
+            return [labels[n] for n in range(ROLLOUTS)], judges.meter.requests - judges.meter.retries
         finally:
             await judges.close()
 

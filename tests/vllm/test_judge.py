@@ -37,12 +37,12 @@ def short_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = hf.load_processor(BACKBONE).tokenizer
     marks = {'"': 90.0, ":": 50.0, ",": 50.0, "{": 50.0, "}": 50.0}
     bias = {str(tokenizer.convert_tokens_to_ids(mark)): weight for mark, weight in marks.items()}
-    arguments = OpenAITransport._arguments
+    arguments = OpenAITransport._body
 
     def nudged(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
         return {**arguments(transport, call, urls), "logit_bias": bias}
 
-    monkeypatch.setattr(OpenAITransport, "_arguments", nudged)
+    monkeypatch.setattr(OpenAITransport, "_body", nudged)
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ def judged(config: Judge, role: str, items: list[Any]) -> list[Any]:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is sent to the server, as it goes."""
     bodies: list[dict[str, Any]] = []
-    arguments = OpenAITransport._arguments
+    arguments = OpenAITransport._body
 
     def noted(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
         bodies.append(arguments(transport, call, urls))
         return bodies[-1]
 
-    monkeypatch.setattr(OpenAITransport, "_arguments", noted)
+    monkeypatch.setattr(OpenAITransport, "_body", noted)
     return bodies
 
 
@@ -82,7 +82,7 @@ def test_extraction_is_a_structured_choice(config: Judge, sent: list[dict[str, A
     verdicts = judged(config, "extraction", items)
     assert [verdict.failed for verdict in verdicts] == [False] * 3
     assert {verdict.label for verdict in verdicts} <= {"A", "B", "0"}
-    assert all(body["extra_body"] == {"structured_outputs": {"choice": ["A", "B", "0"]}} for body in sent)
+    assert all(body["structured_outputs"] == {"choice": ["A", "B", "0"]} for body in sent)
 
 
 def test_consistency_is_json_of_a_schema(config: Judge, sent: list[dict[str, Any]]) -> None:
