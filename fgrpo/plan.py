@@ -190,12 +190,18 @@ def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[st
     return out
 
 
+def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> int:
+    """Parameters that a stage trains: the adapters alone with LoRA."""
+    section: Any = getattr(config, stage)
+    if section.lora is not None:
+        return shape.adapters(section.lora)
+    return shape.trainable(freeze_vision=section.freeze_vision, freeze_projector=section.freeze_projector)
+
+
 def memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, length: int, reply: int) -> list[Part]:
     """What one GPU holds in SFT or RL, at sequences of `length` tokens (`reply` of them with logits)."""
     section: Any = getattr(config, stage)
-    trainable = shape.trainable(freeze_vision=section.freeze_vision, freeze_projector=section.freeze_projector)
-    if section.lora is not None:
-        trainable = shape.adapters(section.lora)
+    trainable = trained_parameters(config, stage, shape)
     gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
     half = section.precision == "bf16"
     rows = config.sft.batch_size if stage == "sft" else config.rl.micro_batch
@@ -263,16 +269,19 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
     return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices a million: {prices[0]:g}, {prices[1]:g})"
 
 
-def disk(config: Config, count: int, tokens: int, assume: Assumptions) -> list[str]:
-    """Disk of trained stages, and of what sampling writes, in words."""
-    weights = BYTES[config.rl.precision]
-    state = OPTIMISER_BYTES + (weights if config.rl.precision == "fp32" else weights + BYTES["fp32"])
-    kept = (config.rl.keep_checkpoints or 0) + 1  # one is written before the oldest goes
-    total = count * (kept * state + weights)
+def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list[str]:
+    """Disk of RL with one method (SFT's is alike), and of what sampling writes, in words."""
+    rl = config.rl
+    weights = BYTES[rl.precision]
+    state = OPTIMISER_BYTES + (BYTES["fp32"] if rl.precision == "bf16" else 0)
+    trained = trained_parameters(config, "rl", shape)
+    saved = trained if rl.lora is not None else shape.parameters
+    kept = (rl.keep_checkpoints or 0) + 1  # one is written before the oldest goes
+    total = kept * (weights * saved + state * trained) + weights * shape.parameters
     each = assume["disk.bytes_a_token"]
     return [
-        f"checkpoints about {total / GB:,.1f} GB a trained stage (SFT, and RL with each method): {count:,} parameters x "
-        f"({kept} checkpoints x {state} bytes + {weights} bytes of final weights); one of them while the oldest is replaced",
+        f"checkpoints about {total / GB:,.1f} GB a trained stage (SFT, and RL with each method): {kept} checkpoints x ({weights} bytes x "
+        f"{saved:,} saved + {state} x {trained:,} trained) + {weights} x {shape.parameters:,} of final weights",
         f"texts      about {tokens * each / GB:,.2f} GB: {tokens:,} tokens x {each:g} bytes (trees, rollouts, answers, verdicts)",
     ]
 
@@ -335,7 +344,7 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
         out += _memory_lines(config, stage, shape, assume)
     out += [cache(config, shape, assume)]
     out += ["", "judges", *(judge_cost(line, assume, price) for line in lines if line.judge)]
-    out += ["", "disk", *disk(config, shape.parameters, sum(likely.values()), assume)]
+    out += ["", "disk", *disk(config, shape, sum(likely.values()), assume)]
     if found := measured(config, root):
         out += ["", "measured in this preset's run folders", *found]
     return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]

@@ -109,7 +109,7 @@ def test_every_line_has_its_formula_and_every_assumption_its_source() -> None:
         "a tree asks for at most 72 continuations, likely 55",
         "8,292,166,656 parameters",
         "57,344 bytes a token (2 x 28 layers x 512 wide x 2)",
-        "3 checkpoints x 14 bytes",
+        "3 checkpoints x (2 bytes x 8,292,166,656 saved + 12 x 7,615,616,512 trained)",
         "set judges.training.prompt_price and completion_price for its cost",
     ):
         assert words in text
