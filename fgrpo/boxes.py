@@ -59,9 +59,9 @@ def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int
     if not pred or not gt:
         return []
     measured_P, measured_G = ([_measured(_numbers(box)) for box in boxes] for boxes in (pred, gt))
-    scores_PG = np.array([[_ciou(p, g) for g in measured_G] for p in measured_P])
-    rows, columns = linear_sum_assignment(scores_PG, maximize=True)
-    return [(int(i), int(j), float(scores_PG[i, j])) for i, j in zip(rows, columns, strict=True)]
+    scores_PG = [[_ciou(p, g) for g in measured_G] for p in measured_P]
+    rows, columns = linear_sum_assignment(np.array(scores_PG), maximize=True)
+    return [(i, j, scores_PG[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
 
 
 def smart_resize(

@@ -21,8 +21,8 @@ from rewards.rules import Rules, rules
 from rewards.task import is_correct
 
 # A sentence may end after stops (with closing quotes or brackets): Latin ones before a blank, those of other scripts anywhere.
-_END = re.compile(r"([.!?…。！？｡।؟۔]++)[\"'”’)\]*」』）]*+")
-_ASCII_END = re.compile(r"([.!?]++)[\"')\]*]*+")  # the same, for a line that has no other
+_END = re.compile(r"([.!?…。！？｡।؟۔][.!?…。！？｡।؟۔]*+)[\"'”’)\]*」』）]*+")
+_ASCII_END = re.compile(r"([.!?][.!?]*+)[\"')\]*]*+")  # the same, for a line that has no other
 _LATIN = ".!?…"
 _PROTECTED = re.compile(r"<(\w{1,10})>[^<\n]{0,200}</\1>|\[[^\[\]\n]{0,200}\]|\([\d\s.,;+-]{0,200}\)")
 _MARKER = r"\(?(?:(?:[Ss]tep )?\d{1,3}|[ivxIVX]{1,4}|[a-zA-Z])[.)]"
@@ -63,30 +63,34 @@ def sentences(think: str) -> list[Sentence]:
 def _split(line: str, table: Rules) -> list[str]:
     begin = _BULLET.match(line).end()  # type: ignore[union-attr]  # matches always, if only the empty string
     pattern = _ASCII_END if line.isascii() else _END
-    ends = [end for end in pattern.finditer(line, begin) if _may_end(end, line)]
-    if not ends:
-        return [line[begin:]]
-    is_plain = "[" not in line and "<" not in line and "(" not in line
-    spans = [] if is_plain else [m.span() for m in _PROTECTED.finditer(line, begin)]
-    parts, at = [], 0
-    for end in ends:
-        while at < len(spans) and spans[at][1] <= end.start():
+    parts: list[str] = []
+    spans: list[tuple[int, int]] | None = None  # looked for where there is an end inside the line
+    at, size = 0, len(line)
+    for end in pattern.finditer(line, begin):
+        after = end.end()
+        if after >= size:
+            break
+        if line[after] != " " and not _may_end(end, line):
+            continue
+        if spans is None:
+            is_plain = "[" not in line and "<" not in line and "(" not in line
+            spans = [] if is_plain else [m.span() for m in _PROTECTED.finditer(line, begin)]
+        start = end.start()
+        while at < len(spans) and spans[at][1] <= start:
             at += 1
-        if at < len(spans) and spans[at][0] <= end.start():
+        if at < len(spans) and spans[at][0] <= start:
             continue
-        if end.group() == "." and _is_no_end(line[max(begin, end.start() - 24) : end.start()], line, end.end(), table):
+        if end.group() == "." and _is_no_end(line[max(begin, start - 24) : start], line, after, table):
             continue
-        parts.append(line[begin : end.end()])
-        begin = end.end()
+        parts.append(line[begin:after])
+        begin = after
     parts.append(line[begin:])
     return parts
 
 
 def _may_end(end: re.Match[str], line: str) -> bool:
-    """Whether something follows, and after a Latin stop a blank; or, where the blank was forgotten ("red.The bus"), a word."""
+    """Whether after a Latin stop a blank follows; or, where the blank was forgotten ("red.The bus"), a word."""
     after = end.end()
-    if after >= len(line):
-        return False
     if line[after].isspace() or end.group(1)[-1] not in _LATIN:
         return True
     before = line[max(0, end.start() - 2) : end.start()]
