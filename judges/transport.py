@@ -9,6 +9,7 @@ most `patience_s`, and then fail at once until one answers a probe. Works under 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -163,6 +164,8 @@ class OpenAITransport:
                 # `post` is what `create` comes to, without its walk over every key of the schema
                 body = self._body(call, urls)
                 completion = await endpoint.client.post("/chat/completions", cast_to=ChatCompletion, body=body)
+            if not isinstance(completion, ChatCompletion):  # a page of a gateway, which the library gives as it is
+                raise json.JSONDecodeError("the reply is no JSON", str(completion)[:100], 0)
             endpoint.answered()
             used = _usage(completion)
             return _text_of(completion, self._config.max_completion_tokens)

@@ -90,8 +90,8 @@ def completion(text: str, finish: str = "stop") -> str:
 
 def http(status: int, body: str, headers: dict[str, str] | None = None) -> bytes:
     raw = body.encode()
-    lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(raw)}"]
-    lines += [f"{k}: {v}" for k, v in (headers or {}).items()]
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(raw)}"]
+    lines += [f"{k}: {v}" for k, v in {"Content-Type": "application/json", **(headers or {})}.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + raw
 
 

@@ -203,6 +203,8 @@ PASSING = [
     429,
     {"cut": True},
     {"body": "garbage"},
+    {"body": "<html>Bad gateway</html>", "headers": {"Content-Type": "text/html"}},
+    {"body": "", "headers": {"Content-Type": "text/plain"}},
     {"text": YES, "wait": 1.0},
     {"text": YES, "drip": 0.05},
 ]
