@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from data_curation.unpack import is_archive, unpack
 from fgrpo.cli import parser, run
 from fgrpo.config import CONFIGS, load
 from fgrpo.errors import UserError, unknown
-from fgrpo.runs import write_json
+from fgrpo.runs import held, write_json
 from fgrpo.schema import Config
 
 WORKERS = 8  # files of one data set at a time
@@ -224,8 +225,8 @@ def fetch_all(
     """Plan and download everything that the preset (or `names`) wants.
 
     Raises:
-        UserError: the preset writes its own data, no hub answers, the disk is too small, or a data set cannot be had (the
-            others are fetched all the same; the message says how to go on by hand).
+        UserError: the preset writes its own data, no hub answers, the disk is too small, another process downloads there, or
+            a data set cannot be had (the others are fetched all the same; the message says how to go on by hand).
     """
     if config.world is not None and not names:
         raise UserError(f"preset {config.preset} writes its data itself (`make data`); choose PRESET=paper-7b")
@@ -248,13 +249,14 @@ def fetch_all(
             f"{_size(need)} are needed on the disk of {root} and {_size(free)} are free ({_size(RESERVE)} stay so); free "
             'some, set data.root to another disk, or fetch parts of it: SETS="mmvp sat"'
         )
-    for work in () if only_plan else jobs:
-        try:
-            download(root, work, endpoint)
-        except hub.Unreachable as error:
-            raise UserError(f"{error}; run again to go on\n{by_hand(root, chosen)}") from error
-        except UserError as error:
-            problems[work.name] = str(error)
+    with nullcontext() if only_plan else held(root / "downloads"):
+        for work in () if only_plan else jobs:
+            try:
+                download(root, work, endpoint)
+            except hub.Unreachable as error:
+                raise UserError(f"{error}; run again to go on\n{by_hand(root, chosen)}") from error
+            except UserError as error:
+                problems[work.name] = str(error)
     if problems:
         listed = "; ".join(f"{name}: {why}" for name, why in problems.items())
         hand = by_hand(root, {name: chosen[name] for name in problems})

@@ -24,6 +24,7 @@ from data_curation.source import names as source_names
 from data_curation.source import source
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.runs import held
 from fgrpo.schema import Config
 
 from .fake_hub import COMMIT, FakeHub, sha256
@@ -244,6 +245,12 @@ def test_too_small_a_disk_is_refused_before_anything_starts(place: Place, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, int(2e9) + 1000))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"are needed on the disk of .* and 2\.0 GB are free .*SETS="):
         place.get("sat")
+    assert not place.hub.sent
+
+
+def test_two_downloads_into_one_folder_are_refused(place: Place) -> None:
+    with held(place.root / "downloads"), pytest.raises(UserError, match="another process is working on"):
+        place.get("sat-real")
     assert not place.hub.sent
 
 
