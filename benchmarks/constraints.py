@@ -34,13 +34,15 @@ DELAYS = (0.5, 0.9, 2.0)  # of the log-prob passes' time
 
 @dataclass
 class Arm(TrainerCallback):
-    """One trainer that takes turns; `wall` and `cpu` are its steps' seconds, `passes` those of its log-prob passes."""
+    """One trainer that takes turns; `wall` and `cpu` are its steps' seconds, `passes` those of its log-prob passes, `waits` those
+    it waited for scores."""
 
     trainer: Any
     before_step: Callable[[], None] = lambda: None
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     mine: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     next: Arm | None = None
 
@@ -54,12 +56,17 @@ class Arm(TrainerCallback):
         seconds = getattr(self.trainer, "seconds", None)
         if seconds:
             self.passes.append(seconds["rollout"] - seconds["generation"] - seconds["judging"])
+            self.waits.append(seconds["judging"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "train_runtime" not in (logs or {}) and self.next is not None:
             self.wall.append(time.perf_counter() - self._began[0])
             self.cpu.append(time.process_time() - self._began[1])
             self.next.mine.release()
+
+    def waiting(self) -> float:
+        """Median share of a step in which this arm waited for scores."""
+        return median([wait / step for wait, step in zip(self.waits, self.wall, strict=True)][WARM_UP:])
 
     def over(self, other: Arm) -> tuple[float, float]:
         """Median ratio of this arm's steps to the other's, step by step: wall clock, CPU."""
@@ -191,16 +198,16 @@ def slow_judges(args: argparse.Namespace, root: Path) -> None:
 
         arms[str(share)] = Arm(trainer, set_delay)
     take_turns(arms)
-    rows = [("answers at once", "1.00")]
-    rows += [
-        (f"answers after {share:g} of the log-prob passes' time", f"{arms[str(share)].over(prompt)[0]:.3f}")
-        for share in DELAYS
-    ]
+    rows = [("answers at once", "1.00", f"{prompt.waiting():.1%}")]
+    for share in DELAYS:
+        arm = arms[str(share)]
+        words = f"answers after {share:g} of the log-prob passes' time"
+        rows.append((words, f"{arm.over(prompt)[0]:.3f}", f"{arm.waiting():.1%}"))
     show(
         "A judge that takes its time",
         f"{STEPS - WARM_UP} rounds in turns, wall clock. Judging begins when the rollouts exist and is awaited when rewards are needed, so up to "
         "the time of the log-prob passes it costs nothing; beyond, the step waits for the rest.",
-        ("judge", "step over the first row's"),
+        ("judge", "step over the first row's", "waiting, share of the step"),
         rows,
     )
 

@@ -203,20 +203,24 @@ def test_one_wandb_run_over_a_kill(world: Path, chain: Path, monkeypatch) -> Non
     monkeypatch.setenv("WANDB_SILENT", "true")
     cfg = mini(world, "rl.report_to=wandb")
     given: list[dict[str, Any]] = []
-    logged: list[dict[str, Any]] = []
+    logged: list[tuple[str, dict[str, Any]]] = []
     real = wandb.init
 
     def noted(**more: Any) -> Any:
         run = real(**more)
         given.append(more)
-        inner = run.log
-        monkeypatch.setattr(
-            run, "log", lambda data, *a, **k: logged.append({"id": run.id, **data}) or inner(data, *a, **k)
-        )
+        inner = wandb.log
+        monkeypatch.setattr(wandb, "log", lambda data, *a, **k: logged.append((run.id, data)) or inner(data, *a, **k))
         return run
 
     monkeypatch.setattr(wandb, "init", noted)
-    folder = _killed_in_step(3, cfg, chain.parent / "torn", chain, monkeypatch)
+    try:
+        folder = _killed_in_step(3, cfg, chain.parent / "torn", chain, monkeypatch)
+    finally:
+        wandb.teardown()
     kept = (folder / "wandb_id").read_text().strip()
     assert [call["id"] for call in given] == [kept, kept] and {call["resume"] for call in given} == {"allow"}
     assert (folder / "wandb").is_dir() and wandb.run is None
+    lines = [data for run, data in logged if run == kept and "train/lambda/consistency" in data]
+    assert [line["train/global_step"] for line in lines] == [1, 2, 3, 4]
+    assert all("train/accuracy" in line for line in lines)
