@@ -80,6 +80,13 @@ class AsideCheckpoints(_Base):
         self._on_main(finish)
         self._name_best(aside, folder)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """transformers' own, without the copies of tied weights that DeepSpeed's collected state holds."""
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or {}
+        if state_dict is not None:
+            state_dict = {n: t for n, t in state_dict.items() if n not in tied or tied[n] not in state_dict}
+        super()._save(output_dir, state_dict)
+
     def _name_best(self, aside: Path, folder: Path) -> None:
         """transformers has looked for the best checkpoint where this one is written; it is going to lie in `folder`."""
         best = self.state.best_model_checkpoint

@@ -52,6 +52,11 @@ def check_deepspeed(settings: str | None, key: str) -> None:
         raise UserError(
             f'{key}: {settings} sets {named[0]}, which follows from the preset; leave it out or make it "auto"'
         )
+    gathers = "stage3_gather_16bit_weights_on_model_save"
+    if zero.get("stage") == 3 and zero.get(gathers) is not True:
+        raise UserError(
+            f"{key}: {settings} lacks zero_optimization.{gathers}=true, without which no whole model is saved"
+        )
     if "offload_optimizer" in zero and (missing := missing_tools()):
         raise UserError(
             f"{key}: {settings} has offload_optimizer, for which DeepSpeed builds its own Adam with {' and '.join(missing)}, "

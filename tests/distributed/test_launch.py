@@ -81,6 +81,10 @@ def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words
     [
         ("[1]", "is not a DeepSpeed configuration"),
         ("{", "is not a DeepSpeed configuration"),
+        (
+            '{"zero_optimization": {"stage": 3}}',
+            "lacks zero_optimization.stage3_gather_16bit_weights_on_model_save=true",
+        ),
         ('{"train_batch_size": 8}', "sets train_batch_size, which follows from the preset"),
         (
             '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
