@@ -222,7 +222,8 @@ class Preflight(TrainerCallback):
         check_sampling(self.trainer, self.forbidden)
         rows = probe_rows(self.trainer.train_dataset)
         check_prompts(self.trainer, rows, rl.max_prompt_length, self.pixels)
-        self.difference = found = check_probe(self.trainer, rows[:1], self.forbidden, TOLERANCE[rl.precision])
+        tolerance = rl.vllm.max_logprob_diff or TOLERANCE[rl.precision]
+        self.difference = found = check_probe(self.trainer, rows[:1], self.forbidden, tolerance)
         agreed = (
             "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
         )

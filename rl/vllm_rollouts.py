@@ -11,7 +11,7 @@ TRL's `VLLMGeneration` and `VLLMClient` do the work; `GuardedGeneration` and `Ro
 - vLLM seeds the process it is in by rank alone: the run's seed is set again after the engine is there.
 - adapters are merged into the tensors that are sent, not into the policy and out again, which would round its weights.
 Whatever slips through shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every
-generation (`sampling/…` in metrics.jsonl), and past a bound (`BOUND`, rl.vllm.max_logprob_diff) the run stops before it trains on them.
+generation (`sampling/…` in metrics.jsonl), and past a bound (`rl.preflight.TOLERANCE`, or rl.vllm.max_logprob_diff) the run stops before it trains on them.
 Needs an environment with vLLM: on CPU `.venv-vllm/bin/python -m rl.train … --set rl.rollout_engine=vllm-server`.
 """
 
@@ -44,11 +44,11 @@ from fgrpo.adapters import merged
 from fgrpo.errors import UserError
 from fgrpo.schema import Vllm
 from fgrpo.serving import CPU_ENVIRONMENT
+from rl.preflight import TOLERANCE
 from rl.trainer import FaithfulGRPOTrainer
 
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 WEIGHTS = "model.safetensors"
-BOUND = {"float32": 1e-3, "bfloat16": 0.05}  # mean |difference| of log-probabilities a token; a wrong prompt costs 0.5
 RESETS = ("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache")
 
 
@@ -274,7 +274,7 @@ class VLLMTrainer(FaithfulGRPOTrainer):
         self.rollouts = rollouts
         config = more.get("args") or args[2]
         dtype = "bfloat16" if config.bf16 else "float32"
-        self.bound = rollouts.max_logprob_diff or BOUND[dtype]
+        self.bound = rollouts.max_logprob_diff or TOLERANCE["bf16" if config.bf16 else "fp32"]
         guarded = partial(GuardedGeneration, rollouts=rollouts, dtype=dtype)
         with _replaced(grpo_trainer, "VLLMGeneration", guarded):
             super().__init__(*args, **more)
