@@ -18,6 +18,7 @@ from typing import Any
 
 from fgrpo import hf, pictures, tokens
 from fgrpo.errors import UserError
+from fgrpo.orphans import Guard
 from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 from fgrpo.serving import CPU_ENVIRONMENT
 
@@ -29,8 +30,8 @@ CPU_ARGUMENTS: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill"
 class VLLMSampler:
     """A `Sampler` over a vLLM engine of its own. Made by `load`; belongs to the event loop that first samples."""
 
-    def __init__(self, engine: Any, processor: Any, forbidden: Sequence[int], path: str) -> None:
-        self._engine, self._processor, self._path = engine, processor, path
+    def __init__(self, engine: Any, processor: Any, forbidden: Sequence[int], path: str, guard: Guard) -> None:
+        self._engine, self._processor, self._path, self._guard = engine, processor, path, guard
         self._bias = dict.fromkeys(forbidden, FORBIDDEN_BIAS)
         self._names = itertools.count()
 
@@ -83,14 +84,16 @@ class VLLMSampler:
             arguments |= CPU_ARGUMENTS
             for name, value in CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+        guard = Guard()  # its processes outlive a killed parent otherwise, and keep the memory
         try:
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            guard.release()
             raise UserError(
                 f"vLLM's engine over {path} did not start ({_first_line(error)}; its own words stand above); if memory ran "
                 "out, lower engine.gpu_memory, eval.context_length or the batch size (eval.batch_size)"
             ) from error
-        return cls(engine, hf.load_processor(path), tokens.forbidden_token_ids(str(path)), str(path))
+        return cls(engine, hf.load_processor(path), tokens.forbidden_token_ids(str(path)), str(path), guard)
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         """`request.n` continuations.
@@ -128,6 +131,7 @@ class VLLMSampler:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+            self._guard.release()
             gc.collect()  # it refers to itself, and its finaliser would meet a half torn down interpreter
 
     def _prompt(self, request: Request) -> dict[str, Any]:
