@@ -190,7 +190,9 @@ async def _work(
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
         with progress.bar(f"score {name}", len(todo), "answer") as bar:
-            records = await score.score_file(scorer, samples, generations, folder.path, bar.update)
+            records = await score.score_file(
+                scorer, samples, generations, folder.path, progress.moving(bar, judge_set.cost)
+            )
     finally:
         await judge_set.close()
     check_spending(judge_set)

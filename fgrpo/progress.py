@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -48,6 +49,16 @@ def bar(desc: str, total: int, unit: str, initial: int = 0, out: TextIO | None =
         ncols=0,
         position=0,
     )
+
+
+def moving(shown: tqdm[Any], beside: Callable[[], str]) -> Callable[[int], None]:
+    """Moves a bar by a number of items, with what `beside` says (such as what a judge has cost) after it."""
+
+    def move(count: int) -> None:
+        shown.set_postfix_str(beside(), refresh=False)
+        shown.update(count)
+
+    return move
 
 
 def _has_width(stream: TextIO) -> bool:

@@ -147,6 +147,10 @@ class JudgeSet:
         """The meters of all roles."""
         return (self.meter, *self.more_meters)
 
+    def cost(self) -> str:
+        """What models were asked so far, for a progress bar; empty where none is asked."""
+        return ", ".join(f"{meter.name}: {meter}" for meter in self.meters if meter.name)
+
 
 class Backend(Protocol):
     """`BACKEND` of a file of judges/backends: makes the judges from their configuration and the data's root."""

@@ -51,3 +51,14 @@ def test_a_terminal_gets_a_bar_on_the_line_it_was_given(columns: int) -> None:
     os.close(ours)
     assert "b:   0%" in shown
     assert ("\x1b[A" in shown) == (columns > 0)
+
+
+def test_what_it_cost_stands_beside_the_bar() -> None:
+    out = io.StringIO()
+    with progress.bar("score", 4, "answer", out=out) as shown:
+        shown.mininterval = 0.0
+        move = progress.moving(shown, lambda: "gpt: 1.2M tokens, 3.40 of 50.00")
+        move(2)
+        move(2)
+        assert shown.n == 4
+    assert "3.40 of 50.00" in out.getvalue()
