@@ -24,6 +24,7 @@ from fgrpo.schema import Config
 
 STAGES = {"sft.train": "sft", "rl.train": "rl"}
 ACCELERATE = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
+NOTHING = "<NONE>"  # what torch has for the words of a process that left none, such as a killed one
 MACHINE_RANKS = ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID")
 
 
@@ -128,7 +129,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
 
 def _report(error: Any) -> int:
     """Print one line about the process that failed first; returns the exit code."""
-    told = {n: f for n, f in error.failures.items() if f.error_file_data.get("message")}
+    told = {n: f for n, f in error.failures.items() if f.error_file_data.get("message", NOTHING) not in ("", NOTHING)}
     number, failure = min((told or error.failures).items(), key=lambda pair: pair[1].timestamp)
     code = int(failure.exitcode)
     if code == cli.INTERRUPTED_CODE:

@@ -193,8 +193,9 @@ class GuardedGeneration(VLLMGeneration):
             yield
         except (requests.RequestException, ConnectionError) as error:
             where = self.server_base_url or f"{self.server_host}:{self.server_port}"
+            reason = str(getattr(error.args[0] if error.args else None, "reason", error)).split(": ", 1)[-1]
             raise RolloutFault(
-                f"the rollout server {where} (rl.vllm.server) does not answer: {str(error).splitlines()[0]:.200}. Start it again "
+                f"the rollout server {where} (rl.vllm.server) does not answer: {(reason.splitlines() or ['?'])[0]:.200}. Start it again "
                 "with the same model and run the same command: the run goes on from its last checkpoint"
             ) from error
 
