@@ -481,3 +481,25 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
     for bad in ('{"label": "C"}', '{"label": ["B"]}', '{"label": "B", "why": ""}', '{"label": "B"} B'):
         with pytest.raises(Unusable):
             call.read(bad)
+
+
+def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    """A file goes by its name where everybody reads it the same, else as data; the key is the picture's content."""
+    images = (picture(tmp_path / "a b.png"), picture(tmp_path / "c.bmp", "BMP"))
+    item = GroundingItem("g", images, "Where?", ("It is red.",), ((),))
+    label = json.dumps({"1": {"why": "", "label": "CORRECT"}})
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: label) as server:
+            config = judge_config(server.url, images="file", cache=str(tmp_path / "cache.sqlite"))
+            (first,) = await ask(config, lambda judges: judges.grounding.judge([item]))
+            urls = [part["image_url"]["url"] for part in server.bodies[0]["messages"][0]["content"][:2]]
+            assert urls[0] == f"file://{tmp_path}/a%20b.png" and urls[1].startswith("data:image/png;base64,")
+            other = config.model_copy(update={"images": "base64"})
+            (second,) = await ask(other, lambda judges: judges.grounding.judge([item]))
+            assert first == second and len(server.bodies) == 1
+            picture(tmp_path / "a b.png", "JPEG")  # another content under the same name is another question
+            await ask(other, lambda judges: judges.grounding.judge([item]))
+            assert len(server.bodies) == 2
+
+    asyncio.run(go())
