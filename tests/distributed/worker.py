@@ -82,7 +82,7 @@ def _best_at_the_end(cfg: Any, root: Path) -> None:
     def with_best(*args: Any, **more: Any) -> Any:
         made = plain(*args, **more)
         made.load_best_model_at_end, made.metric_for_best_model, made.greater_is_better = True, "eval_loss", False
-        made.save_total_limit = 1
+        made.save_total_limit = 2  # the best and the last
         return made
 
     traces = root / "mini" / "mcts" / "sft.jsonl"
