@@ -36,7 +36,7 @@ from fgrpo.sampling.openai_engine import OpenAISampler
 from fgrpo.sampling.transformers_engine import TransformersSampler
 from fgrpo.schema import Config
 
-SLOTS, SERVICE_S = 16, 0.5
+SLOTS, SERVICE_S = 32, 2.0  # of the order of a real answer
 QUESTIONS, ROUNDS = 192, 3
 LOCAL_QUESTIONS = 200
 SERVED = "scripted"  # the endpoint's model
@@ -52,7 +52,9 @@ process_results: !function same_questions.results
 metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
 generation_kwargs: {{max_new_tokens: 96, temperature: 0}}
 """
-FUNCTIONS = """def visual(doc): return [doc["image"].convert("RGB")]
+FUNCTIONS = """import io
+from PIL import Image
+def visual(doc): return [Image.open(io.BytesIO(doc["image"]["bytes"])).convert("RGB")]
 def text(doc, kwargs=None): return doc["question"]
 def results(doc, result): return {"right": float(doc["answer"].strip("()") in result[0])}
 """
@@ -94,7 +96,8 @@ def bare(url: str, asked: Sequence[Request]) -> None:
 
             async def one(request: Request) -> None:
                 async with gate:
-                    images = [{"type": "image_url", "image_url": {"url": pictures.data_url(p)}} for p in request.images]
+                    urls = [await asyncio.to_thread(pictures.data_url, path) for path in request.images]
+                    images = [{"type": "image_url", "image_url": {"url": address}} for address in urls]
                     content: list[dict[str, object]] = [*images, {"type": "text", "text": request.text}]
                     messages: list[dict[str, object]] = [{"role": "user", "content": content}]
                     await client.chat.completions.create(
@@ -109,12 +112,12 @@ def bare(url: str, asked: Sequence[Request]) -> None:
     asyncio.run(work())
 
 
-def harness(sampler: Sampler, todo: Sequence[generate.Job]) -> None:
+def harness(sampler: Sampler, todo: Sequence[generate.Job], concurrency: int) -> None:
     """Generation as `make eval` does it, into a folder that is thrown away."""
 
     async def work(folder: str) -> None:
         try:
-            await generate.generate(todo, sampler, Path(folder) / "generations.jsonl", concurrency=4 * SLOTS)
+            await generate.generate(todo, sampler, Path(folder) / "generations.jsonl", concurrency=concurrency)
         finally:
             await sampler.close()
 
@@ -133,7 +136,7 @@ def lmms(python: str, url: str, cfg: Config) -> None:
         command += ["--tasks", "same_questions", "--include_path", folder, "--limit", str(QUESTIONS)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": folder, "OPENAI_API_KEY": "none"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder, check=False)
-        if done.returncode:
+        if done.returncode or "Traceback" in done.stderr:  # it ends with 0 where its evaluation failed
             raise UserError("lmms-eval failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-12:]))
 
 
@@ -144,7 +147,7 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
     clients: dict[str, Callable[[str], None]] = {
         "bare client": lambda url: bare(url, asked),
         "this harness": lambda url: harness(
-            OpenAISampler([url], SERVED, forbidden=(), concurrency=SLOTS, timeout_s=120.0), todo
+            OpenAISampler([url], SERVED, forbidden=(), concurrency=SLOTS, timeout_s=120.0), todo, SLOTS
         ),
     }
     if python is not None:
@@ -177,7 +180,7 @@ def local_table(cfg: Config, policy: Path) -> None:
             sampler = TransformersSampler.load(policy, batch_size=cfg.eval.batch_size)
             began = time.perf_counter()
             if name == "this harness":
-                harness(sampler, todo)
+                harness(sampler, todo, cfg.engine.concurrency)
             else:
                 sampler.complete([job.request for job in todo])
             found.append(time.perf_counter() - began)
