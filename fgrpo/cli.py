@@ -18,6 +18,10 @@ from fgrpo.errors import UserError
 
 SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the last word
 INTERRUPTED_CODE = 130
+PEER_LOST = "the connection to another process of the run was lost; that one's own message says why"
+PATIENCE_S = 60.0  # for the launcher, to end the processes that have lost another
+# what gloo and NCCL say when the process at the other end is gone
+_LOST_WORDS = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "remote process exited")
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a process that torchrun or accelerate started says what ended it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -66,6 +70,10 @@ def _end_process_of_run(error: Exception, line: str | None) -> NoReturn:
 
     The line goes to the launcher, which prints it once; a launcher other than ours (`fgrpo.launch`) says more besides.
     """
+    torchs = [str(cause) for cause in _chain(error) if isinstance(cause, RuntimeError)]
+    if line is None and any(word in text for text in torchs for word in _LOST_WORDS):
+        time.sleep(PATIENCE_S)  # another one has failed, and the launcher is about to say so and end this one
+        line = PEER_LOST
     if line is None:
         traceback.print_exception(error)
     else:

@@ -130,7 +130,8 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
 def _report(error: Any) -> int:
     """Print one line about the process that failed first; returns the exit code."""
     told = {n: f for n, f in error.failures.items() if f.error_file_data.get("message", NOTHING) not in ("", NOTHING)}
-    number, failure = min((told or error.failures).items(), key=lambda pair: pair[1].timestamp)
+    killed = {n: f for n, f in error.failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM}
+    number, failure = min((told or killed or error.failures).items(), key=lambda pair: pair[1].timestamp)
     code = int(failure.exitcode)
     if code == cli.INTERRUPTED_CODE:
         print(INTERRUPTED, file=sys.stderr)
