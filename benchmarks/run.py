@@ -21,7 +21,15 @@ HEAD = """# Benchmarks
 
 Written by `make bench` on {machine}, preset {preset}. Figures are medians; ratios are what carries over to another machine.
 """
-OF_PRESET = ("rl_step", "constraints", "sampling", "harness", "rollouts", "zero3", "pure")  # these take the stages' options
+OF_PRESET = (
+    "rl_step",
+    "constraints",
+    "sampling",
+    "harness",
+    "rollouts",
+    "zero3",
+    "pure",
+)  # these take the stages' options
 TREES = ("100", "1000", "10000")
 ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m benchmarks.stream`
 
