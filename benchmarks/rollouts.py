@@ -102,8 +102,8 @@ def table(args: argparse.Namespace) -> None:
     show(
         "Rollout engines",
         f"{rl.rollout_batch} prompts x {rl.group_size} rollouts of at most {rl.max_response_length} tokens, a step each, "
-        f"{STEPS - WARM_UP} steps, one process and one core (the server is a process of its own); prompts' pictures included. The "
-        "mini model is so small that vLLM's cost of a request outweighs its kernels; it is there for models that are not.",
+        f"{STEPS - WARM_UP} steps, one process and one core (the server is a process of its own); prompts' pictures included. "
+        "This is the mini model on a CPU; it does not say how they compare on larger models or on GPUs.",
         ("engine", "rollouts a second", "over `generate`", "weight sync", "share of the step"),
         rows,
     )
