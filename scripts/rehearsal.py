@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -179,7 +179,11 @@ def _is_trainer(process: psutil.Process) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Nothing of the run stays behind."""
     if process.poll() is None:
+        workers = psutil.Process(process.pid).children(recursive=True)  # in sessions of their own
         os.killpg(process.pid, signal.SIGKILL)
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
     process.wait()
 
 
