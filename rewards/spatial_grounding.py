@@ -63,7 +63,8 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         gt = [box for box in annotated if box is not None]
         if not gt:
             return Score.not_applicable(f"none of the {len(sample.boxes)} annotated boxes is valid")
-        pred = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
+        converted = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
+        pred = [box for box in converted if box.is_valid]  # numbers near a float's limits leave it when converted
         outside = _count_outside(pred, item, context)
     except pictures.ERRORS as error:
         return Score.failure(f"the picture's size cannot be read: {error}")
@@ -72,7 +73,7 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         pred=[list(box) for box in pred],
         gt=[list(box) for box in gt],
         pairs=[list(pair) for pair in match(pred, gt)],
-        dropped=item.response.dropped_boxes,
+        dropped=item.response.dropped_boxes + len(converted) - len(pred),
         outside=outside,
         gt_dropped=len(sample.boxes) - len(gt),
     )
@@ -83,6 +84,8 @@ def _annotated(box: Box, place: int, item: RewardItem, context: RewardContext) -
     if not box.is_valid:
         return None
     found = _in_model_frame(box, place, item, context)
+    if not found.is_valid:
+        return None
     if box.frame == "model":
         return found
     width, height = _seen(place, item, context)[1]

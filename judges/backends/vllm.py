@@ -97,7 +97,10 @@ class Engine:
                     break
                 is_last = more is None
                 batch += [] if more is None else [more]
-            self._answer(batch)
+            # nobody waits any more for a call that was cancelled; its future would take no answer
+            batch = [asked for asked in batch if asked.reply.set_running_or_notify_cancel()]
+            if batch:
+                self._answer(batch)
             if is_last:
                 return
 

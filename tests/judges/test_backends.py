@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import multiprocessing
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from fgrpo.schema import Judge
 from fgrpo.types import Verdict
 from judges import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build, names
 from judges.backends.replay import record
+from judges.backends.vllm import Engine, _Asked
 from judges.base import failed_verdict
 from judges.cache import Cache
+from judges.calls import extraction_call
 
 
 def config(backend: str, model: str = "m") -> Judge:
@@ -101,6 +104,27 @@ def _write(path: str, worker: int) -> int:
             cache.put(f"k{n}", "consistency", "m", f"reply {n}")
         assert cache.get(f"k{n}") == f"reply {n}"
     return worker
+
+
+def test_a_cancelled_call_does_not_end_the_engines_thread() -> None:
+    """vLLM's own part is left out: what is under test is the thread that answers."""
+    engine = Engine.__new__(Engine)
+    engine._waiting = queue.Queue()
+    answered: list[int] = []
+
+    def answer(batch: list[_Asked]) -> None:
+        for asked in batch:
+            answered.append(asked.most)
+            asked.reply.set_result("said")
+
+    engine._answer = answer  # type: ignore[method-assign]
+    call = extraction_call(ExtractionItem("x", ("left",), "left"))
+    asked = [_Asked(call, (), n) for n in range(3)]
+    assert asked[1].reply.cancel()
+    for one in (*asked, None):
+        engine._waiting.put(one)
+    engine._work()
+    assert answered == [0, 2] and asked[2].reply.result() == "said"
 
 
 def test_several_processes_share_one_cache(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fgrpo.boxes import ciou, match
 from fgrpo.response import parse
-from fgrpo.types import Box, Sample, Score
+from fgrpo.types import Box, Frame, Sample, Score
 from judges.base import JudgeSet
 from rewards.base import RewardContext, RewardItem
 from rewards.spatial_grounding import REWARD, score
@@ -227,6 +227,21 @@ def test_an_annotated_box_that_is_none_is_left_out_and_counted(numbers: tuple[fl
     assert (got.value, got.detail["gt_dropped"]) == (1.0, 1)
     got = run(TEXT, (bad,), nobody)
     assert got.state == "not_applicable" and "none of the 1 annotated boxes" in got.reason
+
+
+@pytest.mark.parametrize("frame", ["unit", "thousand", "original"])
+def test_numbers_that_leave_the_floats_when_converted_are_no_box(
+    frame: Frame, nobody: JudgeSet, tmp_path: Path
+) -> None:
+    Image.new("RGB", (2000, 1120)).save(tmp_path / "p.png")
+    far = "<think><bbox>[0,0,1.7e308,1.7e308]</bbox><bbox>[0,0,1e-320,1]</bbox></think><answer>left</answer>"
+    truth = (Box(0, 0, 1, 1, "unit"), Box(0, 0, 1.7e308, 1.7e308, frame))
+    sample = Sample("vgr/train/0", (str(tmp_path / "p.png"),), "?", (), "left", truth)
+    item = RewardItem("r", sample, parse(far, frame=frame))
+    (got,) = asyncio.run(REWARD([item], RewardContext(nobody, max_pixels=12544 * 100, box_frame=frame)))
+    assert (got.state, got.value) == ("scored", pytest.approx(0.0, abs=1e-6))
+    assert got.detail["dropped"] + len(got.detail["pred"]) == 2
+    json.dumps(got.to_dict(), allow_nan=False)
 
 
 def test_boxes_outside_the_picture(nobody: JudgeSet, tmp_path: Path) -> None:
