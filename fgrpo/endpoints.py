@@ -21,9 +21,14 @@ def normal_url(endpoint: str) -> str:
     """The address of an endpoint's API root.
 
     Raises:
-        UserError: not an http address.
+        UserError: not an http address, or one with a password, which would stand in logs and manifests.
     """
     parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise UserError(
+            f"the endpoint at {parts.hostname} has a user or password in its address; take it out and put the key into "
+            "OPENAI_API_KEY (a judge's: the variable that its api_key_env names)"
+        )
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UserError(f"{endpoint!r} is not an endpoint; write it as http://host:port/v1")
     return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")

@@ -51,7 +51,8 @@ class Meter:
     """Requests and tokens so far, safe between threads; `name` is the model asked, which its ledger's lines carry.
 
     `reserve` is called before a request and `settle` after it, so that requests in flight count too: a cap is never passed by
-    more than the estimates of the reservations are off. `stopped` says in words why the last one was refused (None: it was not).
+    more than the estimates of the reservations are off. `stopped` says in words why a request was refused (None: none was):
+    it stays, since what was refused is missing whatever fits in later.
     """
 
     requests: int = 0
@@ -79,14 +80,15 @@ class Meter:
         """Set room aside for a request of about so many tokens; or say why there is none."""
         with self._lock:
             reason = self._full(prompt, completion)
-            self.stopped = reason
             if reason is None:
                 self._reserved = (self._reserved[0] + prompt, self._reserved[1] + completion)
                 self.requests += 1
+            else:
+                self.stopped = reason
             return reason
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
-        """Give `reserved` back and count what was `used` (None: the request brought no usage)."""
+        """Give `reserved` back and count what was `used` (None: the request brought no reply)."""
         with self._lock:
             self._reserved = (self._reserved[0] - reserved[0], self._reserved[1] - reserved[1])
             if used is None:

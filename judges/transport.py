@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import openai
@@ -29,6 +30,7 @@ from judges.endpoint import Endpoint, Pace
 
 _LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
+CUT_OFF = "cut off at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
 _LETTERS_A_TOKEN, _TOKENS_A_PICTURE = 3, 1200  # for what is set aside before a reply says what was used
 
 
@@ -63,12 +65,15 @@ class OpenAITransport:
     def __init__(self, config: schema.Judge, meter: Meter) -> None:
         found = addresses.resolve(config.endpoints, config.model, f"the endpoints of the judge {config.model}")
         self._config, self._meter = config, meter
+        self._hopeless: str | None = None  # what the first call found out and no other one can get round
         self._key = os.environ.get(config.api_key_env, "").strip()
         if not self._key and not found:
             raise UserError(
                 f"no API key for the judge {config.model}: set the environment variable {config.api_key_env}"
             )
         self._urls: tuple[str | None, ...] = tuple(map(endpoints.normal_url, found)) or (None,)
+        # OpenAI's own endpoint, whoever hosts it, refuses vLLM's structured choice
+        self._takes_choices = bool(found) and not any("openai." in urlsplit(url).netloc for url in found)
         self._paces = [(Pace(config.requests_per_minute), Pace(config.tokens_per_minute)) for _ in self._urls]
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Endpoint]] = WeakKeyDictionary()
         self._firsts: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -152,6 +157,8 @@ class OpenAITransport:
             await asyncio.sleep(min(0.25, *(e.wakes_in(now) for e in known)) + 0.001)
 
     async def _request(self, endpoint: Endpoint, call: Call, urls: Sequence[str]) -> str:
+        if self._hopeless is not None:
+            raise UserError(self._hopeless)
         asked = estimate(call, urls, self._config.max_completion_tokens)
         if (full := self._meter.reserve(*asked)) is not None:
             raise Unanswered("spend cap", full)
@@ -167,7 +174,9 @@ class OpenAITransport:
             if not isinstance(completion, ChatCompletion):  # a page of a gateway, which the library gives as it is
                 raise json.JSONDecodeError("the reply is no JSON", str(completion)[:100], 0)
             endpoint.answered()
-            used = _usage(completion)
+            used = (
+                _usage(completion) or asked
+            )  # who does not say counts as what was set aside, or a cap would never come
             return _text_of(completion, self._config.max_completion_tokens)
         except endpoints.ERRORS as error:
             await self._note(endpoint, error, is_probe)
@@ -185,21 +194,22 @@ class OpenAITransport:
         else:
             others_are_up = any(e.down_since is None for e in self._endpoints() if e is not endpoint)
             endpoint.failed(f"{kind_of(error)}, {self._clean(str(error))[:200]}", was_probe, others_are_up)
+        if (reason := await self._hopeless_reason(endpoint, error)) is not None:
+            self._hopeless = reason
+            raise UserError(reason) from None
+
+    async def _hopeless_reason(self, endpoint: Endpoint, error: Exception) -> str | None:
         c = self._config
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            raise UserError(
-                f"the judge at {endpoint.name} refuses the key in {c.api_key_env} (HTTP {error.status_code}); set a valid one"
-            ) from None
+            return f"the judge at {endpoint.name} refuses the key in {c.api_key_env} (HTTP {error.status_code}); set a valid one"
         if isinstance(error, openai.NotFoundError):
-            served = await _served(endpoint)
-            raise UserError(
-                f"the judge at {endpoint.name} does not serve {c.model!r}; it serves: {served}; set the judge's model to one of "
-                "these, or serve it"
-            ) from None
+            return (
+                f"the judge at {endpoint.name} does not serve {c.model!r}; it serves: {await _served(endpoint)}; set the judge's "
+                "model to one of these, or serve it"
+            )
         if getattr(error, "code", None) == endpoints.QUOTA:
-            raise UserError(
-                f"the quota of the key in {c.api_key_env} at {endpoint.name} is used up; raise it and run again"
-            ) from None
+            return f"the quota of the key in {c.api_key_env} at {endpoint.name} is used up; raise it and run again"
+        return None
 
     def _body(self, call: Call, urls: Sequence[str]) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
@@ -214,7 +224,7 @@ class OpenAITransport:
             out["reasoning_effort"] = c.reasoning_effort  # such models take no temperature
         else:
             out["temperature"] = 0.0
-        if call.choices and c.endpoints:
+        if call.choices and self._takes_choices:
             out["structured_outputs"] = {"choice": list(call.choices)}  # vLLM's structured choice
         elif call.schema is not None:
             form = {"name": call.role, "strict": True, "schema": call.schema}
@@ -258,7 +268,7 @@ def _text_of(completion: Any, most: int) -> str:
         raise Unusable("no completion in it")
     text = getattr(getattr(choices[0], "message", None), "content", None)
     if getattr(choices[0], "finish_reason", None) == "length":
-        raise Unusable(f"cut off at {most} tokens")
+        raise Unusable(CUT_OFF.format(most))
     if not isinstance(text, str) or not text:
         raise Unusable("empty")
     return text

@@ -25,7 +25,7 @@ from fgrpo.serving import CPU_ENVIRONMENT
 from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.calls import Call, Unusable
-from judges.transport import Unanswered, estimate
+from judges.transport import CUT_OFF, Unanswered, estimate
 
 PICTURES = 8  # in one call at most, if `engine` does not say otherwise
 _FORBIDDEN_BIAS = -100.0
@@ -171,7 +171,7 @@ class VLLMTransport:
         finally:
             self._meter.settle(room, used)
         if output.outputs[0].finish_reason == "length":
-            raise Unusable(f"cut off at {self._config.max_completion_tokens} tokens")
+            raise Unusable(CUT_OFF.format(self._config.max_completion_tokens))
         if not output.outputs[0].text:
             raise Unusable("empty")
         return str(output.outputs[0].text)

@@ -243,5 +243,8 @@ def test_addresses(endpoints: list[Scripted]) -> None:
     for wrong in ("host:8000", "", "ftp://host/v1"):
         with pytest.raises(UserError):
             normal_url(wrong)
+    with pytest.raises(UserError, match="the endpoint at host has a user or password") as raised:
+        normal_url("https://me:sk-secret@host/v1")
+    assert "sk-secret" not in str(raised.value)
     with pytest.raises(UserError, match=r"engine\.endpoints is empty"):
         OpenAISampler([], "m")

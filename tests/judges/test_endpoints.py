@@ -63,7 +63,7 @@ def test_what_was_set_aside_and_not_used_comes_back(monkeypatch: pytest.MonkeyPa
     assert Pace(None).take(10**9) == 0.0
 
 
-@pytest.mark.parametrize("limit", [{"requests_per_minute": 1240}, {"tokens_per_minute": 1240 * 900}])
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 1240}, {"tokens_per_minute": 1240 * 500}])
 def test_requests_are_spread_over_the_minute(limit: dict[str, int], fault_server: Any, judge_config: Any) -> None:
     async def go() -> None:
         async with fault_server(lambda n, body: YES) as server:
@@ -73,8 +73,9 @@ def test_requests_are_spread_over_the_minute(limit: dict[str, int], fault_server
             if "tokens_per_minute" in limit:  # a server that says nothing of usage is charged what was set aside
                 server.behave = lambda n, body: {"body": _without_usage()}
             assert not any(v.failed for v in await judges.consistency.judge(items(0, 50)))
-            if "requests_per_minute" in limit:
-                assert time.monotonic() - begin >= 1.3  # 20 in the first burst, then 20 a second
+            # requests: 20 in the first burst, then 20 a second; tokens: as many of 500, and a call is set aside at a little more
+            took, each = time.monotonic() - begin, (judges.meter.prompt_tokens + judges.meter.completion_tokens) / 50
+            assert took >= (1.3 if "requests_per_minute" in limit else 48 * each / (20 * 500) - 1.0) > 1.0
             await judges.close()
 
     asyncio.run(go())
@@ -149,6 +150,18 @@ def test_an_endpoint_without_the_model_is_named_with_what_it_serves(fault_server
             says = re.escape(f"the judge at {server.url} does not serve 'another-model'; it serves: served-model")
             with pytest.raises(UserError, match=says):
                 await judges.consistency.judge(items(0, 5))
+            await judges.close()
+
+    asyncio.run(go())
+
+
+def test_who_does_not_say_what_it_used_cannot_pass_the_cap(fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        async with fault_server(lambda n, body: {"body": _without_usage()}) as server:
+            judges = build(judge_config(server.url, token_cap=6000), "unused")
+            verdicts = await judges.consistency.judge(items(0, 60))
+            assert 0 < len(server.bodies) < 30 and sum(v.failed for v in verdicts) == 60 - len(server.bodies)
+            assert 0 < judges.meter.prompt_tokens + judges.meter.completion_tokens <= 6000
             await judges.close()
 
     asyncio.run(go())

@@ -298,6 +298,7 @@ def test_what_no_item_can_get_round_stops_with_one_clear_error(
                     await judges.consistency.judge([item(n) for n in range(50)])
                 assert KEY not in str(raised.value)
                 asked = len(server.bodies)
+                assert asked <= 16  # those in flight; the rest need not find it out again
                 with pytest.raises(UserError):
                     await judges.consistency.judge([item(99)])
                 assert len(server.bodies) == asked  # nobody asks again
@@ -471,6 +472,8 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
     judge_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert OpenAITransport(judge_config("https://api.openai.com/v1"), Meter())._takes_choices is False
+    assert OpenAITransport(judge_config("http://127.0.0.1:8000/v1"), Meter())._takes_choices is True
     config = judge_config()
     call = extraction_call(ExtractionItem("x", ("left", "right"), "the former"))
     body = OpenAITransport(config, Meter())._body(call, ())
