@@ -39,6 +39,7 @@ CPU_HEALTHY_S = 600.0
 # What TRL's client needs of a server (trl/scripts/vllm_serve.py says it): its raw endpoints, log-probabilities of the tempered
 # distribution, and weights over NCCL from a GPU (from a CPU they come as a file, rl/vllm_rollouts.py).
 ROLLOUT_FLAGS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
+COMPACT_JSON = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
 NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
 ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # lets weights be replaced: never on an open network
 # On a CPU vLLM's worker gets a part of ours, without which new weights would not reach all of its layers.
@@ -95,6 +96,17 @@ def check_model(role: str, model: str) -> dict[str, object]:
     return found
 
 
+def judge_flags(config: Config, role: str) -> tuple[str, ...]:
+    """What a judge's server needs: JSON without white space, which a model can fill a reply with, and to open the pictures
+    below the data's root where they are sent by their names (`images: file`)."""
+    if role not in ("judge", "extractor"):
+        return ()
+    wanted = config.judges.training if role == "judge" else config.judges.extraction
+    if wanted.images != "file":
+        return COMPACT_JSON
+    return (*COMPACT_JSON, "--allowed-local-media-path", str(Path(config.data.root).resolve()))
+
+
 def order(
     config: Config,
     role: str,
@@ -118,12 +130,12 @@ def order(
     context = ["--max-model-len", str(min(serving.context, reach or serving.context))]
     if any(flag.split("=")[0] in ("--max-model-len", "--hf-overrides") for flag in extra):
         context = []
-    special = ROLLOUT_FLAGS if role == "rollouts" else ()
+    special = ROLLOUT_FLAGS if role == "rollouts" else judge_flags(config, role)
     environment = ROLLOUT_ENVIRONMENT if role == "rollouts" else {}
     if not devices and role == "rollouts":
         return Order(role, name, (*CPU_FLAGS, *context, *CPU_ROLLOUT_FLAGS, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
     if not devices:
-        return Order(role, name, (*CPU_FLAGS, *context, *extra), dict(CPU_ENVIRONMENT))
+        return Order(role, name, (*CPU_FLAGS, *context, *special, *extra), dict(CPU_ENVIRONMENT))
     wanted = serving.tensor_parallel * serving.data_parallel
     if wanted > len(devices):
         raise UserError(
@@ -139,7 +151,7 @@ def order(
         *(("--data-parallel-size", str(serving.data_parallel)) if serving.data_parallel > 1 else ()),
         *("--gpu-memory-utilization", f"{serving.memory_share:g}"),
     ]
-    special = (*special, *NCCL) if role == "rollouts" else ()
+    special = (*special, *NCCL) if role == "rollouts" else special
     return Order(role, name, (*flags, *special, *extra), {**GPU_ENVIRONMENT, **environment})
 
 

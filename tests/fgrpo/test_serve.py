@@ -91,6 +91,20 @@ def test_flags_follow_the_role_and_the_preset(tmp_path: Path) -> None:
     judge = " ".join(serve.order(config, "judge", H100).flags)
     assert "--max-model-len 16384" in judge
     assert "--tensor-parallel-size 2" in judge
+    assert "--structured-outputs-config" in judge and '"disable_any_whitespace": true' in judge
+    assert "--allowed-local-media-path" not in judge, "nobody's files are open unless pictures go by their names"
+    by_name = config.model_copy(
+        deep=True,
+        update={
+            "judges": config.judges.model_copy(
+                update={"training": config.judges.training.model_copy(update={"images": "file"})}
+            )
+        },
+    )
+    for devices in (H100, []):
+        flags = serve.order(by_name, "judge", devices).flags
+        place = flags.index("--allowed-local-media-path")
+        assert flags[place + 1] == str(Path(config.data.root).resolve()) and serve.COMPACT_JSON[0] in flags
     reader = " ".join(serve.order(config, "extractor", H100).flags)
     assert "--limit-mm" not in reader, "a text model knows no pictures"
     model = serve.order(config, "model", H100, config.models.teacher, ["--max-model-len", "2048"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo.sampling.base import Request
+from fgrpo.serve import COMPACT_JSON  # the mini model would put in white space without end
 from fgrpo.serving import CPU_FLAGS, Server
 from miniworld import questions
 from miniworld.render import render
@@ -19,10 +20,6 @@ FAMILIES = ("hrel", "view", "count", "depth", "nearer", "moved", "vrel", "behind
 # Judges' prompts are long in the mini tokenizer's bytes; the weights do not depend on the number of positions.
 CONTEXT = 8192
 LONG = ("--hf-overrides", json.dumps({"text_config": {"max_position_embeddings": CONTEXT}}))
-
-
-# Structured replies without white space, which the mini model would put in without end.
-COMPACT = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     files = ("--allowed-local-media-path", str(tmp_path_factory.getbasetemp()))
-    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG, *COMPACT, *files)) as running:
+    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG, *COMPACT_JSON, *files)) as running:
         yield running
 
 
