@@ -2,7 +2,7 @@
 
 An engine that starts workers of its own leaves them behind when its parent is killed, and they keep the GPU's memory, so that
 the run that carries on has none. `Guard` starts a small process that looks on: it notes the parent's descendants every second,
-and when its input closes without the word that all is well, it ends those that are left (asked first, then killed).
+and when the parent is gone without the word that all is well, it ends those that are left (asked first, then killed).
 
 Command (what `Guard` starts): `python fgrpo/orphans.py <parent's process id>`.
 """
@@ -41,7 +41,10 @@ class Guard:
 
 
 def watch(parent: int) -> None:
-    """Look on until standard input ends; without `WELL` in it, end what `parent` left."""
+    """Look on until standard input ends or `parent` is gone; without `WELL` in the input, end what it left.
+
+    The input alone does not tell: a worker that the parent forked holds the other end of it open.
+    """
     import psutil
 
     known: set[psutil.Process] = set()  # compared by id and start, so that an id used again is somebody else
@@ -51,9 +54,11 @@ def watch(parent: int) -> None:
             known |= set(psutil.Process(parent).children(recursive=True)) - {psutil.Process()}
         if select.select([sys.stdin], [], [], EVERY_S)[0]:
             piece = os.read(sys.stdin.fileno(), 64)
-            if not piece:
-                break
             said += piece
+            if not piece or said == WELL:
+                break
+        elif os.getppid() != parent:
+            break
     if said == WELL:
         return
     left = {process for process in known if process.is_running()}
