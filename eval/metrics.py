@@ -6,7 +6,6 @@ counted as 0. Shares are fractions in [0, 1]; the tables print them times 100.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgrpo.types import Score
+from judges.validation_stats import kappa
 
 Value = float | bool | Score | None
 
@@ -154,10 +154,8 @@ def cohen_kappa(a: Sequence[Any], b: Sequence[Any]) -> float:
     """Cohen's kappa of two raters' labels (Appendix B.3). NaN without items, or where both raters use one same label only
     (agreement by chance is then certain, and nothing was shown). Raises ValueError if the lengths differ."""
     pairs = list(zip(a, b, strict=True))
-    if not pairs:
-        return math.nan
-    total = len(pairs)
-    observed = sum(x == y for x, y in pairs) / total
-    labels = {x for x, _ in pairs} | {y for _, y in pairs}
-    chance = sum(sum(x == k for x, _ in pairs) * sum(y == k for _, y in pairs) for k in labels) / total**2
-    return math.nan if chance == 1.0 else (observed - chance) / (1.0 - chance)
+    place = {label: i for i, label in enumerate(dict.fromkeys(label for pair in pairs for label in pair))}
+    confusion_KK = np.zeros((len(place), len(place)), np.int64)
+    for x, y in pairs:
+        confusion_KK[place[x], place[y]] += 1
+    return float(kappa(confusion_KK))

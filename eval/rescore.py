@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import re
 from pathlib import Path
 
@@ -27,8 +26,10 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
 from fgrpo.runs import require, write_json
-from fgrpo.schema import JUDGE_TRANSPORT, Config
+from fgrpo.schema import JUDGE_TRANSPORT, Config, Eval
 from fgrpo.types import EvalRecord, Rollout
+from judges.validation_stats import Agreement
+from judges.validation_stored import Stored, agreements
 
 
 def rescore(config: Config, folder: Path, judge: str) -> Path:
@@ -72,12 +73,15 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     return out
 
 
-def agreement(old: list[EvalRecord], new: list[EvalRecord]) -> tuple[float, int]:
-    """Cohen's kappa of two judges' consistency verdicts on the same rollouts, and on how many."""
-    first = {r.id: r.scores["consistency"].value for r in old if "consistency" in r.scores}
-    second = {r.id: r.scores["consistency"].value for r in new if "consistency" in r.scores}
-    both = [i for i in first if first[i] is not None and second.get(i) is not None]
-    return metrics.cohen_kappa([first[i] for i in both], [second[i] for i in both]), len(both)
+def agreement(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> Agreement:
+    """Agreement of two judges' consistency verdicts on the same rollouts. What a rule decided before any judge was asked (no
+    answer, no trace) is left out: it is the same under both, and would only make them look alike."""
+    stored = []
+    for name, records in (("the run's judge", old), ("this one", new)):
+        stored.append(Stored(name))
+        for record in records:
+            stored[-1].add(record.id, record.scores.get("consistency"), None)
+    return agreements(*stored, settings.bootstrap_samples, settings.confidence)[0]
 
 
 def _judge(config: Config, name: str) -> judges.schema.Judge:
@@ -111,9 +115,13 @@ def main() -> None:
             for name in ("accuracy", "inconsistency", "semantic"):
                 pair = [metrics.mean(summary.value_of(r, name) for r in rows) for rows in (old, new)]
                 print(f"{name:>14}: {' → '.join('–' if v is None else f'{100 * v:.1f}' for v in pair)}")
-            kappa, count = agreement(old, new)
-            shown = "not defined (one label only)" if math.isnan(kappa) else f"{kappa:.3f}"
-            print(f"Cohen's kappa of the consistency verdicts on {count} rollouts: {shown}")
+            found = agreement(old, new, config.eval)
+            shown = "not defined (one label only)"
+            if found.kappa is not None and found.low is not None and found.high is not None:
+                shown = f"{found.kappa:.3f} [{found.low:.3f}, {found.high:.3f}]"
+            print(
+                f"Cohen's kappa of the consistency verdicts on {found.n} rollouts that both judges were asked about: {shown}"
+            )
         print(f"scores: {out}")
 
     arguments = parser("score stored generations again with another judge")

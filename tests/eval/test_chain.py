@@ -236,7 +236,9 @@ def test_the_same_rescore_agrees_and_generates_nothing(evaluated: Path, world: C
     out = rescore.rescore(world, folder, "oracle")
     assert (out / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
     old = [EvalRecord.from_dict(r) for r in jsonl.read(folder / "scores.jsonl")]
-    assert rescore.agreement(old, old)[0] == 1.0
+    found = rescore.agreement(old, old, world.eval)
+    asked = [r for r in old if r.scores["consistency"].detail.get("cause") == "judge"]
+    assert found.kappa == 1.0 and found.n == len(asked)
     with pytest.raises(UserError, match="unknown judge"):
         rescore.rescore(world, folder, "oracel")
 
