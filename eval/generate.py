@@ -3,7 +3,8 @@
 Each answer is appended to generations.jsonl as it comes, so a killed run loses nothing that was finished and repeats
 nothing; at the end the file is put into the order of the questions, so that two runs give the same bytes. What was cut off
 by the token limit has finish "length"; what the engine refused has finish "error", an empty text, and is asked again by the
-next run. Differs from the paper: the sampled set is ours; it is reported apart and never mixed into the greedy figures.
+next run. An engine that refuses 20 questions in a row, or an endpoint that no longer answers, ends the run in words instead of
+being asked for every question that is left. Differs from the paper: the sampled set is ours; it is reported apart and never mixed into the greedy figures.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.models import ModelSpec, template, user_text
 from fgrpo import jsonl, progress
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Request, Sampler, SamplingError
+from fgrpo.sampling.base import Request, Sampler, SamplingError, Unreachable
 from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
 
 GREEDY, SAMPLED = "greedy", "sampled"
-REFUSALS_IN_A_ROW = 20  # an endpoint that only refuses is not asked for every question of seven benchmarks
+REFUSALS_IN_A_ROW = 20  # an engine that only refuses is not asked for every question of seven benchmarks
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,66 @@ def jobs(samples: Sequence[Sample], spec: ModelSpec, config: Config) -> list[Job
     return out
 
 
+@dataclass
+class _Watch:
+    """Whether the engine still serves. A request refused before is expected to be refused again, and says nothing of that."""
+
+    expected: Set[str]
+    served: int = 0
+    unanswered: int = 0
+    in_a_row: set[str] = field(default_factory=set)  # questions refused since the last answer
+    last: str = ""
+    given_up: bool = False
+
+    def saw(self, job: Job, error: SamplingError | None) -> None:
+        """Take in how one request ended; once 20 questions in a row were refused, the engine is given up for good."""
+        if error is None:
+            self.served += 1
+            self.in_a_row.clear()
+            return
+        self.last = str(error)
+        self.unanswered += isinstance(error, Unreachable)
+        if isinstance(error, Unreachable) or job.id not in self.expected:
+            self.in_a_row.add(job.sample.id)
+        self.given_up = self.given_up or len(self.in_a_row) >= REFUSALS_IN_A_ROW
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was given up, or nobody was there for any request."""
+        return self.given_up or (self.unanswered > 0 and self.served == 0)
+
+
 async def generate(
-    todo: Sequence[Job], sampler: Sampler, path: Path, *, concurrency: int, title: str = ""
+    todo: Sequence[Job],
+    sampler: Sampler,
+    path: Path,
+    *,
+    concurrency: int,
+    title: str = "",
+    refused_before: Set[str] = frozenset(),
 ) -> Counter[str]:
     """Make the rollouts of `todo` that `path` does not hold yet; returns how many ended how ("stop", "length", "error").
 
+    Args:
+        refused_before: ids that an earlier run was refused (those that `path` still holds are known).
+
     Raises:
-        UserError: the first 20 requests were all refused (the last reason is given); what was made stays in the file.
+        UserError: 20 questions in a row were refused, no endpoint answered, or nothing of `todo` was served at all (the last
+            reason is given); what was made stays in the file.
     """
-    forget_refusals(path)
+    watch = _Watch(refused_before | forget_refusals(path))
     waiting = asyncio.Semaphore(concurrency)
-    refused = 0
-    succeeded = False
     with jsonl.Appender(path) as out:
         pending = [job for job in todo if job.id not in out]
         bar = progress.bar(f"generate {title}".strip(), len(pending), "answer")
 
         async def one(job: Job) -> None:
-            nonlocal refused, succeeded
             async with waiting:
-                if refused >= REFUSALS_IN_A_ROW and not succeeded:
+                if watch.given_up:
                     return
-                rollout = await _ask(job, sampler)
+                rollout, error = await _ask(job, sampler)
+            watch.saw(job, error)
             out.add(rollout.to_dict())
-            refused += rollout.finish == "error"
-            succeeded = succeeded or rollout.finish != "error"
             bar.update()
 
         try:
@@ -91,17 +127,22 @@ async def generate(
             raise errors.exceptions[0] from None
         finally:
             bar.close()
-    return settle(path, todo, succeeded or not pending)
+    if watch.is_gone or not held_ids(path) & {job.id for job in todo}:
+        raise UserError(
+            f"the engine served {watch.served or 'none'} of this run's requests and then no more; the last refusal: {watch.last}; "
+            f"what was generated is kept in {path}, and the same command carries on"
+        )
+    return settle(path, todo)
 
 
-async def _ask(job: Job, sampler: Sampler) -> Rollout:
+async def _ask(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | None]:
     meta = {"kind": job.kind}
     try:
         (completion, *_) = await sampler.sample(job.request)
     except SamplingError as error:
-        return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, "error": str(error)[:500]})
+        return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, "error": str(error)[:500]}), error
     text = job.request.prefix + completion.text
-    return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta)
+    return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta), None
 
 
 def held_ids(path: Path) -> set[str]:
@@ -114,26 +155,20 @@ def first_refusal(path: Path) -> str:
     return next((item["meta"].get("error", "") for item in jsonl.read(path) if item["finish"] == "error"), "")
 
 
-def forget_refusals(path: Path) -> None:
-    """Take refused rollouts out of `path`, so that they are asked again."""
-    if path.exists():
-        held = list(jsonl.read(path))
-        kept = [item for item in held if item["finish"] != "error"]
-        if len(kept) < len(held):
-            jsonl.write(path, kept)
+def forget_refusals(path: Path) -> set[str]:
+    """Take refused rollouts out of `path`, so that they are asked again; returns their ids."""
+    held = list(jsonl.read(path)) if path.exists() else []
+    kept = [item for item in held if item["finish"] != "error"]
+    if len(kept) < len(held):
+        jsonl.write(path, kept)
+    return {item["id"] for item in held if item["finish"] == "error"}
 
 
-def settle(path: Path, todo: Sequence[Job], answered: bool) -> Counter[str]:
-    """Put the file into the order of `todo` (rollouts of other benchmarks behind it), and count."""
+def settle(path: Path, todo: Sequence[Job]) -> Counter[str]:
+    """Put the file, which holds all of `todo`, into its order (rollouts of other benchmarks behind it), and count."""
     held = {item["id"]: item for item in jsonl.read(path)}
     wanted = [job.id for job in todo]
     asked = set(wanted)
-    finishes = Counter(held[i]["finish"] for i in wanted if i in held)
-    if not answered:
-        raise UserError(
-            f"the engine refused the first {finishes['error']} requests and served none: {first_refusal(path) or 'no answer'}; "
-            f"what {path} held before is kept"
-        )
     others = sorted(i for i in held if i not in asked)
     jsonl.write(path, [held[i] for i in [*wanted, *others]])
-    return finishes
+    return Counter(held[i]["finish"] for i in wanted)

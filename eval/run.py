@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,19 +121,21 @@ async def _answers(
     config: Config,
     todo: list[generate.Job],
     sampler: Sampler | None,
+    refused: Set[str] = frozenset(),
 ) -> None:
-    """Make those answers of `todo` that the folder does not hold."""
+    """Make those answers of `todo` that the folder does not hold; `refused` were refused by an earlier run."""
     engine_config = models.engine_config(spec, config)
     generations = folder.path / "generations.jsonl"
     generations.touch()
     held = generate.held_ids(generations)
     if all(job.id in held for job in todo):
-        folder.counts.update({f"finish/{finish}": n for finish, n in generate.settle(generations, todo, True).items()})
+        folder.counts.update({f"finish/{finish}": n for finish, n in generate.settle(generations, todo).items()})
         return
     engine = sampler if sampler is not None else _build_sampler(engine_config, path)
     try:
+        slots = engine_config.engine.concurrency
         finishes = await generate.generate(
-            todo, engine, generations, concurrency=engine_config.engine.concurrency, title=title
+            todo, engine, generations, concurrency=slots, title=title, refused_before=refused
         )
     finally:
         await engine.close()
@@ -184,9 +186,9 @@ async def _work(
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
     wanted = {job.id for job in todo}
-    generate.forget_refusals(generations)
+    refused = generate.forget_refusals(generations)
     shards.gather(folder, generations.name, lambda item: item["id"] in wanted and item["finish"] != "error")
-    await _answers(folder, name, spec, path, config, todo, sampler)
+    await _answers(folder, name, spec, path, config, todo, sampler, refused)
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
         with progress.bar(f"score {name}", len(todo), "answer") as bar:

@@ -65,6 +65,10 @@ class SamplingError(RuntimeError):
     """A request that failed for good, after the engine's own retries; names the request."""
 
 
+class Unreachable(SamplingError):
+    """Nobody answered in all attempts, or with a fault of the server's own: another request would fare no better."""
+
+
 def describe(request: Request) -> str:
     """A request in one line, for errors."""
     shown = request.text if len(request.text) <= 80 else request.text[:77] + "..."

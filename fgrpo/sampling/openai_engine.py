@@ -26,7 +26,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from fgrpo import addresses, endpoints, pictures, tokens
 from fgrpo.endpoints import normal_url
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
+from fgrpo.sampling.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, Unreachable, check, describe
 
 REJECTED = (400, 413, 415, 422, 500)  # what servers say to pictures that they cannot take
 _PICTURE_WORDS = re.compile(r"image|multi-?modal|vision|content type", re.IGNORECASE)
@@ -94,7 +94,7 @@ class OpenAISampler:
         """`request.n` continuations.
 
         Raises:
-            SamplingError: the request cannot be served, or no endpoint served it in all attempts.
+            SamplingError: the request cannot be served, or (`Unreachable`) no endpoint served it in all attempts.
         """
         check(request)
         self._bind()
@@ -114,7 +114,8 @@ class OpenAISampler:
                     with attempt:
                         return await self._ask(request, content)
             except endpoints.ERRORS as error:
-                raise SamplingError(
+                kind = Unreachable if endpoints.may_pass(error) else SamplingError
+                raise kind(
                     f"{describe(request)}: {_explain(error, request, self.urls, attempt.retry_state.attempt_number)}"
                 ) from error
         raise AssertionError("unreachable")

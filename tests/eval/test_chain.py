@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from eval import base, figures, generate, models, report, rescore, run, score, s
 from eval.results import find
 from fgrpo import jsonl
 from fgrpo.errors import UserError
+from fgrpo.sampling.base import Completion, Request, SamplingError, Unreachable
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
 from judges import validation
@@ -129,9 +131,75 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
     todo = generate.jobs(samples, models.load("fgrpo"), world)
     broken = engine(world)
     broken.refuse = ("",)
-    with pytest.raises(UserError, match="served none: refused"):
+    with pytest.raises(UserError, match=r"served none of .*: refused; .* is kept"):
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
-    assert len(broken.asked) == generate.REFUSALS_IN_A_ROW < len(todo)
+    assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
+    assert len(broken.asked) < len(todo)
+
+
+class Dying(Scripted):
+    """An endpoint that is gone after `serves` answers (for good), and is asked in vain from then on."""
+
+    serves = 0
+
+    async def sample(self, request: Request) -> Sequence[Completion]:
+        if len(self.asked) >= self.serves:
+            self.asked.append(request)
+            raise Unreachable("no answer from http://gone/v1 in 6 attempts")
+        return await super().sample(request)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_an_endpoint_that_dies_is_not_asked_for_all_that_is_left(
+    world: Config, tmp_path: Path, concurrency: int
+) -> None:
+    names = ("cvb_2d", "cvb_3d", "mindcube", "mmvp", "omnispatial", "realworldqa", "sat_real")
+    samples = [s for name in names for s in base.load(name, world).samples]
+    todo = [job for job in generate.jobs(samples, models.load("fgrpo"), world) if job.kind == "greedy"]
+    path = tmp_path / "generations.jsonl"
+    dying = Dying(engine(world).book)
+    dying.serves = 5
+    with pytest.raises(UserError, match=r"served 5 of .* and then no more; .* no answer from .* carries on"):
+        asyncio.run(generate.generate(todo, dying, path, concurrency=concurrency))
+    assert len(generate.held_ids(path)) == 5 and len(dying.asked) < 5 + generate.REFUSALS_IN_A_ROW + concurrency
+    dying.asked, dying.serves = [], 0  # still gone, and fewer than 20 questions left: not 4 refusals and a finished run
+    asyncio.run(generate.generate(todo[:-4], engine(world), path, concurrency=4))
+    with pytest.raises(UserError, match="served none"):
+        asyncio.run(generate.generate(todo, dying, path, concurrency=concurrency))
+    assert len(dying.asked) == 4
+    assert asyncio.run(generate.generate(todo, engine(world), path, concurrency=4)) == {"stop": len(todo)}
+
+
+def test_a_question_that_is_always_refused_does_not_block_what_follows(world: Config, tmp_path: Path) -> None:
+    """A killed or failed run is gone on with, although all that is left to ask is refused again."""
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    picky = engine(world)
+    picky.refuse = (base.load("mmvp", world).samples[0].question,)
+    folder = run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, picky)
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    (folder / "done").unlink()
+    run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, picky)
+    assert (folder / "done").exists() and {name: (folder / name).read_bytes() for name in FILES} == before
+
+
+def test_refusals_in_one_batch_and_a_late_answer(world: Config, tmp_path: Path) -> None:
+    """The engine is given up while an answer is on its way: that answer stays, and the rest is left for the next run."""
+
+    class Late(Scripted):
+        async def sample(self, request: Request) -> Sequence[Completion]:
+            self.asked.append(request)
+            if len(self.asked) > 1:
+                raise SamplingError("refused")
+            await asyncio.sleep(0.2)
+            return [Completion(self.write(request), "stop", (1,))]
+
+    names = ("cvb_2d", "cvb_3d", "mindcube", "mmvp", "omnispatial", "realworldqa", "sat_real")
+    samples = [s for name in names for s in base.load(name, world).samples]
+    todo = [job for job in generate.jobs(samples, models.load("fgrpo"), world) if job.kind == "greedy"]
+    path = tmp_path / "generations.jsonl"
+    with pytest.raises(UserError, match="served 1 of"):
+        asyncio.run(generate.generate(todo, Late(engine(world).book), path, concurrency=22))
+    assert len(generate.held_ids(path)) == 1
 
 
 def one_score(world: Config, text: str, finish: str = "stop") -> tuple[Sample, EvalRecord]:
