@@ -12,6 +12,8 @@ import socket
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
@@ -30,7 +32,7 @@ class Cache:
     """`get` and `put` replies by key; safe between threads and processes, and after a fork.
 
     Raises:
-        UserError: the file cannot be opened, or is no cache.
+        UserError: the file cannot be opened, is no cache, or breaks under way (every method).
     """
 
     def __init__(self, path: str | Path, timeout: float = 60.0) -> None:
@@ -64,16 +66,29 @@ class Cache:
         connection.execute(_CLAIMS)
         return connection
 
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._open()
+            try:
+                yield connection
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise UserError(
+                    f"the judge cache {self.path} failed ({error}); make room on its disk, or name another file, and run the same "
+                    "command again"
+                ) from error
+
     def get(self, key: str) -> str | None:
         """The reply kept under `key`, None if there is none."""
-        with self._lock:
-            row = self._open().execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        with self._using() as connection:
+            row = connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, key: str, role: str, model: str, reply: str) -> None:
         """Keep `reply`; the first one under a key stays. Ends the claim on it."""
-        with self._lock:
-            connection = self._open()
+        with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
             connection.execute("DELETE FROM claims WHERE key = ?", (key,))
@@ -81,8 +96,8 @@ class Cache:
 
     def claim(self, key: str, seconds: float) -> bool:
         """Say that this process is going to ask for `key`; False while another one that is alive has said so."""
-        with self._lock:
-            connection, now = self._open(), time.time()
+        with self._using() as connection:
+            now = time.time()
             claim = (key, self._host, self._pid, now + seconds, now)
             if connection.execute(_CLAIM, claim).fetchone() is not None:
                 return True
@@ -94,13 +109,13 @@ class Cache:
 
     def release(self, key: str) -> None:
         """End this process' claim on `key` without a reply."""
-        with self._lock:
+        with self._using() as connection:
             mine = (key, self._host, os.getpid())
-            self._open().execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", mine)
+            connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", mine)
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._open().execute("SELECT COUNT(*) FROM replies").fetchone()[0])
+        with self._using() as connection:
+            return int(connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the connection; using the cache again opens it anew."""

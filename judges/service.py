@@ -37,7 +37,8 @@ class Service:
         self._under_way: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
         self._under_way = WeakKeyDictionary()
         self._fatal: str | None = None
-        self._start = dumps([config.model, config.reasoning_effort, config.max_completion_tokens])
+        who = [config.model, config.reasoning_effort, config.max_completion_tokens]
+        self._start = dumps([*who, config.engine] if config.engine else who)  # a revision, a quantisation
 
     async def ask_all(self, calls: Sequence[Call]) -> list[Verdicts]:
         """The verdicts of each call, in order. Raises UserError for what holds for every call."""

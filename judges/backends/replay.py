@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fgrpo import jsonl, schema
+from fgrpo.errors import UserError
 from fgrpo.types import Verdict
 from judges.base import (
     Backend,
@@ -49,7 +50,10 @@ def _picture_key(path: str) -> str:
 
 def read(path: str | Path) -> Book:
     """The verdicts of a file by key. Raises UserError if the file is missing or broken."""
-    return {row["id"]: tuple(Verdict.from_dict(v) for v in row["verdicts"]) for row in jsonl.read(path)}
+    try:
+        return {row["id"]: tuple(Verdict.from_dict(v) for v in row["verdicts"]) for row in jsonl.read(path)}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} holds a line that is no recorded verdict ({error!r}); record it again") from error
 
 
 class _Recorder(Generic[AnyItem]):

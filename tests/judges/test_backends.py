@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import multiprocessing
 import queue
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from fgrpo.schema import Judge
 from fgrpo.types import Verdict
 from judges import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build, names
 from judges.backends.replay import record
-from judges.backends.vllm import Engine, _Asked
-from judges.base import failed_verdict
+from judges.backends.vllm import Engine, VLLMTransport, _Asked
+from judges.base import Meter, failed_verdict
 from judges.cache import Cache
 from judges.calls import extraction_call
+from judges.service import Service
 
 
 def config(backend: str, model: str = "m") -> Judge:
@@ -95,6 +98,10 @@ def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
 def test_replay_without_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing"):
         build(config("replay", str(tmp_path / "none.jsonl")), "unused")
+    for line in ('{"id": "x"}', '{"id": "x", "verdicts": [{"reason": "no label"}]}', '{"id": "x", "verdicts": 3}'):
+        (tmp_path / "odd.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match=r"odd\.jsonl holds a line that is no recorded verdict"):
+            build(config("replay", str(tmp_path / "odd.jsonl")), "unused")
 
 
 def _write(path: str, worker: int) -> int:
@@ -132,6 +139,28 @@ def test_several_processes_share_one_cache(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert pool.starmap(_write, [(path, n) for n in range(4)]) == [0, 1, 2, 3]
     assert len(Cache(path)) == 200
+
+
+def test_a_cache_that_breaks_under_way_says_which_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    cache = Cache(path)
+    cache.put("k", "consistency", "m", "reply")
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE replies")
+    for use in (lambda: cache.get("k"), lambda: cache.put("k", "", "m", "x"), lambda: cache.put("k", "", "m", "x")):
+        with pytest.raises(UserError, match=r"the judge cache .*cache\.sqlite failed \(no such table"):
+            use()
+    assert Cache(path).claim("k", 10.0)  # no transaction was left open, nobody else is held up
+
+
+def test_another_engine_is_another_judge(tmp_path: Path) -> None:
+    call = extraction_call(ExtractionItem("x", ("left",), "left"))
+    keys = set()
+    for engine in ({}, {"revision": "a"}, {"revision": "b"}):
+        judge = config("vllm").model_copy(update={"engine": engine})
+        meter = Meter()
+        keys.add(Service(judge, meter, VLLMTransport(judge, meter))._key_of(call, ()))
+    assert len(keys) == 3
 
 
 def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
