@@ -168,10 +168,12 @@ def download(root: Path, work: Job, endpoint: str | None) -> None:
     groups = _groups(entry, work.found.files)
     packed = {remote for group in groups for remote in group}
     for group in groups:  # one archive after the other: the disk holds one of them, and what is unpacked
+        pieces = [folder / remote.path for remote in group]
         if all(record.is_unpacked(remote) for remote in group):
+            for piece in pieces:
+                piece.unlink(missing_ok=True)  # left by a kill
             continue
         _fetch_all(work, [r for r in group if r in work.missing], folder, record, endpoint)
-        pieces = [folder / remote.path for remote in group]
         count = unpack(pieces, pieces[0].parent if entry.unpack == "each" else folder)
         record.add(entry, work.found, group, unpacked=count)
         for piece in pieces:

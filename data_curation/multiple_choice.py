@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_WORDS = 8  # a longer answer is a sentence, not an option
+MAX_DIGITS = 30  # a longer row of figures is a code, not a number with neighbours
 PER_KIND = 64  # answers remembered a kind of question
 MAX_KINDS = 20_000  # kinds remembered a data set
 _PAIRS = (
@@ -120,8 +121,9 @@ def _closed(answer: str, rng: random.Random, count: int) -> list[str]:
     if plain in OPPOSITES:
         found = [OPPOSITES[plain]]
     elif plain in COLORS:
-        found = rng.sample([c for c in COLORS if c != plain], count)
-    elif plain in NUMBERS or plain.isdecimal():
+        others = [c for c in COLORS if c != plain]
+        found = rng.sample(others, min(count, len(others)))
+    elif plain in NUMBERS or (plain.isdecimal() and len(plain) <= MAX_DIGITS):
         value = NUMBERS.index(plain) if plain in NUMBERS else int(plain)
         near = [v for v in range(max(0, value - count), value + count + 1) if v != value]
         picked = sorted(rng.sample(near, count), key=lambda v: abs(v - value))

@@ -100,13 +100,18 @@ def source(name: str) -> Source:
 def convert(
     records: Iterator[tuple[str, dict[str, Any]]], sample: Callable[[str, dict[str, Any]], Sample], tally: Tally
 ) -> Iterator[Sample]:
-    """Samples of `records`; each record is counted as kept, or as dropped under the reason that `sample` raised."""
+    """Samples of `records`; each record is counted as kept, or as dropped under the reason that `sample` raised.
+
+    What `sample` noted in `tally` of a record that it then drops is taken back.
+    """
     for record_id, record in records:
         tally.records += 1
+        before = tally.notes.copy()
         try:
             made = sample(record_id, record)
         except Drop as drop:
             tally.dropped[str(drop)] += 1
+            tally.notes = before
             continue
         tally.kept += 1
         yield made
@@ -158,7 +163,11 @@ def picture_below(folder: Path, name: Any) -> Path:
     if parts.is_absolute() or ".." in parts.parts:
         raise Drop("image_path_leads_out")
     path = folder / parts
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name longer than any file's
+        is_there = False
+    if not is_there:
         raise Drop("missing_image")
     return path
 
@@ -243,7 +252,7 @@ def box_of(numbers: Any, *, unit_allowed: bool = False) -> Box | None:
     """
     try:
         x1, y1, x2, y2 = (float(v) for v in numbers)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # an integer beyond all floats is JSON too
         return None
     is_unit = unit_allowed and max(x1, y1, x2, y2) < 2.0
     return Box(x1, y1, x2, y2, "unit" if is_unit else "original")

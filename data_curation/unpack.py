@@ -50,10 +50,14 @@ def _zip(path: Path, into: Path) -> Iterator[Path]:
 
 def _tar(pieces: Sequence[Path], into: Path) -> Iterator[Path]:
     with _Joined(pieces) as joined, tarfile.open(fileobj=io.BufferedReader(joined, 1 << 20), mode="r|*") as archive:
+        left_out = 0
         for member in archive:
             data = archive.extractfile(member) if member.isfile() else None  # no links, no devices
+            left_out += data is None and not member.isdir()
             if data is not None:
                 yield _place(into, member.name, member.size, data, pieces[0])
+        if left_out:
+            print(f"{pieces[0]}: {left_out:,} members are links or devices and were not unpacked")
 
 
 def _place(into: Path, name: str, size: int, data: IO[bytes], archive: Path) -> Path:

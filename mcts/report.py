@@ -88,7 +88,8 @@ def write(tally: Tally, failed: Mapping[str, str]) -> str:
             title, {name.removeprefix(prefix): n for name, n in sorted(c.items()) if name.startswith(prefix)}
         )
     if failed:
-        lines += ["", "## Failed trees", "", *(f"- {name}: {' '.join(why.split())}" for name, why in failed.items())]
+        lines += ["", "## Failed trees", "", "Tried again by `make mcts` once `done` beside this page is deleted.", ""]
+        lines += [f"- {name}: {' '.join(why.split())}" for name, why in failed.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,10 @@
 """The stage: one search tree a seed question, many at a time over one engine, linearised into training traces. Appendix A.4.
 
 Reads runs/<preset>/data/seed.jsonl. Writes runs/<preset>/mcts/: trees.jsonl, traces.jsonl, sft.jsonl (sharegpt records),
-failed.jsonl (questions without a tree, with the reason), report.md and viewer.html. Trees are appended as they finish, so a
-kill costs at most the trees in flight; at the end all files are written in the order of the seed questions, byte-equal to an
-undisturbed run's where the engine honours seeds. Failed trees are tried again by the next run. `--shard 3/8` grows every
-eighth tree only (fgrpo/shards.py).
+failed.jsonl (questions without a tree: the reason, and what was spent), report.md and viewer.html. Trees are appended as they
+finish, so a kill costs at most the trees in flight; at the end all files are written in the order of the seed questions,
+byte-equal to an undisturbed run's where the engine honours seeds. A run that goes on tries failed trees again, a finished one
+once its `done` is deleted. `--shard 3/8` grows every eighth tree only (fgrpo/shards.py).
 
 Command: `make mcts` (`python -m mcts.run --preset mini [--shard 3/8]`).
 """
@@ -15,8 +15,9 @@ import argparse
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,16 @@ from mcts.tree import Settings, Tree
 
 TREES = "trees.jsonl"
 OUTPUTS = (TREES, "traces.jsonl", "sft.jsonl", "failed.jsonl", "report.md", "viewer.html")
+SPENT = ("requests", "completions", "tokens", "read_tokens")
 TeacherOf = Callable[[Sample], Teacher]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a question has no tree, and what was spent on it (`SPENT`)."""
+
+    reason: str
+    spent: Mapping[str, int]
 
 
 def distil(
@@ -97,7 +107,7 @@ def read_seeds(path: Path) -> list[Sample]:
     return list(samples.values())
 
 
-async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None) -> dict[str, str]:
+async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None) -> dict[str, Failure]:
     with stage.append(TREES) as done:
         missing = [sample for sample in samples if sample.id not in done]
         if not missing:
@@ -117,8 +127,8 @@ async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler
 
 async def grow(
     config: Config, samples: list[Sample], teacher_of: TeacherOf, done: jsonl.Appender, total: int
-) -> dict[str, str]:
-    """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; the reasons of those that failed.
+) -> dict[str, Failure]:
+    """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; those that failed, by id.
 
     The progress bar shows trees, the time left, and this process's calls, accepted chains, tokens (read and written) and cost.
 
@@ -127,7 +137,7 @@ async def grow(
     """
     settings = Settings.of(config.mcts, config.seed)
     allowed = max(1.0, config.mcts.max_failed_share * total)
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
     spent = meter.Meter(name=config.models.teacher, budget=_budget(config))
     waiting: Iterator[Sample] = iter(samples)
@@ -139,7 +149,7 @@ async def grow(
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:
-                    failed[sample.id] = str(error)
+                    failed[sample.id] = Failure(str(error), {name: tree.counts[name] for name in SPENT})
                     if len(failed) > allowed:
                         raise UserError(_too_many(failed, total)) from error
                 else:
@@ -148,7 +158,7 @@ async def grow(
                 totals.update(calls=tree.counts["requests"])
                 spent.add(tree.counts["read_tokens"], tree.counts["tokens"])
                 counted = ", ".join(f"{totals[name]:,} {name}" for name in ("calls", "chains"))
-                bar.set_postfix_str(f"{counted}, {spent}, {len(failed)} failed", refresh=False)
+                bar.set_postfix_str(f"{counted}, {spending(spent)}, {len(failed)} failed", refresh=False)
                 bar.update()
 
         try:
@@ -158,6 +168,13 @@ async def grow(
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first one: the others were cancelled for it
     return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
+
+
+def spending(spent: meter.Meter) -> str:
+    """Tokens and cost for the bar. Engines in process do not say what they read, and then the cost is not known."""
+    if spent.prompt_tokens or spent.money is None:
+        return str(spent)
+    return f"{spent.completion_tokens:,} tokens written, cost not known"
 
 
 def _budget(config: Config) -> meter.Budget:
@@ -176,7 +193,7 @@ def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
     }
 
 
-def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, str]) -> None:
+def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, Failure]) -> None:
     """Write every final file in the order of the seed questions, in one pass over the trees."""
     ids = [sample.id for sample in samples]
     template = prompts.read(config.prompts.think)
@@ -195,7 +212,9 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
                 traces_out.line(trace.to_dict())
                 sft_out.line(sft_record(tree.sample, trace, user_text))
     _write_failed(stage, failed)
-    _write_text(stage.path / "report.md", report.write(tally, failed))
+    _write_text(
+        stage.path / "report.md", report.write(tally, {name: failure.reason for name, failure in failed.items()})
+    )
     _write_text(stage.path / "viewer.html", shown.page(config.preset))
     if not tally.accepted:
         raise UserError(
@@ -203,13 +222,16 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
             "and whether the teacher follows its prompt"
         )
     stage.counts.update(tally.counts)
+    lost = {name: sum(failure.spent[name] for failure in failed.values()) for name in SPENT}
     stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
+    stage.counts.update({f"failed_trees/{name}": n for name, n in lost.items()})
     teacher_prompt = prompts.read(config.prompts.teacher)
     c = tally.counts
     per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "tokens")}
     has_read = c["read_tokens"] > 0  # engines in process do not say, and then the cost is not known either
     read = {"read_tokens": round(c["read_tokens"] / c["trees"], 2) if has_read else None}
-    cost = _budget(config).price(c["read_tokens"], c["tokens"]) if has_read else None
+    total = (c["read_tokens"] + lost["read_tokens"], c["tokens"] + lost["tokens"])
+    cost = _budget(config).price(*total) if has_read else None
     stage.finish(
         OUTPUTS,
         per_tree={**per_tree, **read},
@@ -218,8 +240,9 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
     )
 
 
-def _write_failed(stage: Run, failed: dict[str, str]) -> None:
-    jsonl.write(stage.path / "failed.jsonl", ({"id": name, "reason": why} for name, why in failed.items()))
+def _write_failed(stage: Run, failed: Mapping[str, Failure]) -> None:
+    lines = ({"id": name, "reason": one.reason, **one.spent} for name, one in failed.items())
+    jsonl.write(stage.path / "failed.jsonl", lines)
 
 
 class _WholeFile:
@@ -249,10 +272,10 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def _too_many(failed: dict[str, str], total: int) -> str:
-    name, why = next(iter(failed.items()))
+def _too_many(failed: Mapping[str, Failure], total: int) -> str:
+    name, first = next(iter(failed.items()))
     return (
-        f"{len(failed)} of {total} trees failed, more than mcts.max_failed_share allows; the first was {name}: {why}. "
+        f"{len(failed)} of {total} trees failed, more than mcts.max_failed_share allows; the first was {name}: {first.reason}. "
         "Trees that finished are kept: mend the teacher or its endpoint and run again"
     )
 

@@ -63,7 +63,8 @@ class Outcome:
 class Node:
     """A state, reached by `step` from its parent (the root's step is empty).
 
-    `answer` is set on terminal nodes only, and `reward` with it. `closed` means that the teacher gave no usable step here.
+    `answer` is set on terminal nodes only, and `reward` with it. `closed` means that no usable step came here: what the teacher
+    gave was refused, or requests failed (the tree's counts say which), and it is not asked for again.
     `visits` and `value_sum` are N(s, a) and the sum of rewards backed up through this node.
     """
 
@@ -131,20 +132,6 @@ class Tree:
     @property
     def id(self) -> str:
         return self.sample.id
-
-    def path(self, node_id: str) -> list[Node]:
-        """Nodes from the root to `node_id`, both included.
-
-        Raises:
-            KeyError: no such node.
-        """
-        nodes = [self.root]
-        try:
-            for number in node_id.split(".")[1:]:
-                nodes.append(nodes[-1].children[int(number)])
-        except (IndexError, ValueError):
-            raise KeyError(node_id) from None
-        return nodes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `id` comes first, and is the sample's."""

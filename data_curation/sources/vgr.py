@@ -79,8 +79,8 @@ def read_answer(reply: str) -> str:
 def _turns(row: dict[str, Any]) -> tuple[str, str]:
     """Question and reply of the first exchange."""
     turns = row["conversations"] or []
-    human = next((t["value"] for t in turns if t and t.get("from") == "human"), None)
-    reply = next((t["value"] for t in turns if t and t.get("from") == "gpt"), None)
+    human = next((t.get("value") for t in turns if t and t.get("from") == "human"), None)
+    reply = next((t.get("value") for t in turns if t and t.get("from") == "gpt"), None)
     if not human or not reply:
         raise Drop("no_exchange")
     question = _DIRECT.sub("", _TAG.sub(" ", human).strip()).strip()

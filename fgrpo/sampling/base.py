@@ -47,11 +47,6 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
 
-    @property
-    def mean_logprob(self) -> float:
-        """Mean token log-probability, 0 for an empty continuation."""
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
-
 
 class Sampler(Protocol):
     """An engine. `sample` raises `SamplingError` when the request cannot be served; it never returns fewer than `n`."""

@@ -25,6 +25,19 @@ def photo() -> Image.Image:
     return Image.fromarray(np.asarray(load_sample_image("china.jpg")))
 
 
+def shipped() -> dict[str, Path]:
+    """Photographs as packages ship them: two of scikit-learn's, one of matplotlib's (upright)."""
+    import matplotlib
+    import sklearn.datasets
+
+    theirs = Path(sklearn.datasets.__file__).parent / "images"
+    return {
+        "china": theirs / "china.jpg",
+        "flower": theirs / "flower.jpg",
+        "hopper": Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
+    }
+
+
 def encoded(image: Image.Image, kind: str) -> bytes:
     out = io.BytesIO()
     image.save(out, kind)

@@ -22,6 +22,7 @@ import pytest
 from data_curation import download, hub
 from data_curation.source import names as source_names
 from data_curation.source import source
+from data_curation.unpack import unpack
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.runs import held
@@ -299,6 +300,26 @@ def test_a_kill_while_unpacking_unpacks_the_rest(place: Place, monkeypatch: pyte
     sent = {name: n for name, n in place.hub.sent.items() if "tar_split" in name}
     assert sent == {name: n for name, n in before.items() if "tar_split" in name}  # the pieces were still there
     assert len(list((place.root / "train/VisCoT/cot_image_data/gqa").iterdir())) == 8
+
+
+def test_an_archive_that_a_kill_left_after_unpacking_goes(place: Place) -> None:
+    place.get("mindcube")
+    left = place.root / "bench/MindCube/data.zip"
+    left.write_bytes(place.hub.repos["MLL-Lab/MindCube"]["data.zip"])
+    place.hub.sent.clear()
+    place.get("mindcube")
+    assert not left.exists() and not place.hub.sent
+
+
+def test_links_in_an_archive_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../a.jpg"
+        archive.addfile(link)
+    assert unpack([path], tmp_path) == 1
+    assert "x.tar: 1 members are links" in capsys.readouterr().out and not (tmp_path / "b.jpg").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def test_numbers_get_their_neighbours(answer: str) -> None:
         assert all(abs(int(choice) - int(answer)) <= 3 and int(choice) >= 0 for choice in made)
 
 
+def test_more_options_than_a_closed_kind_has_and_rows_of_figures_raise_nothing() -> None:
+    made = make_choices("gqa", "What color?", "red", AnswerPool(), random.Random(0), 40)
+    assert made is not None and len(made) == 15
+    assert make_choices("gqa", "What is the code?", "9" * 5000, AnswerPool(), random.Random(0), 4) is None
+
+
 def test_distractors_come_from_questions_of_the_same_kind_first() -> None:
     pool = AnswerPool()
     for thing in ("hat", "scarf", "coat", "tie"):

@@ -17,7 +17,7 @@ from fgrpo.errors import UserError
 from fgrpo.types import Box
 from miniworld.write.sat import SCHEMA as SAT_SCHEMA
 
-from .conftest import Reader, encoded, save_picture, write_parquet
+from .conftest import Reader, encoded, save_picture, shipped, write_parquet
 
 
 def by_id(samples: list[Any]) -> dict[str, Any]:
@@ -147,7 +147,12 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "no_image": 1,
     }
     assert tally.kept == 6 and tally.records == len(rows)
-    assert tally.notes == {"orphan_tag": 1, "box_clipped": 2, "box_without_area": 1, "no_box": 1, "box_beyond_image": 1}
+    assert tally.notes == {
+        "orphan_tag": 1,
+        "box_clipped": 2,
+        "box_without_area": 1,
+        "no_box": 1,
+    }  # of records that stay
     assert found["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
     assert found["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
     second = found["vgr/shortcot/1"]
@@ -231,7 +236,7 @@ def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "ambiguous_image": 1,
         "not_json": 1,
     }
-    assert tally.notes == {"unreadable_box": 1, "image_in_another_folder": 1, "box_beyond_image": 1}
+    assert tally.notes == {"unreadable_box": 1, "image_in_another_folder": 1}
     assert tally.kept == len(samples) == 11
     assert found["viscot/train/gqa.0"].images == (str(pictures / "gqa" / "1.jpg"),)
     assert set(found["viscot/train/gqa.0"].choices) == {"left", "right"}
@@ -286,7 +291,7 @@ def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "answer_is_a_sentence": 1,
         "no_distractors": 1,
     }
-    assert tally.notes == {"box_beyond_image": 1, "no_box": 1}
+    assert tally.notes == {"no_box": 1}
     assert found["treevgr/train/0"].question == "Is the lamp left or right of the door?"
     assert (
         found["treevgr/train/1"].answer == "Red" and found["treevgr/train/1"].answer in found["treevgr/train/1"].choices
@@ -295,6 +300,43 @@ def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     assert (cars.question, cars.choices, cars.answer) == ("How many cars are there?", ("3", "5", "7"), "5")
     assert cars.boxes == (Box(10, 20, 100, 200, "original"),)  # twice the same box is one box
     assert found["treevgr/train/12"].boxes == (Box(0, 0, 1, 1, "original"),)
+
+
+# --- real photographs, and what no machine takes --------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["china", "flower", "hopper"])
+def test_photographs_as_packages_ship_them(name: str, tmp_path: Path, read: Reader) -> None:
+    data = shipped()[name].read_bytes()
+    rows = [sat_row([data], ["left", "right"], "left"), sat_row([data[:-1000]], ["left", "right"], "left")]
+    write_parquet(tmp_path / "SAT" / "SAT_train.parquet", rows, SAT_SCHEMA)
+    (kept,), tally = read("sat", tmp_path / "SAT")
+    assert Path(kept.images[0]).read_bytes() == data and tally.dropped == {"corrupt_image": 1}
+    folder = tmp_path / "TreeVGR-RL-37K"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "0.jpg").write_bytes(data)
+    boxes = [[400.0, 300.0, 700.0, 650.0], [0.0, 0.0, 9.0, 9.0]]
+    write_parquet(folder / "train.parquet", [treevgr_row("Is it wet or dry?", "wet", boxes)])
+    (kept,), tally = read("treevgr", folder)
+    width, height = {"hopper": (512, 600)}.get(name, (640, 427))
+    inside = Box(400, 300, width, height, "original")
+    beyond = (width - 400) * (height - 300) < 0.5 * 300 * 350
+    assert kept.boxes == ((Box(0, 0, 9, 9, "original"),) if beyond else (inside, Box(0, 0, 9, 9, "original")))
+    assert tally.notes == {"box_beyond_image" if beyond else "box_clipped": 1}
+
+
+def test_names_and_numbers_that_no_machine_takes_are_counted(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    folder = tmp_path / "VisCoT"
+    save_picture(folder / "cot_images" / "gqa" / "1.jpg", photo)
+    rows = [
+        viscot_row("Is it wet or dry?", "wet", "1.jpg", [[10, 20, 10**400, 200], [10, 20, 100, 200]]),
+        viscot_row("Is it on or off?", "on", "a" * 300 + ".jpg", [[10, 20, 100, 200]]),
+        viscot_row("What is the code?", "9" * 5000, "1.jpg", [[10, 20, 100, 200]]),
+    ]
+    (folder / "metadata").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata" / "gqa_cot_train.jsonl").write_text(lines, encoding="utf-8")
+    (kept,), tally = read("viscot", folder)
+    assert kept.boxes == (Box(10, 20, 100, 200, "original"),) and tally.notes == {"unreadable_box": 1}
+    assert tally.dropped == {"missing_image": 1, "no_distractors": 1}
 
 
 # --- what all share --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,7 +185,9 @@ def test_a_kill_at_any_rename_of_the_end_leaves_a_run_that_ends_in_the_same_byte
     assert kills == len(OUTPUTS) == 6
 
 
-def test_the_manifest_says_what_a_tree_took_and_cost(tmp_path: Path) -> None:
+def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     priced = CONFIG.model_copy(
         update={"engine": CONFIG.engine.model_copy(update={"prompt_price": 1.0, "completion_price": 2.0})}
     )
@@ -200,8 +203,36 @@ def test_the_manifest_says_what_a_tree_took_and_cost(tmp_path: Path) -> None:
     )  # an engine that does not say what it read
     said = json.loads((silent / "manifest.json").read_text())
     assert said["cost"] is None and said["per_tree"]["read_tokens"] is None
+    over_http, in_process = capsys.readouterr().err.split("4/4")[1::2]
+    for bar, stage in ((over_http, manifest), (in_process, said)):
+        assert f"{stage['counts']['requests']:,} calls, {stage['counts']['accepted']:,} chains, " in bar
+    assert "tokens, 0.0" in over_http and "tokens written, cost not known, 0 failed" in in_process
     report = (folder / "report.md").read_text()
     assert f"{counts['requests'] / 4:.1f} requests" in report and "of the trees' steps name a region" in report
+
+
+def test_what_failed_trees_cost_is_in_the_manifest(tmp_path: Path) -> None:
+    priced = CONFIG.model_copy(
+        update={"engine": CONFIG.engine.model_copy(update={"prompt_price": 0.0, "completion_price": 1e6})}
+    )
+    good = ScriptedEngine()
+
+    class Endless(BadTeacher):
+        async def sample(self, request: Request) -> Sequence[Completion]:
+            read = [replace(reply, prompt_tokens=1) for reply in await good.sample(request)]
+            return (
+                [Completion("on and on", "length", (0,) * 5, (-0.5,) * 5)] * request.n
+                if "<b>2</b>" in request.text
+                else read
+            )
+
+    folder = distil(priced, seeded(tmp_path, 8), Endless(lambda request, i: ("", "stop")))
+    (failed,) = jsonl.read(folder / "failed.jsonl")
+    assert (failed["id"], failed["requests"], failed["completions"], failed["tokens"]) == ("sat/train/2", 3, 9, 45)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["counts"]["failed_trees/tokens"] == 45
+    assert manifest["cost"] == manifest["counts"]["tokens"] + 45
+    assert manifest["per_tree"]["tokens"] == round(manifest["counts"]["tokens"] / 7, 2)  # of the trees that there are
 
 
 def test_a_price_or_the_number_of_trees_in_flight_does_not_make_another_run(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_a_question_that_fails_is_counted_with_its_reason_and_tried_again(tmp_pa
     folder = distil(CONFIG, runs, bad_question(3))
     (failed,) = jsonl.read(folder / "failed.jsonl")
     assert failed["id"] == "sat/train/3" and "3 step" in failed["reason"]
-    assert json.loads((folder / "manifest.json").read_text())["counts"]["failed_trees"] == 1
+    assert failed["requests"] == 3 and failed["tokens"] == failed["completions"] == 0  # what was spent on it
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert counts["failed_trees"] == 1 and counts["failed_trees/requests"] == 3
     assert "sat/train/3: no usable first step" in (folder / "report.md").read_text()
     (folder / "done").unlink()
     again = distil(CONFIG, runs, ScriptedEngine())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,50 @@ def test_the_golden_puct_tree_adds_up() -> None:
         )
         if node.children:
             assert sum(child.prior for child in node.children) == pytest.approx(1, abs=1e-5)
+
+
+def of_equation_7(children: list[dict[str, Any]], chosen: dict[str, Any]) -> list[float]:
+    """The scores of a stored node's children, written out here once more."""
+    total, c = sum(child["visits"] for child in children), chosen["c_puct"]
+    out = []
+    for child in children:
+        n = child["visits"]
+        q = child["value_sum"] / n if n else 0.0
+        if chosen["selection"] == "ucb1":
+            out.append(q + c * math.sqrt(math.log(total) / n) if n else math.inf)
+        else:
+            out.append(q + c * child["prior"] * math.sqrt(total) / (1 + n))
+    return out
+
+
+def stored_nodes(root: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {root["id"]: root} | {name: one for child in root["children"] for name, one in stored_nodes(child).items()}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_each_golden_iteration_goes_where_eq_7_says_and_backs_up_along_that_path_only(path: Path) -> None:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    empty = Tree(sample(), Settings(**stored["settings"])).to_dict()
+    for before, after in zip([empty, *stored["trees"]], stored["trees"], strict=False):
+        node, walked = before["root"], [before["root"]["id"]]
+        while node["children"]:
+            scores = of_equation_7(node["children"], stored["settings"])
+            node = node["children"][scores.index(max(scores))]
+            walked.append(node["id"])
+        old, new = stored_nodes(before["root"]), stored_nodes(after["root"])
+        born = [new[name] for name in new if name not in old]
+        assert all(one["id"].rpartition(".")[0] == walked[-1] for one in born)
+        reached = [new[walked[-1]], *born]
+        rewards = [
+            o["reward"]
+            for one in reached
+            for o in one["outcomes"][len(old.get(one["id"], one | {"outcomes": []})["outcomes"]) :]
+        ]
+        rewards += [one["reward"] for one in (born or reached) if one["answer"] is not None]
+        assert rewards
+        for name, one in old.items():
+            grown_by = (new[name]["visits"] - one["visits"], new[name]["value_sum"] - one["value_sum"])
+            assert grown_by == ((len(rewards), sum(rewards)) if name in walked else (0, 0)), name
 
 
 def test_backup_counts_a_visit_at_every_node_of_the_path() -> None:
