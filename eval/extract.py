@@ -33,6 +33,13 @@ _FORMS = tuple(
         r"^\s*\((?P<paren>[A-Za-z])\)",
     )
 )
+# The answer is said to be the letter, so that other letters named on the way ("…, as seen in view A") are not candidates.
+_STATED = _FORMS[:4]
+# Letters named as options, and lists of them: "(A) or (B)", "option A or option B", "A, B".
+_NAMED = re.compile(r"\(([A-Za-z])\)|(?i:\b(?:option|choice))\s+([A-Z])(?![\w'’])")
+_LIST = re.compile(r"(?<![\w'’])[A-Z](?:\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*[A-Z](?![\w'’]))+")
+_IT_IS = re.compile(r"^(?:it|this|that|they|these|there)(?:['’]s|\s+(?:is|are))\s+", re.IGNORECASE)
+_YES_NO = re.compile(r"(yes|no)\s*[,.;:]", re.IGNORECASE)
 _NEGATION = re.compile(
     r"\b(?:not|never|neither|nor|no|cannot|without|incorrect|wrong|unlikely|except)\b|n['’]t\b|\brather\s+than\b|\binstead\s+of\b",
     re.IGNORECASE,
@@ -83,18 +90,24 @@ def extract_choice(text: str, choices: Sequence[str]) -> int | None:
     if any(_is_negated(span, start, end) for _, start, end in found):
         return None
     indices = {index for index, _, _ in found}
+    if not any(form.search(span) for form in _STATED):
+        indices |= _mentioned(span, choices)
     return indices.pop() if len(indices) == 1 else None
 
 
 def same_open_answer(text: str, gold: str) -> bool:
     """Whether `text` gives the free-form answer `gold` (questions without options: a word, a phrase, or a number).
 
-    The same text, case, punctuation and "the answer is" aside; or, for a number, the only number there, in figures or in
-    words, and not negated ("There are three lanes" is "3"; "3 or 4", "not 3" and "13" are not).
+    The same text, case, punctuation, "the answer is" and "it is" aside; "yes" or "no" where a sentence begins with it ("Yes, it
+    is"); or, for a number, the only number there, in figures or in words, and not negated ("There are three lanes" is "3"; "3 or
+    4", "not 3" and "13" are not).
     """
     span = _LEAD.sub("", re.sub(r"[*`\"“”$]", "", text)).strip()
-    if matches(span, gold, ()) or (words(span) and words(span) == words(gold)):
+    plain = _IT_IS.sub("", span)
+    if matches(span, gold, ()) or (words(plain) and words(plain) == words(gold)):
         return True
+    if words(gold) in (("yes",), ("no",)) and (opening := _YES_NO.match(span)):
+        return {word for word in words(span) if word in ("yes", "no")} == {opening.group(1).lower()} == set(words(gold))
     wanted = _number(gold.strip().rstrip("."))
     if wanted is None or _NEGATION.search(span):
         return False
@@ -147,6 +160,13 @@ def _letters(span: str, choices: Sequence[str]) -> Iterator[tuple[int, int, int]
         pattern = rf"(?i:{_ANSWER}{_BE})(?P<bare>{letter})\s+(?i:(?:the\s+)?{re.escape(choice)})(?!\w)"
         for m in re.finditer(pattern, span):
             yield i, m.start("bare"), m.end("bare")
+
+
+def _mentioned(span: str, choices: Sequence[str]) -> set[int]:
+    """Options that the span names by their letters, said to be the answer or not."""
+    letters = [m.group(1) or m.group(2) for m in _NAMED.finditer(span)]
+    letters += [letter for m in _LIST.finditer(span) for letter in re.findall(r"\b[A-Z]\b", m.group())]
+    return {index for letter in letters if (index := _index(letter, choices)) is not None}
 
 
 def _texts(span: str, choices: Sequence[str]) -> Iterator[tuple[int, int, int]]:
