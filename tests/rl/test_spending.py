@@ -1,0 +1,92 @@
+"""A judge's cap reached in training: what was not asked is failed and never a zero, and the step stops before anything is trained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fgrpo.schema import Judge
+from fgrpo.types import Sample
+from judges.base import build
+from rewards.base import RewardContext
+from rl.scoring import RolloutScorer
+from rl.trainer import FailedJudgements, FaithfulGRPOTrainer
+
+ROLLOUTS, A_REPLY, CAP = 40, 500, 10_000
+
+
+class Consistent(BaseHTTPRequestHandler):
+    """Says CONSISTENT of everything, for `A_REPLY` tokens each."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        text = json.dumps({"why": "", "label": "CONSISTENT"})
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": A_REPLY - 10, "completion_tokens": 10, "total_tokens": A_REPLY}
+        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        data = json.dumps({**reply, "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Consistent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_cap_reached_in_a_step_stops_it(url: str, tmp_path: Path) -> None:
+    judge = Judge(backend="openai", model="m", endpoints=(url,), max_completion_tokens=64, concurrency=2, token_cap=CAP)
+    judges = build(judge, "unused", tmp_path)
+    scorer = RolloutScorer(["consistency"], RewardContext(judges, mask="correct"))
+    sample = json.dumps(Sample("sat/train/0", (), "Left or right?", ("left", "right"), "left").to_dict())
+    texts = [f"<think>It stands on the left of {n}.</think><answer>left</answer>" for n in range(ROLLOUTS)]
+
+    async def go() -> Any:
+        trainer = SimpleNamespace(
+            state=SimpleNamespace(global_step=3),
+            accelerator=SimpleNamespace(process_index=0, gather=lambda local: local),
+            async_loop=asyncio.get_running_loop(),
+            scorer=scorer,
+            max_failed_share=0.02,
+            reward_func_names=scorer.names,
+        )
+        scorer.start([{"sample": sample}] * ROLLOUTS, texts, [[0]] * ROLLOUTS, trainer)
+        columns = [await func(prompts=texts) for func in scorer.reward_funcs()]
+        await judges.close()
+        return trainer, columns
+
+    trainer, (task, consistency) = asyncio.run(go())
+    scored = CAP // A_REPLY - 4  # the last calls are set aside at a little more than they take
+    assert task == [2.0] * ROLLOUTS
+    assert set(consistency) == {1.0, None} and scored <= consistency.count(1.0) <= CAP // A_REPLY
+    assert [row[1] for row in scorer.failed()] == [value is None for value in consistency]
+    assert judges.meter.prompt_tokens + judges.meter.completion_tokens <= CAP
+    kept: list[str] = []
+    trainer._save_where_possible = lambda: kept.append("checkpoint")
+    values = torch.tensor([[t, float("nan") if c is None else c] for t, c in zip(task, consistency, strict=True)])
+    with pytest.raises(
+        FailedJudgements, match=r"step 4: \d+ of 40 judgements failed.*the cap of 10,000 tokens for m is"
+    ):
+        FaithfulGRPOTrainer._failures(trainer, values)
+    assert kept == ["checkpoint"]
