@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -18,18 +19,17 @@ from tqdm import tqdm
 
 import judges.base as judges
 from eval import base, metrics, models, score, summary, truth
-from eval.fit import fit
 from eval.results import SCORING, scored_pixels
-from eval.run import check_failures, check_spending
+from eval.run import BOXES, check_failures, check_spending
 from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
 from fgrpo.runs import require, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config, Eval
-from fgrpo.types import EvalRecord, Rollout
+from fgrpo.types import EvalRecord
 from judges.validation_stats import Agreement
-from judges.validation_stored import Stored, agreements
+from judges.validation_stored import QUESTIONS, Stored, agreements, questions
 
 
 def rescore(config: Config, folder: Path, judge: str) -> Path:
@@ -42,14 +42,12 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     chosen = _judge(config, judge)
     out = folder / "rescored" / re.sub(r"[^\w.-]+", "-", judge)
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {Rollout.from_dict(item).sample_id.split("/", 1)[0] for item in jsonl.read(generations)}
-    loaded = [base.load(name, config) for name in sorted(wanted)]
+    samples = questions(require(folder / QUESTIONS, "eval"))  # as they were asked, whatever PRESET is given here
     spec = models.load(folder.name)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
-    samples = {s.id: s for s in fit([s for found in loaded for s in found.samples], spec, config, pixels)}
+    judge_set = judges.build(chosen, config.data.root, out)
 
     async def work() -> list[EvalRecord]:
-        judge_set = judges.build(chosen, config.data.root, out)
         book = truth.book(config.data.root)
         scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels)
         try:
@@ -60,10 +58,16 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
         check_spending(judge_set)
         return records
 
-    _forget_other_judge(out, chosen.model_dump_json(exclude=set(JUDGE_TRANSPORT)))
+    identity = {
+        "judge": chosen.model_dump(mode="json", exclude=set(JUDGE_TRANSPORT)),
+        "prompts": dict(judge_set.prompt_hashes),
+        "box_normaliser": config.rl.box_normaliser,
+        "boxes": {"pixels": list(pixels), **{key: getattr(spec, key) for key in BOXES}},
+    }
+    _forget_other_judge(out, json.dumps(identity, sort_keys=True))
     records = asyncio.run(work())
     check_failures(records, config)
-    paired = [found.benchmark.name for found in loaded if found.benchmark.paired]
+    paired = [name for name in {r.benchmark for r in records} if base.benchmark(name).paired]
     result = {
         "model": folder.name,
         "judge": chosen.model_dump(mode="json"),
@@ -93,7 +97,7 @@ def _judge(config: Config, name: str) -> judges.schema.Judge:
 
 
 def _forget_other_judge(out: Path, identity: str) -> None:
-    """Scores in `out` that a judge with other settings gave are dropped."""
+    """Scores in `out` that a judge with other settings or other prompts gave are dropped."""
     marker = out / "judge.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") != identity:
         for name in ("scores.jsonl", "verdicts.jsonl", "summary.json"):

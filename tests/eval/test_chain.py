@@ -299,7 +299,9 @@ def test_a_run_compared_with_itself_has_no_flips(evaluated: Path, world: Config)
         assert entry.get("mcnemar", {"p": 1.0})["p"] == 1.0 and not entry.get("flipped")
 
 
-def test_the_same_rescore_agrees_and_generates_nothing(evaluated: Path, world: Config) -> None:
+def test_the_same_rescore_agrees_and_generates_nothing(
+    evaluated: Path, world: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = evaluated / world.preset / "eval/grpo-t"
     out = rescore.rescore(world, folder, "oracle")
     assert (out / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
@@ -307,6 +309,13 @@ def test_the_same_rescore_agrees_and_generates_nothing(evaluated: Path, world: C
     found = rescore.agreement(old, old, world.eval)
     asked = [r for r in old if r.scores["consistency"].detail.get("cause") == "judge"]
     assert found.kappa == 1.0 and found.n == len(asked)
+    again = Path(shutil.copytree(out, out.with_name("before")))
+    monkeypatch.setattr(base, "load", lambda *_: pytest.fail("the folder keeps its own questions"))
+    (out / "judge.json").write_text(json.dumps({"prompts": {"consistency": "of another day"}}))
+    (out / "scores.jsonl").write_text((out / "scores.jsonl").read_text().replace('"CORRECT"', '"INCORRECT"'))
+    assert (out / "scores.jsonl").read_bytes() != (again / "scores.jsonl").read_bytes()
+    rescore.rescore(world, folder, "oracle")
+    assert (out / "scores.jsonl").read_bytes() == (again / "scores.jsonl").read_bytes()  # nothing stale was kept
     with pytest.raises(UserError, match="unknown judge"):
         rescore.rescore(world, folder, "oracel")
 
