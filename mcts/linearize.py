@@ -4,7 +4,7 @@ A direct chain is a path from the root to a correct answer, through tree nodes a
 chain goes down a wrong branch, says the cue on a line of its own, and takes a right branch from the same parent. Of each kind
 the shortest are kept (steps, then characters, then the order in which the search found them).
 
-Ours, where the paper is silent: a branch is wrong when everything found below it was wrong; its answer is left out; branches
+Ours, where the paper is silent: a branch is wrong when nothing below it was right, be it well formed or not; its answer is left out; branches
 differ in their first step; a chain that says a line twice (outside the turn) is no chain; equal texts are kept once.
 """
 
@@ -59,8 +59,8 @@ def corrections(tree: Tree, found: Mapping[str, Sequence[Found]]) -> Iterator[tu
     for path in _paths(tree):
         prefix = tuple(steps_of(path))
         branches = _branches(path[-1], found)
-        wrong = [_least(b) for b in branches if b and not any(one.correct for one in b)]
-        right = [_least(good) for b in branches if (good := [one for one in b if one.correct])]
+        wrong = [_least(b) for b, is_wrong in branches if b and is_wrong]
+        right = [_least(good) for b, _ in branches if (good := [one for one in b if one.correct])]
         for away in wrong:
             for back in right:
                 off, on = away.chain.steps[len(prefix) :], back.chain.steps[len(prefix) :]
@@ -102,10 +102,17 @@ def _finished_at(path: Sequence[Node]) -> Iterator[Found]:
             yield Found(chain, node.id, bool(outcome.reward))
 
 
-def _branches(node: Node, found: Mapping[str, Sequence[Found]]) -> list[list[Found]]:
-    """What was found below each branch of a node: each child with its subtree, and each rollout from here."""
-    below = [[one for deeper in child.walk() for one in found[deeper.id]] for child in node.children]
-    return below if node.is_terminal else [*below, *([one] for one in found[node.id])]
+def _branches(node: Node, found: Mapping[str, Sequence[Found]]) -> list[tuple[list[Found], bool]]:
+    """What was found below each branch of a node, each child with its subtree and each rollout from here, and whether it is wrong."""
+    below = [
+        ([one for deeper in child.walk() for one in found[deeper.id]], _is_wrong(child)) for child in node.children
+    ]
+    return below if node.is_terminal else [*below, *(([one], not one.correct) for one in found[node.id])]
+
+
+def _is_wrong(branch: Node) -> bool:
+    """No answer and no rollout below was right, also of those that are no chain."""
+    return not any(node.reward or any(outcome.reward for outcome in node.outcomes) for node in branch.walk())
 
 
 def _least(found: Sequence[Found]) -> Found:

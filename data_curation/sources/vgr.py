@@ -3,7 +3,8 @@
 Parquet `vgr_shortcot`, `vgr_longcot`: image (path below `llava_next_raw_format/`), conversations. A box in the reply is
 `<SOT>[x1, y1, x2, y2]<EOT><image>`; tags in lower case, without their partner, and pixel integers occur. A box is in units
 of the picture if none of its numbers exceeds 1 (by more than a box running over the edge would), else in pixels. Sets of documents, diagrams and charts are dropped. The
-short form is a rewriting of the long one, so the second record of a question about a picture is dropped. Appendix A.3.
+short form is a rewriting of the long one, so the second record of a question about a picture is dropped. Of a conversation
+with several exchanges the first counts, and that is noted. Appendix A.3.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ def _read(context: Context) -> Iterator[Sample]:
     def sample(record_id: str, row: dict[str, Any]) -> Sample:
         group = _set_of(row["image"])
         text, reply = _turns(row)
+        if sum(turn.get("from") == "human" for turn in row["conversations"] if turn) > 1:
+            context.tally.notes["only_first_exchange"] += 1
         question, choices = split_options(text)
         answer = read_answer(reply)
         if not answer:

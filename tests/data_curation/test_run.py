@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,7 +90,17 @@ def test_the_stage(config: Config, tmp_path: Path) -> None:
         "dropped": {},
         "notes": {},
     }
-    assert "| sat | 40 | 40 | 4 (4) | 8 (8) |" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "| sat | 40 | 40 | 4 (4) | 8 (8) |" in report
+    for mean, count in manifest["difficulty"]["sat"].items():
+        assert re.search(rf"^{mean}  #+ {count}$", report, re.MULTILINE)
+    clusters = json.loads((folder / "clusters.json").read_text())
+    assert {name: sum(c["size"] for c in found) for name, found in clusters.items() if found} == dict.fromkeys(
+        ("sat", "vgr", "viscot"), 40
+    )
+    largest = max(clusters["vgr"], key=lambda c: c["size"])
+    assert f"vgr: {len(clusters['vgr'])} clusters, sizes {largest['size']} to " in report
+    assert f"- {largest['size']}: {'; '.join(largest['examples'])}\n" in report
 
 
 def test_a_second_run_samples_nothing(config: Config, tmp_path: Path) -> None:

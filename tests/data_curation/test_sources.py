@@ -130,6 +130,7 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         vgr_row(coco, "Nothing?", unit),
         vgr_row(None, "Q", f"{unit}\nleft"),
     ]  # fmt: skip
+    rows[4]["conversations"] += [{"from": "human", "value": "And a dog?"}, {"from": "gpt", "value": "No."}]
     write_parquet(tmp_path / "VGR" / "vgr_shortcot.parquet", rows)
     samples, tally = read("vgr", tmp_path / "VGR")
     found = by_id(samples)
@@ -149,6 +150,7 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     assert tally.kept == 6 and tally.records == len(rows)
     assert tally.notes == {
         "orphan_tag": 1,
+        "only_first_exchange": 1,
         "box_clipped": 2,
         "box_without_area": 1,
         "no_box": 1,

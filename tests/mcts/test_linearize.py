@@ -61,6 +61,12 @@ def test_a_branch_with_a_right_answer_in_it_is_not_called_off() -> None:
     assert texts(found, "corrected") == [f"<think>a\ny\nWait, no.\nx{LEFT}"]
 
 
+def test_a_branch_with_a_right_answer_that_is_no_chain_is_not_called_off_either() -> None:
+    ends = ["x" + RIGHT, "y\ny" + LEFT]  # the second is right, and says a line twice
+    found = tree(node("0", "", node("0.0", "a", ends=ends), node("0.1", "b", ends=["z" + LEFT])))
+    assert texts(found, "corrected") == []
+
+
 def test_branches_that_begin_with_the_same_step_are_no_correction() -> None:
     found = tree(node("0", "", node("0.0", "a", ends=["b\nx" + LEFT, "b\ny" + RIGHT])))
     assert texts(found, "corrected") == []
