@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from fgrpo.errors import UserError
 from fgrpo.serving import free_port
 from fgrpo.types import Verdict
 from judges.backends.openai import BACKEND
-from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter
-from judges.calls import Unusable, consistency_call, extraction_call
+from judges.base import ConsistencyItem, GroundingItem, JudgeSet, Meter
+from judges.calls import consistency_call
 from judges.service import Service
 from judges.transport import OpenAITransport
 
@@ -378,131 +377,3 @@ def test_one_service_under_several_event_loops(fault_server: Any, judge_config: 
     for _ in range(3):
         (verdict,) = asyncio.run(go())
         assert verdict.label == "CONSISTENT"
-
-
-def picture(path: Path, kind: str = "PNG") -> str:
-    Image.new("RGB", (140, 56), "red").save(path, kind)
-    return str(path)
-
-
-def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(
-    fault_server: Any, judge_config: Any, tmp_path: Path
-) -> None:
-    images = (picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", "JPEG"), picture(tmp_path / "c.bmp", "BMP"))
-    item = GroundingItem(
-        "g",
-        images,
-        "Where?",
-        ("It is at <bbox>[14,28,70,56]</bbox>.", "It is red."),
-        ((), ("It is at <bbox>[14,28,70,56]</bbox>.", "Wait.")),
-        ((140, 56),) * 3,
-    )
-    labels = {"1": {"why": "a", "label": "CORRECT"}, "2": {"why": "b", "label": "SKIP"}}
-
-    def behave(_: int, body: dict[str, Any]) -> Any:
-        keys = body["response_format"]["json_schema"]["schema"]["required"]
-        return json.dumps({key: labels[key] for key in keys})
-
-    async def go() -> None:
-        async with fault_server(behave) as server:
-            (verdicts,) = await ask(judge_config(server.url), lambda judges: judges.grounding.judge([item]))
-            assert [v.label for v in verdicts] == ["CORRECT", "SKIP"]
-            content = server.bodies[0]["messages"][0]["content"]
-            kinds = [part["image_url"]["url"].split(";")[0] for part in content[:3]]
-            assert kinds == ["data:image/png", "data:image/jpeg", "data:image/png"]
-            assert '1. "It is at [100,500,500,1000]."\n- "Wait."\n2. "It is red."' in content[3]["text"]
-            assert "0 to 1000" in content[3]["text"]
-            (verdicts,) = await ask(
-                judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item])
-            )
-            assert [v.label for v in verdicts] == ["CORRECT", "CORRECT"]
-            assert len(server.bodies) == 3
-
-    asyncio.run(go())
-
-
-def test_broken_pictures_and_wrong_length_fail_every_sentence(
-    fault_server: Any, judge_config: Any, tmp_path: Path
-) -> None:
-    whole = picture(tmp_path / "a.png")
-    (tmp_path / "cut.png").write_bytes(Path(whole).read_bytes()[:60])
-    one = json.dumps({"1": {"why": "a", "label": "CORRECT"}})
-
-    async def go() -> None:
-        async with fault_server(lambda n, body: one) as server:
-            for image in (str(tmp_path / "missing.png"), str(tmp_path / "cut.png"), whole):
-                item = GroundingItem("g", (image,), "?", ("A.", "B."), ((), ("A.",)))
-                (verdicts,) = await ask(judge_config(server.url), lambda judges, i=item: judges.grounding.judge([i]))
-                assert [v.failed for v in verdicts] == [True, True]
-            assert len(server.bodies) == 1  # nothing is sent without its pictures
-            nothing = GroundingItem("g", (whole,), "?", (), ())
-            assert await ask(judge_config(server.url), lambda judges: judges.grounding.judge([nothing])) == [()]
-
-    asyncio.run(go())
-
-
-def test_extraction_is_a_structured_choice_of_letters(fault_server: Any, judge_config: Any) -> None:
-    async def go() -> None:
-        replies = iter(["B", " 0\n", "C", "b", "A or B"])
-        async with fault_server(lambda n, body: next(replies)) as server:
-            items = [ExtractionItem(str(n), ("left", "right"), f"span {n}") for n in range(5)]
-            verdicts = await ask(judge_config(server.url, concurrency=1), lambda judges: judges.extraction.judge(items))
-            assert [v.label for v in verdicts] == ["B", "0", None, None, None]
-            assert [v.failed for v in verdicts] == [False, False, True, True, True]
-            assert server.bodies[0]["structured_outputs"] == {"choice": ["A", "B", "0"]}
-            assert "response_format" not in server.bodies[0]
-            assert server.bodies[0]["temperature"] == 0.0
-
-    asyncio.run(go())
-
-
-def test_reasoning_models_get_effort_and_no_temperature(fault_server: Any, judge_config: Any) -> None:
-    async def go() -> None:
-        async with fault_server(lambda n, body: YES) as server:
-            config = judge_config(server.url, reasoning_effort="medium", max_completion_tokens=1024)
-            await ask(config, lambda judges: judges.consistency.judge([item(0)]))
-            body = server.bodies[0]
-            assert body["reasoning_effort"] == "medium" and body["max_completion_tokens"] == 1024
-            assert "temperature" not in body and body["response_format"]["json_schema"]["strict"] is True
-
-    asyncio.run(go())
-
-
-def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
-    judge_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert OpenAITransport(judge_config("https://api.openai.com/v1"), Meter())._takes_choices is False
-    assert OpenAITransport(judge_config("http://127.0.0.1:8000/v1"), Meter())._takes_choices is True
-    config = judge_config()
-    call = extraction_call(ExtractionItem("x", ("left", "right"), "the former"))
-    body = OpenAITransport(config, Meter())._body(call, ())
-    assert "structured_outputs" not in body
-    form = body["response_format"]["json_schema"]
-    assert form["strict"] is True and form["schema"]["properties"]["label"]["enum"] == ["A", "B", "0"]
-    assert call.read('{"label": "B"}') == (("B", ""),)
-    for bad in ('{"label": "C"}', '{"label": ["B"]}', '{"label": "B", "why": ""}', '{"label": "B"} B'):
-        with pytest.raises(Unusable):
-            call.read(bad)
-
-
-def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
-    """A file goes by its name where everybody reads it the same, else as data; the key is the picture's content."""
-    images = (picture(tmp_path / "a b.png"), picture(tmp_path / "c.bmp", "BMP"))
-    item = GroundingItem("g", images, "Where?", ("It is red.",), ((),))
-    label = json.dumps({"1": {"why": "", "label": "CORRECT"}})
-
-    async def go() -> None:
-        async with fault_server(lambda n, body: label) as server:
-            config = judge_config(server.url, images="file", cache=str(tmp_path / "cache.sqlite"))
-            (first,) = await ask(config, lambda judges: judges.grounding.judge([item]))
-            urls = [part["image_url"]["url"] for part in server.bodies[0]["messages"][0]["content"][:2]]
-            assert urls[0] == f"file://{tmp_path}/a%20b.png" and urls[1].startswith("data:image/png;base64,")
-            other = config.model_copy(update={"images": "base64"})
-            (second,) = await ask(other, lambda judges: judges.grounding.judge([item]))
-            assert first == second and len(server.bodies) == 1
-            picture(tmp_path / "a b.png", "JPEG")  # another content under the same name is another question
-            await ask(other, lambda judges: judges.grounding.judge([item]))
-            assert len(server.bodies) == 2
-
-    asyncio.run(go())
