@@ -193,6 +193,7 @@ def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
     )
     with Endpoint(4, 0.0) as endpoint:
         folder = distil(priced, seeded(tmp_path, 4), OpenAISampler([endpoint.url], MODEL, forbidden=()))
+    over_http = capsys.readouterr().err.rsplit("4/4", 1)[1]  # the bar as it stays
     manifest = json.loads((folder / "manifest.json").read_text())
     counts = manifest["counts"]
     names = ("requests", "completions", "tokens", "read_tokens")
@@ -203,7 +204,7 @@ def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
     )  # an engine that does not say what it read
     said = json.loads((silent / "manifest.json").read_text())
     assert said["cost"] is None and said["per_tree"]["read_tokens"] is None
-    over_http, in_process = capsys.readouterr().err.split("4/4")[1::2]
+    in_process = capsys.readouterr().err.rsplit("4/4", 1)[1]
     for bar, stage in ((over_http, manifest), (in_process, said)):
         assert f"{stage['counts']['requests']:,} calls, {stage['counts']['accepted']:,} chains, " in bar
     assert "tokens, 0.0" in over_http and "tokens written, cost not known, 0 failed" in in_process
