@@ -30,7 +30,7 @@ FAITHFUL = {
     "statement": "statement ↑",
 }
 COMPARED = {"accuracy": "accuracy", **FAITHFUL}
-PAIRS = (("sft", "grpo-t"), ("sft", "fgrpo"), ("grpo-t", "fgrpo"))
+PAIRS = (("backbone-cot", "sft"), ("sft", "grpo-t"), ("sft", "fgrpo"), ("grpo-t", "fgrpo"))
 KINDS = {"greedy": "greedy answers", "sampled": "sampled answers, temperature 1"}
 
 
