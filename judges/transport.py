@@ -32,6 +32,7 @@ _LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 CUT_OFF = "cut off at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
 _LETTERS_A_TOKEN, _TOKENS_A_PICTURE = 3, 1200  # for what is set aside before a reply says what was used
+_TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks
 
 
 class Unanswered(Exception):
@@ -159,7 +160,7 @@ class OpenAITransport:
     async def _request(self, endpoint: Endpoint, call: Call, urls: Sequence[str]) -> str:
         if self._hopeless is not None:
             raise UserError(self._hopeless)
-        asked = estimate(call, urls, self._config.max_completion_tokens)
+        asked = estimate(call, urls, room(call, self._config))
         if (full := self._meter.reserve(*asked)) is not None:
             raise Unanswered("spend cap", full)
         used: tuple[int, int] | None = None
@@ -177,7 +178,7 @@ class OpenAITransport:
             used = (
                 _usage(completion) or asked
             )  # who does not say counts as what was set aside, or a cap would never come
-            return _text_of(completion, self._config.max_completion_tokens)
+            return _text_of(completion, asked[1])
         except endpoints.ERRORS as error:
             await self._note(endpoint, error, is_probe)
             raise
@@ -218,7 +219,7 @@ class OpenAITransport:
         out: dict[str, Any] = {
             "model": c.model,
             "messages": [{"role": "user", "content": content}],
-            "max_completion_tokens": c.max_completion_tokens,
+            "max_completion_tokens": room(call, c),
         }
         if c.reasoning_effort is not None:
             out["reasoning_effort"] = c.reasoning_effort  # such models take no temperature
@@ -238,6 +239,12 @@ class OpenAITransport:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def room(call: Call, config: schema.Judge) -> int:
+    """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace has
+    too many sentences to be judged."""
+    return config.max_completion_tokens + _TOKENS_A_LABEL * (call.size - 1)
 
 
 def estimate(call: Call, urls: Sequence[str], most: int) -> tuple[int, int]:

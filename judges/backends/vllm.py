@@ -25,7 +25,7 @@ from fgrpo.serving import CPU_ENVIRONMENT
 from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.calls import Call, Unusable
-from judges.transport import CUT_OFF, Unanswered, estimate
+from judges.transport import CUT_OFF, Unanswered, estimate, room
 
 PICTURES = 8  # in one call at most, if `engine` does not say otherwise
 _FORBIDDEN_BIAS = -100.0
@@ -156,12 +156,13 @@ class VLLMTransport:
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `judges.transport.Transport`."""
         engine = await asyncio.to_thread(self._started)
-        room = estimate(call, urls, self._config.max_completion_tokens)
-        if (full := self._meter.reserve(*room)) is not None:
+        most = room(call, self._config)
+        set_aside = estimate(call, urls, most)
+        if (full := self._meter.reserve(*set_aside)) is not None:
             raise Unanswered("spend cap", full)
         used: tuple[int, int] | None = None
         try:
-            asked = _Asked(call, urls, self._config.max_completion_tokens)
+            asked = _Asked(call, urls, most)
             engine.submit(asked)
             output = await asyncio.wrap_future(asked.reply)
             used = len(output.prompt_token_ids or ()), len(output.outputs[0].token_ids)
@@ -169,9 +170,9 @@ class VLLMTransport:
             self._meter.fault(error.kind)
             raise
         finally:
-            self._meter.settle(room, used)
+            self._meter.settle(set_aside, used)
         if output.outputs[0].finish_reason == "length":
-            raise Unusable(CUT_OFF.format(self._config.max_completion_tokens))
+            raise Unusable(CUT_OFF.format(most))
         if not output.outputs[0].text:
             raise Unusable("empty")
         return str(output.outputs[0].text)

@@ -48,11 +48,12 @@ def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(
             assert kinds == ["data:image/png", "data:image/jpeg", "data:image/png"]
             assert '1. "It is at [100,500,500,1000]."\n- "Wait."\n2. "It is red."' in content[3]["text"]
             assert "0 to 1000" in content[3]["text"]
+            assert server.bodies[0]["max_completion_tokens"] == 64 + 48  # two verdicts
             (verdicts,) = await ask(
                 judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item])
             )
             assert [v.label for v in verdicts] == ["CORRECT", "CORRECT"]
-            assert len(server.bodies) == 3
+            assert len(server.bodies) == 3 and server.bodies[2]["max_completion_tokens"] == 64
 
     asyncio.run(go())
 
