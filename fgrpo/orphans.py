@@ -25,7 +25,8 @@ class Guard:
     """Watches over what this process starts from now on, until `release`."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), str(os.getpid())]
+        # -P: the types.py beside this file is not Python's
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), str(os.getpid())]
         # a session of its own: ctrl-C at the terminal is for the parent, which then releases it
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 

@@ -3,8 +3,9 @@
 Chooses the flags by role and preset (`serve` in configs/paper.yaml: pictures a prompt, context, tensor and data parallel), looks
 at the model and the GPUs before anything is started, waits until the server is healthy, and writes its address to
 runs/<preset>/serve/<name>.json, which a stage finds through `endpoints` (`fgrpo.addresses`). Runs until ctrl-C or SIGTERM; then
-it stops the server that it started, and nothing else, and takes the address file away. With `--run` it serves for as long as
-one command runs, whose "{url}" becomes the address (used by the Slurm scripts). On a machine without GPUs the flags are the CPU's.
+it stops the server that it started, and nothing else, and takes the address file away; killed, it leaves no server either. With
+`--run` it serves for as long as one command runs, whose "{url}" becomes the address. On a machine without GPUs the flags are the
+CPU's.
 
 Command: `python -m fgrpo.serve teacher --preset paper-7b --port 8000 [--run 'python -m mcts.run --preset paper-7b' ] [-- <vLLM flags>]`.
 """
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,7 @@ from fgrpo import addresses, cli, model_files, runs
 from fgrpo.addresses import Address
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.orphans import Guard
 from fgrpo.schema import Config, Judge, Serving
 from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
 from fgrpo.toolchain import Gpu, gpus
@@ -195,7 +198,9 @@ def serve(
         timeout_s=timeout_s,
     )
     print(f"starting: {shlex.join(server.command())}\nlog: {log}", flush=True)
-    with server:
+    with ExitStack() as stack:
+        stack.callback(Guard().release)  # ends the server where this process is killed and cannot
+        stack.enter_context(server)
         url = f"http://{shown_as}:{server.port}/v1"
         addresses.write(path, Address(ordered.role, ordered.model, url, shown_as, server.pid))
         try:
@@ -221,7 +226,7 @@ def _while(command: Sequence[str]) -> int:
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:
-    """SIGTERM (Slurm's, `kill`'s) ends it as ctrl-C does."""
+    """SIGTERM (Slurm's, `kill`'s) and a terminal that closes end it as ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -234,6 +239,8 @@ def main() -> None:
         ordered = order(config, args.role, devices, args.model, extra, args.runs)
         host, shown_as = ("0.0.0.0", socket.getfqdn()) if args.public else ("127.0.0.1", "127.0.0.1")
         signal.signal(signal.SIGTERM, _on_term)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, _on_term)
         path = address_file(config, args.runs, args.name or args.role)
         timeout = args.timeout or (HEALTHY_S if devices else CPU_HEALTHY_S)
         code = serve(

@@ -171,25 +171,31 @@ def test_a_server_that_dies_leaves_no_address(tmp_path: Path, fake: Path, monkey
     assert not path.exists()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_server_and_nothing_else(tmp_path: Path, fake: Path, sign: signal.Signals) -> None:
-    other = subprocess.Popen(["sleep", "600"])  # like the worker, and not ours
+def started(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
+    """`python -m fgrpo.serve teacher` over the fake, up, and its address file."""
     code = "import sys, fgrpo.serving as s, fgrpo.serve as m; x = sys.argv.pop(); s.executable = lambda: x; m.main()"
     words = ["teacher", "--runs", str(tmp_path), "--cpu", str(tmp_path / "bin" / "vllm")]
     running = subprocess.Popen(
         [sys.executable, "-c", code, *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    path = tmp_path / "mini" / "serve" / "teacher.json"
+    deadline = time.monotonic() + 600
+    while not path.exists() and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.05)
+    return running, path
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_the_server_and_nothing_else(tmp_path: Path, fake: Path, sign: signal.Signals) -> None:
+    other = subprocess.Popen(["sleep", "600"])  # like the worker, and not ours
+    running, path = started(tmp_path)
     try:
-        path = tmp_path / "mini" / "serve" / "teacher.json"
-        deadline = time.monotonic() + 120
-        while not path.exists() and time.monotonic() < deadline and running.poll() is None:
-            time.sleep(0.05)
         there = addresses.read(path)
         with pytest.raises(UserError, match=r"is served at .* already"):
             serve.check_free(path)
         running.send_signal(sign)
-        output, _ = running.communicate(timeout=120)
+        output, _ = running.communicate(timeout=600)
         assert running.returncode == 0, output
         assert "stopping the server" in output
         assert not path.exists()
@@ -200,6 +206,19 @@ def test_a_signal_stops_the_server_and_nothing_else(tmp_path: Path, fake: Path, 
         for process in (running, other):
             process.kill()
             process.wait()
+
+
+def test_a_killed_helper_leaves_no_server(tmp_path: Path, fake: Path) -> None:
+    running, path = started(tmp_path)
+    there, worker = addresses.read(path), int(fake.read_text())
+    time.sleep(2)  # the guard looks every second
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 600
+    while (is_running(there.pid) or is_running(worker)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(there.pid) and not is_running(worker)
+    serve.check_free(path)  # the address that stayed is nobody's
 
 
 def test_endpoints_are_addresses_or_files(tmp_path: Path) -> None:
