@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from fgrpo import torchvision_shim
+from fgrpo import runs, torchvision_shim
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.reach import Finding, endpoints, ports
@@ -42,10 +42,10 @@ CORE = (
 )
 VERSIONS = ("core.txt", "rest.txt")
 SHIM_MODULE = "fgrpo_torchvision_shim.py"
-MINI_DISK_GB, PAPER_DISK_GB = (
-    2,
-    500,
-)  # ours: environments and a mini run; data, two checkpoints with optimizer, rollouts
+MINI_DISK_GB = 2  # ours: environments and a mini run
+DATA_DISK_GB = (
+    500  # ours: archives and pictures (`make data-download PLAN=1` has the exact figure), also while unpacked
+)
 IMPORT_TIMEOUT_S = 120.0
 
 
@@ -201,20 +201,35 @@ def tools(config: Config) -> Iterator[Finding]:
         yield Finding("ok", "g++ and ninja")
 
 
-def disk(config: Config, runs: str) -> Iterator[Finding]:
-    """Free space where runs and data go."""
-    wanted = PAPER_DISK_GB if config.world is None else MINI_DISK_GB
-    for name, folder in (("runs", Path(runs)), ("data", Path(config.data.root))):
+def disk(config: Config, runs_root: str) -> Iterator[Finding]:
+    """Free space where runs and data go; for runs, what the stages that are still to be trained leave there at most."""
+    mini, root = config.world is not None, Path(runs_root)
+    wanted = {"data": DATA_DISK_GB, "runs": 0.0 if mini else checkpoint_gb(config, root)}
+    for name, folder in (("runs", root), ("data", Path(config.data.root))):
         existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(existing).free / 1e9
-        if free < wanted:
-            yield Finding(
-                "fail" if config.world else "warn",
-                f"{free:.0f} GB free for {name} in {folder}, {wanted} wanted",
-                "free some, or choose another disk",
-            )
-        else:
+        free, needed = shutil.disk_usage(existing).free / 1e9, MINI_DISK_GB if mini else wanted[name]
+        if free >= needed:
             yield Finding("ok", f"{free:.0f} GB free for {name}")
+            continue
+        words = f"{free:.0f} GB free for {name} in {folder}, {needed:.0f} wanted"
+        advice = "free some, or choose another disk" + (
+            "" if mini or name == "data" else ", or OVERLAY=lora; `make plan` has the formula"
+        )
+        yield Finding("fail" if mini or name == "runs" else "warn", words, advice)
+
+
+def checkpoint_gb(config: Config, root: Path) -> float:
+    """What SFT and RL with this method are still going to write, by the plan's formulas."""
+    from fgrpo.footprint import shape_of
+    from fgrpo.plan import GB, STAGES, checkpoints
+
+    shape, total = shape_of(config.models.base), 0.0
+    for stage in STAGES:
+        folder = runs.folder(config, stage if stage == "sft" else f"rl-{config.method}", root)
+        if not (folder / "done").exists():
+            there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            total += max(checkpoints(config, stage, shape).size - there, 0) / GB
+    return total
 
 
 def data(config: Config) -> Iterator[Finding]:
@@ -316,7 +331,7 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
             yield Finding("ok", f"{stage} is likely to take {wanted:.0f} of a GPU's {gib:.0f} GiB")
 
 
-def examine(config: Config, runs: str = "runs") -> Iterable[Finding]:
+def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
     """All findings for a configuration, in order."""
     file = "gpu.txt" if torch_build() else "cpu.txt"
     wanted = pins(ROOT / "constraints" / file)
@@ -328,7 +343,7 @@ def examine(config: Config, runs: str = "runs") -> Iterable[Finding]:
     yield from vllm(config)
     yield from tools(config)
     yield from layout(config)
-    yield from disk(config, runs)
+    yield from disk(config, root)
     yield from models(config)
     yield from data(config)
     yield from endpoints(config)

@@ -148,6 +148,18 @@ def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, chec
     ]
 
 
+def checkpoints(shape: Shape, trainable: int, number: int, whole: int, *, half: bool, adapters: bool) -> Part:
+    """Bytes on the disk, not of a GPU: `number` checkpoints with the optimizer's states, and `whole` models without."""
+    weight, optimiser = (HALF, MASTER_AND_ADAM) if half else (FULL, ADAM)
+    saved = trainable if adapters else shape.parameters
+    size = number * (weight * saved + optimiser * trainable) + whole * weight * shape.parameters
+    formula = (
+        f"{number} checkpoints x ({weight} bytes x {saved:,} saved + {optimiser} x {trainable:,} trained) + {whole} whole x "
+        f"{weight} x {shape.parameters:,}"
+    )
+    return Part("checkpoints", size, formula)
+
+
 def cache_bytes(shape: Shape, number: int = HALF) -> int:
     """Bytes of a token in the KV cache: 2 x layers x width of keys x bytes of a number."""
     return 2 * shape.layers * shape.kv_width * number

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from fgrpo.schema import Config, Judge
 
 JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
 BYTES = {"fp32": 4, "bf16": 2}  # a weight
-OPTIMISER_BYTES = 8  # Adam's two moments, float32; bf16 training keeps float32 weights beside them
 GB = 1e9
+SFT_KEPT = 2  # checkpoints of SFT (sft/train.py)
 STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 
 
@@ -269,21 +270,23 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
     return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices a million: {prices[0]:g}, {prices[1]:g})"
 
 
+def checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> Part:
+    """What a trained stage has on the disk at most: one checkpoint is written before the oldest goes."""
+    section: Any = getattr(config, stage)
+    kept = SFT_KEPT if stage == "sft" else config.rl.keep_checkpoints
+    number = math.ceil(rl_updates(config) / config.rl.save_steps) if kept is None else kept + 1
+    trained, adapters = trained_parameters(config, stage, shape), section.lora is not None
+    whole = 2 if stage == "sft" else 1  # the best state and a new best one, or the last one
+    return footprint.checkpoints(shape, trained, number, whole, half=section.precision == "bf16", adapters=adapters)
+
+
 def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list[str]:
-    """Disk of RL with one method (SFT's is alike), and of what sampling writes, in words."""
-    rl = config.rl
-    weights = BYTES[rl.precision]
-    state = OPTIMISER_BYTES + (BYTES["fp32"] if rl.precision == "bf16" else 0)
-    trained = trained_parameters(config, "rl", shape)
-    saved = trained if rl.lora is not None else shape.parameters
-    kept = (rl.keep_checkpoints or 0) + 1  # one is written before the oldest goes
-    total = kept * (weights * saved + state * trained) + weights * shape.parameters
+    """Disk of SFT, of RL with one method, and of what sampling writes, in words."""
+    parts = [(stage, checkpoints(config, stage, shape)) for stage in STAGES]
+    trained = [f"{stage:10} about {part.size / GB:,.1f} GB: {part.formula}" for stage, part in parts]
     each = assume["disk.bytes_a_token"]
-    return [
-        f"checkpoints about {total / GB:,.1f} GB a trained stage (SFT, and RL with each method): {kept} checkpoints x ({weights} bytes x "
-        f"{saved:,} saved + {state} x {trained:,} trained) + {weights} x {shape.parameters:,} of final weights",
-        f"texts      about {tokens * each / GB:,.2f} GB: {tokens:,} tokens x {each:g} bytes (trees, rollouts, answers, verdicts)",
-    ]
+    how = f"{tokens:,} tokens x {each:g} bytes (trees, rollouts, answers, verdicts)"
+    return [*trained, f"texts      about {tokens * each / GB:,.2f} GB: {how}"]
 
 
 MEASURED = {  # counts of a stage's manifest that stand for its calls
@@ -317,11 +320,8 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     shape = footprint.shape_of(config.models.base)
     lines = demand(config)
     out = [f"plan for preset {config.preset}, method {config.method}"]
-    out += (
-        []
-        if config.world is None
-        else ["the miniature runs on a CPU: hours below are what a GPU of the paper's would take"]
-    )
+    if config.world is not None:
+        out.append("the miniature runs on a CPU: hours below are what a GPU of the paper's would take")
     steps = config.mcts.simulations * config.mcts.children * (1 + config.mcts.rollouts)
     out += [
         f"a tree asks for at most {steps} continuations, likely {steps * assume['search.expanded']:.0f}: searches end early",

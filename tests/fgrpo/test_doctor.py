@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo import addresses, doctor, reach, toolchain
+from fgrpo import addresses, doctor, footprint, plan, reach, toolchain
 from fgrpo.addresses import Address
 from fgrpo.config import load
 from fgrpo.reach import Finding
@@ -118,8 +118,21 @@ def test_a_full_disk_and_missing_models(monkeypatch: pytest.MonkeyPatch, tmp_pat
     usage = type("Usage", (), {"free": 1e9})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     assert any("1 GB free for runs" in line for line in failures(doctor.disk(load("mini"), str(tmp_path))))
+    assert any("wanted" in line for line in failures(doctor.disk(load("paper-7b"), str(tmp_path))))
     (line,) = failures(doctor.models(load("mini", overrides=[f"models.base={tmp_path}/none"])))[:1]
     assert "no base model in" in line
+
+
+def test_the_disk_that_is_wanted_is_the_plans_for_what_is_still_to_be_trained(tmp_path: Path) -> None:
+    config, shape = load("paper-7b"), footprint.shape_of("Qwen/Qwen2.5-VL-7B-Instruct")
+    sft, rl = (plan.checkpoints(config, stage, shape).size / 1e9 for stage in plan.STAGES)
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(sft + rl)
+    (tmp_path / "paper-7b" / "sft").mkdir(parents=True)
+    (tmp_path / "paper-7b" / "sft" / "done").touch()
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(rl)
+    (tmp_path / "paper-7b" / "rl-fgrpo").mkdir()
+    (tmp_path / "paper-7b" / "rl-fgrpo" / "model").write_bytes(b"0" * 10_000_000)
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(rl - 0.01)
 
 
 def test_half_a_download_and_missing_annotations_fail(tmp_path: Path) -> None:

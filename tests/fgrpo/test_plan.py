@@ -118,6 +118,17 @@ def test_every_line_has_its_formula_and_every_assumption_its_source() -> None:
     assert "measured in this preset" not in text
 
 
+def test_disk_of_checkpoints() -> None:
+    shape = shape_of(SEVEN)
+    trained = 8_292_166_656 - 676_550_144
+    kept = plan.checkpoints(load("paper-7b"), "rl", shape)
+    assert kept.size == 3 * (2 * 8_292_166_656 + 12 * trained) + 2 * 8_292_166_656
+    every = plan.checkpoints(load("paper-7b", overrides=["rl.keep_checkpoints=null"]), "rl", shape)
+    assert every.formula.startswith(f"{-(-round(48700 * 3 / 64) // 20)} checkpoints x")
+    adapters = plan.checkpoints(load("paper-7b", overrides=["@lora"]), "sft", shape)
+    assert adapters.size < kept.size / 5
+
+
 def test_judge_cost_at_configured_prices() -> None:
     prices = ["judges.evaluation.prompt_price=2", "judges.evaluation.completion_price=10"]
     config = load("paper-7b", overrides=prices)
