@@ -122,6 +122,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException as error:
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(128 + int(error.sigval))
     except ChildFailedError as error:
         sys.exit(_report(error))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo import config, launch, toolchain
+from fgrpo import INTERRUPTED, cli, config, launch, toolchain
 from fgrpo.checkpoints import last_checkpoint
 from fgrpo.errors import UserError
 from tests.distributed.conftest import GENEROUS, ROOT, Small
@@ -102,6 +102,26 @@ def test_deepspeed_files_that_cannot_work(
         toolchain.check_deepspeed(str(file), "sft.deepspeed")
     for shipped in (ROOT / "configs" / "deepspeed").glob("*.json"):
         toolchain.check_deepspeed(str(shipped), "sft.deepspeed")
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_once(
+    sign: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The processes leave the last word to the launcher, which torch ends by an exception."""
+    from accelerate.commands import launch as accelerates
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def interrupted(_: object) -> None:
+        raise SignalException("got a signal", sigval=sign)
+
+    monkeypatch.setattr(accelerates, "launch_command", interrupted)
+    for name in (cli.SIDE_BY_SIDE, "OMP_NUM_THREADS", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))  # put back afterwards
+    with pytest.raises(SystemExit) as end:
+        launch.start("sft.train", config.load("mini", overrides=["launch.sft_processes=2"]), [])
+    assert end.value.code == code
+    assert capsys.readouterr().err == INTERRUPTED + "\n"
 
 
 @pytest.mark.slow
