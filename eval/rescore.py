@@ -80,12 +80,11 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
 def agreement(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> Agreement:
     """Agreement of two judges' consistency verdicts on the same rollouts. What a rule decided before any judge was asked (no
     answer, no trace) is left out: it is the same under both, and would only make them look alike."""
-    stored = []
-    for name, records in (("the run's judge", old), ("this one", new)):
-        stored.append(Stored(name))
+    first, second = Stored("the run's judge"), Stored("this one")
+    for stored, records in ((first, old), (second, new)):
         for record in records:
-            stored[-1].add(record.id, record.scores.get("consistency"), None)
-    return agreements(*stored, settings.bootstrap_samples, settings.confidence)[0]
+            stored.add(record.id, record.scores.get("consistency"), None)
+    return agreements(first, second, settings.bootstrap_samples, settings.confidence)[0]
 
 
 def _judge(config: Config, name: str) -> judges.schema.Judge:
