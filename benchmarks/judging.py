@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from benchmarks.common import median, show
 from fgrpo.schema import Judge
@@ -35,6 +36,7 @@ from judges.transport import OpenAITransport
 
 IN_FLIGHT, CALLS, ROUNDS = 64, 1000, 5
 ROLLOUTS, FAULTS, SERVICE_S, LIMIT_S = 2000, 0.3, 0.5, 4.0
+BASE = "the plain `openai` client's `post`"
 VERDICT = json.dumps({"why": "It says so.", "label": "CONSISTENT"})
 
 
@@ -118,8 +120,9 @@ def config(url: str, **more: Any) -> Judge:
     return Judge(backend="openai", model="m", endpoints=(url,), max_completion_tokens=64, concurrency=IN_FLIGHT, **more)
 
 
-async def plain(url: str, asked: list[ConsistencyItem]) -> None:
-    """The client alone: the same bodies, as many at a time, the text of each reply."""
+async def plain(url: str, asked: list[ConsistencyItem], bare: bool) -> None:
+    """The client alone: the same bodies, as many at a time, the text of each reply. `bare`: by its `post`, as the service does it,
+    without `create`'s walk over the body."""
     judge = config(url)
     arguments = OpenAITransport(judge, BACKEND(judge, Path()).meter)._body
     bodies = [arguments(consistency_call(item), ()) for item in asked]
@@ -129,7 +132,11 @@ async def plain(url: str, asked: list[ConsistencyItem]) -> None:
 
     async def one(body: dict[str, Any]) -> str | None:
         async with free:
-            completion = await client.chat.completions.create(**body)
+            completion = await (
+                client.post("/chat/completions", cast_to=ChatCompletion, body=body)
+                if bare
+                else client.chat.completions.create(**body)
+            )
         return completion.choices[0].message.content
 
     began = time.perf_counter(), time.process_time()
@@ -165,7 +172,8 @@ def measured(work: Awaitable[None]) -> tuple[float, float]:
 def overhead() -> None:
     """One table."""
     kinds: dict[str, Callable[[str, int, str], Awaitable[None]]] = {
-        "the plain `openai` client": lambda url, n, cache: plain(url, items(CALLS, n)),
+        BASE: lambda url, n, cache: plain(url, items(CALLS, n), bare=True),
+        "its `chat.completions.create`": lambda url, n, cache: plain(url, items(CALLS, n), bare=False),
         "the service, no cache": lambda url, n, cache: service(url, items(CALLS, n)),
         "the service, filling a cache": lambda url, n, cache: service(url, items(CALLS, n), cache=cache),
         "the service, from the cache": lambda url, n, cache: service(url, items(CALLS, n), cache=cache),
@@ -175,7 +183,7 @@ def overhead() -> None:
         for n in range(ROUNDS + 1):
             for name, work in kinds.items():
                 found[name].append(measured(work(url, n * CALLS, f"{folder}/cache.sqlite")))
-    base, rows = found["the plain `openai` client"][1:], []
+    base, rows = found[BASE][1:], []
     for name, all_rounds in found.items():
         rounds = all_rounds[1:]
         more = [median([r[k] - b[k] for r, b in zip(rounds, base, strict=True)]) for k in (0, 1)]
