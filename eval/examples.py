@@ -69,7 +69,7 @@ class Column:
     title: str
     lines: tuple[Line, ...]
     answer: str
-    correct: bool
+    correct: bool | None
     consistent: bool | None
     reason: str
     notes: tuple[str, ...]
@@ -107,8 +107,12 @@ class Example:
 
 
 def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int) -> list[str]:
-    """Ids of rollouts to show, `each` a benchmark: those first on which the models' verdicts differ most, then in order."""
-    by_model = [{r.id: r for r in result.records() if r.meta["kind"] == kind} for result in results]
+    """Ids of rollouts to show, `each` a benchmark: those first on which the models' verdicts differ most, then in order. What an
+    engine refused is no example."""
+    by_model = [
+        {r.id: r for r in result.records() if r.meta["kind"] == kind and r.meta["finish"] != "error"}
+        for result in results
+    ]
     chosen = []
     for name in dict.fromkeys(s.source for s in samples.values()):
         shared = [
@@ -184,7 +188,7 @@ def _column(
         picture = _picture_of(sentence["text"], home, len(sizes))
         for found in _TAGGED.finditer(sentence["text"]):
             boxes, _ = parse_boxes(found.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
-            if not boxes:
+            if not boxes or not sizes:
                 continue
             number = str(len(shapes) + 1)
             seen = model_size(size(shown[picture]), *bounds)
@@ -196,13 +200,13 @@ def _column(
             at = found.end()
         pieces.append(Piece(sentence["text"][at:]))
         lines.append(Line(tuple(pieces), _COLOURS.get(sentence["label"] or "", "plain"), sentence["reason"]))
-    consistency = _value(record, "consistency")
+    correct, consistency = _value(record, "accuracy"), _value(record, "consistency")
     return Column(
         key,
         result.title,
         tuple(lines),
         response.answer if response.answer is not None else "no answer",
-        _value(record, "accuracy") == 1.0,
+        None if correct is None else correct == 1.0,
         None if consistency is None else consistency == 1.0,
         record.scores["consistency"].reason if "consistency" in record.scores else "",
         _notes(record, rollout),
@@ -227,8 +231,8 @@ def _notes(record: EvalRecord, rollout: Rollout) -> tuple[str, ...]:
 
 
 def _tags(record: EvalRecord) -> tuple[str, ...]:
-    tags = ["right" if _value(record, "accuracy") == 1.0 else "wrong"]
-    consistency, semantic = _value(record, "consistency"), _value(record, "semantic")
+    correct, consistency, semantic = (_value(record, name) for name in ("accuracy", "consistency", "semantic"))
+    tags = [] if correct is None else ["right" if correct == 1.0 else "wrong"]
     if consistency is not None:
         tags.append("consistent" if consistency == 1.0 else "inconsistent")
     if semantic is not None:

@@ -141,7 +141,7 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     axes[1].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
     axes[0].legend(ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1.16), borderaxespad=0)
     figure.supxlabel(
-        f"{'sampled answers, temperature 1' if kind == 'sampled' else 'greedy answers'}; 95% intervals",
+        f"{'sampled answers, temperature 1' if kind == 'sampled' else 'greedy answers'}; {100 * config.eval.confidence:.0f}% intervals",
         fontsize=9,
         color="#555555",
     )

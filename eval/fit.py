@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def _smaller(path: str, share: float, bounds: tuple[int, int], cache: Path) -> s
         width, height = model_size(picture.size, *bounds)
         size = (max(28, round(width * share)), max(28, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
-        aside = made.with_suffix(".part")
+        aside = made.with_suffix(f".{os.getpid()}.part")  # models are evaluated side by side
         picture.resize(size).save(aside, "PNG")
         aside.replace(made)
     return str(made)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fgrpo.types import Score
 from judges.validation_stats import kappa
 
 Value = float | bool | Score | None
+Group = TypeVar("Group", bound=Hashable)
 
 
 def values(items: Iterable[Value]) -> list[float]:
@@ -52,14 +53,13 @@ def spatial_grounding(scores: Iterable[Value]) -> float | None:
     return mean(scores)
 
 
-def pair_accuracy(correct: Sequence[Value], groups: Sequence[Hashable]) -> float | None:
-    """Share of groups (MMVP's pairs) of which every member is correct; groups with a member without value are left out."""
-    members: dict[Hashable, list[float | None]] = {}
+def pairs(correct: Sequence[Value], groups: Sequence[Group]) -> dict[Group, float | None]:
+    """Of each group (MMVP's pairs), in order: 1 if every member is correct, else 0; None where a member has no value."""
+    members: dict[Group, list[float | None]] = {}
     for value, group in zip(correct, groups, strict=True):
         plain = value.value if isinstance(value, Score) else value
         members.setdefault(group, []).append(None if plain is None else float(plain))
-    whole = [all(v == 1.0 for v in group) for group in members.values() if None not in group]
-    return sum(whole) / len(whole) if whole else None
+    return {name: None if None in group else float(all(v == 1.0 for v in group)) for name, group in members.items()}
 
 
 def bootstrap_means(

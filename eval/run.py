@@ -305,6 +305,7 @@ def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
         "limit": config.eval.limit,
+        "benchmarks": list(config.eval.benchmarks),
     }
     path = folder.path / SCORING
     present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,7 +1,8 @@
 """From records to figures: every metric of every benchmark with its interval, and the averages that the tables print.
 
 Averages as in Table 1: the plain mean of the benchmarks (PAPER: mean of the seven columns), for accuracy, inconsistency and
-grounding. Flip and statement rates rest on few answers a benchmark and are pooled over all of them instead. Intervals are
+grounding; a benchmark outside `eval.benchmarks` (people's own) is in no average unless nothing else was evaluated, and a cell's
+"benchmarks" says of how many it is the mean. Flip and statement rates rest on few answers a benchmark and are pooled over all of them instead. Intervals are
 percentile bootstraps over questions; trials of one question (SAT's two orders, MMVP's pairs) are resampled together.
 """
 
@@ -56,10 +57,13 @@ def summarise(records: Sequence[EvalRecord], paired: Sequence[str], settings: Ev
         mine = [r for r in records if r.meta["kind"] == kind]
         names = list(dict.fromkeys(r.benchmark for r in mine))
         split = {name: [r for r in mine if r.benchmark == name] for name in names}
+        counted = {name: rows for name, rows in split.items() if name in settings.benchmarks} or split
         benchmarks = {name: _benchmark(rows, name in paired, settings) for name, rows in split.items()}
         out[kind] = {
             "benchmarks": benchmarks,
-            "average": {metric: cell for metric in METRICS if (cell := _average(split, metric, settings)) is not None},
+            "average": {
+                metric: cell for metric in METRICS if (cell := _average(counted, metric, settings)) is not None
+            },
             "counts": _counts(mine),
         }
     return out
@@ -73,19 +77,19 @@ def _benchmark(rows: Sequence[EvalRecord], paired: bool, settings: Eval) -> dict
         if cell is not None:
             cells[metric] = cell
     if paired:
-        value = metrics.pair_accuracy([value_of(r, "accuracy") for r in rows], [_pair(r) for r in rows])
-        if value is not None:
-            groups = {_pair(r) for r in rows}
-            cells["pair_accuracy"] = {"value": value, "low": None, "high": None, "n": len(groups)}
+        found = metrics.pairs([value_of(r, "accuracy") for r in rows], [(r.meta["group"], _round(r)) for r in rows])
+        cell = _cell(list(found.values()), [group for group, _ in found], settings)
+        if cell is not None:
+            cells["pair_accuracy"] = cell
     counts = _counts(rows)
     for name in ("truncated", "unresolved", "refused"):
         cells[name] = {"value": counts[name] / len(rows), "low": None, "high": None, "n": len(rows)}
     return cells
 
 
-def _pair(record: EvalRecord) -> tuple[str, str]:
-    """The pair of one record; sampled rollouts of one number belong together."""
-    return str(record.meta["group"]), record.id.partition("#")[2]
+def _round(record: EvalRecord) -> str:
+    """Sampled rollouts of one number belong together in a pair."""
+    return record.id.partition("#")[2]
 
 
 def _cell(values: Sequence[float | None], clusters: Sequence[Any], settings: Eval) -> Cell | None:

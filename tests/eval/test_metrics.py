@@ -22,8 +22,7 @@ def test_none_is_never_zero() -> None:
 
 
 def test_pair_accuracy_needs_both() -> None:
-    assert metrics.pair_accuracy([1, 1, 1, 0, 1], ["p", "p", "q", "q", "r"]) == pytest.approx(2 / 3)
-    assert metrics.pair_accuracy([1, None], ["p", "p"]) is None
+    assert metrics.pairs([1, 1, 1, 0, 1, 1, None], list("ppqqrss")) == {"p": 1.0, "q": 0.0, "r": 1.0, "s": None}
 
 
 def test_bootstrap_interval_covers_the_normal_one() -> None:
