@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parent / "sources"
 STREAM_ROWS = 64  # rows decoded at a time
 STREAM_BYTES = 1 << 20  # read-ahead a column; without it a whole row group (5.2 GB in SAT) is read at once
 ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF
+TAIL_BYTES = 4096  # in which a whole picture ends; cameras and programs append bytes of their own, and inside a scan no end can stand
 MIN_INSIDE = 0.5  # a box of which less than this share lies inside its picture is dropped
 
 
@@ -181,7 +182,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with path.open("rb") as file:
         width, height, kind, is_upright = _size(file)
-        file.seek(max(0, path.stat().st_size - 64))
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         _check_tail(file.read(), kind)
     if not is_upright:
         raise Drop("turned_by_exif")
@@ -191,7 +192,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 def picture_bytes_size(data: bytes) -> tuple[int, int, str]:
     """(width, height, format such as "PNG") of a picture in memory. Drop if it is corrupt or cut short."""
     width, height, kind, _ = _size(io.BytesIO(data))
-    _check_tail(data[-64:], kind)
+    _check_tail(data[-TAIL_BYTES:], kind)
     return width, height, kind
 
 

@@ -431,5 +431,8 @@ def test_a_truncated_photograph_is_found_without_decoding_it(tmp_path: Path, pho
     photo.save(whole)
     cut.write_bytes(whole.read_bytes()[:-2000])
     assert picture_size(whole) == (640, 427)
+    longer = tmp_path / "longer.jpg"
+    longer.write_bytes(whole.read_bytes() + b"a camera's own bytes" * 50)
+    assert picture_size(longer) == (640, 427)
     with pytest.raises(Drop, match="corrupt_image"):
         picture_size(cut)
