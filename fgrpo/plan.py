@@ -335,6 +335,8 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
         out.append(
             f"{line.stage:10} {line.calls:>12,} {line.tokens:>16,} {likely[line.stage]:>16,} {hours:>10.2f}  {line.formula}"
         )
+    out.append("likely: calls x lengths.* up to the limit, half of it in a tree, x search.expanded, difficulty.read")
+    out.append("GPU hours: likely tokens (written) / sampling.<who samples> / 3600; that rate covers reading")
     out += ["", "training (likely lengths)", *training_hours(config, shape, assume)]
     out += [
         "",

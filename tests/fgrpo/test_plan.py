@@ -108,6 +108,7 @@ def test_every_line_has_its_formula_and_every_assumption_its_source() -> None:
         "6,000 trees x 8 simulations x 3 children x (1 step + 2 rollouts)",
         "a tree asks for at most 72 continuations, likely 55",
         "8,292,166,656 parameters",
+        "GPU hours: likely tokens (written) / sampling.<who samples> / 3600",
         "57,344 bytes a token (2 x 28 layers x 512 wide x 2)",
         "3 checkpoints x (2 bytes x 8,292,166,656 saved + 12 x 7,615,616,512 trained)",
         "set judges.training.prompt_price and completion_price for its cost",
