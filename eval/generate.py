@@ -16,7 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.models import ModelSpec, template, user_text
+from eval.models import ModelSpec, temperature, template, user_text
 from fgrpo import jsonl, progress
 from fgrpo.errors import UserError
 from fgrpo.sampling.base import Request, Sampler, SamplingError, Unreachable
@@ -40,6 +40,7 @@ class Job:
 def jobs(samples: Sequence[Sample], spec: ModelSpec, config: Config) -> list[Job]:
     """The greedy rollout of each sample ("<sample id>"), then its sampled ones ("<sample id>#s0", …), in order."""
     texts = {True: template(spec, config), False: template(spec, config, has_choices=False)}
+    greedy = temperature(spec, config)
     out = []
     for sample in samples:
         text = user_text(sample, spec, texts[bool(sample.choices)])
@@ -50,7 +51,7 @@ def jobs(samples: Sequence[Sample], spec: ModelSpec, config: Config) -> list[Job
                 text=text,
                 prefix=spec.prefix,
                 max_new_tokens=spec.max_new_tokens or config.eval.max_new_tokens,
-                temperature=config.eval.temperature if n < 0 else config.eval.sampled_temperature,
+                temperature=greedy if n < 0 else config.eval.sampled_temperature,
                 seed=(config.seed + zlib.crc32(rollout_id.encode())) % 2**31,
             )
             out.append(Job(rollout_id, sample, kind, request))

@@ -19,7 +19,7 @@ from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
 from fgrpo.runs import folder
-from fgrpo.schema import Config, EngineKind, Positive, Section
+from fgrpo.schema import Config, EngineKind, Positive, Rate, Section
 from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
@@ -53,6 +53,7 @@ class ModelSpec(Section):
         grounding: what it is asked to point with. Spatial grounding (Eq. 1) compares boxes, so it is not applicable to a model
             that writes points or nothing; "boxes" that are not written score 0.
         max_new_tokens: None = `eval.max_new_tokens`.
+        temperature: of the one answer that the tables call greedy, where the model takes no other; None = `eval.temperature`.
         paper_row: row of the paper's Table 1 this is, None if it is none.
     """
 
@@ -67,6 +68,7 @@ class ModelSpec(Section):
     box_frame: Frame = "model"
     grounding: Literal["boxes", "points", "none"] = "boxes"
     max_new_tokens: Positive | None = None
+    temperature: Rate | None = None
     engine: EngineOverride = EngineOverride()
     paper_row: str | None = None
     note: str = ""
@@ -148,6 +150,11 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
     }
     values |= {key: value for key, value in spec.engine.model_dump().items() if value is not None}
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
+
+
+def temperature(spec: ModelSpec, config: Config) -> float:
+    """That of the answer which the tables call greedy."""
+    return config.eval.temperature if spec.temperature is None else spec.temperature
 
 
 def template(spec: ModelSpec, config: Config, *, has_choices: bool = True) -> str:

@@ -265,11 +265,11 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     return {
-        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine", *BOXES})
+        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine", "temperature", *BOXES})
         | {"path": path},
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
         "prompts": digest(texts),
-        "decoding": {key: plain["eval"][key] for key in decoding},
+        "decoding": {key: plain["eval"][key] for key in decoding} | {"temperature": models.temperature(spec, config)},
         "seed": config.seed,
         "data": {"root": config.data.root, "world": plain["world"]},
     }

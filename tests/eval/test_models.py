@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import base, judging, layout, models, results, score, tables, truth
+from eval import base, generate, judging, layout, models, results, run, score, tables, truth
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import Rollout
@@ -22,6 +22,15 @@ def test_every_row_of_table_1_has_a_model_file() -> None:
     rows = {row["model"] for name in ("table1", "table2", "table3") for row in results.paper()[name]}
     assert rows <= set(models.names())
     assert {models.load(name).paper_row for name in rows} == rows
+
+
+def test_a_model_that_takes_one_temperature_only(world: Config) -> None:
+    """GPT-5's family refuses a temperature of 0; the others are asked greedily."""
+    samples = base.load("mmvp", world).samples[:1]
+    asked = {name: generate.jobs(samples, models.load(name), world)[0].request for name in ("gpt-5-nano", "gpt-4o")}
+    assert {name: request.temperature for name, request in asked.items()} == {"gpt-5-nano": 1.0, "gpt-4o": 0.0}
+    plain, other = models.load("gpt-4o"), models.load("gpt-4o").model_copy(update={"temperature": 1.0})
+    assert run._identity(plain, "gpt-4o", world) != run._identity(other, "gpt-4o", world)
 
 
 @pytest.mark.parametrize("name", OTHERS)
