@@ -148,13 +148,9 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "no_image": 1,
     }
     assert tally.kept == 6 and tally.records == len(rows)
-    assert tally.notes == {
-        "orphan_tag": 1,
-        "only_first_exchange": 1,
-        "box_clipped": 2,
-        "box_without_area": 1,
-        "no_box": 1,
-    }  # of records that stay
+    assert tally.notes == {  # of records that stay
+        "orphan_tag": 1, "only_first_exchange": 1, "box_clipped": 2, "box_without_area": 1, "no_box": 1,
+    }  # fmt: skip
     assert found["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
     assert found["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
     second = found["vgr/shortcot/1"]
