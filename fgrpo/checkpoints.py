@@ -6,6 +6,7 @@ on. Imports transformers inside functions only.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -207,13 +208,17 @@ def save_whole(trainer: Any, folder: Path, extra: Callable[[Path], object] | Non
 
 @contextmanager
 def _fits(checkpoint: str | None) -> Iterator[None]:
-    """What goes wrong inside, while a checkpoint is read, is a `WrongCheckpoint`."""
+    """What goes wrong inside, while a checkpoint is read, is a `WrongCheckpoint`; not what says nothing of the checkpoint (no
+    memory left, no permission, a file system that is gone), since the way out is to delete it.
+    """
     from safetensors import SafetensorError
+    from torch import OutOfMemoryError
 
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        if checkpoint is None or isinstance(error, UserError):
+        of_machine = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+        if checkpoint is None or of_machine or isinstance(error, (UserError, OutOfMemoryError)):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WrongCheckpoint(

@@ -36,6 +36,7 @@ def combine(
     baseline: Baseline = "group",
     whiten: Whiten = "sequence",
     lengths_N: Tensor | None = None,
+    failed_NK: Tensor | None = None,
     eps: float = EPS,
     whiten_eps: float | None = None,
 ) -> Tensor:
@@ -54,6 +55,7 @@ def combine(
             (and scaled by) the batch's applicable rollouts. "group" gives them 0.
         whiten: "sequence" (each rollout counts once), "token" (each counts `lengths_N` times; verl), or "none".
         lengths_N: completion lengths in tokens, for `whiten="token"` only.
+        failed_NK: which NaN are failures rather than "not applicable": those are unknown, so never a 0, whatever `masked` says.
         eps: added to each standard deviation.
         whiten_eps: added to the batch's instead, where a stack uses two (verl); None: `eps`.
 
@@ -61,22 +63,8 @@ def combine(
         ValueError: shapes do not fit, a score is infinite, group size below 2, an unknown option.
     """
     scores_NK, weights_K = _checked(scores_NK, weights_K, group_size)
-    known_NK = ~torch.isnan(scores_NK)
-    scorable_N = known_NK.any(dim=1)
-    if masked == "zero":  # rows about which nothing is known (every judge failed) are not zeros
-        known_NK = scorable_N.unsqueeze(1).expand_as(known_NK)
-    elif masked != "exclude":
-        raise ValueError(f"masked is 'exclude' or 'zero', got {masked!r}")
-    values_NK = torch.where(torch.isnan(scores_NK), 0.0, scores_NK)
-    n, k = scores_NK.shape
-    grouped, known = values_NK.view(-1, group_size, k), known_NK.view(-1, group_size, k)
-    normal_BGK, varies_B1K = _normalise(grouped, known, eps)
-    if baseline == "batch":
-        across_BGK, _ = _normalise(values_NK.view(1, n, k), known_NK.view(1, n, k), eps)
-        normal_BGK = torch.where(varies_B1K, normal_BGK, across_BGK.view_as(normal_BGK))
-    elif baseline != "group":
-        raise ValueError(f"baseline is 'group' or 'batch', got {baseline!r}")
-    total_N = (normal_BGK.reshape(n, k) * weights_K).sum(dim=1)
+    normal_NK, scorable_N = _signals(scores_NK, group_size, masked, baseline, failed_NK, eps)
+    total_N = (normal_NK * weights_K).sum(dim=1)
     adv_N = _whitened(total_N, scorable_N, whiten, lengths_N, eps if whiten_eps is None else whiten_eps)
     return torch.where(scorable_N, adv_N, 0.0)
 
@@ -106,6 +94,19 @@ def couple(scores_NK: Tensor, kind: Coupling, failed_NK: Tensor | None = None) -
     return torch.where(unknown_N, torch.nan, reward_N).unsqueeze(1)
 
 
+def rounded(scores_NK: Tensor) -> Tensor:
+    """Scores with so few digits that a float32 sum over a group of 16 is exact, so a constant group has exactly its own mean.
+
+    TRL's formula divides by (deviation + 1e-4) without a guard of its own, and would make signal of round-off. A column is
+    rounded to multiples of 1/65536; where its largest value is below 1/16 or from 16 on (rewards in other units), to 20 binary
+    digits of that.
+    """
+    _, exponent_K = torch.frexp(torch.nan_to_num(scores_NK, nan=0.0).abs().amax(dim=0))
+    is_usual_K = (exponent_K > -4) & (exponent_K <= 4)
+    unit_K = torch.pow(2.0, torch.where(is_usual_K, -16, exponent_K - 20).double()).to(scores_NK)
+    return torch.round(scores_NK / unit_K) * unit_K
+
+
 def varying_groups(scores_N: Tensor, group_size: int) -> tuple[int, int]:
     """(groups in which this signal varies over its applicable rollouts, groups). Only the first kind teach anything."""
     grouped = scores_N.view(-1, group_size, 1)
@@ -114,19 +115,23 @@ def varying_groups(scores_N: Tensor, group_size: int) -> tuple[int, int]:
     return int(varies.sum()), len(grouped)
 
 
-def shares(scores_NK: Tensor, weights_K: Tensor, group_size: int, *, masked: Masked = "exclude") -> Tensor:
+def shares(
+    scores_NK: Tensor,
+    weights_K: Tensor,
+    group_size: int,
+    *,
+    masked: Masked = "exclude",
+    baseline: Baseline = "group",
+    failed_NK: Tensor | None = None,
+) -> Tensor:
     """Each column's share of the advantage's variance before whitening, summing to 1 (all 0 where nothing varies).
 
     Share k = Var(w_k Z_k) / sum_j Var(w_j Z_j): covariances are left out, so shares stay in [0, 1]. With independent columns
-    the task's is 1 / (1 + sum λ²).
+    the task's is 1 / (1 + sum λ²). The options are those of `combine`.
     """
-    parts = [
-        combine(scores_NK[:, [i]], torch.ones(1), group_size, masked=masked, whiten="none")
-        for i in range(scores_NK.shape[1])
-    ]
-    power_K = (
-        torch.stack([part.square().mean() for part in parts]).double() * weights_K.to(parts[0].device).double().square()
-    )
+    scores_NK, weights_K = _checked(scores_NK, weights_K, group_size)
+    normal_NK, _ = _signals(scores_NK, group_size, masked, baseline, failed_NK, EPS)
+    power_K = normal_NK.double().var(dim=0, correction=0) * weights_K.double().square()
     total = power_K.sum()
     return power_K / total if total > 0 else torch.zeros_like(power_K)
 
@@ -146,6 +151,30 @@ def _checked(scores_NK: Tensor, weights_K: Tensor, group_size: int) -> tuple[Ten
         row, column = torch.isinf(scores_NK).nonzero()[0].tolist()
         raise ValueError(f"score column {column} is infinite for rollout {row} of the batch")
     return scores_NK, weights_K.to(scores_NK)
+
+
+def _signals(
+    scores_NK: Tensor, group_size: int, masked: Masked, baseline: Baseline, failed_NK: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Each column normalised (N, K), 0 where it says nothing; and the rows (N,) of which anything is known."""
+    known_NK = ~torch.isnan(scores_NK)
+    scorable_N = known_NK.any(dim=1)
+    if masked == "zero":  # what failed is not 0, nor are rows about which nothing is known
+        known_NK = scorable_N.unsqueeze(1).expand_as(known_NK)
+        if failed_NK is not None:
+            known_NK = known_NK & ~failed_NK
+    elif masked != "exclude":
+        raise ValueError(f"masked is 'exclude' or 'zero', got {masked!r}")
+    values_NK = torch.where(torch.isnan(scores_NK), 0.0, scores_NK)
+    n, k = scores_NK.shape
+    grouped, known = values_NK.view(-1, group_size, k), known_NK.reshape(-1, group_size, k)
+    normal_BGK, varies_B1K = _normalise(grouped, known, eps)
+    if baseline == "batch":
+        across_BGK, _ = _normalise(values_NK.view(1, n, k), known_NK.reshape(1, n, k), eps)
+        normal_BGK = torch.where(varies_B1K, normal_BGK, across_BGK.view_as(normal_BGK))
+    elif baseline != "group":
+        raise ValueError(f"baseline is 'group' or 'batch', got {baseline!r}")
+    return normal_BGK.reshape(n, k), scorable_N
 
 
 def _normalise(values: Tensor, known: Tensor, eps: float) -> tuple[Tensor, Tensor]:

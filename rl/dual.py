@@ -148,7 +148,7 @@ class DualAscent:
         saturated = self.kind != "fixed" and violated and state.lam >= constraint.lam_max
         if moved:
             state.at_bound = state.at_bound + 1 if saturated else 0
-        steps = None if error is None or self.kind == "fixed" else _steps_to_bound(state.lam, error, constraint)
+        steps = _steps_to_bound(state.lam, error, constraint) if moved and error is not None else None
         return DualStep(
             constraint.reward, mean, len(known), error, before, state.lam, moved, saturated, steps, state.at_bound
         )

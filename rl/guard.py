@@ -14,6 +14,12 @@ import torch
 from accelerate import PartialState
 from trl.trainer.grpo_trainer import get_callable_name, is_async_callable
 
+from fgrpo.errors import UserError
+
+
+class NoScore(UserError, ValueError):
+    """A reward gave what is no score."""
+
 
 def rollout_id(step: int, rank: int, row: int, sample: str = "") -> str:
     """ "<step>/<process>/<row of its batch>", and the sample's id where there is one."""
@@ -23,7 +29,7 @@ def rollout_id(step: int, rank: int, row: int, sample: str = "") -> str:
 def guarded(func: Any) -> Any:
     """A reward function whose values are checked; reward models and names of models, which TRL runs itself, stay as they are.
 
-    The result raises ValueError for a value that is neither None nor a finite number.
+    The result raises `NoScore` for a value that is neither None nor a finite number.
     """
     if isinstance(func, (str, torch.nn.Module)) or not callable(func):
         return func
@@ -44,7 +50,7 @@ def checked(values: Sequence[float | None], name: str, given: Mapping[str, Any])
     """`values`, if each is None or finite. `given` are TRL's arguments to the reward function.
 
     Raises:
-        ValueError: one is not; says which rollout's.
+        NoScore: one is not; says which rollout's.
     """
     for row, value in enumerate(values):
         if value is None or math.isfinite(value):
@@ -53,7 +59,7 @@ def checked(values: Sequence[float | None], name: str, given: Mapping[str, Any])
         text = f": {completions[row]!r:.300}" if row < len(completions) else ""
         step = int(getattr(given.get("trainer_state"), "global_step", 0))
         where = rollout_id(step, PartialState().process_index, row, str(ids[row]) if row < len(ids) else "")
-        raise ValueError(
+        raise NoScore(
             f"the reward {name!r} is {float(value)} for rollout {where}{text}; a reward is a finite number, or None where it "
             "does not apply"
         )

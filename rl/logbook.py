@@ -2,8 +2,9 @@
 
 metrics.jsonl holds for each step: accuracy, format, inconsistency (share of judged rollouts whose trace contradicts its
 answer; only right answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
-reward, kl, tokens, and the time split. Figures are over all processes; where one generation serves several updates, each
-of their lines repeats the generation's. On resume the file is cut back to the checkpoint's step, so nothing stands twice.
+reward (TRL's: task + sum of λ_t times the constraints, so its scale moves with λ; the one reward where they are coupled), kl,
+tokens, and the time split. Figures are over all processes; where one generation serves several updates, each of their lines
+repeats the generation's. On resume the file is cut back to the checkpoint's step, so nothing stands twice.
 
 rollouts/<step>.parquet (named by the first step a generation serves) stands alone: `COLUMNS` says what its columns are, and
 is written into the file's own metadata.
@@ -113,7 +114,8 @@ def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
 
 
 class Alarms:
-    """Says in words what goes wrong for `EVERY` steps in a row: a multiplier at its bound, a signal that teaches nothing."""
+    """Says in words what goes wrong for `EVERY` dual steps (generations) in a row: a multiplier at its bound, a signal that
+    teaches nothing."""
 
     EVERY = 50
 
@@ -122,7 +124,7 @@ class Alarms:
         self._silent: Counter[str] = Counter()
 
     def of(self, line: Mapping[str, Any]) -> list[str]:
-        """The alarms that this line of metrics.jsonl raises."""
+        """The alarms that a generation's first line of metrics.jsonl raises."""
         said = []
         for constraint in self.constraints:
             name = constraint.reward
@@ -191,7 +193,7 @@ class Logbook(TrainerCallback):
             return
         line = self._line(state.global_step, logs, began, is_new=bool(batches))
         self._last = began
-        if said := self._alarms.of(line):
+        if batches and (said := self._alarms.of(line)):
             line["alarms"] = said
         self._out.add(line)
         state.log_history[-1].update(line)  # so that a checkpoint carries the file (fgrpo.metrics)
@@ -239,7 +241,7 @@ class Logbook(TrainerCallback):
             return
         for alarm in line.get("alarms", ()):
             self._bar.write(alarm)
-        parts = [f"acc {line.get('accuracy', 0):.2f}"]
+        parts = [f"acc {line['accuracy']:.2f}"]
         if not self.trainer.dual.constraints and line.get("inconsistency") is not None:
             parts.append(f"inconsistent {line['inconsistency']:.2f}")
         for constraint in self.trainer.dual.constraints:

@@ -60,8 +60,12 @@ def _box_fault(row: Mapping[str, Any], pixels: tuple[int, int]) -> str | None:
     for given in row["boxes"]:
         if not isinstance(given, dict) or given.get("frame") not in FRAMES:
             return f"the box {given!r} does not say its frame, one of {', '.join(FRAMES)}"
-        box = Box.from_dict(given)
-        if not box.is_valid:
+        try:
+            box = Box.from_dict(given)
+            is_valid = box.is_valid
+        except (KeyError, TypeError, ValueError):
+            return f"the box {given!r} does not have four numbers (xyxy)"
+        if not is_valid:
             return f"the box {list(box)} has no extent"
         try:
             extents = [_extent(path, box.frame, pixels) for path in row["images"]]

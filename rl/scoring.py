@@ -19,7 +19,7 @@ from typing import Any
 from fgrpo import response
 from fgrpo.types import NotFinite, Sample, Score
 from rewards.base import Reward, RewardContext, RewardItem, load
-from rl.guard import rollout_id
+from rl.guard import NoScore, rollout_id
 
 TASK = "task"
 
@@ -89,14 +89,14 @@ class RolloutScorer:
         columns = await asyncio.gather(*(self._ask(name, items) for name in self._rewards))
         for name, column in zip(self._rewards, columns, strict=True):
             if len(column) != len(items):
-                raise ValueError(f"reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
+                raise NoScore(f"the reward {name!r} returned {len(column)} scores for {len(items)} rollouts")
         self.batch = ScoredBatch(
             step, items, texts, tokens, {n: tuple(c) for n, c in zip(self._rewards, columns, strict=True)}
         )
         return self.batch
 
     async def _ask(self, name: str, items: tuple[RewardItem, ...]) -> list[Score]:
-        """One reward's scores. ValueError, with the rollout's id, if it makes a score of NaN or infinity."""
+        """One reward's scores. `NoScore`, with the rollout's id, if it makes a score of NaN or infinity."""
         reward = self._rewards[name]
         try:
             return await reward(items, self._context)
@@ -105,8 +105,8 @@ class RolloutScorer:
                 try:
                     await reward([item], self._context)
                 except NotFinite as alone:
-                    raise ValueError(f"the reward {name!r} failed on rollout {item.rollout_id}: {alone}") from alone
-            raise ValueError(f"the reward {name!r} failed: {error}") from error
+                    raise NoScore(f"the reward {name!r} failed on rollout {item.rollout_id}: {alone}") from alone
+            raise NoScore(f"the reward {name!r} failed: {error}") from error
 
     def sums(self) -> dict[str, tuple[float, float | None]]:
         """(sum, count) of the last batch's accuracy, format, inconsistency and monitored rewards; count None: a total."""

@@ -1,15 +1,18 @@
 """One Weights & Biases run for one run folder, however often it is gone on with: its id is kept in `wandb_id`.
 
-transformers' callback logs into the run that is open. Without a key the run is kept on this machine (offline) below the run
-folder, and `wandb sync` sends it later; parts of an offline run that went on are sent under the one id.
+transformers' callback logs into the run that is open. Without a key (WANDB_API_KEY, or what `wandb login` left in .netrc) the
+run is kept on this machine (offline) below the run folder, and `wandb sync` sends it later; parts of an offline run that went
+on are sent under the one id.
 """
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fgrpo import ranks
 from fgrpo.schema import Config
@@ -26,7 +29,7 @@ def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
         return
     import wandb
 
-    if not os.environ.get("WANDB_API_KEY"):
+    if not _has_key():
         os.environ.setdefault("WANDB_MODE", "offline")
     run_id = _run_id(folder / ID)
     run = wandb.init(
@@ -37,10 +40,23 @@ def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
         dir=str(folder),
         config=cfg.model_dump(mode="json"),
     )
+    ended_well = False
     try:
         yield run_id
+        ended_well = True
     finally:
-        run.finish()
+        run.finish(exit_code=0 if ended_well else 1)
+
+
+def _has_key() -> bool:
+    """Whether wandb would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _run_id(file: Path) -> str:

@@ -1,8 +1,8 @@
 """FaithfulGRPOTrainer: TRL's GRPOTrainer with adaptive constraints (Section 3.3, Eqs. 3 to 6).
 
 TRL's `multi_objective_aggregation="normalize_then_sum"` with None for "not applicable" is Eq. 6 already if its
-`reward_weights` are [1, λ…]. So this class overrides `_calculate_rewards` alone, around `super()`: it sets the weights to λ_t
-and then lets the dual step read the gathered scores (λ_t weighs the batch, the step gives λ_{t+1}). Every option that TRL's
+`reward_weights` are [1, λ…]. So the method itself is one override, `_calculate_rewards` around `super()`: it sets the weights
+to λ_t and then lets the dual step read the gathered scores (λ_t weighs the batch, the step gives λ_{t+1}). Every option that TRL's
 formula cannot express (masked zero, batch baseline, token whitening, the coupled rewards of Table 2) replaces the advantages
 that `_generate_and_score_completions` returns by those of `rl.advantage.combine`. No TRL method is copied.
 
@@ -25,13 +25,12 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo import checkpoints
-from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, shares, varying_groups
+from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, rounded, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent, DualStep
-from rl.guard import guarded, rollout_id
+from rl.guard import NoScore, guarded, rollout_id
 
 DUALS = "duals.json"
-_EXACT = 65536.0  # scores are rounded to multiples of 1/65536, so that constant groups are exactly constant in float32
 
 
 class Scorer(Protocol):
@@ -110,6 +109,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         self.advantages: list[float] = []  # of this process' last generation batch, in its order
         self._inputs: Sequence[dict[str, Any]] = ()
         self._scores_NK = self._weights_K = torch.empty(0)
+        self._failed_NK: Tensor | None = None
         super().__init__(model, [guarded(func) for func in funcs], args, train_dataset, *others, **more)
         check_constraints(self.reward_func_names, self.dual, constraints, coupling)
 
@@ -134,12 +134,13 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         raw_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._check_models(raw_NK)
         failed_NK = self._failures(raw_NK)
-        scores_NK = torch.round(raw_NK * _EXACT) / _EXACT
+        scores_NK = rounded(raw_NK)
         weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
         self.reward_weights = torch.tensor(weights, dtype=torch.float32)
         self._scores_NK, self._weights_K = scores_NK, self.reward_weights.to(scores_NK.device)
+        self._failed_NK = failed_NK
         if self.coupling is not None:
-            self._scores_NK = couple(scores_NK, self.coupling, failed_NK)
+            self._scores_NK, self._failed_NK = couple(scores_NK, self.coupling, failed_NK), None
             self._weights_K = torch.ones(1, device=scores_NK.device)
         if self._is_training:
             columns = range(1, scores_NK.shape[1]) if self.dual.constraints else []
@@ -155,22 +156,33 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         self._inputs = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self._is_trl_formula:
-            group = self._group_size
-            lengths_N = self.accelerator.gather(output["completion_mask"].sum(dim=1))
-            adv_N = combine(
-                self._scores_NK,
-                self._weights_K,
-                group,
-                masked=self.masked,
-                baseline=self.baseline,
-                whiten=self.whiten,
-                lengths_N=lengths_N,
-            )
             here = self.accelerator.process_index * len(inputs)
-            output["advantages"] = adv_N[here : here + len(inputs)]
+            output["advantages"] = self._own_advantages(output)[here : here + len(inputs)]
         self.advantages = output["advantages"].tolist()
         self.seconds["rollout"] += time.perf_counter() - began
         return output
+
+    def _own_advantages(self, output: Mapping[str, Any]) -> Tensor:
+        """Advantages (N,) of all processes by the configured formula; they replace TRL's in what it shows of the batch too."""
+        adv_N = combine(
+            self._scores_NK,
+            self._weights_K,
+            self._group_size,
+            masked=self.masked,
+            baseline=self.baseline,
+            whiten=self.whiten,
+            lengths_N=self.accelerator.gather(output["completion_mask"].sum(dim=1)),
+            failed_NK=self._failed_NK,
+        )
+        shown: Any = self._logs["advantages"]
+        for _ in range(min(len(adv_N), len(shown))):
+            shown.pop()
+        shown.extend(adv_N.tolist())
+        if self.coupling is not None:  # TRL has logged the columns' sum
+            figures, reward_N = self._metrics["train" if self._is_training else "eval"], self._scores_NK[:, 0]
+            reward_N = reward_N[~torch.isnan(reward_N)]
+            figures["reward"][-1], figures["reward_std"][-1] = float(reward_N.mean()), float(reward_N.std())
+        return adv_N
 
     def _generate(self, prompts: Any) -> Any:
         """TRL's generation; judging starts as soon as it returns, so that it runs beside the log-prob passes."""
@@ -266,7 +278,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         for column, func in enumerate(self.reward_funcs):
             bad = [row for row, value in enumerate(scores_NK[:, column].tolist()) if not math.isfinite(value)]
             if bad and isinstance(func, torch.nn.Module):
-                raise ValueError(
+                raise NoScore(
                     f"the reward model {self.reward_func_names[column]!r} gives {float(scores_NK[bad[0], column])} for rollout "
                     f"{bad[0]} of step {self.state.global_step} (counted over all processes)"
                 )
@@ -300,8 +312,10 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         names = self.reward_func_names[1:]
         by_name = {step.name: step for step in steps}
         group = self._group_size
-        share_K = shares(scores_NK, self._weights_K, group, masked=self.masked) if self.coupling is None else None
-        if share_K is not None:
+        share_K = None
+        if self.coupling is None:
+            how: Any = {"masked": self.masked, "baseline": self.baseline, "failed_NK": failed_NK}
+            share_K = shares(scores_NK, self._weights_K, group, **how)
             self._metrics["train"]["task/share"].append(float(share_K[0]))
         for i, name in enumerate(names, start=1):
             column_N = scores_NK[:, i]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.advantage import combine, couple, shares, varying_groups
+from rl.advantage import combine, couple, rounded, shares, varying_groups
 
 NAN = math.nan
 
@@ -39,6 +39,15 @@ def test_masked_as_zero() -> None:
     rows = [[1.0, c] for c in (1, 0, NAN, NAN)]
     adv = combine(scores(rows), torch.ones(2), 4, masked="zero", whiten="none")
     assert adv.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-3)
+
+
+def test_what_failed_is_no_zero_even_where_masked_is() -> None:
+    """[1, 0, -, failed] with masked = zero is [1, 0, 0] over three: mean 1/3, std sqrt((4/9 + 1/9 + 1/9) / 2) = .57735,
+    so [1.1547, -.57735, -.57735], and the failed one gets 0."""
+    rows = scores([[1.0, c] for c in (1, 0, NAN, NAN)])
+    failed = torch.tensor([[False, False]] * 3 + [[False, True]])
+    adv = combine(rows, torch.ones(2), 4, masked="zero", whiten="none", failed_NK=failed)
+    assert adv.tolist() == pytest.approx([1.154701, -0.57735, -0.57735, 0], abs=1e-3)
 
 
 def test_weighted_sum_and_whitening_by_hand() -> None:
@@ -103,6 +112,45 @@ def test_varying_groups_and_shares() -> None:
     rows = scores([[1, 1, 0], [0, 0, 0]])
     assert shares(rows, torch.tensor([1.0, 2.0, 3.0]), 2).tolist() == pytest.approx([0.2, 0.8, 0.0], abs=1e-6)
     assert shares(scores([[1], [1]]), torch.ones(1), 2).tolist() == [0.0]
+
+
+def test_shares_are_those_of_the_configured_advantage() -> None:
+    """Column 2, [1, 1 | 0, 0], varies in no group: 0 by the group's baseline; by the batch's (mean .5, std .57735) it has
+    +-.86603, variance .75, and column 1, [1, 0 | 0, 1] with +-.70711, has .5: shares .4 and .6.
+    Column 2, [1, - | 1, -], varies once the masked are zeros: +-.70711 as well, so shares .5 and .5."""
+    rows = scores([[1, 1], [0, 1], [0, 0], [1, 0]])
+    assert shares(rows, torch.ones(2), 2).tolist() == [1.0, 0.0]
+    assert shares(rows, torch.ones(2), 2, baseline="batch").tolist() == pytest.approx([0.4, 0.6], abs=1e-3)
+    rows = scores([[1, 1], [0, NAN], [0, 1], [1, NAN]])
+    assert shares(rows, torch.ones(2), 2).tolist() == [1.0, 0.0]
+    assert shares(rows, torch.ones(2), 2, masked="zero").tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+    failed = torch.tensor([[False, True]]).expand(4, 2) & rows.isnan()
+    assert shares(rows, torch.ones(2), 2, masked="zero", failed_NK=failed).tolist() == [1.0, 0.0]
+
+
+def trl(table: torch.Tensor, group: int) -> torch.Tensor:
+    """TRL's normalisation of one column, which has no guard for a constant group."""
+    cells = table.view(-1, group)
+    return (cells - cells.nanmean(1, keepdim=True)) / (cells.std(1, keepdim=True) + 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 123.456, 98765.4, 3e-6])
+def test_rounding_serves_rewards_of_every_unit(scale: float) -> None:
+    """Groups of 3, 5 and 7 equal scores are exactly constant in float32, and scores that differ still do."""
+    generator = torch.Generator().manual_seed(0)
+    for group in (3, 5, 7):
+        values = scale * torch.rand(400, 1, generator=generator)
+        table = rounded(values.repeat_interleave(group, dim=0))
+        assert trl(table, group).abs().max() == 0.0
+        assert torch.allclose(table[::group], values, rtol=0, atol=scale * 2e-5)
+    assert torch.equal(rounded(values / scale), torch.round(values / scale * 65536) / 65536)
+    assert rounded(torch.tensor([[NAN, 0.0], [NAN, 0.0]])).nan_to_num(9).tolist() == [[9.0, 0.0]] * 2
+
+
+def test_it_was_needed() -> None:
+    """Without rounding TRL's formula makes signal of constant groups."""
+    values = 98765.4 * torch.rand(400, 1, generator=torch.Generator().manual_seed(0))
+    assert trl(values.repeat_interleave(5, dim=0), 5).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

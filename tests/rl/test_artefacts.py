@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,10 +20,10 @@ from PIL import Image
 from fgrpo import adapters, config, hf, jsonl
 from fgrpo.errors import UserError
 from fgrpo.types import Score
-from rl import train
+from rl import tracking, train
 from rl.dual import Constraint
-from rl.logbook import Alarms
-from rl.scoring import RolloutScorer
+from rl.logbook import Alarms, Logbook
+from rl.scoring import RolloutScorer, ScoredBatch
 from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
@@ -154,6 +155,42 @@ def test_alarms_in_words() -> None:
     assert silent[49] and "varied in no group for 50 steps" in silent[49][0] and not any(silent[:49])
 
 
+def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
+    """Two updates on a generation are two lines with its figures; what is wrong is said at the first."""
+    lines: list[dict[str, Any]] = []
+    scorer = SimpleNamespace(names=(), monitored=(), batch=None)
+    book = Logbook(tmp_path, scorer, 6, (784, 12544))  # type: ignore[arg-type]
+    book.trainer = SimpleNamespace(  # type: ignore[assignment]
+        take_seconds=dict, advantages=(), accelerator=SimpleNamespace(num_processes=1)
+    )
+    book._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
+    book._write_rollouts = lambda _: None  # type: ignore[method-assign]
+    book._alarms = Alarms([Constraint("c", 0.95)])
+    for step in range(1, 7):
+        generation = (step - 1) // 2
+        scorer.batch = ScoredBatch(2 * generation, (), (), (), {})
+        logs = {"constraint/c/at_bound": 49.0 + generation, "constraint/c/mixed_share": 1.0} if step % 2 else {}
+        state: Any = SimpleNamespace(global_step=step, log_history=[{}])
+        book.on_log(None, state, None, logs)  # type: ignore[arg-type]
+    assert [line["step"] for line in lines if "alarms" in line] == [3]
+    assert lines[2]["constraint/c/at_bound"] == lines[3]["constraint/c/at_bound"] == 50
+
+
+def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "netrc"
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(file))
+    assert not tracking._has_key()
+    file.write_text("machine api.wandb.ai login user password made-up\n")
+    file.chmod(0o600)
+    assert tracking._has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not tracking._has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "made-up")
+    assert tracking._has_key()
+
+
 def test_adapters_are_trained_gone_on_with_and_merged(world: Path, chain: Path, monkeypatch) -> None:
     """LoRA: two steps, a kill, two more equal four in one go; the final model is whole, and is base plus adapters."""
     cfg = mini(world, "rl.lora={rank: 4, alpha: 8, dropout: 0.0}", "rl.max_response_length=60")
@@ -199,7 +236,7 @@ def _final_bytes(folder: Path) -> bytes:
 def test_one_wandb_run_over_a_kill(world: Path, chain: Path, monkeypatch) -> None:
     """The id lies in the run folder; the resumed run logs under it."""
     wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # also where somebody is logged in
     monkeypatch.setenv("WANDB_SILENT", "true")
     cfg = mini(world, "rl.report_to=wandb")
     given: list[dict[str, Any]] = []

@@ -40,6 +40,7 @@ def test_too_few_applicable_rollouts_leave_lambda_alone() -> None:
     dual = one()
     (step,) = dual.step(column(*[0.0] * 7, *[NAN] * 9))
     assert not step.moved and dual.lam["c"] == 1.0 and step.mean == 0.0
+    assert step.bound_steps is None  # it goes nowhere
     (step,) = dual.step(column(*[NAN] * 16))
     assert step.mean is None and step.applicable == 0 and dual.lam["c"] == 1.0
 

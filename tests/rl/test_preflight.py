@@ -31,6 +31,9 @@ def rows(trainer: Any) -> list[dict[str, Any]]:
     [
         ({"xyxy": [4, 4, 40, 40]}, "does not say its frame"),
         ({"xyxy": [4, 4, 40, 40], "frame": "percent"}, "does not say its frame"),
+        ({"xyxy": [4, 4, 40], "frame": "model"}, "does not have four numbers"),
+        ({"xyxy": [4, 4, 40, "wide"], "frame": "model"}, "does not have four numbers"),
+        ({"frame": "model"}, "does not have four numbers"),
         ({"xyxy": [40, 4, 4, 40], "frame": "model"}, "has no extent"),
         ({"xyxy": [4, 4, 40, 140], "frame": "model"}, "does not fit a picture of 112 x 112"),
         ({"xyxy": [-9, 4, 40, 40], "frame": "original"}, "does not fit"),

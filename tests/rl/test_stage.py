@@ -18,7 +18,7 @@ from fgrpo.types import Score
 from rl import arguments, data, train
 from rl.logbook import cut_back
 from rl.scoring import RolloutScorer
-from tests.rl.conftest import mini, trainer_stub
+from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
 
 def test_paper_values_become_trl_arguments() -> None:
@@ -165,6 +165,23 @@ def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, chain)
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "method", ["grpo-t", "grpo-additive", "grpo-multiplicative", "fgrpo-consistency", "fgrpo-fixed"]
+)
+def test_the_other_rows_of_tables_2_and_3_train_too(world: Path, chain: Path, method: str) -> None:
+    """A method is a file of configs/method and nothing else."""
+    cfg = config.load("mini", method, [f"data.root={world}", *OVERRIDES, "rl.max_steps=2"])
+    folder = train.train(cfg, chain)
+    one, two = jsonl.read(folder / "metrics.jsonl")
+    assert math.isfinite(one["loss"]) and math.isfinite(two["loss"])
+    weighed = {key.removeprefix("lambda/") for key in one if key.startswith("lambda/")}
+    assert weighed == (set(cfg.rl.signals) if cfg.rl.combine == "decoupled" else set())
+    if method == "fgrpo-fixed":  # an adaptive multiplier would have moved: its constraint is violated
+        assert one["constraint/spatial_grounding/n"] > 0 and one["constraint/spatial_grounding/violation"] > 0
+        assert {two[f"lambda/{name}"] for name in weighed} == {1.0}
+    assert (folder / "final" / "model.safetensors").exists() and folder.name == f"rl-{method}"
 
 
 def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, monkeypatch) -> None:

@@ -31,6 +31,23 @@ def test_trl_advantages_are_eq_6(make) -> None:
         assert adv.abs().max() > 0.1
 
 
+def test_rows_of_which_nothing_is_known_are_trls_too(make) -> None:
+    """The task reward may be missing as well; such a row has 0 and is in no statistic, in TRL and in the pure function."""
+    funcs = [
+        scorer("task", scattered(1, 0.4)),
+        scorer("one", scattered(2, 0.5, 2)),
+        scorer("two", scattered(3, 0.6, 4)),
+    ]
+    trainer = make(funcs, steps=3)
+    watch = Watch(trainer)
+    trainer.train()
+    unknown = [scores.isnan().all(dim=1) for scores, *_ in watch.seen]
+    assert sum(int(rows.sum()) for rows in unknown) == 5
+    for (scores, weights, adv, _), rows in zip(watch.seen, unknown, strict=True):
+        assert torch.allclose(adv, combine(scores, weights, 4), atol=1e-6)
+        assert not adv[rows].any() and adv[~rows].abs().max() > 0.1
+
+
 def test_lambda_weighs_the_batch_and_then_moves(make) -> None:
     trainer = make(steps=2)
     watch = Watch(trainer)
@@ -63,7 +80,41 @@ def test_coupled_rewards_are_one_column(make, kind: str) -> None:
     watch = Watch(trainer)
     trainer.train()
     adv = watch.seen[0][2]
-    assert torch.allclose(adv, combine(couple(raw[0], kind), torch.ones(1), 4), atol=1e-6)
+    reward = couple(raw[0], kind)
+    assert torch.allclose(adv, combine(reward, torch.ones(1), 4), atol=1e-6)
+    assert trainer.state.log_history[0]["reward"] == pytest.approx(float(reward.mean()))  # not the columns' sum
+    assert list(trainer._logs["advantages"]) == adv.tolist()
+
+
+@pytest.mark.parametrize("masked", ["exclude", "zero"])
+def test_a_failed_score_is_in_no_statistic(make, masked: str) -> None:
+    """Row 1 has failed, row 2 is not applicable: of eight rollouts six count, and only row 2 may ever be a zero."""
+    failed = torch.zeros(8, 2, dtype=torch.bool)
+    failed[1, 1] = True
+
+    class Judge:
+        """A scorer that knows what has failed."""
+
+        def start(self, *_: Any) -> None: ...
+
+        def failed(self) -> list[list[bool]]:
+            return failed.tolist()
+
+        def sums(self) -> dict[str, Any]:
+            return {}
+
+    values = [1.0, None, None, 0.0, 1.0, 0.0, 1.0, 1.0]
+    funcs = [scorer("task", scattered(1)), scorer("one", lambda _, row: values[row])]
+    trainer = make(funcs, [Constraint("one", 0.9, min_applicable=6)], steps=1, scorer=Judge(), masked=masked)
+    watch = Watch(trainer)
+    trainer.train()
+    ((scores, weights, adv, _),) = watch.seen
+    assert torch.allclose(adv, combine(scores, weights, 4, masked=masked, failed_NK=failed), atol=1e-6)
+    if masked == "zero":
+        assert not torch.allclose(adv, combine(scores, weights, 4, masked=masked), atol=1e-3)
+    line = trainer.state.log_history[0]
+    assert (line["constraint/one/n"], line["constraint/one/failed"]) == (6, 1)
+    assert trainer.dual.lam["one"] == pytest.approx(1 - 0.05 * (4 / 6 - 0.9))
 
 
 def test_evaluation_moves_no_multiplier(make) -> None:
@@ -222,7 +273,7 @@ def test_trl_generation_works_as_well(make) -> None:
 
 
 def test_judging_runs_beside_the_log_prob_passes(make) -> None:
-    """A judge that answers only once the reference pass has been asked for: awaited earlier, this would never end."""
+    """A judge that answers only once the reference pass has been asked for: awaited earlier, it gives up."""
     passes = threading.Event()
     order: list[str] = []
 
@@ -232,8 +283,12 @@ def test_judging_runs_beside_the_log_prob_passes(make) -> None:
         def start(self, inputs: Any, completions: Any, ids: Any, trainer: Any) -> None:
             async def work() -> list[float]:
                 order.append("judging begins")
-                while not passes.is_set():
+                for _ in range(60_000):  # ten minutes and more
+                    if passes.is_set():
+                        break
                     await asyncio.sleep(0.01)
+                else:
+                    raise AssertionError("the judge was awaited before the log-prob pass")
                 order.append("judging ends")
                 return [float(n % 2) for n in range(len(completions))]
 

@@ -19,8 +19,8 @@ from tests.rl.conftest import Watch, build_trainer, scattered, scorer
 def main(world: Path, policy: Path, folder: Path, rank: int) -> None:
     """Two trainers: TRL's own formula, and an option that it lacks."""
     columns = [
-        scorer("task", scattered(1 + 10 * rank)),
-        scorer("one", scattered(2 + 10 * rank, 0.4, 2)),
+        scorer("task", scattered(1 + 10 * rank, 0.4)),
+        scorer("one", scattered(2 + 10 * rank, 0.5, 2)),
         scorer("two", scattered(3 + 10 * rank, 0.6, 4)),
     ]
     constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]

@@ -1,0 +1,42 @@
+"""What goes wrong while a checkpoint is read: only what says something of the checkpoint may advise to delete it."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from fgrpo.checkpoints import WrongCheckpoint, _fits
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        PermissionError(errno.EACCES, "Permission denied", "optimizer.pt"),
+        OSError(errno.EIO, "Input/output error", "optimizer.pt"),
+        OSError(errno.ESTALE, "Stale file handle", "optimizer.pt"),
+    ],
+)
+def test_the_machines_faults_are_not_the_checkpoints(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, _fits("checkpoint-2"):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("PytorchStreamReader failed reading zip archive"),
+        FileNotFoundError(errno.ENOENT, "No such file", "optimizer.pt"),
+        OSError("no file named model.safetensors"),
+        EOFError(),
+    ],
+)
+def test_a_broken_checkpoint_is_said_to_be_broken(error: Exception) -> None:
+    with (
+        pytest.raises(WrongCheckpoint, match=r"checkpoint-2 cannot be gone on from .*delete that folder"),
+        _fits("checkpoint-2"),
+    ):
+        raise error
