@@ -20,7 +20,7 @@ SHELLCHECK = Path(sys.executable).parent / "shellcheck"  # the pinned one of she
 PYTHON = """#!{python}
 import json, os, signal, sys, time
 words = sys.argv[1:]
-seen = {{k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "MACHINE_RANK", "MASTER_ADDR", "NODE")}}
+seen = {{k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "MACHINE_RANK", "MASTER_ADDR", "NODE", "SRUN_CPUS_PER_TASK")}}
 def note(**more):
     with open(os.environ["SEEN"], "a") as out:
         out.write(json.dumps({{"words": words, **seen, **more}}) + "\\n")
@@ -129,7 +129,8 @@ def test_rl_on_one_machine_shares_its_gpus(cluster: Path) -> None:
     assert trainer["words"][trainer["words"].index("--method") + 1] == "fgrpo"
 
 
-def test_rl_on_several_machines_serves_on_one_more(cluster: Path) -> None:
+def test_rl_on_several_machines_serves_on_one_more(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     text = texts(cluster, overlay="multi-node")["rl.sbatch"]
     assert "#SBATCH --nodes=3" in text
     seen = calls(cluster, text, "grpo-t")
@@ -141,6 +142,7 @@ def test_rl_on_several_machines_serves_on_one_more(cluster: Path) -> None:
         ("n0", "0", "n0"),
         ("n1", "1", "n0"),
     ]
+    assert {c["SRUN_CPUS_PER_TASK"] for c in (*servers, *trainers)} == {"64"}
     address = f"rl.vllm.server={cluster}/runs/paper-7b/serve/rollouts-grpo-t.json"
     assert all(address in call["words"] for call in trainers)
 
