@@ -12,7 +12,7 @@ trap 'rm -f "$BODY"' EXIT
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "error: Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
-command -v g++ >/dev/null || echo "note: no g++ found; everything works but DeepSpeed ZeRO (apt install g++)" >&2
+command -v g++ >/dev/null || echo "note: no g++ found; only a DeepSpeed file with offload_optimizer wants it (apt install g++)" >&2
 
 # a folder that already works keeps its packages; one without an interpreter that starts is made anew
 .venv/bin/python -c '' 2>/dev/null || "$PYTHON" -m venv --clear .venv
