@@ -38,7 +38,6 @@ from judges.validation_stored import QUESTIONS
 
 BOXES = ("box_tag", "box_frame", "grounding")  # these decide how answers are scored, not what is answered
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
-SMALL_CHECKPOINT = 256 * 2**20  # bytes; a larger one is known by its stage's manifest or its config, not by its content
 
 
 def evaluate(
@@ -276,17 +275,15 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
 
 
 def _inputs(path: str) -> list[Path]:
-    """Files whose content tells one checkpoint from another; none for a model that is served or on the hub."""
+    """Files whose content tells one checkpoint from another (weights, unless a stage of ours left its manifest); none for a
+    model that is served or on the hub."""
     folder = Path(path)
     if not folder.is_dir():
         return []
     if (folder.parent / "manifest.json").is_file():
         return [folder.parent / "manifest.json"]
-    weights = sorted(folder.glob("*.safetensors"))
-    small = sum(p.stat().st_size for p in weights) <= SMALL_CHECKPOINT
-    if weights and small:
-        return weights
-    return [p for p in (folder / "config.json", folder / "trainer_state.json") if p.is_file()]
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return weights or [p for p in (folder / "config.json", folder / "trainer_state.json") if p.is_file()]
 
 
 def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:

@@ -110,6 +110,14 @@ def test_a_new_checkpoint_starts_afresh(world: Config, tmp_path: Path) -> None:
     fresh = engine(world)
     run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, fresh)
     assert fresh.asked
+    weights = tmp_path / world.preset / "rl-fgrpo/final/model-00001-of-00001.safetensors"
+    for content in (b"of one run", b"of another"):  # large ones are told apart by their ends
+        with weights.open("wb") as out:
+            out.write(content)
+            out.truncate(300 * 2**20)
+        fresh = engine(world)
+        run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, fresh)
+        assert fresh.asked
 
 
 def test_refused_requests_are_recorded_and_asked_again(world: Config, tmp_path: Path) -> None:
