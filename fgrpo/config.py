@@ -199,6 +199,8 @@ def _explain(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("configuration key", key, known_keys())
+    if key.endswith("api_key_env"):  # what was given may be the key itself
+        return UserError(f"configuration key {key!r} is the name of an environment variable, and not the key itself")
     return UserError(f"configuration key {key!r}: {first['msg']} (got {first.get('input')!r})")
 
 

@@ -303,7 +303,7 @@ class Judge(Section):
     backend: str
     model: str
     endpoints: tuple[str, ...] = ()
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
     reasoning_effort: str | None = None
     max_completion_tokens: Positive
     concurrency: Positive

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.extract import answer_span, extract_choice
+from fgrpo.config import load as load_config
+from fgrpo.errors import UserError
 from fgrpo.response import parse
 from fgrpo.types import Sample, Verdict
 from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build
@@ -223,6 +225,12 @@ def test_100_kilobytes_are_handled_at_once() -> None:
 
 
 KEY = "sk-not-to-be-seen-0123456789"
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(UserError, match="api_key_env' is the name of an environment variable") as raised:
+        load_config("mini", overrides=[f"judges.evaluation.api_key_env={KEY}"])
+    assert KEY not in str(raised.value)
 
 
 def test_the_key_is_written_nowhere(
