@@ -72,7 +72,7 @@ def endpoint() -> Iterator[tuple[str, Callable[[], float]]]:
 
     def rate() -> float:
         source.close()  # it ends when its input does, and says its statistics
-        return float(json.loads(out.read())["busy"]) * SLOTS / SERVICE_S
+        return float(json.loads(out.read())["per_second"])
 
     try:
         yield out.readline().strip(), rate
