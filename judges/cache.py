@@ -1,4 +1,4 @@
-"""Replies of judge models on disk, found by the content of the request; shared by any number of processes.
+"""Replies of judge models on disk, found by the content of the request; shared by any number of processes of one machine.
 
 SQLite in WAL mode: readers never wait, writers wait for each other at most `timeout` seconds. Only usable replies are kept,
 so that a failure is asked again. Who asks says so by a claim, so that processes do not ask the same at the same time; a claim

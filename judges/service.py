@@ -18,7 +18,7 @@ from fgrpo.types import Verdict
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
 from judges.calls import Call, Unusable
-from judges.transport import Transport, Unanswered
+from judges.transport import LONGEST_WAIT_S, Transport, Unanswered
 
 Verdicts = tuple[Verdict, ...]
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two looks for a reply that another process asks for
@@ -37,6 +37,8 @@ class Service:
         self._under_way: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
         self._under_way = WeakKeyDictionary()
         self._fatal: str | None = None
+        # as long as asking may take with all its attempts; who dies meanwhile is found out by its process
+        self._claim_s = config.attempts * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
         who = [config.model, config.reasoning_effort, config.max_completion_tokens]
         self._start = dumps([*who, config.engine] if config.engine else who)  # a revision, a quantisation
 
@@ -108,7 +110,7 @@ class Service:
     async def _claimed(self, cache: Cache, key: str) -> str | None:
         """Wait until nobody else asks for `key`; their reply if they got one, None if it is ours to ask."""
         pause = _SHORTEST_PAUSE_S
-        while not cache.claim(key, self._config.timeout_s * 1.5):
+        while not cache.claim(key, self._claim_s):
             await asyncio.sleep(pause)
             if (kept := cache.get(key)) is not None:
                 return kept

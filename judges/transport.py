@@ -28,7 +28,7 @@ from judges.base import Meter
 from judges.calls import Call, Unusable
 from judges.endpoint import Endpoint, Pace
 
-_LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
+LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 CUT_OFF = "cut off at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
 _LETTERS_A_TOKEN, _TOKENS_A_PICTURE = 3, 1200  # for what is set aside before a reply says what was used
@@ -78,7 +78,7 @@ class OpenAITransport:
         self._paces = [(Pace(config.requests_per_minute), Pace(config.tokens_per_minute)) for _ in self._urls]
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Endpoint]] = WeakKeyDictionary()
         self._firsts: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-        self._waits = endpoints.waits(config.backoff_s, _LONGEST_WAIT_S, _LONGEST_BACKOFF * config.backoff_s)
+        self._waits = endpoints.waits(config.backoff_s, LONGEST_WAIT_S, _LONGEST_BACKOFF * config.backoff_s)
 
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `Transport`."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -92,6 +92,27 @@ def test_processes_ask_every_question_once(url: str, tmp_path: Path) -> None:
     assert [labels for labels, _ in found] == [wanted] * PROCESSES
     assert Counting.asked == dict.fromkeys(range(ROLLOUTS), 1)
     assert sum(requests for _, requests in found) == ROLLOUTS == len(Cache(cache))
+
+
+def test_nobody_asks_while_another_one_is_still_trying(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    """Time-outs and retries of the first one outlast one request's time; the second one waits for its reply all the same."""
+    good = json.dumps({"why": "", "label": "CONSISTENT"})
+    item = ConsistencyItem("x", "Where?", ("left", "right"), "It is left.", "left")
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: {"text": good, "wait": 100.0} if n < 2 else good) as server:
+            given = judge_config(server.url, cache=str(tmp_path / "cache.sqlite"), timeout_s=1.0)
+            first, second = build(given, "unused"), build(given, "unused")
+            asking = asyncio.create_task(first.consistency.judge([item]))
+            while not server.bodies:
+                await asyncio.sleep(0.01)
+            (verdict,) = await second.consistency.judge([item])
+            assert (await asking)[0].label == verdict.label == "CONSISTENT"
+            assert first.meter.requests >= 3 and (second.meter.requests, second.meter.cached) == (0, 1)
+            await first.close()
+            await second.close()
+
+    asyncio.run(go())
 
 
 def _claim_and_die(path: str) -> None:
