@@ -261,10 +261,13 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def models(config: Config) -> Iterator[Finding]:
-    """Base and teacher: a folder with a model, or in the hub's cache."""
+    """Base and teacher: a folder with a model, or in the hub's cache; and the package of the questions' embedder."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    if config.data.embedder == "sentence-transformers" and installed("sentence-transformers") is None:
+        advice = "pip install sentence-transformers, or SET=data.embedder=hashing"
+        yield Finding("fail", "data.embedder is sentence-transformers, which is not installed", advice)
     wanted = {config.models.base: "base"}
     if config.engine.kind == "transformers":
         wanted.setdefault(config.models.teacher, "teacher")

@@ -123,6 +123,14 @@ def test_a_full_disk_and_missing_models(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "no base model in" in line
 
 
+def test_the_embedder_of_the_paper_presets_is_no_part_of_the_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    here = "models.base=miniworld/backbone"
+    (line,) = failures(doctor.models(load("paper-7b", overrides=[here])))
+    assert "data.embedder is sentence-transformers" in line and "pip install" in line
+    assert failures(doctor.models(load("paper-7b", overrides=[here, "data.embedder=hashing"]))) == []
+
+
 def test_the_disk_that_is_wanted_is_the_plans_for_what_is_still_to_be_trained(tmp_path: Path) -> None:
     config, shape = load("paper-7b"), footprint.shape_of("Qwen/Qwen2.5-VL-7B-Instruct")
     sft, rl = (plan.checkpoints(config, stage, shape).size / 1e9 for stage in plan.STAGES)

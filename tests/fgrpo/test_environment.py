@@ -130,10 +130,11 @@ def test_a_server_that_never_gets_healthy_is_stopped_with_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "vllm"
-    script.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/worker\nwait\n")
+    script.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/worker\necho still reading weights\nwait\n")
     script.chmod(0o755)
     monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
-    with pytest.raises(UserError, match="not healthy after 1 s"), Server("m", log=tmp_path / "log", timeout_s=1):
+    words = r"not healthy after 2 s; its log is .*/log and ends with\nstill reading weights"
+    with pytest.raises(UserError, match=words), Server("m", log=tmp_path / "log", timeout_s=2):
         pass
     worker = int((tmp_path / "worker").read_text())
     stat = Path(f"/proc/{worker}/stat")
