@@ -61,7 +61,7 @@ class SamplingError(RuntimeError):
 
 
 class Unreachable(SamplingError):
-    """Nobody answered in all attempts, or with a fault of the server's own: another request would fare no better."""
+    """No connection to any server in all attempts: another request would fare no better."""
 
 
 def describe(request: Request) -> str:

@@ -94,7 +94,7 @@ class OpenAISampler:
         """`request.n` continuations.
 
         Raises:
-            SamplingError: the request cannot be served, or (`Unreachable`) no endpoint served it in all attempts.
+            SamplingError: the request cannot be served, or (`Unreachable`) no endpoint was there in all attempts.
         """
         check(request)
         self._bind()
@@ -114,7 +114,7 @@ class OpenAISampler:
                     with attempt:
                         return await self._ask(request, content)
             except endpoints.ERRORS as error:
-                kind = Unreachable if endpoints.may_pass(error) else SamplingError
+                kind = Unreachable if _is_unconnected(error) else SamplingError
                 raise kind(
                     f"{describe(request)}: {_explain(error, request, self.urls, attempt.retry_state.attempt_number)}"
                 ) from error
@@ -124,7 +124,7 @@ class OpenAISampler:
         """Whether a failed request is given up: after its attempts, or its patience with endpoints that were there before."""
         error = state.outcome.exception() if state.outcome else None
         known = any(endpoint.is_vllm is not None for endpoint in self._endpoints)
-        if known and isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
+        if known and _is_unconnected(error):
             return state.attempt_number >= self._attempts and (state.seconds_since_start or 0.0) >= self._patience_s
         return state.attempt_number >= self._attempts
 
@@ -224,6 +224,11 @@ class OpenAISampler:
         if self._forbidden:
             arguments["logit_bias"] = {str(i): FORBIDDEN_BIAS for i in self._forbidden}
         return {**arguments, "logprobs": True, "extra_body": extra}
+
+
+def _is_unconnected(error: BaseException | None) -> bool:
+    """Whether nobody was there; a time-out or a fault of the server may be this one request's."""
+    return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
 
 
 def _content(request: Request) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fgrpo.errors import UserError
 from fgrpo.pictures import data_url
-from fgrpo.sampling.base import Completion, Request, SamplingError
+from fgrpo.sampling.base import Completion, Request, SamplingError, Unreachable
 from fgrpo.sampling.openai_engine import OpenAISampler, normal_url
 
 
@@ -177,7 +177,9 @@ def test_what_will_not_pass_fails_at_once_and_alone(endpoints: list[Scripted], s
 def test_it_gives_up_after_its_attempts(endpoints: list[Scripted]) -> None:
     endpoints.append(server := Scripted(script=[500] * 10))
     (answer,) = ask(sampler_of(server, attempts=3), [Request((), "Where?")])
-    assert isinstance(answer, SamplingError)
+    assert isinstance(answer, SamplingError) and not isinstance(
+        answer, Unreachable
+    )  # it may be this one request's fault
     assert "500 after 3 attempts" in str(answer)
     assert len(server.asked) == 3
 
@@ -188,7 +190,7 @@ def test_a_dead_endpoint_is_passed_over(endpoints: list[Scripted]) -> None:
     answers = ask(dead, [Request((), f"{n}?") for n in range(8)])
     assert all(isinstance(answer, list) for answer in answers)
     (nobody,) = ask(OpenAISampler(["http://127.0.0.1:9/v1"], "m", attempts=2, longest_wait_s=0.01), [Request((), "x")])
-    assert isinstance(nobody, SamplingError)
+    assert isinstance(nobody, Unreachable)
     assert "is a server running there" in str(nobody)
 
 
