@@ -84,7 +84,18 @@ def _benchmark(rows: Sequence[EvalRecord], paired: bool, settings: Eval) -> dict
     counts = _counts(rows)
     for name in ("truncated", "unresolved", "refused"):
         cells[name] = {"value": counts[name] / len(rows), "low": None, "high": None, "n": len(rows)}
+    by_rules = _cell([_by_rules(r) for r in rows], [r.meta["group"] for r in rows], settings)
+    if by_rules is not None:
+        cells["accuracy_by_rules"] = by_rules
     return cells
+
+
+def _by_rules(record: EvalRecord) -> float | None:
+    """The accuracy that rules alone give, beside the judged one: what they cannot read is not correct, whatever a judge made of
+    it. The two lie apart where a judge reads much, which is where it can be hacked. None for what was refused."""
+    if record.meta["finish"] == "error":
+        return None
+    return value_of(record, "accuracy") if record.meta["answer_from"] == "rules" else 0.0
 
 
 def _round(record: EvalRecord) -> str:
