@@ -109,8 +109,13 @@ class AsideCheckpoints(_Base):
         Raises:
             WrongCheckpoint: its states are cut for other processes.
         """
-        if isinstance(resume_from_checkpoint, str):
-            self._check_processes(Path(resume_from_checkpoint))
+        from transformers.trainer_utils import get_last_checkpoint
+
+        found = resume_from_checkpoint
+        if found is True:
+            found = get_last_checkpoint(self.args.output_dir)
+        if found:
+            self._check_processes(Path(found))
         return super().train(resume_from_checkpoint, *others, **more)
 
     def _check_processes(self, checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fgrpo.checkpoints import PROCESSES
 from fgrpo.errors import UserError
 from rl.advantage import combine, couple
 from rl.dual import Constraint, DualAscent
@@ -177,6 +178,16 @@ def test_a_checkpoint_of_another_constraint_set_is_refused(make, tmp_path: Path)
     other = make([scorer("task", scattered(1)), scorer("two", scattered(3))], [Constraint("two", 0.5)])
     with pytest.raises(ValueError, match=r"\['one', 'two'\].*\['two'\]"):
         other.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_checkpoint_of_more_processes_is_refused(make, tmp_path: Path, by_name: bool) -> None:
+    make(steps=2, tweak={"max_steps": 2}).train()
+    folder = last_checkpoint(tmp_path / "out")
+    assert folder is not None
+    (folder / PROCESSES).write_text('{"processes": 2, "zero": 0}')
+    with pytest.raises(UserError, match=r"checkpoint-2 was saved by 2 processes .*and this run has 1 process"):
+        make(steps=4).train(resume_from_checkpoint=str(folder) if by_name else True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
