@@ -1,4 +1,4 @@
-"""The one place where our configuration becomes TRL's (Table 5); tests/rl/test_arguments.py pins every value.
+"""The one place where our configuration becomes TRL's (Table 5); tests/rl/test_stage.py pins every value.
 
 Choices: `loss_type` is config.rl.loss, by default "grpo": the mean over a rollout's tokens, then over rollouts. That is
 GRPO's own form, does not depend on how a batch is cut into micro-batches, and weighs rollouts as sequence whitening does

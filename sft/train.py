@@ -140,7 +140,7 @@ def total_steps(cfg: Config, rows: int, world: int) -> int:
 
 
 def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int | None = None) -> SFTConfig:
-    """The one place where our configuration becomes TRL's; tests/sft/test_train.py pins it."""
+    """The one place where our configuration becomes TRL's; tests/sft/test_sft.py pins it."""
     sft = cfg.sft
     steps = total_steps(cfg, rows, world or ranks.world_size())
     return SFTConfig(
