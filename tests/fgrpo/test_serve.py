@@ -171,13 +171,19 @@ def test_a_server_that_dies_leaves_no_address(tmp_path: Path, fake: Path, monkey
     assert not path.exists()
 
 
+def heed_signals() -> None:
+    """A shell's background jobs ignore ctrl-C, and what nohup starts ignores a closed terminal; so would their children."""
+    for sign in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_DFL)
+
+
 def started(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
     """`python -m fgrpo.serve teacher` over the fake, up, and its address file."""
     code = "import sys, fgrpo.serving as s, fgrpo.serve as m; x = sys.argv.pop(); s.executable = lambda: x; m.main()"
     words = ["teacher", "--runs", str(tmp_path), "--cpu", str(tmp_path / "bin" / "vllm")]
     running = subprocess.Popen(
         [sys.executable, "-c", code, *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_signals,
     )  # fmt: skip
     path = tmp_path / "mini" / "serve" / "teacher.json"
     deadline = time.monotonic() + 600
