@@ -23,6 +23,16 @@ PREFIX = "checkpoint"
 ASIDE = ".part"
 STATE = "trainer_state.json"
 PROCESSES = "processes.json"
+_OF_MACHINE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -222,7 +232,7 @@ def _fits(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        of_machine = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+        of_machine = isinstance(error, OSError) and error.errno in _OF_MACHINE
         if checkpoint is None or of_machine or isinstance(error, (UserError, OutOfMemoryError)):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
