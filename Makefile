@@ -110,7 +110,7 @@ backbone: | .venv/.stamp ## train the mini backbone from scratch (at most two ho
 
 # --- the house -------------------------------------------------------------------------------------------------------
 test: | .venv/.stamp ## fast tests: CPU, offline
-	$(PY) -m pytest -q -m "not vllm" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm" tests
 test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
 	$(PY) -m pytest -q -m vllm tests/vllm
 rehearsal: | .venv/.stamp .venv-vllm/.stamp ## the 8-GPU layout on this machine: two trainers, a rollout server, a judge server, each killed once
