@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import selectors
+from collections import Counter
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from judges.base import ConsistencyItem, Meter
 from judges.transport import OpenAITransport
 
 SLOTS, ROLLOUTS, SERVICE_S, LIMIT_S = 64, 2000, 0.5, 4.0
+ROLLOUT: ContextVar[int] = ContextVar("ROLLOUT")
 YES = json.dumps({"why": "", "label": "CONSISTENT"})
 
 
@@ -46,11 +49,15 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 class Client:
-    """Stands in for the connection: takes a while, then answers or fails as a server would. `busy_s` is what it occupied."""
+    """Stands in for the connection: takes a while, then answers or fails as a server would.
+
+    `busy_s` is what it occupied, `chain_s` the same for each rollout, whose attempts cannot run beside each other.
+    """
 
     def __init__(self) -> None:
         self.rng = random.Random(0)
         self.busy_s, self.now, self.most = 0.0, 0, 0
+        self.chain_s: Counter[int] = Counter()
 
     async def post(self, path: str, **_: Any) -> ChatCompletion:
         begin = asyncio.get_running_loop().time()
@@ -61,7 +68,9 @@ class Client:
             return await self._outcome()
         finally:
             self.now -= 1
-            self.busy_s += asyncio.get_running_loop().time() - begin
+            took = asyncio.get_running_loop().time() - begin
+            self.busy_s += took
+            self.chain_s[ROLLOUT.get()] += took
 
     async def _outcome(self) -> ChatCompletion:
         if self.rng.random() > 0.3:
@@ -89,8 +98,11 @@ class Client:
 
 
 def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """99% of the rollouts have their verdicts within 1.1 times what all requests occupy of the slots, retries and time-outs
-    included; what is left are chains of retries of single rollouts, which no schedule makes shorter."""
+    """99% of the rollouts have their verdicts within 1.1 times what all requests occupy of the slots, time-outs included.
+
+    The last one may take the longest chain of attempts and waits of a single rollout more: it can be among the last to begin,
+    and nobody knows beforehand which it will be (Graham's bound for lists of jobs).
+    """
     client, made = Client(), OpenAITransport._endpoint
 
     def stubbed(self: OpenAITransport, *more: Any) -> Any:
@@ -98,6 +110,12 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
         endpoint.client = client  # type: ignore[assignment]
         return endpoint
 
+    def waiting(self: Meter, seconds: float) -> None:
+        client.chain_s[ROLLOUT.get()] += seconds
+        waits(self, seconds)
+
+    waits = Meter.wait
+    monkeypatch.setattr(Meter, "wait", waiting)
     monkeypatch.setattr(OpenAITransport, "_endpoint", stubbed)
     random.seed(0)  # of the back-off
     config = judge_config("http://x/v1", concurrency=SLOTS, attempts=14, timeout_s=LIMIT_S, backoff_s=0.5)
@@ -107,6 +125,7 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
         judges, clock = BACKEND(config, Path()), asyncio.get_running_loop()
 
         async def one(n: int) -> None:
+            ROLLOUT.set(n)
             item = ConsistencyItem(str(n), "Where?", ("left", "right"), f"Trace {n}.", "left")
             (verdict,) = await judges.consistency.judge([item])
             assert verdict.label == "CONSISTENT"
@@ -122,7 +141,10 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
         loop.close()
     assert sum(meter.faults.values()) == meter.retries > 700 and meter.faults["time-out"] > 100
     assert client.most == SLOTS and len(done) == ROLLOUTS
-    floor, nearly_all, wall = client.busy_s / SLOTS, sorted(done)[ROLLOUTS * 99 // 100], max(done)
-    print(f"floor {floor:.1f} s, 99% {nearly_all / floor:.2f}, all {wall / floor:.2f}, waited {meter.waited_s:.0f} s")
-    assert nearly_all <= 1.1 * floor
-    assert wall <= 2.0 * floor
+    slots, chain = client.busy_s / SLOTS, max(client.chain_s.values())
+    nearly_all, wall = sorted(done)[ROLLOUTS * 99 // 100], max(done)
+    print(
+        f"slots {slots:.1f} s, longest chain {chain:.1f} s, 99% {nearly_all:.1f} s, all {wall:.1f} s, waited {meter.waited_s:.0f} s"
+    )
+    assert nearly_all <= 1.1 * slots
+    assert wall <= slots + chain
