@@ -68,7 +68,8 @@ def demand(config: Config) -> list[Line]:
             "mcts",
             steps * (1 + mcts.rollouts),
             steps * (mcts.step_max_new_tokens + mcts.rollouts * mcts.rollout_max_new_tokens),
-            f"at most {seeds:,} trees x {mcts.simulations} simulations x {mcts.children} children x (1 step + {mcts.rollouts} rollouts)",
+            f"{seeds:,} trees x {mcts.simulations} simulations x {mcts.children} children x (1 step + {mcts.rollouts} rollouts); "
+            f"more only where proposals are rejected, of which each expansion asks for up to {mcts.expand_attempts} rounds",
             "teacher",
         ),
         Line(
@@ -322,9 +323,12 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     out = [f"plan for preset {config.preset}, method {config.method}"]
     if config.world is not None:
         out.append("the miniature runs on a CPU: hours below are what a GPU of the paper's would take")
-    steps = config.mcts.simulations * config.mcts.children * (1 + config.mcts.rollouts)
+    mcts = config.mcts
+    steps = mcts.simulations * mcts.children * (1 + mcts.rollouts)
+    most = mcts.simulations * mcts.children * (mcts.expand_attempts + mcts.rollouts)
     out += [
-        f"a tree asks for at most {steps} continuations, likely {steps * assume['search.expanded']:.0f}: searches end early",
+        f"a tree asks for {steps} continuations where every proposal is taken, for {most} at most where many are rejected, "
+        f"likely for {steps * assume['search.expanded']:.0f}: searches end early",
         "",
     ]
     out += [f"{'stage':10} {'calls':>12} {'tokens <=':>16} {'likely':>16} {'GPU hours':>10}  how"]

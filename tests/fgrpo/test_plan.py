@@ -106,7 +106,7 @@ def test_every_line_has_its_formula_and_every_assumption_its_source() -> None:
     text = "\n".join(report(load("paper-7b"), Assumptions(["sampling.teacher=123"]), "nowhere"))
     for words in (
         "6,000 trees x 8 simulations x 3 children x (1 step + 2 rollouts)",
-        "a tree asks for at most 72 continuations, likely 55",
+        "a tree asks for 72 continuations where every proposal is taken, for 120 at most where many are rejected, likely for 55",
         "8,292,166,656 parameters",
         "GPU hours: likely tokens (written) / sampling.<who samples> / 3600",
         "57,344 bytes a token (2 x 28 layers x 512 wide x 2)",
