@@ -19,9 +19,10 @@ pip install -q "$(grep '^torch==' "$CORE")"
   echo "  .venv-vllm/bin/pip install '$(grep '^torch==' "$CORE")+cpu' --index-url https://download.pytorch.org/whl/cpu" >&2
   echo "and this script again" >&2; exit 2; }
 echo "2/3 the pinned set"
-grep -vE '^(#|$|-c |torch$)' $PINS > "$BODY"
+grep -vE '^(#|$|-c |torch$|deepspeed$)' $PINS > "$BODY"
 pip install -q --no-deps -c "$CORE" -c constraints/rest.txt -r "$BODY" setuptools
-echo "3/3 the torchvision shim, vLLM's name"
+echo "3/3 deepspeed, the torchvision shim, vLLM's name"
+DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$CORE")"
 .venv-vllm/bin/python scripts/install_shim.py
 .venv-vllm/bin/python scripts/name_vllm.py
 touch .venv-vllm/.stamp
