@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +89,18 @@ def labels_file(path: Path, name: str, source: str) -> Path:
 def rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a jsonl file; its last line may lack its end."""
     yield from jsonl.read(file, torn_tail_ok=False)
+
+
+def read_lines(
+    path: Path, name: str, source: str, item: Callable[[dict[str, Any], int, Path, Loaded], Labelled | None]
+) -> Loaded:
+    """A set that is one JSON object a line in the file `name`; `item` makes one of a row, or counts why it does not."""
+    file = labels_file(path, name, source)
+    found = Loaded()
+    for number, row in enumerate(rows(file)):
+        if (one := item(row, number, file.parent, found)) is not None:
+            found.items.append(one)
+    return found
 
 
 def picture(found: Loaded, folder: Path, name: object, places: Iterable[str]) -> str | None:

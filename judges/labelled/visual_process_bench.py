@@ -16,19 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from judges.base import GroundingItem
-from judges.labelled.base import Labelled, Loaded, Reader, labels_file, picture, rows
+from judges.labelled.base import Labelled, Loaded, Reader, picture, read_lines
 
 SOURCE = "VisualProcessBench (OpenGVLab/VisualProcessBench), with images.zip unpacked beside it"
 _TRUTH = {1: "CORRECT", -1: "INCORRECT", 0: "SKIP"}
 
 
 def _read(path: Path) -> Loaded:
-    file = labels_file(path, "test.jsonl", SOURCE)
-    found = Loaded()
-    for number, row in enumerate(rows(file)):
-        if (one := _item(row, number, file.parent, found)) is not None:
-            found.items.append(one)
-    return found
+    return read_lines(path, "test.jsonl", SOURCE, _item)
 
 
 def _item(row: dict[str, Any], number: int, folder: Path, found: Loaded) -> Labelled | None:

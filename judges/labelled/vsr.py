@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.base import GroundingItem
-from judges.labelled.base import Labelled, Loaded, Reader, labels_file, picture, rows
+from judges.labelled.base import Labelled, Loaded, Reader, picture, read_lines
 
 SOURCE = "VSR (cambridgeltl/vsr_zeroshot); its pictures are COCO 2017's"
 QUESTION = "What does the picture show?"
@@ -23,12 +23,7 @@ _TRUTH = {1: "CORRECT", 0: "INCORRECT"}
 
 
 def _read(path: Path) -> Loaded:
-    file = labels_file(path, "test.jsonl", SOURCE)
-    found = Loaded()
-    for number, row in enumerate(rows(file)):
-        if (one := _item(row, number, file.parent, found)) is not None:
-            found.items.append(one)
-    return found
+    return read_lines(path, "test.jsonl", SOURCE, _item)
 
 
 def _item(row: dict[str, Any], number: int, folder: Path, found: Loaded) -> Labelled | None:
