@@ -6,10 +6,8 @@ import asyncio
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -26,41 +24,29 @@ from fgrpo.sampling.base import Request
 from fgrpo.sampling.openai_engine import OpenAISampler
 from fgrpo.sampling.transformers_engine import TransformersSampler
 from fgrpo.schema import Config
+from tests.loopback import Replies, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_PICTURES = "At most 0 image(s) may be provided in one prompt."
 
 
-class Blind(BaseHTTPRequestHandler):
+class Blind(Replies):
     """An endpoint whose model takes no pictures, as vLLM says it; text alone is answered."""
 
     def do_GET(self) -> None:
         self.reply(200, {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         if any(part["type"] == "image_url" for part in body["messages"][0]["content"]):
             return self.reply(400, {"error": {"message": NO_PICTURES, "type": "BadRequestError", "code": 400}})
         self.reply(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
 
-    def reply(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def blind() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Blind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
+    with serving(Blind) as address:
+        yield address
 
 
 def engine(world: Config) -> Scripted:

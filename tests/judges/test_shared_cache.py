@@ -10,7 +10,6 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,44 +18,29 @@ import pytest
 from fgrpo.schema import Judge
 from judges.base import ConsistencyItem, build
 from judges.cache import Cache
+from tests.loopback import Replies, serving
 
 ROLLOUTS, PROCESSES = 60, 3
 
 
-class Counting(BaseHTTPRequestHandler):
+class Counting(Replies):
     """Says of rollout n what its number dictates, after a while; counts who was asked about."""
 
-    protocol_version = "HTTP/1.1"
     asked: ClassVar[Counter[int]] = Counter()
     lock = threading.Lock()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        number = int(re.search(r"Reasoning (\d+)", body).group(1))  # type: ignore[union-attr]
+        number = int(re.search(r"Reasoning (\d+)", self.body()).group(1))  # type: ignore[union-attr]
         with self.lock:
             self.asked[number] += 1
-        text = json.dumps({"why": "", "label": "INCONSISTENT" if number % 3 else "CONSISTENT"})
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.verdict("INCONSISTENT" if number % 3 else "CONSISTENT")
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     Counting.asked = Counter()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
+    with serving(Counting) as address:
+        yield address
 
 
 def _judge(url: str, cache: str, seed: int) -> tuple[list[str | None], int]:

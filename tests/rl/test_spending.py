@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,39 +18,24 @@ from judges.base import build
 from rewards.base import RewardContext
 from rl.scoring import RolloutScorer
 from rl.trainer import FailedJudgements, FaithfulGRPOTrainer
+from tests.loopback import Replies, serving
 
 ROLLOUTS, A_REPLY, CAP = 40, 500, 10_000
 
 
-class Consistent(BaseHTTPRequestHandler):
+class Consistent(Replies):
     """Says CONSISTENT of everything, for `A_REPLY` tokens each."""
 
-    protocol_version = "HTTP/1.1"
-
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        text = json.dumps({"why": "", "label": "CONSISTENT"})
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        self.body()
         usage = {"prompt_tokens": A_REPLY - 10, "completion_tokens": 10, "total_tokens": A_REPLY}
-        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        data = json.dumps({**reply, "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.verdict("CONSISTENT", usage=usage)
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Consistent)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
+    with serving(Consistent) as address:
+        yield address
 
 
 def test_a_cap_reached_in_a_step_stops_it(url: str, tmp_path: Path) -> None:
