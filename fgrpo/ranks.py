@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -75,6 +76,8 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(Path(deepspeed).resolve())
         os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "true"
+        # DeepSpeed calls functions of torch by their old names, and torch says so at each call of each process
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         if on_cpu:
             without_built_ops()
     else:
