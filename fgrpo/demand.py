@@ -11,6 +11,7 @@ from fgrpo.assumptions import Assumptions
 from fgrpo.schema import Config, Judge
 
 JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
+SENTENCES = 20  # of one reasoning that grounding is judged on, at most; longer ones are rare
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,18 @@ def _training_judges(config: Config, rollouts: int) -> Line:
     return Line(
         "judge-rl",
         calls,
-        calls * _reply(config.judges.training),
+        rollouts * sum(_reply(config.judges.training, name) for name in asked),
         f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts; correct ones only are judged",
         "judge",
         config.judges.training,
     )
 
 
-def _reply(judge: Judge) -> int:
-    """Tokens of one reply at most; the oracle and recorded verdicts write none."""
-    return judge.max_completion_tokens if judge.backend == "openai" else 0
+def _reply(judge: Judge, reward: str) -> int:
+    """Tokens of one reply at most (grounding: a label a sentence); the oracle and recorded verdicts write none."""
+    if judge.backend != "openai":
+        return 0
+    return judge.room(SENTENCES if reward == "semantic_grounding" and not judge.sentence_calls else 1)
 
 
 def _evaluation(config: Config) -> list[Line]:
@@ -122,6 +125,7 @@ def _evaluation(config: Config) -> list[Line]:
     questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.benchmarks)
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
     verdicts = len(JUDGED) * answers
+    judge, extractor = config.judges.evaluation, config.judges.extraction
     return [
         Line(
             "eval",
@@ -133,10 +137,18 @@ def _evaluation(config: Config) -> list[Line]:
         Line(
             "judge-eval",
             verdicts,
-            verdicts * _reply(config.judges.evaluation),
+            answers * sum(_reply(judge, name) for name in JUDGED),
             f"at most {len(JUDGED)} judges x answers; direct answers are not judged",
             "judge",
-            config.judges.evaluation,
+            judge,
+        ),
+        Line(
+            "extract",
+            answers,
+            answers * _reply(extractor, "extraction"),
+            "at most one call an answer; the rules read nearly all of them",
+            "extractor",
+            extractor,
         ),
     ]
 
@@ -146,7 +158,7 @@ def likely_tokens(line: Line, config: Config, assume: Assumptions) -> int:
     if not line.calls or not line.sampler:
         return 0
     limit = line.tokens / line.calls
-    share = {"mcts": "search.expanded", "data": "difficulty.read"}.get(line.stage)
+    share = {"mcts": "search.expanded", "data": "difficulty.read", "extract": "extraction.asked"}.get(line.stage)
     calls = line.calls * (assume[share] if share else 1.0)
     # a tree's steps are a line each, its rollouts about half a reasoning
     length = assume["lengths.judge_reply" if line.judge else "lengths.response"] / (2 if line.stage == "mcts" else 1)

@@ -120,12 +120,13 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
         return (
             f"{line.stage:10} nothing: {'no calls' if not line.calls else f'the backend {judge.backend} asks nobody'}"
         )
-    reads, writes = round(line.calls * assume["lengths.judge_prompt"]), line.tokens
+    length = assume["lengths.extract_prompt" if line.stage == "extract" else "lengths.judge_prompt"]
+    reads, writes = round(line.calls * length), line.tokens
     counted = f"{reads:,} tokens read, at most {writes:,} written"
     prices = (judge.prompt_price, judge.completion_price) if price is None else (0.0, price)
     money = Budget(*prices).price(reads, writes)
     if money is None:
-        role = "training" if line.stage == "judge-rl" else "evaluation"
+        role = {"judge-rl": "training", "judge-eval": "evaluation", "extract": "extraction"}[line.stage]
         return f"{line.stage:10} {judge.model}: {counted}; set judges.{role}.prompt_price and completion_price for its cost"
     return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices a million: {prices[0]:g}, {prices[1]:g})"
 
@@ -198,7 +199,9 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
         out.append(
             f"{line.stage:10} {line.calls:>12,} {line.tokens:>16,} {likely[line.stage]:>16,} {hours:>10.2f}  {line.formula}"
         )
-    out.append("likely: calls x lengths.* up to the limit, half of it in a tree, x search.expanded, difficulty.read")
+    out.append(
+        "likely: calls x lengths.* up to the limit, half of it in a tree, x search.expanded, difficulty.read, extraction.asked"
+    )
     out.append("GPU hours: likely tokens (written) / sampling.<who samples> / 3600; that rate covers reading")
     out += ["", "training (likely lengths)", *training_hours(config, shape, assume)]
     out += [

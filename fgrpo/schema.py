@@ -287,6 +287,9 @@ class Rl(Section):
     report_to: Literal["none", "wandb"]
 
 
+_TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks
+
+
 class Judge(Section):
     """One judge by role: backend file in judges/backends, model name, endpoint, limits of a reply.
 
@@ -322,6 +325,11 @@ class Judge(Section):
     box_frame: Literal["thousand", "model", "unit"] = "thousand"
     sentence_calls: bool = False
     engine: dict[str, Any] = {}
+
+    def room(self, labels: int) -> int:
+        """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace
+        has too many sentences to be judged."""
+        return self.max_completion_tokens + _TOKENS_A_LABEL * (labels - 1)
 
 
 # What of a judge cannot change a verdict, and so is no part of what a stage depends on.

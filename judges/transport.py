@@ -32,7 +32,6 @@ LONGEST_WAIT_S = 30.0  # that a Retry-After header may ask for
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 CUT_OFF = "cut off at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
 _LETTERS_A_TOKEN, _TOKENS_A_PICTURE = 3, 1200  # for what is set aside before a reply says what was used
-_TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks
 
 
 class Unanswered(Exception):
@@ -160,7 +159,7 @@ class OpenAITransport:
     async def _request(self, endpoint: Endpoint, call: Call, urls: Sequence[str]) -> str:
         if self._hopeless is not None:
             raise UserError(self._hopeless)
-        asked = estimate(call, urls, room(call, self._config))
+        asked = estimate(call, urls, self._config.room(call.size))
         if (full := self._meter.reserve(*asked)) is not None:
             raise Unanswered("spend cap", full)
         used: tuple[int, int] | None = None
@@ -219,7 +218,7 @@ class OpenAITransport:
         out: dict[str, Any] = {
             "model": c.model,
             "messages": [{"role": "user", "content": content}],
-            "max_completion_tokens": room(call, c),
+            "max_completion_tokens": c.room(call.size),
         }
         if c.reasoning_effort is not None:
             out["reasoning_effort"] = c.reasoning_effort  # such models take no temperature
@@ -239,12 +238,6 @@ class OpenAITransport:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def room(call: Call, config: schema.Judge) -> int:
-    """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace has
-    too many sentences to be judged."""
-    return config.max_completion_tokens + _TOKENS_A_LABEL * (call.size - 1)
 
 
 def estimate(call: Call, urls: Sequence[str], most: int) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             and take no constraints.
         masked, baseline, whiten: options of `rl.advantage.combine`.
         scorer: starts judging as soon as the rollouts exist.
-        max_failed_share: share of failed judgements in one generation batch that stops the run.
+        max_failed_share: share of one reward's judgements of a generation batch that may fail; past it the run stops.
 
     Raises:
         ValueError: a configuration that would silently not be FGRPO.
@@ -284,20 +284,21 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
                 )
 
     def _failures(self, scores_NK: Tensor) -> Tensor:
-        """Gathered failures (N, K), counted; raises `FailedJudgements` past the allowed share."""
+        """Gathered failures (N, K), counted; raises `FailedJudgements` where a reward's are past the allowed share of its own."""
         if self.scorer is None:
             return torch.zeros_like(scores_NK, dtype=torch.bool)
         local = torch.tensor(self.scorer.failed(), dtype=torch.bool, device=scores_NK.device)
         failed_NK: Tensor = self.accelerator.gather(local)
-        asked = int((failed_NK | ~torch.isnan(scores_NK))[:, 1:].sum())
-        failures = int(failed_NK[:, 1:].sum())
-        if failures > self.max_failed_share * max(asked, 1):
+        asked_K, failures_K = (failed_NK | ~torch.isnan(scores_NK)).sum(dim=0), failed_NK.sum(dim=0)
+        worst = int((failures_K / asked_K.clamp(min=1)).argmax())
+        asked, failures = int(asked_K[worst]), int(failures_K[worst])
+        if failures > self.max_failed_share * asked:
             self._save_where_possible()
-            worst = failed_NK.sum(dim=0).argmax()
             why = self.scorer.why()
             raise FailedJudgements(
-                f"step {self.state.global_step + 1}: {failures} of {asked} judgements failed (allowed: {self.max_failed_share:.1%}), most of "
-                f"them for {self.reward_func_names[int(worst)]!r}{f' ({why})' if why else ''}; nothing was trained on them. Mend the judge and run the same command again"
+                f"step {self.state.global_step + 1}: {failures} of {asked} judgements of {self.reward_func_names[worst]!r} failed "
+                f"(allowed: {self.max_failed_share:.1%}){f': {why}' if why else ''}; nothing was trained on them. Mend the judge and run "
+                "the same command again"
             )
         return failed_NK
 

@@ -25,7 +25,7 @@ from fgrpo.serving import CPU_ENVIRONMENT
 from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.calls import Call, Unusable
-from judges.transport import CUT_OFF, Unanswered, estimate, room
+from judges.transport import CUT_OFF, Unanswered, estimate
 
 PICTURES = 8  # in one call at most, if `engine` does not say otherwise
 _FORBIDDEN_BIAS = -100.0
@@ -156,7 +156,7 @@ class VLLMTransport:
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `judges.transport.Transport`."""
         engine = await asyncio.to_thread(self._started)
-        most = room(call, self._config)
+        most = self._config.room(call.size)
         set_aside = estimate(call, urls, most)
         if (full := self._meter.reserve(*set_aside)) is not None:
             raise Unanswered("spend cap", full)

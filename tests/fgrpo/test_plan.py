@@ -9,9 +9,10 @@ import pytest
 
 from fgrpo import footprint, plan
 from fgrpo.config import load
+from fgrpo.demand import SENTENCES, demand
 from fgrpo.errors import UserError
 from fgrpo.footprint import shape_of
-from fgrpo.plan import Assumptions, demand, parameters, report
+from fgrpo.plan import Assumptions, parameters, report
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -38,6 +39,7 @@ def test_judges_are_counted_by_what_the_method_asks() -> None:
     assert task_only["judge-rl"] == task_only["rl"]  # consistency is monitored
     assert fgrpo["eval"] == 4 * (1438 + 1200 + 1050 + 300 + 1533 + 765 + 300)
     assert fgrpo["judge-eval"] == 2 * fgrpo["eval"]
+    assert fgrpo["extract"] == fgrpo["eval"]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +136,16 @@ def test_judge_cost_at_configured_prices() -> None:
     prices = ["judges.evaluation.prompt_price=2", "judges.evaluation.completion_price=10"]
     config = load("paper-7b", overrides=prices)
     line = next(line for line in demand(config) if line.stage == "judge-eval")
-    cost = (line.calls * 1500 * 2 + line.calls * 1024 * 10) / 1e6
+    a_pair = 1024 + 1024 + 48 * (SENTENCES - 1)  # one label for consistency, one a sentence for grounding
+    written = line.calls / 2 * a_pair
+    cost = (line.calls * 1500 * 2 + written * 10) / 1e6
     assert f"at most {cost:,.0f} " in plan.judge_cost(line, Assumptions(), None)
     assert f"at most {line.tokens * 3 / 1e6:,.0f} " in plan.judge_cost(line, Assumptions(), 3.0)
     small = next(line for line in demand(load("mini")) if line.stage == "judge-eval")
+    letters = next(line for line in demand(config) if line.stage == "extract")
+    assert f"{letters.calls * 200:,} tokens read, at most {letters.calls * 16:,} written" in plan.judge_cost(
+        letters, Assumptions(), None
+    )
     assert "asks nobody" in plan.judge_cost(small, Assumptions(), None)
 
 

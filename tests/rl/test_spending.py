@@ -69,7 +69,8 @@ def test_a_cap_reached_in_a_step_stops_it(url: str, tmp_path: Path) -> None:
     trainer._save_where_possible = lambda: kept.append("checkpoint")
     values = torch.tensor([[t, float("nan") if c is None else c] for t, c in zip(task, consistency, strict=True)])
     with pytest.raises(
-        FailedJudgements, match=r"step 4: \d+ of 40 judgements failed.*the cap of 10,000 tokens for m is"
+        FailedJudgements,
+        match=r"step 4: \d+ of 40 judgements of 'consistency' failed.*the cap of 10,000 tokens for m is",
     ):
         FaithfulGRPOTrainer._failures(trainer, values)
     assert kept == ["checkpoint"]

@@ -1,12 +1,14 @@
-"""Run by .venv-vllm's interpreter (tests/vllm/test_rollouts.py): four steps of FGRPO whose rollouts come from vLLM.
+"""Run by .venv-vllm's interpreter (test_rollouts.py, test_zero3.py): the RL stage with rollouts that come from vLLM.
 
-After each weight sync the engine's tensors are compared with the trainer's; after the run the guards are taken away one at a
-time. Prints one line of JSON. Command: `.venv-vllm/bin/python tests/vllm/rollouts.py RUNS SCRATCH KEY=VALUE …`; with a server
-it waits for a line of input before its last question, which the server is no longer there to answer.
+After each weight sync the engine's tensors are compared with the trainer's; after a run of one process the guards are taken
+away one at a time. Behind a server the stage runs a second time, with adapters, below RUNS/lora. Prints one line of JSON.
+Command: `.venv-vllm/bin/python tests/vllm/rollouts.py RUNS SCRATCH KEY=VALUE …`, or through torchrun; one process with a
+server waits for a line of input before its last question, which the server is no longer there to answer.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from contextlib import contextmanager
@@ -16,14 +18,15 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.data_utils import prepare_multimodal_messages
 from trl.generation.vllm_generation import VLLMGeneration
 from weight_reader import differences, effective
 
-from fgrpo import adapters, config, runs
+import rl.train
+from fgrpo import adapters, config, hf, ranks
 from fgrpo.errors import UserError
-from fgrpo.schema import Config
-from rl.train import build_trainer
+from fgrpo.schema import Config, Lora
 from rl.vllm_rollouts import GuardedGeneration
 
 
@@ -35,12 +38,13 @@ def engine_weights(generation: GuardedGeneration, scratch: Path) -> dict[str, to
     return load_file(path)
 
 
-def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
+def trained_weights(trainer: Any, *, merged: bool = True) -> dict[str, torch.Tensor]:
+    """Copies of the policy's tensors, whole on every process; `merged`: with adapters added to what they adapt."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if adapters.is_adapted(model):
-        with torch.no_grad():
-            return {name: tensor.detach().clone() for name, tensor in adapters.merged(model)}
-    return dict(model.named_parameters())
+    with trainer.generation._dist.gather_params(list(model.parameters())), torch.no_grad():
+        adapted = merged and adapters.is_adapted(model)
+        named = adapters.merged(model) if adapted else model.named_parameters()
+        return {name: tensor.detach().clone() for name, tensor in named}
 
 
 def probed(trainer: Any, rows: list[Any]) -> float:
@@ -88,49 +92,66 @@ def without_guards(trainer: Any) -> dict[str, Any]:
     return report
 
 
-def four_steps(cfg: Config, root: Path, scratch: Path) -> tuple[Any, dict[str, Any]]:
-    """A trainer that has trained, and what was seen after each of its weight syncs."""
-    questions, policy = runs.folder(cfg, "data", root) / "rl.jsonl", runs.folder(cfg, "sft", root) / "final"
-    name = f"rl-{cfg.method}" + ("-lora" if cfg.rl.lora else "")
-    with runs.Run.open(cfg, name, [questions, policy], root) as run:
-        trainer, logbook = build_trainer(cfg, run, questions, policy)
-        report: dict[str, Any] = {"seed": torch.initial_seed(), "syncs": []}
-        first = {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
-        before = {name: tensor.clone() for name, tensor in trained_weights(trainer).items()}
-        sync = GuardedGeneration.sync_weights
+def stage(cfg: Config, root: Path, scratch: Path) -> tuple[Any, dict[str, Any]]:
+    """The whole RL stage; its trainer, and what was seen after each of its weight syncs."""
+    report: dict[str, Any] = {"syncs": []}
+    held: dict[str, Any] = {}
+    build, sync = rl.train.build_trainer, GuardedGeneration.sync_weights
 
-        def checked(generation: GuardedGeneration) -> None:
-            sync(generation)
-            engine, trained = engine_weights(generation, scratch), trained_weights(trainer)
-            moved = sum(not torch.equal(before[name], tensor) for name, tensor in trained.items())
+    def kept(*args: Any) -> Any:
+        trainer, logbook = build(*args)
+        held.update(trainer=trainer, before=trained_weights(trainer), first=trained_weights(trainer, merged=False))
+        report["seed"] = torch.initial_seed()
+        return trainer, logbook
+
+    def checked(generation: GuardedGeneration) -> None:
+        sync(generation)
+        trained = trained_weights(held["trainer"])
+        if ranks.rank() == 0:
+            engine = engine_weights(generation, scratch)
+            moved = sum(not torch.equal(held["before"][name], tensor) for name, tensor in trained.items())
             report["syncs"].append({"tensors": len(engine), "moved": moved, "wrong": differences(engine, trained)})
 
-        with mock.patch.object(GuardedGeneration, "sync_weights", checked):
-            trainer.train()
-        logbook.close()
+    with (
+        mock.patch.object(rl.train, "build_trainer", kept),
+        mock.patch.object(GuardedGeneration, "sync_weights", checked),
+    ):
+        final = rl.train.train(cfg, root) / "final"
+    trainer = held["trainer"]
+    now, whole = trained_weights(trainer, merged=False), trained_weights(trainer)
     still = [name for name, tensor in trainer.model.named_parameters() if not tensor.requires_grad]
-    now = dict(trainer.model.named_parameters())
     report["frozen"] = len(still)
-    report["frozen_moved"] = [name for name in still if not torch.equal(first[name], now[name])]
+    report["frozen_moved"] = [name for name in still if not torch.equal(held["first"][name], now[name])]
+    unset_hf_deepspeed_config()  # what is loaded now is whole
+    saved = dict(hf.load_policy(final)[0].named_parameters())
+    report["saved_otherwise"] = [name for name, tensor in whole.items() if not torch.equal(saved[name], tensor)]
     return trainer, report
 
 
+def with_adapters(cfg: Config) -> Config:
+    """The same with LoRA, two steps."""
+    lora = Lora(rank=4, alpha=8, dropout=0.0)
+    return cfg.model_copy(update={"rl": cfg.rl.model_copy(update={"lora": lora, "max_steps": 2})})
+
+
 def main() -> None:
-    root, scratch, *overrides = sys.argv[1:]
-    trainer, report = four_steps(config.load("mini", "fgrpo", overrides), Path(root), Path(scratch))
+    cfg, root, scratch = config.load("mini", "fgrpo", sys.argv[3:]), Path(sys.argv[1]), Path(sys.argv[2])
+    trainer, report = stage(cfg, root, scratch)
     if trainer.generation.mode == "colocate":
         report |= without_guards(trainer)
     else:
-        lora = config.load("mini", "fgrpo", [*overrides, "rl.lora={rank: 4, alpha: 8, dropout: 0.0}", "rl.max_steps=2"])
-        adapted, report["lora"] = four_steps(lora, Path(root), Path(scratch))
-        print("waiting", flush=True)
-        sys.stdin.readline()
-        adapted.generation.vllm_client.session.get_adapter("http://").max_retries.total = 0
-        try:
-            adapted.probe([adapted.train_dataset[0]])
-        except UserError as error:
-            report["gone"] = str(error)
-    print(json.dumps(report), flush=True)
+        del trainer
+        gc.collect()
+        adapted, report["lora"] = stage(with_adapters(cfg), root / "lora", scratch)
+        if ranks.world_size() == 1:
+            print("waiting", flush=True)
+            sys.stdin.readline()
+            adapted.generation.vllm_client.session.get_adapter("http://").max_retries.total = 0
+            try:
+                adapted.probe([adapted.train_dataset[0]])
+            except UserError as error:
+                report["gone"] = str(error)
+    ranks.say(json.dumps(report))
 
 
 if __name__ == "__main__":

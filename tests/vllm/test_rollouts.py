@@ -76,12 +76,32 @@ def finished(process: subprocess.Popen[str], say: str = "") -> dict[str, Any]:
     return report
 
 
+def rollout_server(root: Path) -> Server:
+    """`make serve-rollouts` for what SFT left, which can also tell its weights."""
+    ordered = order(load("mini"), "rollouts", [], str(root / "mini" / "sft" / "final"))
+    return Server(
+        ordered.model,
+        log=root / "server.log",
+        flags=(*ordered.flags, "--worker-extension-cls", "reading_extension.Reader"),
+        environment={**ordered.environment, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])},
+        timeout_s=LIMIT_S,
+    )
+
+
+def second_root(root: Path) -> None:
+    """A runs root below `root` whose data and policy are the same."""
+    below = root / "lora" / "mini"
+    below.mkdir(parents=True)
+    for name in ("data", "sft"):
+        (below / name).symlink_to(root / "mini" / name)
+
+
 def check_run(report: dict[str, Any], steps: int) -> None:
     """A sync before each generation (and the preflight's), after which the engine's tensors are the trainer's to the bit."""
     assert len(report["syncs"]) >= steps
     assert all(sync["wrong"] == [] and sync["tensors"] > 60 for sync in report["syncs"])
     assert report["syncs"][0]["moved"] == 0 < report["syncs"][-1]["moved"]
-    assert report["frozen"] > 0 and report["frozen_moved"] == []
+    assert report["frozen"] > 0 and report["frozen_moved"] == report["saved_otherwise"] == []
 
 
 def check_metrics(path: Path, steps: int) -> None:
@@ -109,16 +129,8 @@ def test_colocated(root: Path) -> None:
 
 def test_behind_a_server(root: Path) -> None:
     shutil.rmtree(root / "mini" / "rl-fgrpo", ignore_errors=True)
-    ordered = order(load("mini"), "rollouts", [], str(root / "mini" / "sft" / "final"))
-    path = os.pathsep.join([str(ROOT), str(HERE)])
-    server = Server(
-        ordered.model,
-        log=root / "server.log",
-        flags=(*ordered.flags, "--worker-extension-cls", "reading_extension.Reader"),
-        environment={**ordered.environment, "PYTHONPATH": path},
-        timeout_s=LIMIT_S,
-    )
-    with server:
+    second_root(root)
+    with rollout_server(root) as server:
         process = started(root, "vllm-server", f"rl.vllm.server={server.url}")
         assert process.stdout is not None
         while "waiting" not in (line := process.stdout.readline()):
@@ -127,5 +139,5 @@ def test_behind_a_server(root: Path) -> None:
     check_run(report, STEPS)
     check_run(report["lora"], 2)
     check_metrics(root / "mini" / "rl-fgrpo" / "metrics.jsonl", STEPS)
-    check_metrics(root / "mini" / "rl-fgrpo-lora" / "metrics.jsonl", 2)
+    check_metrics(root / "lora" / "mini" / "rl-fgrpo" / "metrics.jsonl", 2)
     assert "does not answer" in report["gone"] and "goes on from its last checkpoint" in report["gone"]
