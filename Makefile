@@ -30,7 +30,7 @@ export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 WORLD := $(FOLDER)/world/done
-EVAL_JOBS := --jobs 2
+JOBS := --jobs 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -62,7 +62,7 @@ $(FOLDER)/world/done: $(SLICES)/world.json
 $(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
 	$(PY) -m data_curation.run $(ARGS)
 $(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
-	$(PY) -m mcts.run $(ARGS)
+	$(PY) -m mcts.run $(ARGS) $(JOBS)
 $(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
 	$(PY) -m fgrpo.launch sft.train $(ARGS)
 $(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
@@ -76,7 +76,7 @@ rl-%: | .venv/.stamp # a method that there is no file for: says so, and which na
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
 
 eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(EVAL_JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+	$(PY) -m eval.run $(ARGS) $(JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
 tables: | .venv/.stamp ## the paper's tables from the evaluated runs
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import replace
@@ -24,8 +22,8 @@ from typing import Any
 from eval import base, generate, models, score, summary, truth
 from eval.fit import fit
 from eval.results import SCORING
-from fgrpo import jsonl, pictures, progress, shards
-from fgrpo.cli import SIDE_BY_SIDE, parser, run
+from fgrpo import jsonl, pictures, progress, shards, side_by_side
+from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import digest
@@ -365,28 +363,7 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
     base_command += ["--shard", args.shard] if args.shard else []
-    waiting, failed = list(chosen), list[str]()
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    lines: dict[str, int] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < args.jobs:
-                name = waiting.pop(0)
-                line = min(set(range(args.jobs)) - set(lines.values()))  # of the terminal, for its progress bar
-                lines[name] = line
-                environment = {**os.environ, "TQDM_POSITION": str(line), SIDE_BY_SIDE: "1"}
-                running[name] = subprocess.Popen([*base_command, "--model", name], env=environment)
-            for name, process in list(running.items()):
-                try:
-                    process.wait(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    continue
-                del running[name], lines[name]
-                failed += [name] if process.returncode else []
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
+    failed = side_by_side.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)
     if failed:
         raise UserError(f"evaluation of {', '.join(failed)} failed (see above); the same command carries on")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fgrpo import jsonl, meter, prompts, sampling, shards
+from fgrpo import jsonl, meter, prompts, sampling, shards, side_by_side
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -284,8 +285,10 @@ def main() -> None:
     """Entry point."""
 
     def body(args: argparse.Namespace) -> None:
-        shard = shards.of(args)
-        path = distil(load(args.preset, args.method, args.set), args.runs, shard=shard)
+        config, shard = load(args.preset, args.method, args.set), shards.of(args)
+        if shard is None and args.jobs > 1:
+            _grow_parts(config, args)
+        path = distil(config, args.runs, shard=shard)
         if shard is None:
             print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
         else:
@@ -293,7 +296,28 @@ def main() -> None:
 
     arguments = parser("grow search trees over the teacher and linearise them into SFT traces")
     shards.add_option(arguments)
+    arguments.add_argument(
+        "--jobs", type=int, default=1, help="processes that share the trees, for a teacher inside the process"
+    )
     run(body, arguments)
+
+
+def _grow_parts(config: Config, args: argparse.Namespace) -> None:
+    """The parts of the trees, `args.jobs` of them side by side, unless the stage is done.
+
+    Raises:
+        UserError: a part failed.
+    """
+    seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
+    with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
+        if stage.is_done:
+            return
+    command = [sys.executable, "-m", "mcts.run", "--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    command += ["--set", *args.set] if args.set else []
+    parts = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
+    failed = side_by_side.run({part: [*command, "--shard", part] for part in parts}, args.jobs)
+    if failed:
+        raise UserError(f"the part {failed[0]} of the trees failed (see above); the same command carries on")
 
 
 if __name__ == "__main__":

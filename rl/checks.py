@@ -49,12 +49,14 @@ def _check_saving(args: GRPOConfig) -> None:
     if strategy == "steps":
         if args.save_steps < 1:
             raise ValueError(f"save_steps={args.save_steps} is a share of the run; give a whole number of steps")
-        if int(args.save_steps) * args.gradient_accumulation_steps % micro_steps:
-            per_generation = -(-micro_steps // args.gradient_accumulation_steps)
-            raise ValueError(
-                f"save_steps={int(args.save_steps)} saves between the updates of one generation batch, and resuming there would take its "
-                f"dual step twice; one generation serves {per_generation} steps, so make save_steps a multiple of it"
-            )
+        for key in ("save_steps", "max_steps"):  # the last step is saved too
+            steps = int(getattr(args, key))
+            if steps > 0 and steps * args.gradient_accumulation_steps % micro_steps:
+                per_generation = -(-micro_steps // args.gradient_accumulation_steps)
+                raise ValueError(
+                    f"{key}={steps} saves between the updates of one generation batch, and resuming there would take its dual step "
+                    f"twice; one generation serves {per_generation} steps, so make {key} a multiple of it"
+                )
     elif args.gradient_accumulation_steps % micro_steps:
         raise ValueError(
             f"save_strategy={strategy!r} may save between the updates of one generation batch; use 'steps'"

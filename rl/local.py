@@ -1,10 +1,11 @@
 """Rollouts in this process, for machines without vLLM: the same trainer, its generation twice as fast (docs/benchmarks.md).
 
-Two things that TRL's own path repeats are done once a generation batch:
+Three things that TRL's own path does more often than it must:
 - generation goes through the project's decoder (`fgrpo.sampling.decode`): the prompt of a group is read once, keys and values
   have their room, finished rows leave the batch; sampled from torch's global generator, so it resumes like the rest;
 - a frozen vision tower sees each picture once (`FeatureMemo`), not five times in each of three passes (generation, reference,
-  update). It keeps features by the pixels' hash, is the identity in value, and is used only where the tower is frozen.
+  update). It keeps features by the pixels' hash, is the identity in value, and is used only where the tower is frozen;
+- padding is not computed: rollouts of about the same length go through the model together (`rl.pieces`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fgrpo.sampling.decode import Prompt, Row, decode
 from fgrpo.sampling.transformers_engine import vocabulary_of
+from rl import pieces
 from rl.trainer import FaithfulGRPOTrainer
 
 
@@ -125,6 +127,38 @@ class LocalTrainer(FaithfulGRPOTrainer):
             policy.train(training)
         self._rolled = [row.logprobs for row in rows]
         return [row.ids for row in rows], None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's own, piece by piece (`rl.pieces`); 0 at what is padding."""
+        by_token = {key: fields.pop(key) for key in pieces.BY_TOKEN if fields.get(key) is not None}
+        images_B = fields.get("num_images")
+        order: list[int] = []
+        parts = []
+        for piece in pieces.cut(attention_mask, logits_to_keep, batch_size):
+            rows, columns = piece.rows, piece.columns
+            tokens = {key: field[rows, columns] for key, field in by_token.items()}
+            pictures = pieces.of_pictures(fields, rows, images_B) if images_B is not None else {}
+            *found, _ = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, columns], attention_mask[rows, columns], piece.kept,
+                compute_entropy=compute_entropy, **tokens, **pictures,
+            )  # fmt: skip
+            order += rows
+            parts.append(
+                [torch.nn.functional.pad(part, (0, logits_to_keep - piece.kept)) for part in found if part is not None]
+            )
+        back = torch.argsort(torch.tensor(order))
+        logps_BT, *entropies_BT = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+        return logps_BT, entropies_BT[0] if entropies_BT else None, None
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:
         """For each row, its pictures' features (image tokens, H) and grids (pictures, 3)."""

@@ -1,7 +1,7 @@
 """Dress rehearsal of the paper's layout on one CPU machine: trainers, a rollout server and a judge server; each killed once.
 
-FGRPO on the mini model by two trainer processes (accelerate, gloo), rollouts by a vLLM server whose weights follow the
-policy, scores by a vLLM judge. In an order and at moments that the seed chooses, the rollout server, the judge server and
+FGRPO on the mini model by two trainer processes (accelerate, DeepSpeed ZeRO-3, gloo), rollouts by a vLLM server whose weights
+follow the policy, scores by a vLLM judge. In an order and at moments that the seed chooses, the rollout server, the judge server and
 one of the trainers are killed with SIGKILL. After each kill the run must end with one line that says why, or carry on, and
 its newest checkpoint must load; what was killed is started again, and so is the run. In the end every step must stand in
 metrics.jsonl once, with the importance ratio within 1 ± 0.05. Prints one line an event; exit code 1 when something is wrong.
@@ -38,6 +38,7 @@ from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server
 PRESET, METHOD = "smoke", "fgrpo"
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 VICTIMS = ("rollouts", "judge", "trainer")
+ZERO3 = "configs/deepspeed/zero3.json"
 PATIENCE_S = 3600.0
 JUDGE_CONTEXT = json.dumps({"text_config": {"max_position_embeddings": 8192}})
 
@@ -75,6 +76,7 @@ class Rehearsal:
         judge = {"backend": "openai", "model": self.policy, "endpoints": [self.servers["judge"].url]}
         settings = [
             f"launch.rl_processes={self.processes}",
+            f"rl.deepspeed={ZERO3 if self.processes > 1 else 'null'}",
             "rl.rollout_engine=vllm-server",
             f"rl.vllm.server={self.servers['rollouts'].url}",
             f"rl.max_steps={self.steps}",

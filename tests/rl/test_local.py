@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from trl import GRPOTrainer
 
 from fgrpo import hf
 from fgrpo.sampling import decode as decoder
-from rl.local import FeatureMemo
+from rl import pieces
+from rl.local import FeatureMemo, LocalTrainer
 
 TOLERANCE = 2e-4  # float32, another order of summation
 
@@ -34,6 +36,39 @@ def test_rollout_and_trainer_logprobs_agree(make, monkeypatch) -> None:
     assert len({tuple(ids.tolist()) for ids in batch["completion_ids"]}) > 2  # rollouts of a group differ
     for row, (reference, known) in enumerate(zip(batch["ref_per_token_logps"], mask, strict=True)):
         assert torch.allclose(torch.tensor(rolled[row]), reference[known], atol=TOLERANCE)
+
+
+def test_padding_changes_nothing(make, monkeypatch) -> None:
+    """Log-probabilities, entropies and gradients of a batch piece by piece are those of TRL's one padded pass."""
+    trainer = make(overrides=("rl.max_response_length=60",))
+    rows = [row for n in (1, 2) for row in trainer.train_dataset if len(row["images"]) == n][:3]
+    rows += [row for row in trainer.train_dataset if len(row["images"]) == 2][:2]
+    batch, _ = trainer.probe(rows)
+    kept, widths = batch["completion_ids"].shape[1], []
+    fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    given = {key: batch[key] for key in fields}
+    mask_BL = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    ids_BL = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    policy = trainer.plain_model
+    policy.register_forward_pre_hook(lambda _, __, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
+
+    def passed(kind: type[Any]) -> list[torch.Tensor]:
+        logps, entropies, _ = kind._get_per_token_logps_and_entropies(
+            trainer, policy, ids_BL, mask_BL, kept, compute_entropy=True, **given
+        )
+        policy.zero_grad()
+        (logps * torch.linspace(-1, 1, kept) + 0.1 * entropies).mul(batch["completion_mask"]).sum().backward()
+        known = batch["completion_mask"].bool()
+        return [logps[known], entropies[known], *(p.grad for p in policy.parameters() if p.grad is not None)]
+
+    plain = passed(GRPOTrainer)
+    monkeypatch.setattr(pieces, "ROWS", 3)
+    cut = passed(LocalTrainer)
+    assert widths[0] == ids_BL.shape and len(widths) == 1 + -(-len(ids_BL) // 3)
+    assert sum(a * b for a, b in widths[1:]) < 0.9 * ids_BL.numel()  # less was computed
+    assert len(plain) == len(cut) > 30
+    for one, other in zip(plain, cut, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.detach().abs().max()))
 
 
 def test_special_tokens_are_never_sampled(make) -> None:

@@ -248,6 +248,7 @@ def test_a_reward_of_the_wrong_length_is_named(make) -> None:
         ({"tweak": {"num_generations": 1}}, "at least 2"),
         ({"tweak": {"scale_rewards": "none"}}, "scale_rewards"),
         ({"tweak": {"save_steps": 3, "steps_per_generation": 2}}, "multiple"),
+        ({"tweak": {"save_steps": 2, "max_steps": 3, "steps_per_generation": 2}}, "max_steps=3 saves between"),
         ({"tweak": {"save_steps": 0.5}}, "whole number"),
         ({"constraints": [Constraint("three", 0.5)]}, "no reward function is called 'three'"),
         ({"constraints": [Constraint("one", 0.5)]}, "Two task columns"),
