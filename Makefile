@@ -22,6 +22,8 @@ ifneq ($(shell test -t 2 && echo terminal),terminal)
 export TQDM_MININTERVAL ?= 15
 endif
 
+# Processes that share the trees of a search, or the models of an evaluation, on this machine.
+JOBS :=
 # Two RL arms share two cores: one thread each, and threads that wait without spinning.
 ifneq ($(filter mini smoke,$(PRESET)),)
 export OMP_NUM_THREADS ?= 1
@@ -30,7 +32,7 @@ export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 WORLD := $(FOLDER)/world/done
-JOBS := --jobs 2
+JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -62,7 +64,7 @@ $(FOLDER)/world/done: $(SLICES)/world.json
 $(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
 	$(PY) -m data_curation.run $(ARGS)
 $(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
-	$(PY) -m mcts.run $(ARGS) $(JOBS)
+	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 $(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
 	$(PY) -m fgrpo.launch sft.train $(ARGS)
 $(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
@@ -76,7 +78,7 @@ rl-%: | .venv/.stamp # a method that there is no file for: says so, and which na
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
 
 eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(JOBS) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
 tables: | .venv/.stamp ## the paper's tables from the evaluated runs
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
@@ -135,7 +137,7 @@ slurm: | .venv/.stamp ## Slurm scripts of the preset into runs/<preset>/slurm (d
 	$(PY) -m fgrpo.slurm $(ARGS)
 plan: | .venv/.stamp ## calls, tokens, hours, memory a GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m fgrpo.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
-bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md
-	$(PY) -m benchmarks.run $(ARGS)
+bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3: these, the page keeps the others)
+	$(PY) -m benchmarks.run $(ARGS) $(if $(ONLY),--only $(ONLY))
 doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
 	$(PY) -m fgrpo.doctor $(ARGS)

@@ -43,8 +43,9 @@ def body(args: argparse.Namespace) -> None:
         "One RL step",
         f"Share of the median step's time ({STEPS - WARM_UP} steps, method {args.method}, one core); the last column is how "
         "many times longer TRL's own path takes. Judges work beside the log-probabilities; what is left is waiting. Done about the "
-        "largest parts: generation has a decoder of its own (a group's prompt read once, finished rows leave the batch), and a "
-        "frozen vision tower sees each picture once a step. What is left is the update, matrix products of forward and backward.",
+        "largest parts: generation has a decoder of its own (a group's prompt read once, finished rows leave the batch), a frozen "
+        "vision tower sees each picture once a step, and rows go through the model with others about as long, without padding. "
+        "What is left is the update, matrix products of forward and backward.",
         ("part", "TRL's path", "LocalTrainer", "TRL's / ours"),
         rows,
     )

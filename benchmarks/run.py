@@ -1,12 +1,13 @@
 """Runs every benchmark, one process each, and writes docs/benchmarks.md: `make bench` (`python -m benchmarks.run`).
 
-The page is written when all have succeeded; `--only sampling` prints one section and writes nothing.
+The page is written when all have succeeded; `--only sampling,zero3` runs some and puts their sections in place of the page's.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Written by `make bench` on {machine}, preset {preset}. Figures are medians; ratios are what carries over to another machine.
+Written by `make bench` on {machine}, preset {preset}, not always all of it in one run. Figures are medians; ratios are what carries over to another machine.
 """
 OF_PRESET = (
     "rl_step",
@@ -57,6 +58,12 @@ def section(name: str, command: list[str]) -> str:
     return done.stdout[max(begin, 0) :].strip() + "\n"
 
 
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page by their headings, in order; what stands before the first is left out."""
+    found = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {text.splitlines()[0]: text.strip() + "\n" for text in found}
+
+
 def machine() -> str:
     """The machine in words, without its name."""
     import torch
@@ -70,20 +77,20 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         known = commands(args)
-        if args.only is not None:
-            if args.only not in known:
-                raise unknown("benchmark", args.only, list(known))
-            print(section(args.only, known[args.only]))
-            return
-        parts = [HEAD.format(machine=machine(), preset=args.preset)]
-        parts += [section(name, command) for name, command in known.items()]
+        chosen = args.only.split(",") if args.only else list(known)
+        for name in chosen:
+            if name not in known:
+                raise unknown("benchmark", name, list(known))
+        before = PAGE.read_text(encoding="utf-8") if args.only and PAGE.exists() else ""
+        found = "\n".join(section(name, known[name]) for name in chosen)
+        print(found)
         aside = PAGE.with_suffix(".part")
-        aside.write_text("\n".join(parts), encoding="utf-8")
+        head = HEAD.format(machine=machine(), preset=args.preset)
+        aside.write_text("\n".join([head, *{**sections(before), **sections(found)}.values()]), encoding="utf-8")
         aside.replace(PAGE)
-        print("\n".join(parts))
 
     arguments = parser("benchmarks, as ratios, into docs/benchmarks.md")
-    arguments.add_argument("--only", metavar="NAME", help="print one section, write nothing")
+    arguments.add_argument("--only", metavar="NAME[,NAME]", help="these benchmarks; the page keeps its other sections")
     run(body, arguments)
 
 

@@ -91,7 +91,7 @@ def curate(
         for name, (seed_count, rl_count) in counts.items():
             stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})
         stage.counts.update({"rollouts/scored": len(means), "rollouts/failed": len(meter.failed)})
-        stage.finish(OUTPUTS, difficulty=spread)
+        stage.finish(OUTPUTS, difficulty=spread, parts_seconds=shards.seconds(stage))
         return stage.path
 
 

@@ -23,6 +23,7 @@ PREFIX = "checkpoint"
 ASIDE = ".part"
 STATE = "trainer_state.json"
 PROCESSES = "processes.json"
+SFT_KEPT = 2  # checkpoints of SFT: the last, and the one before it
 _OF_MACHINE = (
     errno.EACCES,
     errno.EPERM,

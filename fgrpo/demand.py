@@ -11,7 +11,8 @@ from fgrpo.assumptions import Assumptions
 from fgrpo.schema import Config, Judge
 
 JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
-SENTENCES = 20  # of one reasoning that grounding is judged on, at most; longer ones are rare
+MODELS = ("openai", "vllm")  # backends of judges that are models
+SENTENCES = 20  # of one reasoning that grounding is judged on; longer ones are rare, but nothing forbids them
 
 
 @dataclass(frozen=True)
@@ -100,22 +101,28 @@ def rl_updates(config: Config) -> int:
 def _training_judges(config: Config, rollouts: int) -> Line:
     """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
     asked = [name for name in JUDGED if name in {*config.rl.signals, *config.rl.monitor}]
-    calls = len(asked) * rollouts
+    judge = config.judges.training
     return Line(
         "judge-rl",
-        calls,
-        rollouts * sum(_reply(config.judges.training, name) for name in asked),
-        f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts; correct ones only are judged",
+        rollouts * sum(_calls(judge, name) for name in asked),
+        rollouts * sum(_reply(judge, name) for name in asked),
+        f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts, of {SENTENCES} sentences; correct ones only are judged",
         "judge",
-        config.judges.training,
+        judge,
     )
 
 
 def _reply(judge: Judge, reward: str) -> int:
-    """Tokens of one reply at most (grounding: a label a sentence); the oracle and recorded verdicts write none."""
-    if judge.backend != "openai":
+    """Tokens that are written about one rollout at most; the oracle and recorded verdicts write none."""
+    if judge.backend not in MODELS:
         return 0
-    return judge.room(SENTENCES if reward == "semantic_grounding" and not judge.sentence_calls else 1)
+    calls = _calls(judge, reward)
+    return calls * judge.room(SENTENCES if reward == "semantic_grounding" and calls == 1 else 1)
+
+
+def _calls(judge: Judge, reward: str) -> int:
+    """Calls about one rollout: grounding is asked in one, or sentence by sentence."""
+    return SENTENCES if reward == "semantic_grounding" and judge.sentence_calls else 1
 
 
 def _evaluation(config: Config) -> list[Line]:
@@ -124,7 +131,6 @@ def _evaluation(config: Config) -> list[Line]:
     per_benchmark = config.world.bench_per_benchmark if config.world is not None else 0
     questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.benchmarks)
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
-    verdicts = len(JUDGED) * answers
     judge, extractor = config.judges.evaluation, config.judges.extraction
     return [
         Line(
@@ -136,9 +142,9 @@ def _evaluation(config: Config) -> list[Line]:
         ),
         Line(
             "judge-eval",
-            verdicts,
+            answers * sum(_calls(judge, name) for name in JUDGED),
             answers * sum(_reply(judge, name) for name in JUDGED),
-            f"at most {len(JUDGED)} judges x answers; direct answers are not judged",
+            f"at most {len(JUDGED)} judges x answers, of {SENTENCES} sentences; direct answers are not judged",
             "judge",
             judge,
         ),

@@ -10,8 +10,10 @@ Command (what `Guard` starts): `python fgrpo/orphans.py <parent's process id>`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,13 @@ from pathlib import Path
 EVERY_S = 1.0
 PATIENCE_S = 5.0
 WELL = b"well\n"
+_PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def end_with_parent() -> None:
+    """SIGTERM to this process when the one that started it is gone, however that ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
 
 
 class Guard:

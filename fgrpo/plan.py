@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from fgrpo import footprint, runs
 from fgrpo.assumptions import Assumptions
+from fgrpo.checkpoints import SFT_KEPT
 from fgrpo.config import load
 from fgrpo.demand import Line, demand, likely_tokens, rl_updates, sft_batch, sft_updates
 from fgrpo.footprint import Part, Shape
@@ -27,7 +28,6 @@ from fgrpo.schema import Config
 
 BYTES = {"fp32": 4, "bf16": 2}  # a weight
 GB = 1e9
-SFT_KEPT = 2  # checkpoints of SFT (sft/train.py)
 STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 
 
@@ -165,7 +165,7 @@ def measured(config: Config, root: str | Path) -> list[str]:
         if not path.is_file():
             continue
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        text = f"{stage:10} {manifest['seconds'] / 3600:.2f} hours"
+        text = f"{stage:10} {(manifest['seconds'] + manifest.get('parts_seconds', 0.0)) / 3600:.2f} hours"
         if stage in MEASURED:
             name, times = MEASURED[stage]
             calls = manifest["counts"].get(name, 0) * (config.data.difficulty_rollouts if times else 1)

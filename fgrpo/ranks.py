@@ -7,10 +7,7 @@ a stage started by `fgrpo.launch`, by accelerate or by torchrun is the same run.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,10 +17,10 @@ from typing import Any, TypeVar
 
 from fgrpo import runs
 from fgrpo.errors import UserError
+from fgrpo.orphans import end_with_parent
 from fgrpo.schema import Config
 
 Found = TypeVar("Found")
-_PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def world_size() -> int:
@@ -69,7 +66,7 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
-    _end_with_parent()
+    end_with_parent()  # nobody is left waiting for processes that are gone
     kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     on_cpu = not torch.cuda.is_available()
     if deepspeed is not None:
@@ -135,9 +132,3 @@ def say(text: str) -> None:
     """Print, once a run."""
     if rank() == 0:
         print(text, flush=True)
-
-
-def _end_with_parent() -> None:
-    """Die with the launcher, however that ends (Linux): nobody is left waiting for processes that are gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)

@@ -11,6 +11,7 @@ every shard.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ def parts(run: Run) -> list[Path]:
         (base / _parts(run.stage)).glob("*-of-*"), key=lambda path: [int(n) for n in path.name.split("-of-")]
     )
     return [path for path in found if same_identity(path, run.path)]
+
+
+def of_whole(part: Run, whole: Path, name: str) -> set[str]:
+    """Ids in a file of the undivided stage, whose folder `whole` is: what a part of the same stage need not do again."""
+    return jsonl.ids(whole / name) if same_identity(part.path, whole) else set()
+
+
+def seconds(run: Run) -> float:
+    """What this stage's finished parts have taken, added up."""
+    done = [path / "manifest.json" for path in parts(run) if (path / "done").exists()]
+    return round(sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in done), 1)
 
 
 def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda item: True) -> int:

@@ -7,15 +7,19 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from fgrpo.cli import SIDE_BY_SIDE
+from fgrpo.orphans import end_with_parent
 
 
 def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
-    """Run commands by name, `at_once` of them at a time; returns the names of those that failed. None is left running.
+    """Run commands by name, `at_once` of them at a time; returns the names of those that failed.
+
+    None is left running, however this process ends (Linux; elsewhere a killed one leaves them).
 
     The cores are shared out by OMP_NUM_THREADS, unless that is set: processes with more threads than cores together wait for
     each other at every matrix product.
     """
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // min(at_once, len(commands)))
     waiting, failed = list(commands), list[str]()
     running: dict[str, subprocess.Popen[bytes]] = {}
     lines: dict[str, int] = {}
@@ -31,7 +35,7 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
                     "TQDM_POSITION": str(line),
                     SIDE_BY_SIDE: "1",
                 }
-                running[name] = subprocess.Popen(commands[name], env=environment)
+                running[name] = subprocess.Popen(commands[name], env=environment, preexec_fn=end_with_parent)
             for name, process in list(running.items()):
                 try:
                     process.wait(timeout=0.5)

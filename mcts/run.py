@@ -70,11 +70,13 @@ def distil(
         if stage.is_done:
             return stage.path
         samples = read_seeds(seeds)
+        allowed = max(1.0, config.mcts.max_failed_share * len(samples))  # of all, also in a part
         if shard is None:
             shards.gather(stage, TREES)
         else:
-            samples = shard.take(samples)
-        failed = asyncio.run(_sample_all(config, stage, samples, sampler))
+            grown = shards.of_whole(stage, folder(config, "mcts", runs), TREES)
+            samples = [sample for sample in shard.take(samples) if sample.id not in grown]
+        failed = asyncio.run(_sample_all(config, stage, samples, sampler, allowed))
         if shard is None:
             _finish(config, stage, samples, failed)
         else:
@@ -108,7 +110,9 @@ def read_seeds(path: Path) -> list[Sample]:
     return list(samples.values())
 
 
-async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None) -> dict[str, Failure]:
+async def _sample_all(
+    config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None, allowed: float
+) -> dict[str, Failure]:
     with stage.append(TREES) as done:
         missing = [sample for sample in samples if sample.id not in done]
         if not missing:
@@ -120,24 +124,23 @@ async def _sample_all(config: Config, stage: Run, samples: list[Sample], sampler
             return SamplerTeacher(engine, sample, prompts.user_text(sample, template), config.mcts)
 
         try:
-            return await grow(config, missing, teacher_of, done, len(samples))
+            return await grow(config, missing, teacher_of, done, len(samples), allowed)
         finally:
             if sampler is None:
                 await engine.close()
 
 
 async def grow(
-    config: Config, samples: list[Sample], teacher_of: TeacherOf, done: jsonl.Appender, total: int
+    config: Config, samples: list[Sample], teacher_of: TeacherOf, done: jsonl.Appender, total: int, allowed: float
 ) -> dict[str, Failure]:
     """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; those that failed, by id.
 
-    The progress bar shows trees, the time left, and this process's calls, accepted chains, tokens (read and written) and cost.
+    More than `allowed` failures end the stage. The progress bar shows trees, the time left, and this process's calls, accepted chains, tokens (read and written) and cost.
 
     Raises:
         UserError: so many failed that the stage cannot succeed any more; trees that finished are kept.
     """
     settings = Settings.of(config.mcts, config.seed)
-    allowed = max(1.0, config.mcts.max_failed_share * total)
     failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
     spent = meter.Meter(name=config.models.teacher, budget=_budget(config))
@@ -237,6 +240,7 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
         OUTPUTS,
         per_tree={**per_tree, **read},
         cost=cost,
+        parts_seconds=shards.seconds(stage),
         prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)},
     )
 
@@ -287,7 +291,7 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config, shard = load(args.preset, args.method, args.set), shards.of(args)
         if shard is None and args.jobs > 1:
-            _grow_parts(config, args)
+            grow_parts(config, args)
         path = distil(config, args.runs, shard=shard)
         if shard is None:
             print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
@@ -302,8 +306,8 @@ def main() -> None:
     run(body, arguments)
 
 
-def _grow_parts(config: Config, args: argparse.Namespace) -> None:
-    """The parts of the trees, `args.jobs` of them side by side, unless the stage is done.
+def grow_parts(config: Config, args: argparse.Namespace) -> None:
+    """Grow what is missing in `args.jobs` parts, side by side; what earlier runs and parts have grown is taken over.
 
     Raises:
         UserError: a part failed.
@@ -311,6 +315,9 @@ def _grow_parts(config: Config, args: argparse.Namespace) -> None:
     seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
     with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
         if stage.is_done:
+            return
+        shards.gather(stage, TREES)
+        if jsonl.ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
             return
     command = [sys.executable, "-m", "mcts.run", "--preset", args.preset, "--method", args.method, "--runs", args.runs]
     command += ["--set", *args.set] if args.set else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +53,10 @@ def _check_saving(args: GRPOConfig) -> None:
         for key in ("save_steps", "max_steps"):  # the last step is saved too
             steps = int(getattr(args, key))
             if steps > 0 and steps * args.gradient_accumulation_steps % micro_steps:
-                per_generation = -(-micro_steps // args.gradient_accumulation_steps)
+                whole = math.lcm(micro_steps, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
                 raise ValueError(
                     f"{key}={steps} saves between the updates of one generation batch, and resuming there would take its dual step "
-                    f"twice; one generation serves {per_generation} steps, so make {key} a multiple of it"
+                    f"twice; make {key} a multiple of {whole}"
                 )
     elif args.gradient_accumulation_steps % micro_steps:
         raise ValueError(

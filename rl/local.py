@@ -144,7 +144,8 @@ class LocalTrainer(FaithfulGRPOTrainer):
         images_B = fields.get("num_images")
         order: list[int] = []
         parts = []
-        for piece in pieces.cut(attention_mask, logits_to_keep, batch_size):
+        most = pieces.ROWS if input_ids.device.type == "cpu" else len(input_ids)
+        for piece in pieces.cut(attention_mask, logits_to_keep, min(most, batch_size or most)):
             rows, columns = piece.rows, piece.columns
             tokens = {key: field[rows, columns] for key, field in by_token.items()}
             pictures = pieces.of_pictures(fields, rows, images_B) if images_B is not None else {}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 8  # of a piece; on a CPU a step takes as long with 16, and longer with 40
+ROWS = 8  # of a piece on a CPU; a step takes as long with 16, and longer with 40
 BY_TOKEN = ("token_type_ids", "mm_token_type_ids")  # fields (B, L) beside the ids and the mask
 
 
@@ -26,20 +26,20 @@ class Piece:
     kept: int
 
 
-def cut(mask_BL: Tensor, kept: int, most: int | None = None) -> list[Piece]:
+def cut(mask_BL: Tensor, kept: int, most: int) -> list[Piece]:
     """The pieces of a batch, its shortest rows first; each row is in one of them.
 
     Args:
         mask_BL: 1 for tokens, 0 for padding; prompts are padded on the left, completions on the right.
         kept: how many columns at the end are completions.
-        most: rows that a piece may have at most, if fewer than `ROWS`.
+        most: rows of a piece.
     """
     width = mask_BL.shape[1]
     starts = mask_BL.argmax(dim=1)
     lengths = mask_BL[:, width - kept :].sum(dim=1)
     order = torch.argsort(mask_BL.sum(dim=1), stable=True)
     out = []
-    for rows in torch.split(order, min(ROWS, most or ROWS)):
+    for rows in torch.split(order, most):
         here = max(int(lengths[rows].max()), 1)
         out.append(Piece(rows.tolist(), slice(int(starts[rows].min()), width - kept + here), here))
     return out

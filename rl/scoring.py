@@ -132,10 +132,9 @@ class RolloutScorer:
         columns = [self._known().scores[name] for name in self.names]
         return [[score.failed for score in row] for row in zip(*columns, strict=True)]
 
-    def why(self) -> str:
-        """The commonest reason of the last batch's failures, "" if there are none."""
-        scores = self._known().scores
-        reasons = Counter(score.reason for name in self.names for score in scores[name] if score.failed)
+    def why(self, name: str) -> str:
+        """The commonest reason of a reward's failures in the last batch, "" if there are none."""
+        reasons = Counter(score.reason for score in self._known().scores[name] if score.failed)
         return reasons.most_common(1)[0][0] if reasons else ""
 
     def _known(self) -> ScoredBatch:

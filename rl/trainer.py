@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -48,8 +49,8 @@ class Scorer(Protocol):
         """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
         ...
 
-    def why(self) -> str:
-        """The commonest reason of the local batch's failures, "" if there are none."""
+    def why(self, name: str) -> str:
+        """The commonest reason of this reward's failures in the local batch, "" if there are none."""
         ...
 
     def sums(self) -> Mapping[str, tuple[float, float | None]]:
@@ -72,7 +73,8 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             and take no constraints.
         masked, baseline, whiten: options of `rl.advantage.combine`.
         scorer: starts judging as soon as the rollouts exist.
-        max_failed_share: share of one reward's judgements of a generation batch that may fail; past it the run stops.
+        max_failed_share: share of one reward's judgements of a generation batch that may fail, and one of them always unless
+            it is 0; past it the run stops.
 
     Raises:
         ValueError: a configuration that would silently not be FGRPO.
@@ -290,11 +292,12 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         local = torch.tensor(self.scorer.failed(), dtype=torch.bool, device=scores_NK.device)
         failed_NK: Tensor = self.accelerator.gather(local)
         asked_K, failures_K = (failed_NK | ~torch.isnan(scores_NK)).sum(dim=0), failed_NK.sum(dim=0)
-        worst = int((failures_K / asked_K.clamp(min=1)).argmax())
+        allowed_K = (self.max_failed_share * asked_K).clamp(min=1.0 if self.max_failed_share else 0.0)
+        worst = int((failures_K - allowed_K).argmax())
         asked, failures = int(asked_K[worst]), int(failures_K[worst])
-        if failures > self.max_failed_share * asked:
+        if failures > allowed_K[worst]:
             self._save_where_possible()
-            why = self.scorer.why()
+            why = next(filter(None, gather_object([self.scorer.why(self.reward_func_names[worst])])), "")
             raise FailedJudgements(
                 f"step {self.state.global_step + 1}: {failures} of {asked} judgements of {self.reward_func_names[worst]!r} failed "
                 f"(allowed: {self.max_failed_share:.1%}){f': {why}' if why else ''}; nothing was trained on them. Mend the judge and run "

@@ -27,6 +27,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
+import torch
 from safetensors.torch import load_file
 
 from fgrpo import jsonl, runs
@@ -166,7 +167,10 @@ def torn_checkpoints(folder: Path, steps: int) -> list[str]:
         return [f"no checkpoint after {steps} steps"] if steps > 2 else []
     weights = [tensor for file in newest.glob("*.safetensors") for tensor in load_file(file).values()]
     multipliers = json.loads((newest / "duals.json").read_text(encoding="utf-8"))
-    if not weights or not all(bool(tensor.isfinite().all()) for tensor in weights) or not multipliers:
+    states = [torch.load(file, weights_only=False) for file in newest.glob("global_step*/*optim_states.pt")]
+    cut = json.loads((newest / "processes.json").read_text(encoding="utf-8"))
+    whole = len(states) == cut["processes"] * (cut["zero"] > 0)
+    if not weights or not all(bool(tensor.isfinite().all()) for tensor in weights) or not multipliers or not whole:
         return [f"{newest} is not whole"]
     return []
 

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from fgrpo import adapters, cli, config, hf, jsonl, launch, metrics, pictures, ranks, runs
-from fgrpo.checkpoints import AsideCheckpoints, last_checkpoint, save_whole
+from fgrpo.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
 from fgrpo.schema import Config
 from sft import dataset
 
@@ -167,7 +167,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
         eval_steps=max(1, math.ceil(steps / sft.evals)),
         save_strategy="steps",
         save_steps=sft.save_steps,
-        save_total_limit=2,
+        save_total_limit=SFT_KEPT,
         logging_steps=sft.logging_steps,
         logging_first_step=True,
         seed=cfg.seed,

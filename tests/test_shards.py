@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from fgrpo.runs import Run
 from fgrpo.sampling.base import Request
 from fgrpo.schema import Config
 from fgrpo.shards import Shard, stage
-from mcts.run import OUTPUTS, distil
+from mcts.run import OUTPUTS, distil, grow_parts
 from miniworld.write.__main__ import write_world
 from tests.data_curation.test_run import COUNTS
 from tests.data_curation.test_run import Scripted as Measured
@@ -64,6 +67,45 @@ def test_trees_of_three_machines_are_one_machines(tmp_path: Path) -> None:
     parts = str(tmp_path / "parts").encode()
     assert {name: data.replace(parts, str(tmp_path).encode()) for name, data in merged.items()} == whole
     assert set(whole) == set(OUTPUTS)
+
+
+def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--jobs 2`: what another number of parts has grown is taken over, and the files are those of an undivided run."""
+    whole = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
+    runs = seeded(tmp_path / "parts", 11)
+    distil(CONFIG, runs, ScriptedEngine(), Shard(2, 3))
+    asked: dict[str, int] = {}
+
+    def grown(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
+        assert at_once == 2 and list(commands) == ["1/2", "2/2"]
+        for part, command in commands.items():
+            assert command[command.index("--shard") + 1] == part
+            engine = ScriptedEngine()
+            distil(CONFIG, runs, engine, Shard.parse(part))
+            asked[part] = len({request.text for request in engine.requests})
+        return []
+
+    monkeypatch.setattr("fgrpo.side_by_side.run", grown)
+    args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(runs), set=[], jobs=2)
+    grow_parts(CONFIG, args)
+    assert sum(asked.values()) == 11 - 4, "the four trees of part 2 of 3 are not grown again"
+    for manifest in (runs / "smoke" / "mcts-parts").glob("*/manifest.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": 5.0}))
+    merging = ScriptedEngine()
+    merged = contents(distil(CONFIG, runs, merging))
+    assert not merging.requests
+    here, there = str(tmp_path / "parts").encode(), str(tmp_path).encode()
+    assert {name: data.replace(here, there) for name, data in merged.items()} == whole
+    assert json.loads((runs / "smoke" / "mcts" / "manifest.json").read_text())["parts_seconds"] == 15.0
+    asked.clear()
+    grow_parts(CONFIG, args)  # done: nothing is started
+    assert not asked
+    monkeypatch.setattr("fgrpo.side_by_side.run", lambda commands, at_once: ["2/2"])
+    (runs / "smoke" / "mcts" / "trees.jsonl").unlink()
+    for path in (runs / "smoke" / "mcts-parts").glob("*-of-*"):
+        (path / "trees.jsonl").unlink()
+    with pytest.raises(UserError, match="the part 2/2 of the trees failed"):
+        grow_parts(CONFIG, args)
 
 
 def test_a_part_that_died_is_finished_by_the_merge(tmp_path: Path) -> None:

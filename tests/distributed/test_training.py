@@ -27,6 +27,7 @@ from tests.distributed.conftest import GENEROUS, ROOT, Small
 pytestmark = pytest.mark.slow
 ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
 LAYOUTS = {"ddp": "null", **ZERO}
+REAL = ("ddp", "zero3")  # the trainer that the stage takes: ours with its own decoder, and TRL's generation
 RESUMED = ("rl-ddp", "rl-zero3", "sft-zero3")
 STOP = 3  # in the fourth step; the last checkpoint is of step 2
 
@@ -37,6 +38,15 @@ def jobs(small: Small) -> list[dict[str, Any]]:
     made = [
         {"name": f"rl-{name}", "stage": "rl", "set": small.rl(two, f"rl.deepspeed={file}")}
         for name, file in LAYOUTS.items()
+    ]
+    made += [
+        {
+            "name": f"rl-{name}-real",
+            "stage": "rl",
+            "set": small.rl(two, f"rl.deepspeed={LAYOUTS[name]}", "seed=3"),
+            "real": True,
+        }
+        for name in REAL
     ]
     zero3 = f"sft.deepspeed={ZERO['zero3']}"
     made += [
@@ -245,3 +255,15 @@ def test_rl_goes_on_with_its_multipliers(small: Small, ran: Path, name: str) -> 
     for key in ("loss", "grad_norm", "reward"):
         one, two = (lines(small, which, "rl-fgrpo", key) for which in (name, f"{name}-stopped"))
         assert two == pytest.approx(one, rel=1e-6), key
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_two_processes_sample_and_train(small: Small, ran: Path, name: str) -> None:
+    """Rollouts of each process' own: sampled differently, judged together, one λ; the policy moves and is saved whole."""
+    folder = small.root(f"rl-{name}-real") / "mini" / "rl-fgrpo"
+    rows = pd.concat(pd.read_parquet(file) for file in sorted((folder / "rollouts").rglob("*.parquet")))
+    assert len(rows) == 4 * 2 * 4 and rows["text"].nunique() > 8
+    assert set(lines(small, f"rl-{name}-real", "rl-fgrpo", "lambda/consistency")) == {1, 2, 3, 4}
+    base, now = weights(small.folder / "backbone"), weights(folder / "final")
+    assert all(torch.equal(base[key], now[key]) for key in base if "visual." in key) and moved(base, now) > 0
+    hf.load_policy(folder / "final")

@@ -1,8 +1,8 @@
 """Runs training stages as one process of several, or as the only one, and writes down what it saw.
 
 Started by `test_training.py` through torchrun: `worker.py <jobs.json>`. A job is {"name", "stage": "sft", "rl" or "best",
-"set": overrides, "root": runs folder, "stop_at": step or null}. In RL the completions are replayed: they depend on step,
-question and place in the group alone, so every layout of processes trains on the same rollouts.
+"set": overrides, "root": runs folder, "stop_at": step or null, "real": whether RL samples itself}. Else its completions are
+replayed: they depend on step, question and place in the group alone, so every layout trains on the same rollouts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def run(job: dict[str, Any], texts: dict[str, list[str]]) -> list[dict[str, Any]
     """Do one job; returns what RL saw."""
     Replayed.texts, Replayed.seen = texts, []
     cfg = config.load("mini", "fgrpo", job["set"])
-    with mock.patch.object(rl.train, "trainer_of", lambda _: Replayed), _stopping(job.get("stop_at")):
+    kind = rl.train.trainer_of if job.get("real") else lambda _: Replayed
+    with mock.patch.object(rl.train, "trainer_of", kind), _stopping(job.get("stop_at")):
         try:
             if job["stage"] == "best":
                 _best_at_the_end(cfg, Path(job["root"]))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fgrpo import side_by_side
@@ -21,6 +25,14 @@ sys.exit(name in ("b", "d"))
 """
 
 
+PARENT = """
+import sys
+from fgrpo import side_by_side
+child = "import time; print('here', flush=True); time.sleep(600)"
+side_by_side.run({name: [sys.executable, "-c", child] for name in "abc"}, 2)
+"""
+
+
 def test_all_run_and_those_that_fail_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     commands = {name: [sys.executable, "-c", NOTES, name, str(tmp_path)] for name in "abcde"}
@@ -32,3 +44,21 @@ def test_all_run_and_those_that_fail_are_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert side_by_side.run({"a": commands["a"]}, 2) == []
     assert json.loads((tmp_path / "a").read_text())["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_nobody_is_left_when_the_parent_is_killed(sign: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert [parent.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+    children = psutil.Process(parent.pid).children()
+    assert len(children) == 2  # of three, two at a time
+    parent.send_signal(sign)
+    parent.wait()
+    deadline = time.monotonic() + 120
+    while any(child.is_running() and child.status() != "zombie" for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [child for child in children if child.is_running() and child.status() != "zombie"]
+    for child in left:
+        child.kill()
+    assert not left

@@ -37,7 +37,7 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "OMP_NUM_T
 
 
 def ran(command: list[str], log: Path) -> str:
-    """What the command printed last; its words go to `log`."""
+    """What the command printed; its words go to `log`."""
     with log.open("w") as out:
         code = subprocess.run(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT}, cwd=ROOT, timeout=LIMIT_S,
@@ -45,7 +45,7 @@ def ran(command: list[str], log: Path) -> str:
         ).returncode  # fmt: skip
     said = log.read_text()
     assert code == 0, said[-6000:]
-    return said.strip().splitlines()[-1]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,20 @@ def test_from_sft_to_a_served_policy(small: Small, trained: Path, tmp_path: Path
     torchrun = [str(PYTHON), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with rollout_server(trained) as server:
         given = [str(trained), str(tmp_path), *settings, f"rl.vllm.server={server.url}"]
-        report = json.loads(ran([*torchrun, str(HERE / "rollouts.py"), *given], tmp_path / "rl.log"))
+        said = ran([*torchrun, str(HERE / "rollouts.py"), *given], tmp_path / "rl.log")
+        report = json.loads(next(line for line in said.splitlines() if line.startswith('{"syncs"')))
         for name, stage in (("SFT", "sft"), ("FGRPO", "rl-fgrpo")):
             folder = trained / "mini" / stage / "final"
             policy = dict(hf.load_policy(folder)[0].named_parameters())
-            assert differences(served_weights(server.url, folder, tmp_path / "served"), policy) == [], name
+            served = served_weights(server.url, folder, tmp_path / "served")
+            assert len(served) > 60 and differences(served, policy) == [], name
+    for checkpoint in (
+        trained / "mini" / "sft" / "checkpoints" / "checkpoint-4",
+        trained / "mini" / "rl-fgrpo" / "checkpoints" / f"checkpoint-{STEPS}",
+        trained / "lora" / "mini" / "rl-fgrpo" / "checkpoints" / "checkpoint-2",
+    ):
+        assert json.loads((checkpoint / "processes.json").read_text()) == {"processes": 2, "zero": 3}
+        assert len(list(checkpoint.glob("global_step*/*optim_states.pt"))) == 2
     print({key: value for key, value in report.items() if key != "lora"})
     check_run(report, STEPS)
     check_metrics(trained / "mini" / "rl-fgrpo" / "metrics.jsonl", STEPS)
