@@ -222,12 +222,13 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
             above.axhline(tau[name], color="#444444", linestyle="--", linewidth=1)
             above.annotate(
                 f"τ = {tau[name]:g}",
-                (1.0, tau[name]),
+                (0.02, tau[name]),
                 xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
+                ha="left",
+                va="center",
                 fontsize=9,
                 color="#444444",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
             )
         above.set_title(title)
         low, high = above.get_ylim()

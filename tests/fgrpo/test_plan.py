@@ -152,7 +152,9 @@ def test_judge_cost_at_configured_prices() -> None:
 def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
     folder = tmp_path / "mini" / "mcts"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"seconds": 300, "parts_seconds": 60, "counts": {"completions": 10800}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"seconds": 300, "parts_seconds": 60, "counts": {"completions": 10800}})
+    )
     planned = next(line.calls for line in demand(load("mini")) if line.stage == "mcts")
     (line,) = plan.measured(load("mini"), tmp_path)
     assert f"0.10 hours, 10,800 continuations ({10800 / planned:.0%} of the plan's {planned:,})" in line
