@@ -12,6 +12,8 @@ data is skipped with one line.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,14 +210,15 @@ def figure4_checkpoints(found: Mapping[str, Mapping[int, Result]]) -> Figure | N
 
 def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, float]) -> Figure | None:
     """Each constraint's mean with its threshold (dashed), above the multipliers."""
-    names = [n for n in CONSTRAINTS if any(f"constraint/{n}/mean" in row for row in rows)]
+    measured = {found[1] for row in rows for key in row if (found := re.fullmatch(r"constraint/(.+)/mean", key))}
+    names = [*(n for n in CONSTRAINTS if n in measured), *sorted(measured - set(CONSTRAINTS))]
     if not names:
         return None
     figure, axes = plt.subplots(
         2, len(names), figsize=(3.3 * len(names), 5.0), sharex=True, squeeze=False, layout="constrained"
     )
     for column, name in enumerate(names):
-        title, tint = CONSTRAINTS[name]
+        title, tint = CONSTRAINTS.get(name, (name.replace("_", " "), SPARE[column % len(SPARE)]))
         above, below = axes[0][column], axes[1][column]
         _line(above, rows, f"constraint/{name}/mean", tint, 1.0, "")
         if name in tau:
@@ -265,8 +268,11 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
         runs, results = training(config, root), _evaluated(config, root)
         walked = figure4_checkpoints(paths(config, results, runs, root))
         figures: dict[str, Figure | None] = {"figure3": figure3(results, config), "figure4": walked or figure4(runs)}
-        constrained = next((m for m in (config.method, *runs) if m in runs and _has_multipliers(runs[m])), None)
-        figures["figure8"] = None if constrained is None else figure8(constrained, runs[constrained], config.rl.tau)
+        constrained = [m for m in dict.fromkeys((config.method, *runs)) if m in runs and _has_multipliers(runs[m])]
+        figures["figure8"] = None
+        for method in constrained:  # one figure a method; the configured one's is called figure8
+            name = "figure8" if method == constrained[0] else f"figure8-{method}"
+            figures[name] = figure8(method, runs[method], thresholds(config, method, root))
         for name, figure in figures.items():
             if figure is None:
                 print(f"{name}: no data yet")
@@ -278,8 +284,17 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
             aside.replace(path)
             written.append(path)
     captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if walked is not None else {})}
-    write_json(out / CAPTION_FILE, {path.stem: captions[path.stem] for path in written})
+    write_json(out / CAPTION_FILE, {path.stem: captions[path.stem.split("-")[0]] for path in written})
     return written
+
+
+def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, float]:
+    """The thresholds with which a method was trained, as its run folder says; without one those of the configuration."""
+    kept = folder(config, f"rl-{method}", root) / "config.json"
+    if not kept.is_file():
+        return config.rl.tau
+    found: Mapping[str, float] = json.loads(kept.read_text(encoding="utf-8"))["config"]["rl"]["tau"]
+    return found
 
 
 def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:

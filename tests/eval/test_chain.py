@@ -337,19 +337,23 @@ def test_a_judge_is_checked_on_an_evaluated_folder(evaluated: Path, world: Confi
 
 
 def test_figures_and_report(evaluated: Path, world: Config) -> None:
-    for method in ("grpo-t", "fgrpo"):
+    for method in ("grpo-t", "fgrpo", "fgrpo-fixed"):
         rows = (
             {
                 "step": n,
                 "accuracy": 0.5,
                 "inconsistency": 0.1,
                 "constraint/consistency/mean": 0.9,
-                "lambda/consistency": 1.0,
+                "constraint/brevity/mean": 0.5,  # somebody's own
+                **({} if method == "grpo-t" else {"lambda/consistency": 1.0, "lambda/brevity": 1.0}),
             }
             for n in range(9)
         )
+        (evaluated / world.preset / f"rl-{method}").mkdir(exist_ok=True)
         jsonl.write(evaluated / world.preset / f"rl-{method}/metrics.jsonl", rows)
-    assert [p.name for p in figures.draw(world, evaluated)] == ["figure3.png", "figure4.png", "figure8.png"]
+    assert [p.name for p in figures.draw(world, evaluated)] == [
+        *("figure3.png", "figure4.png", "figure8.png", "figure8-fgrpo-fixed.png")
+    ]
     page = report.write(world, evaluated).read_text()
     assert page.count("<article") >= 7 and "data:image/png;base64" in page and "<rect" in page
     assert 'class="line grounded"' in page and 'class="line inconsistent"' in page
