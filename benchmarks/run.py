@@ -54,14 +54,17 @@ def section(name: str, command: list[str]) -> str:
     if done.returncode:
         raise UserError(f"the benchmark {name} failed (see above); docs/benchmarks.md is as it was")
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    begin = done.stdout.find("## ")  # stages print lines of their own before
-    return done.stdout[max(begin, 0) :].strip() + "\n"
+    return done.stdout
 
 
 def sections(page: str) -> dict[str, str]:
-    """The sections of a page by their headings, in order; what stands before the first is left out."""
-    found = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
-    return {text.splitlines()[0]: text.strip() + "\n" for text in found}
+    """The sections of a page by their headings, in order, each up to its last table: what stages print besides is left out."""
+    found = {}
+    for text in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]:
+        lines = text.strip().splitlines()
+        rows = [n for n, line in enumerate(lines) if line.startswith("|")]
+        found[lines[0]] = "\n".join(lines[: rows[-1] + 1] if rows else lines) + "\n"
+    return found
 
 
 def machine() -> str:
@@ -82,11 +85,11 @@ def main() -> None:
             if name not in known:
                 raise unknown("benchmark", name, list(known))
         before = PAGE.read_text(encoding="utf-8") if args.only and PAGE.exists() else ""
-        found = "\n".join(section(name, known[name]) for name in chosen)
-        print(found)
+        found = sections("\n".join(section(name, known[name]) for name in chosen))
+        print("\n".join(found.values()))
         aside = PAGE.with_suffix(".part")
         head = HEAD.format(machine=machine(), preset=args.preset)
-        aside.write_text("\n".join([head, *{**sections(before), **sections(found)}.values()]), encoding="utf-8")
+        aside.write_text("\n".join([head, *{**sections(before), **found}.values()]), encoding="utf-8")
         aside.replace(PAGE)
 
     arguments = parser("benchmarks, as ratios, into docs/benchmarks.md")
