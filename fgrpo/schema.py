@@ -230,7 +230,7 @@ class Vllm(Section):
 
     `server` is an http address or an address file, `sync_port` the port over which weights go from a GPU, `reply_s` what one
     answer may take; `memory_share` and `tensor_parallel` are a colocated engine's. Where the log-probabilities of engine and
-    trainer differ by more than `max_logprob_diff` a token, nothing is trained (None: 1e-3 in float32, 0.05 in bf16).
+    trainer differ by more than `max_logprob_diff` a token, nothing is trained (None: 0.01 in float32, 0.05 in bf16).
     """
 
     server: str = "runs/{preset}/serve/rollouts.json"
