@@ -30,7 +30,10 @@ FAITHFUL = {
     "statement": "statement ↑",
 }
 COMPARED = {"accuracy": "accuracy", **FAITHFUL}
-PAIRS = (("backbone-cot", "sft"), ("sft", "grpo-t"), ("sft", "fgrpo"), ("grpo-t", "fgrpo"))
+PAIRS = (
+    *(("backbone-cot", "sft"), ("sft", "grpo-t"), ("sft", "fgrpo"), ("grpo-t", "fgrpo")),
+    *((other, "fgrpo") for other in ("grpo-additive", "grpo-multiplicative", "fgrpo-consistency", "fgrpo-fixed")),
+)
 KINDS = {"greedy": "greedy answers", "sampled": "sampled answers, temperature 1"}
 
 

@@ -1,6 +1,7 @@
 """Puts the figures of a finished demo into README.md, between its markers, as `python -m eval.tables` prints them.
 
 python -m scripts.quote_demo --preset mini [--runs runs]: nothing between the markers is written by hand. Figure 4 goes to docs/.
+With --methods Tables 2 and 3 alone, once the other methods are trained and evaluated too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        shown, _, _ = tables.build(cfg, args.runs)
+        shown, everything, _ = tables.build(cfg, args.runs)
+        if args.methods:
+            of_methods = [t.text() for t in everything if t.name in ("table2", "table3")]
+            text = README.read_text(encoding="utf-8")
+            README.write_text(quoted(text, "methods", "\n\n".join(of_methods)), encoding="utf-8")
+            return
         against = [t for t in shown if t.name.startswith(f"{COMPARED[0]}-vs-{COMPARED[1]}")]
         headline = [t for t in shown if t.name.startswith(("accuracy", "faithfulness"))]
         if not against or not headline:
@@ -45,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         README.write_text(text, encoding="utf-8")
         shutil.copy(runs.folder(cfg, "figures", args.runs) / "figure4.png", Path("docs/figure4.png"))
 
-    cli.run(body, cli.parser(__doc__ or ""), argv)
+    arguments = cli.parser(__doc__ or "")
+    arguments.add_argument("--methods", action="store_true", help="Tables 2 and 3 only")
+    cli.run(body, arguments, argv)
 
 
 if __name__ == "__main__":
