@@ -116,7 +116,7 @@ test: | .venv/.stamp ## fast tests: CPU, offline
 test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
 	$(PY) -m pytest -q -m vllm tests/vllm
 rehearsal: | .venv/.stamp .venv-vllm/.stamp ## the 8-GPU layout on this machine: two trainers, a rollout server, a judge server, each killed once
-	@$(MAKE) --no-print-directory runs/smoke/sft/done PRESET=smoke
+	@$(MAKE) --no-print-directory runs/smoke/data/done PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
 check: | .venv/.stamp ## lint, types, import contract, configurations and the paper's values
 	.venv/bin/ruff check .

@@ -6,7 +6,10 @@ one of the trainers are killed with SIGKILL. After each kill the run must end wi
 its newest checkpoint must load; what was killed is started again, and so is the run. In the end every step must stand in
 metrics.jsonl once, with the importance ratio within 1 ± 0.05. Prints one line an event; exit code 1 when something is wrong.
 
-Command: `python scripts/rehearsal.py` (`make rehearsal`); reads runs/smoke/{data,sft}, writes below --out, which it empties.
+The policy is the shipped backbone. (After the smoke preset's few steps of SFT, tokens that may not be sampled have a mass of
+0.0005, which takes the ratio of a rollout, a product over its tokens, to 0.95; after the mini preset's it is a tenth of that.)
+
+Command: `python scripts/rehearsal.py` (`make rehearsal`); reads runs/smoke/data, writes below --out, which it empties.
 """
 
 from __future__ import annotations
@@ -196,7 +199,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the acts in the seed's order, then to the end."""
     arguments = argparse.ArgumentParser(description="dress rehearsal: trainers, rollout server, judge server, kills")
-    arguments.add_argument("--runs", type=Path, default=Path("runs"), help="root with the preset's data and sft stages")
+    arguments.add_argument("--runs", type=Path, default=Path("runs"), help="root with the preset's data stage")
     arguments.add_argument("--out", type=Path, default=Path("runs/rehearsal"), help="emptied first")
     arguments.add_argument("--processes", type=int, default=2, help="trainer processes")
     arguments.add_argument("--steps", type=int, default=8)
@@ -204,11 +207,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     shutil.rmtree(args.out, ignore_errors=True)
-    for stage in ("data", "sft"):
-        made = runs.require(runs.folder(load(PRESET), stage, args.runs), stage)
-        here = runs.folder(load(PRESET), stage, args.out)
+    config = load(PRESET)
+    made = {
+        "data": runs.require(runs.folder(config, "data", args.runs), "data"),
+        "sft/final": Path(config.models.base),
+    }
+    for name, there in made.items():
+        here = runs.folder(config, "", args.out) / name
         here.parent.mkdir(parents=True, exist_ok=True)
-        here.symlink_to(made.resolve())
+        here.symlink_to(there.resolve())
     show = Rehearsal(args.out.resolve(), args.processes, args.steps, args.seed)
     began = time.monotonic()
     with ExitStack() as stack:
