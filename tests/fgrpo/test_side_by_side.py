@@ -28,7 +28,7 @@ sys.exit(name in ("b", "d"))
 PARENT = """
 import sys
 from fgrpo import side_by_side
-child = "import time; print('here', flush=True); time.sleep(600)"
+child = "import os, time; os.write(1, b'here\\\\n'); time.sleep(600)"  # in one piece: both have one pipe
 side_by_side.run({name: [sys.executable, "-c", child] for name in "abc"}, 2)
 """
 
