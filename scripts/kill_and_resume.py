@@ -27,7 +27,7 @@ LOG = Path("runs/kill.log")
 STAGES = {
     "world": ("written.jsonl", 0.2),
     "data": ("difficulty.jsonl", 1.0),
-    "mcts-parts/1-of-2": ("trees.jsonl", 1.0),
+    "mcts-parts/1-of-2": ("trees.jsonl", 0.1),
     "mcts": ("trees.jsonl", 1.0),
     "sft": ("checkpoints", 0.5),
     "rl-grpo-t": ("checkpoints", 1.0),
