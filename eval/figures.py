@@ -108,7 +108,7 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
         return None
     places = [*config.eval.benchmarks, "average"]
     titles = [*(base.benchmark(n).title for n in config.eval.benchmarks), "average"]
-    figure, axes = plt.subplots(2, 1, figsize=(9.5, 5.6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(max(9.5, 1.4 * len(shown)), 5.8), sharex=True, layout="constrained")
     width = 0.8 / len(shown)
     for axis, (metric, title) in zip(
         axes,
@@ -141,7 +141,7 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
         axis.grid(axis="x", visible=False)
         axis.axvline(len(places) - 1.37, color="#888888", linewidth=0.8)
     axes[1].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
-    axes[0].legend(ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1.16), borderaxespad=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
     figure.supxlabel(
         f"{'sampled answers, temperature 1' if kind == 'sampled' else 'greedy answers'}; {100 * config.eval.confidence:.0f}% intervals",
         fontsize=9,
