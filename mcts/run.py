@@ -135,7 +135,8 @@ async def grow(
 ) -> dict[str, Failure]:
     """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; those that failed, by id.
 
-    More than `allowed` failures end the stage. The progress bar shows trees, the time left, and this process's calls, accepted chains, tokens (read and written) and cost.
+    More than `allowed` failures end the stage. The progress bar shows trees, the time left, and this process's calls, accepted
+    chains, tokens (read and written) and cost.
 
     Raises:
         UserError: so many failed that the stage cannot succeed any more; trees that finished are kept.

@@ -74,3 +74,29 @@ def test_a_cap_reached_in_a_step_stops_it(url: str, tmp_path: Path) -> None:
     ):
         FaithfulGRPOTrainer._failures(trainer, values)
     assert kept == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "share", "named"),
+    [
+        ((1, 0), 0.02, None),  # 1 of 10: one is always excused
+        ((1, 0), 0.0, "1 of 10 judgements of 'one' failed .*: one broke"),  # unless none is allowed
+        ((2, 0), 0.02, "2 of 10 judgements of 'one' failed .*: one broke"),
+        ((1, 5), 0.3, "5 of 10 judgements of 'two' failed .*: two broke"),  # 6 of 20 would be let through
+        ((3, 3), 0.3, None),
+    ],
+)
+def test_failures_are_counted_by_reward(failed: tuple[int, int], share: float, named: str | None) -> None:
+    fails = torch.tensor([[False, *(row < n for n in failed)] for row in range(10)])
+    scores = torch.ones(10, 3).masked_fill(fails, float("nan"))
+    scorer = SimpleNamespace(failed=fails.tolist, why=lambda name: f"{name} broke")
+    trainer: Any = SimpleNamespace(
+        scorer=scorer, max_failed_share=share, reward_func_names=["task", "one", "two"],
+        state=SimpleNamespace(global_step=3), accelerator=SimpleNamespace(gather=lambda local: local),
+        _save_where_possible=lambda: None,
+    )  # fmt: skip
+    if named is None:
+        assert torch.equal(FaithfulGRPOTrainer._failures(trainer, scores), fails)
+        return
+    with pytest.raises(FailedJudgements, match=named):
+        FaithfulGRPOTrainer._failures(trainer, scores)
