@@ -12,7 +12,6 @@ from fgrpo.schema import Config, Judge
 
 JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
 MODELS = ("openai", "vllm")  # backends of judges that are models
-SENTENCES = 20  # of one reasoning that grounding is judged on; longer ones are rare, but nothing forbids them
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,13 @@ class Line:
     judge: Judge | None = None
 
 
-def demand(config: Config) -> list[Line]:
-    """Calls and tokens of the stages that sample or train, in the order of the chain."""
+def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
+    """Calls and tokens of the stages that sample or train, in the order of the chain.
+
+    Args:
+        assume: how many sentences of a reasoning are judged; by default what configs/plan.yaml says.
+    """
+    sentences = round((assume or Assumptions())["judging.sentences"])
     data, mcts, rl = config.data, config.mcts, config.rl
     wanted = sum(source.rl for source in data.sources.values())
     seeds = sum(source.seed for source in data.sources.values())
@@ -68,8 +72,8 @@ def demand(config: Config) -> list[Line]:
             f"{generations:,} updates x {rl.global_batch} prompts x {rl.group_size} rollouts",
             "rollouts",
         ),
-        _training_judges(config, rollouts),
-        *_evaluation(config),
+        _training_judges(config, rollouts, sentences),
+        *_evaluation(config, sentences),
     ]
 
 
@@ -98,34 +102,34 @@ def rl_updates(config: Config) -> int:
     return config.rl.max_steps if config.rl.max_steps > 0 else round(wanted * config.rl.epochs / config.rl.global_batch)
 
 
-def _training_judges(config: Config, rollouts: int) -> Line:
+def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
     """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
     asked = [name for name in JUDGED if name in {*config.rl.signals, *config.rl.monitor}]
     judge = config.judges.training
     return Line(
         "judge-rl",
-        rollouts * sum(_calls(judge, name) for name in asked),
-        rollouts * sum(_reply(judge, name) for name in asked),
-        f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts, of {SENTENCES} sentences; correct ones only are judged",
+        rollouts * sum(_calls(judge, name, sentences) for name in asked),
+        rollouts * sum(_reply(judge, name, sentences) for name in asked),
+        f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts, of {sentences} sentences; correct ones only are judged",
         "judge",
         judge,
     )
 
 
-def _reply(judge: Judge, reward: str) -> int:
+def _reply(judge: Judge, reward: str, sentences: int) -> int:
     """Tokens that are written about one rollout at most; the oracle and recorded verdicts write none."""
     if judge.backend not in MODELS:
         return 0
-    calls = _calls(judge, reward)
-    return calls * judge.room(SENTENCES if reward == "semantic_grounding" and calls == 1 else 1)
+    calls = _calls(judge, reward, sentences)
+    return calls * judge.room(sentences if reward == "semantic_grounding" and calls == 1 else 1)
 
 
-def _calls(judge: Judge, reward: str) -> int:
+def _calls(judge: Judge, reward: str, sentences: int) -> int:
     """Calls about one rollout: grounding is asked in one, or sentence by sentence."""
-    return SENTENCES if reward == "semantic_grounding" and judge.sentence_calls else 1
+    return sentences if reward == "semantic_grounding" and judge.sentence_calls else 1
 
 
-def _evaluation(config: Config) -> list[Line]:
+def _evaluation(config: Config, sentences: int) -> list[Line]:
     """Answers of every model that `make eval` evaluates, and the judges' verdicts on them."""
     settings = config.eval
     per_benchmark = config.world.bench_per_benchmark if config.world is not None else 0
@@ -142,16 +146,16 @@ def _evaluation(config: Config) -> list[Line]:
         ),
         Line(
             "judge-eval",
-            answers * sum(_calls(judge, name) for name in JUDGED),
-            answers * sum(_reply(judge, name) for name in JUDGED),
-            f"at most {len(JUDGED)} judges x answers, of {SENTENCES} sentences; direct answers are not judged",
+            answers * sum(_calls(judge, name, sentences) for name in JUDGED),
+            answers * sum(_reply(judge, name, sentences) for name in JUDGED),
+            f"at most {len(JUDGED)} judges x answers, of {sentences} sentences; direct answers are not judged",
             "judge",
             judge,
         ),
         Line(
             "extract",
             answers,
-            answers * _reply(extractor, "extraction"),
+            answers * _reply(extractor, "extraction", sentences),
             "at most one call an answer; the rules read nearly all of them",
             "extractor",
             extractor,

@@ -179,7 +179,7 @@ def measured(config: Config, root: str | Path) -> list[str]:
 def report(config: Config, assume: Assumptions, root: str | Path, price: float | None = None) -> list[str]:
     """The whole plan, line by line."""
     shape = footprint.shape_of(config.models.base)
-    lines = demand(config)
+    lines = demand(config, assume)
     out = [f"plan for preset {config.preset}, method {config.method}"]
     if config.world is not None:
         out.append("the miniature runs on a CPU: hours below are what a GPU of the paper's would take")

@@ -9,7 +9,7 @@ import pytest
 
 from fgrpo import footprint, plan
 from fgrpo.config import load
-from fgrpo.demand import SENTENCES, demand
+from fgrpo.demand import Line, demand
 from fgrpo.errors import UserError
 from fgrpo.footprint import shape_of
 from fgrpo.plan import Assumptions, parameters, report
@@ -136,7 +136,7 @@ def test_judge_cost_at_configured_prices() -> None:
     prices = ["judges.evaluation.prompt_price=2", "judges.evaluation.completion_price=10"]
     config = load("paper-7b", overrides=prices)
     line = next(line for line in demand(config) if line.stage == "judge-eval")
-    a_pair = 1024 + 1024 + 48 * (SENTENCES - 1)  # one label for consistency, one a sentence for grounding
+    a_pair = 1024 + 1024 + 48 * (20 - 1)  # one label for consistency, one a sentence for grounding
     written = line.calls / 2 * a_pair
     cost = (line.calls * 1500 * 2 + written * 10) / 1e6
     assert f"at most {cost:,.0f} " in plan.judge_cost(line, Assumptions(), None)
@@ -170,3 +170,14 @@ def test_unknown_assumptions_are_named() -> None:
 def test_a_model_without_a_shape_is_said() -> None:
     with pytest.raises(UserError, match="tests"):
         shape_of("tests")
+
+
+def test_sentences_that_are_judged_one_by_one_are_calls() -> None:
+    def judged(*overrides: str) -> Line:
+        lines = demand(load("paper-7b", overrides=overrides), Assumptions(["judging.sentences=7"]))
+        return next(line for line in lines if line.stage == "judge-eval")
+
+    together, apart = judged(), judged("judges.evaluation.sentence_calls=true")
+    answers = together.calls / 2
+    assert together.tokens == answers * (1024 + 1024 + 48 * 6)
+    assert (apart.calls, apart.tokens) == (answers * (1 + 7), answers * 1024 * (1 + 7))
