@@ -44,7 +44,16 @@ CAPTIONS = {
 }
 OF_CHECKPOINTS = "Figure 4: accuracy and inconsistency of evaluated checkpoints over RL steps (step 0: SFT; greedy answers, mean of the benchmarks, shaded: intervals)."
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
-COLOURS = {"sft": "#8c8c8c", "grpo-t": "#E69F00", "fgrpo": "#0072B2", "backbone-cot": "#c9c9c9"}
+COLOURS = {
+    "sft": "#8c8c8c",
+    "grpo-t": "#E69F00",
+    "fgrpo": "#0072B2",
+    "backbone-cot": "#c9c9c9",
+    "fgrpo-consistency": "#56B4E9",
+    "fgrpo-fixed": "#D55E00",
+    "grpo-additive": "#F0E442",
+    "grpo-multiplicative": "#009E73",
+}
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 CONSTRAINTS = {
     "consistency": ("consistency", "#009E73"),
@@ -215,7 +224,7 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
     if not names:
         return None
     figure, axes = plt.subplots(
-        2, len(names), figsize=(3.3 * len(names), 5.0), sharex=True, squeeze=False, layout="constrained"
+        2, len(names), figsize=(max(5.2, 3.3 * len(names)), 5.0), sharex=True, squeeze=False, layout="constrained"
     )
     for column, name in enumerate(names):
         title, tint = CONSTRAINTS.get(name, (name.replace("_", " "), SPARE[column % len(SPARE)]))
