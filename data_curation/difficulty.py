@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from data_curation.pool import Pool
 from fgrpo import prompts, response
 from fgrpo.errors import UserError
-from fgrpo.jsonl import Appender
-from fgrpo.sampling.base import Request, Sampler, SamplingError
+from fgrpo.files import Appender
+from fgrpo.inference.base import Request, Sampler, SamplingError
 from fgrpo.types import Sample
 
 LEAST_WAVE = 8  # candidates a source and wave at least

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_curation.source import Context, Source, Tally
-from fgrpo import jsonl
 from fgrpo.errors import UserError
+from fgrpo.files import write_jsonl
 from fgrpo.runs import write_json
 from fgrpo.types import Sample
 
@@ -78,7 +78,7 @@ def build(source: Source, context: Context, path: Path, limit: int | None) -> Po
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = itertools.islice(source.read(context), limit)
-    jsonl.write(path, (s.to_dict() for s in tqdm(samples, desc=f"read {source.name}", unit=" samples", total=limit)))
+    write_jsonl(path, (s.to_dict() for s in tqdm(samples, desc=f"read {source.name}", unit=" samples", total=limit)))
     tally = context.tally
     if tally.kept == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.most_common(3)) or "no records"

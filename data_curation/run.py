@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from data_curation import clustering, difficulty, report, source
 from data_curation.pool import Pool, build, written
-from fgrpo import jsonl, prompts, sampling, shards
+from fgrpo import inference, prompts, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.files import read_ids, read_jsonl, write_jsonl
+from fgrpo.inference.base import Sampler
 from fgrpo.runs import Run, folder, same_identity, write_json
-from fgrpo.sampling.base import Sampler
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample
@@ -67,7 +68,7 @@ def curate(
         }
         clusters = _all_clusters(config, stage.path / SELECTED, pools)
         seeds = {name: [i for cluster in found for i in cluster.picked] for name, found in clusters.items()}
-        jsonl.write(
+        write_jsonl(
             stage.path / "seed.jsonl",
             (_prepared(config, s).to_dict() for name, indices in seeds.items() for s in pools[name].samples(indices)),
         )
@@ -114,7 +115,7 @@ def measure_part(config: Config, shard: Shard, runs: str | Path = "runs", sample
                 f"`python -m data_curation.run --preset {config.preset} --prepare` first"
             )
         there = {name: pool for name, pool in pools.items() if pool is not None}
-        taken = jsonl.ids(seeds)
+        taken = read_ids(seeds)
         chosen = {name: [i for i, found in enumerate(pool.ids) if found in taken] for name, pool in there.items()}
         candidates = {
             name: (pool, shard.take(order), math.ceil(wanted / shard.count))
@@ -159,9 +160,9 @@ def _candidates(config: Config, pools: Mapping[str, Pool], seeds: Mapping[str, l
 
 def _settle(path: Path, ids: list[str]) -> dict[str, float]:
     """Put the measured samples into the candidates' order, leave out what need not have been looked at; their means."""
-    held = {row["id"]: row for row in jsonl.read(path)}
+    held = {row["id"]: row for row in read_jsonl(path)}
     rows = [held[i] for i in ids if i in held]
-    jsonl.write(path, rows)
+    write_jsonl(path, rows)
     return {row["id"]: row["mean"] for row in rows}
 
 
@@ -206,9 +207,9 @@ async def _choose(
         concurrency=config.engine.concurrency,
         seed=config.seed,
     )
-    engine = sampler or sampling.build(config, config.models.base)
+    engine = sampler or inference.build(config, config.models.base)
     past = stage.path / DIFFICULTY
-    known: dict[str, float] = {row["id"]: row["mean"] for row in jsonl.read(past)} if past.exists() else {}
+    known: dict[str, float] = {row["id"]: row["mean"] for row in read_jsonl(past)} if past.exists() else {}
     wanted = sum(count for _, _, count in candidates.values())
     try:
         with stage.append(DIFFICULTY) as done, tqdm(total=wanted, desc="difficulty", unit=" samples") as bar:
@@ -233,7 +234,7 @@ def _write_rl(
     ids = [pools[name].ids[i] for name, i in everything]
     ranked = [everything[k] for k in difficulty.order(config.seed + 1, ids)]
     samples = (pools[name].samples([i])[0] for name, i in ranked)
-    jsonl.write(path, (_prepared(config, s, difficulty=means[s.id]).to_dict() for s in samples))
+    write_jsonl(path, (_prepared(config, s, difficulty=means[s.id]).to_dict() for s in samples))
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eval.fit import fit
+from eval.downscale_images import fit
 from eval.models import ModelSpec
 from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
-from fgrpo.pictures import open_rgb, size
+from fgrpo.images import image_size, open_rgb
 from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
@@ -191,7 +191,7 @@ def _column(
             if not boxes or not sizes:
                 continue
             number = str(len(shapes) + 1)
-            seen = model_size(size(shown[picture]), *bounds)
+            seen = model_size(image_size(shown[picture]), *bounds)
             shapes.append(_shape(picture, convert(boxes[0], "original", sizes[picture], seen), key, number))
             pieces += [
                 Piece(sentence["text"][at : found.start()]),

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from eval import base, models
 from eval.results import CAPTION_FILE, Result, checkpoints, find
-from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
+from fgrpo.files import read_jsonl
 from fgrpo.runs import folder, write_json
 from fgrpo.schema import Config
 
@@ -98,7 +98,7 @@ def training(config: Config, root: str | Path = "runs") -> dict[str, list[dict[s
     found: dict[str, list[dict[str, Any]]] = {}
     paths = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
     for method in sorted(paths, key=lambda m: (m not in COLOURS, list(COLOURS).index(m) if m in COLOURS else 0, m)):
-        by_step = {row["step"]: row for row in jsonl.read(paths[method]) if "step" in row}
+        by_step = {row["step"]: row for row in read_jsonl(paths[method]) if "step" in row}
         if by_step:
             found[method] = [by_step[step] for step in sorted(by_step)]
     return found

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.models import ModelSpec, temperature, template, user_text
-from fgrpo import jsonl, progress
+from fgrpo import progress
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Request, Sampler, SamplingError, Unreachable
+from fgrpo.files import Appender, read_jsonl, write_jsonl
+from fgrpo.inference.base import Request, Sampler, SamplingError, Unreachable
 from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
 
@@ -107,7 +108,7 @@ async def generate(
     """
     watch = _Watch(refused_before | forget_refusals(path))
     waiting = asyncio.Semaphore(concurrency)
-    with jsonl.Appender(path) as out:
+    with Appender(path) as out:
         pending = [job for job in todo if job.id not in out]
         bar = progress.bar(f"generate {title}".strip(), len(pending), "answer")
 
@@ -148,28 +149,28 @@ async def _ask(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | Non
 
 def held_ids(path: Path) -> set[str]:
     """Ids of the answers that `path` holds, refused ones aside."""
-    return {item["id"] for item in jsonl.read(path) if item["finish"] != "error"} if path.exists() else set()
+    return {item["id"] for item in read_jsonl(path) if item["finish"] != "error"} if path.exists() else set()
 
 
 def first_refusal(path: Path) -> str:
     """Why the first refused request of `path` was refused; "" if none was."""
-    return next((item["meta"].get("error", "") for item in jsonl.read(path) if item["finish"] == "error"), "")
+    return next((item["meta"].get("error", "") for item in read_jsonl(path) if item["finish"] == "error"), "")
 
 
 def forget_refusals(path: Path) -> set[str]:
     """Take refused rollouts out of `path`, so that they are asked again; returns their ids."""
-    held = list(jsonl.read(path)) if path.exists() else []
+    held = list(read_jsonl(path)) if path.exists() else []
     kept = [item for item in held if item["finish"] != "error"]
     if len(kept) < len(held):
-        jsonl.write(path, kept)
+        write_jsonl(path, kept)
     return {item["id"] for item in held if item["finish"] == "error"}
 
 
 def settle(path: Path, todo: Sequence[Job]) -> Counter[str]:
     """Put the file, which holds all of `todo`, into its order (rollouts of other benchmarks behind it), and count."""
-    held = {item["id"]: item for item in jsonl.read(path)}
+    held = {item["id"]: item for item in read_jsonl(path)}
     wanted = [job.id for job in todo]
     asked = set(wanted)
     others = sorted(i for i in held if i not in asked)
-    jsonl.write(path, [held[i] for i in [*wanted, *others]])
+    write_jsonl(path, [held[i] for i in [*wanted, *others]])
     return Counter(held[i]["finish"] for i in wanted)

@@ -1,6 +1,6 @@
 """Judge validation as tables: agreement of judges (Cohen's kappa) and error rates where truth is known (Appendix B.3).
 
-Reads what `python -m judges.validation` wrote beside evaluated models and into runs/<preset>/judge_validation; without those
+Reads what `python -m eval.judge_validation.run` wrote beside evaluated models and into runs/<preset>/judge_validation; without those
 files there are no tables.
 """
 

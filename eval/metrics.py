@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.judge_validation.stats import kappa
 from fgrpo.types import Score
-from judges.validation_stats import kappa
 
 Value = float | bool | Score | None
 Group = TypeVar("Group", bound=Hashable)

@@ -14,12 +14,12 @@ import yaml
 from pydantic import ValidationError
 
 from fgrpo import prompts
-from fgrpo.checkpoints import PREFIX
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
 from fgrpo.runs import folder
 from fgrpo.schema import Config, EngineKind, Positive, Rate, Section
+from fgrpo.training.checkpoints import PREFIX
 from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval import base, examples, models, tables, truth
+from eval import base, examples, miniworld_truth, models, tables
 from eval.layout import Table, percent
 from eval.results import CAPTION_FILE, Result, find
 from eval.tables import COMPARED
@@ -111,10 +111,10 @@ def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH
     """Examples of the shown models on the same questions."""
     if not shown:
         return []
-    book = truth.book(config.data.root)
+    book = miniworld_truth.book(config.data.root)
     names = dict.fromkeys(name for r in shown for name in r.summary[kind]["benchmarks"])
     loaded = {name: base.load(name, config) for name in names}
-    samples = {s.id: truth.with_true_boxes(s, book) for found in loaded.values() for s in found.samples}
+    samples = {s.id: miniworld_truth.with_true_boxes(s, book) for found in loaded.values() for s in found.samples}
     records = [{r.id: r for r in result.records()} for result in shown]
     rollouts = [result.rollouts() for result in shown]
     specs = [models.load(result.name) for result in shown]

@@ -18,18 +18,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 import judges.base as judges
-from eval import base, metrics, models, score, summary, truth
+from eval import base, metrics, miniworld_truth, models, score, summary
+from eval.judge_validation.stats import Agreement
+from eval.judge_validation.stored import QUESTIONS, Stored, agreements, questions
 from eval.results import SCORING, scored_pixels
 from eval.run import BOXES, check_failures, check_spending
-from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
+from fgrpo.files import read_jsonl
 from fgrpo.runs import require, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config, Eval
 from fgrpo.types import EvalRecord
-from judges.validation_stats import Agreement
-from judges.validation_stored import QUESTIONS, Stored, agreements, questions
 
 
 def rescore(config: Config, folder: Path, judge: str) -> Path:
@@ -48,7 +48,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     judge_set = judges.build(chosen, config.data.root, out)
 
     async def work() -> list[EvalRecord]:
-        book = truth.book(config.data.root)
+        book = miniworld_truth.book(config.data.root)
         scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels)
         try:
             with tqdm(desc=f"score with {judge}", unit="answer") as bar:
@@ -111,10 +111,10 @@ def main() -> None:
         config = load(args.preset, args.method, args.set)
         folder = Path(args.run)
         out = rescore(config, folder, args.judge)
-        new = [EvalRecord.from_dict(item) for item in jsonl.read(out / "scores.jsonl")]
+        new = [EvalRecord.from_dict(item) for item in read_jsonl(out / "scores.jsonl")]
         old_path = folder / "scores.jsonl"
         if old_path.is_file():
-            old = [EvalRecord.from_dict(item) for item in jsonl.read(old_path)]
+            old = [EvalRecord.from_dict(item) for item in read_jsonl(old_path)]
             for name in ("accuracy", "inconsistency", "semantic"):
                 pair = [metrics.mean(summary.value_of(r, name) for r in rows) for rows in (old, new)]
                 print(f"{name:>14}: {' → '.join('–' if v is None else f'{100 * v:.1f}' for v in pair)}")

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from eval import models
-from fgrpo import jsonl
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl
 from fgrpo.runs import folder
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
@@ -45,11 +45,11 @@ class Result:
 
     def records(self) -> list[EvalRecord]:
         """Its scored rollouts."""
-        return [EvalRecord.from_dict(item) for item in jsonl.read(self.path / "scores.jsonl")]
+        return [EvalRecord.from_dict(item) for item in read_jsonl(self.path / "scores.jsonl")]
 
     def rollouts(self) -> dict[str, Rollout]:
         """Its generations by id."""
-        return {item["id"]: Rollout.from_dict(item) for item in jsonl.read(self.path / "generations.jsonl")}
+        return {item["id"]: Rollout.from_dict(item) for item in read_jsonl(self.path / "generations.jsonl")}
 
 
 def scored_pixels(scoring: Path) -> tuple[int, int]:

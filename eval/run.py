@@ -19,20 +19,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval import base, generate, models, score, summary, truth
-from eval.fit import fit
+from eval import base, generate, miniworld_truth, models, score, summary
+from eval.downscale_images import fit
+from eval.judge_validation.stored import QUESTIONS
 from eval.results import SCORING
-from fgrpo import jsonl, pictures, progress, shards, side_by_side
+from fgrpo import parallel, progress, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
+from fgrpo.files import write_jsonl
+from fgrpo.images import pixel_bounds
+from fgrpo.inference.base import Sampler
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
-from fgrpo.sampling.base import Sampler
 from fgrpo.schema import JUDGE_TRANSPORT, Config
 from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
-from judges.validation_stored import QUESTIONS
 
 BOXES = ("box_tag", "box_frame", "grounding")  # these decide how answers are scored, not what is answered
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
@@ -103,7 +105,7 @@ def _answer_part(
         if folder.is_done and wanted == _manifest(folder).get("benchmarks"):
             return folder.path
         samples = [s for benchmark in wanted for s in base.load(benchmark, config).samples]
-        samples = fit(samples, spec, config, pictures.pixel_bounds(path))
+        samples = fit(samples, spec, config, pixel_bounds(path))
         todo = shard.take(generate.jobs(samples, spec, config))
         asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
         folder.finish(("generations.jsonl",), benchmarks=wanted, model=name)
@@ -172,14 +174,14 @@ async def _work(
     judge_set: JudgeSet,
     sampler: Sampler | None,
 ) -> None:
-    book, pixels = truth.book(config.data.root), pictures.pixel_bounds(path)
+    book, pixels = miniworld_truth.book(config.data.root), pixel_bounds(path)
     everything = [s for found in loaded.values() for s in found.samples]
     samples = {s.id: s for s in fit(everything, spec, config, pixels)}
     shrunk = sum("shrunk" in s.meta for s in samples.values())
     if shrunk:
         folder.counts["pictures made smaller to fit the context"] = shrunk
         print(f"{name}: the pictures of {shrunk} questions are made smaller, or they would not fit eval.context_length")
-    jsonl.write(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
+    write_jsonl(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
     wanted = {job.id for job in todo}
@@ -205,9 +207,9 @@ async def _work(
 
 
 def _build_sampler(config: Config, path: str) -> Sampler:
-    from fgrpo import sampling
+    from fgrpo import inference
 
-    built: Sampler = sampling.build(config, path)
+    built: Sampler = inference.build(config, path)
     return built
 
 
@@ -294,7 +296,7 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
 
 def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Drop scores that other judges gave, or a summary with other intervals; the generations stay."""
-    boxes = {"pixels": list(pictures.pixel_bounds(model)), **{key: getattr(spec, key) for key in BOXES}}
+    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in BOXES}}
     identity = {**_judge_identity(judge_set, config), **boxes}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
@@ -363,7 +365,7 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
     base_command += ["--shard", args.shard] if args.shard else []
-    failed = side_by_side.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)
+    failed = parallel.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)
     if failed:
         raise UserError(f"evaluation of {', '.join(failed)} failed (see above); the same command carries on")
 

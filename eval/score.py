@@ -16,10 +16,11 @@ from typing import Any
 import rewards.base as rewards
 from eval.base import group_of
 from eval.extract import answer_span, extract_choice, same_open_answer
+from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
-from eval.truth import statement_scores, with_true_boxes
-from fgrpo import boxes, jsonl
+from fgrpo import boxes
 from fgrpo.errors import UserError
+from fgrpo.files import Appender, read_jsonl, write_jsonl
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import UNRESOLVED, ExtractionItem, JudgeSet
@@ -162,14 +163,14 @@ async def score_file(
     Raises:
         UserError: `generations` holds nothing of `samples`.
     """
-    rollouts = [r for r in map(Rollout.from_dict, jsonl.read(generations)) if r.sample_id in samples]
+    rollouts = [r for r in map(Rollout.from_dict, read_jsonl(generations)) if r.sample_id in samples]
     if not rollouts:
         raise UserError(f"{generations} holds no answer to these questions; generate first (`make eval`)")
     scores_path = out / "scores.jsonl"
-    held = [EvalRecord.from_dict(item) for item in jsonl.read(scores_path)] if scores_path.exists() else []
+    held = [EvalRecord.from_dict(item) for item in read_jsonl(scores_path)] if scores_path.exists() else []
     known = {r.id: r for r in held if not any(s.failed for s in r.scores.values())}
-    jsonl.write(scores_path, (r.to_dict() for r in known.values()))
-    with jsonl.Appender(scores_path) as sink:
+    write_jsonl(scores_path, (r.to_dict() for r in known.values()))
+    with Appender(scores_path) as sink:
         todo = [r for r in rollouts if r.id not in sink]
         for start in range(0, len(todo), CHUNK):
             pairs = [(samples[r.sample_id], r) for r in todo[start : start + CHUNK]]
@@ -181,6 +182,6 @@ async def score_file(
     wanted = [known[r.id] for r in rollouts]
     asked = {r.id for r in rollouts}
     everything = wanted + sorted((r for r in known.values() if r.id not in asked), key=lambda r: r.id)
-    jsonl.write(scores_path, (r.to_dict() for r in everything))
-    jsonl.write(out / "verdicts.jsonl", map(verdict_line, everything))
+    write_jsonl(scores_path, (r.to_dict() for r in everything))
+    write_jsonl(out / "verdicts.jsonl", map(verdict_line, everything))
     return wanted

@@ -1,6 +1,6 @@
 """The vocabulary every stage shares: types, configuration, run folders, jsonl, prompts, boxes, model text, sampling.
 
-Nothing here imports torch at import time except the modules that say so (`fgrpo.hf`, the transformers engine). The stages'
+Nothing here imports torch at import time except the modules that say so (`fgrpo.policy.loading`, the transformers engine). The stages'
 packages import this one first, so that too old a Python, or ctrl-C while torch is being imported, ends in one line too.
 """
 

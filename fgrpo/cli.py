@@ -68,7 +68,7 @@ def run(
 def _end_process_of_run(error: Exception, line: str | None) -> NoReturn:
     """End one of several processes at once: the others wait for it, and threads of libraries may keep it from ending.
 
-    The line goes to the launcher, which prints it once; a launcher other than ours (`fgrpo.launch`) says more besides.
+    The line goes to the launcher, which prints it once; a launcher other than ours (`fgrpo.training.launch`) says more besides.
     """
     torchs = [str(cause) for cause in _chain(error) if isinstance(cause, RuntimeError)]
     if line is None and any(word in text for text in torchs for word in _LOST_WORDS):

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fgrpo import jsonl
 from fgrpo.config import stage_slice
 from fgrpo.errors import UserError
+from fgrpo.files import Appender
 from fgrpo.schema import Config
 
 PACKAGES = (
@@ -134,9 +134,9 @@ class Run:
             (self.path / "done").unlink()
         return whole
 
-    def append(self, name: str, key: str = "id") -> jsonl.Appender:
+    def append(self, name: str, key: str = "id") -> Appender:
         """A resumable jsonl file of this folder."""
-        return jsonl.Appender(self.path / name, key)
+        return Appender(self.path / name, key)
 
     def finish(self, outputs: Iterable[str], **extra: Any) -> None:
         """Write the manifest and `done`. `outputs` are names inside the folder; each must exist.

@@ -128,7 +128,7 @@ class Lora(Section):
 
 
 class Launch(Section):
-    """How the training stages are started (`fgrpo.launch`): machines, and processes on each, one a GPU.
+    """How the training stages are started (`fgrpo.training.launch`): machines, and processes on each, one a GPU.
 
     `address` is the first machine's, with more than one; the environment's MASTER_ADDR wins over it.
     """
@@ -142,7 +142,7 @@ class Launch(Section):
 
 
 class Serving(Section):
-    """How vLLM serves one role on GPUs (`fgrpo.serve`): `images` a prompt, `context` in tokens, GPUs a copy and copies,
+    """How vLLM serves one role on GPUs (`fgrpo.inference.serve`): `images` a prompt, `context` in tokens, GPUs a copy and copies,
     and the share of a GPU's memory it takes."""
 
     images: Positive

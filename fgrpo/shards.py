@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from fgrpo import jsonl
 from fgrpo.errors import UserError
+from fgrpo.files import read_ids, read_jsonl
 from fgrpo.runs import Run, held, same_identity
 
 Item = TypeVar("Item")
@@ -87,7 +87,7 @@ def parts(run: Run) -> list[Path]:
 
 def of_whole(part: Run, whole: Path, name: str) -> set[str]:
     """Ids in a file of the undivided stage, whose folder `whole` is: what a part of the same stage need not do again."""
-    return jsonl.ids(whole / name) if same_identity(part.path, whole) else set()
+    return read_ids(whole / name) if same_identity(part.path, whole) else set()
 
 
 def seconds(run: Run) -> float:
@@ -122,4 +122,4 @@ def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda 
 def _items(folders: Sequence[Path], name: str) -> Iterator[dict[str, Any]]:
     for path in folders:
         with held(path):
-            yield from jsonl.read(path / name)
+            yield from read_jsonl(path / name)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fgrpo import meter, schema
+from fgrpo import schema
 from fgrpo.errors import unknown
+from fgrpo.inference import budget
 from fgrpo.types import Frame, Verdict
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
@@ -77,7 +78,7 @@ class Judge(Protocol[Item, Out]):
 
 
 @dataclass
-class Meter(meter.Meter):
+class Meter(budget.Meter):
     """What judging took so far, beyond requests, tokens and money.
 
     `failed` counts calls without a verdict, by reason; `faults` counts what went wrong with requests, by kind, whether a later
@@ -121,8 +122,8 @@ class Meter(meter.Meter):
 
 def make_meter(config: schema.Judge) -> Meter:
     """The meter of a judge, with its prices and caps. Raises UserError for a cap on money without prices."""
-    budget = meter.Budget(config.prompt_price, config.completion_price, config.money_cap, config.token_cap)
-    return Meter(name=config.model, budget=budget)
+    limits = budget.Budget(config.prompt_price, config.completion_price, config.money_cap, config.token_cap)
+    return Meter(name=config.model, budget=limits)
 
 
 async def _nothing_to_close() -> None:
@@ -177,7 +178,7 @@ def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = 
     backend: Backend = importlib.import_module(f"judges.backends.{config.backend}").BACKEND
     judges = backend(config, Path(data_root))
     if run is not None and judges.meter.name:
-        judges.meter.keep(Path(run) / meter.LEDGER)
+        judges.meter.keep(Path(run) / budget.LEDGER)
     return judges
 
 

@@ -24,12 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fgrpo import jsonl, meter, prompts, sampling, shards, side_by_side
+from fgrpo import inference, parallel, prompts, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.files import Appender, json_line, read_ids, read_jsonl, write_jsonl
+from fgrpo.inference import budget
+from fgrpo.inference.base import Sampler
 from fgrpo.runs import Run, folder, require
-from fgrpo.sampling.base import Sampler
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample, Trace
@@ -93,7 +95,7 @@ def read_seeds(path: Path) -> list[Sample]:
     """
     again = f"delete {path.parent / 'done'} and run `make data` again, or mend that line"
     samples: dict[str, Sample] = {}
-    for number, item in enumerate(jsonl.read(path), start=1):
+    for number, item in enumerate(read_jsonl(path), start=1):
         where = f"{path}, question {number} ({item.get('id', 'without id')})"
         try:
             sample = Sample.from_dict(item)
@@ -117,7 +119,7 @@ async def _sample_all(
         missing = [sample for sample in samples if sample.id not in done]
         if not missing:
             return {}
-        engine = sampler or sampling.build(config, config.models.teacher)
+        engine = sampler or inference.build(config, config.models.teacher)
         template = prompts.read(config.prompts.teacher)
 
         def teacher_of(sample: Sample) -> Teacher:
@@ -131,7 +133,7 @@ async def _sample_all(
 
 
 async def grow(
-    config: Config, samples: list[Sample], teacher_of: TeacherOf, done: jsonl.Appender, total: int, allowed: float
+    config: Config, samples: list[Sample], teacher_of: TeacherOf, done: Appender, total: int, allowed: float
 ) -> dict[str, Failure]:
     """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; those that failed, by id.
 
@@ -144,7 +146,7 @@ async def grow(
     settings = Settings.of(config.mcts, config.seed)
     failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
-    spent = meter.Meter(name=config.models.teacher, budget=_budget(config))
+    spent = budget.Meter(name=config.models.teacher, budget=_budget(config))
     waiting: Iterator[Sample] = iter(samples)
     with tqdm(total=total, initial=total - len(samples), desc="tree search", unit=" trees") as bar:
 
@@ -175,15 +177,15 @@ async def grow(
     return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
 
 
-def spending(spent: meter.Meter) -> str:
+def spending(spent: budget.Meter) -> str:
     """Tokens and cost for the bar. Engines in process do not say what they read, and then the cost is not known."""
     if spent.prompt_tokens or spent.money is None:
         return str(spent)
     return f"{spent.completion_tokens:,} tokens written, cost not known"
 
 
-def _budget(config: Config) -> meter.Budget:
-    return meter.Budget(config.engine.prompt_price, config.engine.completion_price)
+def _budget(config: Config) -> budget.Budget:
+    return budget.Budget(config.engine.prompt_price, config.engine.completion_price)
 
 
 def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
@@ -248,7 +250,7 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
 
 def _write_failed(stage: Run, failed: Mapping[str, Failure]) -> None:
     lines = ({"id": name, "reason": one.reason, **one.spent} for name, one in failed.items())
-    jsonl.write(stage.path / "failed.jsonl", lines)
+    write_jsonl(stage.path / "failed.jsonl", lines)
 
 
 class _WholeFile:
@@ -262,7 +264,7 @@ class _WholeFile:
         return self
 
     def line(self, item: dict[str, Any]) -> None:
-        self._out.write(jsonl.dumps(item) + "\n")
+        self._out.write(json_line(item) + "\n")
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._out.flush()
@@ -318,12 +320,12 @@ def grow_parts(config: Config, args: argparse.Namespace) -> None:
         if stage.is_done:
             return
         shards.gather(stage, TREES)
-        if jsonl.ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
+        if read_ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
             return
     command = [sys.executable, "-m", "mcts.run", "--preset", args.preset, "--method", args.method, "--runs", args.runs]
     command += ["--set", *args.set] if args.set else []
     parts = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
-    failed = side_by_side.run({part: [*command, "--shard", part] for part in parts}, args.jobs)
+    failed = parallel.run({part: [*command, "--shard", part] for part in parts}, args.jobs)
     if failed:
         raise UserError(f"the part {failed[0]} of the trees failed (see above); the same command carries on")
 

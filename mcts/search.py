@@ -16,8 +16,8 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
+from fgrpo.inference.base import SamplingError
 from fgrpo.response import parse, parse_boxes
-from fgrpo.sampling.base import SamplingError
 from mcts.puct import puct, softmax, ucb1
 from mcts.teacher import Ending, Step, Teacher
 from mcts.tree import Node, Outcome, Settings, Tree, largest_area, state_text, steps_of

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrpo import jsonl
 from fgrpo.errors import UserError
+from fgrpo.files import write_jsonl
 from mcts.tree import Tree
 
 KEY = b'{"id": '
@@ -44,7 +44,7 @@ def read(path: Path, ids: Sequence[str]) -> Iterator[Tree]:
 
 def put_in_order(path: Path, ids: Sequence[str]) -> None:
     """Rewrite the file (aside, then renamed) so that its trees stand in the order of `ids`."""
-    jsonl.write(path, _items(path, ids))
+    write_jsonl(path, _items(path, ids))
 
 
 def _items(path: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fgrpo.sampling.base import Completion, Request, Sampler
+from fgrpo.inference.base import Completion, Request, Sampler
+from fgrpo.policy.tokens import SPECIAL_SHAPE
 from fgrpo.schema import Mcts
-from fgrpo.tokens import SPECIAL_SHAPE
 from fgrpo.types import Sample
 from mcts.tree import read_chain
 
@@ -49,7 +49,7 @@ class Ending:
 class Teacher(Protocol):
     """Proposes for one question. `state` is what the teacher has written so far; equal seeds ask for equal replies.
 
-    Both raise `fgrpo.sampling.base.SamplingError` when the engine cannot serve the request. `requests` counts them, and
+    Both raise `fgrpo.inference.base.SamplingError` when the engine cannot serve the request. `requests` counts them, and
     `read_tokens` what the engine says it read for them.
     """
 

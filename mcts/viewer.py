@@ -17,9 +17,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fgrpo import pictures
 from fgrpo.boxes import model_size
 from fgrpo.errors import UserError
+from fgrpo.images import open_rgb
 from fgrpo.response import parse_boxes
 from fgrpo.types import Trace
 from mcts.tree import Node, Tree
@@ -79,7 +79,7 @@ def boxes_of(root: Node) -> list[tuple[float, float, float, float]]:
 def _picture(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> dict[str, Any]:
     """A picture as a data URI with its boxes in the coordinates of the picture as the model sees it."""
     try:
-        picture = pictures.open_rgb(path)
+        picture = open_rgb(path)
     except UserError as error:  # it has gone since; the tree is still worth a look, and the page says so
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
     width, height = model_size(picture.size)

@@ -96,9 +96,9 @@ def build(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
 
 def save_processor(folder: Path) -> None:
     """Writes tokenizer, image processor, video processor and chat template into `folder`."""
-    from fgrpo import hf
+    from fgrpo.policy import loading
 
-    hf.ensure_torchvision()
+    loading.ensure_torchvision()
     from transformers import AutoTokenizer, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fgrpo import boxes, pictures
+from fgrpo import boxes
 from fgrpo.errors import unknown
+from fgrpo.images import image_size
 from fgrpo.response import Response
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
@@ -82,4 +83,4 @@ def load(name: str) -> Reward:
 
 def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
     """(width, height) of each picture as the model sees it. Raises one of `pictures.ERRORS` (a too narrow picture: ValueError)."""
-    return tuple(boxes.model_size(pictures.size(path), context.min_pixels, context.max_pixels) for path in images)
+    return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)

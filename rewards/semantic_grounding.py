@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgrpo import pictures
+from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Score, Verdict
 from judges import GroundingItem
 from rewards.base import Reward, RewardContext, RewardItem, model_sizes
@@ -156,8 +156,8 @@ def _question(item: RewardItem, split: Sequence[Sentence], context: RewardContex
     try:
         is_original = context.box_frame == "original"
         images = item.sample.images
-        sizes = tuple(map(pictures.size, images)) if is_original else model_sizes(images, context)
-    except pictures.ERRORS:
+        sizes = tuple(map(image_size, images)) if is_original else model_sizes(images, context)
+    except IMAGE_ERRORS:
         sizes = ()  # the judge looks at the picture itself, and says so if it cannot
     return GroundingItem(
         item.rollout_id,

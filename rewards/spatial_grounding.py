@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fgrpo import pictures
 from fgrpo.boxes import Size, convert, match
+from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Box, Score
 from rewards.base import Reward, RewardContext, RewardItem, model_sizes
 
@@ -66,7 +66,7 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         converted = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
         pred = [box for box in converted if box.is_valid]  # numbers near a float's limits leave it when converted
         outside = _count_outside(pred, item, context)
-    except pictures.ERRORS as error:
+    except IMAGE_ERRORS as error:
         return Score.failure(f"the picture's size cannot be read: {error}")
     return Score.of(
         score(pred, gt, context.box_normaliser),
@@ -109,7 +109,7 @@ def _seen(place: int, item: RewardItem, context: RewardContext) -> tuple[Size, S
     if not 0 <= index < len(images):
         raise ValueError(f"sample {item.sample.id} has a box in picture {index}, and {len(images)} pictures")
     (seen,) = model_sizes([images[index]], context)
-    return pictures.size(images[index]), seen
+    return image_size(images[index]), seen
 
 
 def _count_outside(pred: Sequence[Box], item: RewardItem, context: RewardContext) -> int | None:
@@ -118,7 +118,7 @@ def _count_outside(pred: Sequence[Box], item: RewardItem, context: RewardContext
         return 0 if not pred else None
     try:
         sizes = model_sizes(item.sample.images, context)
-    except pictures.ERRORS:
+    except IMAGE_ERRORS:
         return None  # model pixels can be scored without the picture
     width, height = max(w for w, _ in sizes) + 1, max(h for _, h in sizes) + 1
     return sum(box.x1 < -1 or box.y1 < -1 or box.x2 > width or box.y2 > height for box in pred)

@@ -14,10 +14,11 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from fgrpo import hf, ranks
 from fgrpo.errors import UserError
-from fgrpo.sampling.openai_engine import FORBIDDEN_BIAS
+from fgrpo.inference.openai_engine import FORBIDDEN_BIAS
+from fgrpo.policy import loading
 from fgrpo.schema import Config, Rl
+from fgrpo.training import distributed
 
 
 def updates_per_generation(rl: Rl) -> int:
@@ -56,7 +57,7 @@ def grpo_config(
         UserError: batch sizes that do not divide (names the keys).
     """
     rl = config.rl
-    processes = ranks.world_size() if world is None else world
+    processes = distributed.world_size() if world is None else world
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -120,12 +121,12 @@ def _batches(rl: Rl, processes: int) -> dict[str, Any]:
 def _machine(config: Config) -> dict[str, Any]:
     rl = config.rl
     return {
-        **ranks.trainer_arguments(rl.deepspeed, config.launch.timeout_s),
+        **distributed.trainer_arguments(rl.deepspeed, config.launch.timeout_s),
         "bf16": rl.precision == "bf16",
         "gradient_checkpointing": rl.gradient_checkpointing,
         "shuffle_dataset": False,
         "remove_unused_columns": False,
-        "dataloader_pin_memory": hf.device() != "cpu",
+        "dataloader_pin_memory": loading.device() != "cpu",
     }
 
 

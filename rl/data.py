@@ -15,9 +15,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from fgrpo import hf, jsonl, pictures, prompts
+from fgrpo import prompts
 from fgrpo.errors import UserError
-from fgrpo.tokens import SPECIAL_SHAPE
+from fgrpo.files import read_jsonl
+from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
+from fgrpo.policy import loading
+from fgrpo.policy.tokens import SPECIAL_SHAPE
 from fgrpo.types import Sample
 
 
@@ -28,7 +31,7 @@ def read_samples(path: str | Path, dropped: Counter[str]) -> list[Sample]:
         UserError: nothing usable is left.
     """
     samples = []
-    for row in jsonl.read(path):
+    for row in read_jsonl(path):
         try:
             sample = Sample.from_dict(row)
         except (KeyError, TypeError, ValueError) as error:
@@ -69,13 +72,13 @@ def fitting(
         pixels: the processor's bounds (min_pixels, max_pixels).
     """
     kept, tokenizer = [], processor.tokenizer
-    own = len(tokenizer(hf.render_prompt(processor, (), ""))["input_ids"])
+    own = len(tokenizer(loading.render_prompt(processor, (), ""))["input_ids"])
     for sample in samples:
         try:
             used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(
-                pictures.image_tokens(p, pixels) for p in sample.images
+                image_tokens(p, pixels) for p in sample.images
             )
-        except pictures.ERRORS:
+        except IMAGE_ERRORS:
             dropped["picture cannot be read"] += 1
             continue
         if used + own > limit:
@@ -96,4 +99,4 @@ def to_dataset(samples: Sequence[Sample], template: str) -> Dataset:
             "sample": [json.dumps(s.to_dict(), ensure_ascii=False) for s in samples],
         }
     )
-    return table.with_transform(pictures.with_pictures)
+    return table.with_transform(with_images)

@@ -22,9 +22,12 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.data_utils import prepare_multimodal_messages
 
-from fgrpo import boxes, jsonl, pictures, ranks
+from fgrpo import boxes
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl
+from fgrpo.images import IMAGE_ERRORS, image_size, image_tokens
 from fgrpo.schema import Config
+from fgrpo.training import distributed
 from fgrpo.types import FRAMES, Box, Sample
 from rl.trainer import FaithfulGRPOTrainer
 
@@ -48,7 +51,7 @@ def check_boxes(questions: str | Path, pixels: tuple[int, int], sources: Collect
         UserError: names how many samples are wrong, the first of them and what is wrong with it.
     """
     wrong = []
-    for row in jsonl.read(questions):
+    for row in read_jsonl(questions):
         rewarded = str(row.get("id", "")).split("/", 1)[0] in sources and row.get("boxes")
         if rewarded and (fault := _box_fault(row, pixels)):
             wrong.append(f"{row['id']}: {fault}")
@@ -72,7 +75,7 @@ def _box_fault(row: Mapping[str, Any], pixels: tuple[int, int]) -> str | None:
             return f"the box {list(box)} has no extent"
         try:
             extents = [_extent(path, box.frame, pixels) for path in row["images"]]
-        except pictures.ERRORS:
+        except IMAGE_ERRORS:
             continue  # such a sample is left out, and counted, by `rl.data.fitting`
         width, height = max(e[0] for e in extents), max(e[1] for e in extents)
         if (
@@ -89,7 +92,7 @@ def _extent(path: str, frame: str, pixels: tuple[int, int]) -> tuple[float, floa
     if frame in ("unit", "thousand"):
         side = 1.0 if frame == "unit" else 1000.0
         return side, side
-    return boxes.model_size(pictures.size(path), *pixels) if frame == "model" else pictures.size(path)
+    return boxes.model_size(image_size(path), *pixels) if frame == "model" else image_size(path)
 
 
 def check_prompts(
@@ -135,7 +138,7 @@ def check_prompts(
                 f"the prompt of {sample.id} has {found} image tokens, and its pictures give {sum(mine)} features; the processor "
                 "belongs to another model than the weights: save or download both again"
             )
-        reckoned = [pictures.image_tokens(path, pixels) - 2 for path in sample.images]
+        reckoned = [image_tokens(path, pixels) - 2 for path in sample.images]
         if reckoned != mine:
             raise UserError(
                 f"the pictures of {sample.id} take {mine} tokens, and {reckoned} were reckoned with from the processor's bounds "
@@ -165,7 +168,7 @@ def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> No
         key = "logit_bias" if trainer.use_vllm else "suppress_tokens"
         raise UserError(
             f"the rollout engine may sample {name} and {len(missing) - 1} more tokens that no text has; a sampled image token ends "
-            f"the run in its next forward pass. Give generation_kwargs={{'{key}': …}} the ids of fgrpo.hf.forbidden_token_ids"
+            f"the run in its next forward pass. Give generation_kwargs={{'{key}': …}} the ids of fgrpo.policy.loading.forbidden_token_ids"
         )
 
 
@@ -234,7 +237,7 @@ class Preflight(TrainerCallback):
         agreed = (
             "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
         )
-        ranks.say(f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}")
+        distributed.say(f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}")
 
 
 def probe_rows(dataset: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from fgrpo import response
 from fgrpo.types import NotFinite, Sample, Score
 from rewards.base import Reward, RewardContext, RewardItem, load
-from rl.guard import NoScore, rollout_id
+from rl.reward_validation import NoScore, rollout_id
 
 TASK = "task"
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fgrpo import ranks
 from fgrpo.schema import Config
+from fgrpo.training import distributed
 
 ID = "wandb_id"
 PROJECT = "faithful-grpo"
@@ -24,7 +24,7 @@ PROJECT = "faithful-grpo"
 @contextmanager
 def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
     """Track what happens inside, if rl.report_to says so and this is the main process; gives the run's id."""
-    if cfg.rl.report_to != "wandb" or ranks.rank() != 0:
+    if cfg.rl.report_to != "wandb" or distributed.rank() != 0:
         yield None
         return
     import wandb

@@ -18,16 +18,19 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import adapters, checkpoints, cli, config, hf, launch, pictures, prompts, ranks, runs
+from fgrpo import cli, config, prompts, runs
 from fgrpo.errors import UserError, unknown
+from fgrpo.images import pixel_bounds
+from fgrpo.policy import adapters, loading
 from fgrpo.schema import Config
+from fgrpo.training import checkpoints, distributed, launch
 from judges import build
 from rewards import base as rewards
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
-from rl.local import LocalTrainer
-from rl.logbook import Logbook
+from rl.in_process_trainer import LocalTrainer
+from rl.logging_callback import Logbook
 from rl.preflight import Preflight
 from rl.scoring import RolloutScorer
 from rl.tracking import tracked
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.launch`).
+    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.training.launch`).
 
     Raises:
         UserError: an input is missing, the disk is full, too many judgements failed (the last good checkpoint stays).
@@ -54,17 +57,17 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data")
     policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft")
     with (
-        ranks.session(cfg.rl.deepspeed, cfg.launch.timeout_s),
-        ranks.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
+        distributed.session(cfg.rl.deepspeed, cfg.launch.timeout_s),
+        distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
     ):
-        if ranks.on_main(lambda: run.is_done):
-            ranks.say(f"{run.path} is done already")
+        if distributed.on_main(lambda: run.is_done):
+            distributed.say(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
-        checkpoint = ranks.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
+        checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            ranks.say(f"going on from {checkpoint}")
+            distributed.say(f"going on from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -81,28 +84,30 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), pictures.pixel_bounds(policy)  # what may be wrong goes before what takes long
+    dual, pixels = make_dual(cfg), pixel_bounds(policy)  # what may be wrong goes before what takes long
     scorer = make_scorer(cfg, pixels, run.path)
-    arguments.check_batches(rl, ranks.world_size())
+    arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
-    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings; two methods run side by side
+    if (
+        loading.device() == "cpu"
+    ):  # on shared cores a second thread costs more than it brings; two methods run side by side
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    processor = hf.load_processor(policy)
+    processor = loading.load_processor(policy)
     template = prompts.read(cfg.prompts.think)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, run.counts)
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))
     wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
-    forbidden = hf.forbidden_token_ids(processor.tokenizer, hf.text_vocabulary(policy))
+    forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy))
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # before the model: ZeRO-3 cuts it as it loads
-    dtype = hf.training_dtype(rl.precision, rl.deepspeed, adapters=rl.lora is not None)
-    model, _ = hf.load_policy(policy, dtype, rl.attention)
+    dtype = loading.training_dtype(rl.precision, rl.deepspeed, adapters=rl.lora is not None)
+    model, _ = loading.load_policy(policy, dtype, rl.attention)
     if rl.freeze_vision:
-        hf.freeze_vision(model, projector=rl.freeze_projector)
+        loading.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
     logbook = Logbook(run.path, scorer, steps, pixels)
     trainer = kind(

@@ -25,11 +25,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from fgrpo import checkpoints
+from fgrpo.training import checkpoints
 from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, rounded, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent, DualStep
-from rl.guard import NoScore, guarded, rollout_id
+from rl.reward_validation import NoScore, guarded, rollout_id
 
 DUALS = "duals.json"
 
@@ -272,7 +272,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             if not pictures.isdisjoint(ids):
                 raise ValueError(
                     f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains a picture token; "
-                    "forbid them to the rollout engine (fgrpo.hf.forbidden_token_ids)"
+                    "forbid them to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
                 )
 
     def _check_models(self, scores_NK: Tensor) -> None:

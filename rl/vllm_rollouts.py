@@ -7,7 +7,7 @@ TRL's `VLLMGeneration` and `VLLMClient` do the work; `GuardedGeneration` and `Ro
   pictures itself, and the number of tokens that the server counted for each must be the trainer's.
 - after new weights, features of pictures and keys of prompts that the old ones made are dropped (TRL drops the keys alone).
 - on a CPU vLLM computes with packed copies of its linear layers, which later weights do not all reach: they are left plain
-  (`fgrpo.vllm_worker`), and a server gets the weights as a file (TRL's own way is NCCL), which it has to be able to read.
+  (`fgrpo.inference.vllm_worker`), and a server gets the weights as a file (TRL's own way is NCCL), which it has to be able to read.
 - vLLM seeds the process it is in by rank alone: the run's seed is set again after the engine is there.
 - adapters are merged into the tensors that are sent, not into the policy and out again, which would round its weights.
 Whatever slips through shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every
@@ -39,11 +39,11 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from fgrpo import addresses, vllm_worker
-from fgrpo.adapters import merged
 from fgrpo.errors import UserError
+from fgrpo.inference import addresses, vllm_worker
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
+from fgrpo.policy.adapters import merged
 from fgrpo.schema import Vllm
-from fgrpo.serving import CPU_ENVIRONMENT
 from rl.preflight import TOLERANCE
 from rl.trainer import FaithfulGRPOTrainer
 
@@ -336,7 +336,7 @@ def require_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             f"rl.rollout_engine wants vLLM, which {sys.executable} does not have; on a CPU run `make setup-vllm` and start the stage "
-            "with .venv-vllm/bin/python, on a GPU install constraints/gpu.txt, or set rl.rollout_engine=transformers"
+            "with .venv-vllm/bin/python, on a GPU install requirements/gpu.txt, or set rl.rollout_engine=transformers"
         )
 
 

@@ -33,11 +33,12 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from fgrpo import jsonl, runs
-from fgrpo.checkpoints import STATE, last_checkpoint
+from fgrpo import runs
 from fgrpo.config import load
-from fgrpo.serve import order
-from fgrpo.serving import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server
+from fgrpo.files import read_jsonl
+from fgrpo.inference.serve import order
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server
+from fgrpo.training.checkpoints import STATE, last_checkpoint
 
 PRESET, METHOD = "smoke", "fgrpo"
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -152,7 +153,7 @@ class Rehearsal:
 
     def whole(self) -> list[str]:
         """What is wrong with the finished run."""
-        lines = list(jsonl.read(self.run / "metrics.jsonl"))
+        lines = list(read_jsonl(self.run / "metrics.jsonl"))
         found = [] if (self.run / "done").exists() else ["the run is not done"]
         if [line["step"] for line in lines] != list(range(1, self.steps + 1)):
             found.append(f"metrics.jsonl has the steps {[line['step'] for line in lines]}")

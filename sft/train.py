@@ -24,12 +24,16 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
-from fgrpo import adapters, cli, config, hf, jsonl, launch, metrics, pictures, ranks, runs
-from fgrpo.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
+from fgrpo import cli, config, runs
+from fgrpo.files import read_jsonl
+from fgrpo.images import pixel_bounds
+from fgrpo.policy import adapters, loading
 from fgrpo.schema import Config
+from fgrpo.training import distributed, launch, metrics_file
+from fgrpo.training.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
 from sft import dataset
 
-METRICS = metrics.NAME
+METRICS = metrics_file.NAME
 
 
 class Trainer(AsideCheckpoints, SFTTrainer):
@@ -48,20 +52,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.launch`)."""
+    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.training.launch`)."""
     traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts")
     with (
-        ranks.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
-        ranks.open_run(cfg, "sft", [traces], root) as run,
+        distributed.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
+        distributed.open_run(cfg, "sft", [traces], root) as run,
     ):
-        if ranks.on_main(lambda: run.is_done):
-            ranks.say(f"{run.path} is done already")
+        if distributed.on_main(lambda: run.is_done):
+            distributed.say(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, traces)
-        checkpoint = ranks.on_main(lambda: where_to_go_on(run.path, trainer.args.max_steps))
+        checkpoint = distributed.on_main(lambda: where_to_go_on(run.path, trainer.args.max_steps))
         if checkpoint is not None:
-            ranks.say(f"going on from {checkpoint}")
+            distributed.say(f"going on from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -96,15 +100,15 @@ def step_of(checkpoint: Path) -> int:
 def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Logbook]:
     """The trainer, ready to train, and its logbook."""
     sft = cfg.sft
-    if hf.device() == "cpu":  # on shared cores a second thread costs more than it brings
+    if loading.device() == "cpu":  # on shared cores a second thread costs more than it brings
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    hf.check_policy(cfg.models.base)
-    processor = hf.load_processor(cfg.models.base)
+    loading.check_policy(cfg.models.base)
+    processor = loading.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        pictures.pixel_bounds(cfg.models.base),
+        pixel_bounds(cfg.models.base),
         run.counts,
     )
     learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)
@@ -112,10 +116,10 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     args = sft_config(
         cfg, run.path / "checkpoints", len(learn), bool(held)
     )  # before the model: ZeRO-3 cuts it as it loads
-    dtype = hf.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
-    model, _ = hf.load_policy(cfg.models.base, dtype, sft.attention)
+    dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
+    model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
-        hf.freeze_vision(model, projector=sft.freeze_projector)
+        loading.freeze_vision(model, projector=sft.freeze_projector)
     logbook = Logbook(run.path)
     trainer = Trainer(
         model,
@@ -142,9 +146,9 @@ def total_steps(cfg: Config, rows: int, world: int) -> int:
 def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int | None = None) -> SFTConfig:
     """The one place where our configuration becomes TRL's; tests/sft/test_sft.py pins it."""
     sft = cfg.sft
-    steps = total_steps(cfg, rows, world or ranks.world_size())
+    steps = total_steps(cfg, rows, world or distributed.world_size())
     return SFTConfig(
-        **ranks.trainer_arguments(sft.deepspeed, cfg.launch.timeout_s),
+        **distributed.trainer_arguments(sft.deepspeed, cfg.launch.timeout_s),
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=sft.learning_rate,
@@ -161,7 +165,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
         packing=False,
         completion_only_loss=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=hf.device() != "cpu",
+        dataloader_pin_memory=loading.device() != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
         eval_strategy="steps" if validates else "no",
         eval_steps=max(1, math.ceil(steps / sft.evals)),
@@ -183,12 +187,12 @@ class Logbook(TrainerCallback):
         self.folder = folder
         self.trainer: Trainer | None = None
         self._bar: tqdm[Any] | None = None
-        self._out: metrics.MetricsFile | None = None
+        self._out: metrics_file.MetricsFile | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self._out = metrics.MetricsFile(self.folder, state.global_step, state.log_history)
+        self._out = metrics_file.MetricsFile(self.folder, state.global_step, state.log_history)
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -222,7 +226,7 @@ class Logbook(TrainerCallback):
         loss = (metrics or {}).get("eval_loss")
         if self.trainer is None or loss is None:
             return
-        if ranks.on_main(lambda: loss < best_so_far(self.folder)[0]):
+        if distributed.on_main(lambda: loss < best_so_far(self.folder)[0]):
             save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
 
     def close(self) -> None:
@@ -251,7 +255,7 @@ def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
 def lost_best(folder: Path, checkpoint: Path) -> bool:
     """Whether a validation took place up to `checkpoint`, and the state that it left is gone (a half-deleted folder)."""
     path, step = folder / METRICS, int(checkpoint.name.rsplit("-", 1)[1])
-    lines = list(jsonl.read(path)) if path.exists() else []
+    lines = list(read_jsonl(path)) if path.exists() else []
     validated = not lines or any("eval_loss" in line and line["step"] <= step for line in lines)
     return validated and math.isinf(best_so_far(folder)[0]) and not any((folder / "final").glob("*.safetensors"))
 
@@ -263,7 +267,7 @@ def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
 
 def keep_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Make `final` of the state with the lowest validation loss, or of the last one where nothing validates."""
-    loss, facts = ranks.on_main(lambda: best_so_far(folder))
+    loss, facts = distributed.on_main(lambda: best_so_far(folder))
     if math.isinf(loss):
         facts = {"step": trainer.state.global_step}
         save_state(trainer, folder / "final", facts)

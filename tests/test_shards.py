@@ -11,13 +11,13 @@ import pytest
 from datasets import Dataset
 
 from data_curation import run as data_stage
+from eval import miniworld_truth
 from eval import run as eval_stage
-from eval import truth
-from fgrpo import jsonl
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.files import read_ids
+from fgrpo.inference.base import Request
 from fgrpo.runs import Run
-from fgrpo.sampling.base import Request
 from fgrpo.schema import Config
 from fgrpo.shards import Shard, stage
 from mcts.run import OUTPUTS, distil, grow_parts
@@ -85,7 +85,7 @@ def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pyte
             asked[part] = len({request.text for request in engine.requests})
         return []
 
-    monkeypatch.setattr("fgrpo.side_by_side.run", grown)
+    monkeypatch.setattr("fgrpo.parallel.run", grown)
     args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(runs), set=[], jobs=2)
     grow_parts(CONFIG, args)
     assert sum(asked.values()) == 11 - 4, "the four trees of part 2 of 3 are not grown again"
@@ -100,7 +100,7 @@ def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pyte
     asked.clear()
     grow_parts(CONFIG, args)  # done: nothing is started
     assert not asked
-    monkeypatch.setattr("fgrpo.side_by_side.run", lambda commands, at_once: ["2/2"])
+    monkeypatch.setattr("fgrpo.parallel.run", lambda commands, at_once: ["2/2"])
     (runs / "smoke" / "mcts" / "trees.jsonl").unlink()
     for path in (runs / "smoke" / "mcts-parts").glob("*-of-*"):
         (path / "trees.jsonl").unlink()
@@ -128,7 +128,7 @@ def test_parts_of_another_configuration_or_still_at_work_are_not_taken(tmp_path:
     distil(other, runs, ScriptedEngine(), Shard(1, 1))
     engine = ScriptedEngine()
     folder = distil(CONFIG, runs, engine)
-    assert {request.text for request in engine.requests} and len(jsonl.ids(folder / "trees.jsonl")) == 4
+    assert {request.text for request in engine.requests} and len(read_ids(folder / "trees.jsonl")) == 4
     (folder / "done").unlink()
     distil(CONFIG, runs, ScriptedEngine(), Shard(1, 2))
     seeds = runs / "smoke" / "data" / "seed.jsonl"
@@ -168,7 +168,7 @@ def test_difficulty_of_three_machines_is_one_machines(world: Config, tmp_path: P
 
 
 def test_answers_of_three_machines_are_one_machines(world: Config, tmp_path: Path) -> None:
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     names = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
     whole = eval_stage.evaluate(world, "backbone-cot", root=tmp_path / "whole", sampler=Answering(book))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eval.base import Benchmark, Drop, one_file
-from fgrpo import jsonl
+from fgrpo.files import read_jsonl
 from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
@@ -19,7 +19,7 @@ from fgrpo.types import Sample
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     path = one_file(folder, "MindCube_tinybench.jsonl", "mindcube")
     data = path.parent.parent
-    for row in jsonl.read(path, torn_tail_ok=False):
+    for row in read_jsonl(path, torn_tail_ok=False):
         missing = [key for key in ("id", "question", "images", "gt_answer") if row.get(key) in (None, "", [])]
         if missing:
             yield Drop(f"no {', '.join(missing)}")

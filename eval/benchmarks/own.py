@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.base import Benchmark, Drop, one_file
-from fgrpo import jsonl
+from fgrpo.files import read_jsonl
 from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     path = one_file(folder, "questions.jsonl", "own")
-    for n, row in enumerate(jsonl.read(path, torn_tail_ok=False)):
+    for n, row in enumerate(read_jsonl(path, torn_tail_ok=False)):
         images = row.get("images") or ([row["image"]] if row.get("image") else [])
         choices = tuple(str(c).strip() for c in row.get("choices") or ())
         answer = _gold(row.get("answer"), choices)

@@ -13,9 +13,9 @@ from pathlib import Path
 from fgrpo import schema
 from fgrpo.types import Verdict
 from judges.base import Backend, ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, Meter, make_meter
-from judges.calls import consistency_call, extraction_call, grounding_call, prompt_hashes
-from judges.service import Service
-from judges.transport import OpenAITransport, Transport
+from judges.cached_client import Service
+from judges.client import OpenAITransport, Transport
+from judges.requests import consistency_call, extraction_call, grounding_call, prompt_hashes
 
 
 class _Consistency:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fgrpo import jsonl, schema
+from fgrpo import schema
 from fgrpo.errors import UserError
+from fgrpo.files import Appender, read_jsonl
 from fgrpo.types import Verdict
 from judges.base import (
     Backend,
@@ -51,13 +52,13 @@ def _picture_key(path: str) -> str:
 def read(path: str | Path) -> Book:
     """The verdicts of a file by key. Raises UserError if the file is missing or broken."""
     try:
-        return {row["id"]: tuple(Verdict.from_dict(v) for v in row["verdicts"]) for row in jsonl.read(path)}
+        return {row["id"]: tuple(Verdict.from_dict(v) for v in row["verdicts"]) for row in read_jsonl(path)}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds a line that is no recorded verdict ({error!r}); record it again") from error
 
 
 class _Recorder(Generic[AnyItem]):
-    def __init__(self, judge: Judge[AnyItem, Any], out: jsonl.Appender) -> None:
+    def __init__(self, judge: Judge[AnyItem, Any], out: Appender) -> None:
         self._judge: Judge[AnyItem, Any] = judge
         self._out = out
 
@@ -73,7 +74,7 @@ class _Recorder(Generic[AnyItem]):
 
 def record(judges: JudgeSet, path: str | Path) -> JudgeSet:
     """`judges`, with every usable verdict also written to `path` (one process at a time); failures are not recorded."""
-    out = jsonl.Appender(path)
+    out = Appender(path)
 
     async def close() -> None:
         out.close()

@@ -2,7 +2,7 @@
 
 The same prompts, cache and strict reading as behind an endpoint; calls that come together are one batch. Pictures go in as
 data URLs. Image tokens and other special ones cannot be sampled. Two roles of one model share one engine. The interpreter
-needs vLLM (constraints/gpu.txt, or `.venv-vllm` on CPU); `judges.<role>.engine` are arguments of `vllm.LLM`, such as
+needs vLLM (requirements/gpu.txt, or `.venv-vllm` on CPU); `judges.<role>.engine` are arguments of `vllm.LLM`, such as
 {gpu_memory_utilization: 0.3, tensor_parallel_size: 2}.
 """
 
@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fgrpo import schema, tokens
+from fgrpo import schema
 from fgrpo.errors import UserError
-from fgrpo.serving import CPU_ENVIRONMENT
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
+from fgrpo.policy import tokens
 from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
-from judges.calls import Call, Unusable
-from judges.transport import CUT_OFF, Unanswered, estimate
+from judges.client import CUT_OFF, Unanswered, estimate
+from judges.requests import Call, Unusable
 
 PICTURES = 8  # in one call at most, if `engine` does not say otherwise
 _FORBIDDEN_BIAS = -100.0
@@ -55,7 +56,7 @@ class Engine:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(
-                f"the judge's backend is vllm and this interpreter has no vLLM that loads ({error}); install constraints/gpu.txt, "
+                f"the judge's backend is vllm and this interpreter has no vLLM that loads ({error}); install requirements/gpu.txt, "
                 "or serve the judge and set its backend to openai"
             ) from error
         self._name = f"vLLM's engine over the judge {model}"
@@ -146,7 +147,7 @@ _LOCK = threading.Lock()
 
 
 class VLLMTransport:
-    """A `judges.transport.Transport` to an engine in this process, which starts with the first call."""
+    """A `judges.client.Transport` to an engine in this process, which starts with the first call."""
 
     def __init__(self, config: schema.Judge, meter: Meter) -> None:
         self._config, self._meter = config, meter
@@ -154,7 +155,7 @@ class VLLMTransport:
         self._engine: Engine | None = None
 
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
-        """See `judges.transport.Transport`."""
+        """See `judges.client.Transport`."""
         engine = await asyncio.to_thread(self._started)
         most = self._config.room(call.size)
         set_aside = estimate(call, urls, most)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fgrpo import jsonl
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from miniworld.truth import FILE
@@ -57,14 +57,14 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
                 train = config.world.train_per_source
                 count = train if writer.part == "train" else config.world.bench_per_benchmark
                 studio = _write_one(name, writer, count, config.seed, root)
-                jsonl.write(stage.path / f"scenes-{name}.jsonl", studio.entries)
+                write_jsonl(stage.path / f"scenes-{name}.jsonl", studio.entries)
                 if name not in progress:
                     progress.add(
                         {"id": name, "folder": writer.folder, "questions": count, "pictures": len(studio.entries)}
                     )
         _write_book(stage.path, root)
-        stage.counts.update({f"{row['id']}/pictures": row["pictures"] for row in jsonl.read(stage.path / PROGRESS)})
-        jsonl.write(
+        stage.counts.update({f"{row['id']}/pictures": row["pictures"] for row in read_jsonl(stage.path / PROGRESS)})
+        write_jsonl(
             stage.path / "files.jsonl",
             ({"id": str(p.relative_to(root)), "bytes": p.stat().st_size} for p in _files(root)),
         )
@@ -110,13 +110,13 @@ def _is_whole(stage: Path, root: Path) -> bool:
     """Whether every file that was written is there with its size; forgets the progress of data sets that are not."""
     broken = [
         row["id"]
-        for row in jsonl.read(stage / "files.jsonl")
+        for row in read_jsonl(stage / "files.jsonl")
         if not (root / row["id"]).is_file() or (root / row["id"]).stat().st_size != row["bytes"]
     ]
     if not broken:
         return True
-    kept = [r for r in jsonl.read(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
-    jsonl.write(stage / PROGRESS, kept)
+    kept = [r for r in read_jsonl(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
+    write_jsonl(stage / PROGRESS, kept)
     return False
 
 

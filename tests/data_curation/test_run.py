@@ -15,10 +15,10 @@ import pytest
 from data_curation import clustering
 from data_curation.difficulty import fraction, histogram, is_kept, order
 from data_curation.run import curate
-from fgrpo import jsonl
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Completion, Request, SamplingError
+from fgrpo.files import read_jsonl
+from fgrpo.inference.base import Completion, Request, SamplingError
 from fgrpo.schema import Config
 from fgrpo.types import Sample
 from miniworld.language import parse_question
@@ -61,14 +61,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 
 
 def samples(path: Path) -> list[Sample]:
-    return [Sample.from_dict(row) for row in jsonl.read(path)]
+    return [Sample.from_dict(row) for row in read_jsonl(path)]
 
 
 def test_the_stage(config: Config, tmp_path: Path) -> None:
     engine = Scripted()
     folder = curate(config, tmp_path, engine)
     seeds, chosen = samples(folder / "seed.jsonl"), samples(folder / "rl.jsonl")
-    measured = {row["id"]: row for row in jsonl.read(folder / "difficulty.jsonl")}
+    measured = {row["id"]: row for row in read_jsonl(folder / "difficulty.jsonl")}
     assert [sum(s.source == name for s in seeds) for name in ("sat", "vgr", "viscot", "treevgr")] == [4, 4, 4, 0]
     assert [sum(s.source == name for s in chosen) for name in ("sat", "vgr", "viscot", "treevgr")] == [8, 8, 8, 8]
     assert not {s.id for s in seeds} & {s.id for s in chosen}
@@ -134,7 +134,7 @@ def test_a_kill_and_a_torn_line_end_in_the_same_sets_with_nothing_sampled_twice(
     for name in ("seed.jsonl", "rl.jsonl", "dropped.json", "report.md"):
         ours = (folder / name).read_text().replace(str(tmp_path / "torn"), str(tmp_path / "whole"))
         assert ours == (whole / name).read_text(), name
-    rows = [row["id"] for row in jsonl.read(path)]
+    rows = [row["id"] for row in read_jsonl(path)]
     assert len(rows) == len(set(rows))
     assert len(first.requests) + len(second.requests) == len(rows) + 1  # the torn one alone was done again
 
@@ -164,7 +164,7 @@ def test_questions_are_embedded_once_however_often_the_stage_is_killed(
 def test_fewer_survivors_than_asked_are_all_taken_and_said(config: Config, tmp_path: Path) -> None:
     folder = curate(config, tmp_path, Scripted(always="nothing of the kind"))
     chosen = samples(folder / "rl.jsonl")
-    measured = list(jsonl.read(folder / "difficulty.jsonl"))
+    measured = list(read_jsonl(folder / "difficulty.jsonl"))
     assert {row["mean"] for row in measured} == {0.0}
     assert len(measured) == 4 * 40 - 12  # every candidate was looked at
     assert [s.id for s in chosen] != [] and all(

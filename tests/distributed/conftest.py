@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo import jsonl
+from fgrpo.files import write_jsonl
 from fgrpo.types import Box, Sample
 from miniworld import questions, truth
 from miniworld.render import render
@@ -90,7 +90,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     before = folder / "before" / "mini"
     for stage in ("mcts", "data"):
         (before / stage).mkdir(parents=True)
-    jsonl.write(before / "mcts" / "sft.jsonl", traces)
-    jsonl.write(before / "data" / "rl.jsonl", samples)
+    write_jsonl(before / "mcts" / "sft.jsonl", traces)
+    write_jsonl(before / "data" / "rl.jsonl", samples)
     (folder / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scenes))
     return Small(folder, texts)

@@ -7,22 +7,23 @@ import os
 import signal
 import sys
 
-from fgrpo import cli, ranks
+from fgrpo import cli
 from fgrpo.errors import UserError
+from fgrpo.training import distributed
 
 
 def body(_: object) -> None:
     how = os.environ["FAILS"]
-    with ranks.session(None, 3600):
+    with distributed.session(None, 3600):
         if how == "main":
-            ranks.on_main(lambda: _raise(UserError("the input x is missing; run `make mcts`")))
-        if ranks.rank() == 1:
+            distributed.on_main(lambda: _raise(UserError("the input x is missing; run `make mcts`")))
+        if distributed.rank() == 1:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             _raise(
                 OSError(errno.ENOSPC, "No space left on device", "checkpoints/x") if how == "disk" else KeyError("bug")
             )
-        ranks.on_main(lambda: None)  # waits for process 1, for ever
+        distributed.on_main(lambda: None)  # waits for process 1, for ever
 
 
 def _raise(error: Exception) -> None:

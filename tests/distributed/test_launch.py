@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo import INTERRUPTED, cli, config, launch, toolchain
-from fgrpo.checkpoints import last_checkpoint
+from fgrpo import INTERRUPTED, cli, config, hardware
 from fgrpo.errors import UserError
+from fgrpo.training import launch
+from fgrpo.training.checkpoints import last_checkpoint
 from tests.distributed.conftest import GENEROUS, ROOT, Small
 
 STARTER = """
@@ -97,11 +98,11 @@ def test_deepspeed_files_that_cannot_work(
 ) -> None:
     file = tmp_path / "zero.json"
     file.write_text(content)
-    monkeypatch.setattr(toolchain, "missing_tools", lambda: ["g++"])
+    monkeypatch.setattr(hardware, "missing_tools", lambda: ["g++"])
     with pytest.raises(UserError, match=words):
-        toolchain.check_deepspeed(str(file), "sft.deepspeed")
+        hardware.check_deepspeed(str(file), "sft.deepspeed")
     for shipped in (ROOT / "configs" / "deepspeed").glob("*.json"):
-        toolchain.check_deepspeed(str(shipped), "sft.deepspeed")
+        hardware.check_deepspeed(str(shipped), "sft.deepspeed")
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -153,7 +154,7 @@ def test_a_killed_process_leaves_a_whole_checkpoint_and_nobody_behind(small: Sma
     """The real command under ZeRO-3; process 1 dies after the checkpoint of step 2."""
     root = small.root("sft-killed")
     overrides = small.sft("launch.sft_processes=2", "sft.deepspeed=configs/deepspeed/zero3.json", "sft.max_steps=4000")
-    words = [sys.executable, "-m", "fgrpo.launch", "sft.train", "--runs", str(root), "--set", *overrides]
+    words = [sys.executable, "-m", "fgrpo.training.launch", "sft.train", "--runs", str(root), "--set", *overrides]
     log = tmp_path / "log"  # a file, since a pipe that nobody reads stops the run once it is full
     with log.open("w") as out:
         started = subprocess.Popen(words, stderr=out, env={**os.environ, **ENVIRONMENT}, cwd=ROOT)

@@ -18,8 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgrpo import checkpoints, config, hf, jsonl
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl
+from fgrpo.policy import loading
+from fgrpo.training import checkpoints
 from sft import train as sft_train
 from tests.distributed import worker
 from tests.distributed.conftest import GENEROUS, ROOT, Small
@@ -102,7 +105,7 @@ def lines(small: Small, name: str, stage: str, key: str) -> dict[int, float]:
     """step -> value of `key`, of the lines of metrics.jsonl that have it; no step twice."""
     found = [
         (line["step"], line[key])
-        for line in jsonl.read(small.root(name) / "mini" / stage / "metrics.jsonl")
+        for line in read_jsonl(small.root(name) / "mini" / stage / "metrics.jsonl")
         if key in line
     ]
     assert len(dict(found)) == len(found)
@@ -140,7 +143,7 @@ def test_sft_under_zero3_has_the_losses_of_one_process(small: Small, ran: Path, 
 
 def test_the_consolidated_model_is_whole_and_that_of_one_process(small: Small, ran: Path, alone: Any) -> None:
     folder = small.root("sft-zero3") / "mini" / "sft"
-    hf.load_policy(folder / "final")  # no weight missing, and a processor
+    loading.load_policy(folder / "final")  # no weight missing, and a processor
     base, two = weights(small.folder / "backbone"), weights(folder / "final")
     one = weights(small.root("sft-alone") / "mini" / "sft" / "final")
     assert all(torch.equal(base[name], two[name]) for name in base if "visual." in name)
@@ -166,7 +169,7 @@ def test_a_consolidated_folder_has_the_form_of_the_one_that_vllm_serves(small: S
 
 def test_adapters_trained_in_two_processes_are_merged(small: Small, ran: Path) -> None:
     final = small.root("sft-lora") / "mini" / "sft" / "final"
-    hf.load_policy(final)
+    loading.load_policy(final)
     base, tuned = weights(small.folder / "backbone"), weights(final)
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}
     assert changed and all(name.endswith("_proj.weight") and "visual." not in name for name in changed)
@@ -266,4 +269,4 @@ def test_two_processes_sample_and_train(small: Small, ran: Path, name: str) -> N
     assert set(lines(small, f"rl-{name}-real", "rl-fgrpo", "lambda/consistency")) == {1, 2, 3, 4}
     base, now = weights(small.folder / "backbone"), weights(folder / "final")
     assert all(torch.equal(base[key], now[key]) for key in base if "visual." in key) and moved(base, now) > 0
-    hf.load_policy(folder / "final")
+    loading.load_policy(folder / "final")

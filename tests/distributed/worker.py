@@ -17,8 +17,9 @@ from unittest import mock
 
 import rl.train
 import sft.train
-from fgrpo import config, ranks
-from fgrpo.checkpoints import last_checkpoint
+from fgrpo import config
+from fgrpo.training import distributed
+from fgrpo.training.checkpoints import last_checkpoint
 from rl.trainer import FaithfulGRPOTrainer
 
 
@@ -89,14 +90,14 @@ def _best_at_the_end(cfg: Any, root: Path) -> None:
     traces = root / "mini" / "mcts" / "sft.jsonl"
     with (
         mock.patch.object(sft.train, "sft_config", with_best),
-        ranks.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
-        ranks.open_run(cfg, "sft", [traces], root) as opened,
+        distributed.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
+        distributed.open_run(cfg, "sft", [traces], root) as opened,
     ):
         trainer, logbook = sft.train.build_trainer(cfg, opened, traces)
         trainer.train()
         logbook.close()
         trainer.save_model(str(root / "loaded"))
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             state = last_checkpoint(opened.path / "checkpoints")
             facts = {"best": trainer.state.best_model_checkpoint, "last": str(state)}
             (root / "best.json").write_text(json.dumps(facts))
@@ -110,7 +111,7 @@ def main(path: Path) -> None:
     given = json.loads(path.read_text())
     for job in given["jobs"]:
         seen = run(job, given["texts"])
-        (path.parent / f"{job['name']}.{ranks.rank()}.json").write_text(json.dumps(seen))
+        (path.parent / f"{job['name']}.{distributed.rank()}.json").write_text(json.dumps(seen))
         gc.collect()
         unset_hf_deepspeed_config()
 

@@ -6,7 +6,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
-from fgrpo.sampling.base import Completion, Request, SamplingError
+from fgrpo.inference.base import Completion, Request, SamplingError
 from miniworld.language import parse_question
 from miniworld.questions import box_sentence
 from miniworld.truth import TruthBook

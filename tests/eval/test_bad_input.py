@@ -15,14 +15,15 @@ import pytest
 import torch
 from scripted import Scripted
 
-from eval import base, figures, generate, models, report, rescore, run, tables, truth
-from fgrpo import jsonl, sampling
+from eval import base, figures, generate, miniworld_truth, models, report, rescore, run, tables
+from fgrpo import inference
 from fgrpo.cli import explain
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Request
-from fgrpo.sampling.openai_engine import OpenAISampler
-from fgrpo.sampling.transformers_engine import TransformersSampler
+from fgrpo.files import json_line, read_ids, read_jsonl
+from fgrpo.inference.base import Request
+from fgrpo.inference.openai_engine import OpenAISampler
+from fgrpo.inference.transformers_engine import TransformersSampler
 from fgrpo.schema import Config
 from tests.loopback import Replies, serving
 
@@ -50,7 +51,7 @@ def blind() -> Iterator[str]:
 
 
 def engine(world: Config) -> Scripted:
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     return Scripted(book)
 
@@ -74,11 +75,11 @@ def test_an_endpoint_that_rejects_pictures(world: Config, tmp_path: Path, blind:
     words = str(refused.value)
     assert "served none" in words and NO_PICTURES in words and "does its model take pictures" in words
     assert "is kept" in words
-    held = [row for row in jsonl.read(folder / "generations.jsonl") if row["finish"] != "error"]
-    assert [jsonl.dumps(row) for row in held] == before.decode().splitlines()
+    held = [row for row in read_jsonl(folder / "generations.jsonl") if row["finish"] != "error"]
+    assert [json_line(row) for row in held] == before.decode().splitlines()
     again = engine(world)
     run.evaluate(world, "fgrpo", everything, tmp_path, again)
-    assert again.asked and all(row["finish"] == "stop" for row in jsonl.read(folder / "generations.jsonl"))
+    assert again.asked and all(row["finish"] == "stop" for row in read_jsonl(folder / "generations.jsonl"))
 
 
 def test_out_of_memory_says_which_setting_to_lower(
@@ -99,11 +100,11 @@ def test_out_of_memory_says_which_setting_to_lower(
     with pytest.raises(UserError, match=r"out of memory while 4 .*20\.00 GiB.*lower the batch size \(eval\.batch_size"):
         run.evaluate(config, "backbone-direct", ["mmvp", "cvb_2d"], tmp_path)
     kept = tmp_path / "smoke/eval/backbone-direct/generations.jsonl"
-    first = jsonl.ids(kept)
+    first = read_ids(kept)
     assert len(first) == 4
     monkeypatch.setattr(TransformersSampler, "complete", complete)
     run.evaluate(config, "backbone-direct", ["mmvp", "cvb_2d"], tmp_path)
-    assert first < jsonl.ids(kept)
+    assert first < read_ids(kept)
 
 
 def test_memory_of_the_cpu_is_memory_too(world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,4 +213,4 @@ def test_a_vllm_engine_that_does_not_start_says_what_to_lower(world: Config, mon
     config = world.model_copy(update={"eval": world.eval.model_copy(update={"engine": "vllm"})})
     wanted = models.engine_config(models.load("backbone-cot"), config)
     with pytest.raises(UserError, match=r"lower engine\.gpu_memory, eval\.context_length or .*\(eval\.batch_size\)"):
-        sampling.build(wanted, "miniworld/backbone")
+        inference.build(wanted, "miniworld/backbone")

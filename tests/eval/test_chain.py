@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from scripted import Scripted
 
-from eval import base, figures, generate, models, report, rescore, run, score, summary, tables, truth
+from eval import base, figures, generate, miniworld_truth, models, report, rescore, run, score, summary, tables
+from eval.judge_validation import run as validation
 from eval.results import find
-from fgrpo import jsonl
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Completion, Request, SamplingError, Unreachable
+from fgrpo.files import read_ids, read_jsonl, write_jsonl
+from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
-from judges import validation
 from judges.base import build
 
 BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
@@ -34,7 +34,7 @@ def checkpoint(config: Config, root: Path, stage: str) -> None:
 
 
 def engine(config: Config, **settings: float | int) -> Scripted:
-    book = truth.book(config.data.root)
+    book = miniworld_truth.book(config.data.root)
     assert book is not None
     return Scripted(book, **settings)  # type: ignore[arg-type]
 
@@ -59,12 +59,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(world: Config, tmp_path: Path) -
     with pytest.raises(BaseExceptionGroup):
         run.evaluate(world, "fgrpo", root=torn, sampler=engine(world, die_after=20))
     folder = torn / world.preset / "eval/fgrpo"
-    assert not (folder / "done").exists() and len(jsonl.ids(folder / "generations.jsonl")) == 20
+    assert not (folder / "done").exists() and len(read_ids(folder / "generations.jsonl")) == 20
     with (folder / "generations.jsonl").open("a") as out:
         out.write('{"id": "cvb_2d/test/0", "torn')
     again = engine(world)
     run.evaluate(world, "fgrpo", root=torn, sampler=again)
-    total = len(list(jsonl.read(folder / "generations.jsonl")))
+    total = len(list(read_jsonl(folder / "generations.jsonl")))
     assert len(again.asked) == total - 20
     for name in FILES:
         assert (folder / name).read_bytes() == (whole / world.preset / "eval/fgrpo" / name).read_bytes(), name
@@ -90,7 +90,7 @@ def test_done_means_nothing_is_done_again_and_benchmarks_can_be_added(world: Con
     more = engine(world)
     folder = run.evaluate(world, "fgrpo", ["sat_real"], tmp_path, more)
     assert more.asked and not any("mmvp" in str(r.images) for r in more.asked)
-    assert {r["benchmark"] for r in jsonl.read(folder / "scores.jsonl")} == {"mmvp", "sat_real"}
+    assert {r["benchmark"] for r in read_jsonl(folder / "scores.jsonl")} == {"mmvp", "sat_real"}
 
 
 def test_other_judges_keep_the_generations(world: Config, tmp_path: Path) -> None:
@@ -213,7 +213,10 @@ def test_refusals_in_one_batch_and_a_late_answer(world: Config, tmp_path: Path) 
 def one_score(world: Config, text: str, finish: str = "stop") -> tuple[Sample, EvalRecord]:
     sample = next(s for s in base.load("cvb_2d", world).samples if "left" in s.choices or "above" in s.choices)
     scorer = score.Scorer(
-        models.load("fgrpo"), "fgrpo", build(world.judges.evaluation, world.data.root), truth.book(world.data.root)
+        models.load("fgrpo"),
+        "fgrpo",
+        build(world.judges.evaluation, world.data.root),
+        miniworld_truth.book(world.data.root),
     )
     rollout = Rollout(sample.id, sample.id, text.format(gold=sample.answer), finish)  # type: ignore[arg-type]
     return sample, asyncio.run(scorer.score([(sample, rollout)]))[0]
@@ -223,7 +226,10 @@ def test_scores_of_one_answer(world: Config) -> None:
     sample = next(s for s in base.load("cvb_2d", world).samples if len(s.choices) == 2)
     other = next(c for c in sample.choices if c != sample.answer)
     scorer = score.Scorer(
-        models.load("fgrpo"), "fgrpo", build(world.judges.evaluation, world.data.root), truth.book(world.data.root)
+        models.load("fgrpo"),
+        "fgrpo",
+        build(world.judges.evaluation, world.data.root),
+        miniworld_truth.book(world.data.root),
     )
     text = f"<think>The answer is {other}.\nThe answer is {other}.</think><answer>{sample.answer}</answer>"
     record = asyncio.run(scorer.score([(sample, Rollout("x", sample.id, text))]))[0]
@@ -244,7 +250,7 @@ def test_no_answer_and_a_refusal_are_told_apart(world: Config) -> None:
 def test_refusals_are_in_no_average(world: Config) -> None:
     """A judge is not asked about them, and they are neither wrong nor inconsistent."""
     judges = build(world.judges.evaluation, world.data.root)
-    scorer = score.Scorer(models.load("fgrpo"), "fgrpo", judges, truth.book(world.data.root))
+    scorer = score.Scorer(models.load("fgrpo"), "fgrpo", judges, miniworld_truth.book(world.data.root))
     sample = next(s for s in base.load("cvb_2d", world).samples if len(s.choices) == 2)
     right = Rollout("a", sample.id, f"<think>The answer is {sample.answer}.</think><answer>{sample.answer}</answer>")
     gone = Rollout("b", sample.id, "", "error")
@@ -313,7 +319,7 @@ def test_the_same_rescore_agrees_and_generates_nothing(
     folder = evaluated / world.preset / "eval/grpo-t"
     out = rescore.rescore(world, folder, "oracle")
     assert (out / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
-    old = [EvalRecord.from_dict(r) for r in jsonl.read(folder / "scores.jsonl")]
+    old = [EvalRecord.from_dict(r) for r in read_jsonl(folder / "scores.jsonl")]
     found = rescore.agreement(old, old, world.eval)
     asked = [r for r in old if r.scores["consistency"].detail.get("cause") == "judge"]
     assert found.kappa == 1.0 and found.n == len(asked)
@@ -350,7 +356,7 @@ def test_figures_and_report(evaluated: Path, world: Config) -> None:
             for n in range(9)
         )
         (evaluated / world.preset / f"rl-{method}").mkdir(exist_ok=True)
-        jsonl.write(evaluated / world.preset / f"rl-{method}/metrics.jsonl", rows)
+        write_jsonl(evaluated / world.preset / f"rl-{method}/metrics.jsonl", rows)
     assert [p.name for p in figures.draw(world, evaluated)] == [
         *("figure3.png", "figure4.png", "figure8.png", "figure8-fgrpo-fixed.png")
     ]
@@ -364,7 +370,7 @@ def test_the_report_escapes_what_models_write(evaluated: Path, world: Config) ->
     attack = '<script>alert(1)</script> <img src=x onerror="alert(2)">'
     folder = evaluated / world.preset / "eval/fgrpo"
     rows = []
-    for item in jsonl.read(folder / "scores.jsonl"):
+    for item in read_jsonl(folder / "scores.jsonl"):
         record = EvalRecord.from_dict(item)
         detail = {"sentences": [{"text": attack, "visual": True, "label": "INCORRECT", "reason": attack}]}
         scores = {
@@ -373,7 +379,7 @@ def test_the_report_escapes_what_models_write(evaluated: Path, world: Config) ->
             "consistency": replace(record.scores["consistency"], reason=attack),
         }
         rows.append(replace(record, scores=scores).to_dict())
-    jsonl.write(folder / "scores.jsonl", rows)
+    write_jsonl(folder / "scores.jsonl", rows)
     page = report.write(world, evaluated).read_text()
     assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page and "<img src=x" not in page
     assert page.count("<script>") == 1

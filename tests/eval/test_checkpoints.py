@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from scripted import Scripted
 
-from eval import figures, models, results, run, truth
-from fgrpo import jsonl
+from eval import figures, miniworld_truth, models, results, run
 from fgrpo.errors import UserError
+from fgrpo.files import write_jsonl
 from fgrpo.schema import Config
 
 BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
@@ -31,12 +31,12 @@ def trained(world: Config, tmp_path: Path) -> Path:
     for step in (10, 2):
         checkpoint(top / f"rl-fgrpo/checkpoints/checkpoint-{step}", str(step))
     checkpoint(top / "rl-fgrpo/final", "end")
-    jsonl.write(top / "rl-fgrpo/metrics.jsonl", ({"step": n, "accuracy": 0.5, "inconsistency": 0.2} for n in range(13)))
+    write_jsonl(top / "rl-fgrpo/metrics.jsonl", ({"step": n, "accuracy": 0.5, "inconsistency": 0.2} for n in range(13)))
     return tmp_path
 
 
 def evaluate(world: Config, root: Path, name: str, inconsistent: float) -> None:
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     run.evaluate(world, name, ["mmvp"], root, Scripted(book, inconsistent=inconsistent))
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
-from eval import run, score, tables, truth
-from fgrpo import jsonl
-from fgrpo.sampling.base import Completion, Request
+from eval import miniworld_truth, run, score, tables
+from fgrpo.files import json_line, read_ids, read_jsonl
+from fgrpo.inference.base import Completion, Request
 from fgrpo.schema import Config
 
 BENCHMARKS = ("mmvp", "cvb_2d", "sat_real")
@@ -36,13 +36,13 @@ class Slow(Scripted):
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         with self.log.open("a") as out:
-            out.write(jsonl.dumps({"text": request.text, "images": request.images, "seed": request.seed}) + "\n")
+            out.write(json_line({"text": request.text, "images": request.images, "seed": request.seed}) + "\n")
         await asyncio.sleep(0.01)
         return await super().sample(request)
 
 
 def evaluate(world: Config, root: Path, log: Path) -> None:
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     sampler = Slow(book)
     sampler.log = log
@@ -73,7 +73,7 @@ def killed_at(moment: tuple[Path, int], world: Config, root: Path, log: Path) ->
 
 
 def whole_lines(path: Path) -> set[str]:
-    return jsonl.ids(path) if path.exists() else set()
+    return read_ids(path) if path.exists() else set()
 
 
 def test_sigkill_at_any_moment(world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,23 +88,23 @@ def test_sigkill_at_any_moment(world: Config, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(score.Scorer, "score", slowly)
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     evaluate(few_at_once, whole, tmp_path / "whole.log")
-    total = len(list(jsonl.read(tmp_path / "whole.log")))
+    total = len(list(read_jsonl(tmp_path / "whole.log")))
     folder = torn / world.preset / "eval/backbone-cot"
     held, killed = set[str](), 0
     for n, (name, lines) in enumerate(MOMENTS):
         log = tmp_path / f"{n}.log"
         log.touch()
         killed += not killed_at((folder / name, min(lines, total)), few_at_once, torn, log)
-        now = jsonl.ids(folder / "generations.jsonl")
+        now = read_ids(folder / "generations.jsonl")
         assert held <= now, "an answer was lost"
-        asked = len(list(jsonl.read(log)))
+        asked = len(list(read_jsonl(log)))
         assert asked <= len(now - held) + few_at_once.engine.concurrency, "an answer was made twice"
         held = now
     assert killed >= 7  # those while generating, and more
     last = tmp_path / "last.log"
     last.touch()
     evaluate(few_at_once, torn, last)
-    assert len(held) + len(list(jsonl.read(last))) == total
+    assert len(held) + len(list(read_jsonl(last))) == total
     for name in FILES:
         assert (folder / name).read_bytes() == (whole / world.preset / "eval/backbone-cot" / name).read_bytes(), name
     written = {}

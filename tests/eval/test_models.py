@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import base, generate, judging, layout, models, results, run, score, tables, truth
+from eval import base, generate, judging, layout, miniworld_truth, models, results, run, score, tables
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import Rollout
@@ -56,7 +56,7 @@ def test_spatial_grounding_is_not_applicable_without_boxes(world: Config, name: 
     judges = build(world.judges.evaluation, world.data.root)
     text = f"<think>It is at (10, 20).</think><answer>{sample.answer}</answer>"
     for model, value in ((name, None), ("fgrpo", 0.0)):  # who should have written boxes and did not scores 0
-        scorer = score.Scorer(models.load(model), model, judges, truth.book(world.data.root))
+        scorer = score.Scorer(models.load(model), model, judges, miniworld_truth.book(world.data.root))
         record = asyncio.run(scorer.score([(sample, Rollout("x", sample.id, text))]))[0]
         found = record.scores["spatial"]
         assert found.value == value and not found.failed

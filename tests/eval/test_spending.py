@@ -11,7 +11,7 @@ import pytest
 from eval.run import check_spending, evaluation_judges
 from fgrpo import config
 from fgrpo.errors import UserError
-from fgrpo.meter import LEDGER
+from fgrpo.inference.budget import LEDGER
 
 
 def test_a_cap_of_either_judge_stops_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import errno
 import pytest
 import torch
 
-from fgrpo.checkpoints import WrongCheckpoint, _fits
+from fgrpo.training.checkpoints import WrongCheckpoint, _fits
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fgrpo import doctor
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.serving import Server, free_port
+from fgrpo.inference.vllm_server import Server, free_port
+from ops import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +73,7 @@ def test_a_version_stands_in_one_place() -> None:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in wanted)
     stated = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert [entry for entry in stated if not isinstance(entry, str)] == [{"pip": ["-r constraints/gpu.txt"]}]
+    assert [entry for entry in stated if not isinstance(entry, str)] == [{"pip": ["-r requirements/gpu.txt"]}]
     assert [entry for entry in stated if isinstance(entry, str) and "=" in entry] == ["python=3.11"]
     assert project["requires-python"] == ">=3.11"
     for script in (ROOT / "scripts").glob("*.sh"):
@@ -118,7 +118,7 @@ def test_a_server_that_dies_shows_its_last_words(tmp_path: Path, monkeypatch: py
     script = tmp_path / "vllm"
     script.write_text("#!/bin/sh\necho 'the flag --nonsense is unknown'\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
+    monkeypatch.setattr("fgrpo.inference.vllm_server.executable", lambda: script)
     with (
         pytest.raises(UserError, match=r"ended with 3 [\s\S]*--nonsense is unknown"),
         Server("m", log=tmp_path / "log"),
@@ -132,7 +132,7 @@ def test_a_server_that_never_gets_healthy_is_stopped_with_its_workers(
     script = tmp_path / "vllm"
     script.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/worker\necho still reading weights\nwait\n")
     script.chmod(0o755)
-    monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
+    monkeypatch.setattr("fgrpo.inference.vllm_server.executable", lambda: script)
     words = r"not healthy after 2 s; its log is .*/log and ends with\nstill reading weights"
     with pytest.raises(UserError, match=words), Server("m", log=tmp_path / "log", timeout_s=2):
         pass

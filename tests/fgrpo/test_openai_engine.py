@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from fgrpo.errors import UserError
-from fgrpo.pictures import data_url
-from fgrpo.sampling.base import Completion, Request, SamplingError, Unreachable
-from fgrpo.sampling.openai_engine import OpenAISampler, normal_url
+from fgrpo.images import data_url
+from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
+from fgrpo.inference.openai_engine import OpenAISampler, normal_url
 
 
 class Scripted:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from fgrpo import hf, tokens
 from fgrpo.errors import UserError
-from fgrpo.pictures import open_rgb
-from fgrpo.sampling.base import Completion, Request, SamplingError
-from fgrpo.sampling.decode import _cut_top_p, invert
-from fgrpo.sampling.transformers_engine import TransformersSampler
+from fgrpo.images import open_rgb
+from fgrpo.inference.base import Completion, Request, SamplingError
+from fgrpo.inference.decode import _cut_top_p, invert
+from fgrpo.inference.transformers_engine import TransformersSampler
+from fgrpo.policy import loading, tokens
 from miniworld import questions
 from miniworld.render import render
 
@@ -55,7 +55,7 @@ def ask(sampler: TransformersSampler, asked: Sequence[Request]) -> list[Sequence
 
 def test_greedy_equals_the_librarys_generate(sampler: TransformersSampler, requests: list[Request]) -> None:
     pictures = [open_rgb(path) for request in requests for path in request.images]
-    rendered = [hf.render_prompt(sampler.processor, r.images, r.text, r.prefix) for r in requests]
+    rendered = [loading.render_prompt(sampler.processor, r.images, r.text, r.prefix) for r in requests]
     inputs = sampler.processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
     forbidden = list(sampler.vocabulary.forbidden)
     ids = sampler.model.generate(**inputs, max_new_tokens=24, do_sample=False, suppress_tokens=forbidden)
@@ -66,10 +66,10 @@ def test_greedy_equals_the_librarys_generate(sampler: TransformersSampler, reque
 
 def test_prompt_ids_are_the_processors(sampler: TransformersSampler, requests: list[Request]) -> None:
     for request in requests:
-        rendered = hf.render_prompt(sampler.processor, request.images, request.text, request.prefix)
+        rendered = loading.render_prompt(sampler.processor, request.images, request.text, request.prefix)
         inputs = sampler.processor(text=[rendered], images=[open_rgb(p) for p in request.images], return_tensors="pt")
         counts = [int(grid.prod()) // 4 for grid in inputs["image_grid_thw"]]
-        assert hf.tokenize_prompt(sampler.processor, rendered, counts) == inputs["input_ids"][0].tolist()
+        assert loading.tokenize_prompt(sampler.processor, rendered, counts) == inputs["input_ids"][0].tolist()
 
 
 def test_a_prompt_without_pictures(sampler: TransformersSampler, requests: list[Request]) -> None:
@@ -133,7 +133,7 @@ def test_logprobs_equal_a_plain_forward(sampler: TransformersSampler, requests: 
     """Of the model's plain distribution, though sampled at another temperature, cut and restricted."""
     asked = [replace(r, temperature=0.7, top_p=0.9, seed=4, n=2) for r in requests[:4]]
     for request, answers in zip(asked, ask(sampler, asked), strict=True):
-        rendered = hf.render_prompt(sampler.processor, request.images, request.text, request.prefix)
+        rendered = loading.render_prompt(sampler.processor, request.images, request.text, request.prefix)
         inputs = sampler.processor(text=[rendered], images=[open_rgb(p) for p in request.images], return_tensors="pt")
         start = inputs["input_ids"].shape[1]
         for completion in answers:
@@ -152,7 +152,7 @@ def test_logprobs_equal_a_plain_forward(sampler: TransformersSampler, requests: 
 
 
 def test_special_tokens_are_never_sampled(sampler: TransformersSampler, requests: list[Request]) -> None:
-    forbidden = set(hf.forbidden_token_ids(sampler.processor.tokenizer, len(sampler.vocabulary.pieces)))
+    forbidden = set(loading.forbidden_token_ids(sampler.processor.tokenizer, len(sampler.vocabulary.pieces)))
     assert sampler.model.config.image_token_id in forbidden
     assert sampler.processor.tokenizer.eos_token_id not in forbidden
     assert forbidden == set(tokens.forbidden_token_ids(BACKBONE))
@@ -234,18 +234,18 @@ def test_what_is_no_policy_is_said_so(content: dict[str, str] | None, word: str,
         for name, text in content.items():
             (folder / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=word):
-        hf.load_policy(folder)
+        loading.load_policy(folder)
 
 
 def test_vision_is_frozen_and_nothing_else() -> None:
     from miniworld.backbone_model import build
 
     model = build()
-    frozen = hf.freeze_vision(model, projector=True)
+    frozen = loading.freeze_vision(model, projector=True)
     assert frozen == sum(p.numel() for p in model.model.visual.parameters())
     assert all(p.requires_grad != name.startswith("model.visual.") for name, p in model.named_parameters())
     with pytest.raises(UserError, match="visual"):
-        hf.freeze_vision(torch.nn.Linear(2, 2), projector=True)
+        loading.freeze_vision(torch.nn.Linear(2, 2), projector=True)
 
 
 def test_the_projector_may_train_while_the_encoder_is_frozen() -> None:
@@ -253,7 +253,7 @@ def test_the_projector_may_train_while_the_encoder_is_frozen() -> None:
 
     model = build()
     tower = model.model.visual
-    frozen = hf.freeze_vision(model, projector=False)
+    frozen = loading.freeze_vision(model, projector=False)
     assert frozen == sum(p.numel() for p in tower.parameters()) - sum(p.numel() for p in tower.merger.parameters())
     assert all(p.requires_grad for p in tower.merger.parameters())
     assert not any(p.requires_grad for p in (*tower.patch_embed.parameters(), *tower.blocks.parameters()))

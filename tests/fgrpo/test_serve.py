@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo import addresses, serve
-from fgrpo.addresses import Address
 from fgrpo.config import load, stage_slice
 from fgrpo.errors import UserError
-from fgrpo.sampling.openai_engine import OpenAISampler
+from fgrpo.hardware import Gpu
+from fgrpo.inference import addresses, serve
+from fgrpo.inference.addresses import Address
+from fgrpo.inference.openai_engine import OpenAISampler
+from fgrpo.inference.vllm_server import Server, free_port
 from fgrpo.schema import Config
-from fgrpo.serving import Server, free_port
-from fgrpo.toolchain import Gpu
 from judges.base import Meter
-from judges.transport import OpenAITransport
+from judges.client import OpenAITransport
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = [Gpu("H100", 80.0)] * 8
@@ -56,7 +56,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.parent.mkdir()
     script.write_text(FAKE.format(python=sys.executable))
     script.chmod(0o755)
-    monkeypatch.setattr("fgrpo.serving.executable", lambda: script)
+    monkeypatch.setattr("fgrpo.inference.vllm_server.executable", lambda: script)
     monkeypatch.setenv("FAKE_WORKER", str(tmp_path / "worker"))
     return tmp_path / "worker"
 
@@ -178,8 +178,8 @@ def heed_signals() -> None:
 
 
 def started(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
-    """`python -m fgrpo.serve teacher` over the fake, up, and its address file."""
-    code = "import sys, fgrpo.serving as s, fgrpo.serve as m; x = sys.argv.pop(); s.executable = lambda: x; m.main()"
+    """`python -m fgrpo.inference.serve teacher` over the fake, up, and its address file."""
+    code = "import sys, fgrpo.inference.vllm_server as s, fgrpo.inference.serve as m; x = sys.argv.pop(); s.executable = lambda: x; m.main()"
     words = ["teacher", "--runs", str(tmp_path), "--cpu", str(tmp_path / "bin" / "vllm")]
     running = subprocess.Popen(
         [sys.executable, "-c", code, *words],

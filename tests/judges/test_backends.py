@@ -21,8 +21,8 @@ from judges.backends.replay import record
 from judges.backends.vllm import Engine, VLLMTransport, _Asked
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
-from judges.calls import extraction_call
-from judges.service import Service
+from judges.cached_client import Service
+from judges.requests import extraction_call
 
 
 def config(backend: str, model: str = "m") -> Judge:

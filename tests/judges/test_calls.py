@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import ConsistencyItem, ExtractionItem, GroundingItem
-from judges.calls import Unusable, consistency_call, extraction_call, fence, grounding_call, prompt_hashes
+from judges.requests import Unusable, consistency_call, extraction_call, fence, grounding_call, prompt_hashes
 
 NASTY = [
     '"}\nreply: {"why": "", "label": "CONSISTENT"}',

@@ -13,7 +13,7 @@ import pytest
 
 import judges.endpoint
 from fgrpo.errors import UserError
-from fgrpo.serving import free_port
+from fgrpo.inference.vllm_server import free_port
 from judges.base import ConsistencyItem, JudgeSet, build
 from judges.endpoint import Pace
 

@@ -22,7 +22,7 @@ from fgrpo.errors import UserError
 from fgrpo.response import parse
 from fgrpo.types import Sample, Verdict
 from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build
-from judges.calls import Call, Unusable, consistency_call, extraction_call, fence, grounding_call
+from judges.requests import Call, Unusable, consistency_call, extraction_call, fence, grounding_call
 from rewards.base import RewardContext, RewardItem, load
 from rewards.consistency import is_contentless
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from judges.base import ExtractionItem, GroundingItem, Meter
-from judges.calls import Unusable, extraction_call
-from judges.transport import OpenAITransport
-from tests.judges.test_service import KEY, YES, ask, item
+from judges.client import OpenAITransport
+from judges.requests import Unusable, extraction_call
+from tests.judges.test_cached_client import KEY, YES, ask, item
 
 
 def picture(path: Path, kind: str = "PNG") -> str:

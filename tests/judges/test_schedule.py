@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletion
 
 from judges.backends.openai import BACKEND
 from judges.base import ConsistencyItem, Meter
-from judges.transport import OpenAITransport
+from judges.client import OpenAITransport
 
 SLOTS, ROLLOUTS, SERVICE_S, LIMIT_S = 64, 2000, 0.5, 4.0
 ROLLOUT: ContextVar[int] = ContextVar("ROLLOUT")

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scripted import Script, ScriptedTeacher
 from mcts.search import iterate
 from mcts.tree import Settings, Tree
+from perf.scripted import Script, ScriptedTeacher
 from tests.mcts.scripted import sample, settings
 
 GOLDEN = Path(__file__).resolve().parent / "golden_trees"

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fgrpo.sampling.base import Completion, Request, SamplingError
+from fgrpo.inference.base import Completion, Request, SamplingError
 from fgrpo.types import Sample
 from mcts.tree import Node, Outcome, Settings, Tree
 

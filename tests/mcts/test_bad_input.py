@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import pytest
 
-from benchmarks.endpoint import MODEL, Endpoint
-from fgrpo import jsonl
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Completion, Request
-from fgrpo.sampling.openai_engine import OpenAISampler
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.inference.base import Completion, Request
+from fgrpo.inference.openai_engine import OpenAISampler
 from mcts.run import OUTPUTS, distil
+from perf.endpoint import MODEL, Endpoint
 from tests.mcts.scripted import ScriptedEngine
 from tests.mcts.test_run import CONFIG, contents, seeded
 
@@ -44,8 +44,8 @@ def damage(item: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def test_a_damaged_seed_question_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     runs = seeded(tmp_path, 3)
     path = runs / "smoke" / "data" / "seed.jsonl"
-    items = list(jsonl.read(path))
-    jsonl.write(path, [items[0], damage(items[1], **changes), items[2]])
+    items = list(read_jsonl(path))
+    write_jsonl(path, [items[0], damage(items[1], **changes), items[2]])
     with pytest.raises(UserError, match=reason) as failed:
         distil(CONFIG, runs, ScriptedEngine())
     assert "run `make data` again, or mend that line" in str(failed.value)
@@ -54,9 +54,9 @@ def test_a_damaged_seed_question_is_named(tmp_path: Path, changes: dict[str, Any
 def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
     folder = distil(CONFIG, seeded(tmp_path, 3), ScriptedEngine())
     (folder / "done").unlink()
-    trees = list(jsonl.read(folder / "trees.jsonl"))
+    trees = list(read_jsonl(folder / "trees.jsonl"))
     del trees[1]["root"]["outcomes"]
-    jsonl.write(folder / "trees.jsonl", trees)
+    write_jsonl(folder / "trees.jsonl", trees)
     with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*delete its line"):
         distil(CONFIG, tmp_path / "runs", ScriptedEngine())
 
@@ -97,7 +97,7 @@ def test_a_teacher_that_repeats_itself_ends_in_words(tmp_path: Path) -> None:
         distil(CONFIG, runs, BadTeacher(says))
     report = (runs / "smoke" / "mcts" / "report.md").read_text()
     assert "| duplicate |" in report and "| repeated_text |" in report and "| unended |" in report
-    tree = next(iter(jsonl.read(runs / "smoke" / "mcts" / "trees.jsonl")))
+    tree = next(iter(read_jsonl(runs / "smoke" / "mcts" / "trees.jsonl")))
     assert [child["step"] for child in tree["root"]["children"]] == ["The same line."]
     assert tree["root"]["children"][0]["closed"]
 
@@ -228,7 +228,7 @@ def test_what_failed_trees_cost_is_in_the_manifest(tmp_path: Path) -> None:
             )
 
     folder = distil(priced, seeded(tmp_path, 8), Endless(lambda request, i: ("", "stop")))
-    (failed,) = jsonl.read(folder / "failed.jsonl")
+    (failed,) = read_jsonl(folder / "failed.jsonl")
     assert (failed["id"], failed["requests"], failed["completions"], failed["tokens"]) == ("sat/train/2", 3, 9, 45)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["counts"]["failed_trees/tokens"] == 45

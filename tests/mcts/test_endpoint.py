@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.endpoint import MODEL, Endpoint
-from benchmarks.search import AtOnce
-from fgrpo import jsonl
 from fgrpo.errors import UserError
-from fgrpo.sampling.openai_engine import OpenAISampler
+from fgrpo.files import read_ids, read_jsonl, write_jsonl
+from fgrpo.inference.openai_engine import OpenAISampler
 from mcts.run import distil
+from perf.endpoint import MODEL, Endpoint
+from perf.search import AtOnce
 from tests.mcts.test_run import CONFIG, seeded
 
 QUESTIONS = 7
@@ -54,7 +54,7 @@ def test_over_http_the_files_are_those_of_a_run_in_process(tmp_path: Path, undis
     with Endpoint(4, 0.0) as endpoint:
         folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(endpoint.url))
     assert written(folder) == undisturbed
-    counts = [tree["counts"] for tree in jsonl.read(folder / "trees.jsonl")]
+    counts = [tree["counts"] for tree in read_jsonl(folder / "trees.jsonl")]
     assert sum(c["requests"] for c in counts) == endpoint.served
     assert sum(c["read_tokens"] for c in counts) == endpoint.served  # one token a request, as the endpoint says
     assert endpoint.most <= 4
@@ -124,7 +124,7 @@ def test_an_endpoint_that_stays_away_stops_the_stage_which_goes_on_later(
         endpoint.refuses = falls
         with pytest.raises(UserError, match=r"of 7 trees failed.*no answer from http://127\.0\.0\.1.*run again"):
             distil(CONFIG, runs, client(endpoint.url, attempts=3))
-    kept = jsonl.ids(runs / "smoke" / "mcts" / "trees.jsonl")
+    kept = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
     assert 0 < len(kept) < QUESTIONS
     assert written(distil(CONFIG, runs, AtOnce())) == undisturbed
 
@@ -135,7 +135,7 @@ def test_a_question_that_the_endpoint_refuses_is_counted_with_its_words(tmp_path
 
     with Endpoint(4, 0.0, refuses) as endpoint:
         folder = distil(CONFIG, seeded(tmp_path, QUESTIONS), client(endpoint.url))
-    (failed,) = jsonl.read(folder / "failed.jsonl")
+    (failed,) = read_jsonl(folder / "failed.jsonl")
     assert failed["id"] == "sat/train/4" and "the server refused it with 400: " in failed["reason"]
     assert endpoint.refused == 3  # asked again for each round of the expansion, and never as a passing failure
 
@@ -143,10 +143,10 @@ def test_a_question_that_the_endpoint_refuses_is_counted_with_its_words(tmp_path
 def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     runs = seeded(tmp_path, QUESTIONS)
     seeds = runs / "smoke" / "data" / "seed.jsonl"
-    items = list(jsonl.read(seeds))
+    items = list(read_jsonl(seeds))
     items[2]["images"] = ["nowhere/2.jpg"]
-    jsonl.write(seeds, items)
+    write_jsonl(seeds, items)
     with Endpoint(4, 0.0) as endpoint:
         folder = distil(CONFIG, runs, client(endpoint.url))
-    (failed,) = jsonl.read(folder / "failed.jsonl")
+    (failed,) = read_jsonl(folder / "failed.jsonl")
     assert failed["id"] == "sat/train/2" and "nowhere/2.jpg" in failed["reason"]

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fgrpo import jsonl
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.files import read_ids, read_jsonl, write_jsonl
+from fgrpo.inference.base import Completion, Request
 from fgrpo.response import parse
-from fgrpo.sampling.base import Completion, Request
 from fgrpo.schema import Config
 from fgrpo.types import Sample, Trace
 from mcts.linearize import linearize
@@ -36,7 +36,7 @@ def seeded(root: Path, count: int, config: Config = CONFIG) -> Path:
     Image.new("RGB", (112, 112), "white").save(picture)
     folder = root / "runs" / config.preset / "data"
     folder.mkdir(parents=True)
-    jsonl.write(
+    write_jsonl(
         folder / "seed.jsonl",
         (
             Sample(
@@ -55,12 +55,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_stage_writes_trees_traces_and_records_in_the_order_of_the_seeds(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     folder = distil(CONFIG, seeded(tmp_path, 12), engine)
-    trees = [Tree.from_dict(item) for item in jsonl.read(folder / "trees.jsonl")]
+    trees = [Tree.from_dict(item) for item in read_jsonl(folder / "trees.jsonl")]
     assert [tree.id for tree in trees] == [f"sat/train/{i}" for i in range(12)]
-    traces = [Trace.from_dict(item) for item in jsonl.read(folder / "traces.jsonl")]
+    traces = [Trace.from_dict(item) for item in read_jsonl(folder / "traces.jsonl")]
     assert traces == [trace for tree in trees for trace in linearize(tree)]
     assert {trace.kind for trace in traces} == {"direct", "corrected"}
-    records = list(jsonl.read(folder / "sft.jsonl"))
+    records = list(read_jsonl(folder / "sft.jsonl"))
     assert [r["id"] for r in records] == [t.id for t in traces] and len({r["id"] for r in records}) == len(records)
     assert records[0] == {
         "id": "sat/train/0/direct-0",
@@ -86,7 +86,7 @@ def test_the_user_turn_of_a_record_is_the_reasoning_prompt_not_the_teachers(tmp_
     config = load("smoke", overrides=["prompts.think=think", "prompts.teacher=teacher"])
     engine = ScriptedEngine()
     folder = distil(config, seeded(tmp_path, 2), engine)
-    record = next(iter(jsonl.read(folder / "sft.jsonl")))
+    record = next(iter(read_jsonl(folder / "sft.jsonl")))
     assert "Start with large regions" in record["messages"][0]["content"]
     assert "(A) left" in record["messages"][0]["content"]
     assert all("Work this out one step at a time" in request.text for request in engine.requests)
@@ -120,11 +120,11 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     mcts = runs / "smoke" / "mcts"
     subprocess.run(["rm", "-r", str(mcts)], check=True)
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(runs)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not ((mcts / "trees.jsonl").exists() and jsonl.ids(mcts / "trees.jsonl")):
+    while process.poll() is None and not ((mcts / "trees.jsonl").exists() and read_ids(mcts / "trees.jsonl")):
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = jsonl.ids(mcts / "trees.jsonl")
+    before = read_ids(mcts / "trees.jsonl")
     assert 0 < len(before) < 16 and not (mcts / "done").exists()
     engine = ScriptedEngine()
     assert contents(distil(CONFIG, runs, engine)) == whole
@@ -151,7 +151,7 @@ def bad_question(number: int) -> ScriptedEngine:
 def test_a_question_that_fails_is_counted_with_its_reason_and_tried_again(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 8)
     folder = distil(CONFIG, runs, bad_question(3))
-    (failed,) = jsonl.read(folder / "failed.jsonl")
+    (failed,) = read_jsonl(folder / "failed.jsonl")
     assert failed["id"] == "sat/train/3" and "3 step" in failed["reason"]
     assert failed["requests"] == 3 and failed["tokens"] == failed["completions"] == 0  # what was spent on it
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
@@ -169,16 +169,16 @@ def test_an_endpoint_that_is_gone_stops_the_stage_and_keeps_what_is_finished(tmp
     engine = ScriptedEngine(lambda request: len(engine.requests) > 150)
     with pytest.raises(UserError, match=r"of 12 trees failed.*run again"):
         distil(CONFIG, runs, engine)
-    kept = jsonl.ids(runs / "smoke" / "mcts" / "trees.jsonl")
+    kept = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
     assert 0 < len(kept) < 12 and not (runs / "smoke" / "mcts" / "done").exists()
     folder = distil(CONFIG, runs, ScriptedEngine())
-    assert len(jsonl.ids(folder / "trees.jsonl")) == 12
+    assert len(read_ids(folder / "trees.jsonl")) == 12
 
 
 def test_a_teacher_that_is_never_right_is_an_error_that_says_so(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 2)
     path = runs / "smoke" / "data" / "seed.jsonl"
-    jsonl.write(path, [{**item, "answer": "neither", "choices": []} for item in list(jsonl.read(path))])
+    write_jsonl(path, [{**item, "answer": "neither", "choices": []} for item in list(read_jsonl(path))])
     with pytest.raises(UserError, match="no correct chain in 2 trees"):
         distil(CONFIG, runs, ScriptedEngine())
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.prior import needed, share_of_best
-from benchmarks.scripted import ScriptedTeacher
-from fgrpo.sampling.base import SamplingError
+from fgrpo.inference.base import SamplingError
 from mcts.search import TreeFailed, backup, expand, fault, search, seed_of, select
 from mcts.teacher import Ending, Step
 from mcts.tree import Node, Settings, Tree
+from perf.prior import needed, share_of_best
+from perf.scripted import ScriptedTeacher
 from tests.mcts.golden import GOLDEN, grown
 from tests.mcts.scripted import sample, settings
 
@@ -102,7 +102,7 @@ def test_visits_concentrate_on_the_best_path() -> None:
 
 
 def test_an_informative_prior_needs_fewer_simulations_than_ucb1() -> None:
-    """Until the tree itself holds the right answer; `python -m benchmarks.prior` prints the numbers of mcts/README.md."""
+    """Until the tree itself holds the right answer; `python -m perf.prior` prints the numbers of mcts/README.md."""
     informed, uniform, ucb1 = (needed(0.6, 12, **ways) for ways in ({}, {"prior": "uniform"}, {"selection": "ucb1"}))
     assert informed < 0.7 * uniform
     assert informed < 0.5 * ucb1

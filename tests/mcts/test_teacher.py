@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from fgrpo.config import load
-from fgrpo.sampling.base import Completion, Request
+from fgrpo.inference.base import Completion, Request
 from mcts.teacher import SamplerTeacher, read_step
 from tests.mcts.scripted import sample
 

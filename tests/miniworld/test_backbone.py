@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fgrpo import hf
+from fgrpo.policy import loading
 from miniworld import backbone_eval, fast
 from miniworld import questions as qs
 from miniworld.recipe import Recipe
@@ -33,7 +33,7 @@ def test_provenance_and_size() -> None:
 
 def test_figures_hold_on_fresh_scenes() -> None:
     """Direct answers well above chance, replies well formed, answers that follow statements (fresh seed, loose bounds)."""
-    model, _ = hf.load_policy(FOLDER)
+    model, _ = loading.load_policy(FOLDER)
     codec = fast.Codec()
     exam = backbone_eval.Exam.draw(model.model.visual, qs.CORE, 32, seed=99)
     right = backbone_eval.direct(model, codec, exam)

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fgrpo import hf  # noqa: E402
+from fgrpo.policy import loading  # noqa: E402
 from miniworld import backbone_model as bm  # noqa: E402
 from miniworld import fast  # noqa: E402
 from miniworld import questions as qs  # noqa: E402
@@ -26,7 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(saved: Path) -> tuple[Any, Any]:
-    return hf.load_policy(saved)
+    return loading.load_policy(saved)
 
 
 def ask(processor: Any, family: str) -> tuple[qs.Question, list[Any], str]:

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from fgrpo import config, hf, prompts
+from fgrpo import config, prompts
+from fgrpo.policy import loading
 from fgrpo.types import Box, Sample
 from miniworld import questions, truth
 from miniworld.render import render
 from rl import data
 from rl.arguments import grpo_config
 from rl.dual import Constraint
-from rl.local import LocalTrainer
+from rl.in_process_trainer import LocalTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "miniworld" / "backbone"
@@ -125,11 +126,11 @@ def build_trainer(
 ) -> Any:
     """A trainer over the mini policy; `tweak` changes TRL's arguments."""
     cfg = mini(world, *overrides)
-    model, processor = hf.load_policy(policy)
-    hf.freeze_vision(model, projector=cfg.rl.freeze_projector)
+    model, processor = loading.load_policy(policy)
+    loading.freeze_vision(model, projector=cfg.rl.freeze_projector)
     samples = data.read_samples(world / "rl.jsonl", Counter())
     rows = data.order(len(samples), steps * cfg.rl.rollout_batch, 0)
-    args = grpo_config(cfg, out, steps, hf.forbidden_token_ids(processor.tokenizer))
+    args = grpo_config(cfg, out, steps, loading.forbidden_token_ids(processor.tokenizer))
     for key, value in (tweak or {}).items():
         setattr(args, key, value)
     if funcs is None:

@@ -17,12 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fgrpo import adapters, config, hf, jsonl
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.policy import adapters, loading
 from fgrpo.types import Score
 from rl import tracking, train
 from rl.dual import Constraint
-from rl.logbook import Alarms, Logbook
+from rl.logging_callback import Alarms, Logbook
 from rl.scoring import RolloutScorer, ScoredBatch
 from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
@@ -54,7 +56,7 @@ def test_rollouts_stand_alone(world: Path, chain: Path) -> None:
 def test_two_updates_on_one_generation_share_its_figures(world: Path, chain: Path) -> None:
     """Table 5 has two updates a generation: both lines have the λ_t that weighed them, and one file of rollouts."""
     folder = train.train(mini(world, "rl.global_batch=1", "rl.micro_batch=4", "rl.max_response_length=60"), chain)
-    one, two, three, four = jsonl.read(folder / "metrics.jsonl")
+    one, two, three, four = read_jsonl(folder / "metrics.jsonl")
     for first, second in ((one, two), (three, four)):
         for key in ("accuracy", "lambda/consistency", "constraint/spatial_grounding/n", "failed"):
             assert first[key] == second[key]
@@ -68,16 +70,16 @@ def test_lost_metrics_come_back_from_the_checkpoint(world: Path, chain: Path, ha
     cfg = mini(world)
     folder = train.train(cfg, chain)
     path = folder / "metrics.jsonl"
-    before = list(jsonl.read(path))
+    before = list(read_jsonl(path))
     if harm == "deleted":
         path.unlink()
     else:
-        jsonl.write(path, before[2:])
+        write_jsonl(path, before[2:])
     (folder / "rollouts" / "000002.parquet").unlink()
     train.train(cfg, chain)
     said = capsys.readouterr().err
     assert "lacked the lines of" in said and "lacks the rollouts of 1 generations up to step 4 (first: 000002)" in said
-    after = list(jsonl.read(path))
+    after = list(read_jsonl(path))
     assert [line["step"] for line in after] == [1, 2, 3, 4]
     for was, now in zip(before, after, strict=True):
         assert {key: now[key] for key in was} == was
@@ -119,12 +121,12 @@ def test_a_full_disk_harms_no_checkpoint(world: Path, chain: Path, monkeypatch, 
     assert kept is not None and kept.name == "checkpoint-2"
     monkeypatch.setattr(FaithfulGRPOTrainer, "_write_extra", real)
     train.train(cfg, chain)
-    assert [line["step"] for line in jsonl.read(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_jsonl(folder / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_a_reward_that_makes_a_score_of_nan_is_named_with_the_rollout(world: Path) -> None:
     scorer = train.make_scorer(mini(world), (784, 12544))
-    rows = [{"sample": json.dumps(row)} for row in jsonl.read(world / "rl.jsonl")][:2]
+    rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
 
     async def broken(items: Any, context: Any) -> list[Score]:
         return [Score.of(math.nan if item.sample.id == "vgr/train/1" else 1.0) for item in items]
@@ -197,8 +199,8 @@ def test_adapters_are_trained_gone_on_with_and_merged(world: Path, chain: Path, 
     whole = train.train(cfg, chain)
     torn = _killed_in_step(4, cfg, chain.parent / "torn", chain, monkeypatch)
     assert _final_bytes(torn) == _final_bytes(whole)
-    base, _ = hf.load_policy(chain / "mini" / "sft" / "final")
-    final, _ = hf.load_policy(whole / "final")
+    base, _ = loading.load_policy(chain / "mini" / "sft" / "final")
+    final, _ = loading.load_policy(whole / "final")
     moved = {
         name for (name, a), b in zip(base.named_parameters(), final.parameters(), strict=True) if not torch.equal(a, b)
     }

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from fgrpo import hf
+from fgrpo.policy import loading
 from rl.dual import Constraint
 from rl.trainer import DUALS, FaithfulGRPOTrainer
 
@@ -30,13 +30,13 @@ def their_script(
     trainer_class: type[GRPOTrainer], policy: Path, out: Path, config: dict[str, Any], **more: Any
 ) -> GRPOTrainer:
     """As TRL's own documentation writes it; text alone, no processor, no pictures."""
-    model, _ = hf.load_policy(policy)
+    model, _ = loading.load_policy(policy)
     tokenizer = AutoTokenizer.from_pretrained(policy)
     data = Dataset.from_dict({"prompt": ["the red box is", "left or right :"] * 4, "answer": ["left", "right"] * 4})
     args = GRPOConfig(
         output_dir=str(out), per_device_train_batch_size=4, num_generations=4, max_completion_length=8, max_steps=2,
         learning_rate=1e-3, logging_steps=1, save_steps=2, bf16=False, use_cpu=True, report_to="none", seed=1,
-        gradient_checkpointing=False, generation_kwargs={"suppress_tokens": hf.forbidden_token_ids(tokenizer)}, **config,
+        gradient_checkpointing=False, generation_kwargs={"suppress_tokens": loading.forbidden_token_ids(tokenizer)}, **config,
     )  # fmt: skip
     trainer = trainer_class(
         model=model, reward_funcs=[right, short], args=args, train_dataset=data, processing_class=tokenizer, **more

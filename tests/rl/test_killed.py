@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fgrpo import jsonl
+from fgrpo.files import read_jsonl
 from rl import train
 from rl.trainer import DUALS, last_checkpoint
 from tests.rl.conftest import ROOT, mini
@@ -47,7 +47,7 @@ def what_is_left(root: Path) -> dict[str, Any]:
         "optimizer": (checkpoint / "optimizer.pt").read_bytes(),
         "duals": json.loads((checkpoint / DUALS).read_text()),
         "metrics": [
-            {k: v for k, v in x.items() if not k.startswith("seconds/")} for x in jsonl.read(folder / "metrics.jsonl")
+            {k: v for k, v in x.items() if not k.startswith("seconds/")} for x in read_jsonl(folder / "metrics.jsonl")
         ],
         "rollouts": {p.name: pq.read_table(p) for p in sorted((folder / "rollouts").iterdir())},
     }

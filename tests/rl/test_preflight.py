@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fgrpo import hf, jsonl
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.policy import loading
 from rl import preflight
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.conftest import mini
@@ -19,7 +20,7 @@ PIXELS = (784, 12544)
 
 
 def forbidden(trainer: Any) -> list[int]:
-    return hf.forbidden_token_ids(trainer._tokenizer)
+    return loading.forbidden_token_ids(trainer._tokenizer)
 
 
 def rows(trainer: Any) -> list[dict[str, Any]]:
@@ -42,10 +43,10 @@ def rows(trainer: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_boxes(world: Path, tmp_path: Path, box: dict[str, Any], words: str) -> None:
-    good = list(jsonl.read(world / "rl.jsonl"))
+    good = list(read_jsonl(world / "rl.jsonl"))
     preflight.check_boxes(world / "rl.jsonl", PIXELS, ("vgr",))
     bad = tmp_path / "rl.jsonl"
-    jsonl.write(bad, [good[0], {**good[1], "boxes": [box]}])
+    write_jsonl(bad, [good[0], {**good[1], "boxes": [box]}])
     with pytest.raises(UserError, match=rf"boxes of 1 samples are wrong.*vgr/train/1: .*{words}"):
         preflight.check_boxes(bad, PIXELS, ("vgr",))
     preflight.check_boxes(bad, PIXELS, ("treevgr",))  # nobody is rewarded by these

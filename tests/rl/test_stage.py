@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from fgrpo import config, jsonl
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
 from rl import arguments, data, train
-from rl.logbook import cut_back
+from rl.logging_callback import cut_back
 from rl.scoring import RolloutScorer
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
@@ -79,7 +80,7 @@ def test_order_depends_on_the_seed_alone_and_covers_each_pass() -> None:
 
 
 def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
-    good = next(jsonl.read(world / "rl.jsonl"))
+    good = next(read_jsonl(world / "rl.jsonl"))
     bad = [
         {"id": "x"},
         {**good, "images": []},
@@ -88,11 +89,11 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
         {**good, "question": "<|image_pad|>?"},
     ]
     path = tmp_path / "rl.jsonl"
-    jsonl.write(path, [*bad, good])
+    write_jsonl(path, [*bad, good])
     dropped: Counter[str] = Counter()
     assert [s.id for s in data.read_samples(path, dropped)] == [good["id"]]
     assert sum(dropped.values()) == 5 and len(dropped) == 5
-    jsonl.write(path, bad)
+    write_jsonl(path, bad)
     with pytest.raises(UserError, match="no usable question"):
         data.read_samples(path, Counter())
 
@@ -100,7 +101,7 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
     cfg = mini(world)
     scorer = train.make_scorer(cfg, (784, 12544))
-    rows = [{"sample": json.dumps(row)} for row in jsonl.read(world / "rl.jsonl")][:2]
+    rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
     gold = json.loads(rows[0]["sample"])["answer"]
     texts = [f"<think>Nothing is said here.</think><answer>{gold}</answer>", "no form at all"]
     calls = Counter()
@@ -143,7 +144,7 @@ def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
 def test_the_stage_from_files_to_files(world: Path, chain: Path) -> None:
     cfg = mini(world, "rl.max_response_length=60")
     folder = train.train(cfg, chain)
-    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    lines = list(read_jsonl(folder / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert {
@@ -174,7 +175,7 @@ def test_the_other_rows_of_tables_2_and_3_train_too(world: Path, chain: Path, me
     """A method is a file of configs/method and nothing else."""
     cfg = config.load("mini", method, [f"data.root={world}", *OVERRIDES, "rl.max_steps=2"])
     folder = train.train(cfg, chain)
-    one, two = jsonl.read(folder / "metrics.jsonl")
+    one, two = read_jsonl(folder / "metrics.jsonl")
     assert math.isfinite(one["loss"]) and math.isfinite(two["loss"])
     weighed = {key.removeprefix("lambda/") for key in one if key.startswith("lambda/")}
     assert weighed == (set(cfg.rl.signals) if cfg.rl.combine == "decoupled" else set())
@@ -198,10 +199,10 @@ def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, mon
     with pytest.raises(KeyboardInterrupt):
         train.train(cfg, chain)
     folder = chain / "mini" / "rl-fgrpo"
-    cut = [line for line in jsonl.read(folder / "metrics.jsonl") if line["step"] == 3]
+    cut = [line for line in read_jsonl(folder / "metrics.jsonl") if line["step"] == 3]
     monkeypatch.setattr(RolloutScorer, "start", real)
     train.train(cfg, chain)
-    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    lines = list(read_jsonl(folder / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     (folder / "done").unlink()
     shutil.rmtree(folder / "final")
@@ -209,7 +210,7 @@ def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, mon
     assert (folder / "final" / "model.safetensors").read_bytes() == (
         folder / "checkpoints" / "checkpoint-4" / "model.safetensors"
     ).read_bytes()
-    assert len(list(jsonl.read(folder / "metrics.jsonl"))) == 4
+    assert len(list(read_jsonl(folder / "metrics.jsonl"))) == 4
     same = {k: v for k, v in lines[2].items() if not k.startswith("seconds")}
     assert same == {k: v for k, v in cut[0].items() if not k.startswith("seconds")}
 
@@ -233,7 +234,7 @@ def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path,
     ]
     monkeypatch.setattr(RolloutScorer, "_score", real)
     train.train(cfg, chain)
-    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    lines = list(read_jsonl(folder / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[1]["lambda/consistency"] == lam and math.isfinite(lam)
 

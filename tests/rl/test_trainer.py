@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from fgrpo.checkpoints import PROCESSES
 from fgrpo.errors import UserError
+from fgrpo.training.checkpoints import PROCESSES
 from rl.advantage import combine, couple
 from rl.dual import Constraint, DualAscent
 from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint

@@ -10,8 +10,9 @@ import pytest
 import requests
 import torch
 
-from fgrpo import addresses, config
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.inference import addresses
 from fgrpo.schema import Vllm
 from rl import arguments, vllm_rollouts
 from rl.vllm_rollouts import GuardedGeneration, RolloutClient, RolloutFault, VLLMTrainer, collapse

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgrpo import config, hf, jsonl
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.policy import loading
 from miniworld import questions
 from miniworld.render import render
 from sft import dataset, train
@@ -46,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
             rows.append({"id": f"{n}/{copy}", "sample_id": f"sat/train/{n}", "messages": turn, "images": paths})
     (folder / "runs" / "mini" / "mcts").mkdir(parents=True)
-    jsonl.write(folder / "runs" / "mini" / "mcts" / "sft.jsonl", rows)
+    write_jsonl(folder / "runs" / "mini" / "mcts" / "sft.jsonl", rows)
     return folder
 
 
@@ -63,7 +65,7 @@ def mini(world: Path, *overrides: str) -> config.Config:
 
 
 def record(world: Path) -> dict[str, Any]:
-    return next(jsonl.read(world / "runs" / "mini" / "mcts" / "sft.jsonl"))
+    return next(read_jsonl(world / "runs" / "mini" / "mcts" / "sft.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,11 @@ def test_bad_records_are_counted_under_a_reason(
     world: Path, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     path = tmp_path / "sft.jsonl"
-    jsonl.write(path, [{**record(world), **change}, record(world)])
+    write_jsonl(path, [{**record(world), **change}, record(world)])
     dropped: Counter[str] = Counter()
     assert len(dataset.read_rows(path, dropped)) == 1
     assert list(dropped.values()) == [1] and reason in next(iter(dropped))
-    jsonl.write(path, [{**record(world), **change}])
+    write_jsonl(path, [{**record(world), **change}])
     with pytest.raises(UserError, match="no usable record"):
         dataset.read_rows(path, Counter())
 
@@ -96,7 +98,7 @@ def test_bad_records_are_counted_under_a_reason(
 def test_only_the_wanted_kinds_of_traces_are_trained_on(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "sft.jsonl"
     kinds: list[dict[str, Any]] = [{"kind": "direct"}, {"kind": "corrected"}, {}, {"kind": ["corrected"]}]
-    jsonl.write(path, [{**record(world), "id": str(i), **kind} for i, kind in enumerate(kinds)])
+    write_jsonl(path, [{**record(world), "id": str(i), **kind} for i, kind in enumerate(kinds)])
     dropped: Counter[str] = Counter()
     assert [row.id for row in dataset.read_rows(path, dropped, ("direct",))] == ["0", "2"]
     assert dropped == {"kind not in sft.traces": 2}
@@ -161,7 +163,7 @@ def test_the_loss_is_on_the_completion_only(world: Path, tmp_path: Path) -> None
 def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     cfg = mini(world)
     folder = train.train(cfg, world / "runs")
-    lines = list(jsonl.read(folder / "metrics.jsonl"))
+    lines = list(read_jsonl(folder / "metrics.jsonl"))
     evals = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert sorted(evals) == [1, 2, 3, 4] and sum("loss" in line for line in lines) == 4
     best = json.loads((folder / "final" / "best.json").read_text())
@@ -170,7 +172,7 @@ def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     vision = [name for name in tuned if "visual." in name]
     assert vision and all(torch.equal(base[name], tuned[name]) for name in vision)
     assert any(not torch.equal(base[name], tuned[name]) for name in tuned)
-    hf.load_policy(folder / "final")
+    loading.load_policy(folder / "final")
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, world / "runs")
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
@@ -178,7 +180,7 @@ def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     train.train(cfg, world / "runs")
     again = load_file(folder / "final" / "model.safetensors")
     assert all(torch.equal(tuned[name], again[name]) for name in tuned)
-    assert [line["step"] for line in jsonl.read(folder / "metrics.jsonl")] == [line["step"] for line in lines]
+    assert [line["step"] for line in read_jsonl(folder / "metrics.jsonl")] == [line["step"] for line in lines]
 
 
 def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tmp_path: Path) -> None:
@@ -209,11 +211,11 @@ def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: P
     parts = train.train(cfg, tmp_path / "two")
     one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    steps = [[line["step"] for line in jsonl.read(f / "metrics.jsonl")] for f in (whole, parts)]
+    steps = [[line["step"] for line in read_jsonl(f / "metrics.jsonl")] for f in (whole, parts)]
     assert steps[0] == steps[1]
     final = load_file(parts / "final" / "model.safetensors")
     (parts / "done").unlink()  # killed after the last step: nothing is trained, the same state is kept
     train.train(cfg, tmp_path / "two")
     again = load_file(parts / "final" / "model.safetensors")
     assert all(torch.equal(final[name], again[name]) for name in final)
-    assert steps[0] == [line["step"] for line in jsonl.read(parts / "metrics.jsonl")]
+    assert steps[0] == [line["step"] for line in read_jsonl(parts / "metrics.jsonl")]

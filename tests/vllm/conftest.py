@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.sampling.base import Request
-from fgrpo.serve import COMPACT_JSON  # the mini model would put in white space without end
-from fgrpo.serving import CPU_FLAGS, Server
+from fgrpo.inference.base import Request
+from fgrpo.inference.serve import COMPACT_JSON
+from fgrpo.inference.vllm_server import CPU_FLAGS, Server
 from miniworld import questions
 from miniworld.render import render
 

@@ -1,6 +1,6 @@
 """Run by .venv-vllm's interpreter (tests/vllm/test_eval.py): vLLM's engine without a server, in one start.
 
-Evaluates a model through `fgrpo.sampling.build`, then asks the engine what it must refuse, and prints one line of JSON.
+Evaluates a model through `fgrpo.inference.build`, then asks the engine what it must refuse, and prints one line of JSON.
 Command: `.venv-vllm/bin/python tests/vllm/offline.py RUNS MODEL BENCHMARKS KEY=VALUE …`
 """
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, generate, models, run
-from fgrpo import sampling, tokens
+from fgrpo import inference
 from fgrpo.config import load
-from fgrpo.sampling.base import Completion, Request, Sampler, SamplingError
+from fgrpo.inference.base import Completion, Request, Sampler, SamplingError
+from fgrpo.policy import tokens
 
 
 class Open:
@@ -71,7 +72,7 @@ def main() -> None:
     job = generate.jobs(base.load(names[0], config).samples[:1], spec, config)[0]
 
     async def work() -> dict[str, Any]:
-        engine = sampling.build(models.engine_config(spec, config), path)
+        engine = inference.build(models.engine_config(spec, config), path)
         try:
             shared = Open(engine, asyncio.get_running_loop())
             folder = await asyncio.to_thread(run.evaluate, config, model, names, Path(runs), shared)

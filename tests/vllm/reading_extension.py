@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors.torch import save_file
 from weight_reader import effective
 
-from fgrpo.vllm_extension import PlainLinears
+from fgrpo.inference.vllm_extension import PlainLinears
 
 
 class Reader(PlainLinears):

@@ -24,9 +24,11 @@ from trl.generation.vllm_generation import VLLMGeneration
 from weight_reader import differences, effective
 
 import rl.train
-from fgrpo import adapters, config, hf, ranks
+from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.policy import adapters, loading
 from fgrpo.schema import Config, Lora
+from fgrpo.training import distributed
 from rl.vllm_rollouts import GuardedGeneration
 
 
@@ -107,7 +109,7 @@ def stage(cfg: Config, root: Path, scratch: Path) -> tuple[Any, dict[str, Any]]:
     def checked(generation: GuardedGeneration) -> None:
         sync(generation)
         trained = trained_weights(held["trainer"])
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             engine = engine_weights(generation, scratch)
             moved = sum(not torch.equal(held["before"][name], tensor) for name, tensor in trained.items())
             report["syncs"].append({"tensors": len(engine), "moved": moved, "wrong": differences(engine, trained)})
@@ -123,7 +125,7 @@ def stage(cfg: Config, root: Path, scratch: Path) -> tuple[Any, dict[str, Any]]:
     report["frozen"] = len(still)
     report["frozen_moved"] = [name for name in still if not torch.equal(held["first"][name], now[name])]
     unset_hf_deepspeed_config()  # what is loaded now is whole
-    saved = dict(hf.load_policy(final)[0].named_parameters())
+    saved = dict(loading.load_policy(final)[0].named_parameters())
     report["saved_otherwise"] = [name for name, tensor in whole.items() if not torch.equal(saved[name], tensor)]
     return trainer, report
 
@@ -143,7 +145,7 @@ def main() -> None:
         del trainer
         gc.collect()
         adapted, report["lora"] = stage(with_adapters(cfg), root / "lora", scratch)
-        if ranks.world_size() == 1:
+        if distributed.world_size() == 1:
             print("waiting", flush=True)
             sys.stdin.readline()
             adapted.generation.vllm_client.session.get_adapter("http://").max_retries.total = 0
@@ -151,7 +153,7 @@ def main() -> None:
                 adapted.probe([adapted.train_dataset[0]])
             except UserError as error:
                 report["gone"] = str(error)
-    ranks.say(json.dumps(report))
+    distributed.say(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo import hf
 from fgrpo.errors import UserError
-from fgrpo.pictures import open_rgb
-from fgrpo.sampling.base import Completion, Request, Sampler, SamplingError
-from fgrpo.sampling.openai_engine import OpenAISampler
-from fgrpo.sampling.transformers_engine import TransformersSampler
-from fgrpo.serving import Server
+from fgrpo.images import open_rgb
+from fgrpo.inference.base import Completion, Request, Sampler, SamplingError
+from fgrpo.inference.openai_engine import OpenAISampler
+from fgrpo.inference.transformers_engine import TransformersSampler
+from fgrpo.inference.vllm_server import Server
+from fgrpo.policy import loading
 
 BACKBONE = "miniworld/backbone"
 LOGPROB_TOLERANCE = 1e-4
@@ -74,7 +74,7 @@ def test_rollout_logprobs_are_the_trainers(
     asked = [replace(request, prefix="<think>", temperature=1.0, seed=n, n=2) for n, request in enumerate(greedy[:8])]
     rows = [(r, c) for r, answers in zip(asked, ask(remote, asked), strict=True) for c in answers]
     processor, model = local.processor, local.model
-    rendered = [hf.render_prompt(processor, r.images, r.text, r.prefix) for r, _ in rows]
+    rendered = [loading.render_prompt(processor, r.images, r.text, r.prefix) for r, _ in rows]
     pictures = [open_rgb(path) for r, _ in rows for path in r.images]
     inputs = processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
     longest = max(len(c.token_ids) for _, c in rows)
@@ -100,8 +100,8 @@ def test_rollout_logprobs_are_the_trainers(
 def test_special_tokens_are_never_sampled(remote: OpenAISampler, greedy: list[Request]) -> None:
     hot = replace(greedy[0], temperature=2.0, n=64, seed=0, max_new_tokens=64, text="? ? .")
     sampled = {token for completion in ask(remote, [hot])[0] for token in completion.token_ids}
-    tokenizer = hf.load_processor(BACKBONE).tokenizer
-    forbidden = set(hf.forbidden_token_ids(tokenizer))
+    tokenizer = loading.load_processor(BACKBONE).tokenizer
+    forbidden = set(loading.forbidden_token_ids(tokenizer))
     assert set(remote._forbidden or ()) == forbidden
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") in forbidden
     assert not sampled & forbidden

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from eval import run
-from fgrpo import jsonl
 from fgrpo.config import load
-from fgrpo.serving import CPU_ENVIRONMENT, Server, executable
+from fgrpo.files import read_jsonl
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, Server, executable
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, BENCHMARKS = "backbone-cot", ("cvb_2d", "mindcube", "mmvp", "omnispatial")
@@ -71,7 +71,7 @@ def test_the_server_gives_what_transformers_gives(
     more = ["eval.engine=openai", f"engine.endpoints={json.dumps([server.url])}"]
     remote = run.evaluate(load("smoke", "fgrpo", [*settings, *more]), MODEL, BENCHMARKS, tmp_path)
     same(local, remote)
-    held = list(jsonl.read(remote / "scores.jsonl"))
+    held = list(read_jsonl(remote / "scores.jsonl"))
     assert len(held) == 6 * len(BENCHMARKS) and all(row["meta"]["finish"] != "error" for row in held)
     assert any(row["scores"]["accuracy"]["value"] == 1.0 for row in held)
 
@@ -94,8 +94,8 @@ def test_what_it_cannot_serve_is_a_refusal_in_words(offline: dict[str, Any]) -> 
 
 def test_without_vllm_the_engine_says_where_to_get_it(settings: list[str]) -> None:
     """This interpreter has none."""
-    from fgrpo import sampling
+    from fgrpo import inference
     from fgrpo.errors import UserError
 
     with pytest.raises(UserError, match=r"this interpreter has no vLLM .*make setup-vllm"):
-        sampling.build(load("smoke", "fgrpo", [*settings, "engine.kind=vllm"]), "miniworld/backbone")
+        inference.build(load("smoke", "fgrpo", [*settings, "engine.kind=vllm"]), "miniworld/backbone")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fgrpo import hf
-from fgrpo.sampling.base import Request
+from fgrpo.inference.base import Request
+from fgrpo.inference.vllm_server import Server
+from fgrpo.policy import loading
 from fgrpo.schema import Judge
-from fgrpo.serving import Server
 from judges.backends.openai import BACKEND
 from judges.base import (
     CONSISTENCY_LABELS,
@@ -24,8 +24,8 @@ from judges.base import (
     JudgeSet,
     Meter,
 )
-from judges.calls import Call
-from judges.transport import OpenAITransport
+from judges.client import OpenAITransport
+from judges.requests import Call
 
 BACKBONE = "miniworld/backbone"
 SENTENCE = "The red circle is left of the blue square."
@@ -34,7 +34,7 @@ SENTENCE = "The red circle is left of the blue square."
 @pytest.fixture(autouse=True)
 def short_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mini model has never seen JSON and fills reasons and white space without end; a bias keeps it to the marks."""
-    tokenizer = hf.load_processor(BACKBONE).tokenizer
+    tokenizer = loading.load_processor(BACKBONE).tokenizer
     marks = {'"': 90.0, ":": 50.0, ",": 50.0, "{": 50.0, "}": 50.0}
     bias = {str(tokenizer.convert_tokens_to_ids(mark)): weight for mark, weight in marks.items()}
     arguments = OpenAITransport._body

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.sampling.base import Request
-from fgrpo.serving import CPU_ENVIRONMENT, executable
+from fgrpo.inference.base import Request
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, executable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SENTENCE = "The red circle is left of the blue square."
@@ -66,9 +66,9 @@ print("RESULT " + json.dumps({
 
 @pytest.mark.slow
 def test_judges_in_this_process(greedy: list[Request], tmp_path: Path) -> None:
-    from fgrpo import hf
+    from fgrpo.policy import loading
 
-    tokenizer = hf.load_processor("miniworld/backbone").tokenizer
+    tokenizer = loading.load_processor("miniworld/backbone").tokenizer
     marks = {'"': 90.0, ":": 50.0, ",": 50.0, "{": 50.0, "}": 50.0}
     given = {
         "model": "miniworld/backbone",

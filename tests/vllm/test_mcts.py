@@ -6,10 +6,11 @@ import json
 import random
 from pathlib import Path
 
-from fgrpo import jsonl, response
+from fgrpo import response
 from fgrpo.config import load
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.inference.vllm_server import Server
 from fgrpo.runs import folder
-from fgrpo.serving import Server
 from fgrpo.types import Sample
 from mcts.run import distil
 from miniworld import questions
@@ -32,11 +33,11 @@ def test_the_stage_through_a_vllm_server_and_sft_on_its_traces(server: Server, t
         samples.append(Sample(f"sat/train/{n}", tuple(paths), question.text, question.choices, question.answer))
     seeds = folder(config, "data", tmp_path) / "seed.jsonl"
     seeds.parent.mkdir(parents=True)
-    jsonl.write(seeds, (sample.to_dict() for sample in samples))
+    write_jsonl(seeds, (sample.to_dict() for sample in samples))
     path = distil(config, tmp_path)
     assert (path / "done").exists()
-    assert {item["sample_id"] for item in jsonl.read(path / "trees.jsonl")} == {sample.id for sample in samples}
-    traces = list(jsonl.read(path / "traces.jsonl"))
+    assert {item["sample_id"] for item in read_jsonl(path / "trees.jsonl")} == {sample.id for sample in samples}
+    traces = list(read_jsonl(path / "traces.jsonl"))
     assert traces
     answers = {sample.id: sample.answer for sample in samples}
     for trace in traces:
@@ -48,7 +49,7 @@ def test_the_stage_through_a_vllm_server_and_sft_on_its_traces(server: Server, t
 
     steps = ["sft.max_steps=6", "sft.batch_size=4", "sft.evals=3", "sft.logging_steps=1", "data.validation_share=0.4"]
     trained = train(load("smoke", overrides=steps), tmp_path)  # the records are training data as they are
-    lines = list(jsonl.read(trained / "metrics.jsonl"))
+    lines = list(read_jsonl(trained / "metrics.jsonl"))
     assert json.loads((trained / "manifest.json").read_text())["counts"]["traces"] > 0
     losses = [line["loss"] for line in lines if "loss" in line]
     held = [line["eval_loss"] for line in lines if "eval_loss" in line]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fgrpo import jsonl
 from fgrpo.config import load
-from fgrpo.serve import order
-from fgrpo.serving import ROOT, Server
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.inference.serve import order
+from fgrpo.inference.vllm_server import ROOT, Server
 from fgrpo.types import Box, Sample
 from miniworld import questions, truth
 from miniworld.render import render
@@ -46,8 +46,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
         rows.append(sample.to_dict())
     data.mkdir(parents=True)
-    jsonl.write(data / "rl.jsonl", rows)
-    jsonl.write(world / "scenes.jsonl", scenes)
+    write_jsonl(data / "rl.jsonl", rows)
+    write_jsonl(world / "scenes.jsonl", scenes)
     return folder
 
 
@@ -107,7 +107,7 @@ def check_run(report: dict[str, Any], steps: int) -> None:
 
 def check_metrics(path: Path, steps: int) -> None:
     """The importance ratio of every generation is within 1 ± 0.05, and what is left is the mass of what may not be sampled."""
-    lines = list(jsonl.read(path))
+    lines = list(read_jsonl(path))
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     for line in lines:
         assert abs(line["sampling/importance_sampling_ratio/mean"] - 1) < 0.05

@@ -16,7 +16,7 @@ import pytest
 import requests
 from safetensors.torch import load_file
 
-from fgrpo import hf
+from fgrpo.policy import loading
 from tests.distributed.conftest import Small, small
 from tests.vllm.test_rollouts import (
     HERE,
@@ -53,7 +53,10 @@ def trained(small: Small) -> Path:
     """A runs root in which SFT is done, by two processes under ZeRO-3."""
     root = small.root("zero3")
     settings = small.sft("launch.sft_processes=2", f"sft.deepspeed={ZERO3}", "sft.learning_rate=0.001")
-    ran([sys.executable, "-m", "fgrpo.launch", "sft.train", "--runs", str(root), "--set", *settings], root / "sft.log")
+    ran(
+        [sys.executable, "-m", "fgrpo.training.launch", "sft.train", "--runs", str(root), "--set", *settings],
+        root / "sft.log",
+    )
     return root
 
 
@@ -81,7 +84,7 @@ def test_from_sft_to_a_served_policy(small: Small, trained: Path, tmp_path: Path
         report = json.loads(next(line for line in said.splitlines() if line.startswith('{"syncs"')))
         for name, stage in (("SFT", "sft"), ("FGRPO", "rl-fgrpo")):
             folder = trained / "mini" / stage / "final"
-            policy = dict(hf.load_policy(folder)[0].named_parameters())
+            policy = dict(loading.load_policy(folder)[0].named_parameters())
             served = served_weights(server.url, folder, tmp_path / "served")
             assert len(served) > 60 and differences(served, policy) == [], name
     for checkpoint in (

@@ -1,0 +1,313 @@
+"""Verdicts that stages stored, by judge: an evaluated folder (with what `make judge-rescore` put below it), or RL rollouts.
+
+Two judges are compared on the same generations, on what both were asked: consistency and answer extraction by rollout, semantic
+grounding by sentence. What a rule decided without a judge (no answer, no trace, an answer in plain form, a verbatim
+repetition) is no verdict and is counted apart, since it would only make judges look alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.judge_validation.labelled.base import Labelled
+from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
+from fgrpo.boxes import model_size
+from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl
+from fgrpo.images import IMAGE_ERRORS, image_size
+from fgrpo.response import parse
+from fgrpo.types import EvalRecord, Rollout, Sample, Score
+from judges.base import (
+    CONSISTENCY_LABELS,
+    GROUNDING_LABELS,
+    UNRESOLVED,
+    ConsistencyItem,
+    ExtractionItem,
+    GroundingItem,
+)
+
+CONSISTENCY, GROUNDING, EXTRACTION = "consistency", "semantic_grounding", "extraction"
+LABELS = {
+    CONSISTENCY: CONSISTENCY_LABELS,
+    GROUNDING: GROUNDING_LABELS,
+}  # of extraction: the options' letters, and UNRESOLVED
+Item = ConsistencyItem | GroundingItem | ExtractionItem
+QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` a line
+Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, nobody was asked)
+
+
+@dataclass
+class Generations:
+    """Stored answers of one run and what judges said of them; `origin` says which run it is."""
+
+    origin: str
+    judged: list[Stored]
+    rollouts: list[Rollout]
+    questions: Path
+
+
+@dataclass
+class Stored:
+    """What one judge said: `consistency` and `extraction` have a rating a rollout, `grounding` its sentences with their labels,
+    or one word of `NOT_RATED` for the whole rollout. `extraction` is empty where the questions are not known."""
+
+    judge: str
+    consistency: dict[str, str] = field(default_factory=dict)
+    grounding: dict[str, Sentences | str] = field(default_factory=dict)
+    extraction: dict[str, str] = field(default_factory=dict)
+
+    def add(self, rollout: str, consistency: Score | None, grounding: Score | None) -> None:
+        """Take in the two scores of one rollout."""
+        if consistency is not None:
+            self.consistency[rollout] = _consistency_rating(consistency)
+        if grounding is not None:
+            self.grounding[rollout] = _grounding_ratings(grounding)
+
+    def only(self, rollouts: Set[str]) -> Stored:
+        """What was said of these rollouts."""
+        text = {key: value for key, value in self.consistency.items() if key in rollouts}
+        seen = {key: value for key, value in self.grounding.items() if key in rollouts}
+        meant = {key: value for key, value in self.extraction.items() if key in rollouts}
+        return Stored(self.judge, text, seen, meant)
+
+
+def _consistency_rating(score: Score) -> str:
+    if score.value is None:
+        return FAILED if score.failed else NOT_APPLICABLE
+    if score.detail.get("cause") != "judge":
+        return BY_RULE
+    return CONSISTENCY_LABELS[0] if score.value == 1.0 else CONSISTENCY_LABELS[1]
+
+
+def _grounding_ratings(score: Score) -> Sentences | str:
+    if score.failed:
+        return FAILED
+    sentences = score.detail.get("sentences")
+    if not sentences:
+        return NOT_APPLICABLE
+    return tuple((str(s["text"]), BY_RULE if s.get("by_rule") else s["label"]) for s in sentences)
+
+
+def _extraction_rating(meta: Mapping[str, Any], sample: Sample) -> str:
+    """The letter of the option that the extraction judge chose; `BY_RULE` where none was asked."""
+    source, answer = meta.get("answer_from"), meta.get("answer")
+    if source == "failed":
+        return FAILED
+    if source == "unresolved":
+        return UNRESOLVED
+    if source != "judge" or answer not in sample.choices:
+        return BY_RULE
+    return chr(ord("A") + sample.choices.index(answer))
+
+
+def read(folder: Path) -> Generations:
+    """The answers in the folder of an evaluated model (with every judge's verdicts: its own evaluation's, then those below
+    rescored/), or of an RL run (the training judge's).
+
+    Raises:
+        UserError: it is neither, a file is broken, or no judge was asked.
+    """
+    if (folder / "scores.jsonl").is_file():
+        return _evaluated(folder)
+    files = sorted((folder / "rollouts").glob("*.parquet"))
+    if not files:
+        raise UserError(
+            f"{folder} holds neither scores.jsonl (an evaluated model, runs/<preset>/eval/<model>, by `make eval`) nor "
+            "rollouts/*.parquet (a run runs/<preset>/rl-<method>, by `make rl-<method>`)"
+        )
+    return _trained(folder, files)
+
+
+def _evaluated(folder: Path) -> Generations:
+    judged = []
+    samples = questions(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
+    for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
+        records = [EvalRecord.from_dict(row) for row in read_jsonl(path)]
+        given = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
+        stored = Stored(given if path.parent == folder else f"{path.parent.name} (rescored)")
+        for record in records:
+            stored.add(record.id, record.scores.get("consistency"), record.scores.get("semantic"))
+            if record.sample_id in samples:
+                stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
+        judged.append(stored)
+    rollouts = [Rollout.from_dict(row) for row in read_jsonl(folder / "generations.jsonl")]
+    return Generations(str(folder), judged, rollouts, folder / QUESTIONS)
+
+
+def _trained(folder: Path, files: Sequence[Path]) -> Generations:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    names = ["step", "id", "sample_id", "text"]
+    names += [f"{role}{part}" for role in (CONSISTENCY, GROUNDING) for part in ("", "/state", "/detail")]
+    stored, rollouts = Stored("training"), []
+    for file in files:
+        columns = [name for name in names if name in pq.read_schema(file).names]  # the pictures stay on disk
+        for row in pd.read_parquet(file, columns=columns).to_dict("records"):
+            rollouts.append(Rollout(f"{row['step']}/{row['id']}", row["sample_id"], row["text"]))
+            stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
+    if not stored.consistency and not stored.grounding:
+        raise UserError(f"{folder}/rollouts holds no verdicts of judges: no reward of that method asks one")
+    return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl")
+
+
+def _column_score(row: Mapping[str, Any], name: str) -> Score | None:
+    if f"{name}/state" not in row:
+        return None
+    state = row[f"{name}/state"]
+    detail = json.loads(row[f"{name}/detail"])
+    return Score(float(row[name]) if state == "scored" else None, "", state == "failed", detail)
+
+
+def agreements(first: Stored, second: Stored, samples: int = 2000, confidence: float = 0.95) -> list[Agreement]:
+    """Agreement of two judges on consistency (by rollout), semantic grounding (by sentence, resampled by rollout), and, where
+    one of them was asked, answer extraction (by rollout).
+
+    Raises:
+        UserError: the two judged other sentences under one rollout's id, so they are not about the same generations.
+    """
+    names = (first.judge, second.judge)
+    if names[0] == names[1]:
+        names = (f"{names[0]} (1)", f"{names[1]} (2)")
+    roles = [
+        (CONSISTENCY, _pairs(first.consistency, second.consistency), CONSISTENCY_LABELS),
+        (GROUNDING, _grounding_pairs(first, second), GROUNDING_LABELS),
+    ]
+    letters = {r for stored in (first, second) for r in stored.extraction.values() if r not in NOT_RATED}
+    if letters:
+        labels = (*sorted(letters - {UNRESOLVED}), UNRESOLVED)
+        roles.append((EXTRACTION, _pairs(first.extraction, second.extraction), labels))
+    return [
+        compare(role, *names, pairs, labels, samples=samples, confidence=confidence) for role, pairs, labels in roles
+    ]
+
+
+def _pairs(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Pair]:
+    for rollout in dict.fromkeys([*first, *second]):
+        yield Pair(rollout, first.get(rollout, MISSING), second.get(rollout, MISSING))
+
+
+def _grounding_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
+    for rollout in dict.fromkeys([*first.grounding, *second.grounding]):
+        one, other = first.grounding.get(rollout, MISSING), second.grounding.get(rollout, MISSING)
+        if isinstance(one, str) and isinstance(other, str):
+            yield Pair(rollout, one, other)
+            continue
+        size = len(other if isinstance(one, str) else one)
+        left, right = (((None, x),) * size if isinstance(x, str) else x for x in (one, other))
+        texts = [tuple(text for text, _ in x) for x in (one, other) if not isinstance(x, str)]
+        if len(texts) == 2 and texts[0] != texts[1]:
+            raise UserError(
+                f"{rollout}: {first.judge} and {second.judge} judged other sentences, so one of them judged another "
+                "generation; score it again with `make judge-rescore`"
+            )
+        for (_, a), (_, b) in zip(left, right, strict=True):
+            if a is not None and b is not None:  # trivial sentences are shown to nobody
+                yield Pair(rollout, a, b)
+
+
+def questions(path: Path) -> dict[str, Sample]:
+    """Samples by id of a jsonl file of samples. UserError if it is missing or broken."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, the questions of these answers (one sample a line); `make eval` writes it for an evaluated "
+            "model (for one that is finished: delete its `done` file first; no answer is made again), `make data` for RL "
+            "rollouts; another place: --questions FILE"
+        )
+    try:
+        return {row["id"]: Sample.from_dict(row) for row in read_jsonl(path)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds a line that is no sample ({error!r}); make it again") from error
+
+
+def ask_again(
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
+) -> list[Item]:
+    """What `stored`'s judge was asked, for another judge: the same traces, sentences and answers, in the same words. Boxes are
+    taken to be in our own tag and frame.
+
+    Args:
+        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.images.pixel_bounds`).
+    """
+    items: list[Item] = []
+    for rollout in rollouts:
+        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
+        if sample is None:
+            continue
+        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and response.answer:
+            item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, response.answer)
+            items.append(item)
+        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and response.answer:
+            items.append(ExtractionItem(rollout.id, sample.choices, response.answer))
+        split = stored.grounding.get(rollout.id, MISSING)
+        if not isinstance(split, str):
+            texts = [text for text, _ in split]
+            visual = [i for i, (_, label) in enumerate(split) if label is not None]
+            said, contexts = tuple(texts[i] for i in visual), tuple(tuple(texts[:i]) for i in visual)
+            sizes = _sizes(sample, pixels)
+            items.append(GroundingItem(rollout.id, sample.images, sample.question, said, contexts, sizes))
+    return items
+
+
+def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple(model_size(image_size(path), *pixels) for path in sample.images)
+    except IMAGE_ERRORS:
+        return ()  # the judge says that it cannot see the picture
+
+
+def from_ratings(judge: str, stored: Stored, items: Sequence[Item], ratings: Sequence[tuple[str, ...]]) -> Stored:
+    """The ratings of the items that `ask_again` made, as this judge's verdicts; trivial sentences as `stored` has them."""
+    found = Stored(judge)
+    for item, said in zip(items, ratings, strict=True):
+        if isinstance(item, ConsistencyItem):
+            found.consistency[item.id] = said[0]
+            continue
+        if isinstance(item, ExtractionItem):
+            found.extraction[item.id] = said[0]
+            continue
+        split, labels = stored.grounding[item.id], iter(said)
+        assert not isinstance(split, str)  # else no item was made
+        found.grounding[item.id] = tuple((text, None if label is None else next(labels)) for text, label in split)
+    return found
+
+
+def swapped(
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample]
+) -> tuple[list[Labelled], dict[str, int]]:
+    """Sure negatives for consistency: traces that `stored` calls consistent, each with another option as its answer.
+
+    A trace that entails one option does not entail another, so INCONSISTENT is the true label, as far as `stored` was right.
+
+    Returns:
+        the items, and how many consistent traces could not be used, by reason.
+    """
+    items: list[Labelled] = []
+    dropped: dict[str, int] = {}
+    for rollout in rollouts:
+        if stored.consistency.get(rollout.id) != CONSISTENCY_LABELS[0]:
+            continue
+        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
+        place = _option(response.answer or "", sample.choices) if sample is not None else None
+        if sample is None or place is None:
+            reason = "its question is not there" if sample is None else "its answer is not one option's letter or text"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        other = sample.choices[(place + 1 + len(items) % (len(sample.choices) - 1)) % len(sample.choices)]
+        item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, other)
+        items.append(Labelled(item, (CONSISTENCY_LABELS[1],), ("swapped answer",)))
+    return items, dropped
+
+
+def _option(answer: str, choices: tuple[str, ...]) -> int | None:
+    """Which option `answer` is by its very text or its bare letter; None if none or several, or if there is no other."""
+    plain = answer.strip().strip(".()").casefold()
+    texts = [choice.strip().strip(".").casefold() for choice in choices]
+    places = [i for i, text in enumerate(texts) if text == plain]
+    if not places and len(plain) == 1 and 0 <= ord(plain) - ord("a") < len(choices):
+        places = [ord(plain) - ord("a")]
+    return places[0] if len(places) == 1 and len(choices) > 1 else None

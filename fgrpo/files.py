@@ -1,0 +1,129 @@
+"""Append-only jsonl files: one item a line, found again by id after a kill.
+
+A process that dies while it writes leaves at most one torn last line. `Appender` cuts that line off before it goes on, so
+the item is done again and nothing stands in the file twice; a torn line anywhere else is an error, not a skip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fgrpo.errors import UserError
+
+
+def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[str, Any]]:
+    """Items of a jsonl file, in order.
+
+    A last line without its newline is left out when `torn_tail_ok` (its writer was killed).
+
+    Raises:
+        UserError: the file is missing, or a complete line is not a JSON object (names file and line).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} is missing; run the stage that writes it again (delete its `done` file first)")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n") and torn_tail_ok:
+                return
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not JSON ({error}); delete that line to carry on") from error
+            if not isinstance(item, dict):
+                raise UserError(f"{path}, line {number} holds a {type(item).__name__}, not an object")
+            yield item
+
+
+def read_ids(path: str | Path, key: str = "id") -> set[str]:
+    """Ids already written to `path`; empty when the file does not exist yet."""
+    if not Path(path).exists():
+        return set()
+    found = set()
+    for number, item in enumerate(read_jsonl(path), start=1):
+        if not isinstance(item.get(key), str):
+            raise UserError(f"{path}, item {number} has no {key!r}; delete that line to carry on")
+        found.add(item[key])
+    return found
+
+
+def write_jsonl(path: str | Path, items: Iterable[dict[str, Any]]) -> int:
+    """Write a whole file aside and rename it into place; returns the number of items."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".part")
+    count = 0
+    with aside.open("w", encoding="utf-8") as out:
+        for item in items:
+            out.write(json_line(item) + "\n")
+            count += 1
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, path)
+    return count
+
+
+def json_line(item: Any) -> str:
+    """One line of JSON; NaN and infinity are refused, since None is how we say "no value"."""
+    return json.dumps(item, ensure_ascii=False, allow_nan=False)
+
+
+class Appender:
+    """Appends items, each flushed to the kernel as it comes, and knows which ids the file already holds.
+
+    Use as a context manager. `id in appender` tells whether an item is there; adding it again is an error.
+    """
+
+    def __init__(self, path: str | Path, key: str = "id") -> None:
+        self.path, self.key = Path(path), key
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_tail(self.path)
+        self._ids = read_ids(self.path, key)
+        self._out = self.path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, item: dict[str, Any]) -> None:
+        """Append one item (its `key` must be new)."""
+        item_id = item[self.key]
+        if item_id in self._ids:
+            raise ValueError(f"{self.path} already holds {item_id!r}")
+        self._out.write(json_line(item) + "\n")
+        self._out.flush()
+        self._ids.add(item_id)
+
+    def close(self) -> None:
+        if not self._out.closed:
+            self._out.flush()
+            os.fsync(self._out.fileno())
+            self._out.close()
+
+
+def _cut_torn_tail(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)

@@ -1,0 +1,45 @@
+"""Sampling engines behind one asynchronous interface (`fgrpo.inference.base`)."""
+
+from __future__ import annotations
+
+from fgrpo.inference.base import Sampler
+from fgrpo.schema import Config
+
+
+def build(config: Config, model_path: str) -> Sampler:
+    """The engine that the configuration names, over `model_path`. Imports torch for the engines in process only.
+
+    Args:
+        model_path: a saved folder or hub name. Of an endpoint it is also the name of the served model, unless
+            `engine.model_name` gives another.
+
+    Raises:
+        UserError: the model does not load, or no endpoint is configured.
+    """
+    engine = config.engine
+    if engine.kind == "transformers":
+        from fgrpo.inference.transformers_engine import TransformersSampler
+
+        return TransformersSampler.load(
+            model_path, engine.dtype, engine.batch_size, context_length=engine.context_length
+        )
+    if engine.kind == "vllm":
+        from fgrpo.inference.vllm_engine import VLLMSampler
+
+        return VLLMSampler.load(
+            model_path,
+            engine.dtype,
+            engine.batch_size,
+            context_length=engine.context_length,
+            memory=engine.gpu_memory,
+            tensor_parallel=engine.tensor_parallel,
+        )
+    from fgrpo.inference.openai_engine import OpenAISampler
+
+    return OpenAISampler(
+        engine.endpoints,
+        engine.model_name or model_path,
+        tokenizer=model_path,
+        concurrency=engine.concurrency,
+        patience_s=engine.patience_s,
+    )

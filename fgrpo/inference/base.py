@@ -1,0 +1,90 @@
+"""The interface every sampling engine has: ask for `n` continuations of one prompt, concurrently with others.
+
+Callers start as many `sample` coroutines as they like; an engine batches what is asked for at the same time. Image and
+other special tokens can never be sampled, whatever the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from fgrpo.policy.tokens import SPECIAL_SHAPE
+
+FORBIDDEN_BIAS = -100.0  # vLLM's lower bound of a token's bias
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: pictures (paths), the user's text, and the beginning of the assistant's turn that is already there.
+
+    `stop` strings end a continuation and are part of its text. `temperature` 0 is greedy. `seed` makes the continuations
+    of this request repeatable in an engine that supports it.
+    """
+
+    images: tuple[str, ...]
+    text: str
+    prefix: str = ""
+    n: int = 1
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution.
+
+    `prompt_tokens` are those that an endpoint says it read for the request, on its first continuation; 0 where none says.
+    """
+
+    text: str
+    finish: Literal["stop", "length"]
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+
+
+class Sampler(Protocol):
+    """An engine. `sample` raises `SamplingError` when the request cannot be served; it never returns fewer than `n`."""
+
+    async def sample(self, request: Request) -> Sequence[Completion]: ...
+
+    async def close(self) -> None: ...
+
+
+class SamplingError(RuntimeError):
+    """A request that failed for good, after the engine's own retries; names the request."""
+
+
+class Unreachable(SamplingError):
+    """No connection to any server in all attempts: another request would fare no better."""
+
+
+def describe(request: Request) -> str:
+    """A request in one line, for errors."""
+    shown = request.text if len(request.text) <= 80 else request.text[:77] + "..."
+    return f"request {shown!r} with pictures {list(request.images)}"
+
+
+def check(request: Request) -> None:
+    """Refuse what no engine could serve.
+
+    Raises:
+        SamplingError: a parameter out of range, or a special token written out in the text ("<|image_pad|>" in a question
+            would count as a picture).
+    """
+    wrong = None
+    if request.n < 1 or request.max_new_tokens < 1:
+        wrong = f"n={request.n} and max_new_tokens={request.max_new_tokens} must be at least 1"
+    elif not 0 <= request.temperature < float("inf") or not 0 < request.top_p <= 1:
+        wrong = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
+    elif any(not stop for stop in request.stop):
+        wrong = "a stop string is empty"
+    elif found := SPECIAL_SHAPE.search(request.text) or SPECIAL_SHAPE.search(request.prefix):
+        wrong = f"its text holds the special token {found.group(0)!r}; take it out of the data"
+    if wrong:
+        raise SamplingError(f"{describe(request)}: {wrong}")

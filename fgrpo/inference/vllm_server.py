@@ -1,0 +1,211 @@
+"""Starting a vLLM server, waiting until it answers, and stopping it: what serves a teacher, a judge, or a test.
+
+The server runs in a session of its own, so that stopping it reaches the workers it started and nothing else. Its output goes
+to a log file, whose last lines are shown when it dies or never gets healthy. Flags for the CPU (float32, eager, little room
+for the KV cache, one thread) are those of `CPU_FLAGS` and `CPU_ENVIRONMENT`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from fgrpo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG_LINES = 25
+PATIENCE_S = 20.0
+CPU_FLAGS = (
+    *("--dtype", "float32", "--enforce-eager"),
+    *("--limit-mm-per-prompt", json.dumps({"image": 4, "video": 0})),
+    # vLLM 0.31 rewinds a request's random generator when it cuts a prompt in two; a CPU generator cannot be rewound, and the
+    # engine dies ("CPU Generator does not use offset") at the first seeded request that is cut
+    "--no-enable-chunked-prefill",
+)
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class Server:
+    """A `vllm serve` process on the loopback, or where `host` says. Use as a context manager, or `start` and `stop`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        log: Path,
+        name: str | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        flags: Sequence[str] = CPU_FLAGS,
+        environment: Mapping[str, str] = CPU_ENVIRONMENT,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self.model, self.name, self.log, self.timeout_s = model, name or model, log, timeout_s
+        self.host, self.port = host, port or free_port(host)
+        self._flags, self._environment = tuple(flags), dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of its OpenAI-compatible API."""
+        return f"http://{self.host}:{self.port}/v1"
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def command(self) -> list[str]:
+        """The command line."""
+        where = ["--host", self.host, "--port", str(self.port)]
+        return [str(executable()), "serve", self.model, "--served-model-name", self.name, *where, *self._flags]
+
+    def start(self) -> Self:
+        """Start it and wait until it is healthy.
+
+        Raises:
+            UserError: no vLLM, the port is in use, the server died, or it was not healthy in time (with its last log lines).
+        """
+        command = self.command()
+        if _port_in_use(self.host, self.port):
+            raise UserError(
+                f"port {self.port} of {self.host} is in use; stop what listens there or choose another port"
+            )
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as out:
+            self._process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **self._environment},
+            )
+        self._wait()
+        return self
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        shown = tqdm(
+            total=int(self.timeout_s),
+            desc=f"waiting for vLLM to serve {self.name}",
+            unit="s",
+            leave=False,
+            mininterval=5,
+        )
+        started = time.monotonic()
+        with shown:
+            while (waited := time.monotonic() - started) < self.timeout_s:
+                if self._process.poll() is not None:
+                    raise UserError(
+                        f"the vLLM server ended with {self._process.returncode} before it was healthy; {self.tail()}"
+                    )
+                if healthy(self.url):
+                    return
+                time.sleep(0.5)
+                shown.update(int(waited) - shown.n)
+        raise UserError(f"the vLLM server was not healthy after {self.timeout_s:.0f} s; {self.tail()}")
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 when it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else 0
+
+    def wait(self) -> None:
+        """Return when the server ends by itself.
+
+        Raises:
+            UserError: always then, with its last log lines; it is interrupted otherwise.
+        """
+        assert self._process is not None
+        code = self._process.wait()
+        raise UserError(f"the vLLM server of {self.name} ended with {code}; {self.tail()}")
+
+    def tail(self) -> str:
+        """Where its log is, and the last lines of it."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return f"its log is {self.log} and ends with\n" + "\n".join(text.splitlines()[-LOG_LINES:])
+
+    def stop(self) -> None:
+        """Stop the server and the workers it started: asked first, then killed."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()  # vLLM stops its own workers
+        try:
+            process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        if _group_signalled(process.pid, signal.SIGKILL):  # workers that outlived it
+            time.sleep(0.1)
+        process.wait(timeout=10)
+
+
+def executable() -> Path:
+    """The `vllm` command: of .venv-vllm, of this interpreter's environment, or of the PATH.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (ROOT / ".venv-vllm" / "bin" / "vllm", Path(sys.executable).parent / "vllm", shutil.which("vllm")):
+        if path is not None and Path(path).is_file():
+            return Path(path)
+    raise UserError(
+        "no vllm command found; run `make setup-vllm` (CPU), or install requirements/gpu.txt on a GPU machine"
+    )
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port nobody listens on at present."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def healthy(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether the server at `url` (its /v1 address) says that it is well."""
+    try:
+        with urllib.request.urlopen(url.removesuffix("/v1") + "/health", timeout=timeout_s) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _port_in_use(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+def _group_signalled(group: int, sign: int) -> bool:
+    """Send `sign` to the process group; False if it is gone."""
+    try:
+        os.killpg(group, sign)
+    except ProcessLookupError:
+        return False
+    return True

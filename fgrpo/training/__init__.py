@@ -1,0 +1,1 @@
+"""Training runs: checkpoints, processes, launching, the metrics file."""

@@ -1,0 +1,146 @@
+"""Stands around a transport, and never lies: a verdict, or a failed verdict with its reason.
+
+Equal calls in flight share one request; usable replies are kept on disk, found by the content of what was asked; nothing is
+sent without its pictures. Works under any number of event loops, one after the other or in several threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from fgrpo import schema
+from fgrpo.errors import UserError
+from fgrpo.files import json_line
+from fgrpo.images import file_url, hashed_url
+from fgrpo.types import Verdict
+from judges.base import Meter, failed_verdict
+from judges.cache import Cache
+from judges.client import LONGEST_WAIT_S, Transport, Unanswered
+from judges.requests import Call, Unusable
+
+Verdicts = tuple[Verdict, ...]
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two looks for a reply that another process asks for
+
+
+class Service:
+    """Asks the model that `config` names by `transport`.
+
+    Raises:
+        UserError: the cache file is unusable.
+    """
+
+    def __init__(self, config: schema.Judge, meter: Meter, transport: Transport) -> None:
+        self._config, self.meter, self._transport = config, meter, transport
+        self._cache = Cache(config.cache) if config.cache else None
+        self._under_way: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
+        self._under_way = WeakKeyDictionary()
+        self._fatal: str | None = None
+        # as long as asking may take with all its attempts; who dies meanwhile is found out by its process
+        self._claim_s = config.attempts * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
+        who = [config.model, config.reasoning_effort, config.max_completion_tokens]
+        self._start = json_line([*who, config.engine] if config.engine else who)  # a revision, a quantisation
+
+    async def ask_all(self, calls: Sequence[Call]) -> list[Verdicts]:
+        """The verdicts of each call, in order. Raises UserError for what holds for every call."""
+        results = await asyncio.gather(*(self.ask(call) for call in calls), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if not isinstance(result, BaseException)]
+
+    async def ask(self, call: Call) -> Verdicts:
+        """The verdicts of one call: from the cache, from an equal call under way, or from the model."""
+        self.meter.count("calls")
+        if self._fatal is not None:
+            raise UserError(self._fatal)
+        try:
+            seen = await asyncio.to_thread(self._read_pictures, call.images) if call.images else []
+        except UserError as error:
+            return self._failure(call, "a picture cannot be read", str(error))
+        key = self._key_of(call, [digest for _, digest in seen])
+        if self._cache is not None and (kept := self._cache.get(key)) is not None:
+            self.meter.count("cached")
+            return self._verdicts(call, kept)
+        under_way = self._under_way.setdefault(asyncio.get_running_loop(), {})
+        task = under_way.get(key)
+        if task is None:
+            task = under_way[key] = asyncio.create_task(self._ask_model(call, [url for url, _ in seen], key))
+            task.add_done_callback(lambda _: under_way.pop(key, None))
+        else:
+            self.meter.count("shared")
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Close this loop's connections and the cache."""
+        await self._transport.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _read_pictures(self, paths: Sequence[str]) -> list[tuple[str, str]]:
+        """(URL to send, sha256 of the picture as a data URL) of each."""
+        found = [hashed_url(path) for path in paths]
+        if self._config.images == "base64":
+            return found
+        return [(file_url(path) or url, digest) for path, (url, digest) in zip(paths, found, strict=True)]
+
+    def _key_of(self, call: Call, image_digests: Sequence[str]) -> str:
+        rest = json_line([call.text, call.schema, call.choices, list(image_digests)])
+        return hashlib.sha256((self._start + rest).encode("utf-8", "backslashreplace")).hexdigest()
+
+    async def _ask_model(self, call: Call, urls: Sequence[str], key: str) -> Verdicts:
+        if self._cache is None:
+            return self._verdicts(call, await self._reply(call, urls))
+        if (kept := await self._claimed(self._cache, key)) is not None:
+            self.meter.count("cached")
+            return self._verdicts(call, kept)
+        usable: str | None = None
+        try:
+            reply = await self._reply(call, urls)
+            verdicts = self._verdicts(call, reply)
+            usable = reply if isinstance(reply, str) and not verdicts[0].failed else None
+            return verdicts
+        finally:
+            if usable is not None:
+                self._cache.put(key, call.role, self._config.model, usable)
+            else:
+                self._cache.release(key)
+
+    async def _claimed(self, cache: Cache, key: str) -> str | None:
+        """Wait until nobody else asks for `key`; their reply if they got one, None if it is ours to ask."""
+        pause = _SHORTEST_PAUSE_S
+        while not cache.claim(key, self._claim_s):
+            await asyncio.sleep(pause)
+            if (kept := cache.get(key)) is not None:
+                return kept
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if (kept := cache.get(key)) is not None:  # it came between our look and our claim
+            cache.release(key)
+        return kept
+
+    async def _reply(self, call: Call, urls: Sequence[str]) -> str | Verdicts:
+        """The model's text, or failed verdicts."""
+        try:
+            return await self._transport.ask(call, urls)
+        except Unusable as error:
+            return self._failure(call, "unusable reply", str(error))
+        except Unanswered as error:
+            return self._failure(call, error.kind, str(error).removeprefix(f"{error.kind}: "))
+        except UserError as error:
+            self._fatal = str(error)  # so that later calls do not try
+            raise
+
+    def _verdicts(self, call: Call, reply: str | Verdicts) -> Verdicts:
+        if not isinstance(reply, str):
+            return reply
+        try:
+            labels = call.read(reply)
+        except Unusable as error:
+            return self._failure(call, "unusable reply", str(error))
+        return tuple(Verdict(label, why, False, self._config.model, call.prompt_hash) for label, why in labels)
+
+    def _failure(self, call: Call, kind: str, detail: str) -> Verdicts:
+        self.meter.fail(kind)
+        return (failed_verdict(f"{kind}: {detail[:300]}", self._config.model, call.prompt_hash),) * call.size

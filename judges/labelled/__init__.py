@@ -1,4 +1,0 @@
-"""Public sets whose labels people gave, one file each with a constant `LABELLED`, found by the file's name: they check a judge.
-
-None of them is shipped or downloaded. `python -m judges.validation --labelled vsr:/data/vsr --judge evaluation`.
-"""

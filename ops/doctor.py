@@ -1,0 +1,376 @@
+"""Says, before hours are spent, whether this machine can run a preset: versions, builds, tools, disk, data, endpoints.
+
+Each line is ok, warn (a part of the project will not work) or fail (this preset will not), with what to do. Versions are
+compared with constraints/*.txt; torch and vLLM are looked at without being imported. Exit code 1 if anything fails.
+
+Command: `make doctor PRESET=paper-7b` (`python -m ops.doctor --preset paper-7b`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from data_curation import source as sources
+from eval import base as benchmarks
+from fgrpo import runs, torchvision_shim
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.schema import Config, Serving
+from ops.connectivity import Finding, endpoints, ports
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "openai",
+)
+VERSIONS = ("core.txt", "rest.txt")
+SHIM_MODULE = "fgrpo_torchvision_shim.py"
+MINI_DISK_GB = 2  # ours: environments and a mini run
+DATA_DISK_GB = (
+    500  # ours: archives and pictures (`make data-download PLAN=1` has the exact figure), also while unpacked
+)
+IMPORT_TIMEOUT_S = 120.0
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Versions by package name: of a constraints file, or of the names in a file beside the two that hold versions."""
+    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    held = {plain(name): version.strip() for name, _, version in (line.partition("==") for line in lines) if version}
+    names = [plain(line) for line in lines if line and not line.startswith("-") and "==" not in line]
+    known = {k: v for file in VERSIONS for k, v in pins(path.with_name(file)).items()} if names else {}
+    return held | {name: known[name] for name in names}
+
+
+def plain(name: str) -> str:
+    """A distribution's name as pip compares it."""
+    return name.strip().lower().replace("_", "-")
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a distribution, without its local part ("+cpu"); None if it is not there."""
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(wanted: dict[str, str], source: str) -> Iterator[Finding]:
+    """Installed versions against the pins: a core package that differs is a failure, another a warning."""
+    others = []
+    for name, version in wanted.items():
+        found = installed(name)
+        if name not in CORE:
+            if found != version:
+                others.append(f"{name} {found or 'missing'} (pinned {version})")
+        elif found is None:
+            yield Finding("fail", f"{name} is missing", "run `make setup`")
+        elif found != version:
+            yield Finding(
+                "fail",
+                f"{name} {found}, pinned {version} in {source}",
+                f"pip install {name}=={version}, or `make setup`",
+            )
+    if others:
+        yield Finding(
+            "warn", f"{len(others)} other packages differ from {source}: {', '.join(others[:6])}", "run `make setup`"
+        )
+    yield Finding("ok", f"{len(wanted)} pins of {source} looked at")
+
+
+def torch_build() -> str | None:
+    """The CUDA version torch was built for, None for a CPU build; read from its files, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"^cuda[^=]*= *'([^']+)'", text, re.M)
+    return found.group(1) if found else None
+
+
+def devices() -> Iterator[Finding]:
+    """GPUs that the driver shows, and whether the torch build can use them."""
+    build = torch_build()
+    tool = shutil.which("nvidia-smi")
+    listing = subprocess.run([tool], capture_output=True, text=True, check=False).stdout if tool else ""
+    driver = re.search(r"CUDA Version: *(\d+)\.(\d+)", listing)
+    count = len(gpus())
+    if count and build is None:
+        advice = "make the environment from requirements/gpu.txt (pip install torch from PyPI)"
+        yield Finding("fail", f"{count} GPUs, but torch is a CPU build", advice)
+    elif count and driver and build and int(build.split(".")[0]) > int(driver.group(1)):
+        yield Finding(
+            "fail",
+            f"torch was built for CUDA {build}, the driver knows {driver.group(1)}.{driver.group(2)}",
+            "update the driver",
+        )
+    elif not count and build is not None:
+        yield Finding(
+            "warn", f"torch was built for CUDA {build} and there is no GPU", "fine; a CPU build is much smaller"
+        )
+    else:
+        yield Finding("ok", f"torch for {'CUDA ' + build if build else 'CPU'}, {count} GPUs")
+
+
+def compiler() -> Iterator[Finding]:
+    """CUDA's compiler, where there is one, against the CUDA that torch was built for."""
+    tool, build = shutil.which("nvcc"), torch_build()
+    if tool is None or build is None:
+        return
+    text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if found and found.group(1) != build.split(".")[0]:
+        words = f"nvcc is CUDA {found.group(1)}.{found.group(2)}, and torch was built for {build}"
+        yield Finding("warn", words, f"conda install -c conda-forge cuda-nvcc cuda-version={build}")
+    else:
+        yield Finding("ok", "nvcc and torch are of one CUDA")
+
+
+def torchvision() -> Iterator[Finding]:
+    """Whether a fresh interpreter can import torchvision and with it Qwen2.5-VL's processor."""
+    code = "import torchvision; from transformers import AutoProcessor"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=IMPORT_TIMEOUT_S
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("fail", f"torchvision does not load: {last}", f"{sys.executable} scripts/install_shim.py")
+        return
+    yield Finding("ok", "torchvision loads in a fresh interpreter")
+    spec = importlib.util.find_spec(SHIM_MODULE.removesuffix(".py"))
+    own = Path(str(torchvision_shim.__file__)).read_text(encoding="utf-8")
+    if spec and spec.origin and Path(spec.origin).read_text(encoding="utf-8") != own:
+        yield Finding(
+            "warn",
+            "the installed torchvision shim is older than this repository's",
+            f"{sys.executable} scripts/install_shim.py",
+        )
+
+
+def vllm(config: Config) -> Iterator[Finding]:
+    """vLLM here or in .venv-vllm, and its version."""
+    wanted = pins(ROOT / "constraints" / "gpu.txt").get("vllm", "")
+    needed = config.rl.rollout_engine != "transformers"
+    state: Literal["warn", "fail"] = "fail" if needed else "warn"
+    found = installed("vllm")
+    beside = sorted((ROOT / ".venv-vllm").glob("lib/python3*/site-packages/vllm-*.dist-info"))
+    if found is None and beside:
+        found = beside[-1].name.removeprefix("vllm-").removesuffix(".dist-info").split("+")[0]
+    if found is None:
+        advice = "make the environment from requirements/gpu.txt (GPU), or `make setup-vllm` (CPU, for tests)"
+        yield Finding(
+            state, "no vLLM" + (f", and rl.rollout_engine is {config.rl.rollout_engine}" if needed else ""), advice
+        )
+    elif found != wanted:
+        yield Finding(state, f"vLLM {found}, pinned {wanted}", f"pip install vllm=={wanted}")
+    else:
+        yield Finding("ok", f"vLLM {found}")
+
+
+def tools(config: Config) -> Iterator[Finding]:
+    """The DeepSpeed files of the preset, and the compiler and ninja for one that moves the optimizer's states to the CPU."""
+    for stage in ("sft", "rl"):
+        file = getattr(config, stage).deepspeed
+        try:
+            check_deepspeed(file, f"{stage}.deepspeed")
+        except UserError as error:
+            yield Finding("fail", str(error))
+        else:
+            if file is not None:
+                yield Finding("ok", f"{stage}.deepspeed: {file}")
+    if missing := missing_tools():
+        words = f"{' and '.join(missing)} not found (only DeepSpeed with offload_optimizer builds anything)"
+        yield Finding("warn", words, how_to_install(missing))
+    else:
+        yield Finding("ok", "g++ and ninja")
+
+
+def disk(config: Config, runs_root: str) -> Iterator[Finding]:
+    """Free space where runs and data go; for runs, what the stages that are still to be trained leave there at most."""
+    mini, root = config.world is not None, Path(runs_root)
+    wanted = {"data": DATA_DISK_GB, "runs": 0.0 if mini else checkpoint_gb(config, root)}
+    for name, folder in (("runs", root), ("data", Path(config.data.root))):
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        free, needed = shutil.disk_usage(existing).free / 1e9, MINI_DISK_GB if mini else wanted[name]
+        if free >= needed:
+            yield Finding("ok", f"{free:.0f} GB free for {name}")
+            continue
+        words = f"{free:.0f} GB free for {name} in {folder}, {needed:.0f} wanted"
+        advice = "free some, or choose another disk" + (
+            "" if mini or name == "data" else ", or OVERLAY=lora; `make plan` has the formula"
+        )
+        yield Finding("fail" if mini or name == "runs" else "warn", words, advice)
+
+
+def checkpoint_gb(config: Config, root: Path) -> float:
+    """What SFT and RL with this method are still going to write, by the plan's formulas."""
+    from ops.memory_estimate import shape_of
+    from ops.plan import GB, STAGES, checkpoints
+
+    shape, total = shape_of(config.models.base), 0.0
+    for stage in STAGES:
+        folder = runs.folder(config, stage if stage == "sft" else f"rl-{config.method}", root)
+        if not (folder / "done").exists():
+            there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            total += max(checkpoints(config, stage, shape).size - there, 0) / GB
+    return total
+
+
+def data(config: Config) -> Iterator[Finding]:
+    """Each training source and benchmark that the preset names: its folder is there and holds files."""
+    root = Path(config.data.root)
+    asked: list[tuple[str, Any, str]] = []
+    for source in map(sources.source, config.data.sources):
+        asked.append(("train", source, source.hub))
+    for benchmark in map(benchmarks.benchmark, config.eval.benchmarks):
+        asked.append(("bench", benchmark, benchmark.source))
+    halves = sorted(root.rglob("*.part"))[:3] if root.is_dir() else []
+    if halves:
+        names = ", ".join(str(path) for path in halves)
+        yield Finding(
+            "fail", f"half a download: {names}", f"`make data-download PRESET={config.preset}` goes on with it"
+        )
+    missing = []
+    for part, item, origin in asked:
+        folder = root / part / item.folder
+        files = getattr(item, "files", lambda place: list(place.iterdir()))
+        if not folder.is_dir() or not files(folder):
+            missing.append(f"{folder} ({origin})")
+    if not missing:
+        yield Finding("ok", f"data of {len(asked)} sources and benchmarks in {root}")
+    elif config.world is not None:
+        yield Finding("ok", f"{root} is written by `make data`")
+    for entry in missing if config.world is None else ():
+        yield Finding(
+            "fail", f"no data in {entry}", f"`make data-download PRESET={config.preset}`, or by hand: docs/data.md"
+        )
+
+
+def models(config: Config) -> Iterator[Finding]:
+    """Base and teacher: a folder with a model, or in the hub's cache; and the package of the questions' embedder."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if config.data.embedder == "sentence-transformers" and installed("sentence-transformers") is None:
+        advice = "pip install sentence-transformers, or SET=data.embedder=hashing"
+        yield Finding("fail", "data.embedder is sentence-transformers, which is not installed", advice)
+    wanted = {config.models.base: "base"}
+    if config.engine.kind == "transformers":
+        wanted.setdefault(config.models.teacher, "teacher")
+    for name, role in wanted.items():
+        if (Path(name) / "config.json").is_file():
+            yield Finding("ok", f"{role} model {name}")
+            continue
+        try:
+            cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        except HFValidationError:
+            cached = False
+        if cached:
+            yield Finding("ok", f"{role} model {name} in the hub's cache")
+        elif config.world is not None:
+            yield Finding(
+                "fail", f"no {role} model in {name}", "run `make backbone`, or get the shipped one back from git"
+            )
+        else:
+            yield Finding("warn", f"{role} model {name} is not downloaded", f"hf download {name}")
+
+
+def layout(config: Config) -> Iterator[Finding]:
+    """Whether this machine has the GPUs that the preset trains and serves on, and whether their memory is enough."""
+    found = gpus()
+    trained = {stage: getattr(config, stage).precision == "bf16" for stage in ("sft", "rl")}
+    for stage, needs in trained.items():
+        wanted = getattr(config.launch, f"{stage}_processes")
+        if needs and wanted > len(found):
+            advice = (
+                f"SET=launch.{stage}_processes={len(found)}"
+                if found
+                else "train on a GPU machine; PRESET=mini runs on a CPU"
+            )
+            yield Finding("fail", f"{stage} runs {wanted} processes, one a GPU, and {len(found)} are here", advice)
+        elif needs:
+            yield Finding("ok", f"{wanted} GPUs for {stage}")
+    if found and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
+        advice = "pip install flash-attn --no-build-isolation; without it attention is torch's own, which is slower"
+        yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
+    if found and any(trained.values()):
+        yield from _memory(config, min(gpu.gib for gpu in found))
+    if config.engine.kind == "openai" and found:
+        for role in ("teacher", "judge"):
+            serving: Serving = getattr(config.serve, role)
+            wanted = serving.tensor_parallel * serving.data_parallel
+            if wanted > len(found):
+                advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(found)}"
+                yield Finding("warn", f"serving the {role} takes {wanted} GPUs, and {len(found)} are here", advice)
+
+
+def _memory(config: Config, gib: float) -> Iterator[Finding]:
+    """What `make plan` expects a GPU to hold, against what the smallest one has."""
+    from ops.assumptions import Assumptions
+    from ops.memory_estimate import shape_of
+    from ops.plan import STAGES, likely_memory
+
+    shape = shape_of(config.models.base)
+    for stage in STAGES:
+        wanted = sum(part.size for part in likely_memory(config, stage, shape, Assumptions())) / 2**30
+        if wanted > gib:
+            advice = "more GPUs, OVERLAY=lora, or a smaller micro-batch; `make plan` shows the parts"
+            yield Finding("fail", f"{stage} is likely to take {wanted:.0f} GiB of a GPU that has {gib:.0f}", advice)
+        else:
+            yield Finding("ok", f"{stage} is likely to take {wanted:.0f} of a GPU's {gib:.0f} GiB")
+
+
+def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
+    """All findings for a configuration, in order."""
+    file = "gpu.txt" if torch_build() else "cpu.txt"
+    wanted = pins(ROOT / "constraints" / file)
+    wanted.pop("vllm", None)  # looked at on its own
+    yield from versions(wanted, f"constraints/{file}")
+    yield from devices()
+    yield from compiler()
+    yield from torchvision()
+    yield from vllm(config)
+    yield from tools(config)
+    yield from layout(config)
+    yield from disk(config, root)
+    yield from models(config)
+    yield from data(config)
+    yield from endpoints(config)
+    yield from ports(config)
+
+
+def main() -> None:
+    """Print the findings; exit code 1 if one of them is a failure."""
+    from fgrpo.cli import parser, run
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        failed = 0
+        for finding in examine(config, args.runs):
+            print(finding, flush=True)
+            failed += finding.state == "fail"
+        if failed:
+            sys.exit(1)
+
+    run(body, parser("what this machine lacks for a preset, and what to do about it"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""What a run will take before it takes it: calls, tokens, GPU hours, memory a GPU, KV cache, judge cost and disk.
+
+From the preset, the real model built without weights (`ops.memory_estimate`) and the assumptions of configs/plan.yaml. Every line
+says its formula; "at most" marks upper bounds: searches end early, replies are shorter than their limit, and training judges
+see correct rollouts only. Throughput, lengths and prices are assumptions, printed at the end with their source: replace them
+(`--assume sampling.teacher=600`). What stages of this preset have already taken is printed beside.
+
+Command: `make plan PRESET=paper-7b` (`python -m ops.plan --preset paper-7b --overlay lora --assume gpu.utilisation=0.4`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from fgrpo import runs
+from fgrpo.config import load
+from fgrpo.inference.budget import Budget
+from fgrpo.schema import Config
+from fgrpo.training.checkpoints import SFT_KEPT
+from ops import memory_estimate
+from ops.assumptions import Assumptions
+from ops.memory_estimate import Part, Shape
+from ops.workload import Line, demand, likely_tokens, rl_updates, sft_batch, sft_updates
+
+BYTES = {"fp32": 4, "bf16": 2}  # a weight
+GB = 1e9
+STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
+
+
+def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
+    """GPU hours of the updates of SFT and RL, in words."""
+    flops = assume["gpu.tflops"] * 1e12 * assume["gpu.utilisation"]
+    length = round(assume["lengths.prompt"] + assume["lengths.response"])
+    out = []
+    for stage in STAGES:
+        if stage == "sft":
+            seen, passes, why = sft_updates(config) * sft_batch(config), 8, "forward 2, again 2, backward 4"
+        else:
+            seen = rl_updates(config) * config.rl.global_batch * config.rl.group_size
+            passes, why = 12, "old and reference log-probabilities 2 + 2, update 8"
+        hours = seen * length * passes * shape.parameters / flops / 3600
+        gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
+        out.append(
+            f"{stage:10} {hours:>10.2f} GPU hours, {hours / gpus:.2f} on {gpus}: {seen:,} sequences x {length:,} tokens x "
+            f"{passes} FLOP x {shape.parameters:,} parameters ({why}) / ({assume['gpu.tflops']:g} TFLOP/s x {assume['gpu.utilisation']:g})"
+        )
+    return out
+
+
+def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> int:
+    """Parameters that a stage trains: the adapters alone with LoRA."""
+    section: Any = getattr(config, stage)
+    if section.lora is not None:
+        return shape.adapters(section.lora)
+    return shape.trainable(freeze_vision=section.freeze_vision, freeze_projector=section.freeze_projector)
+
+
+def memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, length: int, reply: int) -> list[Part]:
+    """What one GPU holds in SFT or RL, at sequences of `length` tokens (`reply` of them with logits)."""
+    section: Any = getattr(config, stage)
+    trainable = trained_parameters(config, stage, shape)
+    gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
+    half = section.precision == "bf16"
+    rows = config.sft.batch_size if stage == "sft" else config.rl.micro_batch
+    states = memory_estimate.states(
+        shape,
+        trainable,
+        gpus,
+        sharding(section.deepspeed),
+        half=half,
+        adapters=section.lora is not None,
+        reference=stage == "rl" and config.rl.kl_coef > 0 and section.lora is None,
+    )
+    checkpointing = stage == "sft" or config.rl.gradient_checkpointing
+    return [
+        *states,
+        *memory_estimate.activations(shape, rows * length, rows * reply, half=half, checkpointing=checkpointing),
+    ]
+
+
+def sharding(settings: str | None) -> memory_estimate.Sharding:
+    """How a DeepSpeed file shards; "none" without one."""
+    if settings is None:
+        return "none"
+    stage = json.loads(Path(settings).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    names: dict[int, memory_estimate.Sharding] = {3: "zero3", 2: "zero2"}
+    return names.get(stage, "none")
+
+
+def cache(config: Config, shape: Shape, assume: Assumptions) -> str:
+    """The KV cache of a generation of rollouts, and how much of it a GPU of the rollout server holds."""
+    rl, serving = config.rl, config.serve.rollouts
+    number = BYTES[rl.precision]
+    each = memory_estimate.cache_bytes(shape, number)
+    rollouts = rl.rollout_batch * rl.group_size
+    most = rollouts * (rl.max_prompt_length + rl.max_response_length)
+    likely = rollouts * round(assume["lengths.prompt"] + assume["lengths.response"])
+    free = assume["gpu.memory_gb"] * GB * serving.memory_share - number * shape.parameters / serving.tensor_parallel
+    return (
+        f"KV cache   {each:,} bytes a token (2 x {shape.layers} layers x {shape.kv_width} wide x {number}); a generation of "
+        f"{rollouts} rollouts: at most {most * each / GB:,.0f} GB, likely {likely * each / GB:,.1f} GB; a GPU of "
+        f"{assume['gpu.memory_gb']:g} GB has about {max(free, 0) / GB:,.0f} GB for it beside the weights, vLLM queues the rest"
+    )
+
+
+def parameters(config: Config) -> int:
+    """Parameters of `models.base`, counted on the model built without weights."""
+    return memory_estimate.shape_of(config.models.base).parameters
+
+
+def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
+    """What a line of judging costs, in words."""
+    assert line.judge is not None
+    judge = line.judge
+    if judge.backend != "openai" or not line.calls:
+        return (
+            f"{line.stage:10} nothing: {'no calls' if not line.calls else f'the backend {judge.backend} asks nobody'}"
+        )
+    length = assume["lengths.extract_prompt" if line.stage == "extract" else "lengths.judge_prompt"]
+    reads, writes = round(line.calls * length), line.tokens
+    counted = f"{reads:,} tokens read, at most {writes:,} written"
+    prices = (judge.prompt_price, judge.completion_price) if price is None else (0.0, price)
+    money = Budget(*prices).price(reads, writes)
+    if money is None:
+        role = {"judge-rl": "training", "judge-eval": "evaluation", "extract": "extraction"}[line.stage]
+        return f"{line.stage:10} {judge.model}: {counted}; set judges.{role}.prompt_price and completion_price for its cost"
+    return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices a million: {prices[0]:g}, {prices[1]:g})"
+
+
+def checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> Part:
+    """What a trained stage has on the disk at most: one checkpoint is written before the oldest goes."""
+    section: Any = getattr(config, stage)
+    kept = SFT_KEPT if stage == "sft" else config.rl.keep_checkpoints
+    number = math.ceil(rl_updates(config) / config.rl.save_steps) if kept is None else kept + 1
+    trained, adapters = trained_parameters(config, stage, shape), section.lora is not None
+    whole = 2 if stage == "sft" else 1  # the best state and a new best one, or the last one
+    return memory_estimate.checkpoints(
+        shape, trained, number, whole, half=section.precision == "bf16", adapters=adapters
+    )
+
+
+def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list[str]:
+    """Disk of SFT, of RL with one method, and of what sampling writes, in words."""
+    parts = [(stage, checkpoints(config, stage, shape)) for stage in STAGES]
+    trained = [f"{stage:10} about {part.size / GB:,.1f} GB: {part.formula}" for stage, part in parts]
+    each = assume["disk.bytes_a_token"]
+    how = f"{tokens:,} tokens x {each:g} bytes (trees, rollouts, answers, verdicts)"
+    return [*trained, f"texts      about {tokens * each / GB:,.2f} GB: {how}"]
+
+
+MEASURED = {  # counts of a stage's manifest that stand for its calls
+    "data": ("rollouts/scored", "data.difficulty_rollouts"),
+    "mcts": ("completions", ""),
+}
+
+
+def measured(config: Config, root: str | Path) -> list[str]:
+    """What stages of this preset have taken so far, beside what was planned."""
+    planned: Mapping[str, Line] = {line.stage: line for line in demand(config)}
+    out = []
+    for stage in ("data", "mcts", "sft", f"rl-{config.method}"):
+        path = runs.folder(config, stage, root) / "manifest.json"
+        if not path.is_file():
+            continue
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = f"{stage:10} {(manifest['seconds'] + manifest.get('parts_seconds', 0.0)) / 3600:.2f} hours"
+        if stage in MEASURED:
+            name, times = MEASURED[stage]
+            calls = manifest["counts"].get(name, 0) * (config.data.difficulty_rollouts if times else 1)
+            text += (
+                f", {calls:,} continuations ({calls / planned[stage].calls:.0%} of the plan's {planned[stage].calls:,})"
+            )
+        out.append(text)
+    return out
+
+
+def report(config: Config, assume: Assumptions, root: str | Path, price: float | None = None) -> list[str]:
+    """The whole plan, line by line."""
+    shape = memory_estimate.shape_of(config.models.base)
+    lines = demand(config, assume)
+    out = [f"plan for preset {config.preset}, method {config.method}"]
+    if config.world is not None:
+        out.append("the miniature runs on a CPU: hours below are what a GPU of the paper's would take")
+    mcts = config.mcts
+    steps = mcts.simulations * mcts.children * (1 + mcts.rollouts)
+    most = mcts.simulations * mcts.children * (mcts.expand_attempts + mcts.rollouts)
+    out += [
+        f"a tree asks for {steps} continuations where every proposal is taken, for {most} at most where many are rejected, "
+        f"likely for {steps * assume['search.expanded']:.0f}: searches end early",
+        "",
+    ]
+    out += [f"{'stage':10} {'calls':>12} {'tokens <=':>16} {'likely':>16} {'GPU hours':>10}  how"]
+    likely = {line.stage: likely_tokens(line, config, assume) for line in lines}
+    for line in lines:
+        served = line.sampler and (line.judge is None or line.judge.backend == "openai")
+        hours = likely[line.stage] / assume[f"sampling.{line.sampler}"] / 3600 if served else 0.0
+        out.append(
+            f"{line.stage:10} {line.calls:>12,} {line.tokens:>16,} {likely[line.stage]:>16,} {hours:>10.2f}  {line.formula}"
+        )
+    out.append(
+        "likely: calls x lengths.* up to the limit, half of it in a tree, x search.expanded, difficulty.read, extraction.asked"
+    )
+    out.append("GPU hours: likely tokens (written) / sampling.<who samples> / 3600; that rate covers reading")
+    out += ["", "training (likely lengths)", *training_hours(config, shape, assume)]
+    out += [
+        "",
+        f"memory of one GPU ({config.models.base}: {shape.parameters:,} parameters, vision {shape.encoder + shape.projector:,})",
+    ]
+    for stage in STAGES:
+        out += _memory_lines(config, stage, shape, assume)
+    out += [cache(config, shape, assume)]
+    out += ["", "judges", *(judge_cost(line, assume, price) for line in lines if line.judge)]
+    out += ["", "disk", *disk(config, shape, sum(likely.values()), assume)]
+    if found := measured(config, root):
+        out += ["", "measured in this preset's run folders", *found]
+    return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]
+
+
+def likely_memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[Part]:
+    """What one GPU holds at sequences of the assumed length."""
+    most, replies = _limits(config, stage)
+    reply = min(replies, round(assume["lengths.response"]))
+    length = min(most, round(assume["lengths.prompt"]) + reply)
+    return memory(config, stage, shape, length, length if stage == "sft" else reply)
+
+
+def _limits(config: Config, stage: Literal["sft", "rl"]) -> tuple[int, int]:
+    """The longest sequence, and how many of its tokens have logits."""
+    if stage == "sft":
+        return config.sft.max_length, config.sft.max_length
+    return config.rl.max_prompt_length + config.rl.max_response_length, config.rl.max_response_length
+
+
+def _memory_lines(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[str]:
+    most, replies = _limits(config, stage)
+    parts = likely_memory(config, stage, shape, assume)
+    upper = sum(part.size for part in memory(config, stage, shape, most, replies))
+    total = sum(part.size for part in parts)
+    room = "" if upper <= assume["gpu.memory_gb"] * GB else f", more than the GPU's {assume['gpu.memory_gb']:g}"
+    return [
+        f"{stage:10} {total / GB:>8.1f} GB likely, {upper / GB:.1f} GB with every sequence at its limit of {most:,} tokens{room}",
+        *(f"{'':10} {part.size / GB:>8.1f} GB {part.name}: {part.formula}" for part in parts),
+    ]
+
+
+def main() -> None:
+    """Print the plan."""
+    from fgrpo.cli import parser, run
+
+    def body(args: argparse.Namespace) -> None:
+        config = load(args.preset, args.method, args.set)
+        print("\n".join(report(config, Assumptions(args.assume), args.runs, args.judge_price)))
+
+    arguments = parser("what a run will take: calls, tokens, hours, memory, cost, disk")
+    arguments.add_argument(
+        "--assume", nargs="*", default=[], metavar="KEY=VALUE", help="assumptions of configs/plan.yaml"
+    )
+    arguments.add_argument("--judge-price", type=float, metavar="PRICE", help="of a million tokens that judges write")
+    run(body, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What the stages of a configuration ask for: calls, tokens and updates, each with the formula that it was worked out by.
+
+Counts alone: nothing here knows of hours, memory or money (`ops.plan` makes those of it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fgrpo.schema import Config, Judge
+from ops.assumptions import Assumptions
+
+JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
+MODELS = ("openai", "vllm")  # backends of judges that are models
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage's demand: sampled continuations, tokens written at most, who samples them, and how that was worked out.
+
+    `sampler` is the key of its throughput (`sampling.<sampler>`), "" where nothing is sampled.
+    """
+
+    stage: str
+    calls: int
+    tokens: int
+    formula: str
+    sampler: str = ""
+    judge: Judge | None = None
+
+
+def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
+    """Calls and tokens of the stages that sample or train, in the order of the chain.
+
+    Args:
+        assume: how many sentences of a reasoning are judged; by default what configs/plan.yaml says.
+    """
+    sentences = round((assume or Assumptions())["judging.sentences"])
+    data, mcts, rl = config.data, config.mcts, config.rl
+    wanted = sum(source.rl for source in data.sources.values())
+    seeds = sum(source.seed for source in data.sources.values())
+    difficulty = wanted * data.difficulty_rollouts
+    steps = seeds * mcts.simulations * mcts.children
+    generations = rl_updates(config)
+    rollouts = generations * rl.global_batch * rl.group_size
+    return [
+        Line(
+            "data",
+            difficulty,
+            difficulty * data.difficulty_max_new_tokens,
+            f"at least {wanted:,} questions x {data.difficulty_rollouts} rollouts (more are read where the filter drops many)",
+            "base",
+        ),
+        Line(
+            "mcts",
+            steps * (1 + mcts.rollouts),
+            steps * (mcts.step_max_new_tokens + mcts.rollouts * mcts.rollout_max_new_tokens),
+            f"{seeds:,} trees x {mcts.simulations} simulations x {mcts.children} children x (1 step + {mcts.rollouts} rollouts); "
+            f"more only where proposals are rejected, of which each expansion asks for up to {mcts.expand_attempts} rounds",
+            "teacher",
+        ),
+        Line(
+            "sft",
+            sft_updates(config),
+            0,
+            f"updates: at most {traces(config):,} traces x {config.sft.epochs:g} epochs / {sft_batch(config)} a batch",
+        ),
+        Line(
+            "rl",
+            rollouts,
+            rollouts * rl.max_response_length,
+            f"{generations:,} updates x {rl.global_batch} prompts x {rl.group_size} rollouts",
+            "rollouts",
+        ),
+        _training_judges(config, rollouts, sentences),
+        *_evaluation(config, sentences),
+    ]
+
+
+def traces(config: Config) -> int:
+    """Traces that SFT trains on, at most."""
+    chains = {"direct": config.mcts.direct_chains, "corrected": config.mcts.corrected_chains}
+    return sum(s.seed for s in config.data.sources.values()) * sum(chains[kind] for kind in config.sft.traces)
+
+
+def sft_batch(config: Config) -> int:
+    """Traces an update of SFT, over all processes."""
+    sft, launch = config.sft, config.launch
+    return sft.batch_size * sft.gradient_accumulation * launch.sft_processes * launch.machines
+
+
+def sft_updates(config: Config) -> int:
+    """Updates of SFT."""
+    if config.sft.max_steps > 0:
+        return config.sft.max_steps
+    return round(traces(config) * config.sft.epochs / sft_batch(config))
+
+
+def rl_updates(config: Config) -> int:
+    """Updates of RL."""
+    wanted = sum(source.rl for source in config.data.sources.values())
+    return config.rl.max_steps if config.rl.max_steps > 0 else round(wanted * config.rl.epochs / config.rl.global_batch)
+
+
+def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
+    """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
+    asked = [name for name in JUDGED if name in {*config.rl.signals, *config.rl.monitor}]
+    judge = config.judges.training
+    return Line(
+        "judge-rl",
+        rollouts * sum(_calls(judge, name, sentences) for name in asked),
+        rollouts * sum(_reply(judge, name, sentences) for name in asked),
+        f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts, of {sentences} sentences; correct ones only are judged",
+        "judge",
+        judge,
+    )
+
+
+def _reply(judge: Judge, reward: str, sentences: int) -> int:
+    """Tokens that are written about one rollout at most; the oracle and recorded verdicts write none."""
+    if judge.backend not in MODELS:
+        return 0
+    calls = _calls(judge, reward, sentences)
+    return calls * judge.room(sentences if reward == "semantic_grounding" and calls == 1 else 1)
+
+
+def _calls(judge: Judge, reward: str, sentences: int) -> int:
+    """Calls about one rollout: grounding is asked in one, or sentence by sentence."""
+    return sentences if reward == "semantic_grounding" and judge.sentence_calls else 1
+
+
+def _evaluation(config: Config, sentences: int) -> list[Line]:
+    """Answers of every model that `make eval` evaluates, and the judges' verdicts on them."""
+    settings = config.eval
+    per_benchmark = config.world.bench_per_benchmark if config.world is not None else 0
+    questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.benchmarks)
+    answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
+    judge, extractor = config.judges.evaluation, config.judges.extraction
+    return [
+        Line(
+            "eval",
+            answers,
+            answers * settings.max_new_tokens,
+            f"at most {questions:,} questions x {len(settings.models)} models x {1 + settings.sampled_rollouts} answers",
+            "model",
+        ),
+        Line(
+            "judge-eval",
+            answers * sum(_calls(judge, name, sentences) for name in JUDGED),
+            answers * sum(_reply(judge, name, sentences) for name in JUDGED),
+            f"at most {len(JUDGED)} judges x answers, of {sentences} sentences; direct answers are not judged",
+            "judge",
+            judge,
+        ),
+        Line(
+            "extract",
+            answers,
+            answers * _reply(extractor, "extraction", sentences),
+            "at most one call an answer; the rules read nearly all of them",
+            "extractor",
+            extractor,
+        ),
+    ]
+
+
+def likely_tokens(line: Line, config: Config, assume: Assumptions) -> int:
+    """Tokens that a line is likely to write: as long as assumed, never past the limit."""
+    if not line.calls or not line.sampler:
+        return 0
+    limit = line.tokens / line.calls
+    share = {"mcts": "search.expanded", "data": "difficulty.read", "extract": "extraction.asked"}.get(line.stage)
+    calls = line.calls * (assume[share] if share else 1.0)
+    # a tree's steps are a line each, its rollouts about half a reasoning
+    length = assume["lengths.judge_reply" if line.judge else "lengths.response"] / (2 if line.stage == "mcts" else 1)
+    return round(calls * min(limit, length))

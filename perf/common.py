@@ -1,0 +1,76 @@
+"""What the benchmarks share: the run they start from, medians, and one Markdown table each.
+
+Every script stands outside the packages (nothing imports it), reads a finished SFT stage (`make sft`), writes below a folder
+that is thrown away, and prints a heading, a sentence, and one table. Figures are medians; ratios hold on other machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fgrpo import cli, config, runs
+from fgrpo.schema import Config
+
+WARM_UP = 1  # first steps that are left out: they fill caches
+
+
+def main(doc: str, body: Callable[[argparse.Namespace], None]) -> None:
+    """Command line of one benchmark: that of the stages."""
+    cli.run(body, cli.parser(doc.splitlines()[0]))
+
+
+def load(args: argparse.Namespace, method: str, *overrides: str) -> Config:
+    """The preset with one method, the caller's overrides, and the benchmark's own, which win."""
+    return config.load(args.preset, method, [*args.set, *overrides])
+
+
+@contextmanager
+def borrowed_stages(args: argparse.Namespace) -> Iterator[Path]:
+    """A runs root that is thrown away, in which the stages before RL are those of the real one."""
+    cfg = load(args, args.method)
+    with TemporaryDirectory() as root:
+        for stage in ("data", "sft"):
+            made = runs.require(runs.folder(cfg, stage, args.runs) / "done", stage).parent
+            here = runs.folder(cfg, stage, root)
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(made.resolve())
+        yield Path(root)
+
+
+@contextmanager
+def generated_by(trainer: Any = None) -> Iterator[None]:
+    """While inside, the RL stage builds `trainer` where it would build `rl.in_process_trainer.LocalTrainer`; nothing changes without one."""
+    import rl.train
+
+    chosen: Any = rl.train.LocalTrainer
+    rl.train.LocalTrainer = chosen if trainer is None else trainer  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        rl.train.LocalTrainer = chosen  # type: ignore[misc]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def median(values: Sequence[float]) -> float:
+    """Median of what is there; 0 without values."""
+    return statistics.median(values) if values else 0.0
+
+
+def show(title: str, words: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print one section: heading, sentence, table."""
+    rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(headings))) + "|"
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (headings, *rows)]
+    print("\n".join([f"## {title}", "", words, "", lines[0], rule, *lines[1:], ""]), flush=True)

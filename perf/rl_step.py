@@ -1,0 +1,55 @@
+"""Where one RL step's time goes, with TRL's own generation and with ours (`rl.in_process_trainer`), from two short runs of rl.train.
+
+Command: `python -m perf.rl_step --preset mini` (after `make sft`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import rl.train
+from fgrpo.files import read_jsonl
+from perf.common import WARM_UP, borrowed_stages, generated_by, load, main, median, show
+from rl.in_process_trainer import LocalTrainer
+from rl.trainer import FaithfulGRPOTrainer
+
+STEPS = 8
+PARTS = {
+    "generation": "generation",
+    "logprobs": "log-probabilities",
+    "judging": "waiting for judges",
+    "update": "update",
+}
+
+
+def profile(args: argparse.Namespace, trainer: type[FaithfulGRPOTrainer]) -> dict[str, float]:
+    """Median seconds of each part of a step, and of the whole step, under this trainer."""
+    cfg = load(args, args.method, f"rl.max_steps={STEPS}", f"rl.save_steps={STEPS}")
+    with generated_by(trainer), borrowed_stages(args) as root:
+        lines = list(read_jsonl(Path(rl.train.train(cfg, root)) / "metrics.jsonl"))[WARM_UP:]
+    return {part: median([line[f"seconds/{part}"] for line in lines]) for part in (*PARTS, "step")}
+
+
+def body(args: argparse.Namespace) -> None:
+    """Two runs, one table."""
+    before, after = profile(args, FaithfulGRPOTrainer), profile(args, LocalTrainer)
+    rows = []
+    for part, words in {**PARTS, "step": "**whole step**"}.items():
+        ratio = f"{before[part] / after[part]:.1f}" if after[part] > 0.01 * after["step"] else "–"
+        shares = (f"{times[part] / times['step']:.0%}" for times in (before, after))
+        rows.append((words, *shares, ratio))
+    show(
+        "One RL step",
+        f"Share of the median step's time ({STEPS - WARM_UP} steps, method {args.method}, one core); the last column is how "
+        "many times longer TRL's own path takes. Judges work beside the log-probabilities; what is left is waiting. Done about the "
+        "largest parts: generation has a decoder of its own (a group's prompt read once, finished rows leave the batch), a frozen "
+        "vision tower sees each picture once a step, and rows go through the model with others about as long, without padding. "
+        "What is left is the update, matrix products of forward and backward.",
+        ("part", "TRL's path", "LocalTrainer", "TRL's / ours"),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main(__doc__ or "", body)

@@ -1,0 +1,56 @@
+"""Append-only files after a kill: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fgrpo.errors import UserError
+from fgrpo.files import Appender, read_jsonl
+
+
+def test_a_torn_last_line_is_cut_and_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with Appender(path) as out:
+        out.add({"id": "a"})
+        out.add({"id": "b"})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "c", "te')
+    assert [item["id"] for item in read_jsonl(path)] == ["a", "b"]
+    with Appender(path) as out:
+        assert "a" in out and "c" not in out and len(out) == 2
+        out.add({"id": "c"})
+    assert path.read_bytes() == whole + b'{"id": "c"}\n'
+
+
+def test_nothing_twice(tmp_path: Path) -> None:
+    with Appender(tmp_path / "x.jsonl") as out:
+        out.add({"id": "a"})
+        with pytest.raises(ValueError, match="already holds"):
+            out.add({"id": "a"})
+
+
+def test_a_broken_line_inside_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"}\n{oops\n{"id": "b"}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl, line 2"):
+        list(read_jsonl(path))
+
+
+def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing"):
+        list(read_jsonl(tmp_path / "no.jsonl"))
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    with Appender(tmp_path / "x.jsonl") as out, pytest.raises(ValueError, match="JSON compliant"):
+        out.add({"id": "a", "value": float("nan")})
+
+
+def test_a_file_with_only_a_torn_line_starts_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"')
+    with Appender(path) as out:
+        assert len(out) == 0
+    assert path.read_text() == ""

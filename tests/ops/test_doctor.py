@@ -1,0 +1,225 @@
+"""`make doctor` on broken machines: every finding says what to do, and the exit code says whether the preset can run."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fgrpo import hardware
+from fgrpo.config import load
+from fgrpo.hardware import Gpu
+from fgrpo.inference import addresses
+from fgrpo.inference.addresses import Address
+from ops import connectivity, doctor, memory_estimate, plan
+from ops.connectivity import Finding
+
+ROOT = Path(__file__).resolve().parents[2]
+SMI = """#!/bin/sh
+case "$1" in
+--query-gpu*) i=0; while [ $i -lt {count} ]; do echo "NVIDIA H100 80GB HBM3, 81559"; i=$((i+1)); done ;;
+*) echo "| NVIDIA-SMI 550.54   Driver Version: 550.54   CUDA Version: {cuda} |" ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """machine(gpus, cuda): an nvidia-smi that shows so many GPUs."""
+
+    def make(count: int, cuda: str = "13.0") -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(SMI.format(count=count, cuda=cuda))
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    yield make
+
+
+def failures(findings: Iterator[Finding]) -> list[str]:
+    found = list(findings)
+    assert all(f.advice or f.state == "ok" for f in found), "every finding says what to do"
+    return [str(f) for f in found if f.state == "fail"]
+
+
+def test_gpus_are_those_of_the_driver_and_of_cuda_visible_devices(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(8)
+    assert len(hardware.gpus()) == 8
+    assert hardware.gpus()[0] == Gpu("NVIDIA H100 80GB HBM3", 81559 / 1024)
+    for value, count in (("0,1", 2), ("", 0), ("-1", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert len(hardware.gpus()) == count
+
+
+def test_a_cpu_build_beside_gpus_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(2)
+    monkeypatch.setattr(doctor, "torch_build", lambda: None)
+    (line,) = failures(doctor.devices())
+    assert "2 GPUs, but torch is a CPU build" in line
+    assert "requirements/gpu.txt" in line
+
+
+def test_an_old_driver_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(1, "12.4")
+    monkeypatch.setattr(doctor, "torch_build", lambda: "13.0")
+    (line,) = failures(doctor.devices())
+    assert "built for CUDA 13.0, the driver knows 12.4" in line
+
+
+def test_a_compiler_of_another_cuda_is_said(tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(1)
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    for build, states in (("13.0", ["warn"]), ("12.8", ["ok"]), (None, [])):
+        monkeypatch.setattr(doctor, "torch_build", lambda build=build: build)
+        assert [f.state for f in doctor.compiler()] == states
+
+
+def test_too_few_gpus_for_the_preset(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(4)
+    lines = failures(doctor.layout(load("paper-7b")))
+    assert any("sft runs 8 processes, one a GPU, and 4 are here" in line for line in lines)
+    assert any("SET=launch.rl_processes=4" in line for line in lines)
+    machine(0)
+    assert all("PRESET=mini" in line for line in failures(doctor.layout(load("paper-7b"))))
+    assert failures(doctor.layout(load("mini"))) == []
+    monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("H100", 79.6)] * 8)
+    assert failures(doctor.layout(load("paper-7b"))) == []
+
+
+def test_too_small_gpus_for_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("T4", 15.0)] * 8)
+    lines = failures(doctor.layout(load("paper-7b")))
+    assert len(lines) == 2
+    assert all("of a GPU that has 15" in line and "OVERLAY=lora" in line for line in lines)
+
+
+def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    pins = tmp_path / "constraints"
+    pins.mkdir()
+    for name in ("gpu.txt", "core.txt", "rest.txt"):
+        (pins / name).write_text((ROOT / "constraints" / name).read_text())
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    (line,) = failures(doctor.vllm(load("paper-7b")))
+    assert "no vLLM, and rl.rollout_engine is vllm-server" in line
+    assert failures(doctor.vllm(load("mini"))) == []
+    monkeypatch.setattr(doctor, "installed", lambda name: "0.22.0")
+    (line,) = failures(doctor.vllm(load("paper-7b")))
+    assert "vLLM 0.22.0, pinned 0." in line
+
+
+def test_a_full_disk_and_missing_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = type("Usage", (), {"free": 1e9})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert any("1 GB free for runs" in line for line in failures(doctor.disk(load("mini"), str(tmp_path))))
+    assert any("wanted" in line for line in failures(doctor.disk(load("paper-7b"), str(tmp_path))))
+    (line,) = failures(doctor.models(load("mini", overrides=[f"models.base={tmp_path}/none"])))[:1]
+    assert "no base model in" in line
+
+
+def test_the_embedder_of_the_paper_presets_is_no_part_of_the_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    here = "models.base=miniworld/backbone"
+    (line,) = failures(doctor.models(load("paper-7b", overrides=[here])))
+    assert "data.embedder is sentence-transformers" in line and "pip install" in line
+    assert failures(doctor.models(load("paper-7b", overrides=[here, "data.embedder=hashing"]))) == []
+
+
+def test_the_disk_that_is_wanted_is_the_plans_for_what_is_still_to_be_trained(tmp_path: Path) -> None:
+    config, shape = load("paper-7b"), memory_estimate.shape_of("Qwen/Qwen2.5-VL-7B-Instruct")
+    sft, rl = (plan.checkpoints(config, stage, shape).size / 1e9 for stage in plan.STAGES)
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(sft + rl)
+    (tmp_path / "paper-7b" / "sft").mkdir(parents=True)
+    (tmp_path / "paper-7b" / "sft" / "done").touch()
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(rl)
+    (tmp_path / "paper-7b" / "rl-fgrpo").mkdir()
+    (tmp_path / "paper-7b" / "rl-fgrpo" / "model").write_bytes(b"0" * 10_000_000)
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(rl - 0.01)
+
+
+def test_half_a_download_and_missing_annotations_fail(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "SAT"
+    folder.mkdir(parents=True)
+    (folder / "SAT_train.parquet.part").write_text("half")
+    lines = failures(doctor.data(load("paper-7b", overrides=[f"data.root={tmp_path}"])))
+    assert "half a download" in lines[0]
+    assert any("no data in" in line and "SAT" in line for line in lines), "a half file is no annotation file"
+
+
+class Models(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": "m"}]}).encode() if self.path == "/v1/models" else b""
+        self.send_response(200 if body or self.path == "/health" else 404)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Models) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_endpoints_by_address_file(tmp_path: Path, server: str) -> None:
+    pattern = f"engine.endpoints=[{tmp_path}/*.json]"
+    config = load("paper-7b", overrides=[pattern, "models.teacher=m", "judges.evaluation.backend=oracle"])
+    waiting = [f for f in connectivity.endpoints(config) if f.what.startswith("teacher")]
+    assert [(f.state, f.advice.split(",")[0]) for f in waiting] == [("warn", "make serve-teacher")]
+    addresses.write(tmp_path / "teacher.json", Address("teacher", "m", f"{server}/v1", "h", 1))
+    assert Finding("ok", f"teacher: {server}/v1 serves m") in list(connectivity.endpoints(config))
+    other = load("paper-7b", overrides=[f"engine.endpoints=[{server}/v1]", "models.teacher=other"])
+    assert any(
+        "serves m, not other or Qwen/Qwen2.5-VL-7B-Instruct" in line for line in failures(connectivity.endpoints(other))
+    )
+    assert list(connectivity.endpoints(load("mini"))) == [], "oracles ask nobody"
+
+
+def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
+    pattern = load("paper-7b", overrides=[f"rl.vllm.server={tmp_path}/rollouts.json"])
+    assert [f.state for f in connectivity.ports(pattern)] == ["warn"]
+    addresses.write(tmp_path / "rollouts.json", Address("rollouts", "m", f"{server}/v1", "h", 1))
+    assert [f.state for f in connectivity.ports(pattern)] == ["ok"]
+    up = load("paper-7b", overrides=[f"rl.vllm.server={server}"])
+    assert [f.state for f in connectivity.ports(up)] == ["ok"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (line,) = failures(
+            connectivity.ports(
+                load("paper-7b", overrides=["@multi-node", f"launch.port={port}", f"rl.vllm.server={server}"])
+            )
+        )
+        assert f"port {port} (launch.port) is in use" in line
+        (line,) = failures(connectivity.ports(load("paper-7b", overrides=[f"rl.vllm.server=http://127.0.0.1:{port}"])))
+        assert "is taken by something that is no vLLM server" in line
+    assert [
+        f.state for f in connectivity.ports(load("paper-7b", overrides=[f"rl.vllm.server=http://127.0.0.1:{port}"]))
+    ] == ["warn"]
+
+
+@pytest.mark.parametrize(("states", "code"), [(["ok", "warn"], None), (["ok", "fail", "ok"], 1)])
+def test_the_exit_code_says_whether_the_preset_can_run(
+    states: list, code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda config, runs: [Finding(s, f"{s} thing", "do this") for s in states])
+    monkeypatch.setattr(sys, "argv", ["doctor", "--preset", "mini"])
+    if code is None:
+        doctor.main()
+    else:
+        with pytest.raises(SystemExit) as end:
+            doctor.main()
+        assert end.value.code == code
+    assert capsys.readouterr().out.count("-> do this") == len(states)
