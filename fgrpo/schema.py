@@ -31,6 +31,16 @@ class Models(Section):
     teacher: str
 
 
+class Policy(Section):
+    """How the policy writes boxes: the tag around them, and the frame of their coordinates (`fgrpo.types.Frame`).
+
+    Training and evaluation of this preset's own checkpoints read boxes with these two values.
+    """
+
+    box_tag: Annotated[str, Field(pattern=r"^\w{1,12}$")]
+    box_frame: Literal["model", "original", "thousand", "unit"]
+
+
 class Engine(Section):
     """How text is sampled: `transformers` in process, `vllm` in process, or an OpenAI-compatible endpoint (`openai`).
 
@@ -376,6 +386,7 @@ class Config(Section):
     method: str
     seed: int
     models: Models
+    policy: Policy
     engine: Engine
     prompts: Prompts
     launch: Launch

@@ -55,6 +55,31 @@ class RewardContext:
     box_frame: Frame = "model"
 
 
+@dataclass(frozen=True)
+class Report:
+    """How a reward appears in evaluation: summaries, tables, figures and the report iterate over these.
+
+    Attributes:
+        metric: the metric's key in summary.json, for example "inconsistency".
+        title: its heading in tables and axes, without the arrow, for example "semantic grounding".
+        higher_is_better: direction; gives the arrow, and the words "better" and "worse" in comparisons.
+        inverted: the metric is 1 - score (inconsistency is the complement of consistency).
+        pooled: averaged over all questions together; otherwise the mean of the benchmarks (Table 1).
+        binary: each score is 0 or 1, so McNemar's test applies.
+        symbol: a letter or two for the progress line of training, for example "C".
+        colour: of its curve in figures, "#RRGGBB"; None: the next free one of the palette.
+    """
+
+    metric: str
+    title: str
+    higher_is_better: bool = True
+    inverted: bool = False
+    pooled: bool = False
+    binary: bool = False
+    symbol: str = ""
+    colour: str | None = None
+
+
 class Reward(Protocol):
     """A reward; `await reward(items, context)` has one score an item, in order. See `fgrpo.types.Score` for its states."""
 
