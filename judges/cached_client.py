@@ -25,7 +25,7 @@ Verdicts = tuple[Verdict, ...]
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two looks for a reply that another process asks for
 
 
-class Service:
+class CachedClient:
     """Asks the model that `config` names by `transport`.
 
     Raises:
@@ -136,7 +136,7 @@ class Service:
         if not isinstance(reply, str):
             return reply
         try:
-            labels = call.read(reply)
+            labels = call.parse(reply)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))
         return tuple(Verdict(label, why, False, self._config.model, call.prompt_hash) for label, why in labels)

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from fgrpo.types import Score
-from rewards.base import Reward, RewardContext, RewardItem
+from rewards.base import Report, Reward, RewardContext, RewardItem
 
 # Numbers keep sign, decimals and groups ("-5" is not "5", "2.5" is not "25"); everything else that is no letter falls away.
 _TOKEN = re.compile(r"(?:(?<![\w.])[+-])?\d+(?:[.,:/]\d+)*|(?<![\w.])\.\d+|[^\W\d_]+|_+")
@@ -78,6 +78,7 @@ class TaskReward:
     """R_task of every rollout, with detail {"format": 0|1, "accuracy": 0|1}."""
 
     name = "task"
+    report: Report | None = None  # evaluation reports accuracy and format instead
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         scores = []

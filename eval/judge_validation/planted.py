@@ -7,12 +7,13 @@ from pathlib import Path
 
 from eval.judge_validation.labelled.base import Labelled
 from fgrpo.files import write_jsonl
-from judges.base import ConsistencyItem, GroundingItem
 from miniworld import questions as qs
 from miniworld.planted import CONTROLS, ERRORS, Planted, plant
 from miniworld.render import render
 from miniworld.scene import PIXELS
 from miniworld.truth import FILE, entry
+from rewards.consistency import ConsistencyItem
+from rewards.semantic_grounding import GroundingItem
 
 BESIDE = "sentences beside it"  # what is true in a trace with a planted error
 TEXT_ONLY = ("flipped_answer", "no_conclusion")  # their sentences are those of the true trace

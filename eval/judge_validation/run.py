@@ -30,7 +30,7 @@ from eval.judge_validation.labelled import base as labelled
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.page import NAME, add
 from eval.judge_validation.stats import FAILED, Agreement, Pair, compare, error_rate
-from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, Generations, Item, Stored
+from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, TASKS, Generations, Item, Stored
 from fgrpo import runs, schema
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -38,7 +38,9 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.images import pixel_bounds
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base
-from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet
+from judges.base import JudgeSet
+from rewards.consistency import ConsistencyItem
+from rewards.semantic_grounding import GroundingItem
 
 ROLES = ("training", "evaluation", "extraction")
 SCENES = 100  # of the miniature world, where nothing else is asked for
@@ -52,15 +54,11 @@ async def ask(judges: JudgeSet, items: Sequence[Item]) -> Ratings:
     Raises:
         UserError: no item at all got a verdict (says why the first did not).
     """
-    texts = [item for item in items if isinstance(item, ConsistencyItem)]
-    seen = [item for item in items if isinstance(item, GroundingItem)]
-    meant = [item for item in items if isinstance(item, ExtractionItem)]
-    said: dict[type, Iterator[tuple[Verdict, ...]]] = {
-        ConsistencyItem: ((v,) for v in (await judges.consistency.judge(texts) if texts else [])),
-        GroundingItem: iter(await judges.grounding.judge(seen) if seen else []),
-        ExtractionItem: ((v,) for v in (await judges.extraction.judge(meant) if meant else [])),
-    }
-    verdicts = [next(said[type(item)]) for item in items]
+    answers: dict[type, Iterator[tuple[Verdict, ...]]] = {}
+    for kind, task in TASKS.items():
+        of_kind = [item for item in items if isinstance(item, kind)]
+        answers[kind] = iter(await judges.ask_several(task, of_kind) if of_kind else [])
+    verdicts = [next(answers[type(item)]) for item in items]
     failed = [v for of_item in verdicts for v in of_item if v.failed or v.label is None]
     if failed and len(failed) == sum(map(len, verdicts)):
         raise UserError(
@@ -193,7 +191,11 @@ def _asked(config: schema.Config, judge: str, items: Sequence[Item], data_root: 
             ratings = await ask(judges, items)
         finally:
             await judges.close()
-        about = {"model": judges.name, "prompts": dict(judges.prompt_hashes), "judging": judges.meter.to_dict()}
+        about = {
+            "model": judges.name,
+            "prompts": judges.prompt_hashes(TASKS.values()),
+            "judging": judges.meter.to_dict(),
+        }
         return ratings, {"judge": judge, **about}
 
     return asyncio.run(work())

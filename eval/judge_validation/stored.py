@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
 from fgrpo.boxes import model_size
@@ -21,14 +22,9 @@ from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
-from judges.base import (
-    CONSISTENCY_LABELS,
-    GROUNDING_LABELS,
-    UNRESOLVED,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-)
+from judges.task import JudgeTask
+from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_LABELS, GROUNDING_TASK, GroundingItem
 
 CONSISTENCY, GROUNDING, EXTRACTION = "consistency", "semantic_grounding", "extraction"
 LABELS = {
@@ -36,6 +32,11 @@ LABELS = {
     GROUNDING: GROUNDING_LABELS,
 }  # of extraction: the options' letters, and UNRESOLVED
 Item = ConsistencyItem | GroundingItem | ExtractionItem
+TASKS: dict[type, JudgeTask[Any]] = {
+    ConsistencyItem: CONSISTENCY_TASK,
+    GroundingItem: GROUNDING_TASK,
+    ExtractionItem: EXTRACTION_TASK,
+}
 QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` a line
 Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, nobody was asked)
 

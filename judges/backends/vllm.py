@@ -23,9 +23,9 @@ from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import tokens
-from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.client import CUT_OFF, Unanswered, estimate
+from judges.model_judge import judges_of_model
 from judges.requests import Call, Unusable
 
 PICTURES = 8  # in one call at most, if `engine` does not say otherwise
@@ -213,7 +213,7 @@ def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
     meter = make_meter(config)
     if config.images != "base64":
         config = config.model_copy(update={"images": "base64"})  # nothing goes over a wire
-    return of_model(config, meter, VLLMTransport(config, meter))
+    return judges_of_model(config, meter, VLLMTransport(config, meter))
 
 
 BACKEND: Backend = _build

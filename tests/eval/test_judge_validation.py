@@ -25,8 +25,10 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
-from judges.base import ConsistencyItem, JudgeSet, build, failed_verdict
+from judges.base import JudgeSet, build, failed_verdict
 from miniworld.planted import CONTROLS, ERRORS
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK
 
 YN = ("yes", "no")
 
@@ -114,16 +116,13 @@ def mini() -> schema.Config:
 class Erring:
     """The oracle, with errors put in where `says` gives another label than None."""
 
-    def __init__(self, judge: Any, says: Callable[[Any, int, Verdict], Verdict | None]) -> None:
-        self._judge, self._says = judge, says
+    def __init__(self, judges: JudgeSet, **says: Callable[[Any, int, Verdict], Verdict | None]) -> None:
+        self._judges, self._says = judges, says
 
-    async def judge(self, items: Sequence[Any]) -> list[Any]:
-        out = []
-        for item, given in zip(items, await self._judge.judge(items), strict=True):
-            verdicts = given if isinstance(given, tuple) else (given,)
-            changed = tuple(self._says(item, i, v) or v for i, v in enumerate(verdicts))
-            out.append(changed if isinstance(given, tuple) else changed[0])
-        return out
+    async def answer(self, task: Any, items: Sequence[Any]) -> list[Any]:
+        says = self._says.get(task.name, lambda item, i, v: None)
+        answers = await self._judges.ask_several(task, items)
+        return [tuple(says(item, i, v) or v for i, v in enumerate(a)) for item, a in zip(items, answers, strict=True)]
 
 
 def oracle(folder: Path) -> JudgeSet:
@@ -147,7 +146,7 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
     def seen(item: Any, i: int, v: Verdict) -> Verdict | None:
         return Verdict("CORRECT") if "<bbox>" in item.sentences[i] and item.id.endswith("/wrong_box") else None
 
-    erring = JudgeSet(Erring(perfect.consistency, text), Erring(perfect.grounding, seen), perfect.extraction, "erring")
+    erring = JudgeSet(Erring(perfect, consistency=text, grounding=seen), "erring")
     ratings = asyncio.run(run.ask(erring, [x.item for x in items]))
     section = run.against_truth("erring", items, ratings, mini.eval)
     got = rates(section, "consistency")
@@ -168,8 +167,7 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
 
 def test_a_judge_that_gives_no_verdict_at_all_is_an_error(tmp_path: Path) -> None:
     perfect = oracle(tmp_path)
-    dead = Erring(perfect.consistency, lambda item, i, v: failed_verdict("connection refused"))
-    judges = JudgeSet(dead, dead, dead, "dead")
+    judges = JudgeSet(Erring(perfect, consistency=lambda item, i, v: failed_verdict("connection refused")), "dead")
     item = ConsistencyItem("x", "Is it left or right?", ("left", "right"), "It is left.", "left")
     with pytest.raises(UserError, match="no verdict on any of 1 items; the first: connection refused"):
         asyncio.run(run.ask(judges, [item]))
@@ -251,7 +249,7 @@ def test_swapped_answers_are_made_from_consistent_traces_alone(tmp_path: Path) -
     assert [(x.item.id, x.item.answer, x.truth) for x in items] == [("hrel/t/0", "right", ("INCONSISTENT",))]  # type: ignore[union-attr]
     assert dropped == {"its answer is not one option's letter or text": 1}  # "up there"
     assert swapped(found.judged[0], found.rollouts, {})[1] == {"its question is not there": 2}
-    verdicts = asyncio.run(oracle(tmp_path).consistency.judge([x.item for x in items]))  # type: ignore[misc]
+    verdicts = asyncio.run(oracle(tmp_path).ask(CONSISTENCY_TASK, [x.item for x in items]))  # type: ignore[misc]
     assert [v.label for v in verdicts] == ["INCONSISTENT"]
 
 
@@ -289,11 +287,10 @@ def text_oracle() -> JudgeSet:
     """The oracle where there are no pictures: consistency alone gives verdicts."""
 
     class Blind:
-        async def judge(self, items: Sequence[Any]) -> list[Any]:
-            return [(failed_verdict("no picture"),) * len(item.sentences) for item in items]
+        async def answer(self, task: Any, items: Sequence[Any]) -> list[Any]:
+            return [(failed_verdict("no image"),) * len(item.sentences) for item in items]
 
-    plain = oracle(Path("nowhere"))
-    return JudgeSet(plain.consistency, Blind(), plain.extraction, "oracle")
+    return oracle(Path("nowhere")).with_task(GROUNDING_TASK, JudgeSet(Blind()))
 
 
 def test_command_on_the_world(

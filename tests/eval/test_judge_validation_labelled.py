@@ -17,7 +17,7 @@ from eval.judge_validation import run
 from eval.judge_validation.labelled import base
 from eval.judge_validation.labelled.base import Labelled, Loaded, load
 from fgrpo.errors import UserError
-from judges.base import GroundingItem
+from rewards.semantic_grounding import GroundingItem
 from tests.judges.conftest import running
 
 

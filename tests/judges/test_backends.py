@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.errors import UserError
 from fgrpo.schema import Judge
 from fgrpo.types import Verdict
-from judges import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build, names
+from judges import JudgeSet, build, names
 from judges.backends.replay import record
 from judges.backends.vllm import Engine, VLLMTransport, _Asked
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
-from judges.cached_client import Service
-from judges.requests import extraction_call
+from judges.cached_client import CachedClient
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
 
 def config(backend: str, model: str = "m") -> Judge:
@@ -52,16 +54,20 @@ SPANS = [
 
 @pytest.mark.parametrize(("span", "choices", "label"), SPANS)
 def test_oracle_extraction(span: str, choices: tuple[str, ...], label: str) -> None:
-    (verdict,) = asyncio.run(build(config("oracle"), "unused").extraction.judge([ExtractionItem("x", choices, span)]))
+    (verdict,) = asyncio.run(
+        build(config("oracle"), "unused").ask(EXTRACTION_TASK, [ExtractionItem("x", choices, span)])
+    )
     assert verdict.label == label
 
 
 class Fixed:
-    def __init__(self, answers: list[Any]) -> None:
+    """Verdicts by task name, the same for each call."""
+
+    def __init__(self, **answers: list[Any]) -> None:
         self.answers = answers
 
-    async def judge(self, items: Any) -> list[Any]:
-        return self.answers[: len(items)]
+    async def answer(self, task: Any, items: Any) -> list[Any]:
+        return self.answers[task.name][: len(items)]
 
 
 def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
@@ -71,23 +77,23 @@ def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
     lost = ConsistencyItem("b", "q?", ("left",), "other", "left")
     seen = GroundingItem("g", (str(tmp_path / "p.png"),), "q?", ("A.", "B."), ((), ("A.",)))
     two = (Verdict("CORRECT", "why", judge="x", prompt_hash="h"), Verdict("SKIP"))
-    live = JudgeSet(Fixed([Verdict("CONSISTENT"), failed_verdict("time-out")]), Fixed([two]), Fixed([Verdict("A")]))
+    live = JudgeSet(Fixed(consistency=[(Verdict("CONSISTENT"),), (failed_verdict("time-out"),)], grounding=[two]))
     path = tmp_path / "verdicts.jsonl"
 
     async def go() -> None:
         recorder = record(live, path)
-        await recorder.consistency.judge([asked, lost])
-        await recorder.consistency.judge([asked])
-        await recorder.grounding.judge([seen])
+        await recorder.ask(CONSISTENCY_TASK, [asked, lost])
+        await recorder.ask(CONSISTENCY_TASK, [asked])
+        await recorder.ask_several(GROUNDING_TASK, [seen])
         await recorder.close()
         replay = build(config("replay", str(path)), "unused")
         renamed = dataclasses.replace(asked, id="another")
-        good, bad = await replay.consistency.judge([renamed, lost])
+        good, bad = await replay.ask(CONSISTENCY_TASK, [renamed, lost])
         assert good == Verdict("CONSISTENT")
         assert bad.failed and bad.reason == "not recorded"
         moved = dataclasses.replace(seen, images=(str(tmp_path / "same.png"),))
-        assert await replay.grounding.judge([moved]) == [two]
-        (unknown,) = await replay.extraction.judge([ExtractionItem("x", ("left",), "left")])
+        assert await replay.ask_several(GROUNDING_TASK, [moved]) == [two]
+        (unknown,) = await replay.ask(EXTRACTION_TASK, [ExtractionItem("x", ("left",), "left")])
         assert unknown.failed
         assert replay.meter.failed == {"not recorded": 2}
 
@@ -125,7 +131,7 @@ def test_a_cancelled_call_does_not_end_the_engines_thread() -> None:
             asked.reply.set_result("said")
 
     engine._answer = answer  # type: ignore[method-assign]
-    call = extraction_call(ExtractionItem("x", ("left",), "left"))
+    call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
     asked = [_Asked(call, (), n) for n in range(3)]
     assert asked[1].reply.cancel()
     for one in (*asked, None):
@@ -154,12 +160,12 @@ def test_a_cache_that_breaks_under_way_says_which_file(tmp_path: Path) -> None:
 
 
 def test_another_engine_is_another_judge(tmp_path: Path) -> None:
-    call = extraction_call(ExtractionItem("x", ("left",), "left"))
+    call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
     keys = set()
     for engine in ({}, {"revision": "a"}, {"revision": "b"}):
         judge = config("vllm").model_copy(update={"engine": engine})
         meter = Meter()
-        keys.add(Service(judge, meter, VLLMTransport(judge, meter))._key_of(call, ()))
+        keys.add(CachedClient(judge, meter, VLLMTransport(judge, meter))._key_of(call, ()))
     assert len(keys) == 3
 
 

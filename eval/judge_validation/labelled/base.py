@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from judges.base import ConsistencyItem, GroundingItem
+from fgrpo.plugins import load_plugin, plugin_names
+from rewards.consistency import ConsistencyItem
+from rewards.semantic_grounding import GroundingItem
 
-FOLDER = Path(__file__).resolve().parent
-_NOT_SETS = {"__init__", "base"}
+_SETS = ("eval.judge_validation.labelled", "LABELLED")
 _SHOWN = 3  # missing pictures that an error names
 
 
@@ -53,7 +53,7 @@ class Reader(Protocol):
 
 def names() -> list[str]:
     """The labelled sets there are."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_SETS)
+    return plugin_names(*_SETS)
 
 
 def load(name: str, path: str | Path) -> Loaded:
@@ -62,12 +62,10 @@ def load(name: str, path: str | Path) -> Loaded:
     Raises:
         UserError: no such set (names the nearest), nothing at `path`, or nothing of it can be used (says why).
     """
-    if name not in names():
-        raise unknown("labelled set", name, names())
+    reader: Reader = load_plugin(_SETS[0], name, _SETS[1], "labelled set")
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}, the labelled set {name}, is not there")
-    reader: Reader = importlib.import_module(f"eval.judge_validation.labelled.{name}").LABELLED
     found = reader(path)
     if not found.items:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in found.dropped.most_common()) or "it is empty"

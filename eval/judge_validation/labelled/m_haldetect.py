@@ -17,7 +17,7 @@ from typing import Any
 
 from eval.judge_validation.labelled.base import Labelled, Loaded, Reader, labels_file, picture
 from fgrpo.errors import UserError
-from judges.base import GroundingItem
+from rewards.semantic_grounding import GroundingItem
 
 SOURCE = "M-HalDetect (hendryx-scale/mhal-detect); its pictures are COCO 2014's validation part"
 _TRUTH = {"ACCURATE": "CORRECT", "INACCURATE": "INCORRECT", "ANALYSIS": "SKIP"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge_validation.labelled.base import Labelled, Loaded, Reader, picture, read_lines
-from judges.base import GroundingItem
+from rewards.semantic_grounding import GroundingItem
 
 SOURCE = "VisualProcessBench (OpenGVLab/VisualProcessBench), with images.zip unpacked beside it"
 _TRUTH = {1: "CORRECT", -1: "INCORRECT", 0: "SKIP"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge_validation.labelled.base import Labelled, Loaded, Reader, picture, read_lines
-from judges.base import GroundingItem
+from rewards.semantic_grounding import GroundingItem
 
 SOURCE = "VSR (cambridgeltl/vsr_zeroshot); its pictures are COCO 2017's"
 QUESTION = "What does the picture show?"
