@@ -1,8 +1,10 @@
-"""One evaluated model = one file of configs/models: where it is, how it is asked, what it writes (Appendix B.1).
+"""Evaluated models: where the weights are, which prompt they get, how they write boxes (Appendix B.1).
 
-The paper evaluates each baseline with its own training prompt. Those prompts were figures, so the shipped files name our
-own texts; to drop in a model's published prompt, put it into a .txt file with {question} and {options} and give its path as
-`prompt` (each file of configs/models says so where it applies).
+A model is a file of configs/models, or a method of configs/method: `fgrpo` is the checkpoint runs/<preset>/rl-fgrpo/final with the
+preset's own prompt, and needs no file here. A file with a method's name changes only the keys it states.
+
+The paper evaluates each baseline with its own training prompt. Those prompts were figures, so the shipped files use our texts.
+To use a model's published prompt, put it into a .txt file with {question} and {options} and give its path as `prompt`.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from fgrpo.training.checkpoints import PREFIX
 from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
+METHODS = CONFIGS / "method"
 AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
+BOX_KEYS = ("box_tag", "box_frame", "grounding")  # these change how answers are scored, not the answers
 
 
 class EngineOverride(Section):
@@ -47,14 +51,16 @@ class ModelSpec(Section):
         made_by: make target that writes the checkpoint, None for models that are only downloaded or served.
         prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's.
         prompt_open: prompt file for questions without options (default: the same).
-        prefix: beginning of the assistant's turn that is already there.
-        mode: whether the reply holds reasoning ("think") or the answer alone ("direct"); only "think" is judged for faith.
-        box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers.
-        grounding: what it is asked to point with. Spatial grounding (Eq. 1) compares boxes, so it is not applicable to a model
-            that writes points or nothing; "boxes" that are not written score 0.
+        prefix: text that already begins the assistant's turn.
+        mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
+        box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers. `configured` takes them from
+            `policy` for the preset's own checkpoints.
+        grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
+            model that writes points or nothing. "boxes" that are not written score 0.
         max_new_tokens: None = `eval.max_new_tokens`.
-        temperature: of the one answer that the tables call greedy, where the model takes no other; None = `eval.temperature`.
-        paper_row: row of the paper's Table 1 this is, None if it is none.
+        temperature: of the one answer that the tables call greedy, for a model that accepts no other; None =
+            `eval.temperature`.
+        note: a remark for readers of the file.
     """
 
     title: str
@@ -70,40 +76,68 @@ class ModelSpec(Section):
     max_new_tokens: Positive | None = None
     temperature: Rate | None = None
     engine: EngineOverride = EngineOverride()
-    paper_row: str | None = None
     note: str = ""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the weights are this preset's: its base model, or a checkpoint that one of its stages writes."""
+        return self.path.startswith(("{run}", "{base}"))
 
-def names(models: Path = FOLDER) -> list[str]:
-    """Every model there is a file for."""
-    return sorted(p.stem for p in models.glob("*.yaml"))
+
+def names(models: Path = FOLDER, methods: Path = METHODS) -> list[str]:
+    """Every model: the files of configs/models and of configs/method."""
+    return sorted({path.stem for place in (models, methods) for path in place.glob("*.yaml")})
 
 
-def load(name: str, models: Path = FOLDER) -> ModelSpec:
-    """The model called `name`; "fgrpo@100" is the checkpoint of step 100 of the run that makes `fgrpo` (Figure 4).
+def load(name: str, models: Path = FOLDER, methods: Path = METHODS) -> ModelSpec:
+    """The model called `name`; "fgrpo@100" is the checkpoint of step 100 of the run that trains `fgrpo` (Figure 4).
 
     Raises:
-        UserError: no such file (names the nearest), an unknown key or a wrong value, or a step of a model that no run of ours
-            makes.
+        UserError: no such model (names the nearest), an unknown key or a wrong value in its file, or a step of a model that no
+            RL run trains.
     """
     name, at, step = name.partition(AT)
-    path = models / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("model", name, names(models))
-    spec = _read(path)
+    if name not in names(models, methods):
+        raise unknown("model", name, names(models, methods))
+    spec = _read(models / f"{name}.yaml", _of_method(name) if (methods / f"{name}.yaml").is_file() else {})
     if not at:
         return spec
     if not step.isdigit() or spec.made_by is None or not spec.path.endswith(FINAL):
         raise UserError(
-            f"{name}{at}{step} is no checkpoint: write it as <model>@<step>, for a model that an RL run makes"
+            f"{name}{at}{step} is no checkpoint: write it as <model>@<step>, for a model that an RL run trains"
         )
     place = spec.path.removesuffix(FINAL) + f"/checkpoints/{PREFIX}-{int(step)}"
-    return spec.model_copy(update={"title": f"{spec.title}, step {int(step)}", "path": place, "paper_row": None})
+    return spec.model_copy(update={"title": f"{spec.title}, step {int(step)}", "path": place})
 
 
-def _read(path: Path) -> ModelSpec:
+def configured(name: str, config: Config) -> ModelSpec:
+    """The model `name` under a configuration: the preset's own checkpoints write boxes as `policy` says.
+
+    Keys that the model's file states win. Raises UserError as `load`.
+    """
+    spec = load(name)
+    if not spec.is_own:
+        return spec
+    keys = {"box_tag", "box_frame"} - spec.model_fields_set
+    return spec.model_copy(update={key: getattr(config.policy, key) for key in keys})
+
+
+def _of_method(name: str) -> dict[str, Any]:
+    """The keys of a model that is only a method: the end of its RL run, with the preset's prompt."""
+    return {
+        "title": name.upper(),
+        "path": f"{{run}}/rl-{name}{FINAL}",
+        "made_by": f"rl-{name}",
+        "prompt": "{think}",
+        "prompt_open": "think-open",
+    }
+
+
+def _read(path: Path, defaults: dict[str, Any]) -> ModelSpec:
+    """The model in a file, over `defaults`; the defaults alone where there is no file."""
     try:
-        return ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        own = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return ModelSpec.model_validate({**defaults, **(own or {})})
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
@@ -115,33 +149,48 @@ def _read(path: Path) -> ModelSpec:
         raise UserError(f"{path}, key {key!r}: {first['msg']}{frames}") from error
 
 
+def rl_run(name: str) -> str | None:
+    """The RL stage that trains the model `name` ("rl-fgrpo"); None for every other model."""
+    if name not in names():
+        return None
+    made_by = load(name).made_by
+    return made_by if made_by is not None and made_by.startswith("rl-") else None
+
+
+def is_trained(name: str) -> bool:
+    """Whether a stage of this preset (SFT or RL) trains the model `name`."""
+    return name in names() and load(name).made_by is not None
+
+
 def steps(name: str, config: Config, root: str | Path = "runs") -> list[int]:
-    """Steps of which the run that makes the model `name` has a checkpoint, in order; none for models that no run makes."""
+    """Steps of which the run that trains the model `name` has a checkpoint, in order; none for models that no run trains."""
     spec = load(name)
     if spec.made_by is None or not spec.path.endswith(FINAL):
         return []
     run = Path(render(spec.path.removesuffix(FINAL), run=str(folder(config, "", root)), base=config.models.base))
-    found = (p.name.removeprefix(f"{PREFIX}-") for p in (run / "checkpoints").glob(f"{PREFIX}-*"))
-    return sorted(int(step) for step in found if step.isdigit())
+    numbers = (p.name.removeprefix(f"{PREFIX}-") for p in (run / "checkpoints").glob(f"{PREFIX}-*"))
+    return sorted(int(step) for step in numbers if step.isdigit())
 
 
 def checkpoint(spec: ModelSpec, config: Config, root: str | Path = "runs") -> str:
     """Hub name or folder of the model's weights.
 
     Raises:
-        UserError: the checkpoint is one that a stage of ours writes, and it is not there (says which target writes it).
+        UserError: a checkpoint that a stage writes is missing (names the make target).
     """
     path = render(spec.path, run=str(folder(config, "", root)), base=config.models.base)
     if spec.made_by is not None and not Path(path).is_dir():
-        kept = "" if "/checkpoints/" not in spec.path else ", with rl.keep_checkpoints=null to keep every checkpoint"
+        keep_all = (
+            "" if "/checkpoints/" not in spec.path else ", with rl.keep_checkpoints=null to keep every checkpoint"
+        )
         raise UserError(
-            f"the model {spec.title} is missing ({path}); run `make {spec.made_by} PRESET={config.preset}`{kept}"
+            f"the model {spec.title} is missing ({path}); run `make {spec.made_by} PRESET={config.preset}`{keep_all}"
         )
     return path
 
 
 def engine_config(spec: ModelSpec, config: Config) -> Config:
-    """`config` with the engine as evaluation wants it: that of `eval` (B.1), and the model's own overrides."""
+    """`config` with the engine of evaluation: the keys of `eval` (B.1), then the model's own overrides."""
     values: dict[str, Any] = {
         "kind": config.eval.engine or config.engine.kind,
         "dtype": config.eval.dtype,
@@ -153,7 +202,7 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
 
 
 def temperature(spec: ModelSpec, config: Config) -> float:
-    """That of the answer which the tables call greedy."""
+    """The temperature of the answer that the tables call greedy."""
     return config.eval.temperature if spec.temperature is None else spec.temperature
 
 
@@ -166,11 +215,11 @@ def template(spec: ModelSpec, config: Config, *, has_choices: bool = True) -> st
 
 
 def user_text(sample: Sample, spec: ModelSpec, text: str) -> str:
-    """The user's turn of `sample` under the prompt `text`.
+    """The user's turn: `sample` under the prompt `text`.
 
-    The "answer directly with …" sentence that RealWorldQA puts inside a question comes back for direct answers to questions
-    without options, and never where reasoning is asked for. A prompt that does not list the options (the miniature world's)
-    shows them in the question's own words, so there the swapped order of SAT-Real is written into the question.
+    RealWorldQA puts an "answer directly with …" sentence inside a question. It comes back for direct answers to questions
+    without options, never where reasoning is requested. A prompt that does not list the options (the miniature world's)
+    shows them in the question's own words, so the swapped order of SAT-Real is written into the question.
     """
     question = sample.question
     direct = str(sample.meta.get("direct_sentence", ""))

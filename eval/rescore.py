@@ -1,7 +1,7 @@
 """Score stored generations again with another judge; generates nothing (Appendix B.2: training and evaluation judge differ).
 
-Writes `<run>/rescored/<judge>/{verdicts,scores}.jsonl` and summary.json beside the original scores, and prints accuracy and
-faithfulness under both judges with Cohen's kappa of their consistency verdicts (Appendix B.3).
+Writes `<run>/rescored/<judge>/{verdicts,scores}.jsonl` and summary.json, next to the original scores. Prints accuracy and every
+reward's metric under both judges, with Cohen's kappa of their verdicts for each 0/1 reward (Appendix B.3: consistency).
 
 Command: `python -m eval.rescore --run runs/mini/eval/fgrpo --judge oracle`; `--judge` is a role of `judges` in the
 configuration (training, evaluation) or a backend, whose model and endpoints come from `--set judges.evaluation.model=…`.
@@ -20,17 +20,19 @@ from tqdm import tqdm
 import judges.base as judges
 from eval import base, metrics, miniworld_truth, models, score, summary
 from eval.extraction import evaluation_tasks
-from eval.judge_validation.stats import Agreement
-from eval.judge_validation.stored import QUESTIONS, Stored, agreements, questions
-from eval.results import SCORING, scored_pixels
-from eval.run import BOXES, check_failures, check_spending
+from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, Agreement, Pair, compare
+from eval.judge_validation.stored import QUESTIONS, questions
+from eval.measures import ACCURACY, reward_measures
+from eval.results import SCORING, read_records, scored_pixels
+from eval.run import check_failures, check_spending
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
-from fgrpo.files import read_jsonl
 from fgrpo.runs import require, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config, Eval
-from fgrpo.types import EvalRecord
+from fgrpo.types import EvalRecord, Score
+
+LABELS = ("0", "1")  # of a 0/1 reward
 
 
 def rescore(config: Config, folder: Path, judge: str) -> Path:
@@ -43,8 +45,8 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     chosen = _judge(config, judge)
     out = folder / "rescored" / re.sub(r"[^\w.-]+", "-", judge)
     out.mkdir(parents=True, exist_ok=True)
-    samples = questions(require(folder / QUESTIONS, "eval"))  # as they were asked, whatever PRESET is given here
-    spec = models.load(folder.name)
+    samples = questions(require(folder / QUESTIONS, "eval"))  # the run's own questions, whatever the preset here
+    spec = models.configured(folder.name, config)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
     judge_set = judges.build(chosen, config.data.root, out)
 
@@ -63,7 +65,8 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
         "judge": chosen.model_dump(mode="json", exclude=set(JUDGE_TRANSPORT)),
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
-        "boxes": {"pixels": list(pixels), **{key: getattr(spec, key) for key in BOXES}},
+        "rewards": [measure.score for measure in reward_measures()],
+        "boxes": {"pixels": list(pixels), **{key: getattr(spec, key) for key in models.BOX_KEYS}},
     }
     _forget_other_judge(out, json.dumps(identity, sort_keys=True))
     records = asyncio.run(work())
@@ -78,14 +81,41 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     return out
 
 
-def agreement(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> Agreement:
-    """Agreement of two judges' consistency verdicts on the same rollouts. What a rule decided before any judge was asked (no
-    answer, no trace) is left out: it is the same under both, and would only make them look alike."""
-    first, second = Stored("the run's judge"), Stored("this one")
-    for stored, records in ((first, old), (second, new)):
-        for record in records:
-            stored.add(record.id, record.scores.get("consistency"), None)
-    return agreements(first, second, settings.bootstrap_samples, settings.confidence)[0]
+def agreements(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> dict[str, Agreement]:
+    """Agreement of two judges on the same rollouts, by reward, for each 0/1 reward on which they rated anything.
+
+    A score that a rule decided before any judge was called (no answer, no trace) is left out: it is the same under both
+    judges, and would only make them look alike.
+    """
+    by_reward = {}
+    for measure in reward_measures():
+        if not measure.report.binary:
+            continue
+        first, second = ({r.id: _rating(r.scores.get(measure.score)) for r in records} for records in (old, new))
+        pairs = [Pair(i, first.get(i, MISSING), second.get(i, MISSING)) for i in dict.fromkeys([*first, *second])]
+        both = compare(
+            measure.score,
+            "the run's judge",
+            "this judge",
+            pairs,
+            LABELS,
+            samples=settings.bootstrap_samples,
+            confidence=settings.confidence,
+        )
+        if both.n:
+            by_reward[measure.score] = both
+    return by_reward
+
+
+def _rating(score: Score | None) -> str:
+    """One of `LABELS`, or why a judge gave no label."""
+    if score is None:
+        return MISSING
+    if score.value is None:
+        return FAILED if score.failed else NOT_APPLICABLE
+    if "judge" not in score.detail and score.detail.get("cause") != "judge":
+        return BY_RULE
+    return LABELS[int(score.value)]
 
 
 def _judge(config: Config, name: str) -> judges.schema.Judge:
@@ -97,12 +127,23 @@ def _judge(config: Config, name: str) -> judges.schema.Judge:
 
 
 def _forget_other_judge(out: Path, identity: str) -> None:
-    """Scores in `out` that a judge with other settings or other prompts gave are dropped."""
+    """Drop the scores in `out` if a judge with other settings or prompts, or other rewards, gave them."""
     marker = out / "judge.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") != identity:
         for name in ("scores.jsonl", "verdicts.jsonl", "summary.json"):
             (out / name).unlink(missing_ok=True)
     marker.write_text(identity, encoding="utf-8")
+
+
+def _print_difference(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> None:
+    for measure in (ACCURACY, *reward_measures()):
+        means = [metrics.mean(measure.value_of(r) for r in records) for records in (old, new)]
+        print(f"{measure.report.title:>20}: {' → '.join('–' if v is None else f'{100 * v:.1f}' for v in means)}")
+    for name, both in agreements(old, new, settings).items():
+        kappa = "not defined (one label only)"
+        if both.kappa is not None and both.low is not None and both.high is not None:
+            kappa = f"{both.kappa:.3f} [{both.low:.3f}, {both.high:.3f}]"
+        print(f"Cohen's kappa of the {name} verdicts on {both.n} rollouts that both judges rated: {kappa}")
 
 
 def main() -> None:
@@ -112,20 +153,9 @@ def main() -> None:
         config = load(args.preset, args.method, args.set)
         folder = Path(args.run)
         out = rescore(config, folder, args.judge)
-        new = [EvalRecord.from_dict(item) for item in read_jsonl(out / "scores.jsonl")]
-        old_path = folder / "scores.jsonl"
-        if old_path.is_file():
-            old = [EvalRecord.from_dict(item) for item in read_jsonl(old_path)]
-            for name in ("accuracy", "inconsistency", "semantic"):
-                pair = [metrics.mean(summary.value_of(r, name) for r in rows) for rows in (old, new)]
-                print(f"{name:>14}: {' → '.join('–' if v is None else f'{100 * v:.1f}' for v in pair)}")
-            found = agreement(old, new, config.eval)
-            shown = "not defined (one label only)"
-            if found.kappa is not None and found.low is not None and found.high is not None:
-                shown = f"{found.kappa:.3f} [{found.low:.3f}, {found.high:.3f}]"
-            print(
-                f"Cohen's kappa of the consistency verdicts on {found.n} rollouts that both judges were asked about: {shown}"
-            )
+        new = read_records(out / "scores.jsonl")
+        if (folder / "scores.jsonl").is_file():
+            _print_difference(read_records(folder / "scores.jsonl"), new, config.eval)
         print(f"scores: {out}")
 
     arguments = parser("score stored generations again with another judge")

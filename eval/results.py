@@ -1,4 +1,4 @@
-"""Reads what evaluations left: summaries by model, records, and the paper's reference figures."""
+"""Reads finished evaluations: summaries by model, records, and the paper's reference figures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from eval import models
+from eval.measures import measures
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -19,8 +20,9 @@ from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
 
 SCORING = "scoring.json"  # what an evaluation's scores depend on
-CAPTION_FILE = "captions.json"  # beside the figures: what each shows
+CAPTION_FILE = "captions.json"  # in the folder of figures: the caption of each
 PAPER_TABLES = CONFIGS / "paper_tables.yaml"
+AGAIN = "run `make eval` for this model again (stored answers are kept)"
 
 
 @dataclass(frozen=True)
@@ -33,27 +35,41 @@ class Result:
     summary: dict[str, Any]
 
     def kinds(self) -> list[str]:
-        """ "greedy" and, where sampled answers were made, "sampled"."""
+        """ "greedy" and, if there are sampled answers, "sampled"."""
         return [kind for kind in ("greedy", "sampled") if kind in self.summary]
 
     def cell(self, kind: str, benchmark: str, metric: str) -> dict[str, Any] | None:
         """{"value", "low", "high", "n"} of a metric; benchmark "average" is the mean of all. None if there is none."""
         part = self.summary.get(kind, {})
         cells = part.get("average", {}) if benchmark == "average" else part.get("benchmarks", {}).get(benchmark, {})
-        found = cells.get(metric)
-        return dict(found) if found is not None else None
+        cell = cells.get(metric)
+        return dict(cell) if cell is not None else None
 
     def records(self) -> list[EvalRecord]:
-        """Its scored rollouts."""
-        return [EvalRecord.from_dict(item) for item in read_jsonl(self.path / "scores.jsonl")]
+        """Its scored rollouts. Raises UserError as `read_records`."""
+        return read_records(self.path / "scores.jsonl")
 
     def rollouts(self) -> dict[str, Rollout]:
         """Its generations by id."""
         return {item["id"]: Rollout.from_dict(item) for item in read_jsonl(self.path / "generations.jsonl")}
 
 
+def read_records(path: Path) -> list[EvalRecord]:
+    """The records of a scores.jsonl.
+
+    Raises:
+        UserError: the file is missing, or holds scores that no measure has (an older version or a deleted reward wrote them).
+    """
+    known = {measure.score for measure in measures()}
+    records = [EvalRecord.from_dict(item) for item in read_jsonl(path)]
+    unknown = sorted({name for record in records for name in record.scores} - known)
+    if unknown:
+        raise UserError(f"{path} holds the scores {', '.join(unknown)}, which no reward has; {AGAIN}")
+    return records
+
+
 def scored_pixels(scoring: Path) -> tuple[int, int]:
-    """The bounds of the model's processor under which the first scores were made; the model itself may be gone.
+    """Least and most pixels of the processor when the evaluation was scored; the model itself may be gone.
 
     Raises:
         UserError: the file (`SCORING`) is broken.
@@ -62,35 +78,37 @@ def scored_pixels(scoring: Path) -> tuple[int, int]:
         least, most = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
         return int(least), int(most)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{scoring} is broken ({error!r}); run `make eval` for this model again") from error
+        raise UserError(f"{scoring} is broken ({error!r}); {AGAIN}") from error
 
 
 def find(config: Config, root: str | Path = "runs") -> dict[str, Result]:
-    """Every finished evaluation of the preset, those of `eval.models` first, in that order; checkpoints aside.
+    """Every finished evaluation of the preset: the models of `eval.models` in that order, then the others by name.
+
+    Evaluated checkpoints ("fgrpo@100") are left out; see `checkpoints`.
 
     Raises:
-        UserError: there is none (names what was begun), or a summary is no JSON.
+        UserError: there is none (names the unfinished ones), or a summary is broken or of an older version.
     """
     top = folder(config, "eval", root)
     present = [name for name in _finished(top) if models.AT not in name]
     order = [name for name in config.eval.models if name in present]
-    found = {name: _load(top / name) for name in [*order, *(n for n in present if n not in order)]}
-    if not found:
+    results = {name: _load(top / name) for name in [*order, *(n for n in present if n not in order)]}
+    if not results:
         begun = sorted(p.parent.name for p in top.glob("*/config.json"))
-        state = f"{', '.join(begun)} {'is' if len(begun) == 1 else 'are'} begun and not finished; " if begun else ""
+        state = f"{', '.join(begun)} {'is' if len(begun) == 1 else 'are'} not finished; " if begun else ""
         raise UserError(f"no evaluated model below {top}; {state}run `make eval PRESET={config.preset}` first")
-    return found
+    return results
 
 
 def checkpoints(config: Config, root: str | Path = "runs") -> dict[str, dict[int, Result]]:
     """Finished evaluations of checkpoints: {model: {step: result}}, steps in order; UserError as `find`."""
     top = folder(config, "eval", root)
-    found: dict[str, dict[int, Result]] = {}
+    by_model: dict[str, dict[int, Result]] = {}
     for name in _finished(top):
         model, at, step = name.partition(models.AT)
         if at and step.isdigit():
-            found.setdefault(model, {})[int(step)] = _load(top / name)
-    return {model: dict(sorted(steps.items())) for model, steps in found.items()}
+            by_model.setdefault(model, {})[int(step)] = _load(top / name)
+    return {model: dict(sorted(steps.items())) for model, steps in by_model.items()}
 
 
 def _finished(top: Path) -> list[str]:
@@ -103,8 +121,12 @@ def _load(path: Path) -> Result:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); delete {path / 'done'} and run `make eval`") from error
-    known = path.name.partition(models.AT)[0] in models.names()
-    title = models.load(path.name).title if known else str(summary.get("title", path.name))
+    known = {measure.metric for measure in measures()}
+    unknown = sorted({m for kind in ("greedy", "sampled") for m in summary.get(kind, {}).get("average", {})} - known)
+    if unknown:
+        raise UserError(f"{file} holds the metrics {', '.join(unknown)}, which no reward reports; {AGAIN}")
+    is_known = path.name.partition(models.AT)[0] in models.names()
+    title = models.load(path.name).title if is_known else str(summary.get("title", path.name))
     return Result(path.name, title, path, summary)
 
 

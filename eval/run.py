@@ -1,11 +1,11 @@
 """Evaluate models on the benchmarks: generate, score, summarise (Appendix B.1; the rows of Tables 1 to 3).
 
 A model's folder is runs/<preset>/eval/<model>/ with generations.jsonl, verdicts.jsonl, scores.jsonl and summary.json. The
-generations stay valid while model, prompt and decoding are the same; other judges only redo the scores. More benchmarks
-can be added to a finished folder. All benchmarks are read before the first token, so missing data shows at once.
+generations stay valid while model, prompt and decoding are the same; other judges or rewards only redo the scores. More
+benchmarks can be added to a finished folder. All benchmarks are read before the first token, so missing data shows at once.
 
 Command: `python -m eval.run --preset mini --model fgrpo [--benchmarks cvb_2d,mmvp]`; without --model all of `eval.models`.
-`--checkpoints` (or `--model fgrpo@100`) evaluates what training kept on its way, for Figure 4.
+`--checkpoints` (or `--model fgrpo@100`) evaluates the checkpoints that training kept, for Figure 4.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from eval import base, generate, miniworld_truth, models, score, summary
 from eval.downscale_images import fit
 from eval.extraction import EXTRACTION_TASK, evaluation_tasks
 from eval.judge_validation.stored import QUESTIONS
+from eval.measures import measures
 from eval.results import SCORING
 from fgrpo import parallel, progress, shards
 from fgrpo.cli import parser, run
@@ -36,7 +37,6 @@ from fgrpo.schema import JUDGE_TRANSPORT, Config
 from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
 
-BOXES = ("box_tag", "box_frame", "grounding")  # these decide how answers are scored, not what is answered
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
 
 
@@ -48,39 +48,39 @@ def evaluate(
     sampler: Sampler | None = None,
     shard: Shard | None = None,
 ) -> Path:
-    """Evaluate one model; returns its folder. Does nothing where everything asked for is there.
+    """Evaluate one model; returns its folder. Does nothing if all requested benchmarks are evaluated.
 
     Args:
-        name: a file of configs/models.
+        name: a file of configs/models or configs/method, or "<model>@<step>".
         benchmarks: names; () = `config.eval.benchmarks`.
         sampler: an engine to use instead of the one that the configuration names (tests).
-        shard: make this part of the answers only, into a folder of its own, and judge nothing; a run without it merges.
+        shard: generate only this part of the answers, in a folder of its own, and score nothing. A run without it merges.
 
     Raises:
         UserError: unknown names, a missing checkpoint, missing or wrong data, an engine that serves nothing, or more failed
-            judgements than `rl.max_failed_share` (what was done is kept; the next run goes on from there).
+            judgements than `rl.max_failed_share` (finished work is kept; rerun to resume).
     """
-    wanted = list(benchmarks or config.eval.benchmarks)
-    check_benchmarks(wanted)
-    spec = models.load(name)
+    requested = list(benchmarks or config.eval.benchmarks)
+    check_benchmarks(requested)
+    spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
     if shard is not None:
-        return _answer_part(config, name, spec, path, wanted, root, sampler, shard)
+        return _answer_part(config, name, spec, path, requested, root, sampler, shard)
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config, folder.path)
         _settle_scoring(folder, judge_set, config, path, spec)
-        if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
-            print(f"{folder.path}: evaluated already")
+        if folder.is_done and set(requested) <= set(_manifest(folder).get("benchmarks", [])):
+            print(f"{folder.path}: already evaluated")
             return folder.path
-        wanted = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *wanted]))
-        loaded = {benchmark: base.load(benchmark, config) for benchmark in wanted}
-        for benchmark, found in loaded.items():
-            for reason, count in found.dropped.items():
+        every = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *requested]))
+        loaded = {benchmark: base.load(benchmark, config) for benchmark in every}
+        for benchmark, part in loaded.items():
+            for reason, count in part.dropped.items():
                 folder.counts[f"{benchmark}/left out: {reason}"] = count
         asyncio.run(_work(folder, name, spec, path, config, loaded, judge_set, sampler))
         folder.finish(
             OUTPUTS,
-            benchmarks=wanted,
+            benchmarks=every,
             model=name,
             judges=_judge_identity(judge_set, config),
             judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
@@ -93,22 +93,22 @@ def _answer_part(
     name: str,
     spec: models.ModelSpec,
     path: str,
-    wanted: list[str],
+    requested: list[str],
     root: str | Path,
     sampler: Sampler | None,
     shard: Shard,
 ) -> Path:
-    """The answers of one shard; `generations.jsonl` is all that its folder gets."""
+    """Generate the answers of one shard; its folder gets `generations.jsonl` alone."""
     stage = shards.stage(f"eval/{name}", shard)
     with Run.open(config, stage, _inputs(path), root, _identity(spec, path, config)) as folder:
-        wanted = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *wanted]))
-        if folder.is_done and wanted == _manifest(folder).get("benchmarks"):
+        every = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *requested]))
+        if folder.is_done and every == _manifest(folder).get("benchmarks"):
             return folder.path
-        samples = [s for benchmark in wanted for s in base.load(benchmark, config).samples]
+        samples = [s for benchmark in every for s in base.load(benchmark, config).samples]
         samples = fit(samples, spec, config, pixel_bounds(path))
         todo = shard.take(generate.jobs(samples, spec, config))
         asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
-        folder.finish(("generations.jsonl",), benchmarks=wanted, model=name)
+        folder.finish(("generations.jsonl",), benchmarks=every, model=name)
         return folder.path
 
 
@@ -122,44 +122,48 @@ async def _answers(
     sampler: Sampler | None,
     refused: Set[str] = frozenset(),
 ) -> None:
-    """Make those answers of `todo` that the folder does not hold; `refused` were refused by an earlier run."""
+    """Generate the answers of `todo` that the folder lacks; `refused` are ids that an earlier run was refused."""
     engine_config = models.engine_config(spec, config)
     generations = folder.path / "generations.jsonl"
     generations.touch()
-    held = generate.held_ids(generations)
-    if all(job.id in held for job in todo):
+    present = generate.held_ids(generations)
+    if all(job.id in present for job in todo):
         folder.counts.update({f"finish/{finish}": n for finish, n in generate.settle(generations, todo).items()})
         return
     engine = sampler if sampler is not None else _build_sampler(engine_config, path)
     try:
-        slots = engine_config.engine.concurrency
         finishes = await generate.generate(
-            todo, engine, generations, concurrency=slots, title=title, refused_before=refused
+            todo,
+            engine,
+            generations,
+            concurrency=engine_config.engine.concurrency,
+            title=title,
+            refused_before=refused,
         )
     finally:
         await engine.close()
     folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
     if finishes["error"]:
         print(
-            f"{title}: {finishes['error']} of {len(todo)} requests were refused and are in no average; the first: "
-            f"{generate.first_refusal(generations)} (delete {folder.path / 'done'} and run again to ask for them again)"
+            f"{title}: the engine refused {finishes['error']} of {len(todo)} requests, which are in no average; the first: "
+            f"{generate.first_refusal(generations)} (delete {folder.path / 'done'} and rerun to retry them)"
         )
 
 
 def with_checkpoints(chosen: Sequence[str], config: Config, root: str | Path = "runs") -> list[str]:
     """`chosen`, and every checkpoint that their runs kept. UserError if they kept none."""
-    found = [f"{name}{models.AT}{step}" for name in chosen for step in models.steps(name, config, root)]
-    if not found:
+    checkpoints = [f"{name}{models.AT}{step}" for name in chosen for step in models.steps(name, config, root)]
+    if not checkpoints:
         raise UserError(
             f"no checkpoint of {', '.join(chosen)} below {root}/{config.preset}; train with rl.keep_checkpoints=null first"
         )
-    return [*chosen, *found]
+    return [*chosen, *checkpoints]
 
 
-def check_benchmarks(wanted: Sequence[str]) -> None:
-    """UserError if one of `wanted` is no benchmark (names the nearest)."""
+def check_benchmarks(requested: Sequence[str]) -> None:
+    """UserError if one of `requested` is no benchmark (names the nearest)."""
     known = base.names()
-    for benchmark in wanted:
+    for benchmark in requested:
         if benchmark not in known:
             raise unknown("benchmark", benchmark, known)
 
@@ -175,18 +179,18 @@ async def _work(
     sampler: Sampler | None,
 ) -> None:
     book, pixels = miniworld_truth.book(config.data.root), pixel_bounds(path)
-    everything = [s for found in loaded.values() for s in found.samples]
+    everything = [s for part in loaded.values() for s in part.samples]
     samples = {s.id: s for s in fit(everything, spec, config, pixels)}
     shrunk = sum("shrunk" in s.meta for s in samples.values())
     if shrunk:
-        folder.counts["pictures made smaller to fit the context"] = shrunk
-        print(f"{name}: the pictures of {shrunk} questions are made smaller, or they would not fit eval.context_length")
+        folder.counts["questions with downscaled images"] = shrunk
+        print(f"{name}: downscaled the images of {shrunk} questions, which would not fit eval.context_length")
     write_jsonl(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
     todo = generate.jobs(list(samples.values()), spec, config)
     generations = folder.path / "generations.jsonl"
-    wanted = {job.id for job in todo}
+    ids = {job.id for job in todo}
     refused = generate.forget_refusals(generations)
-    shards.gather(folder, generations.name, lambda item: item["id"] in wanted and item["finish"] != "error")
+    shards.gather(folder, generations.name, lambda item: item["id"] in ids and item["finish"] != "error")
     await _answers(folder, name, spec, path, config, todo, sampler, refused)
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:
@@ -198,12 +202,12 @@ async def _work(
         await judge_set.close()
     check_spending(judge_set)
     check_failures(records, config)
-    paired = [benchmark for benchmark, found in loaded.items() if found.benchmark.paired]
+    paired = [benchmark for benchmark, part in loaded.items() if part.benchmark.paired]
     result = {"model": name, "title": spec.title, "mode": spec.mode, **summary.summarise(records, paired, config.eval)}
     write_json(folder.path / "summary.json", result)
     for record in records:
-        for metric, found_score in record.scores.items():
-            folder.counts[f"{metric}/{found_score.state}"] += 1
+        for key, value in record.scores.items():
+            folder.counts[f"{key}/{value.state}"] += 1
 
 
 def _build_sampler(config: Config, path: str) -> Sampler:
@@ -214,7 +218,7 @@ def _build_sampler(config: Config, path: str) -> Sampler:
 
 
 def evaluation_judges(config: Config, run: Path | None = None) -> JudgeSet:
-    """The evaluation judge, with answer extraction by the extraction judge; `run` is where their spending is kept."""
+    """The evaluation judge, with answer extraction by the extraction judge; `run` is the folder of their spending."""
     judge_set = build(config.judges.evaluation, config.data.root, run)
     if config.judges.extraction == config.judges.evaluation:
         return judge_set
@@ -223,25 +227,26 @@ def evaluation_judges(config: Config, run: Path | None = None) -> JudgeSet:
 
 
 def check_spending(judge_set: JudgeSet) -> None:
-    """UserError if a judge was not asked everything because of its cap."""
+    """UserError if a judge reached its spending cap before it had judged everything."""
     for meter in judge_set.meters:
         if meter.stopped is not None:
             raise UserError(
-                f"{meter.stopped}; all answers and the verdicts so far are kept: raise the judge's money_cap or token_cap and "
-                "run the same command again"
+                f"{meter.stopped}; all answers and the verdicts so far are kept: raise the judge's money_cap or token_cap, "
+                "then rerun to resume"
             )
 
 
 def check_failures(records: Sequence[Any], config: Config) -> None:
-    """UserError if more scores failed than `rl.max_failed_share` of those that were judged (refused requests aside)."""
-    for metric in ("accuracy", "consistency", "semantic"):
-        states = [r.scores[metric] for r in records if metric in r.scores and r.meta["finish"] != "error"]
-        failed = [s for s in states if s.failed]
-        judged = [s for s in states if s.state != "not_applicable"]
+    """UserError if more than `rl.max_failed_share` of one measure's judgements failed. Refused requests do not count."""
+    for measure in measures():
+        name = measure.score
+        scores = [r.scores[name] for r in records if name in r.scores and r.meta["finish"] != "error"]
+        failed = [s for s in scores if s.failed]
+        judged = [s for s in scores if s.state != "not_applicable"]
         if judged and len(failed) > config.rl.max_failed_share * len(judged):
             raise UserError(
-                f"{len(failed)} of {len(judged)} judgements of {metric} failed, such as: {failed[0].reason!r}; "
-                "all answers and the other scores are kept, and the same command judges the failed ones again"
+                f"{len(failed)} of {len(judged)} judgements of {name} failed, such as: {failed[0].reason!r}; all answers "
+                "and the other scores are kept: fix the cause (often the judge endpoint), then rerun to judge the failed ones"
             )
 
 
@@ -252,7 +257,9 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     return {
-        "model": spec.model_dump(mode="json", exclude={"title", "note", "paper_row", "engine", "temperature", *BOXES})
+        "model": spec.model_dump(
+            mode="json", exclude={"title", "note", "paper_row", "engine", "temperature", *models.BOX_KEYS}
+        )
         | {"path": path},
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
         "prompts": digest(texts),
@@ -263,8 +270,7 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
 
 
 def _inputs(path: str) -> list[Path]:
-    """Files whose content tells one checkpoint from another (weights, unless a stage of ours left its manifest); none for a
-    model that is served or on the hub."""
+    """Files that identify a checkpoint: its stage's manifest, else the weights. None for a model that is served or on the hub."""
     folder = Path(path)
     if not folder.is_dir():
         return []
@@ -283,21 +289,23 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
 
 
 def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
-    """Drop scores that other judges gave, or a summary with other intervals; the generations stay."""
-    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in BOXES}}
-    identity = {**_judge_identity(judge_set, config), **boxes}
+    """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
+    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in models.BOX_KEYS}}
+    every = measures()
+    identity = {**_judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
         "limit": config.eval.limit,
         "benchmarks": list(config.eval.benchmarks),
+        "metrics": {m.metric: [m.score, m.report.inverted, m.report.pooled] for m in every},
     }
     path = folder.path / SCORING
-    present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if present is None or present["judges"] != identity:
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if stored is None or stored["judges"] != identity:
         for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):
             (folder.path / name).unlink(missing_ok=True)
-    elif present["summary"] != intervals:
+    elif stored["summary"] != intervals:
         (folder.path / "done").unlink(missing_ok=True)
     write_json(path, {"judges": identity, "summary": intervals})
 
@@ -317,37 +325,38 @@ def main() -> None:
         check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
         if args.checkpoints:
             chosen = with_checkpoints(chosen, config, args.runs)
-        for name in chosen:  # every name and checkpoint is checked before the first model is loaded
+        for name in chosen:  # check every name and checkpoint before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
-            _side_by_side(args, chosen)
+            _in_parallel(args, chosen)
             return
         shard = shards.of(args)
         for name in chosen:
-            done = evaluate(config, name, benchmarks, args.runs, shard=shard)
-            print(
-                f"evaluated {name}: {done}"
-                if shard is None
-                else f"answers of {name}: {done}; a run without --shard merges"
-            )
+            path = evaluate(config, name, benchmarks, args.runs, shard=shard)
+            if shard is None:
+                print(f"evaluated {name}: {path}")
+            else:
+                print(f"answers of {name}: {path}; a run without --shard merges the shards")
 
     arguments = parser("evaluate models on the benchmarks: accuracy and faithfulness")
     arguments.add_argument(
         "--model",
         metavar="NAME[,NAME]",
-        help="files of configs/models, or one's checkpoint as fgrpo@100 (default: eval.models of the preset)",
+        help="files of configs/models or configs/method, or a checkpoint such as fgrpo@100 (default: eval.models)",
     )
     arguments.add_argument(
-        "--checkpoints", action="store_true", help="also every checkpoint that the models' runs kept (for Figure 4)"
+        "--checkpoints",
+        action="store_true",
+        help="evaluate also every checkpoint that the models' runs kept (Figure 4)",
     )
     arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
     shards.add_option(arguments)
-    arguments.add_argument("--jobs", type=int, default=1, help="models evaluated side by side, one process each")
+    arguments.add_argument("--jobs", type=int, default=1, help="models to evaluate in parallel, one process each")
     run(body, arguments)
 
 
-def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """One process a model, `args.jobs` at a time; UserError names those that failed."""
+def _in_parallel(args: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """One process per model, `args.jobs` at a time; UserError names those that failed."""
     base_command = [sys.executable, "-m", "eval.run"]
     base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
@@ -355,7 +364,7 @@ def _side_by_side(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     base_command += ["--shard", args.shard] if args.shard else []
     failed = parallel.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)
     if failed:
-        raise UserError(f"evaluation of {', '.join(failed)} failed (see above); the same command carries on")
+        raise UserError(f"evaluation of {', '.join(failed)} failed (see above); fix the cause, then rerun to resume")
 
 
 if __name__ == "__main__":

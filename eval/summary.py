@@ -1,8 +1,8 @@
-"""From records to figures: every metric of every benchmark with its interval, and the averages that the tables print.
+"""From records to metrics: every metric per benchmark with its interval, and the averages that the tables print.
 
-Averages as in Table 1: the plain mean of the benchmarks (PAPER: mean of the seven columns), for accuracy, inconsistency and
-grounding; a benchmark outside `eval.benchmarks` (people's own) is in no average unless nothing else was evaluated, and a cell's
-"benchmarks" says of how many it is the mean. Flip and statement rates rest on few answers a benchmark and are pooled over all of them instead. Intervals are
+An average is the plain mean of the benchmarks, as in Table 1 (PAPER: mean of the seven columns). A benchmark outside
+`eval.benchmarks` (the user's own) is in no average, unless nothing else was evaluated; a cell's "benchmarks" is how many it
+averages. Measures that rest on few answers per benchmark are pooled over all answers instead (`Report.pooled`). Intervals are
 percentile bootstraps over questions; trials of one question (SAT's two orders, MMVP's pairs) are resampled together.
 """
 
@@ -15,70 +15,46 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
+from eval.measures import ACCURACY, Measure, measures
 from fgrpo.schema import Eval
 from fgrpo.types import EvalRecord
-
-# metric -> (score it is the mean of, whether it is 1 − mean)
-METRICS: dict[str, tuple[str, bool]] = {
-    "accuracy": ("accuracy", False),
-    "inconsistency": ("consistency", True),
-    "semantic": ("semantic", False),
-    "spatial": ("spatial", False),
-    "flip": ("flip", False),
-    "statement": ("statement", False),
-    "format": ("format", False),
-}
-POOLED = ("flip", "statement", "format")
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    "inconsistency": False,
-    "semantic": True,
-    "spatial": True,
-    "flip": False,
-    "statement": True,
-}
 
 Cell = dict[str, Any]  # {"value", "low", "high", "n"}
 
 
-def value_of(record: EvalRecord, metric: str) -> float | None:
-    """The value of `metric` for one record, None if it has none."""
-    name, inverted = METRICS[metric]
-    score = record.scores.get(name)
-    if score is None or score.value is None:
-        return None
-    return 1.0 - score.value if inverted else score.value
-
-
 def summarise(records: Sequence[EvalRecord], paired: Sequence[str], settings: Eval) -> dict[str, Any]:
-    """{kind: {"benchmarks": {name: {metric: cell}}, "average": {metric: cell}, "counts": …}} for "greedy" and "sampled"."""
+    """{kind: {"benchmarks": {name: {metric: cell}}, "average": {metric: cell}, "counts": …}} for "greedy" and "sampled".
+
+    Args:
+        paired: benchmarks whose groups are pairs, which get a pair accuracy.
+        settings: bootstrap samples, confidence, and the benchmarks of the average.
+    """
+    every = measures()
     out: dict[str, Any] = {}
     for kind in sorted({str(r.meta["kind"]) for r in records}):
-        mine = [r for r in records if r.meta["kind"] == kind]
-        names = list(dict.fromkeys(r.benchmark for r in mine))
-        split = {name: [r for r in mine if r.benchmark == name] for name in names}
-        counted = {name: rows for name, rows in split.items() if name in settings.benchmarks} or split
-        benchmarks = {name: _benchmark(rows, name in paired, settings) for name, rows in split.items()}
+        of_kind = [r for r in records if r.meta["kind"] == kind]
+        names = list(dict.fromkeys(r.benchmark for r in of_kind))
+        by_benchmark = {name: [r for r in of_kind if r.benchmark == name] for name in names}
+        averaged = {name: rows for name, rows in by_benchmark.items() if name in settings.benchmarks} or by_benchmark
+        averages = {measure.metric: _average(averaged, measure, settings) for measure in every}
         out[kind] = {
-            "benchmarks": benchmarks,
-            "average": {
-                metric: cell for metric in METRICS if (cell := _average(counted, metric, settings)) is not None
-            },
-            "counts": _counts(mine),
+            "benchmarks": {n: _benchmark(rows, every, n in paired, settings) for n, rows in by_benchmark.items()},
+            "average": {metric: cell for metric, cell in averages.items() if cell is not None},
+            "counts": _counts(of_kind),
         }
     return out
 
 
-def _benchmark(rows: Sequence[EvalRecord], paired: bool, settings: Eval) -> dict[str, Cell]:
+def _benchmark(rows: Sequence[EvalRecord], every: Sequence[Measure], paired: bool, settings: Eval) -> dict[str, Cell]:
     cells = {}
-    for metric in METRICS:
-        values = [value_of(r, metric) for r in rows]
+    for measure in every:
+        values = [measure.value_of(r) for r in rows]
         cell = _cell(values, [r.meta["group"] for r in rows], settings)
         if cell is not None:
-            cells[metric] = cell
+            cells[measure.metric] = cell
     if paired:
-        found = metrics.pairs([value_of(r, "accuracy") for r in rows], [(r.meta["group"], _round(r)) for r in rows])
-        cell = _cell(list(found.values()), [group for group, _ in found], settings)
+        pairs = metrics.pairs([ACCURACY.value_of(r) for r in rows], [(r.meta["group"], _round(r)) for r in rows])
+        cell = _cell(list(pairs.values()), [group for group, _ in pairs], settings)
         if cell is not None:
             cells["pair_accuracy"] = cell
     counts = _counts(rows)
@@ -91,15 +67,17 @@ def _benchmark(rows: Sequence[EvalRecord], paired: bool, settings: Eval) -> dict
 
 
 def _by_rules(record: EvalRecord) -> float | None:
-    """The accuracy that rules alone give, beside the judged one: what they cannot read is not correct, whatever a judge made of
-    it. The two lie apart where a judge reads much, which is where it can be hacked. None for what was refused."""
+    """The accuracy by rules alone: an answer that the rules cannot read is not correct, whatever a judge read.
+
+    It differs from the judged accuracy where a judge reads much, which is where a judge can be hacked. None: refused.
+    """
     if record.meta["finish"] == "error":
         return None
-    return value_of(record, "accuracy") if record.meta["answer_from"] == "rules" else 0.0
+    return ACCURACY.value_of(record) if record.meta["answer_from"] == "rules" else 0.0
 
 
 def _round(record: EvalRecord) -> str:
-    """Sampled rollouts of one number belong together in a pair."""
+    """The part of a sampled rollout's id after "#": rollouts of one number form a pair."""
     return record.id.partition("#")[2]
 
 
@@ -113,13 +91,13 @@ def _cell(values: Sequence[float | None], clusters: Sequence[Any], settings: Eva
     return {"value": centre, "low": bounds[0], "high": bounds[1], "n": len(metrics.values(values))}
 
 
-def _average(split: Mapping[str, Sequence[EvalRecord]], metric: str, settings: Eval) -> Cell | None:
-    if metric in POOLED:
-        pooled = [r for part in split.values() for r in part]
-        return _cell([value_of(r, metric) for r in pooled], [r.meta["group"] for r in pooled], settings)
+def _average(by_benchmark: Mapping[str, Sequence[EvalRecord]], measure: Measure, settings: Eval) -> Cell | None:
+    if measure.report.pooled:
+        pooled = [r for rows in by_benchmark.values() for r in rows]
+        return _cell([measure.value_of(r) for r in pooled], [r.meta["group"] for r in pooled], settings)
     centres, draws, n = [], [], 0
-    for seed, rows in enumerate(split.values()):
-        values = [value_of(r, metric) for r in rows]
+    for seed, rows in enumerate(by_benchmark.values()):
+        values = [measure.value_of(r) for r in rows]
         centre = metrics.mean(values)
         sampled = metrics.bootstrap_means(
             values, samples=settings.bootstrap_samples, seed=seed, clusters=[r.meta["group"] for r in rows]

@@ -69,6 +69,14 @@ def write_jsonl(path: str | Path, items: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 under a temporary name and rename it into place, so that no reader sees half of it."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def json_line(item: Any) -> str:
     """One line of JSON; NaN and infinity are refused, since None is how we say "no value"."""
     return json.dumps(item, ensure_ascii=False, allow_nan=False)

@@ -28,6 +28,16 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     return text.strip(), ()
 
 
+def letter(index: int) -> str:
+    """The letter of option `index`, counted from 0: "A", "B", …"""
+    return chr(ord("A") + index)
+
+
+def letters(count: int) -> tuple[str, ...]:
+    """The letters of the first `count` options: ("A", "B", …)."""
+    return tuple(letter(index) for index in range(count))
+
+
 def letter_index(answer: str, choices: Sequence[str]) -> int | None:
     """The index that a letter such as "(B)", "b" or "B." names; None if it is no letter of `choices`."""
     plain = answer.strip().strip("().").upper()

@@ -215,7 +215,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One scored generation of one benchmark: scores by name ("accuracy", "consistency", "semantic", "spatial", …)."""
+    """One scored generation of one benchmark: scores by name ("accuracy", a reward's name, …)."""
 
     id: str
     benchmark: str

@@ -131,7 +131,7 @@ def _evaluated(folder: Path) -> Generations:
         given = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
         stored = Stored(given if path.parent == folder else f"{path.parent.name} (rescored)")
         for record in records:
-            stored.add(record.id, record.scores.get("consistency"), record.scores.get("semantic"))
+            stored.add(record.id, record.scores.get(CONSISTENCY), record.scores.get(GROUNDING))
             if record.sample_id in samples:
                 stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
         judged.append(stored)

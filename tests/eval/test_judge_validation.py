@@ -196,7 +196,7 @@ def stored_run(folder: Path) -> Path:
             {"text": SAID, "visual": True, "label": label, "reason": ""},
         ]
         semantic = Score.failure("time-out") if label == "failed" else Score.of(1.0, sentences=details)
-        scores = {"consistency": consistency, "semantic": semantic}
+        scores = {"consistency": consistency, "semantic_grounding": semantic}
         read = {"answer": "left", "answer_from": "rules"}
         if i == "hrel/t/2":  # "up there": for the extraction judge
             read = {"answer": "right", "answer_from": "judge"} if judge == "qwen" else {"answer_from": "unresolved"}
