@@ -1,7 +1,8 @@
-"""Examples for the report: one question, its pictures with boxes, and what one or two models wrote, sentence by sentence.
+"""Examples for the report: one question, its images with boxes, and the text of one or two models, sentence by sentence.
 
-Everything is plain text and numbers here; the template escapes it. Colours as in the paper's Appendix E: a grounded sentence
-is blue, an ungrounded one orange, the answer green where it follows from the trace and red where it does not.
+Everything here is plain text and numbers; the template escapes it. Colours as in the paper's Appendix E: a sentence that a judge
+calls correct is blue, an incorrect one orange; the answer is green if every 0/1 reward holds, else red. Sentence verdicts come
+from the first reward whose score has `sentences` in its detail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.downscale_images import fit
+from eval.measures import ACCURACY, FLIP, Measure, reward_measures
 from eval.models import ModelSpec
 from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
@@ -22,7 +24,7 @@ from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
 
-LONGEST_SIDE = 640  # pixels of an embedded picture; larger ones are scaled down
+LONGEST_SIDE = 640  # pixels of an embedded image; larger ones are downscaled
 _ORDINAL = re.compile(
     r"\b(?:(first|second|third|fourth)\s+(?:picture|image|view)|(?:picture|image|view)\s+([1-4]))\b", re.IGNORECASE
 )
@@ -33,14 +35,14 @@ _COLOURS = {"CORRECT": "grounded", "INCORRECT": "ungrounded"}
 
 @dataclass(frozen=True)
 class Shape:
-    """A rectangle over a picture, in the file's pixels."""
+    """A rectangle over image number `image`, in the file's pixels."""
 
-    picture: int
+    image: int
     x: float
     y: float
     width: float
     height: float
-    kind: str  # "true", or the column ("a" or "b") whose model wrote it
+    kind: str  # "true", or the key of the column ("a" or "b") whose model wrote it
     label: str = ""
 
 
@@ -62,24 +64,38 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A 0/1 reward of one answer: whether it holds, None if it has no value, and the reason."""
+
+    title: str
+    holds: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Column:
-    """What one model wrote."""
+    """The text of one model with its verdicts; `tags` are words to filter by."""
 
     key: str
     title: str
     lines: tuple[Line, ...]
     answer: str
     correct: bool | None
-    consistent: bool | None
-    reason: str
+    checks: tuple[Check, ...]
     notes: tuple[str, ...]
     tags: tuple[str, ...]
     shapes: tuple[Shape, ...]
 
+    @property
+    def holds(self) -> bool | None:
+        """Whether every 0/1 reward with a value holds; None if none has one."""
+        values = [check.holds for check in self.checks if check.holds is not None]
+        return all(values) if values else None
+
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to embed, and its size in the file's pixels, in which boxes are drawn."""
+class Image:
+    """An image to embed, and its size in the file's pixels, in which boxes are drawn."""
 
     uri: str
     width: int
@@ -88,50 +104,54 @@ class Picture:
 
 @dataclass(frozen=True)
 class Example:
-    """One question with one column a model."""
+    """One question with one column per model."""
 
     id: str
     benchmark: str
     question: str
     choices: tuple[str, ...]
     gold: str
-    pictures: tuple[Picture, ...]
+    images: tuple[Image, ...]
     truth: tuple[Shape, ...]
     columns: tuple[Column, ...]
 
     @property
     def tags(self) -> str:
-        """Filter words: "a-inconsistent", "b-wrong", …, and "differ" where the models' verdicts do."""
-        differ = len({(c.correct, c.consistent) for c in self.columns}) > 1
+        """Filter words: "a-no-consistency", "b-wrong", …, and "differ" if the models' verdicts differ."""
+        differ = len({(c.correct, c.holds) for c in self.columns}) > 1
         return " ".join([*(f"{c.key}-{tag}" for c in self.columns for tag in c.tags), *(["differ"] * differ)])
 
 
 def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int) -> list[str]:
-    """Ids of rollouts to show, `each` a benchmark: those first on which the models' verdicts differ most, then in order. What an
-    engine refused is no example."""
+    """Ids of rollouts to show, `each` per benchmark: first those on which the models' verdicts differ most, then in order.
+
+    Refused rollouts are never shown.
+    """
+    checks = [m for m in reward_measures() if m.report.binary]
     by_model = [
         {r.id: r for r in result.records() if r.meta["kind"] == kind and r.meta["finish"] != "error"}
         for result in results
     ]
-    chosen = []
+    chosen: list[str] = []
     for name in dict.fromkeys(s.source for s in samples.values()):
         shared = [
             i for i, r in by_model[0].items() if r.benchmark == name and all(i in other for other in by_model[1:])
         ]
         order = {i: n for n, i in enumerate(shared)}
-        chosen += sorted(shared, key=lambda i: (-_interest([m[i] for m in by_model]), order[i]))[:each]
+        chosen += sorted(shared, key=lambda i: (-_interest([m[i] for m in by_model], checks), order[i]))[:each]
     return chosen
 
 
-def _interest(records: Sequence[EvalRecord]) -> int:
-    """How much there is to see: verdicts that differ count most, then flips and inconsistent answers."""
-    states = [(_value(r, "accuracy"), _value(r, "consistency")) for r in records]
-    flips = sum(_value(r, "flip") == 1.0 for r in records)
-    return 4 * (len(set(states)) > 1) + 2 * (flips > 0) + (any(s[1] == 0.0 for s in states))
+def _interest(records: Sequence[EvalRecord], checks: Sequence[Measure]) -> int:
+    """How much an example shows: verdicts that differ count most, then flips, then a 0/1 reward that fails."""
+    states = [tuple(_score(r, m) for m in (ACCURACY, *checks)) for r in records]
+    flips = any(_score(r, FLIP) == 1.0 for r in records)
+    fails = any(0.0 in state[1:] for state in states)
+    return 4 * (len(set(states)) > 1) + 2 * flips + fails
 
 
-def _value(record: EvalRecord, name: str) -> float | None:
-    score = record.scores.get(name)
+def _score(record: EvalRecord, measure: Measure) -> float | None:
+    score = record.scores.get(measure.score)
     return None if score is None else score.value
 
 
@@ -142,20 +162,27 @@ def build(
     benchmark: str,
     config: Config | None = None,
 ) -> Example:
-    """The example of one rollout id. Raises UserError if a picture cannot be read."""
-    pictures = tuple(embed(path) for path in sample.images)
-    sizes = [(p.width, p.height) for p in pictures]
+    """The example of one rollout id.
+
+    Args:
+        models: per column: result, model (`models.configured`), record and rollout.
+        benchmark: the benchmark's title.
+        config: for images that were downscaled for the model; None = shown as they are.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    images = tuple(embed(path) for path in sample.images)
+    sizes = [(image.width, image.height) for image in images]
     truth = []
-    home = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
-    for k, box in zip(home, sample.boxes or (), strict=True):
+    box_images = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
+    for k, box in zip(box_images, sample.boxes or (), strict=True):
         truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k])), "true"))
     columns = tuple(
         _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
         for n, (result, spec, record, rollout) in enumerate(models)
     )
-    return Example(
-        rollout_id, benchmark, sample.question, sample.choices, sample.answer, pictures, tuple(truth), columns
-    )
+    return Example(rollout_id, benchmark, sample.question, sample.choices, sample.answer, images, tuple(truth), columns)
 
 
 def _column(
@@ -168,95 +195,119 @@ def _column(
     sizes: Sequence[tuple[int, int]],
     config: Config | None,
 ) -> Column:
-    bounds = scored_pixels(result.path / SCORING)  # the picture as this model's processor resized it
-    shown = sample.images if config is None else fit([replace(sample, boxes=None)], spec, config, bounds)[0].images
+    bounds = scored_pixels(result.path / SCORING)  # of this model's processor
+    seen = sample.images if config is None else fit([replace(sample, boxes=None)], spec, config, bounds)[0].images
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
-    semantic = record.scores.get("semantic")
-    judged = list(semantic.detail.get("sentences", ())) if semantic is not None else []
-    if not judged:
-        judged = [
-            {"text": line, "label": None, "reason": ""}
-            for line in (response.think or rollout.text).splitlines()
-            if line.strip()
-        ]
     lines: list[Line] = []
     shapes: list[Shape] = []
-    home = int(sample.meta.get("box_image", 0))
-    for sentence in judged:
+    for sentence in _sentences(record, response.think or rollout.text):
+        image = _image_of(sentence["text"], int(sample.meta.get("box_image", 0)), len(sizes))
         pieces: list[Piece] = []
         at = 0
-        picture = _picture_of(sentence["text"], home, len(sizes))
-        for found in _TAGGED.finditer(sentence["text"]):
-            boxes, _ = parse_boxes(found.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
+        for tagged in _TAGGED.finditer(sentence["text"]):
+            boxes, _ = parse_boxes(tagged.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
             if not boxes or not sizes:
                 continue
             number = str(len(shapes) + 1)
-            seen = model_size(image_size(shown[picture]), *bounds)
-            shapes.append(_shape(picture, convert(boxes[0], "original", sizes[picture], seen), key, number))
+            model_pixels = model_size(image_size(seen[image]), *bounds)
+            shapes.append(_shape(image, convert(boxes[0], "original", sizes[image], model_pixels), key, number))
             pieces += [
-                Piece(sentence["text"][at : found.start()]),
+                Piece(sentence["text"][at : tagged.start()]),
                 Piece(", ".join(f"{v:g}" for v in boxes[0]), number),
             ]
-            at = found.end()
+            at = tagged.end()
         pieces.append(Piece(sentence["text"][at:]))
         lines.append(Line(tuple(pieces), _COLOURS.get(sentence["label"] or "", "plain"), sentence["reason"]))
-    correct, consistency = _value(record, "accuracy"), _value(record, "consistency")
+    correct = _score(record, ACCURACY)
     return Column(
         key,
         result.title,
         tuple(lines),
         response.answer if response.answer is not None else "no answer",
         None if correct is None else correct == 1.0,
-        None if consistency is None else consistency == 1.0,
-        record.scores["consistency"].reason if "consistency" in record.scores else "",
+        _checks(record),
         _notes(record, rollout),
         _tags(record),
         tuple(shapes),
     )
 
 
+def _sentences(record: EvalRecord, text: str) -> list[dict[str, Any]]:
+    """{"text", "label", "reason"} of each sentence, from the first reward that judges sentences, else of each line."""
+    for measure in reward_measures():
+        score = record.scores.get(measure.score)
+        if score is not None and score.detail.get("sentences"):
+            return list(score.detail["sentences"])
+    return [{"text": line, "label": None, "reason": ""} for line in text.splitlines() if line.strip()]
+
+
+def _checks(record: EvalRecord) -> tuple[Check, ...]:
+    """Every 0/1 reward that the record has."""
+    checks = []
+    for measure in reward_measures():
+        score = record.scores.get(measure.score)
+        if measure.report.binary and score is not None:
+            holds = None if score.value is None else score.value == 1.0
+            checks.append(Check(measure.score_title, holds, score.reason))
+    return tuple(checks)
+
+
 def _notes(record: EvalRecord, rollout: Rollout) -> tuple[str, ...]:
     notes = []
-    for name, words in (("semantic", "semantic grounding"), ("spatial", "spatial grounding")):
-        value = _value(record, name)
-        if value is not None:
-            notes.append(f"{words} {100 * value:.0f}%")
-    if _value(record, "flip") == 1.0:
+    for measure in reward_measures():
+        value = _score(record, measure)
+        if value is not None and not measure.report.binary:
+            notes.append(f"{measure.score_title} {100 * value:.0f}%")
+    if _score(record, FLIP) == 1.0:
         notes.append("flip: a wrong statement, another answer")
     if rollout.finish == "length":
-        notes.append("cut off by the token limit")
+        notes.append("truncated at the token limit")
     if record.meta.get("answer_from") in ("judge", "unresolved"):
         notes.append(f"answer read by: {record.meta['answer_from']}")
     return tuple(notes)
 
 
+def tag_titles() -> dict[str, str]:
+    """The filter words of a column, and what they mean."""
+    below = {
+        _tag(m): f"{m.score_title} fails" if m.report.binary else f"{m.score_title} below 100%"
+        for m in reward_measures()
+    }
+    return {**below, "flip": "flips away from a wrong statement", "wrong": "wrong answer", "right": "right answer"}
+
+
+def _tag(measure: Measure) -> str:
+    return f"no-{measure.score}" if measure.report.binary else f"low-{measure.score}"
+
+
 def _tags(record: EvalRecord) -> tuple[str, ...]:
-    correct, consistency, semantic = (_value(record, name) for name in ("accuracy", "consistency", "semantic"))
+    """The filter words that apply to one record."""
+    correct = _score(record, ACCURACY)
     tags = [] if correct is None else ["right" if correct == 1.0 else "wrong"]
-    if consistency is not None:
-        tags.append("consistent" if consistency == 1.0 else "inconsistent")
-    if semantic is not None:
-        tags.append("grounded" if semantic == 1.0 else "ungrounded")
-    if _value(record, "flip") == 1.0:
+    for measure in reward_measures():
+        value = _score(record, measure)
+        if value is not None and value < 1.0:
+            tags.append(_tag(measure))
+    if _score(record, FLIP) == 1.0:
         tags.append("flip")
     return tuple(tags)
 
 
-def _picture_of(text: str, home: int, count: int) -> int:
-    """The picture that a sentence names ("the second picture", "image 2"), else the question's."""
-    found = _ORDINAL.search(text)
-    if found is None:
-        return min(home, count - 1)
-    index = _ORDINALS.index(found.group(1).lower()) if found.group(1) else int(found.group(2)) - 1
+def _image_of(text: str, default: int, count: int) -> int:
+    """The index of the image that a sentence names ("the second picture", "image 2"), else `default`."""
+    named = _ORDINAL.search(text)
+    if named is None:
+        return min(default, count - 1)
+    index = _ORDINALS.index(named.group(1).lower()) if named.group(1) else int(named.group(2)) - 1
     return min(index, count - 1)
 
 
-def _shape(picture: int, box: Any, kind: str, label: str = "") -> Shape:
-    return Shape(picture, box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1, kind, label)
+def _shape(image: int, box: Any, kind: str, label: str = "") -> Shape:
+    return Shape(image, box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1, kind, label)
 
 
-def embed(path: str) -> Picture:
-    """A picture as a data URI, upright, at most 640 pixels a side. UserError if it cannot be read."""
+def embed(path: str) -> Image:
+    """An image as a data URI, upright, at most 640 pixels per side. UserError if it cannot be read."""
     shown = open_rgb(path)
     width, height = shown.size
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -264,4 +315,4 @@ def embed(path: str) -> Picture:
     small = max(shown.size) <= 256
     shown.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
     kind = "png" if small else "jpeg"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", width, height)
+    return Image(f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", width, height)

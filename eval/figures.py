@@ -1,11 +1,11 @@
 """Figures 3, 4 and 8 of the paper, from run files alone, as PNG files.
 
-Figure 3: semantic grounding and inconsistency per data set, from finished evaluations. Figure 4: accuracy and inconsistency
-over training steps, of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else
-of the training rollouts in rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the title says which. Figure 8:
-each constraint's batch mean above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
+Figure 3: every reward's metric per data set, from finished evaluations. Figure 4: accuracy and inconsistency over training steps,
+of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else of the training rollouts in
+rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the caption says which. Figure 8: each constraint's batch mean
+above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
 
-Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png and captions.json; what has no
+Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png and captions.json. A figure without
 data is skipped with one line.
 """
 
@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import base, models
-from eval.results import CAPTION_FILE, Result, checkpoints, find
+from eval.comparisons import KINDS
+from eval.measures import Measure, measures_of, reward_measures
+from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import read_jsonl
@@ -35,16 +37,19 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-START = "sft"  # where every RL run starts
+START = "sft"  # the model from which every RL run starts
 CAPTIONS = {
-    "figure3": "Figure 3: semantic grounding and inconsistency per data set.",
+    "figure3": "Figure 3: {metrics} per data set.",
     "figure4": "Figure 4: accuracy and inconsistency of training rollouts over RL steps (thick: moving mean, thin: single steps). "
-    "The paper evaluates checkpoints; this is what the run saw itself.",
+    "The paper evaluates checkpoints; these are the rollouts of the run itself.",
     "figure8": "Figure 8: batch mean of each constraint (dashed: its threshold) above its multiplier.",
 }
-OF_CHECKPOINTS = "Figure 4: accuracy and inconsistency of evaluated checkpoints over RL steps (step 0: SFT; greedy answers, mean of the benchmarks, shaded: intervals)."
-# Okabe and Ito's colours, which stay apart for colour-blind readers.
-COLOURS = {
+OF_CHECKPOINTS = (
+    "Figure 4: accuracy and inconsistency of evaluated checkpoints over RL steps (step 0: SFT; greedy answers, mean of the "
+    "benchmarks, shaded: intervals)."
+)
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Methods that are not listed take the next of SPARE.
+METHOD_COLOURS = {
     "sft": "#8c8c8c",
     "grpo-t": "#E69F00",
     "fgrpo": "#0072B2",
@@ -55,11 +60,6 @@ COLOURS = {
     "grpo-multiplicative": "#009E73",
 }
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-CONSTRAINTS = {
-    "consistency": ("consistency", "#009E73"),
-    "spatial_grounding": ("spatial grounding", "#CC79A7"),
-    "semantic_grounding": ("semantic grounding", "#0072B2"),
-}
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -78,12 +78,20 @@ STYLE = {
 
 
 def colour(name: str, position: int = 0) -> str:
-    """The colour of a method, the same in every figure."""
-    return COLOURS.get(name, SPARE[position % len(SPARE)])
+    """The colour of a method, the same in every figure; of an unknown one the next spare colour."""
+    return METHOD_COLOURS.get(name, SPARE[position % len(SPARE)])
+
+
+def constraint_style(name: str, position: int = 0) -> tuple[str, str]:
+    """(title, colour) of a constraint's curves, as its reward declares them."""
+    measure = next((m for m in reward_measures() if m.score == name), None)
+    title = name.replace("_", " ") if measure is None else measure.score_title
+    declared = None if measure is None else measure.report.colour
+    return title, declared or SPARE[position % len(SPARE)]
 
 
 def smooth(values: Sequence[float | None], window: int) -> NDArray[np.float64]:
-    """Centred moving mean over at most `window` steps; steps without a value are left out, all-empty windows are NaN."""
+    """Centred moving mean over at most `window` steps. Steps without a value are left out; an empty window is NaN."""
     raw = np.array([np.nan if v is None else float(v) for v in values])
     out = np.full(len(raw), np.nan)
     for i in range(len(raw)):
@@ -94,14 +102,17 @@ def smooth(values: Sequence[float | None], window: int) -> NDArray[np.float64]:
 
 
 def training(config: Config, root: str | Path = "runs") -> dict[str, list[dict[str, Any]]]:
-    """The steps of metrics.jsonl by method, GRPO-T and FGRPO first. A step written twice (after a resume) counts once."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    paths = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
-    for method in sorted(paths, key=lambda m: (m not in COLOURS, list(COLOURS).index(m) if m in COLOURS else 0, m)):
-        by_step = {row["step"]: row for row in read_jsonl(paths[method]) if "step" in row}
+    """The steps of metrics.jsonl by method, in the order of `METHOD_COLOURS`, then by name.
+
+    A step that was written twice (after a resume) counts once.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {}
+    files = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
+    for method in [*(m for m in METHOD_COLOURS if m in files), *sorted(set(files) - set(METHOD_COLOURS))]:
+        by_step = {row["step"]: row for row in read_jsonl(files[method]) if "step" in row}
         if by_step:
-            found[method] = [by_step[step] for step in sorted(by_step)]
-    return found
+            runs[method] = [by_step[step] for step in sorted(by_step)]
+    return runs
 
 
 def window_of(steps: int) -> int:
@@ -110,66 +121,69 @@ def window_of(steps: int) -> int:
 
 
 def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
-    """Bars per data set and on average, with intervals: semantic grounding above inconsistency."""
+    """Bars per data set and on average, with intervals: one panel per reward that has a value, one colour per model."""
     kind = "sampled" if any("sampled" in r.kinds() for r in results.values()) else "greedy"
-    shown = [r for r in results.values() if kind in r.kinds() and r.cell(kind, "average", "inconsistency") is not None]
+    panels = figure3_measures(results, kind)
+    shown = [r for r in results.values() if any(r.cell(kind, "average", m.metric) is not None for m in panels)]
     if not shown:
         return None
     places = [*config.eval.benchmarks, "average"]
     titles = [*(base.benchmark(n).title for n in config.eval.benchmarks), "average"]
-    figure, axes = plt.subplots(2, 1, figsize=(max(9.5, 1.4 * len(shown)), 5.8), sharex=True, layout="constrained")
-    width = 0.8 / len(shown)
-    for axis, (metric, title) in zip(
-        axes,
-        (
-            ("semantic", "Semantic grounding, % (higher is better)"),
-            ("inconsistency", "Inconsistent answers, % (lower is better)"),
-        ),
-        strict=True,
-    ):
-        for k, result in enumerate(shown):
-            cells = [result.cell(kind, place, metric) for place in places]
-            xs = (
-                np.arange(len(places))
-                + (k - (len(shown) - 1) / 2) * width
-                + np.array([0.0] * (len(places) - 1) + [0.25])
-            )
-            heights = [np.nan if c is None else 100 * c["value"] for c in cells]
-            errors = np.array(
-                [
-                    [0.0, 0.0] if c is None else [100 * (c["value"] - c["low"]), 100 * (c["high"] - c["value"])]
-                    for c in cells
-                ]
-            ).T
-            axis.bar(xs, heights, width * 0.92, label=result.title, color=colour(result.name, k))
-            axis.errorbar(
-                xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5
-            )
-        axis.set_title(title)
-        axis.set_ylim(0, None)
-        axis.grid(axis="x", visible=False)
-        axis.axvline(len(places) - 1.37, color="#888888", linewidth=0.8)
-    axes[1].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
-    figure.supxlabel(
-        f"{'sampled answers, temperature 1' if kind == 'sampled' else 'greedy answers'}; {100 * config.eval.confidence:.0f}% intervals",
-        fontsize=9,
-        color="#555555",
-    )
+    size = (max(9.5, 1.4 * len(shown)), 2.7 * len(panels) + 0.4)
+    figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    for axis, measure in zip(axes[:, 0], panels, strict=True):
+        _bars(axis, shown, kind, places, measure.metric)
+        direction = "higher" if measure.report.higher_is_better else "lower"
+        axis.set_title(f"{_capital(measure.report.title)}, % ({direction} is better)")
+    axes[-1, 0].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
+    intervals = f"{100 * config.eval.confidence:.0f}% intervals"
+    figure.supxlabel(f"{KINDS[kind]}; {intervals}", fontsize=9, color="#555555")
     return figure
 
 
+def figure3_measures(results: Mapping[str, Result], kind: str | None = None) -> list[Measure]:
+    """The rewards of which some model has a value, in one decoding or in any."""
+    kinds = ("greedy", "sampled") if kind is None else (kind,)
+    return [
+        m
+        for m in reward_measures()
+        if any(r.cell(k, "average", m.metric) is not None for r in results.values() for k in kinds)
+    ]
+
+
+def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str) -> None:
+    """One metric in percent: a group of bars per place, one bar per model; the average stands apart at the right."""
+    width = 0.8 / len(shown)
+    gap = np.array([0.0] * (len(places) - 1) + [0.25])
+    for k, result in enumerate(shown):
+        cells = [result.cell(kind, place, metric) for place in places]
+        xs = np.arange(len(places)) + (k - (len(shown) - 1) / 2) * width + gap
+        heights = [np.nan if c is None else 100 * c["value"] for c in cells]
+        errors = np.array(
+            [
+                [0.0, 0.0] if c is None else [100 * (c["value"] - c["low"]), 100 * (c["high"] - c["value"])]
+                for c in cells
+            ]
+        ).T
+        axis.bar(xs, heights, width * 0.92, label=result.title, color=colour(result.name, k))
+        axis.errorbar(xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5)
+    axis.set_ylim(0, None)
+    axis.grid(axis="x", visible=False)
+    axis.axvline(len(places) - 1.37, color="#888888", linewidth=0.8)
+
+
 def figure4(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
-    """Accuracy beside inconsistency over training steps, one line a method."""
-    shown = {m: rows for m, rows in runs.items() if any("accuracy" in row for row in rows)}
+    """Accuracy and inconsistency of training rollouts over RL steps, one line per method; keys are those of metrics.jsonl."""
+    first, second = measures_of(paper()["metrics"])
+    shown = {method: rows for method, rows in runs.items() if any(first.metric in row for row in rows)}
     if not shown:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    panels = (("accuracy", "Accuracy of training rollouts, %"), ("inconsistency", "Inconsistent rollouts, %"))
-    for axis, (key, title) in zip(axes, panels, strict=True):
+    for axis, measure in zip(axes, (first, second), strict=True):
         for k, (method, rows) in enumerate(shown.items()):
-            _line(axis, rows, key, colour(method, k), 100.0, _title(method))
-        axis.set_title(title)
+            _line(axis, rows, measure.metric, colour(method, k), 100.0, _title(method))
+        axis.set_title(f"{_capital(measure.report.title)} of training rollouts, %")
         axis.set_xlabel("RL step")
     axes[1].set_ylim(0, None)
     axes[0].legend(loc="lower right")
@@ -182,35 +196,34 @@ def paths(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     root: str | Path = "runs",
 ) -> dict[str, dict[int, Result]]:
-    """What of each method was evaluated over its training: step 0 (SFT, where it starts), checkpoints, and the end of the run.
+    """The evaluations of each method by RL step: step 0 (SFT, where it starts), its checkpoints, and the end of its run.
 
     Methods without an evaluated checkpoint are left out.
     """
-    found = {}
+    by_method = {}
     for method, steps in checkpoints(config, root).items():
         ends = {0: results.get(START)}
         if method in runs:
             ends[int(runs[method][-1]["step"])] = results.get(method)
-        found[method] = dict(sorted({**steps, **{n: r for n, r in ends.items() if r is not None}}.items()))
-    return found
+        by_method[method] = dict(sorted({**steps, **{n: r for n, r in ends.items() if r is not None}}.items()))
+    return by_method
 
 
-def figure4_checkpoints(found: Mapping[str, Mapping[int, Result]]) -> Figure | None:
-    """Accuracy beside inconsistency of evaluated checkpoints (greedy, mean of the benchmarks), with intervals."""
-    if not found:
+def figure4_checkpoints(by_method: Mapping[str, Mapping[int, Result]]) -> Figure | None:
+    """Accuracy and inconsistency of evaluated checkpoints (greedy, mean of the benchmarks), with intervals."""
+    if not by_method:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    panels = (("accuracy", "Accuracy of checkpoints, %"), ("inconsistency", "Inconsistent answers, %"))
-    for axis, (metric, title) in zip(axes, panels, strict=True):
-        for k, (method, steps) in enumerate(found.items()):
-            cells = {n: cell for n, r in steps.items() if (cell := r.cell("greedy", "average", metric)) is not None}
+    for axis, measure in zip(axes, measures_of(paper()["metrics"]), strict=True):
+        for k, (method, steps) in enumerate(by_method.items()):
+            cells = {n: c for n, r in steps.items() if (c := r.cell("greedy", "average", measure.metric)) is not None}
             values, low, high = (
                 np.array([100 * float(cell[part]) for cell in cells.values()]) for part in ("value", "low", "high")
             )
             tint = colour(method, k)
             axis.fill_between(list(cells), low, high, color=tint, alpha=0.15, linewidth=0)
             axis.plot(list(cells), values, color=tint, linewidth=2.2, marker="o", markersize=4, label=_title(method))
-        axis.set_title(title)
+        axis.set_title(f"{_capital(measure.report.title)} of checkpoints, %")
         axis.set_xlabel("RL step")
     axes[1].set_ylim(0, None)
     axes[0].legend(loc="lower right")
@@ -218,16 +231,21 @@ def figure4_checkpoints(found: Mapping[str, Mapping[int, Result]]) -> Figure | N
 
 
 def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, float]) -> Figure | None:
-    """Each constraint's mean with its threshold (dashed), above the multipliers."""
-    measured = {found[1] for row in rows for key in row if (found := re.fullmatch(r"constraint/(.+)/mean", key))}
-    names = [*(n for n in CONSTRAINTS if n in measured), *sorted(measured - set(CONSTRAINTS))]
+    """Each constraint's batch mean with its threshold (dashed), above its multiplier; columns in the order of the log.
+
+    Args:
+        rows: the steps of metrics.jsonl, with "constraint/<reward>/mean" and "lambda/<reward>".
+        tau: thresholds by reward.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row)
+    names = [match[1] for key in keys if (match := re.fullmatch(r"constraint/(.+)/mean", key))]
     if not names:
         return None
     figure, axes = plt.subplots(
         2, len(names), figsize=(max(5.2, 3.3 * len(names)), 5.0), sharex=True, squeeze=False, layout="constrained"
     )
     for column, name in enumerate(names):
-        title, tint = CONSTRAINTS.get(name, (name.replace("_", " "), SPARE[column % len(SPARE)]))
+        title, tint = constraint_style(name, column)
         above, below = axes[0][column], axes[1][column]
         _line(above, rows, f"constraint/{name}/mean", tint, 1.0, "")
         if name in tau:
@@ -264,22 +282,29 @@ def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, tint: str, sc
     axis.plot(steps, smooth(values, window_of(len(steps))), color=tint, linewidth=2.2, label=label)
 
 
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
+
+
 def _title(method: str) -> str:
     return models.load(method).title if method in models.names() else method
 
 
 def draw(config: Config, root: str | Path = "runs") -> list[Path]:
-    """Write every figure there is data for; returns the files."""
+    """Write every figure that has data; returns the files."""
     out = folder(config, "figures", root)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         runs, results = training(config, root), _evaluated(config, root)
-        walked = figure4_checkpoints(paths(config, results, runs, root))
-        figures: dict[str, Figure | None] = {"figure3": figure3(results, config), "figure4": walked or figure4(runs)}
+        of_checkpoints = figure4_checkpoints(paths(config, results, runs, root))
+        figures: dict[str, Figure | None] = {
+            "figure3": figure3(results, config),
+            "figure4": of_checkpoints or figure4(runs),
+        }
         constrained = [m for m in dict.fromkeys((config.method, *runs)) if m in runs and _has_multipliers(runs[m])]
         figures["figure8"] = None
-        for method in constrained:  # one figure a method; the configured one's is called figure8
+        for method in constrained:  # one figure per method; the configuration's method is figure8
             name = "figure8" if method == constrained[0] else f"figure8-{method}"
             figures[name] = figure8(method, runs[method], thresholds(config, method, root))
         for name, figure in figures.items():
@@ -287,27 +312,30 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
                 print(f"{name}: no data yet")
                 continue
             path = out / f"{name}.png"
-            aside = out / f".{name}.part.png"
-            figure.savefig(aside, metadata={"Software": None})
+            part = out / f".{name}.part.png"
+            figure.savefig(part, metadata={"Software": None})
             plt.close(figure)
-            aside.replace(path)
+            part.replace(path)
             written.append(path)
-    captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if walked is not None else {})}
+    captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if of_checkpoints is not None else {})}
+    captions["figure3"] = captions["figure3"].format(
+        metrics=", ".join(m.report.title for m in figure3_measures(results))
+    )
     write_json(out / CAPTION_FILE, {path.stem: captions[path.stem.split("-")[0]] for path in written})
     return written
 
 
 def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, float]:
-    """The thresholds with which a method was trained, as its run folder says; without one those of the configuration."""
-    kept = folder(config, f"rl-{method}", root) / "config.json"
-    if not kept.is_file():
+    """The thresholds a method was trained with, from its run folder; without a run folder those of the configuration."""
+    stored = folder(config, f"rl-{method}", root) / "config.json"
+    if not stored.is_file():
         return config.rl.tau
-    found: Mapping[str, float] = json.loads(kept.read_text(encoding="utf-8"))["config"]["rl"]["tau"]
-    return found
+    tau: Mapping[str, float] = json.loads(stored.read_text(encoding="utf-8"))["config"]["rl"]["tau"]
+    return tau
 
 
 def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:
-    """Finished evaluations, none where only training has been done so far."""
+    """Finished evaluations; none if only training has finished."""
     return find(config, root) if any(folder(config, "eval", root).glob("*/done")) else {}
 
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page: headline figures, tables, figures, and examples with boxes and verdicts (Appendix E).
 
-Text of models, judges and data sets is untrusted: the template escapes everything, and a content security policy lets no
-script run but the page's own few lines (named by their hash). No file, font or script is loaded from anywhere.
+Text of models, judges and data sets is untrusted: the template escapes everything, and a content security policy allows only the
+page's own script (by its hash). The page loads no file, font or script.
 
 Command: `python -m eval.report --preset mini` writes runs/<preset>/report/index.html.
 """
@@ -21,17 +21,18 @@ import jinja2
 from markupsafe import Markup
 
 from eval import base, examples, miniworld_truth, models, tables
+from eval.comparisons import KINDS, main_pair
 from eval.layout import Table, percent
+from eval.measures import measures
 from eval.results import CAPTION_FILE, Result, find
-from eval.tables import COMPARED
 from fgrpo.cli import parser, run
 from fgrpo.config import load
+from fgrpo.files import write_atomic
 from fgrpo.runs import folder
 from fgrpo.schema import Config
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-SIDES = ("grpo-t", "fgrpo")  # the two methods shown side by side, where both were evaluated
-EACH = 6  # examples a benchmark
+EACH = 6  # examples per benchmark
 SCRIPT = """
 const pick = id => document.getElementById(id).value;
 const filter = () => {
@@ -42,21 +43,14 @@ const filter = () => {
   }
   document.getElementById('shown').textContent = shown + ' of ' + all.length;
 };
-const wanted = new URLSearchParams(location.hash.slice(1));  // such as #benchmark=MMVP&verdict=a-flip
+const preset = new URLSearchParams(location.hash.slice(1));  // such as #benchmark=MMVP&verdict=a-flip
 for (const id of ['benchmark', 'verdict']) {
   const box = document.getElementById(id);
-  if (box && wanted.has(id)) box.value = wanted.get(id);
+  if (box && preset.has(id)) box.value = preset.get(id);
   box?.addEventListener('change', filter);
 }
 if (document.getElementById('shown')) filter();
 """
-VERDICTS = {
-    "inconsistent": "inconsistent",
-    "flip": "flipped away from a wrong statement",
-    "ungrounded": "with an ungrounded sentence",
-    "wrong": "answered wrongly",
-    "right": "answered rightly",
-}
 
 
 @dataclass(frozen=True)
@@ -80,30 +74,26 @@ def render(**context: Any) -> str:
     )
 
 
-def sides(results: dict[str, Result]) -> list[Result]:
-    """The one or two reasoning models to show beside each other."""
-    both = [results[name] for name in SIDES if name in results]
+def sides(results: dict[str, Result], config: Config) -> list[Result]:
+    """The one or two reasoning models to show next to each other."""
+    pair = main_pair(results, config)
     reasoning = [r for r in results.values() if r.summary.get("mode") == "think"]
-    return both if len(both) == 2 else reasoning[-2:]
+    return [results[name] for name in pair] if pair is not None else reasoning[-2:]
 
 
 def cards(shown: Sequence[Result], kind: str) -> list[dict[str, Any]]:
-    """Headline figures of the shown models."""
+    """Headline figures of the shown models, one card per measure that one of them has."""
     out = []
-    for metric, name in COMPARED.items():
-        found = [(r, r.cell(kind, "average", metric)) for r in shown]
-        if metric == "statement" or all(cell is None for _, cell in found):
+    for measure in measures():
+        cells = [r.cell(kind, "average", measure.metric) for r in shown]
+        if not measure.headline or all(cell is None for cell in cells):
             continue
-        parts = [percent(cell, interval="range").partition(" ") for _, cell in found]
-        out.append(
-            {
-                "name": name + ", %",
-                "sides": [
-                    {"key": "ab"[n], "title": r.title, "value": value, "interval": bounds}
-                    for n, ((r, _), (value, _, bounds)) in enumerate(zip(found, parts, strict=True))
-                ],
-            }
-        )
+        parts = [percent(cell, interval="range").partition(" ") for cell in cells]
+        sides = [
+            {"key": "ab"[n], "title": r.title, "value": value, "interval": bounds}
+            for n, (r, (value, _, bounds)) in enumerate(zip(shown, parts, strict=True))
+        ]
+        out.append({"name": f"{measure.heading}, %", "sides": sides})
     return out
 
 
@@ -114,62 +104,68 @@ def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH
     book = miniworld_truth.book(config.data.root)
     names = dict.fromkeys(name for r in shown for name in r.summary[kind]["benchmarks"])
     loaded = {name: base.load(name, config) for name in names}
-    samples = {s.id: miniworld_truth.with_true_boxes(s, book) for found in loaded.values() for s in found.samples}
+    samples = {s.id: miniworld_truth.with_true_boxes(s, book) for part in loaded.values() for s in part.samples}
     records = [{r.id: r for r in result.records()} for result in shown]
     rollouts = [result.rollouts() for result in shown]
-    specs = [models.load(result.name) for result in shown]
+    specs = [models.configured(result.name, config) for result in shown]
     out = []
     for rollout_id in examples.choose(shown, samples, kind, each):
         sample = samples.get(records[0][rollout_id].sample_id)
         if sample is not None:
             columns = [
-                (result, spec, mine[rollout_id], texts[rollout_id])
-                for result, spec, mine, texts in zip(shown, specs, records, rollouts, strict=True)
+                (result, spec, scored[rollout_id], texts[rollout_id])
+                for result, spec, scored, texts in zip(shown, specs, records, rollouts, strict=True)
             ]
             out.append(examples.build(rollout_id, sample, columns, loaded[sample.source].benchmark.title, config))
     return out
 
 
 def write(config: Config, root: str | Path = "runs") -> Path:
-    """Write the page; returns its path. UserError if nothing was evaluated or the data is gone."""
+    """Write the page; returns its path. UserError if nothing was evaluated or the data is missing."""
     results = find(config, root)
-    shown = sides(results)
-    kind = "sampled" if shown and all("sampled" in r.kinds() for r in shown) else "greedy"
+    shown = sides(results, config)
+    kind = tables.headline_kind(shown)
     _, everything, _ = tables.build(config, root)
-    found = collect(shown, config, kind)
+    chosen = collect(shown, config, kind)
     page = render(
         title=f"Faithful GRPO: {config.preset}",
         subtitle=_subtitle(config, shown, kind),
         cards=cards(shown, kind),
         world=config.world is not None,
-        other_kind=tables.KINDS["greedy" if kind == "sampled" else "sampled"],
+        other_kind=KINDS["greedy" if kind == "sampled" else "sampled"],
         **_split(everything, [r.name for r in shown], kind),
         paper=[t for t in everything if t.name.startswith("table")],
         judges=[t for t in everything if t.name.startswith("judge-")],
         figures=_figures(folder(config, "figures", root)),
-        examples=found,
-        examples_note=f"{'Sampled answers (temperature 1)' if kind == 'sampled' else 'Greedy answers'}; chosen, not drawn: questions on which the verdicts of the models differ come first, so these are no rates.",
-        benchmarks=list(dict.fromkeys(e.benchmark for e in found)),
+        examples=chosen,
+        examples_note=f"{_capital(KINDS[kind])}. The examples are selected, so they are no rates: questions on which the models' verdicts differ come first.",
+        benchmarks=list(dict.fromkeys(e.benchmark for e in chosen)),
         filters=[("differ", "verdicts differ")] * (len(shown) > 1)
-        + [(f"{'ab'[n]}-{tag}", f"{r.title}: {words}") for n, r in enumerate(shown) for tag, words in VERDICTS.items()],
+        + [
+            (f"{'ab'[n]}-{tag}", f"{r.title}: {words}")
+            for n, r in enumerate(shown)
+            for tag, words in examples.tag_titles().items()
+        ],
     )
     out = folder(config, "report", root) / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_suffix(".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(out)
+    write_atomic(out, page)
     return out
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
     where = "The miniature world, with exact oracles as judges" if config.world is not None else config.models.base
-    words = "sampled answers at temperature 1" if kind == "sampled" else "greedy answers"
     names = " against ".join(r.title for r in shown)
-    return f"{where}. Headline: {names}, {words}, mean of the benchmarks with {100 * config.eval.confidence:.0f}% intervals."
+    intervals = f"{100 * config.eval.confidence:.0f}% intervals"
+    return f"{where}. Headline: {names}; {KINDS[kind]}; means of the benchmarks with {intervals} (flip: over all questions)."
 
 
 def _split(everything: Sequence[Table], shown: Sequence[str], kind: str) -> dict[str, list[Table]]:
-    """What stands open (the headline's decoding, the shown models against each other), and what is folded away."""
+    """The tables that are open (the headline's decoding, the shown models against each other), and the collapsed ones."""
     results = [t for t in everything if t.name.startswith(("accuracy", "faithfulness"))]
     paired = [t for t in everything if "-vs-" in t.name]
     first = [t for t in paired if t.name == f"{'-vs-'.join(shown)}-{kind}"]
@@ -182,12 +178,12 @@ def _split(everything: Sequence[Table], shown: Sequence[str], kind: str) -> dict
 
 
 def _figures(drawn: Path) -> list[Embedded]:
-    """What `eval.figures` wrote, with its captions; nothing before `make figures`."""
+    """The files that `eval.figures` wrote, with their captions; none before `make figures`."""
     captions = drawn / CAPTION_FILE
     if not captions.is_file():
         return []
-    found = json.loads(captions.read_text(encoding="utf-8"))
-    return [Embedded(_uri(drawn / f"{n}.png"), c) for n, c in found.items() if (drawn / f"{n}.png").is_file()]
+    by_name = json.loads(captions.read_text(encoding="utf-8"))
+    return [Embedded(_uri(drawn / f"{n}.png"), c) for n, c in by_name.items() if (drawn / f"{n}.png").is_file()]
 
 
 def _uri(path: Path) -> str:
