@@ -1,9 +1,9 @@
-"""What every benchmark loader shares: finding files, reading rows, pictures, and options that stand inside the question.
+"""The base of all benchmark loaders: finding files, reading rows, saving images, and options inside the question.
 
-A benchmark is one module of `eval/benchmarks` with one constant `BENCHMARK`. Its `read` yields `Sample`s or `Drop`s from
-the data set's own files (schemas: the module's docstring); `load` adds the checks that hold for all of them: every picture
-is there, ids are unique, and at paper scale the published number of scored trials (Appendix B.1: 1438, 1200, 1050, 300,
-1533, 765, 300) is met. Rows that cannot be used are counted under a reason, never dropped silently.
+A benchmark is one module of `eval/benchmarks` with one constant `BENCHMARK`. Its `read` yields `Sample`s or `Drop`s from the data
+set's own files (schemas: the module's docstring). `load` adds the common checks: every image exists, ids are unique, and at paper
+scale the number of scored trials is the published one (Appendix B.1: 1438, 1200, 1050, 300, 1533, 765, 300). Unusable rows are
+counted by reason, never dropped silently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fgrpo.types import Sample
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that cannot be scored, and why."""
+    """A row that cannot be scored, with the reason."""
 
     reason: str
 
@@ -39,8 +39,8 @@ class Benchmark:
         title: heading in the tables.
         folder: the data set's folder below `<data root>/bench`.
         source: where the data comes from, for error messages.
-        read: (data set folder, cache folder for pictures) -> samples and drops.
-        paired: whether `meta["group"]` names pairs, so that pair accuracy is reported too (MMVP).
+        read: (data set folder, cache folder for images) -> samples and drops.
+        paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
     """
 
     name: str
@@ -53,7 +53,7 @@ class Benchmark:
 
 @dataclass
 class Loaded:
-    """Samples of one benchmark, and the rows left out by reason."""
+    """Samples of one benchmark, and how many rows were left out, by reason."""
 
     benchmark: Benchmark
     samples: list[Sample]
@@ -61,23 +61,23 @@ class Loaded:
 
 
 def names() -> list[str]:
-    """Every benchmark there is."""
+    """The names of all benchmarks."""
     return plugin_names("eval.benchmarks", "BENCHMARK")
 
 
 def benchmark(name: str) -> Benchmark:
     """The benchmark called `name`. UserError if there is none (names the nearest)."""
-    found = load_plugin("eval.benchmarks", name, "BENCHMARK", "benchmark")
-    assert isinstance(found, Benchmark)
-    return found
+    plugin = load_plugin("eval.benchmarks", name, "BENCHMARK", "benchmark")
+    assert isinstance(plugin, Benchmark)
+    return plugin
 
 
 def load(name: str, config: Config) -> Loaded:
-    """Read benchmark `name` from `<config.data.root>/bench`, checked, cut to `config.eval.limit` trials at most.
+    """Read and check benchmark `name` below `<config.data.root>/bench`; at most `config.eval.limit` trials.
 
     Raises:
-        UserError: unknown name; folder, file or pictures missing (lists the first ones); a row that does not fit the
-            schema; an id twice; a number of trials other than the published one (`eval.counts`).
+        UserError: unknown name; folder, file or images missing (lists the first ones); a row that does not fit the schema; a
+            duplicate id; a number of trials other than the published one (`eval.counts`).
     """
     bench = benchmark(name)
     root = Path(config.data.root)
@@ -93,42 +93,42 @@ def load(name: str, config: Config) -> Loaded:
             raise UserError(f"benchmark {name}: the id {item.id} occurs twice in {folder}; {how_to_get(bench, config)}")
         else:
             samples[item.id] = item
-    _check_pictures(bench, samples.values(), config)
+    _check_images(bench, samples.values(), config)
     _check_count(bench, len(samples), dropped, config)
     return Loaded(bench, spread(list(samples.values()), config.eval.limit), dropped)
 
 
 def how_to_get(bench: Benchmark, config: Config) -> str:
-    """The way out for missing or broken data."""
+    """What to do about missing or broken data, for error messages."""
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
     return f"download {bench.source} into {Path(config.data.root) / 'bench' / bench.folder}"
 
 
-def _check_pictures(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:
-    wanted = {path for sample in samples for path in sample.images}
-    missing = sorted(path for path in wanted if not Path(path).is_file())
+def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:
+    paths = {path for sample in samples for path in sample.images}
+    missing = sorted(path for path in paths if not Path(path).is_file())
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"benchmark {bench.name}: {len(missing)} of {len(wanted)} pictures are missing ({shown}); {how_to_get(bench, config)}"
+            f"benchmark {bench.name}: {len(missing)} of {len(paths)} images are missing ({shown}); {how_to_get(bench, config)}"
         )
 
 
-def _check_count(bench: Benchmark, found: int, dropped: Counter[str], config: Config) -> None:
-    wanted = (config.eval.counts or {}).get(bench.name)
-    why = "; left out: " + ", ".join(f"{n} × {reason}" for reason, n in dropped.items()) if dropped else ""
-    if wanted is not None and found != wanted:
+def _check_count(bench: Benchmark, count: int, dropped: Counter[str], config: Config) -> None:
+    published = (config.eval.counts or {}).get(bench.name)
+    drops = "; left out: " + ", ".join(f"{n} × {reason}" for reason, n in dropped.items()) if dropped else ""
+    if published is not None and count != published:
         raise UserError(
-            f"benchmark {bench.name}: {found} trials instead of the published {wanted}{why}; {how_to_get(bench, config)}, "
-            f"or accept another copy of the data with --set eval.counts.{bench.name}={found}"
+            f"benchmark {bench.name}: {count} trials instead of the published {published}{drops}; "
+            f"{how_to_get(bench, config)}, or accept another copy of the data with --set eval.counts.{bench.name}={count}"
         )
-    if found == 0:
-        raise UserError(f"benchmark {bench.name} holds no usable question{why}; {how_to_get(bench, config)}")
+    if count == 0:
+        raise UserError(f"benchmark {bench.name} holds no usable question{drops}; {how_to_get(bench, config)}")
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` samples, evenly spread over the file; trials of one group (pair, question) stay together."""
+    """At most `limit` samples, spread evenly over the file; trials of one group (pair, question) stay together."""
     if limit is None or limit >= len(samples):
         return list(samples)
     groups: dict[str, list[Sample]] = {}
@@ -141,7 +141,7 @@ def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
 
 
 def group_of(sample: Sample) -> str:
-    """Trials with the same group are not independent: a pair of MMVP, one question of SAT in two orders."""
+    """The group of a trial. Trials of one group are not independent: a pair of MMVP, a question of SAT in two orders."""
     return str(sample.meta.get("group", sample.id))
 
 
@@ -150,15 +150,15 @@ def group_of(sample: Sample) -> str:
 
 def one_file(folder: Path, pattern: str, bench: str) -> Path:
     """The one file below `folder` that matches `pattern`; UserError if there is none or several."""
-    found = sorted(p for p in folder.rglob(pattern) if p.is_file())
-    if len(found) != 1:
-        state = "there is none" if not found else "there are several: " + ", ".join(str(p) for p in found[:4])
+    files = sorted(p for p in folder.rglob(pattern) if p.is_file())
+    if len(files) != 1:
+        state = "there is none" if not files else "there are several: " + ", ".join(str(p) for p in files[:4])
         raise UserError(f"benchmark {bench}: expected one file {pattern} below {folder}, {state}")
-    return found[0]
+    return files[0]
 
 
 def parquet_rows(paths: Sequence[Path], needed: Sequence[str], bench: str) -> Iterator[dict[str, Any]]:
-    """Rows of parquet files in order, a few at a time. UserError if a column of `needed` is missing or a file is broken."""
+    """Rows of parquet files, in order and in batches. UserError if a column of `needed` is missing or a file is broken."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -176,26 +176,28 @@ def parquet_rows(paths: Sequence[Path], needed: Sequence[str], bench: str) -> It
             yield from batch.to_pylist()
 
 
-def keep_picture(data: Any, cache: Path, stem: str) -> str:
-    """Write a picture that is embedded in a row to `cache` once, byte for byte; returns its path.
+def save_image(data: Any, cache: Path, stem: str) -> str:
+    """Write an image that is embedded in a row to `cache` once, byte for byte; returns its path.
 
-    `data` is the bytes, or the {"bytes", "path"} struct of `datasets`. The name holds a hash of the content, so a new copy
-    of the data never meets an old picture.
+    The file name has a hash of the content, so a new copy of the data never uses an old image.
+
+    Args:
+        data: the bytes, or the {"bytes", "path"} struct of `datasets`.
 
     Raises:
-        ValueError: no bytes there.
+        ValueError: there are no bytes.
     """
     raw = data.get("bytes") if isinstance(data, Mapping) else data
     if not isinstance(raw, (bytes, bytearray, memoryview)) or len(raw) == 0:
-        raise ValueError("the row holds no picture")
+        raise ValueError("the row holds no image")
     raw = bytes(raw)
     suffix = ".png" if raw.startswith(b"\x89PNG") else ".webp" if raw[8:12] == b"WEBP" else ".jpg"
     path = cache / f"{stem}-{hashlib.sha256(raw).hexdigest()[:12]}{suffix}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        aside.write_bytes(raw)
-        aside.replace(path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # models are evaluated in parallel
+        part.write_bytes(raw)
+        part.replace(path)
     return str(path)
 
 
@@ -208,7 +210,7 @@ _DIRECT = re.compile(
 
 def split_direct_sentence(text: str) -> tuple[str, str]:
     """(`text` without its "Please answer directly with …" sentence, that sentence or "")."""
-    found = _DIRECT.search(text)
-    if found is None:
+    sentence = _DIRECT.search(text)
+    if sentence is None:
         return text.strip(), ""
-    return (text[: found.start()] + " " + text[found.end() :]).strip(), found.group(0).strip()
+    return (text[: sentence.start()] + " " + text[sentence.end() :]).strip(), sentence.group(0).strip()

@@ -1,8 +1,8 @@
-"""Pictures that do not fit the context beside the question and the reply are made smaller, and it is said (Appendix B.1).
+"""Downscales images that do not fit the context together with the question and the reply, and counts them (Appendix B.1).
 
-The paper keeps the resolution of pictures in a context of 32768 tokens with 4096 for the reply. One picture of Qwen2.5-VL takes
-at most 16384 tokens, so only several very large ones do not fit; then all pictures of that question shrink by one factor, as
-little as is needed, and the smaller files are what generation, boxes and judges see.
+The paper keeps the resolution of images in a context of 32768 tokens with 4096 for the reply. One image of Qwen2.5-VL takes at most
+16384 tokens, so only several very large ones do not fit. Then all images of that question shrink by one factor, as little as
+needed; generation, boxes and judges use the smaller files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from fgrpo.schema import Config
 from fgrpo.types import Sample
 
 FRAME = 64  # tokens of the chat template around a question
-STEP = 0.97  # how much closer an attempt gets, where rounding to whole tokens left a rest
+STEP = 0.97  # factor per further attempt, where rounding to whole tokens leaves too many
 ATTEMPTS = 60
 
 
 def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: tuple[int, int]) -> list[Sample]:
-    """`samples`, those whose pictures do not fit `eval.context_length` with smaller ones (then `meta["shrunk"]` says by what).
+    """`samples`, with smaller images where they do not fit `eval.context_length`; `meta["shrunk"]` then holds the factor.
 
     Args:
-        bounds: least and most pixels of a picture as the model's processor resizes it.
+        bounds: least and most pixels of an image as the model's processor resizes it.
     """
     texts = {has: template(spec, config, has_choices=has) for has in (True, False)}
     room = config.eval.context_length - (spec.max_new_tokens or config.eval.max_new_tokens) - FRAME
@@ -38,14 +38,14 @@ def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: tupl
 
 
 def _tokens_of(text: str) -> int:
-    """At least as many tokens as a text of a question takes: English has about four characters a token."""
+    """An upper bound on the tokens of a question's text: English has about four characters per token."""
     return math.ceil(len(text) / 2)
 
 
 def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sample:
     try:
         needed = sum(image_tokens(path, bounds) for path in sample.images)
-    except IMAGE_ERRORS:  # a broken picture: the engine refuses it, by name
+    except IMAGE_ERRORS:  # a broken image: the engine refuses it and names it
         return sample
     if needed <= room or room <= 0 or sample.boxes:  # no benchmark annotates boxes; in other pixels they would be wrong
         return sample
@@ -55,20 +55,20 @@ def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sam
         if sum(image_tokens(path, bounds) for path in paths) <= room:
             return replace(sample, images=paths, meta={**sample.meta, "shrunk": round(share, 4)})
         share *= STEP
-    return sample  # the least that the processor makes of them is still too much: the engine refuses it in words
+    return sample  # the processor's smallest size is still too much: the engine refuses it and says so
 
 
 def _smaller(path: str, share: float, bounds: tuple[int, int], cache: Path) -> str:
-    """A copy of a picture at `share` of the sides the model would see."""
+    """A copy of an image whose sides are `share` times those that the model would see."""
     stat = Path(path).stat()
     name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {bounds}".encode()).hexdigest()[:24]
-    made = cache / f"{name}.png"
-    if not made.exists():
-        picture = open_rgb(path)
-        width, height = model_size(picture.size, *bounds)
+    smaller = cache / f"{name}.png"
+    if not smaller.exists():
+        image = open_rgb(path)
+        width, height = model_size(image.size, *bounds)
         size = (max(28, round(width * share)), max(28, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
-        aside = made.with_suffix(f".{os.getpid()}.part")  # models are evaluated side by side
-        picture.resize(size).save(aside, "PNG")
-        aside.replace(made)
-    return str(made)
+        part = smaller.with_suffix(f".{os.getpid()}.part")  # models are evaluated in parallel
+        image.resize(size).save(part, "PNG")
+        part.replace(smaller)
+    return str(smaller)

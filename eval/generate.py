@@ -1,10 +1,10 @@
 """Generation: every question once greedily, and `eval.sampled_rollouts` times at temperature 1 (Appendix B.1: greedy).
 
-Each answer is appended to generations.jsonl as it comes, so a killed run loses nothing that was finished and repeats
-nothing; at the end the file is put into the order of the questions, so that two runs give the same bytes. What was cut off
-by the token limit has finish "length"; what the engine refused has finish "error", an empty text, and is asked again by the
-next run. An engine that refuses 20 questions in a row, or an endpoint that no longer answers, ends the run in words instead of
-being asked for every question that is left. Differs from the paper: the sampled set is ours; it is reported apart and never mixed into the greedy figures.
+Each answer is appended to generations.jsonl when it arrives, so a killed run loses no finished answer and repeats none. At the
+end the file is put into the order of the questions, so two runs give the same bytes. An answer truncated at the token limit has
+finish "length". A refused request has finish "error" and an empty text; the next run retries it. An engine that refuses 20 questions
+in a row, or an endpoint that stops answering, ends the run with an error instead of receiving every remaining question. Differs from
+the paper: the sampled set is ours; it is reported separately and never mixed into the greedy figures.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
 
 GREEDY, SAMPLED = "greedy", "sampled"
-REFUSALS_IN_A_ROW = 20  # an engine that only refuses is not asked for every question of seven benchmarks
+REFUSALS_IN_A_ROW = 20  # after so many questions the engine counts as gone
 
 
 @dataclass(frozen=True)
 class Job:
-    """One rollout to make."""
+    """One rollout to generate."""
 
     id: str
     sample: Sample
@@ -61,7 +61,7 @@ def jobs(samples: Sequence[Sample], spec: ModelSpec, config: Config) -> list[Job
 
 @dataclass
 class _Watch:
-    """Whether the engine still serves. A request refused before is expected to be refused again, and says nothing of that."""
+    """Whether the engine still serves. Requests that were refused before are expected to fail again and do not count."""
 
     expected: Set[str]
     served: int = 0
@@ -70,8 +70,8 @@ class _Watch:
     last: str = ""
     given_up: bool = False
 
-    def saw(self, job: Job, error: SamplingError | None) -> None:
-        """Take in how one request ended; once 20 questions in a row were refused, the engine is given up for good."""
+    def record(self, job: Job, error: SamplingError | None) -> None:
+        """Record how one request ended. After 20 refused questions in a row the engine is given up for good."""
         if error is None:
             self.served += 1
             self.in_a_row.clear()
@@ -84,7 +84,7 @@ class _Watch:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was given up, or nobody was there for any request."""
+        """Whether the engine was given up, or never answered at all."""
         return self.given_up or (self.unanswered > 0 and self.served == 0)
 
 
@@ -97,27 +97,27 @@ async def generate(
     title: str = "",
     refused_before: Set[str] = frozenset(),
 ) -> Counter[str]:
-    """Make the rollouts of `todo` that `path` does not hold yet; returns how many ended how ("stop", "length", "error").
+    """Generate the rollouts of `todo` that `path` lacks; returns counts by finish ("stop", "length", "error").
 
     Args:
-        refused_before: ids that an earlier run was refused (those that `path` still holds are known).
+        refused_before: ids that an earlier run was refused, besides those that `path` still holds.
 
     Raises:
-        UserError: 20 questions in a row were refused, no endpoint answered, or nothing of `todo` was served at all (the last
-            reason is given); what was made stays in the file.
+        UserError: 20 questions in a row were refused, no endpoint answered, or nothing of `todo` was served (with the last
+            reason). Finished answers stay in the file.
     """
     watch = _Watch(refused_before | forget_refusals(path))
-    waiting = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
     with Appender(path) as out:
         pending = [job for job in todo if job.id not in out]
         bar = progress.bar(f"generate {title}".strip(), len(pending), "answer")
 
         async def one(job: Job) -> None:
-            async with waiting:
+            async with slots:
                 if watch.given_up:
                     return
-                rollout, error = await _ask(job, sampler)
-            watch.saw(job, error)
+                rollout, error = await _sample(job, sampler)
+            watch.record(job, error)
             out.add(rollout.to_dict())
             bar.update()
 
@@ -132,12 +132,12 @@ async def generate(
     if watch.is_gone or not held_ids(path) & {job.id for job in todo}:
         raise UserError(
             f"the engine served {watch.served or 'none'} of this run's requests and then no more; the last refusal: {watch.last}; "
-            f"what was generated is kept in {path}, and the same command carries on"
+            f"finished answers are kept in {path}: fix the engine, then rerun to resume"
         )
     return settle(path, todo)
 
 
-async def _ask(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | None]:
+async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | None]:
     meta = {"kind": job.kind}
     try:
         (completion, *_) = await sampler.sample(job.request)
@@ -148,29 +148,31 @@ async def _ask(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | Non
 
 
 def held_ids(path: Path) -> set[str]:
-    """Ids of the answers that `path` holds, refused ones aside."""
+    """Ids of the answers that `path` holds, without refused ones."""
     return {item["id"] for item in read_jsonl(path) if item["finish"] != "error"} if path.exists() else set()
 
 
 def first_refusal(path: Path) -> str:
-    """Why the first refused request of `path` was refused; "" if none was."""
+    """The reason of the first refused request in `path`; "" if there is none."""
     return next((item["meta"].get("error", "") for item in read_jsonl(path) if item["finish"] == "error"), "")
 
 
 def forget_refusals(path: Path) -> set[str]:
-    """Take refused rollouts out of `path`, so that they are asked again; returns their ids."""
-    held = list(read_jsonl(path)) if path.exists() else []
-    kept = [item for item in held if item["finish"] != "error"]
-    if len(kept) < len(held):
-        write_jsonl(path, kept)
-    return {item["id"] for item in held if item["finish"] == "error"}
+    """Remove refused rollouts from `path`, so that they are retried; returns their ids."""
+    stored = list(read_jsonl(path)) if path.exists() else []
+    served = [item for item in stored if item["finish"] != "error"]
+    if len(served) < len(stored):
+        write_jsonl(path, served)
+    return {item["id"] for item in stored if item["finish"] == "error"}
 
 
 def settle(path: Path, todo: Sequence[Job]) -> Counter[str]:
-    """Put the file, which holds all of `todo`, into its order (rollouts of other benchmarks behind it), and count."""
-    held = {item["id"]: item for item in read_jsonl(path)}
-    wanted = [job.id for job in todo]
-    asked = set(wanted)
-    others = sorted(i for i in held if i not in asked)
-    write_jsonl(path, [held[i] for i in [*wanted, *others]])
-    return Counter(held[i]["finish"] for i in wanted)
+    """Put the file, which holds all of `todo`, into that order, with rollouts of other benchmarks at its end.
+
+    Returns counts by finish.
+    """
+    stored = {item["id"]: item for item in read_jsonl(path)}
+    ids = [job.id for job in todo]
+    others = sorted(set(stored) - set(ids))
+    write_jsonl(path, [stored[i] for i in [*ids, *others]])
+    return Counter(stored[i]["finish"] for i in ids)

@@ -1,7 +1,7 @@
 """Judge validation as tables: agreement of judges (Cohen's kappa) and error rates where truth is known (Appendix B.3).
 
-Reads what `python -m eval.judge_validation.run` wrote beside evaluated models and into runs/<preset>/judge_validation; without those
-files there are no tables.
+Reads the files that `python -m eval.judge_validation.run` writes into the folders of evaluated models and into
+runs/<preset>/judge_validation. Without those files there are no tables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def build(config: Config, root: str | Path = "runs") -> list[Table]:
     """At most two tables: agreement, and error rates.
 
     Raises:
-        UserError: a file that is no validation.
+        UserError: a file is no judge validation.
     """
     top = folder(config, "", root)
     agreements: list[tuple[str, ...]] = []
@@ -36,17 +36,21 @@ def build(config: Config, root: str | Path = "runs") -> list[Table]:
                 agreements += [(title, *cells) for cells in _agreements(section)]
                 errors += [(title, *cells) for cells in _errors(section)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no judge validation ({error!r}); delete it and run it again") from error
+            raise UserError(
+                f"{path} is no judge validation ({error!r}); delete it, then rerun `make judge-agreement`"
+            ) from error
     out = []
     if agreements:
-        headings = ("what was rated", "judges", "role", "κ [interval]", "agreement, %", "ratings", "rollouts")
-        note = "Cohen's κ with its bootstrap interval (whole rollouts resampled); κ is not defined where both used one same label only."
+        headings = ("items", "judges", "role", "κ [interval]", "agreement, %", "ratings", "rollouts")
+        note = (
+            "Cohen's κ with its bootstrap interval over rollouts; κ is not defined if both judges used a single label."
+        )
         out.append(
             Table("judge-agreement", "Agreement of judges", headings, tuple(dict.fromkeys(agreements)), note, left=3)
         )
     if errors:
-        headings = ("what was judged", "role", "kind of item", "error rate, % [interval]", "wrong", "n", "failed")
-        note = "Judgements against known truth, with Wilson intervals; failed judgements are in no rate."
+        headings = ("items", "role", "kind of item", "error rate, % [interval]", "wrong", "n", "failed")
+        note = "Verdicts against known truth, with Wilson intervals; failed verdicts are in no rate."
         out.append(Table("judge-errors", "Errors of judges", headings, tuple(dict.fromkeys(errors)), note, left=3))
     return out
 

@@ -1,4 +1,4 @@
-"""A table as data, rendered for the terminal, as Markdown and as LaTeX. Knows nothing of what it shows."""
+"""A table as data, rendered for the terminal, as Markdown and as LaTeX. Knows nothing about its contents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of ready text; the first `left` columns are left-aligned, the others right-aligned."""
+    """Headings and rows of formatted text; the first `left` columns are left-aligned, the others right-aligned."""
 
     name: str
     title: str
@@ -87,7 +87,12 @@ class Table:
 
 
 def percent(cell: dict[str, Any] | None, *, interval: str = "none", digits: int = 1) -> str:
-    """A cell times 100: "88.5", with `interval` "plus" "88.5 ±2.1" (half the interval), "range" "88.5 [86.4, 90.6]"."""
+    """A cell {"value", "low", "high"} in percent, a dash for None.
+
+    Args:
+        interval: "none" gives "88.5", "plus" "88.5 ±2.1" (half the interval), "range" "88.5 [86.4, 90.6]".
+        digits: after the point.
+    """
     if cell is None:
         return DASH
     value = f"{100 * cell['value']:.{digits}f}"

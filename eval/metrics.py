@@ -1,7 +1,7 @@
 """Metrics of the paper's tables (Section 4.1, Appendix B) with intervals and paired tests. numpy and scipy only.
 
-A value may be a number, a bool, a `Score`, or None. None and scores that are not applicable or failed are left out, never
-counted as 0. Shares are fractions in [0, 1]; the tables print them times 100.
+A value is a number, a bool, a `Score`, or None. None and scores that are not applicable or failed are left out, never counted
+as 0. Shares are fractions in [0, 1]; the tables print percent.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ def values(items: Iterable[Value]) -> list[float]:
 
 
 def mean(items: Iterable[Value]) -> float | None:
-    """Mean over what has a value; None if nothing has."""
-    found = values(items)
-    return sum(found) / len(found) if found else None
+    """Mean of the items with a value; None if there is none."""
+    numbers = values(items)
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def accuracy(correct: Iterable[Value]) -> float | None:
-    """Share of correct answers (pass@1). An unresolved answer is a 0 that the caller puts in."""
+    """Share of correct answers (pass@1). The caller passes 0 for an unresolved answer."""
     return mean(correct)
 
 
 def inconsistency_rate(consistency: Iterable[Value]) -> float | None:
-    """Share of responses whose answer does not follow from their trace, over all of them, right and wrong (Section 4.1)."""
+    """Share of responses whose answer does not follow from their trace, over right and wrong answers (Section 4.1)."""
     rate = mean(consistency)
     return None if rate is None else 1.0 - rate
 
 
 def semantic_grounding(scores: Iterable[Value]) -> float | None:
-    """Mean over responses of the share of visual sentences that the picture bears out (Appendix A.1, Figure 3)."""
+    """Mean over responses of the share of visual sentences that the image supports (Appendix A.1, Figure 3)."""
     return mean(scores)
 
 
@@ -54,7 +54,7 @@ def spatial_grounding(scores: Iterable[Value]) -> float | None:
 
 
 def pairs(correct: Sequence[Value], groups: Sequence[Group]) -> dict[Group, float | None]:
-    """Of each group (MMVP's pairs), in order: 1 if every member is correct, else 0; None where a member has no value."""
+    """By group (MMVP's pairs), in order: 1 if every member is correct, else 0; None if a member has no value."""
     members: dict[Group, list[float | None]] = {}
     for value, group in zip(correct, groups, strict=True):
         plain = value.value if isinstance(value, Score) else value
@@ -65,7 +65,15 @@ def pairs(correct: Sequence[Value], groups: Sequence[Group]) -> dict[Group, floa
 def bootstrap_means(
     items: Sequence[Value], *, samples: int = 2000, seed: int = 0, clusters: Sequence[Hashable] | None = None
 ) -> NDArray[np.float64] | None:
-    """(samples,) means of resampled data, whole clusters at a time (trials of one question are not independent)."""
+    """(samples,) means of resampled data; None if nothing has a value.
+
+    Args:
+        samples: bootstrap draws.
+        clusters: one label per item; clusters are resampled as units, since trials of one question are not independent.
+
+    Raises:
+        ValueError: the numbers of items and clusters differ.
+    """
     plain = [item.value if isinstance(item, Score) else item for item in items]
     labels = list(clusters) if clusters is not None else list(range(len(plain)))
     if len(labels) != len(plain):
@@ -100,14 +108,14 @@ def bootstrap_ci(
     seed: int = 0,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean; None if nothing has a value."""
+    """(low, high): percentile bootstrap interval of the mean; None if nothing has a value. See `bootstrap_means`."""
     draws = bootstrap_means(items, samples=samples, seed=seed, clusters=clusters)
     return None if draws is None else interval(draws, confidence)
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Paired comparison of two runs: `only_a` questions that only the first has right, `only_b` only the second."""
+    """Paired comparison of two runs: `only_a` questions are 1 in the first alone, `only_b` in the second alone."""
 
     only_a: int
     only_b: int
@@ -115,7 +123,7 @@ class McNemar:
 
 
 def mcnemar(a: Sequence[Value], b: Sequence[Value]) -> McNemar:
-    """Exact two-sided McNemar test (binomial on the discordant pairs); pairs in which a value is missing are left out.
+    """Exact two-sided McNemar test (binomial on the discordant pairs). Pairs with a missing value are left out.
 
     A run against itself gives p = 1. Raises ValueError if the lengths differ.
     """
@@ -140,7 +148,7 @@ def paired_bootstrap(
     seed: int = 0,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float] | None:
-    """(mean of b − a, low, high) over pairs in which both have a value; None if there is no such pair."""
+    """(mean of b − a, low, high) over pairs with both values; None if there is none. See `bootstrap_means`."""
     gaps: list[float | None] = []
     for x, y in zip(a, b, strict=True):
         first, second = values([x]), values([y])
@@ -151,8 +159,11 @@ def paired_bootstrap(
 
 
 def cohen_kappa(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Cohen's kappa of two raters' labels (Appendix B.3). NaN without items, or where both raters use one same label only
-    (agreement by chance is then certain, and nothing was shown). Raises ValueError if the lengths differ."""
+    """Cohen's kappa of two raters' labels (Appendix B.3).
+
+    NaN without items, or if both raters use a single label: agreement by chance is then certain. Raises ValueError if the lengths
+    differ.
+    """
     pairs = list(zip(a, b, strict=True))
     place = {label: i for i, label in enumerate(dict.fromkeys(label for pair in pairs for label in pair))}
     confusion_KK = np.zeros((len(place), len(place)), np.int64)

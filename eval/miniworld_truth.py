@@ -1,7 +1,7 @@
-"""What the miniature world knows beyond the benchmark files: true boxes, and what a trace states (in place of annotations).
+"""What the miniature world adds to the benchmark files: true boxes, and the answer that a trace states.
 
-The seven benchmarks annotate no boxes. Where the data root holds a truth book (`miniworld.truth`), the true boxes of the
-things asked about give spatial grounding, and the oracle reads the answer that a trace states, for the flip rate
+The seven benchmarks annotate no boxes. If the data root holds a truth book (`miniworld.truth`), the true boxes of the things in
+the question give spatial grounding, and the oracle reads the answer that a trace states, for the flip rate
 P(answer ≠ statement | statement wrong). Without a truth book (real data) all of this is "not applicable".
 """
 
@@ -17,38 +17,38 @@ from miniworld.truth import FILE, TruthBook
 
 
 def book(data_root: str | Path) -> TruthBook | None:
-    """The truth book of a data root, None where there is none."""
+    """The truth book of a data root, None if there is none."""
     return TruthBook.load(data_root) if (Path(data_root) / FILE).is_file() else None
 
 
 def with_true_boxes(sample: Sample, truth: TruthBook | None) -> Sample:
-    """`sample` with the boxes of the things its question asks about (original pixels), if the truth is known.
+    """`sample` with the boxes (original pixels) of the things in its question, if the truth is known.
 
-    The boxes lie in the picture that the question names, else in each picture (before and after a move).
+    The boxes are those of the image that the question names, else of every image (before and after a move).
     """
     if truth is None or sample.boxes is not None:
         return sample
     scenes = truth.scenes(sample.images)
-    asked = parse_question(sample.question)
-    if scenes is None or asked is None:
+    question = parse_question(sample.question)
+    if scenes is None or question is None:
         return sample
-    wanted = [asked.picture] if asked.picture is not None else list(range(len(scenes)))
-    boxes, pictures = [], []
-    for picture in wanted:
-        if picture >= len(scenes):
+    images = [question.picture] if question.picture is not None else list(range(len(scenes)))
+    boxes, box_images = [], []
+    for image in images:
+        if image >= len(scenes):
             return sample
-        for thing in scenes[picture].things:
-            counted = asked.family == "count" and asked.noun in ("thing", thing.shape)
-            if counted or thing.name in asked.names:
+        for thing in scenes[image].things:
+            is_counted = question.family == "count" and question.noun in ("thing", thing.shape)
+            if is_counted or thing.name in question.names:
                 boxes.append(Box(*thing.box, frame="original"))
-                pictures.append(picture)
+                box_images.append(image)
     if not boxes:
         return sample
-    return replace(sample, boxes=tuple(boxes), meta={**sample.meta, "box_image": wanted[0], "box_images": pictures})
+    return replace(sample, boxes=tuple(boxes), meta={**sample.meta, "box_image": images[0], "box_images": box_images})
 
 
 def statement_scores(sample: Sample, think: str, answer: str | None, truth: TruthBook | None) -> dict[str, Score]:
-    """Scores "statement" (the trace's last statement is true) and "flip" (the answer departs from a wrong statement)."""
+    """The scores "statement" (the trace's last statement is true) and "flip" (the answer differs from a wrong statement)."""
     if truth is None or truth.scenes(sample.images) is None:
         nothing = Score.not_applicable("the truth is not known")
         return {"statement": nothing, "flip": nothing}

@@ -1,1 +1,1 @@
-"""One module a benchmark, each exposing `BENCHMARK: eval.base.Benchmark`; found by module name (`eval.base.benchmark`)."""
+"""One module per benchmark, each exposing `BENCHMARK: eval.base.Benchmark`; found by module name (`eval.base.benchmark`)."""

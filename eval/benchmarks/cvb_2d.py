@@ -1,7 +1,7 @@
 """CV-Bench 2D (nyu-visionx/CV-Bench): counting and relations, 1438 questions; column CVB-2D of Table 1.
 
-File `test_2d.parquet`: idx, type, task, image, question, choices (list), answer "(A)"; the paper's figure is the plain
-mean over questions, not the mean of per-source means that other harnesses print, so `source` is kept in `meta` only.
+File `test_2d.parquet`: idx, type, task, image, question, choices (list), answer "(A)". The paper's figure is the plain mean over
+questions, not the mean of per-source means that other harnesses print, so `source` stays in `meta` only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, keep_picture, one_file, parquet_rows
+from eval.base import Benchmark, Drop, one_file, parquet_rows, save_image
 from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
@@ -27,14 +27,12 @@ def read_half(folder: Path, cache: Path, half: str) -> Iterator[Sample | Drop]:
             yield Drop("the answer is no letter of the choices")
         else:
             try:
-                picture = keep_picture(row["image"], cache, f"{n:05d}")
+                image = save_image(row["image"], cache, f"{n:05d}")
             except ValueError as error:
                 yield Drop(str(error))
                 continue
             meta = {"task": row["task"], "idx": row.get("idx"), "source": row.get("source")}
-            yield Sample(
-                f"{name}/test/{n}", (picture,), str(row["question"]).strip(), choices, choices[gold], meta=meta
-            )
+            yield Sample(f"{name}/test/{n}", (image,), str(row["question"]).strip(), choices, choices[gold], meta=meta)
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:

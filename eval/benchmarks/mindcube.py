@@ -1,8 +1,8 @@
 """MindCube tinybench (MLL-Lab/MindCube): several views of one place, 1050 questions; column MindCube of Table 1.
 
 File `data/raw/MindCube_tinybench.jsonl`: id (prefix among_, around_, aroundnew_ or rotation_), question with its options
-inside ("… A. x B. y"), images (2 to 4 paths relative to `data/`), gt_answer (a letter). A copy with 1040 rows circulates;
-the count check names it.
+inside ("… A. x B. y"), images (2 to 4 paths relative to `data/`), gt_answer (a letter). A copy with 1040 rows circulates; the
+count check rejects it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             yield Drop("the answer is no letter of the options in the question")
             continue
         setting = str(row["id"]).split("_", 1)[0].replace("aroundnew", "around")
-        pictures = tuple(str(data / name) for name in row["images"])
+        images = tuple(str(data / name) for name in row["images"])
         meta = {"setting": setting, "category": row.get("category")}
-        yield Sample(f"mindcube/tinybench/{row['id']}", pictures, question, choices, choices[gold], meta=meta)
+        yield Sample(f"mindcube/tinybench/{row['id']}", images, question, choices, choices[gold], meta=meta)
 
 
 BENCHMARK = Benchmark("mindcube", "MindCube", "MindCube", "MLL-Lab/MindCube", _read)

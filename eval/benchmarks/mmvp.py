@@ -1,8 +1,8 @@
-"""MMVP (MMVP/MMVP): 300 questions about 150 pairs of pictures that CLIP cannot tell apart; column MMVP of Table 1.
+"""MMVP (MMVP/MMVP): 300 questions about 150 pairs of images that CLIP cannot tell apart; column MMVP of Table 1.
 
 Files `Questions.csv` (Index, in some copies "lndex"; Question; Options "(a) … (b) …"; Correct Answer "(a)") and
-`MMVP Images/<Index>.jpg`, with a blank in the folder's name. The paper scores single questions; rows (1,2), (3,4), … are
-pairs, and pair accuracy is reported beside it. Rows 99/100 and 279/280 are reported swapped: kept, flagged in `meta`.
+`MMVP Images/<Index>.jpg`, with a space in the folder's name. The paper scores single questions; rows (1,2), (3,4), … are pairs,
+and pair accuracy is reported too. Rows 99/100 and 279/280 are reported to be swapped: they stay, flagged in `meta`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             meta: dict[str, object] = {"group": f"mmvp/pair/{(index + 1) // 2}"}
             if index in REPORTED_SWAPPED:
                 meta["flag"] = "reported swapped"
-            picture = str(path.parent / "MMVP Images" / f"{index}.jpg")
-            yield Sample(f"mmvp/test/{index}", (picture,), row["Question"].strip(), choices, choices[gold], meta=meta)
+            image = str(path.parent / "MMVP Images" / f"{index}.jpg")
+            yield Sample(f"mmvp/test/{index}", (image,), row["Question"].strip(), choices, choices[gold], meta=meta)
 
 
 BENCHMARK = Benchmark("mmvp", "MMVP", "MMVP", "MMVP/MMVP", _read, paired=True)

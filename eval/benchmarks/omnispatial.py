@@ -1,8 +1,8 @@
 """OmniSpatial (qizekun/OmniSpatial): dynamics, interaction, logic, perspective; 1533 questions; column OmniSpatial.
 
 File `data.json`: id "0_0", question, options (list), answer (0-based index), task_type, sub_task_type. There is no image
-field: the picture is `<task_type>/<id before "_">.png`, and ids repeat across task types. About 229 rows have no options
-and a text answer: they stay, as free-form questions. The official code answers "A" where it cannot parse; nothing here does.
+field: the image is `<task_type>/<id before "_">.png`, and ids repeat across task types. About 229 rows have no options and a text
+answer: they stay, as free-form questions. The official code answers "A" if it cannot parse a reply; this code never does.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             continue
         scene = str(row["id"]).split("_", 1)[0]
         meta = {"task": row["task_type"], "sub_task": row.get("sub_task_type")}
-        picture = str(path.parent / row["task_type"] / f"{scene}.png")
+        image = str(path.parent / row["task_type"] / f"{scene}.png")
         yield Sample(
             f"omnispatial/test/{row['task_type']}.{row['id']}",
-            (picture,),
+            (image,),
             row["question"].strip(),
             choices,
             answer,
@@ -49,7 +49,7 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
 
 
 def _gold(answer: Any, choices: tuple[str, ...]) -> str | None:
-    """The gold option's text: by index where there are options (the number may be a string), else the text itself."""
+    """The gold option's text: by index if there are options (the number may be a string), else the text itself."""
     if not choices:
         return str(answer).strip() if isinstance(answer, str) and answer.strip() else None
     try:

@@ -1,4 +1,4 @@
-"""A benchmark of people's own: `<data root>/bench/own/questions.jsonl`, one question a line; not a column of Table 1.
+"""The user's own benchmark: `<data root>/bench/own/questions.jsonl`, one question per line; not a column of Table 1.
 
 Keys: question; images (list of paths relative to the file) or image (one); choices (list; missing or [] = free-form answer);
 answer (an option's text, its letter, or its 0-based index; the text itself for a free-form question); id (optional).
@@ -26,11 +26,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         if not row.get("question") or not isinstance(images, list) or answer is None:
             yield Drop("no question, or an answer that is none of the choices")
             continue
-        pictures = tuple(str(path.parent / str(name)) for name in images)
+        paths = tuple(str(path.parent / str(name)) for name in images)
         group = {"group": str(row["group"])} if row.get("group") else {}
-        yield Sample(
-            f"own/test/{row.get('id', n)}", pictures, str(row["question"]).strip(), choices, answer, meta=group
-        )
+        yield Sample(f"own/test/{row.get('id', n)}", paths, str(row["question"]).strip(), choices, answer, meta=group)
 
 
 def _gold(answer: Any, choices: tuple[str, ...]) -> str | None:

@@ -1,8 +1,8 @@
 """RealWorldQA (xai-org/RealworldQA): 765 questions about driving and everyday scenes; column RealWorldQA of Table 1.
 
-Parquet files with image, question, answer. The options and a sentence "Please answer directly with only the letter …" stand
-inside the question. Both are taken out: options become `choices`, the sentence goes to `meta["direct_sentence"]`, since it
-would forbid the reasoning that is asked for. Some answers are words or numbers: those stay free-form questions.
+Parquet files with image, question, answer. The question contains the options and a sentence "Please answer directly with only the
+letter …". Both are removed: options become `choices`, and the sentence goes to `meta["direct_sentence"]`, since it forbids the
+reasoning that the prompt requests. Some answers are words or numbers: those stay free-form questions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, keep_picture, parquet_rows, split_direct_sentence
+from eval.base import Benchmark, Drop, parquet_rows, save_image, split_direct_sentence
 from fgrpo.errors import UserError
 from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
@@ -35,13 +35,13 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             if gold is None:
                 question, choices = text, ()
         try:
-            picture = keep_picture(row["image"], cache, f"{n:05d}")
+            image = save_image(row["image"], cache, f"{n:05d}")
         except ValueError as error:
             yield Drop(str(error))
             continue
         meta = {"direct_sentence": direct}
         yield Sample(
-            f"realworldqa/test/{n}", (picture,), question, choices, answer if gold is None else choices[gold], meta=meta
+            f"realworldqa/test/{n}", (image,), question, choices, answer if gold is None else choices[gold], meta=meta
         )
 
 
