@@ -74,7 +74,7 @@ def test_an_endpoint_that_rejects_pictures(world: Config, tmp_path: Path, blind:
         run.evaluate(world, "fgrpo", everything, tmp_path, remote)
     words = str(refused.value)
     assert "served none" in words and NO_PICTURES in words and "does its model take pictures" in words
-    assert "is kept" in words
+    assert "finished answers are kept" in words
     held = [row for row in read_jsonl(folder / "generations.jsonl") if row["finish"] != "error"]
     assert [json_line(row) for row in held] == before.decode().splitlines()
     again = engine(world)
@@ -138,7 +138,7 @@ def test_pictures_gone_and_wrong_counts_stop_before_the_first_token(
     monkeypatch.setattr(run, "_build_sampler", lambda *_: pytest.fail("a model was loaded"))
     here = [f"data.root={real_like.data.root}", 'judges.extraction.endpoints=["http://127.0.0.1:9/v1"]']
     loose = load("paper-7b", "fgrpo", [*here, "eval.counts=null"])
-    with pytest.raises(UserError, match=r"omnispatial: 1 of 3 pictures are missing .*0\.png.* download .*OmniSpatial"):
+    with pytest.raises(UserError, match=r"omnispatial: 1 of 3 images are missing .*0\.png.* download .*OmniSpatial"):
         run.evaluate(loose, "gpt-4o", ["mmvp", "omnispatial"], tmp_path / "runs")
     short = load("paper-7b", "fgrpo", here)
     with pytest.raises(
@@ -160,7 +160,7 @@ def test_an_empty_run_folder(world: Config, tmp_path: Path) -> None:
     dying.die_after = 2
     with pytest.raises(BaseExceptionGroup):
         run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, dying)
-    with pytest.raises(UserError, match=r"fgrpo is begun and not finished; run `make eval"):
+    with pytest.raises(UserError, match=r"fgrpo is not finished; run `make eval"):
         tables.build(world, tmp_path)
 
 

@@ -23,7 +23,7 @@ def test_cv_bench_halves_letters_and_drops(real_like: Config) -> None:
     assert Path(two.samples[0].images[0]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_are_extracted_once(real_like: Config) -> None:
+def test_images_are_extracted_once(real_like: Config) -> None:
     path = Path(base.load("cvb_2d", real_like).samples[0].images[0])
     before = path.stat().st_mtime_ns
     assert base.load("cvb_2d", real_like).samples[0].images[0] == str(path)
@@ -110,9 +110,9 @@ def test_own_questions_by_letter_index_or_text(real_like: Config, tmp_path: Path
     assert [s.answer for s in found.samples] == ["y", "y", "y", "3"] and sum(found.dropped.values()) == 1
 
 
-def test_missing_pictures_are_named(real_like: Config) -> None:
+def test_missing_images_are_named(real_like: Config) -> None:
     (Path(real_like.data.root) / "bench/MMVP/MMVP Images/2.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 pictures are missing .*2\.jpg.*download MMVP/MMVP"):
+    with pytest.raises(UserError, match=r"1 of 4 images are missing .*2\.jpg.*download MMVP/MMVP"):
         base.load("mmvp", real_like)
 
 
@@ -138,7 +138,7 @@ def test_each_published_count_is_asked_for(name: str, real_like: Config) -> None
     assert base.load(name, load("paper-7b", "fgrpo", [here, accept])).samples
 
 
-def test_pictures_as_structs_and_as_bytes(real_like: Config) -> None:
+def test_images_as_structs_and_as_bytes(real_like: Config) -> None:
     """`datasets` writes {"bytes", "path"}; SAT's own files hold bytes."""
     folder = Path(real_like.data.root) / "bench/SAT"
     row = {"question": "Q?", "answers": ["x", "y"], "correct_answer": "x", "question_type": "t"}
@@ -148,7 +148,7 @@ def test_pictures_as_structs_and_as_bytes(real_like: Config) -> None:
         folder / "SAT_test.parquet", [{**row, "image_bytes": [b""]}, {**row, "image_bytes": [genuine.png(1)]}]
     )
     found = base.load("sat_real", real_like)
-    assert len(found.samples) == 2 and found.dropped == {"the row holds no picture": 1}
+    assert len(found.samples) == 2 and found.dropped == {"the row holds no image": 1}
 
 
 def test_accuracy_is_the_plain_mean_over_questions(world: Config) -> None:

@@ -52,12 +52,12 @@ def page_of(found: list[Any], path: Path, **more: Any) -> str:
 def example(tag: str, text: str) -> dict[str, object]:
     line = {"pieces": [{"text": text, "box": ""}], "colour": "ungrounded", "reason": text}
     column = {
-        "key": "a", "title": text, "lines": [line], "answer": text, "correct": False, "consistent": False,
-        "reason": text, "notes": [text], "shapes": [],
+        "key": "a", "title": text, "lines": [line], "answer": text, "correct": False, "holds": False,
+        "checks": [{"title": text, "holds": False, "reason": text}], "notes": [text], "shapes": [],
     }  # fmt: skip
     return {
         "id": text, "benchmark": "MMVP", "question": text, "choices": [text], "gold": text, "tags": tag,
-        "pictures": [], "truth": [], "columns": [column],
+        "images": [], "truth": [], "columns": [column],
     }  # fmt: skip
 
 

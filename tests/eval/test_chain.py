@@ -139,7 +139,7 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
     todo = generate.jobs(samples, models.load("fgrpo"), world)
     broken = engine(world)
     broken.refuse = ("",)
-    with pytest.raises(UserError, match=r"served none of .*: refused; .* is kept"):
+    with pytest.raises(UserError, match=r"served none of .*: refused; .* are kept"):
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
@@ -167,7 +167,7 @@ def test_an_endpoint_that_dies_is_not_asked_for_all_that_is_left(
     path = tmp_path / "generations.jsonl"
     dying = Dying(engine(world).book)
     dying.serves = 5
-    with pytest.raises(UserError, match=r"served 5 of .* and then no more; .* no answer from .* carries on"):
+    with pytest.raises(UserError, match=r"served 5 of .* and then no more; .* no answer from .* rerun to resume"):
         asyncio.run(generate.generate(todo, dying, path, concurrency=concurrency))
     assert len(generate.held_ids(path)) == 5 and len(dying.asked) < 5 + generate.REFUSALS_IN_A_ROW + concurrency
     dying.asked, dying.serves = [], 0  # still gone, and fewer than 20 questions left: not 4 refusals and a finished run
@@ -236,7 +236,7 @@ def test_scores_of_one_answer(world: Config) -> None:
     values = {name: s.value for name, s in record.scores.items()}
     assert values["accuracy"] == 1.0 and values["consistency"] == 0.0
     assert values["statement"] == 0.0 and values["flip"] == 1.0 and values["format"] == 1.0
-    assert values["spatial"] == 0.0  # boxes are known, none was written
+    assert values["spatial_grounding"] == 0.0  # boxes are known, none was written
     assert EvalRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
@@ -273,7 +273,7 @@ def test_evaluation_sees_pictures_as_the_processor_does(world: Config, tmp_path:
     for pixels, value in (((784, 56 * 56), 1.0), ((784, 12544), 0.25)):
         scorer = score.Scorer(spec, "fgrpo", judges, pixels=pixels)
         record = asyncio.run(scorer.score([(sample, Rollout("r", sample.id, text))]))[0]
-        found = record.scores["spatial"].value
+        found = record.scores["spatial_grounding"].value
         assert found == 1.0 if value == 1.0 else found is not None and found < 0.3
 
 
@@ -320,7 +320,7 @@ def test_the_same_rescore_agrees_and_generates_nothing(
     out = rescore.rescore(world, folder, "oracle")
     assert (out / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
     old = [EvalRecord.from_dict(r) for r in read_jsonl(folder / "scores.jsonl")]
-    found = rescore.agreement(old, old, world.eval)
+    found = rescore.agreements(old, old, world.eval)["consistency"]
     asked = [r for r in old if r.scores["consistency"].detail.get("cause") == "judge"]
     assert found.kappa == 1.0 and found.n == len(asked)
     again = Path(shutil.copytree(out, out.with_name("before")))
@@ -375,7 +375,7 @@ def test_the_report_escapes_what_models_write(evaluated: Path, world: Config) ->
         detail = {"sentences": [{"text": attack, "visual": True, "label": "INCORRECT", "reason": attack}]}
         scores = {
             **record.scores,
-            "semantic": replace(record.scores["semantic"], detail=detail),
+            "semantic_grounding": replace(record.scores["semantic_grounding"], detail=detail),
             "consistency": replace(record.scores["consistency"], reason=attack),
         }
         rows.append(replace(record, scores=scores).to_dict())

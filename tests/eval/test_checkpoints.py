@@ -44,7 +44,7 @@ def evaluate(world: Config, root: Path, name: str, inconsistent: float) -> None:
 def test_a_checkpoint_is_a_model_of_its_own(world: Config, trained: Path) -> None:
     assert models.steps("fgrpo", world, trained) == [2, 10] and models.steps("gpt-4o", world, trained) == []
     spec = models.load("fgrpo@10")
-    assert (spec.title, spec.paper_row) == ("FGRPO, step 10", None)
+    assert spec.title == "FGRPO, step 10"
     assert models.checkpoint(spec, world, trained).endswith("rl-fgrpo/checkpoints/checkpoint-10")
     assert run.with_checkpoints(["fgrpo", "sft"], world, trained) == ["fgrpo", "sft", "fgrpo@2", "fgrpo@10"]
 

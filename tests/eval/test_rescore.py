@@ -21,6 +21,6 @@ def test_rules_do_not_make_judges_agree() -> None:
     beside = [record(50 + n, 0.0, "no_answer") for n in range(200)]
     old = [*(record(n, v, "judge") for n, v in enumerate(first)), *beside, record(300, 1.0, "judge")]
     new = [*(record(n, v, "judge") for n, v in enumerate(second)), *beside, record(300, None, "judge")]
-    found = rescore.agreement(old, new, load("mini").eval)
+    found = rescore.agreements(old, new, load("mini").eval)["consistency"]
     assert found.n == 50 and found.kappa == pytest.approx(0.4)
     assert found.low is not None and found.high is not None and found.low < 0.4 < found.high

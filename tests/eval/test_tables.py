@@ -82,11 +82,11 @@ def test_a_refused_answer_is_neither_right_nor_wrong_in_the_report() -> None:
     record = EvalRecord("r", "mmvp", "m", "s", {"accuracy": Score.failure("x")}, {"kind": "greedy", "finish": "error"})
     assert examples._tags(record) == ()
     column = {
-        "key": "a", "title": "M", "lines": [], "answer": "x", "correct": None, "consistent": None, "reason": "",
+        "key": "a", "title": "M", "lines": [], "answer": "x", "correct": None, "holds": None, "checks": [],
         "notes": [], "shapes": [],
     }  # fmt: skip
     shown = {
-        "id": "r", "benchmark": "MMVP", "question": "q", "choices": [], "gold": "g", "tags": "", "pictures": [], "truth": [],
+        "id": "r", "benchmark": "MMVP", "question": "q", "choices": [], "gold": "g", "tags": "", "images": [], "truth": [],
         "columns": [column],
     }  # fmt: skip
     page = report.render(
@@ -100,13 +100,14 @@ def test_everything_that_is_not_ours_is_escaped_wherever_it_stands() -> None:
     attack = '</title><script>alert(1)</script><img src=x onerror="alert(2)">'
     table = {"title": attack, "headings": [attack, "x"], "rows": [[attack, f"{attack} [1]"]], "note": attack}
     column = {
-        "key": "a", "title": attack, "answer": attack, "correct": True, "consistent": True, "reason": attack,
+        "key": "a", "title": attack, "answer": attack, "correct": True, "holds": True,
+        "checks": [{"title": attack, "holds": True, "reason": attack}],
         "lines": [{"pieces": [{"text": attack, "box": attack}], "colour": "plain", "reason": attack}], "notes": [attack],
         "shapes": [],
     }  # fmt: skip
     shown = {
         "id": attack, "benchmark": attack, "question": attack, "choices": [attack], "gold": attack, "tags": attack,
-        "pictures": [], "truth": [], "columns": [column],
+        "images": [], "truth": [], "columns": [column],
     }  # fmt: skip
     card = {"name": attack, "sides": [{"key": "a", "title": attack, "value": attack, "interval": attack}]}
     page = report.render(
