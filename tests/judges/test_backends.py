@@ -70,6 +70,34 @@ class Fixed:
         return self.answers[task.name][: len(items)]
 
 
+def test_one_task_can_be_answered_by_other_judges() -> None:
+    closed: list[str] = []
+
+    def judges(name: str, label: str) -> JudgeSet:
+        async def close() -> None:
+            closed.append(name)
+
+        answers = Fixed(consistency=[(Verdict(label),)], extraction=[(Verdict(label),)])
+        return JudgeSet(answers, name, has_prompts=name == "model", meter=Meter(name=name), close=close)
+
+    both = judges("exact", "CONSISTENT").with_task(EXTRACTION_TASK, judges("model", "A"))
+
+    async def go() -> None:
+        assert await both.ask(CONSISTENCY_TASK, ["item"]) == [Verdict("CONSISTENT")]  # type: ignore[list-item]
+        assert await both.judge(EXTRACTION_TASK).judge(["item"]) == [Verdict("A")]  # type: ignore[list-item]
+        await both.close()
+
+    asyncio.run(go())
+    assert closed == ["exact", "model"] and [meter.name for meter in both.meters] == ["exact", "model"]
+    assert both.prompt_hashes([CONSISTENCY_TASK, EXTRACTION_TASK]) == {"extraction": EXTRACTION_TASK.prompt_hash}
+
+
+def test_several_verdicts_are_not_taken_for_one() -> None:
+    judges = JudgeSet(Fixed(grounding=[(Verdict("CORRECT"), Verdict("SKIP"))]))
+    with pytest.raises(ValueError, match="'grounding' has several verdicts per item; use ask_several"):
+        asyncio.run(judges.ask(GROUNDING_TASK, ["item"]))  # type: ignore[list-item]
+
+
 def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"pixels")
     (tmp_path / "same.png").write_bytes(b"pixels")
