@@ -19,7 +19,7 @@ from fgrpo.schema import Judge
 from fgrpo.types import Verdict
 from judges import JudgeSet, build, names
 from judges.backends.replay import record
-from judges.backends.vllm import Engine, VLLMTransport, _Asked
+from judges.backends.vllm import Engine, VLLMTransport, _Pending
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
 from judges.cached_client import CachedClient
@@ -153,14 +153,14 @@ def test_a_cancelled_call_does_not_end_the_engines_thread() -> None:
     engine._waiting = queue.Queue()
     answered: list[int] = []
 
-    def answer(batch: list[_Asked]) -> None:
+    def answer(batch: list[_Pending]) -> None:
         for asked in batch:
-            answered.append(asked.most)
+            answered.append(asked.max_tokens)
             asked.reply.set_result("said")
 
     engine._answer = answer  # type: ignore[method-assign]
     call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
-    asked = [_Asked(call, (), n) for n in range(3)]
+    asked = [_Pending(call, (), n) for n in range(3)]
     assert asked[1].reply.cancel()
     for one in (*asked, None):
         engine._waiting.put(one)
