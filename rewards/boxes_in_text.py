@@ -1,4 +1,7 @@
-"""Boxes inside the text that a judge reads: their tags are removed, and their numbers are converted to the judge's frame."""
+"""Boxes inside the text that a judge reads: their tags are removed, and their numbers are converted to the judge's frame.
+
+The English written here is part of the grounding prompt; another word would make cached replies useless.
+"""
 
 from __future__ import annotations
 

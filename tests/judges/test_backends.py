@@ -19,7 +19,7 @@ from fgrpo.schema import Judge
 from fgrpo.types import Verdict
 from judges import JudgeSet, build, names
 from judges.backends.replay import record
-from judges.backends.vllm import Engine, VLLMTransport, _Asked
+from judges.backends.vllm import Engine, VLLMTransport, _Pending
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
 from judges.cached_client import CachedClient
@@ -68,6 +68,34 @@ class Fixed:
 
     async def answer(self, task: Any, items: Any) -> list[Any]:
         return self.answers[task.name][: len(items)]
+
+
+def test_one_task_can_be_answered_by_other_judges() -> None:
+    closed: list[str] = []
+
+    def judges(name: str, label: str) -> JudgeSet:
+        async def close() -> None:
+            closed.append(name)
+
+        answers = Fixed(consistency=[(Verdict(label),)], extraction=[(Verdict(label),)])
+        return JudgeSet(answers, name, has_prompts=name == "model", meter=Meter(name=name), close=close)
+
+    both = judges("exact", "CONSISTENT").with_task(EXTRACTION_TASK, judges("model", "A"))
+
+    async def go() -> None:
+        assert await both.ask(CONSISTENCY_TASK, ["item"]) == [Verdict("CONSISTENT")]  # type: ignore[list-item]
+        assert await both.judge(EXTRACTION_TASK).judge(["item"]) == [Verdict("A")]  # type: ignore[list-item]
+        await both.close()
+
+    asyncio.run(go())
+    assert closed == ["exact", "model"] and [meter.name for meter in both.meters] == ["exact", "model"]
+    assert both.prompt_hashes([CONSISTENCY_TASK, EXTRACTION_TASK]) == {"extraction": EXTRACTION_TASK.prompt_hash}
+
+
+def test_several_verdicts_are_not_taken_for_one() -> None:
+    judges = JudgeSet(Fixed(grounding=[(Verdict("CORRECT"), Verdict("SKIP"))]))
+    with pytest.raises(ValueError, match="'grounding' has several verdicts per item; use ask_several"):
+        asyncio.run(judges.ask(GROUNDING_TASK, ["item"]))  # type: ignore[list-item]
 
 
 def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
@@ -125,14 +153,14 @@ def test_a_cancelled_call_does_not_end_the_engines_thread() -> None:
     engine._waiting = queue.Queue()
     answered: list[int] = []
 
-    def answer(batch: list[_Asked]) -> None:
+    def answer(batch: list[_Pending]) -> None:
         for asked in batch:
-            answered.append(asked.most)
+            answered.append(asked.max_tokens)
             asked.reply.set_result("said")
 
     engine._answer = answer  # type: ignore[method-assign]
     call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
-    asked = [_Asked(call, (), n) for n in range(3)]
+    asked = [_Pending(call, (), n) for n in range(3)]
     assert asked[1].reply.cancel()
     for one in (*asked, None):
         engine._waiting.put(one)
@@ -156,7 +184,7 @@ def test_a_cache_that_breaks_under_way_says_which_file(tmp_path: Path) -> None:
     for use in (lambda: cache.get("k"), lambda: cache.put("k", "", "m", "x"), lambda: cache.put("k", "", "m", "x")):
         with pytest.raises(UserError, match=r"the judge cache .*cache\.sqlite failed \(no such table"):
             use()
-    assert Cache(path).claim("k", 10.0)  # no transaction was left open, nobody else is held up
+    assert Cache(path).claim("k", 10.0)  # no transaction is left open, so others are not blocked
 
 
 def test_another_engine_is_another_judge(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from miniworld import questions as q
 from miniworld.planted import CONTROLS, ERRORS, plant
 from miniworld.render import render
 from miniworld.truth import entry
-from rewards.base import Reward, RewardContext, RewardItem, load, names
+from rewards.base import Report, Reward, RewardContext, RewardItem, judge_task_of, load, names, report_of
 from rewards.consistency import is_contentless
 
 SAMPLE = Sample("sat/train/0", ("missing.png",), "Is the car left or right?", ("left", "right"), "left")
@@ -102,7 +102,7 @@ def test_skip_is_left_out_and_context_is_what_precedes(scripted: Any) -> None:
 
 
 def test_saying_it_again_earns_nothing(scripted: Any) -> None:
-    """A judge that is taken in by repetition: word for word again, without a new box in between, is incorrect all the same."""
+    """A judge that accepts repetition: the same words again, without a new box in between, are incorrect all the same."""
     yes = RewardContext(JudgeSet(scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences))))
 
     def labels(*said: str) -> list[str | None]:
@@ -182,7 +182,7 @@ def test_a_trace_that_says_something_is_left_to_the_judge(think: str) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[q.Question, tuple[str, ...]]]]:
-    """Eighty questions of all families, their pictures and the truth about them."""
+    """Eighty questions of all families, with their images and their truth."""
     root, rng = tmp_path_factory.mktemp("world"), random.Random(0)
     out, rows = [], []
     for n in range(80):
@@ -267,3 +267,26 @@ def test_what_is_not_of_the_world_fails(world: Any, tmp_path: Path) -> None:
         assert [s.state for s in score("consistency", foreign, context)] == ["failed"]
     with pytest.raises(UserError, match=r"scenes\.jsonl"):
         score("semantic_grounding", items_of(GOOD), RewardContext(oracle(tmp_path)))
+
+
+def test_how_the_rewards_are_reported() -> None:
+    consistency, semantic, spatial = (
+        report_of(load(name)) for name in ("consistency", "semantic_grounding", "spatial_grounding")
+    )
+    assert consistency == Report("inconsistency", "inconsistency", False, True, False, True, "C", "#009E73")
+    assert semantic == Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2")
+    assert spatial == Report("spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7")
+    assert report_of(load("task")) is None, "accuracy and format are reported instead"
+    assert [judge_task_of(load(name)) is not None for name in ("consistency", "semantic_grounding")] == [True, True]
+    assert judge_task_of(load("spatial_grounding")) is judge_task_of(load("task")) is None
+
+
+def test_each_reward_asks_its_own_question(scripted: Any) -> None:
+    judge = scripted(
+        lambda item: (
+            (Verdict("CORRECT"),) * len(item.sentences) if hasattr(item, "sentences") else Verdict("CONSISTENT")
+        )
+    )
+    for name, task in (("consistency", "consistency"), ("semantic_grounding", "grounding")):
+        score(name, items_of(GOOD), RewardContext(JudgeSet(judge)))
+        assert judge.tasks[-1] == task

@@ -272,7 +272,7 @@ def test_boxes_in_several_pictures_have_the_frames_of_their_own(no_judge: JudgeS
     assert one({"box_images": [0, 1]}).value == pytest.approx(1.0)
     assert one({"box_image": 1}, truth[1:]).detail["gt"] == [pytest.approx([280, 280, 560, 560])]
     gone = one({"box_image": 7})
-    assert gone.state == "failed" and "box in picture 7, and 2 pictures" in gone.reason
+    assert gone.state == "failed" and "box in image 7, and 2 images" in gone.reason
 
 
 def test_ten_thousand_boxes(no_judge: JudgeSet) -> None:
