@@ -110,10 +110,11 @@ class Client:
             UserError: an endpoint does not serve the model (`checks_model`).
         """
         loop, started, attempt = self._loop(), time.monotonic(), 0
+        last: Endpoint | None = None
         while True:
             attempt += 1
             async with loop.first_attempts if attempt == 1 else nullcontext():
-                result = await self._attempt(loop, body, reserved)
+                result, last = await self._attempt(loop, body, reserved, last)
             if not isinstance(result, Failure):
                 return result
             if result.action != "retry" or self._is_over(loop, result, attempt, started):
@@ -161,27 +162,32 @@ class Client:
         longest = min(limits.longest_backoff_s, limits.first_wait_s * 2 ** min(attempt - 1, 60))
         return min(limits.longest_wait_s, max(random.uniform(0, longest), after_s))
 
-    async def _attempt(self, loop: _LoopState, body: Body, reserved: tuple[int, int]) -> ChatCompletion | Failure:
-        """One request to one endpoint."""
+    async def _attempt(
+        self, loop: _LoopState, body: Body, reserved: tuple[int, int], last: Endpoint | None
+    ) -> tuple[ChatCompletion | Failure, Endpoint | None]:
+        """One request to one endpoint, which is returned too; `last` is that of the attempt before."""
         while True:
-            endpoint = await self._choose(loop)
+            endpoint = await self._choose(loop, last)
             if isinstance(endpoint, Failure):
-                return endpoint
+                return endpoint, None
             endpoint.in_flight += 1
             try:
                 async with endpoint.slots, loop.in_flight:
                     if endpoint.is_ready(time.monotonic()):  # still, after the wait for a slot
-                        return await self._send(loop, endpoint, body, reserved)
+                        return await self._send(loop, endpoint, body, reserved), endpoint
             finally:
                 endpoint.in_flight -= 1
 
-    async def _choose(self, loop: _LoopState) -> Endpoint | Failure:
-        """The endpoint for the next request; waits while all are down, for up to the patience."""
+    async def _choose(self, loop: _LoopState, last: Endpoint | None) -> Endpoint | Failure:
+        """The endpoint for the next attempt; waits while all are down, for up to the patience.
+
+        Another one than `last` if possible, then one to probe, so that a recovery is noticed, then the least busy one.
+        """
         while True:
             now = time.monotonic()
             ready = [endpoint for endpoint in loop.endpoints if endpoint.is_ready(now)]
             if ready:
-                return min(ready, key=lambda endpoint: endpoint.preference(now))
+                return min(ready, key=lambda e: (e is last, e.down_since is None, e.in_flight))
             down_s = [now - (endpoint.down_since or now) for endpoint in loop.endpoints]
             patience_s = self.limits.patience_s
             if self.limits.first_patience_s is not None and not any(e.has_answered for e in loop.endpoints):

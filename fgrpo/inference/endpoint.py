@@ -16,7 +16,6 @@ import openai
 
 FAILURES_WITH_OTHERS = 5  # failures in a row after which an endpoint rests if another one is up
 LEAST_FAILURES_ALONE = 10  # the same if none is; never fewer than its slots, which may all fail of one hiccup
-MOST_RECENT_FAILURES = 3  # more than that say no more about where a request goes next
 _BURST_S = 1.0
 _WINDOW_S = 62.0  # so that no 60 seconds hold more than a minute's worth, the burst included
 
@@ -112,7 +111,6 @@ class Endpoint:
     slots: asyncio.Semaphore = field(init=False, repr=False)
     model_check: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _failures: int = 0  # in a row
-    _failed_at: float = -math.inf
     _rest_s: float = 0.0
     _rests_until: float = 0.0
     _probing: bool = field(default=False, repr=False)
@@ -133,11 +131,6 @@ class Endpoint:
         """Seconds until it may be ready again."""
         return self.limits.longest_rest_s if self._probing else max(0.0, self._rests_until - now)
 
-    def preference(self, now: float) -> tuple[bool, int, int]:
-        """Sorts endpoints that are ready: one to probe, then fewest recent failures in a row, then fewest in flight."""
-        is_recent = now - self._failed_at <= self.limits.first_rest_s
-        return self.down_since is None, min(self._failures, MOST_RECENT_FAILURES) if is_recent else 0, self.in_flight
-
     def begin(self) -> bool:
         """Note that a request goes there; returns whether it is a probe."""
         if self.down_since is None:
@@ -156,7 +149,7 @@ class Endpoint:
         The last endpoint that is up rests only if requests wait for it (`patience_s`).
         """
         now = time.monotonic()
-        self._failures, self._failed_at, self.last_error = self._failures + 1, now, error
+        self._failures, self.last_error = self._failures + 1, error
         alone = max(LEAST_FAILURES_ALONE, self.limits.slots) if self.limits.patience_s else math.inf
         limit = FAILURES_WITH_OTHERS if others_are_up else alone
         if was_probe or (self.down_since is None and self._failures >= limit):

@@ -17,7 +17,7 @@ from fgrpo.errors import UserError
 from fgrpo.inference.base import Request, SamplingError, Unreachable
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.client import Client
-from fgrpo.inference.endpoint import Endpoint
+from fgrpo.inference.endpoint import FAILURES_WITH_OTHERS, Endpoint
 from fgrpo.inference.failures import ENDPOINTS_DOWN, NO_CONNECTION, RequestFailed, classify
 from fgrpo.inference.openai_engine import OpenAISampler
 from fgrpo.inference.vllm_server import free_port
@@ -206,9 +206,9 @@ def test_a_retry_goes_elsewhere(caller: Callable[..., Caller], fault_server: Any
     async def go() -> None:
         async with fault_server(lambda n, body: "A") as server:
             one = caller("http://127.0.0.1:9/v1", server.url, attempts=2)
-            for _ in range(5):
+            for _ in range(12):
                 assert await one.ask()
-            assert one.meter.faults == {NO_CONNECTION: 1}
+            assert FAILURES_WITH_OTHERS <= one.meter.faults[NO_CONNECTION] == one.meter.retries
             await one.client.close()
 
     asyncio.run(go())
