@@ -78,41 +78,26 @@ class Judge(Protocol[Item, Out]):
 
 
 @dataclass
-class Meter(budget.Meter):
+class Meter(budget.UsageMeter):
     """What judging took so far, beyond requests, tokens and money.
 
-    `failed` counts calls without a verdict, by reason; `faults` counts what went wrong with requests, by kind, whether a later
-    attempt mended it or not; `waited_s` are the seconds that were waited between attempts.
+    `failed` counts calls without a verdict, by reason.
     """
 
     calls: int = 0
-    retries: int = 0
     cached: int = 0
     shared: int = 0
-    waited_s: float = 0.0
     failed: dict[str, int] = field(default_factory=dict)
-    faults: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> None:
         """Add one to `calls`, `cached` or `shared`."""
         with self._lock:
             setattr(self, name, getattr(self, name) + 1)
 
-    def wait(self, seconds: float) -> None:
-        """Count a retry, before which so many seconds are waited."""
-        with self._lock:
-            self.retries += 1
-            self.waited_s += seconds
-
     def fail(self, reason: str) -> None:
         """Count one failed call under `reason`."""
         with self._lock:
             self.failed[reason] = self.failed.get(reason, 0) + 1
-
-    def fault(self, kind: str) -> None:
-        """Count one request that went wrong."""
-        with self._lock:
-            self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def to_dict(self) -> dict[str, object]:
         own = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}

@@ -146,7 +146,7 @@ async def grow(
     settings = Settings.of(config.mcts, config.seed)
     failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
-    spent = budget.Meter(name=config.models.teacher, budget=_budget(config))
+    spent = budget.UsageMeter(name=config.models.teacher, budget=_budget(config))
     waiting: Iterator[Sample] = iter(samples)
     with tqdm(total=total, initial=total - len(samples), desc="tree search", unit=" trees") as bar:
 
@@ -177,7 +177,7 @@ async def grow(
     return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
 
 
-def spending(spent: budget.Meter) -> str:
+def spending(spent: budget.UsageMeter) -> str:
     """Tokens and cost for the bar. Engines in process do not say what they read, and then the cost is not known."""
     if spent.prompt_tokens or spent.money is None:
         return str(spent)

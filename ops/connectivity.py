@@ -122,7 +122,7 @@ def rollouts(entry: str) -> Finding:
     """How the rollout server stands that `rl.vllm.server` names: an address, or an address file."""
     later = "make serve-rollouts, when RL is due"
     try:
-        found = [address.url for address in addresses.found(entry)] if addresses.is_pattern(entry) else [entry]
+        found = [address.url for address in addresses.matching(entry)] if addresses.is_pattern(entry) else [entry]
     except UserError as error:
         return Finding("fail", str(error), "delete it, and start the server again")
     if not found:

@@ -319,7 +319,7 @@ class VLLMTrainer(FaithfulGRPOTrainer):
 
 def _address(server: str) -> str:
     """The root of the server's address, from an address or an address file."""
-    found = [a.url for a in addresses.found(server)] if addresses.is_pattern(server) else [server]
+    found = [a.url for a in addresses.matching(server)] if addresses.is_pattern(server) else [server]
     if not found:
         raise UserError(
             f"rl.vllm.server is {server}, and no such file is there: no rollout server is up; start one with `make serve-rollouts`"

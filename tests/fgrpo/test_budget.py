@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fgrpo.errors import UserError
-from fgrpo.inference.budget import Budget, Meter
+from fgrpo.inference.budget import Budget, UsageMeter
 
 
 def test_without_prices_it_says_so() -> None:
-    meter = Meter(name="m")
+    meter = UsageMeter(name="m")
     meter.add(1_500_000, 200)
     assert meter.money is None and meter.to_dict()["money"] is None
     assert str(meter) == "1.5M tokens, no price given"
@@ -21,14 +21,14 @@ def test_without_prices_it_says_so() -> None:
 
 
 def test_money_is_tokens_times_prices() -> None:
-    meter = Meter(budget=Budget(2.0, 10.0, money_cap=50.0))
+    meter = UsageMeter(budget=Budget(2.0, 10.0, money_cap=50.0))
     meter.add(1_000_000, 300_000)
     assert meter.money == pytest.approx(5.0)
     assert str(meter) == "1.3M tokens, 5.00 of 50.00"
 
 
 def test_the_cap_counts_what_is_in_flight() -> None:
-    meter = Meter(name="gpt", budget=Budget(1.0, 1.0, money_cap=0.001))
+    meter = UsageMeter(name="gpt", budget=Budget(1.0, 1.0, money_cap=0.001))
     assert meter.reserve(400, 100) is None
     assert meter.reserve(300, 100) is None
     refused = meter.reserve(150, 0)
@@ -42,7 +42,7 @@ def test_the_cap_counts_what_is_in_flight() -> None:
 
 
 def test_a_cap_on_tokens_needs_no_price() -> None:
-    meter = Meter(name="m", budget=Budget(token_cap=1000))
+    meter = UsageMeter(name="m", budget=Budget(token_cap=1000))
     meter.add(900, 90)
     assert meter.reserve(10, 0) is None
     assert "cap of 1,000 tokens" in (meter.reserve(1, 0) or "")
@@ -50,26 +50,26 @@ def test_a_cap_on_tokens_needs_no_price() -> None:
 
 def test_the_ledger_goes_on_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "run" / "spend.jsonl"
-    first = Meter(name="m", budget=Budget(1.0, 1.0))
+    first = UsageMeter(name="m", budget=Budget(1.0, 1.0))
     first.keep(path)
     first.add(10, 5)
-    other = Meter(name="another model")
+    other = UsageMeter(name="another model")
     other.keep(path)
     other.add(1000, 1000)
     with path.open("a") as file:
         file.write('{"model": "m", "prompt_tok')  # killed in the middle of a line
-    second = Meter(name="m", budget=Budget(1.0, 1.0))
+    second = UsageMeter(name="m", budget=Budget(1.0, 1.0))
     second.keep(path)
     second.add(1, 1)
     assert (second.prompt_tokens, second.completion_tokens) == (11, 6)
     assert len(path.read_text().splitlines()) == 3
     path.write_text("no JSON\n")
     with pytest.raises(UserError, match=r"spend\.jsonl holds a line that is no spending"):
-        Meter(name="m").keep(path)
+        UsageMeter(name="m").keep(path)
 
 
 def _spend(path: str) -> int:
-    meter = Meter(name="m", budget=Budget(token_cap=4000))
+    meter = UsageMeter(name="m", budget=Budget(token_cap=4000))
     meter.keep(path)
     while meter.reserve(5, 5) is None:
         meter.settle((5, 5), (5, 5))
@@ -80,7 +80,7 @@ def test_processes_of_one_run_share_the_cap(tmp_path: Path) -> None:
     path = str(tmp_path / "spend.jsonl")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.map(_spend, [path] * 3)
-    total = Meter(name="m")
+    total = UsageMeter(name="m")
     total.keep(path)
     used = total.prompt_tokens + total.completion_tokens
     assert 3990 <= used <= 4000 + 3 * 10  # a race of one request a process

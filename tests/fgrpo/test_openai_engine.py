@@ -18,8 +18,9 @@ from PIL import Image
 
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
+from fgrpo.inference.addresses import normal_url
 from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
-from fgrpo.inference.openai_engine import OpenAISampler, normal_url
+from fgrpo.inference.openai_engine import OpenAISampler
 
 
 class Scripted:

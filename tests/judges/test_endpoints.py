@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import judges.endpoint
+import fgrpo.inference.endpoint
 from fgrpo.errors import UserError
+from fgrpo.inference.endpoint import Pace
 from fgrpo.inference.vllm_server import free_port
 from judges.base import ConsistencyItem, JudgeSet, build
-from judges.endpoint import Pace
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
 
@@ -40,7 +40,7 @@ async def settled(judges: JudgeSet, is_settled: Any) -> None:
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 500, 3000])
 def test_no_minute_holds_more_than_its_worth(per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(judges.endpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: now)
     pace, turns = Pace(per_minute), []
     for n in range(3 * per_minute):
         now += pace.take()
@@ -52,7 +52,7 @@ def test_no_minute_holds_more_than_its_worth(per_minute: int, monkeypatch: pytes
 
 
 def test_what_was_set_aside_and_not_used_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges.endpoint.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: 1000.0)
     thrifty, wasteful = Pace(1000), Pace(1000)
     for _ in range(5):
         thrifty.take(500)
