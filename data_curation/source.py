@@ -6,7 +6,6 @@ with a record drops that record under a reason; whatever is wrong with a whole f
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import UserError
+from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.types import Box, Sample
 
-FOLDER = Path(__file__).resolve().parent / "sources"
 STREAM_ROWS = 64  # rows decoded at a time
 STREAM_BYTES = 1 << 20  # read-ahead a column; without it a whole row group (5.2 GB in SAT) is read at once
 ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF
@@ -87,15 +86,13 @@ class Source:
 
 def names() -> list[str]:
     """The sources there are."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
+    return plugin_names("data_curation.sources", "SOURCE")
 
 
 def source(name: str) -> Source:
     """The `SOURCE` of data_curation/sources/<name>.py. UserError if there is none (names the nearest)."""
-    if name not in names():
-        raise unknown("data source", name, names())
-    found: Source = importlib.import_module(f"data_curation.sources.{name}").SOURCE
-    return found
+    loaded: Source = load_plugin("data_curation.sources", name, "SOURCE", "data source")
+    return loaded
 
 
 def convert(

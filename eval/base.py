@@ -9,9 +9,7 @@ is there, ids are unique, and at paper scale the published number of scored tria
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
-import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import eval.benchmarks as _benchmarks
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import UserError
+from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
 from fgrpo.types import Sample
 
@@ -64,14 +62,12 @@ class Loaded:
 
 def names() -> list[str]:
     """Every benchmark there is."""
-    return sorted(info.name for info in pkgutil.iter_modules(_benchmarks.__path__))
+    return plugin_names("eval.benchmarks", "BENCHMARK")
 
 
 def benchmark(name: str) -> Benchmark:
     """The benchmark called `name`. UserError if there is none (names the nearest)."""
-    if name not in names():
-        raise unknown("benchmark", name, names())
-    found = importlib.import_module(f"eval.benchmarks.{name}").BENCHMARK
+    found = load_plugin("eval.benchmarks", name, "BENCHMARK", "benchmark")
     assert isinstance(found, Benchmark)
     return found
 

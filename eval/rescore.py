@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import judges.base as judges
 from eval import base, metrics, miniworld_truth, models, score, summary
+from eval.extraction import evaluation_tasks
 from eval.judge_validation.stats import Agreement
 from eval.judge_validation.stored import QUESTIONS, Stored, agreements, questions
 from eval.results import SCORING, scored_pixels
@@ -60,7 +61,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
 
     identity = {
         "judge": chosen.model_dump(mode="json", exclude=set(JUDGE_TRANSPORT)),
-        "prompts": dict(judge_set.prompt_hashes),
+        "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
         "boxes": {"pixels": list(pixels), **{key: getattr(spec, key) for key in BOXES}},
     }

@@ -15,12 +15,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval import base, generate, miniworld_truth, models, score, summary
 from eval.downscale_images import fit
+from eval.extraction import EXTRACTION_TASK, evaluation_tasks
 from eval.judge_validation.stored import QUESTIONS
 from eval.results import SCORING
 from fgrpo import parallel, progress, shards
@@ -219,19 +219,7 @@ def evaluation_judges(config: Config, run: Path | None = None) -> JudgeSet:
     if config.judges.extraction == config.judges.evaluation:
         return judge_set
     extraction = build(config.judges.extraction, config.data.root, run)
-
-    async def close() -> None:
-        await judge_set.close()
-        await extraction.close()
-
-    hashes = {**judge_set.prompt_hashes, **{k: v for k, v in extraction.prompt_hashes.items() if k == "extraction"}}
-    return replace(
-        judge_set,
-        extraction=extraction.extraction,
-        prompt_hashes=hashes,
-        close=close,
-        more_meters=(extraction.meter,),
-    )
+    return judge_set.with_task(EXTRACTION_TASK, extraction)
 
 
 def check_spending(judge_set: JudgeSet) -> None:
@@ -291,7 +279,7 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
         role: getattr(config.judges, role).model_dump(mode="json", exclude=set(JUDGE_TRANSPORT))
         for role in ("evaluation", "extraction")
     }
-    return {**roles, "prompts": dict(judge_set.prompt_hashes), "box_normaliser": config.rl.box_normaliser}
+    return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
 
 
 def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:

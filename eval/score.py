@@ -16,6 +16,7 @@ from typing import Any
 import rewards.base as rewards
 from eval.base import group_of
 from eval.extract import answer_span, extract_choice, same_open_answer
+from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
 from fgrpo import boxes
@@ -23,7 +24,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
-from judges.base import UNRESOLVED, ExtractionItem, JudgeSet
+from judges.base import JudgeSet
 from miniworld.truth import TruthBook
 
 __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
@@ -103,7 +104,7 @@ class Scorer:
                 found.append(None)
                 asked.append((i, ExtractionItem(rollout.id, sample.choices, span)))
         if asked:
-            verdicts = await self.judges.extraction.judge([item for _, item in asked])
+            verdicts = await self.judges.ask(EXTRACTION_TASK, [item for _, item in asked])
             for (i, item), verdict in zip(asked, verdicts, strict=True):
                 found[i] = _extracted(pairs[i][0], item.answer_span, verdict)
         return [answer for answer in found if answer is not None]

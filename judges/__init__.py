@@ -1,29 +1,28 @@
-"""Judges by role: does the trace entail its answer, is each sentence borne out by the picture, which option was meant.
+"""Judges: any `JudgeTask` about any items, answered by a model, by exact truth, or from a recording.
 
-`build(config, data_root)` gives the three judges of one backend (a file of judges/backends). A judge answers every item with
-a `Verdict`; what it could not judge is a verdict with `failed=True`, never a score. Imports no torch.
+`build(config, data_root)` gives the judges of one backend (a file of judges/backends); `await judges.ask(task, items)` gives
+a `Verdict` per item. An item that could not be judged is a verdict with `failed=True`, never a score. Imports no torch.
 """
 
-from judges.base import (
-    Backend,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-    Judge,
-    JudgeSet,
-    Meter,
-    build,
-    names,
-)
+from judges.base import Answerer, Backend, Judge, JudgeSet, Meter, build, names
+from judges.requests import BARE_LABEL, NUMBERED_LABELS, REASONED_LABEL, ReplyFormat, Trusted, fence
+from judges.task import JudgeTask, NoAnswer, Truth
 
 __all__ = [
+    "BARE_LABEL",
+    "NUMBERED_LABELS",
+    "REASONED_LABEL",
+    "Answerer",
     "Backend",
-    "ConsistencyItem",
-    "ExtractionItem",
-    "GroundingItem",
     "Judge",
     "JudgeSet",
+    "JudgeTask",
     "Meter",
+    "NoAnswer",
+    "ReplyFormat",
+    "Trusted",
+    "Truth",
     "build",
+    "fence",
     "names",
 ]

@@ -1,87 +1,53 @@
-"""What a judge is asked and what it gives back, and how a backend is found.
+"""What a set of judges is, what it answers, and how its backend is found by name.
 
-Three roles (Sections 3.2, B.2, Figures 6 and 7): consistency sees text only; grounding sees pictures, question, context and
-sentences; extraction sees the options and the closed answer span only, never the trace and never the gold answer.
+A judge set answers any `JudgeTask` (judges/task.py) about any number of items, concurrently. Results have the order and the
+number of the items. A backend is one file of judges/backends with a constant `BACKEND`.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fgrpo import schema
-from fgrpo.errors import unknown
 from fgrpo.inference import budget
-from fgrpo.types import Frame, Verdict
+from fgrpo.plugins import load_plugin, plugin_names
+from fgrpo.types import Verdict
+from judges.task import Item, JudgeTask
 
-BACKENDS = Path(__file__).resolve().parent / "backends"
-
-CONSISTENCY_LABELS = ("CONSISTENT", "INCONSISTENT")
-GROUNDING_LABELS = ("CORRECT", "INCORRECT", "SKIP")
-UNRESOLVED = "0"
-
-
-@dataclass(frozen=True)
-class ConsistencyItem:
-    """Does `answer` follow from `think`? Labels CONSISTENT / INCONSISTENT."""
-
-    id: str
-    question: str
-    choices: tuple[str, ...]
-    think: str
-    answer: str
+_BACKENDS = ("judges.backends", "BACKEND")
+ItemIn = TypeVar("ItemIn", contravariant=True)
 
 
-@dataclass(frozen=True)
-class GroundingItem:
-    """All sentences of one rollout that are to be judged, each with the sentences said before it.
+class Judge(Protocol[ItemIn]):
+    """Judges items of one task: one verdict per item, in order.
 
-    Boxes in the text stand in `box_tag` tags and in the frame `box_frame`. `image_sizes` gives (width, height) in pixels of
-    each picture: as the policy's processor resizes it, or of the file if `box_frame` is "original"; so a backend can say boxes
-    in the judge's own frame. Empty where unknown.
+    A failed item is a `Verdict` with `failed=True`, never a score. Raises UserError only for what holds for every item and no
+    retry can fix (no key, model not served).
     """
 
-    id: str
-    images: tuple[str, ...]
-    question: str
-    sentences: tuple[str, ...]
-    contexts: tuple[tuple[str, ...], ...]
-    image_sizes: tuple[tuple[int, int], ...] = ()
-    box_tag: str = "bbox"
-    box_frame: Frame = "model"
+    async def judge(self, items: Sequence[ItemIn]) -> list[Verdict]: ...
 
 
-@dataclass(frozen=True)
-class ExtractionItem:
-    """Which option does the answer span mean? The label is its letter, or "0" if it cannot be told."""
+class Answerer(Protocol):
+    """What a backend implements: the verdicts of any task.
 
-    id: str
-    choices: tuple[str, ...]
-    answer_span: str
-
-
-Item = TypeVar("Item", contravariant=True)
-Out = TypeVar("Out")
-
-
-class Judge(Protocol[Item, Out]):
-    """Judges items of one role, concurrently; the results have the order and the number of the items.
-
-    `Out` is a `Verdict`, for grounding a tuple of them (one a sentence). Raises UserError only for what no retry can mend and
-    what holds for every item (no key, model not served); one item's failure is its own failed verdict.
+    Returns one tuple per item, in order, with `task.size(item)` verdicts each. Raises UserError as `Judge` does.
     """
 
-    async def judge(self, items: Sequence[Item]) -> list[Out]: ...
+    async def answer(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]: ...
 
 
 @dataclass
 class Meter(budget.UsageMeter):
-    """What judging took so far, beyond requests, tokens and money.
+    """What judging has cost so far, beyond requests, tokens and money.
 
-    `failed` counts calls without a verdict, by reason.
+    Attributes:
+        calls: calls made.
+        cached, shared: calls answered from the cache, and from an equal call in flight.
+        failed: calls without a verdict, by reason.
     """
 
     calls: int = 0
@@ -100,13 +66,13 @@ class Meter(budget.UsageMeter):
             self.failed[reason] = self.failed.get(reason, 0) + 1
 
     def to_dict(self) -> dict[str, object]:
-        own = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}
-        more = {"waited_s": round(self.waited_s, 3), "failed": dict(self.failed), "faults": dict(self.faults)}
-        return {**own, **super().to_dict(), **more}
+        counts = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}
+        problems = {"waited_s": round(self.waited_s, 3), "failed": dict(self.failed), "faults": dict(self.faults)}
+        return {**counts, **super().to_dict(), **problems}
 
 
 def make_meter(config: schema.Judge) -> Meter:
-    """The meter of a judge, with its prices and caps. Raises UserError for a cap on money without prices."""
+    """The meter of a judge, with its prices and caps. Raises UserError for a money cap without prices."""
     limits = budget.Budget(config.prompt_price, config.completion_price, config.money_cap, config.token_cap)
     return Meter(name=config.model, budget=limits)
 
@@ -117,50 +83,102 @@ async def _nothing_to_close() -> None:
 
 @dataclass(frozen=True)
 class JudgeSet:
-    """The judges of one backend by role. Use `dataclasses.replace` to take one role from another set."""
+    """The judges of one backend, for all tasks.
 
-    consistency: Judge[ConsistencyItem, Verdict]
-    grounding: Judge[GroundingItem, tuple[Verdict, ...]]
-    extraction: Judge[ExtractionItem, Verdict]
+    Attributes:
+        answerer: the backend.
+        name: of the model or the backend; stored with scores.
+        has_prompts: whether prompts are sent, so that verdicts depend on them. False for exact and recorded judges.
+        meter: what judging has cost so far.
+        close: closes connections and caches.
+        delegates: by task name, other sets that answer these tasks (`with_task`).
+    """
+
+    answerer: Answerer
     name: str = ""
-    prompt_hashes: dict[str, str] = field(default_factory=dict)
+    has_prompts: bool = False
     meter: Meter = field(default_factory=Meter)
     close: Callable[[], Awaitable[None]] = _nothing_to_close
-    more_meters: tuple[Meter, ...] = ()  # of roles taken from other sets
+    delegates: Mapping[str, JudgeSet] = field(default_factory=dict)
+
+    async def ask(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[Verdict]:
+        """One verdict per item, in order. A failed item is a verdict with `failed=True`.
+
+        Raises:
+            UserError: for what holds for every item and no retry can fix.
+            ValueError: the task has several verdicts per item; use `ask_several`.
+        """
+        answers = await self.ask_several(task, items)
+        if any(len(verdicts) != 1 for verdicts in answers):
+            raise ValueError(f"the task {task.name!r} has several verdicts per item; use ask_several")
+        return [verdicts[0] for verdicts in answers]
+
+    async def ask_several(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]:
+        """For each item, in order, its `task.size(item)` verdicts. Raises as `ask` does."""
+        return await self._set_for(task).answerer.answer(task, items)
+
+    def judge(self, task: JudgeTask[Item]) -> Judge[Item]:
+        """The judge of one task that has one verdict per item."""
+        return _TaskJudge(self, task)
+
+    def with_task(self, task: JudgeTask[Any], other: JudgeSet) -> JudgeSet:
+        """These judges, with `task` answered by `other`; closes and meters both."""
+
+        async def close() -> None:
+            await self.close()
+            await other.close()
+
+        return replace(self, delegates={**self.delegates, task.name: other}, close=close)
+
+    def prompt_hashes(self, tasks: Iterable[JudgeTask[Any]]) -> dict[str, str]:
+        """The hash of each task's prompt file by task name, for the tasks that are answered by prompts."""
+        by_name = sorted(tasks, key=lambda task: task.name)
+        return {task.name: task.prompt_hash for task in by_name if self._set_for(task).has_prompts}
 
     @property
     def meters(self) -> tuple[Meter, ...]:
-        """The meters of all roles."""
-        return (self.meter, *self.more_meters)
+        """The meters of these judges and of those they delegate to."""
+        return (self.meter, *(other.meter for other in self.delegates.values()))
 
     def cost(self) -> str:
-        """What models were asked so far, for a progress bar; empty where none is asked."""
+        """Usage of the models so far, for a progress bar; empty without a model."""
         return ", ".join(f"{meter.name}: {meter}" for meter in self.meters if meter.name)
+
+    def _set_for(self, task: JudgeTask[Any]) -> JudgeSet:
+        return self.delegates.get(task.name, self)
+
+
+@dataclass(frozen=True)
+class _TaskJudge:
+    judges: JudgeSet
+    task: JudgeTask[Any]
+
+    async def judge(self, items: Sequence[Any]) -> list[Verdict]:
+        return await self.judges.ask(self.task, items)
 
 
 class Backend(Protocol):
-    """`BACKEND` of a file of judges/backends: makes the judges from their configuration and the data's root."""
+    """`BACKEND` of a file of judges/backends: builds the judges from their configuration and the root of the data."""
 
     def __call__(self, config: schema.Judge, data_root: Path) -> JudgeSet: ...
 
 
 def names() -> list[str]:
-    """The backends there are."""
-    return sorted(p.stem for p in BACKENDS.glob("*.py") if p.stem != "__init__")
+    """Names of the backends."""
+    return plugin_names(*_BACKENDS)
 
 
 def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = None) -> JudgeSet:
-    """The judges that `config` names; `data_root` is where the data (and the oracle's truth) lies.
+    """The judges that `config` names.
 
     Args:
-        run: the folder of a run, in which the ledger of its spending lies: a cap holds over all its processes and resumes.
+        data_root: the root of the data, where the oracle finds its truth.
+        run: the folder of a run, which keeps the ledger of its spending: a cap holds over all its processes and resumes.
 
     Raises:
-        UserError: no such backend (names the nearest), or what the backend says of its configuration.
+        UserError: no such backend (names the nearest), or the backend rejects its configuration.
     """
-    if config.backend not in names():
-        raise unknown("judge backend", config.backend, names())
-    backend: Backend = importlib.import_module(f"judges.backends.{config.backend}").BACKEND
+    backend: Backend = load_plugin(_BACKENDS[0], config.backend, _BACKENDS[1], "judge backend")
     judges = backend(config, Path(data_root))
     if run is not None and judges.meter.name:
         judges.meter.keep(Path(run) / budget.LEDGER)
@@ -168,5 +186,5 @@ def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = 
 
 
 def failed_verdict(reason: str, judge: str = "", prompt_hash: str = "") -> Verdict:
-    """No verdict could be had, because of `reason`."""
+    """The verdict on an item that could not be judged because of `reason`."""
     return Verdict(None, reason, True, judge, prompt_hash)

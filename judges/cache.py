@@ -1,8 +1,8 @@
-"""Replies of judge models on disk, found by the content of the request; shared by any number of processes of one machine.
+"""Replies of judge models on disk, by a hash of the request's content; shared by any number of processes of one machine.
 
-SQLite in WAL mode: readers never wait, writers wait for each other at most `timeout` seconds. Only usable replies are kept,
-so that a failure is asked again. Who asks says so by a claim, so that processes do not ask the same at the same time; a claim
-ends with the reply, with its process, or with its time.
+SQLite in WAL mode: readers never wait, writers wait for each other at most `timeout` seconds. Only usable replies are stored,
+so that a failed call is sent again. A process claims a key before it sends the request, so that no two processes send the
+same one. A claim ends with the reply, with its process, or when its time is up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cache:
     """`get` and `put` replies by key; safe between threads and processes, and after a fork.
 
     Raises:
-        UserError: the file cannot be opened, is no cache, or breaks under way (every method).
+        UserError: the file cannot be opened, is no cache, or fails later (every method).
     """
 
     def __init__(self, path: str | Path, timeout: float = 60.0) -> None:
@@ -43,7 +43,7 @@ class Cache:
 
     def _open(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
-            retrying = Retrying(  # the change to WAL mode does not wait for its turn
+            retrying = Retrying(  # the change to WAL mode does not wait for the lock by itself
                 retry=retry_if_exception_message(match=".*locked.*"),
                 stop=stop_after_delay(self._timeout),
                 wait=wait_random(0.01, 0.1),
@@ -76,18 +76,18 @@ class Cache:
                 if connection.in_transaction:
                     connection.rollback()
                 raise UserError(
-                    f"the judge cache {self.path} failed ({error}); make room on its disk, or name another file, and run the same "
-                    "command again"
+                    f"the judge cache {self.path} failed ({error}); free space on its disk or name another file, then rerun to "
+                    "resume"
                 ) from error
 
     def get(self, key: str) -> str | None:
-        """The reply kept under `key`, None if there is none."""
+        """The reply stored under `key`, or None."""
         with self._using() as connection:
             row = connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, key: str, role: str, model: str, reply: str) -> None:
-        """Keep `reply`; the first one under a key stays. Ends the claim on it."""
+        """Store `reply`; the first one under a key stays. Ends the claim on the key."""
         with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
@@ -95,7 +95,7 @@ class Cache:
             connection.execute("COMMIT")
 
     def claim(self, key: str, seconds: float) -> bool:
-        """Say that this process is going to ask for `key`; False while another one that is alive has said so."""
+        """Claim `key` for this process for so many seconds; False while the claim of another live process holds."""
         with self._using() as connection:
             now = time.time()
             claim = (key, self._host, self._pid, now + seconds, now)
@@ -110,15 +110,15 @@ class Cache:
     def release(self, key: str) -> None:
         """End this process' claim on `key` without a reply."""
         with self._using() as connection:
-            mine = (key, self._host, os.getpid())
-            connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", mine)
+            claim = (key, self._host, os.getpid())
+            connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", claim)
 
     def __len__(self) -> int:
         with self._using() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
-        """Close the connection; using the cache again opens it anew."""
+        """Close the connection. The next use opens it again."""
         with self._lock:
             if self._pid == os.getpid():
                 self._connection.close()
@@ -130,6 +130,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     return True

@@ -1,7 +1,7 @@
-"""Stands around a transport, and never lies: a verdict, or a failed verdict with its reason.
+"""The client of a judge model: from calls to verdicts, with a cache. A call without a usable reply is a failed verdict.
 
-Equal calls in flight share one request; usable replies are kept on disk, found by the content of what was asked; nothing is
-sent without its pictures. Works under any number of event loops, one after the other or in several threads.
+Equal calls in flight share one request. Usable replies are stored on disk under a hash of the call's content. No call is sent
+without its images. Works under any number of event loops, one after the other or in several threads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from judges.client import LONGEST_WAIT_S, Transport, Unanswered
 from judges.requests import Call, Unusable
 
 Verdicts = tuple[Verdict, ...]
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two looks for a reply that another process asks for
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two lookups of a reply that another process requests
 
 
-class Service:
-    """Asks the model that `config` names by `transport`.
+class CachedClient:
+    """Calls the model that `config` names, over `transport`.
 
     Raises:
         UserError: the cache file is unusable.
@@ -35,13 +35,14 @@ class Service:
     def __init__(self, config: schema.Judge, meter: Meter, transport: Transport) -> None:
         self._config, self.meter, self._transport = config, meter, transport
         self._cache = Cache(config.cache) if config.cache else None
-        self._under_way: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
-        self._under_way = WeakKeyDictionary()
+        self._in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
+        self._in_flight = WeakKeyDictionary()
         self._fatal: str | None = None
-        # as long as asking may take with all its attempts; who dies meanwhile is found out by its process
+        # as long as a call may take with all its attempts; a claim of a dead process ends earlier
         self._claim_s = config.attempts * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
-        who = [config.model, config.reasoning_effort, config.max_completion_tokens]
-        self._start = json_line([*who, config.engine] if config.engine else who)  # a revision, a quantisation
+        model = [config.model, config.reasoning_effort, config.max_completion_tokens]
+        # `engine` may name a revision or a quantization, which is another model
+        self._key_prefix = json_line([*model, config.engine] if config.engine else model)
 
     async def ask_all(self, calls: Sequence[Call]) -> list[Verdicts]:
         """The verdicts of each call, in order. Raises UserError for what holds for every call."""
@@ -52,23 +53,23 @@ class Service:
         return [result for result in results if not isinstance(result, BaseException)]
 
     async def ask(self, call: Call) -> Verdicts:
-        """The verdicts of one call: from the cache, from an equal call under way, or from the model."""
+        """The verdicts of one call: from the cache, from an equal call in flight, or from the model."""
         self.meter.count("calls")
         if self._fatal is not None:
             raise UserError(self._fatal)
         try:
-            seen = await asyncio.to_thread(self._read_pictures, call.images) if call.images else []
+            images = await asyncio.to_thread(self._read_images, call.images) if call.images else []
         except UserError as error:
-            return self._failure(call, "a picture cannot be read", str(error))
-        key = self._key_of(call, [digest for _, digest in seen])
-        if self._cache is not None and (kept := self._cache.get(key)) is not None:
+            return self._failure(call, "an image cannot be read", str(error))
+        key = self._key_of(call, [digest for _, digest in images])
+        if self._cache is not None and (reply := self._cache.get(key)) is not None:
             self.meter.count("cached")
-            return self._verdicts(call, kept)
-        under_way = self._under_way.setdefault(asyncio.get_running_loop(), {})
-        task = under_way.get(key)
+            return self._verdicts(call, reply)
+        in_flight = self._in_flight.setdefault(asyncio.get_running_loop(), {})
+        task = in_flight.get(key)
         if task is None:
-            task = under_way[key] = asyncio.create_task(self._ask_model(call, [url for url, _ in seen], key))
-            task.add_done_callback(lambda _: under_way.pop(key, None))
+            task = in_flight[key] = asyncio.create_task(self._ask_model(call, [url for url, _ in images], key))
+            task.add_done_callback(lambda _: in_flight.pop(key, None))
         else:
             self.meter.count("shared")
         return await asyncio.shield(task)
@@ -79,23 +80,23 @@ class Service:
         if self._cache is not None:
             self._cache.close()
 
-    def _read_pictures(self, paths: Sequence[str]) -> list[tuple[str, str]]:
-        """(URL to send, sha256 of the picture as a data URL) of each."""
-        found = [hashed_url(path) for path in paths]
+    def _read_images(self, paths: Sequence[str]) -> list[tuple[str, str]]:
+        """(URL to send, sha256 of the image as a data URL) of each."""
+        data_urls = [hashed_url(path) for path in paths]
         if self._config.images == "base64":
-            return found
-        return [(file_url(path) or url, digest) for path, (url, digest) in zip(paths, found, strict=True)]
+            return data_urls
+        return [(file_url(path) or url, digest) for path, (url, digest) in zip(paths, data_urls, strict=True)]
 
     def _key_of(self, call: Call, image_digests: Sequence[str]) -> str:
-        rest = json_line([call.text, call.schema, call.choices, list(image_digests)])
-        return hashlib.sha256((self._start + rest).encode("utf-8", "backslashreplace")).hexdigest()
+        content = json_line([call.text, call.schema, call.choices, list(image_digests)])
+        return hashlib.sha256((self._key_prefix + content).encode("utf-8", "backslashreplace")).hexdigest()
 
     async def _ask_model(self, call: Call, urls: Sequence[str], key: str) -> Verdicts:
         if self._cache is None:
             return self._verdicts(call, await self._reply(call, urls))
-        if (kept := await self._claimed(self._cache, key)) is not None:
+        if (cached := await self._claim(self._cache, key)) is not None:
             self.meter.count("cached")
-            return self._verdicts(call, kept)
+            return self._verdicts(call, cached)
         usable: str | None = None
         try:
             reply = await self._reply(call, urls)
@@ -108,17 +109,17 @@ class Service:
             else:
                 self._cache.release(key)
 
-    async def _claimed(self, cache: Cache, key: str) -> str | None:
-        """Wait until nobody else asks for `key`; their reply if they got one, None if it is ours to ask."""
+    async def _claim(self, cache: Cache, key: str) -> str | None:
+        """Wait until no other process requests `key`. Returns its reply, or None once the claim is ours."""
         pause = _SHORTEST_PAUSE_S
         while not cache.claim(key, self._claim_s):
             await asyncio.sleep(pause)
-            if (kept := cache.get(key)) is not None:
-                return kept
+            if (reply := cache.get(key)) is not None:
+                return reply
             pause = min(2 * pause, _LONGEST_PAUSE_S)
-        if (kept := cache.get(key)) is not None:  # it came between our look and our claim
+        if (reply := cache.get(key)) is not None:  # it arrived between our lookup and our claim
             cache.release(key)
-        return kept
+        return reply
 
     async def _reply(self, call: Call, urls: Sequence[str]) -> str | Verdicts:
         """The model's text, or failed verdicts."""
@@ -129,17 +130,17 @@ class Service:
         except Unanswered as error:
             return self._failure(call, error.kind, str(error).removeprefix(f"{error.kind}: "))
         except UserError as error:
-            self._fatal = str(error)  # so that later calls do not try
+            self._fatal = str(error)  # later calls fail at once
             raise
 
     def _verdicts(self, call: Call, reply: str | Verdicts) -> Verdicts:
         if not isinstance(reply, str):
             return reply
         try:
-            labels = call.read(reply)
+            labels = call.parse(reply)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))
-        return tuple(Verdict(label, why, False, self._config.model, call.prompt_hash) for label, why in labels)
+        return tuple(Verdict(label, reason, False, self._config.model, call.prompt_hash) for label, reason in labels)
 
     def _failure(self, call: Call, kind: str, detail: str) -> Verdicts:
         self.meter.fail(kind)

@@ -6,11 +6,13 @@ Counts alone: nothing here knows of hours, memory or money (`ops.plan` makes tho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fgrpo.schema import Config, Judge
+from judges.task import JudgeTask
 from ops.assumptions import Assumptions
+from rewards.base import judge_task_of, load, names
 
-JUDGED = ("consistency", "semantic_grounding")  # rewards that ask a judge
 MODELS = ("openai", "vllm")  # backends of judges that are models
 
 
@@ -104,29 +106,35 @@ def rl_updates(config: Config) -> int:
 
 def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
     """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
-    asked = [name for name in JUDGED if name in {*config.rl.signals, *config.rl.monitor}]
+    asked = {name: task for name, task in _judged().items() if name in {*config.rl.signals, *config.rl.monitor}}
     judge = config.judges.training
     return Line(
         "judge-rl",
-        rollouts * sum(_calls(judge, name, sentences) for name in asked),
-        rollouts * sum(_reply(judge, name, sentences) for name in asked),
+        rollouts * sum(_calls(judge, task, sentences) for task in asked.values()),
+        rollouts * sum(_reply(judge, task, sentences) for task in asked.values()),
         f"at most {len(asked)} judges ({', '.join(asked) or 'none'}) x rollouts, of {sentences} sentences; correct ones only are judged",
         "judge",
         judge,
     )
 
 
-def _reply(judge: Judge, reward: str, sentences: int) -> int:
+def _judged() -> dict[str, JudgeTask[Any]]:
+    """The judge task of each reward that has one, by the reward's name."""
+    tasks = {name: judge_task_of(load(name)) for name in names()}
+    return {name: task for name, task in tasks.items() if task is not None}
+
+
+def _reply(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
     """Tokens that are written about one rollout at most; the oracle and recorded verdicts write none."""
     if judge.backend not in MODELS:
         return 0
-    calls = _calls(judge, reward, sentences)
-    return calls * judge.room(sentences if reward == "semantic_grounding" and calls == 1 else 1)
+    calls = _calls(judge, task, sentences)
+    return calls * judge.room(sentences if task is not None and task.split is not None and calls == 1 else 1)
 
 
-def _calls(judge: Judge, reward: str, sentences: int) -> int:
-    """Calls about one rollout: grounding is asked in one, or sentence by sentence."""
-    return sentences if reward == "semantic_grounding" and judge.sentence_calls else 1
+def _calls(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
+    """Calls about one rollout: a task with several verdicts (grounding) is one call, or one per sentence."""
+    return sentences if task is not None and task.split is not None and judge.sentence_calls else 1
 
 
 def _evaluation(config: Config, sentences: int) -> list[Line]:
@@ -136,6 +144,7 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
     questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.benchmarks)
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
     judge, extractor = config.judges.evaluation, config.judges.extraction
+    judged = _judged()
     return [
         Line(
             "eval",
@@ -146,16 +155,16 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
         ),
         Line(
             "judge-eval",
-            answers * sum(_calls(judge, name, sentences) for name in JUDGED),
-            answers * sum(_reply(judge, name, sentences) for name in JUDGED),
-            f"at most {len(JUDGED)} judges x answers, of {sentences} sentences; direct answers are not judged",
+            answers * sum(_calls(judge, task, sentences) for task in judged.values()),
+            answers * sum(_reply(judge, task, sentences) for task in judged.values()),
+            f"at most {len(judged)} judges x answers, of {sentences} sentences; direct answers are not judged",
             "judge",
             judge,
         ),
         Line(
             "extract",
             answers,
-            answers * _reply(extractor, "extraction", sentences),
+            answers * _reply(extractor, None, sentences),
             "at most one call an answer; the rules read nearly all of them",
             "extractor",
             extractor,

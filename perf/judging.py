@@ -29,10 +29,9 @@ from openai.types.chat import ChatCompletion
 
 from fgrpo.schema import Judge
 from judges.backends.openai import BACKEND
-from judges.base import ConsistencyItem
 from judges.client import OpenAITransport
-from judges.requests import consistency_call
 from perf.common import median, show
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
 IN_FLIGHT, CALLS, ROUNDS = 64, 1000, 5
 ROLLOUTS, FAULTS, SERVICE_S, LIMIT_S = 2000, 0.3, 0.5, 4.0
@@ -125,7 +124,7 @@ async def plain(url: str, asked: list[ConsistencyItem], bare: bool) -> None:
     without `create`'s walk over the body."""
     judge = config(url)
     arguments = OpenAITransport(judge, BACKEND(judge, Path()).meter)._body
-    bodies = [arguments(consistency_call(item), ()) for item in asked]
+    bodies = [arguments(CONSISTENCY_TASK.call(item), ()) for item in asked]
     free = asyncio.Semaphore(IN_FLIGHT)
     http = openai.DefaultAsyncHttpxClient(timeout=60.0)
     client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=60.0, http_client=http)
@@ -149,7 +148,7 @@ async def service(url: str, asked: list[ConsistencyItem], **more: Any) -> None:
     """The service, from items to verdicts."""
     judges = BACKEND(config(url, **more), Path())
     began = time.perf_counter(), time.process_time()
-    verdicts = await judges.consistency.judge(asked)
+    verdicts = await judges.ask(CONSISTENCY_TASK, asked)
     spent.append((time.perf_counter() - began[0], time.process_time() - began[1]))
     assert not any(v.failed for v in verdicts)
     await judges.close()
@@ -209,7 +208,7 @@ def faults() -> None:
 
             async def one(item: ConsistencyItem) -> None:
                 nonlocal failed
-                (verdict,) = await judges.consistency.judge([item])
+                (verdict,) = await judges.ask(CONSISTENCY_TASK, [item])
                 failed += verdict.failed
                 took.append(time.perf_counter() - began)
 

@@ -1,25 +1,22 @@
-"""What a reward is: a name and an asynchronous function from a batch of rollouts to as many scores.
+"""What a reward is: a name and an asynchronous function from a batch of rollouts to as many scores (Sections 3.2 and 3.3).
 
-A reward is one module of this folder that exposes `REWARD`; nothing has to be registered. Sections 3.2 and 3.3.
+A reward is one module of this folder with a constant `REWARD`; a module without it is a helper. Nothing is registered. The file
+also holds the reward's question to a judge (`judge_task`), if it has one, and how evaluation reports it (`report`).
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
-from fgrpo.errors import unknown
 from fgrpo.images import image_size
+from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.response import Response
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
-
-FOLDER = Path(__file__).resolve().parent
-_NOT_REWARDS = {"__init__", "base", "rules"}
+from judges.task import JudgeTask
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,13 @@ class RewardContext:
     """What rewards need besides the rollouts.
 
     Attributes:
-        judges: who is asked.
+        judges: the judges, for `await context.judges.ask(TASK, items)`.
         mask: "correct" in training: consistency and semantic grounding apply to correct answers only (Table 6,
-            m_C = m_G = 1[R_acc = 1]), and nobody is asked about the others. "all" in evaluation.
+            m_C = m_G = 1[R_acc = 1]), and no judge is called for the others. "all" in evaluation.
         boxes_from: sources (first part of a sample's id) whose boxes spatial grounding uses; None = all that have boxes.
-        box_normaliser: what the sum of CIoU is divided by (Eq. 1): "max", "gt" or "matched".
-        min_pixels, max_pixels: the processor's bounds on the picture that the model sees.
-        box_tag, box_frame: how the policy writes boxes (see `judges.GroundingItem`).
+        box_normaliser: divisor of the sum of CIoU (Eq. 1): "max", "gt" or "matched".
+        min_pixels, max_pixels: the processor's bounds on the image that the model sees.
+        box_tag, box_frame: how the policy writes boxes.
     """
 
     judges: JudgeSet
@@ -81,7 +78,13 @@ class Report:
 
 
 class Reward(Protocol):
-    """A reward; `await reward(items, context)` has one score an item, in order. See `fgrpo.types.Score` for its states."""
+    """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
+
+    Two further attributes are optional; read them with `report_of` and `judge_task_of`:
+
+    - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
+    - `judge_task: JudgeTask | None`: its question to a judge.
+    """
 
     @property
     def name(self) -> str: ...
@@ -90,22 +93,42 @@ class Reward(Protocol):
 
 
 def names() -> list[str]:
-    """The rewards there are."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_REWARDS)
+    """Names of the rewards, sorted. Imports none of them."""
+    return plugin_names("rewards", "REWARD")
 
 
 def load(name: str) -> Reward:
     """The `REWARD` of rewards/<name>.py.
 
     Raises:
-        UserError: there is none (names the nearest).
+        UserError: there is no such file (names the nearest reward), or it has no `REWARD`.
     """
-    if name not in names():
-        raise unknown("reward", name, names())
-    reward: Reward = importlib.import_module(f"rewards.{name}").REWARD
+    reward: Reward = load_plugin("rewards", name, "REWARD", "reward")
     return reward
 
 
+def report_of(reward: Reward) -> Report | None:
+    """How evaluation reports a reward: its `report`, or a default under its own name if it has no such attribute.
+
+    None: the reward is no column of its own (the task reward, which evaluation reports as accuracy and format).
+    """
+    default = Report(reward.name, reward.name.replace("_", " "))
+    report: Report | None = getattr(reward, "report", default)
+    return report
+
+
+def judge_task_of(reward: Reward) -> JudgeTask[Any] | None:
+    """A reward's question to a judge; None if rules alone decide."""
+    task: JudgeTask[Any] | None = getattr(reward, "judge_task", None)
+    return task
+
+
+def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:
+    """The judge tasks of the named rewards, or of all rewards, in order; rewards without a task are left out."""
+    tasks = [judge_task_of(load(name)) for name in (names() if reward_names is None else reward_names)]
+    return [task for task in tasks if task is not None]
+
+
 def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each picture as the model sees it. Raises one of `pictures.ERRORS` (a too narrow picture: ValueError)."""
+    """(width, height) in pixels of each image as the model sees it. Raises one of `fgrpo.images.IMAGE_ERRORS`."""
     return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)

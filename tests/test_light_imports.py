@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
         "mcts.search",
         "mcts.linearize",
         "miniworld.oracle",
+        "rewards.consistency",
+        "rewards.semantic_grounding",
         "rewards.task",
     ],
 )

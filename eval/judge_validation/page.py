@@ -19,21 +19,23 @@ applicable, or was decided without a judge is in no figure and is listed as left
 
 
 def add(folder: Path, sections: Sequence[dict[str, Any]]) -> str:
-    """Put `sections` into the folder's judge_validation.json and .md; returns the page of these sections alone.
+    """Add `sections` to the folder's judge_validation.json and .md; returns the page of these sections alone.
 
     Raises:
-        UserError: the JSON file that is there cannot be read.
+        UserError: the existing JSON file cannot be read.
     """
     path = folder / f"{NAME}.json"
-    held: dict[str, dict[str, Any]] = {}
+    sections_by_title: dict[str, dict[str, Any]] = {}
     if path.is_file():
         try:
-            held = {section["title"]: section for section in json.loads(path.read_text(encoding="utf-8"))["sections"]}
+            sections_by_title = {
+                section["title"]: section for section in json.loads(path.read_text(encoding="utf-8"))["sections"]
+            }
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read ({error!r}); delete it") from error
-    held |= {section["title"]: section for section in sections}
-    write_json(path, {"sections": list(held.values())})
-    (folder / f"{NAME}.md").write_text("\n".join([HEAD, *map(page, held.values())]), encoding="utf-8")
+            raise UserError(f"{path} cannot be read ({error!r}); delete it, then rerun") from error
+    sections_by_title |= {section["title"]: section for section in sections}
+    write_json(path, {"sections": list(sections_by_title.values())})
+    (folder / f"{NAME}.md").write_text("\n".join([HEAD, *map(page, sections_by_title.values())]), encoding="utf-8")
     return "\n".join(map(page, sections))
 
 
@@ -62,8 +64,8 @@ def _agreement(a: dict[str, Any]) -> list[str]:
     elif a["kappa"] is None:
         shown = f"agreement {_percent(a['agreement'])}; kappa is not defined, since both used one same label"
     else:
-        between = f" [{a['low']:.3f}, {a['high']:.3f}]" if a["low"] is not None else ""
-        shown = f"kappa {a['kappa']:.3f}{between}, agreement {_percent(a['agreement'])}"
+        interval = f" [{a['low']:.3f}, {a['high']:.3f}]" if a["low"] is not None else ""
+        shown = f"kappa {a['kappa']:.3f}{interval}, agreement {_percent(a['agreement'])}"
     lines = [f"**{a['role']}**, {a['n']} ratings in {a['clusters']} rollouts: {shown}.", ""]
     if a["n"]:
         first, second = _cell(a["first"]), _cell(a["second"])
@@ -77,9 +79,9 @@ def _agreement(a: dict[str, Any]) -> list[str]:
 def _errors(role: str, rates: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for r in rates:
-        between = f"{100 * r['low']:.1f} – {100 * r['high']:.1f}" if r["n"] else "–"
-        said = ", ".join(f"{label} {count}" for label, count in r["said"].items())
-        rows.append([_cell(r["kind"]), r["n"], r["wrong"], _percent(r["rate"]), between, r["failed"], said])
+        interval = f"{100 * r['low']:.1f} – {100 * r['high']:.1f}" if r["n"] else "–"
+        labels = ", ".join(f"{label} {count}" for label, count in r["said"].items())
+        rows.append([_cell(r["kind"]), r["n"], r["wrong"], _percent(r["rate"]), interval, r["failed"], labels])
     return [f"{role}, by kind:", "", *_table(["kind", "n", "wrong", "error rate", "interval", "failed", "said"], rows)]
 
 
@@ -94,5 +96,5 @@ def _percent(value: float | None) -> str:
 
 
 def _cell(text: object) -> str:
-    """Text of a file or a model, so that it stays one cell."""
+    """Text of a file or a model, escaped so that it stays one cell."""
     return " ".join(str(text).replace("|", "\\|").split())

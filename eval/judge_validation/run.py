@@ -1,15 +1,16 @@
-"""How far a judge can be trusted (Appendix B.3): agreement with another judge on stored answers, error rates where truth is known.
+"""Validates a judge (Appendix B.3): agreement with other judges on stored answers, and error rates where the truth is known.
 
-- `--run FOLDER`: every two judges that judged this run's answers (an evaluated model with its rescored/, or an RL run), and
-  with `--judge NAME` that judge too, asked now: Cohen's kappa with a bootstrap interval and the confusion matrix, for
-  consistency and answer extraction by rollout, semantic grounding by sentence. `--judge` is also shown consistent traces with swapped answers,
-  which are sure negatives.
+- `--run FOLDER`: every pair of judges of this run's answers (an evaluated model with its rescored/, or an RL run). With
+  `--judge NAME`, that judge judges them too. Gives Cohen's kappa with a bootstrap interval and the confusion matrix: per
+  rollout for consistency and answer extraction, per sentence for semantic grounding. `--judge` also judges consistent
+  traces with swapped answers, which are certain negatives.
 - `--world N`: N generated scenes with planted errors: the judge's true error rate by kind of error (Wilson intervals).
-- `--labelled SET:PATH`: a public set whose labels people gave (judges/labelled: vsr, visual_process_bench, m_haldetect).
+- `--labelled SET:PATH`: a public set with human labels (eval/judge_validation/labelled: vsr, visual_process_bench,
+  m_haldetect).
 
-What failed, was not applicable or was decided by a rule is counted apart and in no figure. Results are added to
+Failed, not applicable and rule-decided ratings enter no statistic and are counted separately. Results are added to
 judge_validation.json and judge_validation.md in `--out` (default: the run's folder, else runs/<preset>/judge_validation), one
-section a check and judge. The paper reports no kappa of its own; the checks beyond agreement are ours.
+section per check and judge. The paper reports no kappa of its own; the checks beyond agreement are ours.
 
 Command: `python -m eval.judge_validation.run --preset mini --world 100 --judge evaluation` (`make judge-agreement`).
 """
@@ -30,7 +31,7 @@ from eval.judge_validation.labelled import base as labelled
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.page import NAME, add
 from eval.judge_validation.stats import FAILED, Agreement, Pair, compare, error_rate
-from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, Generations, Item, Stored
+from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, TASKS, Generations, Item, Stored
 from fgrpo import runs, schema
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -38,29 +39,27 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.images import pixel_bounds
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base
-from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet
+from judges.base import JudgeSet
+from rewards.consistency import ConsistencyItem
+from rewards.semantic_grounding import GroundingItem
 
 ROLES = ("training", "evaluation", "extraction")
-SCENES = 100  # of the miniature world, where nothing else is asked for
+SCENES = 100  # of the miniature world, if the command line names no check
 Ratings = list[tuple[str, ...]]
 Section = dict[str, Any]
 
 
-async def ask(judges: JudgeSet, items: Sequence[Item]) -> Ratings:
-    """The labels of each item's verdicts, `FAILED` where there is none.
+async def rate(judges: JudgeSet, items: Sequence[Item]) -> Ratings:
+    """The labels of each item's verdicts, in order; `FAILED` for a verdict without a label.
 
     Raises:
-        UserError: no item at all got a verdict (says why the first did not).
+        UserError: no item has a verdict (gives the reason of the first).
     """
-    texts = [item for item in items if isinstance(item, ConsistencyItem)]
-    seen = [item for item in items if isinstance(item, GroundingItem)]
-    meant = [item for item in items if isinstance(item, ExtractionItem)]
-    said: dict[type, Iterator[tuple[Verdict, ...]]] = {
-        ConsistencyItem: ((v,) for v in (await judges.consistency.judge(texts) if texts else [])),
-        GroundingItem: iter(await judges.grounding.judge(seen) if seen else []),
-        ExtractionItem: ((v,) for v in (await judges.extraction.judge(meant) if meant else [])),
-    }
-    verdicts = [next(said[type(item)]) for item in items]
+    answers: dict[type, Iterator[tuple[Verdict, ...]]] = {}
+    for kind, task in TASKS.items():
+        of_kind = [item for item in items if isinstance(item, kind)]
+        answers[kind] = iter(await judges.ask_several(task, of_kind) if of_kind else [])
+    verdicts = [next(answers[type(item)]) for item in items]
     failed = [v for of_item in verdicts for v in of_item if v.failed or v.label is None]
     if failed and len(failed) == sum(map(len, verdicts)):
         raise UserError(
@@ -70,20 +69,20 @@ async def ask(judges: JudgeSet, items: Sequence[Item]) -> Ratings:
 
 
 def against_truth(judge: str, items: Sequence[Labelled], ratings: Ratings, settings: schema.Eval) -> Section:
-    """Agreement of a judge's ratings with the true labels, and error rates by kind, for each role that `items` have."""
+    """Agreement of a judge's ratings with the true labels, and error rates by kind, per role that occurs in `items`."""
     agreements: list[Agreement] = []
     errors: dict[str, list[dict[str, Any]]] = {}
     for role, kind_of_item in ((CONSISTENCY, ConsistencyItem), (GROUNDING, GroundingItem)):
-        mine = [(x, r) for x, r in zip(items, ratings, strict=True) if isinstance(x.item, kind_of_item)]
-        if not mine:
+        of_role = [(x, r) for x, r in zip(items, ratings, strict=True) if isinstance(x.item, kind_of_item)]
+        if not of_role:
             continue
-        pairs = [Pair(x.item.id, t, s) for x, r in mine for t, s in zip(x.truth, r, strict=True)]
+        pairs = [Pair(x.item.id, t, s) for x, r in of_role for t, s in zip(x.truth, r, strict=True)]
         agreements.append(_compare(role, "truth", judge, pairs, settings))
         by_kind: dict[str, list[tuple[str, str]]] = {}
-        for x, r in mine:
-            for kind, truth, said in zip(x.kinds, x.truth, r, strict=True):
-                by_kind.setdefault(kind, []).append((truth, said))
-        errors[role] = [error_rate(k, given, settings.confidence).to_dict() for k, given in by_kind.items()]
+        for x, r in of_role:
+            for kind, truth, label in zip(x.kinds, x.truth, r, strict=True):
+                by_kind.setdefault(kind, []).append((truth, label))
+        errors[role] = [error_rate(k, labels, settings.confidence).to_dict() for k, labels in by_kind.items()]
     return {"agreements": [a.to_dict() for a in agreements], "errors": errors}
 
 
@@ -94,71 +93,72 @@ def _compare(role: str, first: str, second: str, pairs: Sequence[Pair], settings
 
 def check_world(config: schema.Config, judge: str, scenes: int) -> Section:
     """The judge on `scenes` generated scenes of the miniature world."""
-    with TemporaryDirectory() as made:
-        items = planted.world(scenes, Path(made), config.seed)
-        ratings, asked = _asked(config, judge, [x.item for x in items], Path(made))
-    found = against_truth(judge, items, ratings, config.eval)
-    return {"title": f"{judge} on planted errors ({scenes} scenes)", **asked, **found}
+    with TemporaryDirectory() as folder:
+        items = planted.world(scenes, Path(folder), config.seed)
+        ratings, about = _rate_now(config, judge, [x.item for x in items], Path(folder))
+    results = against_truth(judge, items, ratings, config.eval)
+    return {"title": f"{judge} on planted errors ({scenes} scenes)", **about, **results}
 
 
 def check_labelled(config: schema.Config, judge: str, name: str, path: str, limit: int | None) -> Section:
-    """The judge on the labelled set `name` at `path`, on its first `limit` items (None: all)."""
+    """The judge on the first `limit` items (None: all) of the labelled set `name` at `path`."""
     loaded = labelled.load(name, path)
     items = loaded.items[:limit]
-    ratings, asked = _asked(config, judge, [x.item for x in items], config.data.root)
-    found = against_truth(judge, items, ratings, config.eval)
+    ratings, about = _rate_now(config, judge, [x.item for x in items], config.data.root)
+    results = against_truth(judge, items, ratings, config.eval)
     dropped = dict(loaded.dropped)
     if len(items) < len(loaded.items):
         dropped["beyond --limit"] = len(loaded.items) - len(items)
-    return {"title": f"{judge} on {name}", **asked, **found, "dropped": dropped}
+    return {"title": f"{judge} on {name}", **about, **results, "dropped": dropped}
 
 
 def check_run(
     config: schema.Config, folder: Path, judge: str | None, questions: Path | None, limit: int | None
 ) -> list[Section]:
-    """Every two judges of a run; with `judge`, that one as well, and on swapped answers (both on at most `limit` answers).
+    """Every pair of judges of a run; with `judge`, that one too, and on swapped answers (both on at most `limit` answers).
 
     Raises:
-        UserError: see `validation_stored.read`; or only one judge is there to compare.
+        UserError: see `stored.read`; or there is only one judge.
     """
-    found = stored.read(folder)
+    generations = stored.read(folder)
     sections = []
-    for one, other in combinations(found.judged, 2):
-        pair = _agreements(config, one, other)
-        sections.append({"title": f"{one.judge} and {other.judge}", "agreements": pair})
+    for one, other in combinations(generations.judged, 2):
+        agreements = _agreements(config, one, other)
+        sections.append({"title": f"{one.judge} and {other.judge}", "agreements": agreements})
     if judge is not None:
-        samples = stored.questions(questions or found.questions)
-        sections += _asked_now(config, found, judge, samples, found.rollouts[:limit], _pixels(folder, config))
+        samples = stored.questions(questions or generations.questions)
+        rollouts = generations.rollouts[:limit]
+        sections += _compare_now(config, generations, judge, samples, rollouts, _pixels(folder, config))
     if not sections:
         raise UserError(
             f"one judge alone has judged {folder}; name a second one with --judge (training, evaluation, or a file of "
             "judges/backends), or run `make judge-rescore`"
         )
-    return [{**section, "title": f"{section['title']}: {found.origin}"} for section in sections]
+    return [{**section, "title": f"{section['title']}: {generations.origin}"} for section in sections]
 
 
-def _asked_now(
+def _compare_now(
     config: schema.Config,
-    found: Generations,
+    generations: Generations,
     judge: str,
     samples: Mapping[str, Sample],
     rollouts: Sequence[Rollout],
     pixels: tuple[int, int],
 ) -> list[Section]:
-    """`judge` on what the run's own judge was asked about these answers, and on its consistent traces with swapped answers."""
-    first = found.judged[0].only({rollout.id for rollout in rollouts})
-    items = stored.ask_again(first, rollouts, samples, pixels)
+    """`judge` on the items of the run's own judge, and on its consistent traces with swapped answers."""
+    first = generations.judged[0].only({rollout.id for rollout in rollouts})
+    items = stored.judged_items(first, rollouts, samples, pixels)
     if not items:
         raise UserError(
-            f"no judge was asked about the first {len(rollouts)} answers of {found.origin}: nothing to ask again"
+            f"no judge judged any of the first {len(rollouts)} answers of {generations.origin}; raise --limit or name another run"
         )
-    ratings, about = _asked(config, judge, items, config.data.root)
+    ratings, about = _rate_now(config, judge, items, config.data.root)
     second = stored.from_ratings(f"{judge} (now)", first, items, ratings)
-    pair = _agreements(config, first, second)
-    sections = [{"title": f"{first.judge} and {judge} (asked now)", **about, "agreements": pair}]
+    agreements = _agreements(config, first, second)
+    sections = [{"title": f"{first.judge} and {judge} (asked now)", **about, "agreements": agreements}]
     negatives, dropped = stored.swapped(first, rollouts, samples)
     if negatives:
-        ratings, about = _asked(config, judge, [x.item for x in negatives], config.data.root)
+        ratings, about = _rate_now(config, judge, [x.item for x in negatives], config.data.root)
         errors = against_truth(judge, negatives, ratings, config.eval)["errors"]
         title = f"{judge} on swapped answers of consistent traces"
         sections.append({"title": title, **about, "errors": errors, "dropped": dropped})
@@ -167,33 +167,39 @@ def _asked_now(
 
 def _agreements(config: schema.Config, one: Stored, other: Stored) -> list[dict[str, Any]]:
     settings = config.eval
-    pair = stored.agreements(one, other, settings.bootstrap_samples, settings.confidence)
-    return [agreement.to_dict() for agreement in pair]
+    agreements = stored.agreements(one, other, settings.bootstrap_samples, settings.confidence)
+    return [agreement.to_dict() for agreement in agreements]
 
 
 def _pixels(folder: Path, config: schema.Config) -> tuple[int, int]:
-    """The bounds of the policy's processor: as the evaluation noted them, else the base model's."""
-    noted = folder / "scoring.json"
-    if noted.is_file():
+    """The pixel bounds of the policy's processor: as the evaluation recorded them, else the base model's."""
+    record = folder / "scoring.json"
+    if record.is_file():
         try:
-            least, most = json.loads(noted.read_text(encoding="utf-8"))["judges"]["pixels"]
+            least, most = json.loads(record.read_text(encoding="utf-8"))["judges"]["pixels"]
             return int(least), int(most)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{noted} is broken ({error!r}); run `make eval` for this model again") from error
+            raise UserError(f"{record} is broken ({error!r}); rerun `make eval` for this model") from error
     return pixel_bounds(config.models.base)
 
 
-def _asked(config: schema.Config, judge: str, items: Sequence[Item], data_root: str | Path) -> tuple[Ratings, Section]:
-    """Ratings by a freshly made judge, and what there is to say of it (model, prompts, meter)."""
+def _rate_now(
+    config: schema.Config, judge: str, items: Sequence[Item], data_root: str | Path
+) -> tuple[Ratings, Section]:
+    """Ratings by a newly built judge, and what identifies it (model, prompts, usage)."""
     chosen = judge_config(config, judge)
 
     async def work() -> tuple[Ratings, Section]:
         judges = base.build(chosen, data_root)
         try:
-            ratings = await ask(judges, items)
+            ratings = await rate(judges, items)
         finally:
             await judges.close()
-        about = {"model": judges.name, "prompts": dict(judges.prompt_hashes), "judging": judges.meter.to_dict()}
+        about = {
+            "model": judges.name,
+            "prompts": judges.prompt_hashes(TASKS.values()),
+            "judging": judges.meter.to_dict(),
+        }
         return ratings, {"judge": judge, **about}
 
     return asyncio.run(work())
@@ -214,15 +220,15 @@ def judge_config(config: schema.Config, name: str) -> schema.Judge:
 
 
 def validate(config: schema.Config, args: argparse.Namespace) -> tuple[list[Section], Path]:
-    """The sections that the command line asks for, and where they go."""
+    """The sections of the checks that the command line names, and the output folder."""
     judge = args.judge or "evaluation"
     sections: list[Section] = []
     if args.run is not None:
         sections += check_run(config, Path(args.run), args.judge, args.questions and Path(args.questions), args.limit)
-    for given in args.labelled:
-        name, colon, path = given.partition(":")
+    for argument in args.labelled:
+        name, colon, path = argument.partition(":")
         if not colon:
-            raise UserError(f"--labelled {given}: say which set and where it lies, such as vsr:/data/vsr")
+            raise UserError(f"--labelled {argument}: give the set and its path, such as vsr:/data/vsr")
         sections.append(check_labelled(config, judge, name, path, args.limit))
     if args.world is not None or not sections:
         sections.append(check_world(config, judge, args.world or SCENES))
@@ -239,34 +245,34 @@ def main() -> None:
         print(add(out, sections))
         print(f"also in {out / (NAME + '.md')} and .json")
 
-    arguments = parser("how far a judge agrees with another one, and with the truth")
+    arguments = parser("agreement of a judge with other judges and with the truth")
     option: Callable[..., Any] = arguments.add_argument
     option(
         "--run",
         metavar="FOLDER",
-        help="a run whose answers are judged: runs/<preset>/eval/<model> or runs/<preset>/rl-<method>",
+        help="a run with judged answers: runs/<preset>/eval/<model> or runs/<preset>/rl-<method>",
     )
     option(
         "--judge",
         metavar="NAME",
-        help="who is asked: training, evaluation, extraction, or a backend (default: evaluation)",
+        help="the judge: training, evaluation, extraction, or a backend (default: evaluation)",
     )
     option(
         "--questions",
         metavar="FILE",
-        help="the run's questions, one sample a line (default: where its stage writes them)",
+        help="the run's questions, one sample per line (default: where its stage writes them)",
     )
     option(
         "--world",
         type=int,
         metavar="N",
-        help=f"scenes with planted errors (default: {SCENES} where nothing else is asked for)",
+        help=f"scenes with planted errors (default: {SCENES} if no other check is named)",
     )
     option(
         "--labelled", nargs="*", default=[], metavar="SET:PATH", help=f"labelled sets ({', '.join(labelled.names())})"
     )
-    option("--limit", type=int, metavar="N", help="at most so many answers of a run, or items of a labelled set")
-    option("--out", metavar="FOLDER", help="where the results go")
+    option("--limit", type=int, metavar="N", help="maximum number of answers of a run, or of items of a labelled set")
+    option("--out", metavar="FOLDER", help="output folder")
     run(body, arguments)
 
 

@@ -1,7 +1,6 @@
 """Cohen's kappa of two raters with a bootstrap interval, confusion matrices, and error rates (Appendix B.3): pure arithmetic.
 
-A rating is a label of a judge, or one of the words of `NOT_RATED`, which stand for ratings that are no label: they take part
-in no figure and are counted apart, by who has them.
+A rating is a label of a judge, or one of the words of `NOT_RATED`, which enter no statistic and are counted per rater.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _CHUNK = 250_000  # weights drawn at once
 
 @dataclass(frozen=True)
 class Pair:
-    """What two raters said of one thing; things of one `cluster` (sentences of a rollout) are resampled together."""
+    """Two ratings of one thing. Things of one `cluster` (sentences of a rollout) are resampled together."""
 
     cluster: Hashable
     first: str
@@ -31,16 +30,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two raters agree.
+    """Agreement of two raters.
 
     Attributes:
         role: what was rated, "consistency" or "semantic_grounding".
         labels: in the order of rows and columns of `confusion`; the first rater's labels are its rows.
-        n: things that both gave a label; `clusters` of them are independent.
+        n: things that both raters labelled, in `clusters` independent clusters.
         agreement: share of equal labels; None if n is 0.
-        kappa: None where it is not defined: n is 0, or both used one same label only (nothing was shown).
-        low, high: percentile bootstrap interval of kappa over clusters; None where kappa is, or in every resample.
-        left_out: "<rater>: <state>" -> how many things have no label from that rater.
+        kappa: None if undefined: n is 0, or both used one same label only (which shows nothing).
+        low, high: percentile bootstrap interval of kappa over clusters; None if kappa is undefined here or in all resamples.
+        left_out: number of things without a label, by "<rater>: <state>".
     """
 
     role: str
@@ -62,9 +61,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Labels that are not the true ones, among things of one kind; `low` and `high` are Wilson's interval of `rate`.
+    """Wrong labels among things of one kind; `low` and `high` are Wilson's interval of `rate`.
 
-    `failed` things have no label and are not in `n`. `said` counts what was said instead of or as the truth.
+    `failed` things have no label and are not in `n`. `said` counts all labels, right and wrong.
     """
 
     kind: str
@@ -81,16 +80,18 @@ class ErrorRate:
 
 
 def kappa(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Cohen's kappa of confusion matrices (…, K, K); NaN without things, or where both raters use one same label only
-    (agreement by chance is then certain)."""
+    """Cohen's kappa of confusion matrices (…, K, K).
+
+    NaN without things, or if both raters use one same label only (agreement by chance is then certain).
+    """
     counts = np.asarray(confusion, float)
     total = counts.sum((-2, -1))
     observed = np.trace(counts, axis1=-2, axis2=-1) * total
     chance = (counts.sum(-1) * counts.sum(-2)).sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # observed and chance are counts, scaled by total squared, so that certain agreement is seen exactly
-        found: NDArray[np.float64] = (observed - chance) / (total * total - chance)
-    return found
+        # counts scaled by total squared, so that certain agreement by chance compares exactly
+        values: NDArray[np.float64] = (observed - chance) / (total * total - chance)
+    return values
 
 
 def compare(
@@ -107,7 +108,7 @@ def compare(
     """Agreement of the raters called `first` and `second`.
 
     Args:
-        labels: every label there is, in the order to print them.
+        labels: all labels, in printing order.
         samples, confidence, seed: of the bootstrap.
 
     Raises:
@@ -149,7 +150,7 @@ def compare(
 def _interval(
     stacked_CKK: NDArray[np.int64], samples: int, confidence: float, seed: int
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of kappa over resampled clusters; resamples in which it is not defined are left out."""
+    """Percentile interval of kappa over resampled clusters; undefined resamples are left out."""
     count, size = len(stacked_CKK), stacked_CKK.shape[-1]
     rng = np.random.default_rng(seed)
     flat_CL = stacked_CKK.reshape(count, -1)
@@ -167,7 +168,7 @@ def _interval(
 
 
 def error_rate(kind: str, ratings: Iterable[tuple[str, str]], confidence: float = 0.95) -> ErrorRate:
-    """How often the second of (true label, rating) is not the first; what is `NOT_RATED` is counted as failed, not as wrong."""
+    """How often the rating in (true label, rating) is wrong. `NOT_RATED` ratings count as failed, not as wrong."""
     from scipy.stats import binomtest
 
     said: Counter[str] = Counter()

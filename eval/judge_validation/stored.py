@@ -1,8 +1,8 @@
-"""Verdicts that stages stored, by judge: an evaluated folder (with what `make judge-rescore` put below it), or RL rollouts.
+"""Stored verdicts by judge: of an evaluated folder (with those that `make judge-rescore` put below it), or of RL rollouts.
 
-Two judges are compared on the same generations, on what both were asked: consistency and answer extraction by rollout, semantic
-grounding by sentence. What a rule decided without a judge (no answer, no trace, an answer in plain form, a verbatim
-repetition) is no verdict and is counted apart, since it would only make judges look alike.
+Two judges are compared on the same generations, on items that both judged: consistency and answer extraction per rollout,
+semantic grounding per sentence. A decision by rule (no answer, no trace, an answer in plain form, a verbatim repetition) is
+no verdict and is counted separately, because it is the same for every judge and would inflate agreement.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
 from fgrpo.boxes import model_size
@@ -21,14 +22,9 @@ from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
-from judges.base import (
-    CONSISTENCY_LABELS,
-    GROUNDING_LABELS,
-    UNRESOLVED,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-)
+from judges.task import JudgeTask
+from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_LABELS, GROUNDING_TASK, GroundingItem
 
 CONSISTENCY, GROUNDING, EXTRACTION = "consistency", "semantic_grounding", "extraction"
 LABELS = {
@@ -36,13 +32,18 @@ LABELS = {
     GROUNDING: GROUNDING_LABELS,
 }  # of extraction: the options' letters, and UNRESOLVED
 Item = ConsistencyItem | GroundingItem | ExtractionItem
-QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` a line
-Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, nobody was asked)
+TASKS: dict[type, JudgeTask[Any]] = {
+    ConsistencyItem: CONSISTENCY_TASK,
+    GroundingItem: GROUNDING_TASK,
+    ExtractionItem: EXTRACTION_TASK,
+}
+QUESTIONS = "questions.jsonl"  # the samples of an evaluated folder, one `Sample` per line
+Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial, not judged)
 
 
 @dataclass
 class Generations:
-    """Stored answers of one run and what judges said of them; `origin` says which run it is."""
+    """Stored answers of one run with the verdicts of its judges; `origin` names the run."""
 
     origin: str
     judged: list[Stored]
@@ -52,8 +53,12 @@ class Generations:
 
 @dataclass
 class Stored:
-    """What one judge said: `consistency` and `extraction` have a rating a rollout, `grounding` its sentences with their labels,
-    or one word of `NOT_RATED` for the whole rollout. `extraction` is empty where the questions are not known."""
+    """The verdicts of one judge, by rollout id.
+
+    Attributes:
+        consistency, extraction: one rating per rollout. `extraction` is empty if the questions are unknown.
+        grounding: the sentences with their labels, or one word of `NOT_RATED` for all of them.
+    """
 
     judge: str
     consistency: dict[str, str] = field(default_factory=dict)
@@ -61,18 +66,18 @@ class Stored:
     extraction: dict[str, str] = field(default_factory=dict)
 
     def add(self, rollout: str, consistency: Score | None, grounding: Score | None) -> None:
-        """Take in the two scores of one rollout."""
+        """Add the scores of one rollout."""
         if consistency is not None:
             self.consistency[rollout] = _consistency_rating(consistency)
         if grounding is not None:
             self.grounding[rollout] = _grounding_ratings(grounding)
 
     def only(self, rollouts: Set[str]) -> Stored:
-        """What was said of these rollouts."""
-        text = {key: value for key, value in self.consistency.items() if key in rollouts}
-        seen = {key: value for key, value in self.grounding.items() if key in rollouts}
-        meant = {key: value for key, value in self.extraction.items() if key in rollouts}
-        return Stored(self.judge, text, seen, meant)
+        """The verdicts on these rollouts."""
+        consistency = {key: value for key, value in self.consistency.items() if key in rollouts}
+        grounding = {key: value for key, value in self.grounding.items() if key in rollouts}
+        extraction = {key: value for key, value in self.extraction.items() if key in rollouts}
+        return Stored(self.judge, consistency, grounding, extraction)
 
 
 def _consistency_rating(score: Score) -> str:
@@ -93,7 +98,7 @@ def _grounding_ratings(score: Score) -> Sentences | str:
 
 
 def _extraction_rating(meta: Mapping[str, Any], sample: Sample) -> str:
-    """The letter of the option that the extraction judge chose; `BY_RULE` where none was asked."""
+    """The letter of the option that the extraction judge chose; `BY_RULE` if rules read the answer."""
     source, answer = meta.get("answer_from"), meta.get("answer")
     if source == "failed":
         return FAILED
@@ -105,11 +110,12 @@ def _extraction_rating(meta: Mapping[str, Any], sample: Sample) -> str:
 
 
 def read(folder: Path) -> Generations:
-    """The answers in the folder of an evaluated model (with every judge's verdicts: its own evaluation's, then those below
-    rescored/), or of an RL run (the training judge's).
+    """The answers and verdicts of a folder.
+
+    An evaluated model has the verdicts of its own evaluation, then those below rescored/; an RL run has the training judge's.
 
     Raises:
-        UserError: it is neither, a file is broken, or no judge was asked.
+        UserError: the folder is neither, a file is broken, or there are no verdicts.
     """
     if (folder / "scores.jsonl").is_file():
         return _evaluated(folder)
@@ -127,8 +133,8 @@ def _evaluated(folder: Path) -> Generations:
     samples = questions(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
         records = [EvalRecord.from_dict(row) for row in read_jsonl(path)]
-        given = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
-        stored = Stored(given if path.parent == folder else f"{path.parent.name} (rescored)")
+        judge = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
+        stored = Stored(judge if path.parent == folder else f"{path.parent.name} (rescored)")
         for record in records:
             stored.add(record.id, record.scores.get("consistency"), record.scores.get("semantic"))
             if record.sample_id in samples:
@@ -146,12 +152,12 @@ def _trained(folder: Path, files: Sequence[Path]) -> Generations:
     names += [f"{role}{part}" for role in (CONSISTENCY, GROUNDING) for part in ("", "/state", "/detail")]
     stored, rollouts = Stored("training"), []
     for file in files:
-        columns = [name for name in names if name in pq.read_schema(file).names]  # the pictures stay on disk
+        columns = [name for name in names if name in pq.read_schema(file).names]  # images are not read
         for row in pd.read_parquet(file, columns=columns).to_dict("records"):
             rollouts.append(Rollout(f"{row['step']}/{row['id']}", row["sample_id"], row["text"]))
             stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
     if not stored.consistency and not stored.grounding:
-        raise UserError(f"{folder}/rollouts holds no verdicts of judges: no reward of that method asks one")
+        raise UserError(f"{folder}/rollouts holds no verdicts: no reward of that method has a judge; name another run")
     return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl")
 
 
@@ -164,11 +170,13 @@ def _column_score(row: Mapping[str, Any], name: str) -> Score | None:
 
 
 def agreements(first: Stored, second: Stored, samples: int = 2000, confidence: float = 0.95) -> list[Agreement]:
-    """Agreement of two judges on consistency (by rollout), semantic grounding (by sentence, resampled by rollout), and, where
-    one of them was asked, answer extraction (by rollout).
+    """Agreement of two judges, one `Agreement` per role.
+
+    The roles are consistency (per rollout), semantic grounding (per sentence, resampled by rollout) and, if one of the judges
+    extracted answers, answer extraction (per rollout).
 
     Raises:
-        UserError: the two judged other sentences under one rollout's id, so they are not about the same generations.
+        UserError: the two judged different sentences under one rollout's id, so their generations differ.
     """
     names = (first.judge, second.judge)
     if names[0] == names[1]:
@@ -202,11 +210,11 @@ def _grounding_pairs(first: Stored, second: Stored) -> Iterator[Pair]:
         texts = [tuple(text for text, _ in x) for x in (one, other) if not isinstance(x, str)]
         if len(texts) == 2 and texts[0] != texts[1]:
             raise UserError(
-                f"{rollout}: {first.judge} and {second.judge} judged other sentences, so one of them judged another "
-                "generation; score it again with `make judge-rescore`"
+                f"{rollout}: {first.judge} and {second.judge} judged different sentences, so their generations differ; score "
+                "this run again with `make judge-rescore`"
             )
         for (_, a), (_, b) in zip(left, right, strict=True):
-            if a is not None and b is not None:  # trivial sentences are shown to nobody
+            if a is not None and b is not None:  # trivial sentences are not judged
                 yield Pair(rollout, a, b)
 
 
@@ -214,24 +222,25 @@ def questions(path: Path) -> dict[str, Sample]:
     """Samples by id of a jsonl file of samples. UserError if it is missing or broken."""
     if not path.is_file():
         raise UserError(
-            f"{path} is missing, the questions of these answers (one sample a line); `make eval` writes it for an evaluated "
-            "model (for one that is finished: delete its `done` file first; no answer is made again), `make data` for RL "
-            "rollouts; another place: --questions FILE"
+            f"{path} is missing: the questions of these answers, one sample per line. `make eval` writes it for an evaluated "
+            "model (for a finished one, delete its `done` file first; no answer is generated again), `make data` for RL "
+            "rollouts; or name the file with --questions FILE"
         )
     try:
         return {row["id"]: Sample.from_dict(row) for row in read_jsonl(path)}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds a line that is no sample ({error!r}); make it again") from error
+        raise UserError(f"{path} holds a line that is no sample ({error!r}); write it again") from error
 
 
-def ask_again(
+def judged_items(
     stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
 ) -> list[Item]:
-    """What `stored`'s judge was asked, for another judge: the same traces, sentences and answers, in the same words. Boxes are
-    taken to be in our own tag and frame.
+    """The items that `stored`'s judge rated, for another judge: the same traces, sentences and answers, word for word.
+
+    Boxes are assumed to have this project's own tag and frame.
 
     Args:
-        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.images.pixel_bounds`).
+        pixels: pixel bounds of the policy's processor, for the frame of boxes (`fgrpo.images.pixel_bounds`).
     """
     items: list[Item] = []
     for rollout in rollouts:
@@ -247,9 +256,9 @@ def ask_again(
         if not isinstance(split, str):
             texts = [text for text, _ in split]
             visual = [i for i, (_, label) in enumerate(split) if label is not None]
-            said, contexts = tuple(texts[i] for i in visual), tuple(tuple(texts[:i]) for i in visual)
+            sentences, contexts = tuple(texts[i] for i in visual), tuple(tuple(texts[:i]) for i in visual)
             sizes = _sizes(sample, pixels)
-            items.append(GroundingItem(rollout.id, sample.images, sample.question, said, contexts, sizes))
+            items.append(GroundingItem(rollout.id, sample.images, sample.question, sentences, contexts, sizes))
     return items
 
 
@@ -257,34 +266,34 @@ def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ..
     try:
         return tuple(model_size(image_size(path), *pixels) for path in sample.images)
     except IMAGE_ERRORS:
-        return ()  # the judge says that it cannot see the picture
+        return ()  # the judge fails with the reason that it cannot read the image
 
 
 def from_ratings(judge: str, stored: Stored, items: Sequence[Item], ratings: Sequence[tuple[str, ...]]) -> Stored:
-    """The ratings of the items that `ask_again` made, as this judge's verdicts; trivial sentences as `stored` has them."""
-    found = Stored(judge)
-    for item, said in zip(items, ratings, strict=True):
+    """The ratings of the items of `judged_items` as this judge's verdicts; trivial sentences as in `stored`."""
+    out = Stored(judge)
+    for item, labels in zip(items, ratings, strict=True):
         if isinstance(item, ConsistencyItem):
-            found.consistency[item.id] = said[0]
+            out.consistency[item.id] = labels[0]
             continue
         if isinstance(item, ExtractionItem):
-            found.extraction[item.id] = said[0]
+            out.extraction[item.id] = labels[0]
             continue
-        split, labels = stored.grounding[item.id], iter(said)
-        assert not isinstance(split, str)  # else no item was made
-        found.grounding[item.id] = tuple((text, None if label is None else next(labels)) for text, label in split)
-    return found
+        split, of_visual = stored.grounding[item.id], iter(labels)
+        assert not isinstance(split, str)  # otherwise there is no item
+        out.grounding[item.id] = tuple((text, None if label is None else next(of_visual)) for text, label in split)
+    return out
 
 
 def swapped(
     stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample]
 ) -> tuple[list[Labelled], dict[str, int]]:
-    """Sure negatives for consistency: traces that `stored` calls consistent, each with another option as its answer.
+    """Negatives for consistency: traces that `stored` labels consistent, each with another option as its answer.
 
-    A trace that entails one option does not entail another, so INCONSISTENT is the true label, as far as `stored` was right.
+    A trace that entails one option does not entail another, so INCONSISTENT is the true label, as far as `stored` is right.
 
     Returns:
-        the items, and how many consistent traces could not be used, by reason.
+        The items, and the number of consistent traces that could not be used, by reason.
     """
     items: list[Labelled] = []
     dropped: dict[str, int] = {}
@@ -294,7 +303,7 @@ def swapped(
         sample, response = samples.get(rollout.sample_id), parse(rollout.text)
         place = _option(response.answer or "", sample.choices) if sample is not None else None
         if sample is None or place is None:
-            reason = "its question is not there" if sample is None else "its answer is not one option's letter or text"
+            reason = "its question is missing" if sample is None else "its answer is not one option's letter or text"
             dropped[reason] = dropped.get(reason, 0) + 1
             continue
         other = sample.choices[(place + 1 + len(items) % (len(sample.choices) - 1)) % len(sample.choices)]
@@ -304,7 +313,7 @@ def swapped(
 
 
 def _option(answer: str, choices: tuple[str, ...]) -> int | None:
-    """Which option `answer` is by its very text or its bare letter; None if none or several, or if there is no other."""
+    """Index of the option that is `answer` by text or bare letter; None if none or several, or if there is one option only."""
     plain = answer.strip().strip(".()").casefold()
     texts = [choice.strip().strip(".").casefold() for choice in choices]
     places = [i for i, text in enumerate(texts) if text == plain]

@@ -1,1 +1,1 @@
-"""One file a backend, each with a constant `BACKEND` (see `judges.base.Backend`), found by the file's name."""
+"""Judge backends, one file each with a constant `BACKEND`; found by file name."""

@@ -1,7 +1,8 @@
-"""The miniature world's exact truth as a judge: no model, no prompt, no doubt. Used by the demo and to check model judges.
+"""The exact truth of the miniature world as a judge, without a model or a prompt. Used by the demo and to check model judges.
 
-Grounding finds the scene of each picture in <data root>/scenes.jsonl by the picture's pixels, since the genuine data formats
-carry no scene. What is not of the miniature world (another question, another picture) is a failed verdict, never a guess.
+Each task brings its own oracle function. Scenes are looked up in <data root>/scenes.jsonl by the pixels of an image, because
+the genuine data formats carry no scene. What is not of the miniature world is a failed verdict, never a guess; so is every
+item of a task without an oracle function.
 """
 
 from __future__ import annotations
@@ -12,86 +13,68 @@ from pathlib import Path
 
 from fgrpo import schema
 from fgrpo.types import Verdict
-from judges.base import (
-    UNRESOLVED,
-    Backend,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-    JudgeSet,
-    Meter,
-    failed_verdict,
-)
-from miniworld.language import parse_question
-from miniworld.oracle import judge_conclusion, judge_sentence, option_word
+from judges.base import Backend, JudgeSet, Meter, failed_verdict
+from judges.task import Item, JudgeTask, NoAnswer
+from miniworld.scene import Scene
 from miniworld.truth import TruthBook
 
 NAME = "oracle"
 
 
-class _Consistency:
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+class SceneTruth:
+    """The scenes below a data root, read when the first one is looked up. See `judges.task.Truth`."""
 
-    async def judge(self, items: Sequence[ConsistencyItem]) -> list[Verdict]:
-        return [self._verdict(item) for item in items]
-
-    def _verdict(self, item: ConsistencyItem) -> Verdict:
-        self._meter.calls += 1
-        if parse_question(item.question) is None:
-            self._meter.fail("not a question of the miniature world")
-            return failed_verdict("not a question of the miniature world", NAME)
-        holds, reason = judge_conclusion(item.question, item.think, item.answer, item.choices)
-        return Verdict("CONSISTENT" if holds else "INCONSISTENT", reason, judge=NAME)
-
-
-class _Grounding:
-    def __init__(self, meter: Meter, data_root: Path) -> None:
-        self._meter, self._root = meter, data_root
+    def __init__(self, data_root: Path) -> None:
+        self._data_root = data_root
 
     @cached_property
     def _book(self) -> TruthBook:
-        return TruthBook.load(self._root)
+        return TruthBook.load(self._data_root)
 
-    async def judge(self, items: Sequence[GroundingItem]) -> list[tuple[Verdict, ...]]:
-        return [self._verdicts(item) for item in items]
+    def scenes(self, images: Sequence[str]) -> tuple[Scene, ...]:
+        """The scenes of the images at these paths, in order.
 
-    def _verdicts(self, item: GroundingItem) -> tuple[Verdict, ...]:
-        self._meter.calls += 1
+        Raises:
+            NoAnswer: an image cannot be read, or is not of the miniature world.
+            UserError: the data root holds no scenes.jsonl, or a broken one.
+        """
         try:
-            scenes = self._book.scenes(item.images)
-            reason = "a picture is not of the miniature world"
+            scenes = self._book.scenes(images)
         except OSError as error:
-            scenes, reason = None, f"a picture cannot be read: {error}"
+            raise NoAnswer(f"an image cannot be read: {error}") from error
         if scenes is None:
-            self._meter.fail(reason)
-            return (failed_verdict(reason, NAME),) * len(item.sentences)
-        verdicts = []
-        for sentence, context in zip(item.sentences, item.contexts, strict=True):
-            label, why = judge_sentence(scenes, item.question, context, sentence)
-            verdicts.append(Verdict(label, why, judge=NAME))
-        return tuple(verdicts)
+            raise NoAnswer("an image is not of the miniature world")
+        return scenes
 
 
-class _Extraction:
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+class OracleJudge:
+    """See `judges.base.Answerer`."""
 
-    async def judge(self, items: Sequence[ExtractionItem]) -> list[Verdict]:
-        return [self._verdict(item) for item in items]
+    def __init__(self, meter: Meter, data_root: Path) -> None:
+        self._meter, self._truth = meter, SceneTruth(data_root)
 
-    def _verdict(self, item: ExtractionItem) -> Verdict:
+    async def answer(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]:
+        """The oracle function's labels for each item."""
+        return [self._verdicts(task, item) for item in items]
+
+    def _verdicts(self, task: JudgeTask[Item], item: Item) -> tuple[Verdict, ...]:
         self._meter.calls += 1
-        meant = option_word(item.answer_span, item.choices)
-        options = [option_word(choice, item.choices) for choice in item.choices]
-        if options.count(meant) != 1:
-            return Verdict(UNRESOLVED, "the span is no single option", judge=NAME)
-        return Verdict(chr(ord("A") + options.index(meant)), judge=NAME)
+        size = task.size(item)
+        try:
+            if task.oracle is None:
+                raise NoAnswer(f"the oracle has no answer for task {task.name!r}")
+            labels = task.oracle(item, self._truth)
+        except NoAnswer as error:
+            self._meter.fail(str(error))
+            return (failed_verdict(str(error), NAME),) * size
+        if len(labels) != size:
+            raise ValueError(f"the oracle of task {task.name!r} gave {len(labels)} labels for {size} verdicts")
+        return tuple(Verdict(label, reason, judge=NAME) for label, reason in labels)
 
 
 def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
     meter = Meter()
-    return JudgeSet(_Consistency(meter), _Grounding(meter, data_root), _Extraction(meter), NAME, meter=meter)
+    return JudgeSet(OracleJudge(meter, data_root), NAME, meter=meter)
 
 
 BACKEND: Backend = _build

@@ -1,7 +1,7 @@
-"""Recorded verdicts as a judge: `record(judges, file)` writes them, the backend `replay` (model = that file) answers from them.
+"""Recorded verdicts as a judge: `record(judges, file)` writes them; the backend `replay` (model = that file) answers from them.
 
-For tests and for scoring again without an endpoint. Verdicts are found by the content of what was asked, not by its id; what
-was never recorded is a failed verdict.
+For tests, and for scoring again without an endpoint. Verdicts are looked up by the content of the item, not by its id. An
+item that was never recorded is a failed verdict.
 """
 
 from __future__ import annotations
@@ -9,47 +9,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl
 from fgrpo.types import Verdict
-from judges.base import (
-    Backend,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-    Judge,
-    JudgeSet,
-    Meter,
-    failed_verdict,
-)
+from judges.base import Answerer, Backend, JudgeSet, Meter, failed_verdict
+from judges.task import Item, JudgeTask
 
-AnyItem = TypeVar("AnyItem", ConsistencyItem, GroundingItem, ExtractionItem)
-Book = dict[str, tuple[Verdict, ...]]
+Recording = Mapping[str, tuple[Verdict, ...]]  # by `item_key`
 NOT_RECORDED = "not recorded"
 
 
-def item_key(item: ConsistencyItem | GroundingItem | ExtractionItem) -> str:
-    """sha256 of what an item asks: its kind and fields but for the id, with the contents of pictures in place of paths."""
-    fields: dict[str, Any] = dataclasses.asdict(item)
+def item_key(task: JudgeTask[Item], item: Item) -> str:
+    """sha256 of the task and the item's fields except the id, with the content of images in place of their paths."""
+    fields: dict[str, Any] = dataclasses.asdict(item)  # type: ignore[call-overload]  # items are dataclasses
     fields.pop("id")
-    fields["images"] = [_picture_key(path) for path in fields.get("images", ())]
-    text = json.dumps([type(item).__name__, fields], sort_keys=True)
+    fields["images"] = [_image_key(path) for path in task.images(item)]
+    text = json.dumps([task.record_kind or task.name, fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _picture_key(path: str) -> str:
+def _image_key(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
-        return path  # it cannot be read now, so nothing else is known of it
+        return path  # unreadable now; its path is all that identifies it
 
 
-def read(path: str | Path) -> Book:
+def read(path: str | Path) -> Recording:
     """The verdicts of a file by key. Raises UserError if the file is missing or broken."""
     try:
         return {row["id"]: tuple(Verdict.from_dict(v) for v in row["verdicts"]) for row in read_jsonl(path)}
@@ -57,68 +48,60 @@ def read(path: str | Path) -> Book:
         raise UserError(f"{path} holds a line that is no recorded verdict ({error!r}); record it again") from error
 
 
-class _Recorder(Generic[AnyItem]):
-    def __init__(self, judge: Judge[AnyItem, Any], out: Appender) -> None:
-        self._judge: Judge[AnyItem, Any] = judge
-        self._out = out
+class Recorder:
+    """Answers as another judge does, and appends every usable answer to a file. See `judges.base.Answerer`."""
 
-    async def judge(self, items: Sequence[AnyItem]) -> list[Any]:
-        results = await self._judge.judge(items)
-        for item, result in zip(items, results, strict=True):
-            verdicts = result if isinstance(result, tuple) else (result,)
-            key = item_key(item)
+    def __init__(self, answerer: Answerer, out: Appender) -> None:
+        self._answerer, self._out = answerer, out
+
+    async def answer(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]:
+        """The other judge's verdicts."""
+        answers = await self._answerer.answer(task, items)
+        for item, verdicts in zip(items, answers, strict=True):
+            key = item_key(task, item)
             if key not in self._out and not any(v.failed for v in verdicts):
                 self._out.add({"id": key, "verdicts": [v.to_dict() for v in verdicts]})
-        return results
+        return answers
 
 
 def record(judges: JudgeSet, path: str | Path) -> JudgeSet:
-    """`judges`, with every usable verdict also written to `path` (one process at a time); failures are not recorded."""
+    """`judges`, with every usable verdict also appended to `path` (one process at a time). Failures are not recorded."""
     out = Appender(path)
 
     async def close() -> None:
         out.close()
         await judges.close()
 
-    return dataclasses.replace(
-        judges,
-        consistency=_Recorder(judges.consistency, out),
-        grounding=_Recorder(judges.grounding, out),
-        extraction=_Recorder(judges.extraction, out),
-        close=close,
-    )
+    def recorded(one: JudgeSet) -> JudgeSet:
+        delegates = {name: recorded(other) for name, other in one.delegates.items()}
+        return dataclasses.replace(one, answerer=Recorder(one.answerer, out), delegates=delegates)
+
+    return dataclasses.replace(recorded(judges), close=close)
 
 
-class _Single(Generic[AnyItem]):
-    def __init__(self, book: Book, meter: Meter) -> None:
-        self._book, self._meter = book, meter
+class ReplayJudge:
+    """See `judges.base.Answerer`."""
 
-    async def judge(self, items: Sequence[AnyItem]) -> list[Verdict]:
-        return [_look_up(self._book, self._meter, item, 1)[0] for item in items]
+    def __init__(self, recording: Recording, meter: Meter) -> None:
+        self._recording, self._meter = recording, meter
 
+    async def answer(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]:
+        """The recorded verdicts on each item."""
+        return [self._verdicts(task, item) for item in items]
 
-class _Grounding:
-    def __init__(self, book: Book, meter: Meter) -> None:
-        self._book, self._meter = book, meter
-
-    async def judge(self, items: Sequence[GroundingItem]) -> list[tuple[Verdict, ...]]:
-        return [_look_up(self._book, self._meter, item, len(item.sentences)) for item in items]
-
-
-def _look_up(book: Book, meter: Meter, item: Any, size: int) -> tuple[Verdict, ...]:
-    meter.calls += 1
-    found = book.get(item_key(item))
-    if found is None or len(found) != size:
-        meter.fail(NOT_RECORDED)
-        return (failed_verdict(NOT_RECORDED, "replay"),) * size
-    return found
+    def _verdicts(self, task: JudgeTask[Item], item: Item) -> tuple[Verdict, ...]:
+        self._meter.calls += 1
+        size = task.size(item)
+        verdicts = self._recording.get(item_key(task, item))
+        if verdicts is None or len(verdicts) != size:
+            self._meter.fail(NOT_RECORDED)
+            return (failed_verdict(NOT_RECORDED, "replay"),) * size
+        return verdicts
 
 
 def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
-    book, meter = read(config.model), Meter()
-    consistency: _Single[ConsistencyItem] = _Single(book, meter)
-    extraction: _Single[ExtractionItem] = _Single(book, meter)
-    return JudgeSet(consistency, _Grounding(book, meter), extraction, "replay", meter=meter)
+    meter = Meter()
+    return JudgeSet(ReplayJudge(read(config.model), meter), "replay", meter=meter)
 
 
 BACKEND: Backend = _build

@@ -1,9 +1,9 @@
-"""A model in this process: vLLM's `LLM` with structured outputs, for judging where no server is to run.
+"""A model in this process: vLLM's `LLM` with structured outputs, for judging without a server.
 
-The same prompts, cache and strict reading as behind an endpoint; calls that come together are one batch. Pictures go in as
-data URLs. Image tokens and other special ones cannot be sampled. Two roles of one model share one engine. The interpreter
-needs vLLM (requirements/gpu.txt, or `.venv-vllm` on CPU); `judges.<role>.engine` are arguments of `vllm.LLM`, such as
-{gpu_memory_utilization: 0.3, tensor_parallel_size: 2}.
+Prompts, cache and strict parsing are those of an endpoint. Calls that arrive together form one batch. Images are passed as
+data URLs. Image tokens and other special tokens cannot be sampled. Roles with the same model share one engine. The
+interpreter needs vLLM (requirements/gpu.txt, or `.venv-vllm` on CPU). `judges.<role>.engine` holds arguments of `vllm.LLM`,
+such as {gpu_memory_utilization: 0.3, tensor_parallel_size: 2}.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import tokens
-from judges.backends.openai import of_model
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.client import CUT_OFF, Unanswered, estimate
+from judges.model_judge import judges_of_model
 from judges.requests import Call, Unusable
 
-PICTURES = 8  # in one call at most, if `engine` does not say otherwise
+IMAGES_PER_CALL = 8  # at most, unless `engine` sets it
 _FORBIDDEN_BIAS = -100.0
-_GATHERING_S = 0.01  # how long a batch waits for calls that come together
+_GATHERING_S = 0.01  # how long a batch waits for further calls
 
 
 @dataclass
-class _Asked:
-    """One call that waits for the engine."""
+class _Pending:
+    """One call that waits for the engine; its future gets vLLM's output, or the error of this call."""
 
     call: Call
     urls: Sequence[str]
-    most: int
+    max_tokens: int
     reply: Future[Any] = field(default_factory=Future)
 
 
 class Engine:
-    """A vLLM engine and the thread that feeds it; made by `shared`, which counts its users.
+    """A vLLM engine and the thread that feeds it; shared by all transports of one model, which count as its users.
 
     Raises:
         UserError: no vLLM in this interpreter, or an engine that does not start.
@@ -60,30 +60,33 @@ class Engine:
                 "or serve the judge and set its backend to openai"
             ) from error
         self._name = f"vLLM's engine over the judge {model}"
-        given: dict[str, Any] = {"limit_mm_per_prompt": {"image": PICTURES, "video": 0}, "generation_config": "vllm"}
+        defaults: dict[str, Any] = {
+            "limit_mm_per_prompt": {"image": IMAGES_PER_CALL, "video": 0},
+            "generation_config": "vllm",
+        }
         if current_platform.is_cpu():
-            given |= {"enforce_eager": True, "dtype": "float32"}
+            defaults |= {"enforce_eager": True, "dtype": "float32"}
             for name, value in CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
         try:
-            self._llm = vllm.LLM(model=model, **{**given, **arguments})
+            self._llm = vllm.LLM(model=model, **{**defaults, **arguments})
         except (RuntimeError, ValueError, OSError, TypeError, MemoryError) as error:
             raise UserError(
-                f"{self._name} did not start ({_first_line(error)}; its own words stand above); if memory "
-                "ran out, lower gpu_memory_utilization in the judge's `engine`"
+                f"{self._name} did not start ({_first_line(error)}; its log is above); if memory ran "
+                "out, lower gpu_memory_utilization in the judge's `engine`"
             ) from error
         self._bias = dict.fromkeys(tokens.forbidden_token_ids(model), _FORBIDDEN_BIAS)
-        self._waiting: queue.Queue[_Asked | None] = queue.Queue()
+        self._waiting: queue.Queue[_Pending | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name=f"judge {model}", daemon=True)
         self._thread.start()
         self.users = 0
 
-    def submit(self, asked: _Asked) -> None:
-        """Hand a call over; its future gets vLLM's output, or the error of this call."""
-        self._waiting.put(asked)
+    def submit(self, pending: _Pending) -> None:
+        """Queue a call; its future gets the result."""
+        self._waiting.put(pending)
 
     def stop(self) -> None:
-        """Finish what is under way and end the engine."""
+        """Finish the calls in flight and stop the engine."""
         self._waiting.put(None)
         self._thread.join()
         self._llm.llm_engine.engine_core.shutdown()
@@ -98,47 +101,47 @@ class Engine:
                     break
                 is_last = more is None
                 batch += [] if more is None else [more]
-            # nobody waits any more for a call that was cancelled; its future would take no answer
-            batch = [asked for asked in batch if asked.reply.set_running_or_notify_cancel()]
+            # the future of a cancelled call takes no result
+            batch = [pending for pending in batch if pending.reply.set_running_or_notify_cancel()]
             if batch:
                 self._answer(batch)
             if is_last:
                 return
 
-    def _answer(self, batch: list[_Asked]) -> None:
-        """The outputs of a batch; a call that vLLM refuses fails alone."""
+    def _answer(self, batch: list[_Pending]) -> None:
+        """Run a batch. A call that vLLM refuses fails alone."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             outputs = self._llm.chat(
-                [_conversation(asked) for asked in batch], [self._parameters(asked) for asked in batch], use_tqdm=False
+                [_conversation(p) for p in batch], [self._parameters(p) for p in batch], use_tqdm=False
             )
-        except Exception as error:  # noqa: BLE001 - handed to those who wait: this thread must live
+        except Exception as error:  # noqa: BLE001 - passed on to the waiting calls: this thread must not end
             refused = isinstance(error, (ValueError, VLLMClientError))
-            if refused and len(batch) > 1:  # it does not say which one
-                for asked in batch:
-                    self._answer([asked])
+            if refused and len(batch) > 1:  # vLLM does not say which call it refuses
+                for pending in batch:
+                    self._answer([pending])
                 return
-            told: Exception = Unanswered("refused", _first_line(error)) if refused else error
+            reported: Exception = Unanswered("refused", _first_line(error)) if refused else error
             if isinstance(error, EngineDeadError):
-                told = UserError(f"{self._name} died (its own words stand above); run the same command again")
-            for asked in batch:
-                asked.reply.set_exception(told)
+                reported = UserError(f"{self._name} died (its log is above); rerun to resume")
+            for pending in batch:
+                pending.reply.set_exception(reported)
             return
-        for asked, output in zip(batch, outputs, strict=True):
-            asked.reply.set_result(output)
+        for pending, output in zip(batch, outputs, strict=True):
+            pending.reply.set_result(output)
 
-    def _parameters(self, asked: _Asked) -> Any:
+    def _parameters(self, pending: _Pending) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        if asked.call.choices:
-            form = StructuredOutputsParams(choice=list(asked.call.choices))
+        if pending.call.choices:
+            form = StructuredOutputsParams(choice=list(pending.call.choices))
         else:
-            form = StructuredOutputsParams(json=asked.call.schema, disable_any_whitespace=True)
+            form = StructuredOutputsParams(json=pending.call.schema, disable_any_whitespace=True)
         return SamplingParams(
-            temperature=0.0, max_tokens=asked.most, structured_outputs=form, logit_bias=self._bias or None
+            temperature=0.0, max_tokens=pending.max_tokens, structured_outputs=form, logit_bias=self._bias or None
         )
 
 
@@ -147,7 +150,7 @@ _LOCK = threading.Lock()
 
 
 class VLLMTransport:
-    """A `judges.client.Transport` to an engine in this process, which starts with the first call."""
+    """A `judges.client.Transport` to an engine in this process. The engine starts with the first call."""
 
     def __init__(self, config: schema.Judge, meter: Meter) -> None:
         self._config, self._meter = config, meter
@@ -157,29 +160,29 @@ class VLLMTransport:
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `judges.client.Transport`."""
         engine = await asyncio.to_thread(self._started)
-        most = self._config.room(call.size)
-        set_aside = estimate(call, urls, most)
-        if (full := self._meter.reserve(*set_aside)) is not None:
-            raise Unanswered("spend cap", full)
+        max_tokens = self._config.room(call.size)
+        reserved = estimate(call, urls, max_tokens)
+        if (cap_reached := self._meter.reserve(*reserved)) is not None:
+            raise Unanswered("spend cap", cap_reached)
         used: tuple[int, int] | None = None
         try:
-            asked = _Asked(call, urls, most)
-            engine.submit(asked)
-            output = await asyncio.wrap_future(asked.reply)
+            pending = _Pending(call, urls, max_tokens)
+            engine.submit(pending)
+            output = await asyncio.wrap_future(pending.reply)
             used = len(output.prompt_token_ids or ()), len(output.outputs[0].token_ids)
         except Unanswered as error:
             self._meter.fault(error.kind)
             raise
         finally:
-            self._meter.settle(set_aside, used)
+            self._meter.settle(reserved, used)
         if output.outputs[0].finish_reason == "length":
-            raise Unusable(CUT_OFF.format(most))
+            raise Unusable(CUT_OFF.format(max_tokens))
         if not output.outputs[0].text:
             raise Unusable("empty")
         return str(output.outputs[0].text)
 
     async def close(self) -> None:
-        """Let the engine go; its last user stops it."""
+        """Release the engine; its last user stops it."""
         with _LOCK:
             engine, self._engine = self._engine, None
             if engine is None:
@@ -200,9 +203,9 @@ class VLLMTransport:
             return self._engine
 
 
-def _conversation(asked: _Asked) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in asked.urls]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": asked.call.text}]}]
+def _conversation(pending: _Pending) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pending.urls]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": pending.call.text}]}]
 
 
 def _first_line(error: BaseException) -> str:
@@ -212,8 +215,8 @@ def _first_line(error: BaseException) -> str:
 def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
     meter = make_meter(config)
     if config.images != "base64":
-        config = config.model_copy(update={"images": "base64"})  # nothing goes over a wire
-    return of_model(config, meter, VLLMTransport(config, meter))
+        config = config.model_copy(update={"images": "base64"})  # nothing is sent over a network
+    return judges_of_model(config, meter, VLLMTransport(config, meter))
 
 
 BACKEND: Backend = _build

@@ -9,7 +9,6 @@ Command: `python -m miniworld.write --preset mini`.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shutil
 from pathlib import Path
 
@@ -19,21 +18,20 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from miniworld.truth import FILE
 from miniworld.write.studio import Studio, Writer
 
-FOLDER = Path(__file__).resolve().parent
 MARKER = "MINIATURE"  # says that a data root is ours to write
 PROGRESS = "written.jsonl"
-_NOT_WRITERS = {"__init__", "__main__", "studio"}
 
 
 def writers() -> dict[str, Writer]:
     """Every module of this package that writes a data set, by name."""
-    names = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_WRITERS)
-    return {name: importlib.import_module(f"miniworld.write.{name}").WRITER for name in names}
+    package, constant = "miniworld.write", "WRITER"
+    return {name: load_plugin(package, name, constant, "writer") for name in plugin_names(package, constant)}
 
 
 def write_world(config: Config, runs: str | Path = "runs") -> Path:

@@ -25,8 +25,10 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
-from judges.base import ConsistencyItem, JudgeSet, build, failed_verdict
+from judges.base import JudgeSet, build, failed_verdict
 from miniworld.planted import CONTROLS, ERRORS
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK
 
 YN = ("yes", "no")
 
@@ -114,16 +116,13 @@ def mini() -> schema.Config:
 class Erring:
     """The oracle, with errors put in where `says` gives another label than None."""
 
-    def __init__(self, judge: Any, says: Callable[[Any, int, Verdict], Verdict | None]) -> None:
-        self._judge, self._says = judge, says
+    def __init__(self, judges: JudgeSet, **says: Callable[[Any, int, Verdict], Verdict | None]) -> None:
+        self._judges, self._says = judges, says
 
-    async def judge(self, items: Sequence[Any]) -> list[Any]:
-        out = []
-        for item, given in zip(items, await self._judge.judge(items), strict=True):
-            verdicts = given if isinstance(given, tuple) else (given,)
-            changed = tuple(self._says(item, i, v) or v for i, v in enumerate(verdicts))
-            out.append(changed if isinstance(given, tuple) else changed[0])
-        return out
+    async def answer(self, task: Any, items: Sequence[Any]) -> list[Any]:
+        says = self._says.get(task.name, lambda item, i, v: None)
+        answers = await self._judges.ask_several(task, items)
+        return [tuple(says(item, i, v) or v for i, v in enumerate(a)) for item, a in zip(items, answers, strict=True)]
 
 
 def oracle(folder: Path) -> JudgeSet:
@@ -147,8 +146,8 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
     def seen(item: Any, i: int, v: Verdict) -> Verdict | None:
         return Verdict("CORRECT") if "<bbox>" in item.sentences[i] and item.id.endswith("/wrong_box") else None
 
-    erring = JudgeSet(Erring(perfect.consistency, text), Erring(perfect.grounding, seen), perfect.extraction, "erring")
-    ratings = asyncio.run(run.ask(erring, [x.item for x in items]))
+    erring = JudgeSet(Erring(perfect, consistency=text, grounding=seen), "erring")
+    ratings = asyncio.run(run.rate(erring, [x.item for x in items]))
     section = run.against_truth("erring", items, ratings, mini.eval)
     got = rates(section, "consistency")
     assert set(got) == {*ERRORS, *CONTROLS}
@@ -162,17 +161,16 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
     assert consistency["left_out"] == {"erring: failed": len(ERRORS) + len(CONTROLS) - 1}
     assert consistency["kappa"] < 1 and grounding["kappa"] < 1 and consistency["n"] == 8 * 13 - 12
     assert grounding["confusion"][1][0] == 8  # truth INCORRECT, said CORRECT
-    exact = asyncio.run(run.ask(perfect, [x.item for x in items]))
+    exact = asyncio.run(run.rate(perfect, [x.item for x in items]))
     assert exact == [x.truth for x in items]
 
 
 def test_a_judge_that_gives_no_verdict_at_all_is_an_error(tmp_path: Path) -> None:
     perfect = oracle(tmp_path)
-    dead = Erring(perfect.consistency, lambda item, i, v: failed_verdict("connection refused"))
-    judges = JudgeSet(dead, dead, dead, "dead")
+    judges = JudgeSet(Erring(perfect, consistency=lambda item, i, v: failed_verdict("connection refused")), "dead")
     item = ConsistencyItem("x", "Is it left or right?", ("left", "right"), "It is left.", "left")
     with pytest.raises(UserError, match="no verdict on any of 1 items; the first: connection refused"):
-        asyncio.run(run.ask(judges, [item]))
+        asyncio.run(run.rate(judges, [item]))
 
 
 QUESTION = "Is the red circle left or right of the blue square?"
@@ -240,7 +238,7 @@ def test_two_judges_of_stored_answers(tmp_path: Path) -> None:
     one.add("hrel/t/9", None, repeated)
     assert one.grounding.pop("hrel/t/9") == ((SAID, BY_RULE),)  # not the judge's own label
     other = Stored("other", grounding={"hrel/t/0": (("Another sentence.", "CORRECT"),)})
-    with pytest.raises(UserError, match=r"hrel/t/0.*other sentences"):
+    with pytest.raises(UserError, match=r"hrel/t/0.*different sentences"):
         agreements(one, other)
 
 
@@ -250,8 +248,8 @@ def test_swapped_answers_are_made_from_consistent_traces_alone(tmp_path: Path) -
     items, dropped = swapped(found.judged[0], found.rollouts, samples)
     assert [(x.item.id, x.item.answer, x.truth) for x in items] == [("hrel/t/0", "right", ("INCONSISTENT",))]  # type: ignore[union-attr]
     assert dropped == {"its answer is not one option's letter or text": 1}  # "up there"
-    assert swapped(found.judged[0], found.rollouts, {})[1] == {"its question is not there": 2}
-    verdicts = asyncio.run(oracle(tmp_path).consistency.judge([x.item for x in items]))  # type: ignore[misc]
+    assert swapped(found.judged[0], found.rollouts, {})[1] == {"its question is missing": 2}
+    verdicts = asyncio.run(oracle(tmp_path).ask(CONSISTENCY_TASK, [x.item for x in items]))  # type: ignore[misc]
     assert [v.label for v in verdicts] == ["INCONSISTENT"]
 
 
@@ -289,11 +287,10 @@ def text_oracle() -> JudgeSet:
     """The oracle where there are no pictures: consistency alone gives verdicts."""
 
     class Blind:
-        async def judge(self, items: Sequence[Any]) -> list[Any]:
-            return [(failed_verdict("no picture"),) * len(item.sentences) for item in items]
+        async def answer(self, task: Any, items: Sequence[Any]) -> list[Any]:
+            return [(failed_verdict("no image"),) * len(item.sentences) for item in items]
 
-    plain = oracle(Path("nowhere"))
-    return JudgeSet(plain.consistency, Blind(), plain.extraction, "oracle")
+    return oracle(Path("nowhere")).with_task(GROUNDING_TASK, JudgeSet(Blind()))
 
 
 def test_command_on_the_world(
@@ -312,9 +309,9 @@ def test_command_on_the_world(
     ("words", "says"),
     [
         (["--judge=oracel"], "unknown judge 'oracel'; did you mean 'oracle'"),
-        (["--labelled=vsr"], "say which set and where it lies"),
+        (["--labelled=vsr"], "give the set and its path"),
         (["--labelled=vrs:/x"], "unknown labelled set 'vrs'; did you mean 'vsr'"),
-        (["--labelled=vsr:/not/there"], "is not there"),
+        (["--labelled=vsr:/not/there"], "does not exist"),
         (["--run=/not/there"], "neither scores.jsonl"),
     ],
 )
@@ -357,7 +354,7 @@ def test_rollouts_of_training(tmp_path: Path) -> None:
     assert stored.consistency == {"1/r0": "CONSISTENT", "1/r1": NOT_APPLICABLE}
     assert stored.grounding == {"1/r0": ((SAID, "CORRECT"),), "1/r1": FAILED}
     sample = Sample("hrel/t/0", (), QUESTION, ("left", "right"), "left")
-    again = stored_files.ask_again(stored, found.rollouts, {sample.id: sample}, (3136, 12845056))
+    again = stored_files.judged_items(stored, found.rollouts, {sample.id: sample}, (3136, 12845056))
     assert [type(item).__name__ for item in again] == ["ConsistencyItem", "GroundingItem"]
     text, seen = again
     assert (text.think, text.answer) == (parse(row["text"]).think, "left")  # type: ignore[union-attr]

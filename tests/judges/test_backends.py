@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.errors import UserError
 from fgrpo.schema import Judge
 from fgrpo.types import Verdict
-from judges import ConsistencyItem, ExtractionItem, GroundingItem, JudgeSet, build, names
+from judges import JudgeSet, build, names
 from judges.backends.replay import record
-from judges.backends.vllm import Engine, VLLMTransport, _Asked
+from judges.backends.vllm import Engine, VLLMTransport, _Pending
 from judges.base import Meter, failed_verdict
 from judges.cache import Cache
-from judges.cached_client import Service
-from judges.requests import extraction_call
+from judges.cached_client import CachedClient
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
 
 def config(backend: str, model: str = "m") -> Judge:
@@ -52,16 +54,48 @@ SPANS = [
 
 @pytest.mark.parametrize(("span", "choices", "label"), SPANS)
 def test_oracle_extraction(span: str, choices: tuple[str, ...], label: str) -> None:
-    (verdict,) = asyncio.run(build(config("oracle"), "unused").extraction.judge([ExtractionItem("x", choices, span)]))
+    (verdict,) = asyncio.run(
+        build(config("oracle"), "unused").ask(EXTRACTION_TASK, [ExtractionItem("x", choices, span)])
+    )
     assert verdict.label == label
 
 
 class Fixed:
-    def __init__(self, answers: list[Any]) -> None:
+    """Verdicts by task name, the same for each call."""
+
+    def __init__(self, **answers: list[Any]) -> None:
         self.answers = answers
 
-    async def judge(self, items: Any) -> list[Any]:
-        return self.answers[: len(items)]
+    async def answer(self, task: Any, items: Any) -> list[Any]:
+        return self.answers[task.name][: len(items)]
+
+
+def test_one_task_can_be_answered_by_other_judges() -> None:
+    closed: list[str] = []
+
+    def judges(name: str, label: str) -> JudgeSet:
+        async def close() -> None:
+            closed.append(name)
+
+        answers = Fixed(consistency=[(Verdict(label),)], extraction=[(Verdict(label),)])
+        return JudgeSet(answers, name, has_prompts=name == "model", meter=Meter(name=name), close=close)
+
+    both = judges("exact", "CONSISTENT").with_task(EXTRACTION_TASK, judges("model", "A"))
+
+    async def go() -> None:
+        assert await both.ask(CONSISTENCY_TASK, ["item"]) == [Verdict("CONSISTENT")]  # type: ignore[list-item]
+        assert await both.judge(EXTRACTION_TASK).judge(["item"]) == [Verdict("A")]  # type: ignore[list-item]
+        await both.close()
+
+    asyncio.run(go())
+    assert closed == ["exact", "model"] and [meter.name for meter in both.meters] == ["exact", "model"]
+    assert both.prompt_hashes([CONSISTENCY_TASK, EXTRACTION_TASK]) == {"extraction": EXTRACTION_TASK.prompt_hash}
+
+
+def test_several_verdicts_are_not_taken_for_one() -> None:
+    judges = JudgeSet(Fixed(grounding=[(Verdict("CORRECT"), Verdict("SKIP"))]))
+    with pytest.raises(ValueError, match="'grounding' has several verdicts per item; use ask_several"):
+        asyncio.run(judges.ask(GROUNDING_TASK, ["item"]))  # type: ignore[list-item]
 
 
 def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
@@ -71,23 +105,23 @@ def test_what_was_recorded_is_replayed_by_content(tmp_path: Path) -> None:
     lost = ConsistencyItem("b", "q?", ("left",), "other", "left")
     seen = GroundingItem("g", (str(tmp_path / "p.png"),), "q?", ("A.", "B."), ((), ("A.",)))
     two = (Verdict("CORRECT", "why", judge="x", prompt_hash="h"), Verdict("SKIP"))
-    live = JudgeSet(Fixed([Verdict("CONSISTENT"), failed_verdict("time-out")]), Fixed([two]), Fixed([Verdict("A")]))
+    live = JudgeSet(Fixed(consistency=[(Verdict("CONSISTENT"),), (failed_verdict("time-out"),)], grounding=[two]))
     path = tmp_path / "verdicts.jsonl"
 
     async def go() -> None:
         recorder = record(live, path)
-        await recorder.consistency.judge([asked, lost])
-        await recorder.consistency.judge([asked])
-        await recorder.grounding.judge([seen])
+        await recorder.ask(CONSISTENCY_TASK, [asked, lost])
+        await recorder.ask(CONSISTENCY_TASK, [asked])
+        await recorder.ask_several(GROUNDING_TASK, [seen])
         await recorder.close()
         replay = build(config("replay", str(path)), "unused")
         renamed = dataclasses.replace(asked, id="another")
-        good, bad = await replay.consistency.judge([renamed, lost])
+        good, bad = await replay.ask(CONSISTENCY_TASK, [renamed, lost])
         assert good == Verdict("CONSISTENT")
         assert bad.failed and bad.reason == "not recorded"
         moved = dataclasses.replace(seen, images=(str(tmp_path / "same.png"),))
-        assert await replay.grounding.judge([moved]) == [two]
-        (unknown,) = await replay.extraction.judge([ExtractionItem("x", ("left",), "left")])
+        assert await replay.ask_several(GROUNDING_TASK, [moved]) == [two]
+        (unknown,) = await replay.ask(EXTRACTION_TASK, [ExtractionItem("x", ("left",), "left")])
         assert unknown.failed
         assert replay.meter.failed == {"not recorded": 2}
 
@@ -119,14 +153,14 @@ def test_a_cancelled_call_does_not_end_the_engines_thread() -> None:
     engine._waiting = queue.Queue()
     answered: list[int] = []
 
-    def answer(batch: list[_Asked]) -> None:
+    def answer(batch: list[_Pending]) -> None:
         for asked in batch:
-            answered.append(asked.most)
+            answered.append(asked.max_tokens)
             asked.reply.set_result("said")
 
     engine._answer = answer  # type: ignore[method-assign]
-    call = extraction_call(ExtractionItem("x", ("left",), "left"))
-    asked = [_Asked(call, (), n) for n in range(3)]
+    call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
+    asked = [_Pending(call, (), n) for n in range(3)]
     assert asked[1].reply.cancel()
     for one in (*asked, None):
         engine._waiting.put(one)
@@ -154,12 +188,12 @@ def test_a_cache_that_breaks_under_way_says_which_file(tmp_path: Path) -> None:
 
 
 def test_another_engine_is_another_judge(tmp_path: Path) -> None:
-    call = extraction_call(ExtractionItem("x", ("left",), "left"))
+    call = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "left"))
     keys = set()
     for engine in ({}, {"revision": "a"}, {"revision": "b"}):
         judge = config("vllm").model_copy(update={"engine": engine})
         meter = Meter()
-        keys.add(Service(judge, meter, VLLMTransport(judge, meter))._key_of(call, ()))
+        keys.add(CachedClient(judge, meter, VLLMTransport(judge, meter))._key_of(call, ()))
     assert len(keys) == 3
 
 

@@ -19,10 +19,11 @@ from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import free_port
 from fgrpo.types import Verdict
 from judges.backends.openai import BACKEND
-from judges.base import ConsistencyItem, GroundingItem, JudgeSet, Meter
-from judges.cached_client import Service
+from judges.base import JudgeSet, Meter
+from judges.cached_client import CachedClient
 from judges.client import OpenAITransport
-from judges.requests import consistency_call
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
 NO = json.dumps({"why": "because", "label": "INCONSISTENT"})
@@ -128,8 +129,8 @@ def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
 
     async def body(judges: JudgeSet) -> None:
         consistent, grounded = await asyncio.gather(
-            judges.consistency.judge([item(n) for n in range(0, count, 2)]),
-            judges.grounding.judge([grounding_item(n) for n in range(1, count, 2)]),
+            judges.ask(CONSISTENCY_TASK, [item(n) for n in range(0, count, 2)]),
+            judges.ask_several(GROUNDING_TASK, [grounding_item(n) for n in range(1, count, 2)]),
         )
         verdicts = dict(zip(range(0, count, 2), ([v] for v in consistent), strict=True))
         verdicts |= dict(zip(range(1, count, 2), grounded, strict=True))
@@ -184,7 +185,7 @@ def test_what_stays_as_it_is_fails_at_once(reply: Any, fault_server: Any, judge_
         async with fault_server(lambda n, body: reply) as server:
 
             async def body(judges: JudgeSet) -> None:
-                (verdict,) = await judges.consistency.judge([item(0)])
+                (verdict,) = await judges.ask(CONSISTENCY_TASK, [item(0)])
                 assert verdict.failed and verdict.label is None and verdict.reason
                 assert len(server.bodies) == 1
 
@@ -215,7 +216,7 @@ def test_what_can_pass_is_tried_again(fault: Any, fault_server: Any, judge_confi
         async with fault_server(lambda n, body: fault if n == 0 else YES) as server:
 
             async def body(judges: JudgeSet) -> None:
-                (verdict,) = await judges.consistency.judge([item(0)])
+                (verdict,) = await judges.ask(CONSISTENCY_TASK, [item(0)])
                 assert verdict.label == "CONSISTENT"
                 assert (len(server.bodies), judges.meter.retries) == (2, 1)
 
@@ -230,7 +231,7 @@ def test_a_dead_server_fails_items_and_scores_none(fault: Any, fault_server: Any
         async with fault_server(lambda n, body: fault) as server:
 
             async def body(judges: JudgeSet) -> None:
-                verdicts = await judges.consistency.judge([item(n) for n in range(4)])
+                verdicts = await judges.ask(CONSISTENCY_TASK, [item(n) for n in range(4)])
                 assert all(v.failed and v.label is None for v in verdicts)
                 assert len(server.bodies) == 4 * 3
                 assert sum(judges.meter.failed.values()) == 4
@@ -246,7 +247,7 @@ def test_retry_after_is_respected(fault_server: Any, judge_config: Any) -> None:
     async def go() -> None:
         async with fault_server(lambda n, body: slow if n == 0 else YES) as server:
             begin = time.monotonic()
-            await ask(judge_config(server.url), lambda judges: judges.consistency.judge([item(0)]))
+            await ask(judge_config(server.url), lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
             assert time.monotonic() - begin >= 0.4
 
     asyncio.run(go())
@@ -257,7 +258,7 @@ def test_an_unreachable_endpoint_is_passed_over(fault_server: Any, judge_config:
         async with fault_server(lambda n, body: truth(number_of(body))) as server:
 
             async def body(judges: JudgeSet) -> None:
-                verdicts = await judges.consistency.judge([item(n) for n in range(60)])
+                verdicts = await judges.ask(CONSISTENCY_TASK, [item(n) for n in range(60)])
                 assert [v.label for v in verdicts] == [json.loads(truth(n))["label"] for n in range(60)]
 
             await ask(judge_config("http://127.0.0.1:9/v1", server.url, attempts=12), body)
@@ -294,12 +295,12 @@ def test_what_no_item_can_get_round_stops_with_one_clear_error(
 
             async def body(judges: JudgeSet) -> None:
                 with pytest.raises(UserError, match=re.escape(says)) as raised:
-                    await judges.consistency.judge([item(n) for n in range(50)])
+                    await judges.ask(CONSISTENCY_TASK, [item(n) for n in range(50)])
                 assert KEY not in str(raised.value)
                 asked = len(server.bodies)
                 assert asked <= 16  # those in flight; the rest need not find it out again
                 with pytest.raises(UserError):
-                    await judges.consistency.judge([item(99)])
+                    await judges.ask(CONSISTENCY_TASK, [item(99)])
                 assert len(server.bodies) == asked  # nobody asks again
                 assert server.authorizations[0] == f"Bearer {KEY}"
 
@@ -316,7 +317,7 @@ def test_the_key_is_in_no_verdict(fault_server: Any, judge_config: Any, monkeypa
         bad = {"status": 400, "body": json.dumps({"error": {"message": f"bad header {KEY}"}})}
         async with fault_server(lambda n, body: bad) as server:
             (verdict,) = await ask(
-                judge_config(server.url, api_key_env="MY_KEY"), lambda j: j.consistency.judge([item(0)])
+                judge_config(server.url, api_key_env="MY_KEY"), lambda j: j.ask(CONSISTENCY_TASK, [item(0)])
             )
             assert "bad header" in verdict.reason and KEY not in verdict.reason
 
@@ -337,18 +338,18 @@ def test_equal_calls_in_flight_share_one_request_and_the_cache_the_rest(
             config = judge_config(server.url, cache=str(tmp_path / "c" / "cache.sqlite"))
 
             async def first(judges: JudgeSet) -> Any:
-                verdicts = await judges.consistency.judge([item(n % 10) for n in range(40)])
+                verdicts = await judges.ask(CONSISTENCY_TASK, [item(n % 10) for n in range(40)])
                 assert (len(server.bodies), judges.meter.shared) == (10, 30)
                 return verdicts
 
             async def second(judges: JudgeSet) -> Any:
-                verdicts = await judges.consistency.judge([item(n % 10) for n in range(40)])
+                verdicts = await judges.ask(CONSISTENCY_TASK, [item(n % 10) for n in range(40)])
                 assert (judges.meter.requests, judges.meter.cached) == (0, 40)
                 return verdicts
 
             assert await ask(config, first) == await ask(config, second)
             other = judge_config(server.url, cache=config.cache, model="another")
-            await ask(other, lambda judges: judges.consistency.judge([item(0)]))
+            await ask(other, lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
             assert len(server.bodies) == 11  # another model is asked anew
 
     asyncio.run(go())
@@ -358,8 +359,8 @@ def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path:
     async def go() -> None:
         async with fault_server(lambda n, body: "garbage" if n == 0 else YES) as server:
             config = judge_config(server.url, cache=str(tmp_path / "cache.sqlite"))
-            (bad,) = await ask(config, lambda judges: judges.consistency.judge([item(0)]))
-            (good,) = await ask(config, lambda judges: judges.consistency.judge([item(0)]))
+            (bad,) = await ask(config, lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
+            (good,) = await ask(config, lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
             assert bad.failed and good.label == "CONSISTENT"
 
     asyncio.run(go())
@@ -368,11 +369,11 @@ def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path:
 def test_one_service_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:
     port = free_port()
     config, meter = judge_config(f"http://127.0.0.1:{port}"), Meter()  # "/v1" is added
-    service = Service(config, meter, OpenAITransport(config, meter))
+    service = CachedClient(config, meter, OpenAITransport(config, meter))
 
     async def go() -> tuple[Verdict, ...]:
         async with fault_server(lambda n, body: YES, port):
-            return await service.ask(consistency_call(item(0)))
+            return await service.ask(CONSISTENCY_TASK.call(item(0)))
 
     for _ in range(3):
         (verdict,) = asyncio.run(go())

@@ -15,7 +15,8 @@ import fgrpo.inference.endpoint
 from fgrpo.errors import UserError
 from fgrpo.inference.endpoint import Pace
 from fgrpo.inference.vllm_server import free_port
-from judges.base import ConsistencyItem, JudgeSet, build
+from judges.base import JudgeSet, build
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
 
@@ -32,7 +33,7 @@ async def settled(judges: JudgeSet, is_settled: Any) -> None:
     for n in range(2000):
         if is_settled():
             return
-        await judges.consistency.judge(items(10_000 + n, 10_001 + n))
+        await judges.ask(CONSISTENCY_TASK, items(10_000 + n, 10_001 + n))
         await asyncio.sleep(0.01)
     raise AssertionError("it never came to that")
 
@@ -72,7 +73,7 @@ def test_requests_are_spread_over_the_minute(limit: dict[str, int], fault_server
             begin = time.monotonic()
             if "tokens_per_minute" in limit:  # a server that says nothing of usage is charged what was set aside
                 server.behave = lambda n, body: {"body": _without_usage()}
-            assert not any(v.failed for v in await judges.consistency.judge(items(0, 50)))
+            assert not any(v.failed for v in await judges.ask(CONSISTENCY_TASK, items(0, 50)))
             # requests: 20 in the first burst, then 20 a second; tokens: as many of 500, and a call is set aside at a little more
             took, each = time.monotonic() - begin, (judges.meter.prompt_tokens + judges.meter.completion_tokens) / 50
             assert took >= (1.3 if "requests_per_minute" in limit else 48 * each / (20 * 500) - 1.0) > 1.0
@@ -92,7 +93,7 @@ def test_a_dead_endpoint_is_left_alone_and_found_again(fault_server: Any, judge_
     async def go() -> None:
         async with fault_server(lambda n, body: YES) as server:
             judges = build(judge_config(f"http://127.0.0.1:{port}", server.url, attempts=12), "unused")
-            verdicts = await judges.consistency.judge(items(0, 300))
+            verdicts = await judges.ask(CONSISTENCY_TASK, items(0, 300))
             assert not any(v.failed for v in verdicts)
             tried = judges.meter.faults["no connection"]
             assert 5 <= tried < 60, "the dead endpoint was asked again and again"
@@ -109,7 +110,7 @@ def test_when_all_are_down_calls_wait_and_then_fail_at_once(fault_server: Any, j
 
     async def go() -> None:
         judges = build(judge_config(url, attempts=100, concurrency=4, patience_s=0.5), "unused")
-        verdicts = await judges.consistency.judge(items(0, 40))
+        verdicts = await judges.ask(CONSISTENCY_TASK, items(0, 40))
         assert all(v.failed and v.label is None for v in verdicts)
         assert judges.meter.failed == {"endpoints down": 40}
         assert verdicts[0].reason.startswith("endpoints down: no answer for ")
@@ -117,12 +118,12 @@ def test_when_all_are_down_calls_wait_and_then_fail_at_once(fault_server: Any, j
         asked = judges.meter.requests
         assert asked < 60  # not 40 x 100
         begin = time.monotonic()
-        await judges.consistency.judge(items(40, 240))
+        await judges.ask(CONSISTENCY_TASK, items(40, 240))
         assert judges.meter.requests - asked < 20 and judges.meter.failed["endpoints down"] > 200
         assert time.monotonic() - begin < 60
         async with fault_server(lambda n, body: YES, port) as server:
             await settled(judges, lambda: len(server.bodies) > 0)
-            assert not any(v.failed for v in await judges.consistency.judge(items(300, 320)))
+            assert not any(v.failed for v in await judges.ask(CONSISTENCY_TASK, items(300, 320)))
             await judges.close()
 
     asyncio.run(go())
@@ -133,7 +134,7 @@ def test_a_hiccup_shorter_than_the_patience_costs_no_verdict(fault_server: Any, 
 
     async def go() -> None:
         judges = build(judge_config(f"http://127.0.0.1:{port}", attempts=100, patience_s=300.0), "unused")
-        asking = asyncio.create_task(judges.consistency.judge(items(0, 60)))
+        asking = asyncio.create_task(judges.ask(CONSISTENCY_TASK, items(0, 60)))
         while not judges.meter.faults:
             await asyncio.sleep(0.01)
         async with fault_server(lambda n, body: YES, port):
@@ -149,7 +150,7 @@ def test_an_endpoint_without_the_model_is_named_with_what_it_serves(fault_server
             judges = build(judge_config(server.url, model="another-model"), "unused")
             says = re.escape(f"the judge at {server.url} does not serve 'another-model'; it serves: served-model")
             with pytest.raises(UserError, match=says):
-                await judges.consistency.judge(items(0, 5))
+                await judges.ask(CONSISTENCY_TASK, items(0, 5))
             await judges.close()
 
     asyncio.run(go())
@@ -159,7 +160,7 @@ def test_who_does_not_say_what_it_used_cannot_pass_the_cap(fault_server: Any, ju
     async def go() -> None:
         async with fault_server(lambda n, body: {"body": _without_usage()}) as server:
             judges = build(judge_config(server.url, token_cap=6000), "unused")
-            verdicts = await judges.consistency.judge(items(0, 60))
+            verdicts = await judges.ask(CONSISTENCY_TASK, items(0, 60))
             assert 0 < len(server.bodies) < 30 and sum(v.failed for v in verdicts) == 60 - len(server.bodies)
             assert 0 < judges.meter.prompt_tokens + judges.meter.completion_tokens <= 6000
             await judges.close()
@@ -176,7 +177,7 @@ def test_a_cap_stops_cleanly_and_outlives_the_process(fault_server: Any, judge_c
 
             async def spend(cap: float, start: int, stop: int) -> JudgeSet:
                 judges = build(judge_config(server.url, money_cap=cap, **priced), "unused", tmp_path)
-                verdicts = await judges.consistency.judge(items(start, stop))
+                verdicts = await judges.ask(CONSISTENCY_TASK, items(start, stop))
                 assert len(verdicts) == stop - start
                 for v in verdicts:
                     assert not v.failed or (v.label is None and v.reason.startswith("spend cap: the cap of "))

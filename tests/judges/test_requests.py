@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from judges.base import ExtractionItem, GroundingItem, Meter
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
+from judges.base import Meter
 from judges.client import OpenAITransport
-from judges.requests import Unusable, extraction_call
+from judges.requests import Unusable
+from rewards.consistency import CONSISTENCY_TASK
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 from tests.judges.test_cached_client import KEY, YES, ask, item
 
 
@@ -41,7 +44,7 @@ def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(
 
     async def go() -> None:
         async with fault_server(behave) as server:
-            (verdicts,) = await ask(judge_config(server.url), lambda judges: judges.grounding.judge([item]))
+            (verdicts,) = await ask(judge_config(server.url), lambda judges: judges.ask_several(GROUNDING_TASK, [item]))
             assert [v.label for v in verdicts] == ["CORRECT", "SKIP"]
             content = server.bodies[0]["messages"][0]["content"]
             kinds = [part["image_url"]["url"].split(";")[0] for part in content[:3]]
@@ -50,7 +53,7 @@ def test_grounding_sends_pictures_and_gets_one_verdict_a_sentence(
             assert "0 to 1000" in content[3]["text"]
             assert server.bodies[0]["max_completion_tokens"] == 64 + 48  # two verdicts
             (verdicts,) = await ask(
-                judge_config(server.url, sentence_calls=True), lambda judges: judges.grounding.judge([item])
+                judge_config(server.url, sentence_calls=True), lambda judges: judges.ask_several(GROUNDING_TASK, [item])
             )
             assert [v.label for v in verdicts] == ["CORRECT", "CORRECT"]
             assert len(server.bodies) == 3 and server.bodies[2]["max_completion_tokens"] == 64
@@ -69,11 +72,15 @@ def test_broken_pictures_and_wrong_length_fail_every_sentence(
         async with fault_server(lambda n, body: one) as server:
             for image in (str(tmp_path / "missing.png"), str(tmp_path / "cut.png"), whole):
                 item = GroundingItem("g", (image,), "?", ("A.", "B."), ((), ("A.",)))
-                (verdicts,) = await ask(judge_config(server.url), lambda judges, i=item: judges.grounding.judge([i]))
+                (verdicts,) = await ask(
+                    judge_config(server.url), lambda judges, i=item: judges.ask_several(GROUNDING_TASK, [i])
+                )
                 assert [v.failed for v in verdicts] == [True, True]
             assert len(server.bodies) == 1  # nothing is sent without its pictures
             nothing = GroundingItem("g", (whole,), "?", (), ())
-            assert await ask(judge_config(server.url), lambda judges: judges.grounding.judge([nothing])) == [()]
+            assert await ask(
+                judge_config(server.url), lambda judges: judges.ask_several(GROUNDING_TASK, [nothing])
+            ) == [()]
 
     asyncio.run(go())
 
@@ -83,7 +90,9 @@ def test_extraction_is_a_structured_choice_of_letters(fault_server: Any, judge_c
         replies = iter(["B", " 0\n", "C", "b", "A or B"])
         async with fault_server(lambda n, body: next(replies)) as server:
             items = [ExtractionItem(str(n), ("left", "right"), f"span {n}") for n in range(5)]
-            verdicts = await ask(judge_config(server.url, concurrency=1), lambda judges: judges.extraction.judge(items))
+            verdicts = await ask(
+                judge_config(server.url, concurrency=1), lambda judges: judges.ask(EXTRACTION_TASK, items)
+            )
             assert [v.label for v in verdicts] == ["B", "0", None, None, None]
             assert [v.failed for v in verdicts] == [False, False, True, True, True]
             assert server.bodies[0]["structured_outputs"] == {"choice": ["A", "B", "0"]}
@@ -97,7 +106,7 @@ def test_reasoning_models_get_effort_and_no_temperature(fault_server: Any, judge
     async def go() -> None:
         async with fault_server(lambda n, body: YES) as server:
             config = judge_config(server.url, reasoning_effort="medium", max_completion_tokens=1024)
-            await ask(config, lambda judges: judges.consistency.judge([item(0)]))
+            await ask(config, lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
             body = server.bodies[0]
             assert body["reasoning_effort"] == "medium" and body["max_completion_tokens"] == 1024
             assert "temperature" not in body and body["response_format"]["json_schema"]["strict"] is True
@@ -112,15 +121,15 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
     assert OpenAITransport(judge_config("https://api.openai.com/v1"), Meter())._takes_choices is False
     assert OpenAITransport(judge_config("http://127.0.0.1:8000/v1"), Meter())._takes_choices is True
     config = judge_config()
-    call = extraction_call(ExtractionItem("x", ("left", "right"), "the former"))
+    call = EXTRACTION_TASK.call(ExtractionItem("x", ("left", "right"), "the former"))
     body = OpenAITransport(config, Meter())._body(call, ())
     assert "structured_outputs" not in body
     form = body["response_format"]["json_schema"]
     assert form["strict"] is True and form["schema"]["properties"]["label"]["enum"] == ["A", "B", "0"]
-    assert call.read('{"label": "B"}') == (("B", ""),)
+    assert call.parse('{"label": "B"}') == (("B", ""),)
     for bad in ('{"label": "C"}', '{"label": ["B"]}', '{"label": "B", "why": ""}', '{"label": "B"} B'):
         with pytest.raises(Unusable):
-            call.read(bad)
+            call.parse(bad)
 
 
 def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
@@ -132,14 +141,14 @@ def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_
     async def go() -> None:
         async with fault_server(lambda n, body: label) as server:
             config = judge_config(server.url, images="file", cache=str(tmp_path / "cache.sqlite"))
-            (first,) = await ask(config, lambda judges: judges.grounding.judge([item]))
+            (first,) = await ask(config, lambda judges: judges.ask_several(GROUNDING_TASK, [item]))
             urls = [part["image_url"]["url"] for part in server.bodies[0]["messages"][0]["content"][:2]]
             assert urls[0] == f"file://{tmp_path}/a%20b.png" and urls[1].startswith("data:image/png;base64,")
             other = config.model_copy(update={"images": "base64"})
-            (second,) = await ask(other, lambda judges: judges.grounding.judge([item]))
+            (second,) = await ask(other, lambda judges: judges.ask_several(GROUNDING_TASK, [item]))
             assert first == second and len(server.bodies) == 1
             picture(tmp_path / "a b.png", "JPEG")  # another content under the same name is another question
-            await ask(other, lambda judges: judges.grounding.judge([item]))
+            await ask(other, lambda judges: judges.ask_several(GROUNDING_TASK, [item]))
             assert len(server.bodies) == 2
 
     asyncio.run(go())

@@ -18,7 +18,8 @@ from openai.types.chat import ChatCompletion
 
 from fgrpo.inference.client import Client
 from judges.backends.openai import BACKEND
-from judges.base import ConsistencyItem, Meter
+from judges.base import Meter
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
 SLOTS, ROLLOUTS, SERVICE_S, LIMIT_S = 64, 2000, 0.5, 4.0
 ROLLOUT: ContextVar[int] = ContextVar("ROLLOUT")
@@ -127,7 +128,7 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
         async def one(n: int) -> None:
             ROLLOUT.set(n)
             item = ConsistencyItem(str(n), "Where?", ("left", "right"), f"Trace {n}.", "left")
-            (verdict,) = await judges.consistency.judge([item])
+            (verdict,) = await judges.ask(CONSISTENCY_TASK, [item])
             assert verdict.label == "CONSISTENT"
             done.append(clock.time())
 

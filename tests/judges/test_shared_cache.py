@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import pytest
 
 from fgrpo.schema import Judge
-from judges.base import ConsistencyItem, build
+from judges.base import build
 from judges.cache import Cache
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 from tests.loopback import Replies, serving
 
 ROLLOUTS, PROCESSES = 60, 3
@@ -59,7 +60,7 @@ def _judge(url: str, cache: str, seed: int) -> tuple[list[str | None], int]:
     async def go() -> tuple[list[str | None], int]:
         judges = build(config, "unused")
         try:
-            labels = {n: v.label for n, v in zip(order, await judges.consistency.judge(items), strict=True)}
+            labels = {n: v.label for n, v in zip(order, await judges.ask(CONSISTENCY_TASK, items), strict=True)}
             return [labels[n] for n in range(ROLLOUTS)], judges.meter.requests - judges.meter.retries
         finally:
             await judges.close()
@@ -87,10 +88,10 @@ def test_nobody_asks_while_another_one_is_still_trying(fault_server: Any, judge_
         async with fault_server(lambda n, body: {"text": good, "wait": 100.0} if n < 2 else good) as server:
             given = judge_config(server.url, cache=str(tmp_path / "cache.sqlite"), timeout_s=1.0)
             first, second = build(given, "unused"), build(given, "unused")
-            asking = asyncio.create_task(first.consistency.judge([item]))
+            asking = asyncio.create_task(first.ask(CONSISTENCY_TASK, [item]))
             while not server.bodies:
                 await asyncio.sleep(0.01)
-            (verdict,) = await second.consistency.judge([item])
+            (verdict,) = await second.ask(CONSISTENCY_TASK, [item])
             assert (await asking)[0].label == verdict.label == "CONSISTENT"
             assert first.meter.requests >= 3 and (second.meter.requests, second.meter.cached) == (0, 1)
             await first.close()

@@ -1,4 +1,4 @@
-"""Judges for tests of rewards: one that must not be asked, and scripted ones that remember what they were asked."""
+"""Judges for tests of rewards: a set that must not be called, and scripted ones that remember their items."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from typing import Any
 
 import pytest
 
-from judges.base import JudgeSet
+from fgrpo.types import Verdict
+from judges import JudgeSet, JudgeTask
 
 
 class Scripted:
-    """Answers each item with `answer(item)` and keeps the items."""
+    """Answers each item of each task with `answer(item)`, a verdict or a tuple of them, and keeps the items."""
 
     def __init__(self, answer: Callable[[Any], Any]) -> None:
-        self.answer, self.asked = answer, []  # type: ignore[var-annotated]
+        self.answer_item = answer
+        self.items: list[Any] = []
+        self.tasks: list[str] = []
 
-    async def judge(self, items: Sequence[Any]) -> list[Any]:
-        self.asked.extend(items)
-        return [self.answer(item) for item in items]
+    async def answer(self, task: JudgeTask[Any], items: Sequence[Any]) -> list[tuple[Verdict, ...]]:
+        self.items.extend(items)
+        self.tasks.extend([task.name] * len(items))
+        answers = [self.answer_item(item) for item in items]
+        return [answer if isinstance(answer, tuple) else (answer,) for answer in answers]
 
 
 def _refuse(item: Any) -> Any:
-    raise AssertionError(f"nobody was to be asked about {item.id}")
+    raise AssertionError(f"no judge should be called for {item.id}")
 
 
 @pytest.fixture
-def nobody() -> JudgeSet:
-    """Judges that fail the test when asked."""
-    return JudgeSet(Scripted(_refuse), Scripted(_refuse), Scripted(_refuse), "nobody")
+def no_judge() -> JudgeSet:
+    """Judges that fail the test when called."""
+    return JudgeSet(Scripted(_refuse), "none")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from miniworld import questions as q
 from miniworld.planted import CONTROLS, ERRORS, plant
 from miniworld.render import render
 from miniworld.truth import entry
-from rewards.base import Reward, RewardContext, RewardItem, load, names
+from rewards.base import Report, Reward, RewardContext, RewardItem, judge_task_of, load, names, report_of
 from rewards.consistency import is_contentless
 
 SAMPLE = Sample("sat/train/0", ("missing.png",), "Is the car left or right?", ("left", "right"), "left")
@@ -43,66 +43,67 @@ def test_every_file_is_a_reward() -> None:
     for name in names():
         reward: Reward = load(name)
         assert reward.name == name
-    assert set(names()) == {"task", "consistency", "semantic_grounding", "spatial_grounding"}
+    assert set(names()) >= {"task", "consistency", "semantic_grounding", "spatial_grounding"}
+    assert not set(names()) & {"base", "sentences", "boxes_in_text", "sentence_rules"}, "a helper is no reward"
+    with pytest.raises(UserError, match=r"sentence_rules\.py defines no REWARD, so it is no reward"):
+        load("sentence_rules")
     with pytest.raises(UserError, match="did you mean 'consistency'"):
         load("consistancy")
 
 
 @pytest.mark.parametrize("name", ["task", "consistency", "semantic_grounding", "spatial_grounding"])
-def test_an_empty_batch(name: str, nobody: JudgeSet) -> None:
-    assert score(name, [], RewardContext(nobody)) == []
+def test_an_empty_batch(name: str, no_judge: JudgeSet) -> None:
+    assert score(name, [], RewardContext(no_judge)) == []
 
 
-def test_in_training_only_correct_answers_reach_the_judges(nobody: JudgeSet, scripted: Any) -> None:
+def test_in_training_only_correct_answers_reach_the_judges(scripted: Any) -> None:
     judge = scripted(lambda item: Verdict("CONSISTENT"))
-    context = RewardContext(dataclasses.replace(nobody, consistency=judge), mask="correct")
+    context = RewardContext(JudgeSet(judge), mask="correct")
     scores = score("consistency", items_of(WRONG, GOOD, NO_ANSWER, TWO_ANSWERS, EMPTY_TRACE), context)
     assert [s.state for s in scores] == ["not_applicable", "scored", "not_applicable", "not_applicable", "scored"]
     assert [s.value for s in scores] == [None, 1.0, None, None, 0.0]
-    assert [item.id for item in judge.asked] == ["r1"]
+    assert [item.id for item in judge.items] == ["r1"]
     grounding = scripted(lambda item: (Verdict("CORRECT"), Verdict("INCORRECT")))
-    context = RewardContext(dataclasses.replace(nobody, grounding=grounding), mask="correct")
+    context = RewardContext(JudgeSet(grounding), mask="correct")
     scores = score("semantic_grounding", items_of(WRONG, GOOD), context)
     assert [s.value for s in scores] == [None, 0.5]
-    assert [item.id for item in grounding.asked] == ["r1"]
+    assert [item.id for item in grounding.items] == ["r1"]
 
 
-def test_in_evaluation_all_answers_do_and_no_answer_is_inconsistent(nobody: JudgeSet, scripted: Any) -> None:
+def test_in_evaluation_all_answers_do_and_no_answer_is_inconsistent(scripted: Any) -> None:
     judge = scripted(lambda item: Verdict("INCONSISTENT" if item.answer == "right" else "CONSISTENT"))
-    context = RewardContext(dataclasses.replace(nobody, consistency=judge), mask="all")
+    context = RewardContext(JudgeSet(judge), mask="all")
     scores = score("consistency", items_of(WRONG, GOOD, NO_ANSWER, TWO_ANSWERS, EMPTY_TRACE), context)
     assert [s.value for s in scores] == [0.0, 1.0, 0.0, 0.0, 0.0]
     assert [s.detail["cause"] for s in scores] == ["judge", "judge", "no_answer", "no_answer", "no_trace"]
-    assert [item.id for item in judge.asked] == ["r0", "r1"]
+    assert [item.id for item in judge.items] == ["r0", "r1"]
 
 
-def test_a_judges_failure_is_a_failed_score_never_a_zero(nobody: JudgeSet, scripted: Any) -> None:
+def test_a_judges_failure_is_a_failed_score_never_a_zero(scripted: Any) -> None:
     for bad in (failed_verdict("time-out"), Verdict("MAYBE"), Verdict(None)):
-        sets = dataclasses.replace(nobody, consistency=scripted(lambda item, v=bad: v))
+        sets = JudgeSet(scripted(lambda item, v=bad: v))
         (got,) = score("consistency", items_of(GOOD), RewardContext(sets))
         assert (got.state, got.value) == ("failed", None)
-        sets = dataclasses.replace(nobody, grounding=scripted(lambda item, v=bad: (Verdict("CORRECT"), v)))
+        sets = JudgeSet(scripted(lambda item, v=bad: (Verdict("CORRECT"), v)))
         (got,) = score("semantic_grounding", items_of(GOOD), RewardContext(sets))
         assert (got.state, got.value) == ("failed", None)
 
 
-def test_skip_is_left_out_and_context_is_what_precedes(nobody: JudgeSet, scripted: Any) -> None:
+def test_skip_is_left_out_and_context_is_what_precedes(scripted: Any) -> None:
     labels = iter(["CORRECT", "SKIP", "INCORRECT", "CORRECT"])
     judge = scripted(lambda item: tuple(Verdict(next(labels)) for _ in item.sentences))
     text = "<think>A car. Let me see. A bus.\nA red tree. A dog.</think><answer>left</answer>"
-    (got,) = score("semantic_grounding", items_of(text), RewardContext(dataclasses.replace(nobody, grounding=judge)))
+    (got,) = score("semantic_grounding", items_of(text), RewardContext(JudgeSet(judge)))
     assert got.value == pytest.approx(2 / 3)
-    (item,) = judge.asked
+    (item,) = judge.items
     assert item.sentences == ("A car.", "A bus.", "A red tree.", "A dog.")
     assert item.contexts[1] == ("A car.", "Let me see.")
     assert [d["label"] for d in got.detail["sentences"]] == ["CORRECT", None, "SKIP", "INCORRECT", "CORRECT"]
 
 
-def test_saying_it_again_earns_nothing(nobody: JudgeSet, scripted: Any) -> None:
+def test_saying_it_again_earns_nothing(scripted: Any) -> None:
     """A judge that is taken in by repetition: word for word again, without a new box in between, is incorrect all the same."""
-    yes = RewardContext(
-        dataclasses.replace(nobody, grounding=scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences)))
-    )
+    yes = RewardContext(JudgeSet(scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences))))
 
     def labels(*said: str) -> list[str | None]:
         (got,) = score(
@@ -124,26 +125,26 @@ def test_saying_it_again_earns_nothing(nobody: JudgeSet, scripted: Any) -> None:
     assert labels(car, other, car) == ["CORRECT"] * 3
     assert labels(box, car, box, car) == ["CORRECT", "CORRECT", "INCORRECT", "INCORRECT"]  # but the same box is not
     assert labels("Let me think.", car, "Let me think.") == [None, "CORRECT", None]
-    no = RewardContext(dataclasses.replace(nobody, grounding=scripted(lambda i: (Verdict("SKIP"),) * len(i.sentences))))
+    no = RewardContext(JudgeSet(scripted(lambda i: (Verdict("SKIP"),) * len(i.sentences))))
     (got,) = score("semantic_grounding", items_of(f"<think>{car}\n{car}</think><answer>left</answer>"), no)
     assert got.state == "not_applicable"  # what the judge skips stays skipped
 
 
-def test_nothing_to_score_is_not_applicable(nobody: JudgeSet, scripted: Any) -> None:
+def test_nothing_to_score_is_not_applicable(scripted: Any) -> None:
     judge = scripted(lambda item: tuple(Verdict("SKIP") for _ in item.sentences))
-    context = RewardContext(dataclasses.replace(nobody, grounding=judge))
+    context = RewardContext(JudgeSet(judge))
     texts = ("<think>Let me think.</think><answer>left</answer>", EMPTY_TRACE, "left", GOOD)
     assert [s.state for s in score("semantic_grounding", items_of(*texts), context)] == ["not_applicable"] * 4
-    assert [item.id for item in judge.asked] == ["r3"]
+    assert [item.id for item in judge.items] == ["r3"]
 
 
-def test_no_think_tag(nobody: JudgeSet) -> None:
-    """There is no trace: nobody is asked, nothing entails the answer, nothing can be grounded, and no box was given."""
+def test_no_think_tag(no_judge: JudgeSet) -> None:
+    """There is no trace: no judge is called, nothing entails the answer, nothing can be grounded, and no box was given."""
     boxed = dataclasses.replace(SAMPLE, boxes=(Box(0, 0, 9, 9, "model"),))
     for text in ("The car is left.<answer>left</answer>", "It is at <bbox>[0,0,9,9]</bbox>. <answer>left</answer>"):
         items = [RewardItem("r", boxed, parse(text))]
         (consistency,), (semantic,), (spatial,), (task,) = (
-            score(name, items, RewardContext(nobody, mask="correct"))
+            score(name, items, RewardContext(no_judge, mask="correct"))
             for name in ("consistency", "semantic_grounding", "spatial_grounding", "task")
         )
         assert (consistency.value, consistency.detail["cause"]) == (0.0, "no_trace")
@@ -168,9 +169,9 @@ CONTENT = ["It moved left.", "There are two circles.", "红色的圆在左边", 
 
 
 @pytest.mark.parametrize("think", CONTENTLESS)
-def test_a_trace_that_says_nothing_is_never_consistent(think: str, nobody: JudgeSet) -> None:
+def test_a_trace_that_says_nothing_is_never_consistent(think: str, no_judge: JudgeSet) -> None:
     assert is_contentless(think)
-    (got,) = score("consistency", items_of(f"<think>{think}</think><answer>left</answer>"), RewardContext(nobody))
+    (got,) = score("consistency", items_of(f"<think>{think}</think><answer>left</answer>"), RewardContext(no_judge))
     assert (got.value, got.detail["cause"]) == (0.0, "no_trace")
 
 
@@ -266,3 +267,26 @@ def test_what_is_not_of_the_world_fails(world: Any, tmp_path: Path) -> None:
         assert [s.state for s in score("consistency", foreign, context)] == ["failed"]
     with pytest.raises(UserError, match=r"scenes\.jsonl"):
         score("semantic_grounding", items_of(GOOD), RewardContext(oracle(tmp_path)))
+
+
+def test_how_the_rewards_are_reported() -> None:
+    consistency, semantic, spatial = (
+        report_of(load(name)) for name in ("consistency", "semantic_grounding", "spatial_grounding")
+    )
+    assert consistency == Report("inconsistency", "inconsistency", False, True, False, True, "C", "#009E73")
+    assert semantic == Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2")
+    assert spatial == Report("spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7")
+    assert report_of(load("task")) is None, "accuracy and format are reported instead"
+    assert [judge_task_of(load(name)) is not None for name in ("consistency", "semantic_grounding")] == [True, True]
+    assert judge_task_of(load("spatial_grounding")) is judge_task_of(load("task")) is None
+
+
+def test_each_reward_asks_its_own_question(scripted: Any) -> None:
+    judge = scripted(
+        lambda item: (
+            (Verdict("CORRECT"),) * len(item.sentences) if hasattr(item, "sentences") else Verdict("CONSISTENT")
+        )
+    )
+    for name, task in (("consistency", "consistency"), ("semantic_grounding", "grounding")):
+        score(name, items_of(GOOD), RewardContext(JudgeSet(judge)))
+        assert judge.tasks[-1] == task

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgrpo.errors import UserError
-from rewards.rules import rules
 from rewards.semantic_grounding import sentences
+from rewards.sentence_rules import rules
 
 SPLITS = [
     ("A car. A bus.", ["A car.", "A bus."]),

@@ -60,13 +60,13 @@ def test_refuses_what_has_no_meaning() -> None:
 def run(
     text: str,
     boxes: tuple[Box, ...] | None,
-    nobody: JudgeSet,
+    no_judge: JudgeSet,
     source: str = "vgr",
     image: str = "missing.png",
     **more: object,
 ) -> Score:
     sample = Sample(f"{source}/train/0", (image,), "?", ("left", "right"), "left", boxes)
-    context = RewardContext(nobody, **more)  # type: ignore[arg-type]
+    context = RewardContext(no_judge, **more)  # type: ignore[arg-type]
     (got,) = asyncio.run(REWARD([RewardItem("r", sample, parse(text))], context))
     return got
 
@@ -74,25 +74,25 @@ def run(
 TEXT = "<think>It is at <bbox>[56,28,112,84]</bbox>.</think><answer>right</answer>"
 
 
-def test_states(nobody: JudgeSet) -> None:
+def test_states(no_judge: JudgeSet) -> None:
     truth = (Box(56, 28, 112, 84, "model"),)
-    assert run(TEXT, truth, nobody, mask="correct").value == 1.0  # masked by annotation, not by correctness
-    assert run(TEXT, None, nobody).state == "not_applicable"
-    assert run(TEXT, (), nobody).state == "not_applicable"
-    assert run(TEXT, (Box(9, 9, 1, 1),), nobody).state == "not_applicable"
-    assert run(TEXT, (*truth, Box(9, 9, 1, 1)), nobody).value == 1.0  # an invalid annotation is left out
-    assert run(TEXT, truth, nobody, source="viscot", boxes_from=("vgr", "treevgr")).state == "not_applicable"
-    assert run(TEXT, truth, nobody, source="viscot").value == 1.0
+    assert run(TEXT, truth, no_judge, mask="correct").value == 1.0  # masked by annotation, not by correctness
+    assert run(TEXT, None, no_judge).state == "not_applicable"
+    assert run(TEXT, (), no_judge).state == "not_applicable"
+    assert run(TEXT, (Box(9, 9, 1, 1),), no_judge).state == "not_applicable"
+    assert run(TEXT, (*truth, Box(9, 9, 1, 1)), no_judge).value == 1.0  # an invalid annotation is left out
+    assert run(TEXT, truth, no_judge, source="viscot", boxes_from=("vgr", "treevgr")).state == "not_applicable"
+    assert run(TEXT, truth, no_judge, source="viscot").value == 1.0
     for nothing in (
         "<think>no box</think><answer>left</answer>",
         "<think><bbox>[9,9,1,1]</bbox></think>",
         "",
         "no tags",
     ):
-        assert run(nothing, truth, nobody).value == 0.0
+        assert run(nothing, truth, no_judge).value == 0.0
 
 
-def test_frames(nobody: JudgeSet, tmp_path: Path) -> None:
+def test_frames(no_judge: JudgeSet, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.new("RGB", (200, 100)).save(path)
     bounds = {"min_pixels": 784, "max_pixels": 12544, "image": str(path)}
@@ -105,18 +105,18 @@ def test_frames(nobody: JudgeSet, tmp_path: Path) -> None:
         Box(100, 50, 200, 100, "original"),
         Box(70, 28, 140, 56, "model"),
     ):
-        got = run(text, (truth,), nobody, **bounds)  # type: ignore[arg-type]
+        got = run(text, (truth,), no_judge, **bounds)  # type: ignore[arg-type]
         assert got.value == pytest.approx(1.0), truth
         assert got.detail["gt"][0] == pytest.approx([70, 28, 140, 56])
 
 
-def test_a_picture_that_cannot_be_read_is_a_failure(nobody: JudgeSet, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_is_a_failure(no_judge: JudgeSet, tmp_path: Path) -> None:
     truth = (Box(0, 0, 1, 1, "unit"),)
-    assert run(TEXT, truth, nobody).state == "failed"
+    assert run(TEXT, truth, no_judge).state == "failed"
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not really")
-    assert run(TEXT, truth, nobody, image=str(tmp_path / "broken.png")).state == "failed"
+    assert run(TEXT, truth, no_judge, image=str(tmp_path / "broken.png")).state == "failed"
     Image.new("RGB", (1, 300)).save(tmp_path / "thin.png")
-    assert run(TEXT, truth, nobody, image=str(tmp_path / "thin.png")).state == "failed"
+    assert run(TEXT, truth, no_judge, image=str(tmp_path / "thin.png")).state == "failed"
 
 
 def reference(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -210,55 +210,55 @@ BAD_BOXES = {
 
 
 @pytest.mark.parametrize("bad", BAD_BOXES.values(), ids=BAD_BOXES.keys())
-def test_a_predicted_box_that_is_none_is_counted_and_costs_nothing_else(bad: str, nobody: JudgeSet) -> None:
+def test_a_predicted_box_that_is_none_is_counted_and_costs_nothing_else(bad: str, no_judge: JudgeSet) -> None:
     truth = (Box(56, 28, 112, 84, "model"),)
     broken = f"<bbox>{bad}</bbox>"
-    got = run(TEXT.replace("</think>", f" {broken}</think>"), truth, nobody)
+    got = run(TEXT.replace("</think>", f" {broken}</think>"), truth, no_judge)
     assert (got.value, got.detail["dropped"]) == (1.0, 1)
-    alone = run(f"<think>{broken}</think><answer>right</answer>", truth, nobody)
+    alone = run(f"<think>{broken}</think><answer>right</answer>", truth, no_judge)
     assert (alone.value, alone.detail["dropped"]) == (0.0, 1)
     json.dumps(got.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("numbers", [(9, 9, 1, 1), (5, 5, 5, 9), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)])
-def test_an_annotated_box_that_is_none_is_left_out_and_counted(numbers: tuple[float, ...], nobody: JudgeSet) -> None:
+def test_an_annotated_box_that_is_none_is_left_out_and_counted(numbers: tuple[float, ...], no_judge: JudgeSet) -> None:
     bad, good = Box(*numbers, frame="model"), Box(56, 28, 112, 84, "model")
-    got = run(TEXT, (good, bad), nobody)
+    got = run(TEXT, (good, bad), no_judge)
     assert (got.value, got.detail["gt_dropped"]) == (1.0, 1)
-    got = run(TEXT, (bad,), nobody)
+    got = run(TEXT, (bad,), no_judge)
     assert got.state == "not_applicable" and "none of the 1 annotated boxes" in got.reason
 
 
 @pytest.mark.parametrize("frame", ["unit", "thousand", "original"])
 def test_numbers_that_leave_the_floats_when_converted_are_no_box(
-    frame: Frame, nobody: JudgeSet, tmp_path: Path
+    frame: Frame, no_judge: JudgeSet, tmp_path: Path
 ) -> None:
     Image.new("RGB", (2000, 1120)).save(tmp_path / "p.png")
     far = "<think><bbox>[0,0,1.7e308,1.7e308]</bbox><bbox>[0,0,1e-320,1]</bbox></think><answer>left</answer>"
     truth = (Box(0, 0, 1, 1, "unit"), Box(0, 0, 1.7e308, 1.7e308, frame))
     sample = Sample("vgr/train/0", (str(tmp_path / "p.png"),), "?", (), "left", truth)
     item = RewardItem("r", sample, parse(far, frame=frame))
-    (got,) = asyncio.run(REWARD([item], RewardContext(nobody, max_pixels=12544 * 100, box_frame=frame)))
+    (got,) = asyncio.run(REWARD([item], RewardContext(no_judge, max_pixels=12544 * 100, box_frame=frame)))
     assert (got.state, got.value) == ("scored", pytest.approx(0.0, abs=1e-6))
     assert got.detail["dropped"] + len(got.detail["pred"]) == 2
     json.dumps(got.to_dict(), allow_nan=False)
 
 
-def test_boxes_outside_the_picture(nobody: JudgeSet, tmp_path: Path) -> None:
+def test_boxes_outside_the_picture(no_judge: JudgeSet, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.new("RGB", (112, 112)).save(path)
     truth = Box(56, 28, 112, 84, "original")
     text = "<think><bbox>[56,28,112,84]</bbox> <bbox>[100,100,300,300]</bbox> <bbox>[500,500,600,600]</bbox></think>"
-    got = run(text, (truth,), nobody, image=str(path))
+    got = run(text, (truth,), no_judge, image=str(path))
     assert got.value == pytest.approx(1 / 3) and got.detail["outside"] == 2  # surplus boxes cost, and are counted
     beyond = Box(200, 200, 300, 300, "original")
-    got = run(TEXT, (truth, beyond), nobody, image=str(path))
+    got = run(TEXT, (truth, beyond), no_judge, image=str(path))
     assert (got.value, got.detail["gt_dropped"], got.detail["outside"]) == (1.0, 1, 0)
-    assert run(TEXT, (beyond,), nobody, image=str(path)).state == "not_applicable"
-    assert run(TEXT, (Box(56, 28, 112, 84, "model"),), nobody).detail["outside"] is None  # no picture to look at
+    assert run(TEXT, (beyond,), no_judge, image=str(path)).state == "not_applicable"
+    assert run(TEXT, (Box(56, 28, 112, 84, "model"),), no_judge).detail["outside"] is None  # no picture to look at
 
 
-def test_boxes_in_several_pictures_have_the_frames_of_their_own(nobody: JudgeSet, tmp_path: Path) -> None:
+def test_boxes_in_several_pictures_have_the_frames_of_their_own(no_judge: JudgeSet, tmp_path: Path) -> None:
     for name, side in (("small", 56), ("large", 560)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
     images = tuple(str(tmp_path / f"{name}.png") for name in ("small", "large"))
@@ -267,20 +267,20 @@ def test_boxes_in_several_pictures_have_the_frames_of_their_own(nobody: JudgeSet
 
     def one(meta: dict[str, object], boxes: tuple[Box, ...] = truth) -> Score:
         sample = Sample("vgr/train/0", images, "?", (), "left", boxes, meta)
-        return asyncio.run(REWARD([RewardItem("r", sample, parse(text))], RewardContext(nobody)))[0]
+        return asyncio.run(REWARD([RewardItem("r", sample, parse(text))], RewardContext(no_judge)))[0]
 
     assert one({"box_images": [0, 1]}).value == pytest.approx(1.0)
     assert one({"box_image": 1}, truth[1:]).detail["gt"] == [pytest.approx([280, 280, 560, 560])]
     gone = one({"box_image": 7})
-    assert gone.state == "failed" and "box in picture 7, and 2 pictures" in gone.reason
+    assert gone.state == "failed" and "box in image 7, and 2 images" in gone.reason
 
 
-def test_ten_thousand_boxes(nobody: JudgeSet) -> None:
+def test_ten_thousand_boxes(no_judge: JudgeSet) -> None:
     """Read, matched and scored; the right one among them counts as one of ten thousand."""
     many = "".join(f"<bbox>[{n},{n},{n + 5},{n + 5}]</bbox>" for n in range(9_999))
     truth = (Box(20_000, 0, 20_100, 100, "model"), Box(20_000, 200, 20_100, 300, "model"))
     text = f"<think>{many}<bbox>[20000,0,20100,100]</bbox></think><answer>left</answer>"
-    got = run(text, truth, nobody)
+    got = run(text, truth, no_judge)
     assert len(got.detail["pred"]) == 10_000
     assert len(got.detail["pairs"]) == 2 and [9_999, 0, 1.0] in got.detail["pairs"]
     assert got.value == pytest.approx(1 / 10_000, abs=1e-6)

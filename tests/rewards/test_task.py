@@ -112,8 +112,8 @@ ROWS = [
 ]
 
 
-def test_reward(nobody: JudgeSet) -> None:
+def test_reward(no_judge: JudgeSet) -> None:
     sample = Sample("sat/train/0", (), "Is it left or right?", LR, "left")
     items = [RewardItem(str(i), sample, parse(text)) for i, (text, *_) in enumerate(ROWS)]
-    scores = asyncio.run(load("task")(items, RewardContext(nobody, mask="correct")))
+    scores = asyncio.run(load("task")(items, RewardContext(no_judge, mask="correct")))
     assert [(s.value, s.detail["format"], s.detail["accuracy"]) for s in scores] == [tuple(row[1:]) for row in ROWS]

@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.inference.base import Request
 from fgrpo.inference.vllm_server import Server
 from fgrpo.policy import loading
 from fgrpo.schema import Judge
 from judges.backends.openai import BACKEND
-from judges.base import (
-    CONSISTENCY_LABELS,
-    GROUNDING_LABELS,
-    ConsistencyItem,
-    ExtractionItem,
-    GroundingItem,
-    JudgeSet,
-    Meter,
-)
+from judges.base import JudgeSet, Meter
 from judges.client import OpenAITransport
 from judges.requests import Call
+from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_LABELS, GROUNDING_TASK, GroundingItem
 
 BACKBONE = "miniworld/backbone"
 SENTENCE = "The red circle is left of the blue square."
@@ -156,9 +151,9 @@ def test_64_in_flight_and_a_second_pass_from_the_cache(
             judges = BACKEND(many, Path("data"))
             try:
                 found = await asyncio.gather(
-                    judges.extraction.judge(spans),
-                    judges.consistency.judge(texts),
-                    judges.grounding.judge(pictured(greedy)[:4]),
+                    judges.ask(EXTRACTION_TASK, spans),
+                    judges.ask(CONSISTENCY_TASK, texts),
+                    judges.ask_several(GROUNDING_TASK, pictured(greedy)[:4]),
                 )
                 return list(found), judges.meter
             finally:

@@ -18,10 +18,13 @@ SENTENCE = "The red circle is left of the blue square."
 SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
-from fgrpo import tokens
+from fgrpo.policy import tokens
 from fgrpo.schema import Judge
 from judges.backends.vllm import Engine
-from judges.base import ConsistencyItem, ExtractionItem, GroundingItem, build
+from judges.base import build
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
 given = json.loads(sys.stdin.read())
 made, biases = Engine._parameters, []
@@ -45,9 +48,9 @@ pictures = [GroundingItem(str(n), tuple(images), "Where?", (given["sentence"], "
 async def go():
     judges = build(config, "data", given["run"])
     try:
-        found = await asyncio.gather(judges.consistency.judge(texts), judges.extraction.judge(spans), judges.grounding.judge(pictures))
+        found = await asyncio.gather(judges.ask(CONSISTENCY_TASK, texts), judges.ask(EXTRACTION_TASK, spans), judges.ask_several(GROUNDING_TASK, pictures))
         first = judges.meter.to_dict()
-        again = await judges.extraction.judge(spans)
+        again = await judges.ask(EXTRACTION_TASK, spans)
         return found, again, first, judges.meter.to_dict()
     finally:
         await judges.close()

@@ -1,26 +1,26 @@
-"""Items with the labels that a perfect judge would give, and how a labelled set is found and read."""
+"""Items with the labels that a perfect judge would give, and how a labelled set is loaded by name."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from judges.base import ConsistencyItem, GroundingItem
+from fgrpo.plugins import load_plugin, plugin_names
+from rewards.consistency import ConsistencyItem
+from rewards.semantic_grounding import GroundingItem
 
-FOLDER = Path(__file__).resolve().parent
-_NOT_SETS = {"__init__", "base"}
-_SHOWN = 3  # missing pictures that an error names
+_SETS = ("eval.judge_validation.labelled", "LABELLED")
+_SHOWN = 3  # missing images that an error names
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One item with its answer key: `truth` has a label for each verdict on it, `kinds` says what each is an example of."""
+    """One item with its answer key: the true label of each verdict, and the kind of thing that each is an example of."""
 
     item: ConsistencyItem | GroundingItem
     truth: tuple[str, ...]
@@ -34,52 +34,50 @@ class Labelled:
 
 @dataclass
 class Loaded:
-    """What was read: items, and how many things were left out, by reason."""
+    """Items of a set, and the number of dropped things by reason."""
 
     items: list[Labelled] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    missing: list[str] = field(default_factory=list)  # pictures that are not there
+    missing: list[str] = field(default_factory=list)  # images that are not there
 
 
 class Reader(Protocol):
-    """`LABELLED` of a file of judges/labelled: reads a folder of the set (or its file of labels, beside the pictures).
+    """`LABELLED` of a file of this package: reads a folder of the set, or its file of labels in the folder of the images.
 
     Raises:
-        UserError: the file of labels is missing or broken (names it, and where it is had).
+        UserError: the file of labels is missing or broken (names it and its source).
     """
 
     def __call__(self, path: Path) -> Loaded: ...
 
 
 def names() -> list[str]:
-    """The labelled sets there are."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in _NOT_SETS)
+    """Names of the labelled sets."""
+    return plugin_names(*_SETS)
 
 
 def load(name: str, path: str | Path) -> Loaded:
-    """The set `name` that lies at `path`.
+    """The set `name` at `path`.
 
     Raises:
-        UserError: no such set (names the nearest), nothing at `path`, or nothing of it can be used (says why).
+        UserError: no such set (names the nearest), nothing at `path`, or no usable item (gives the reasons).
     """
-    if name not in names():
-        raise unknown("labelled set", name, names())
+    reader: Reader = load_plugin(_SETS[0], name, _SETS[1], "labelled set")
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}, the labelled set {name}, is not there")
-    reader: Reader = importlib.import_module(f"eval.judge_validation.labelled.{name}").LABELLED
-    found = reader(path)
-    if not found.items:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in found.dropped.most_common()) or "it is empty"
-        gone = f"; pictures such as {', '.join(found.missing[:_SHOWN])}" if found.missing else ""
+        raise UserError(f"{path}, the labelled set {name}, does not exist; give its path as {name}:PATH")
+    loaded = reader(path)
+    if not loaded.items:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in loaded.dropped.most_common()) or "it is empty"
+        missing = f"; missing images: {', '.join(loaded.missing[:_SHOWN])}" if loaded.missing else ""
         raise UserError(
-            f"nothing of {path} ({name}) can be used ({reasons}){gone}; `{reader.__module__}` says what it needs"
+            f"{path} ({name}) has no usable item ({reasons}){missing}; the docstring of `{reader.__module__}` says what it needs"
         )
-    return found
+    return loaded
 
 
 def labels_file(path: Path, name: str, source: str) -> Path:
-    """`path` itself if it is a file, else `path`/`name`. UserError if that is missing; `source` says where it is had."""
+    """`path` itself if it is a file, else `path`/`name`. UserError if that is missing (names `source`)."""
     file = path if path.is_file() else path / name
     if not file.is_file():
         raise UserError(f"{file} is missing; it is part of {source}")
@@ -94,23 +92,23 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 def read_lines(
     path: Path, name: str, source: str, item: Callable[[dict[str, Any], int, Path, Loaded], Labelled | None]
 ) -> Loaded:
-    """A set that is one JSON object a line in the file `name`; `item` makes one of a row, or counts why it does not."""
+    """A set with one JSON object per line in the file `name`; `item` converts a row, or counts why it cannot."""
     file = labels_file(path, name, source)
-    found = Loaded()
+    loaded = Loaded()
     for number, row in enumerate(rows(file)):
-        if (one := item(row, number, file.parent, found)) is not None:
-            found.items.append(one)
-    return found
+        if (labelled := item(row, number, file.parent, loaded)) is not None:
+            loaded.items.append(labelled)
+    return loaded
 
 
-def picture(found: Loaded, folder: Path, name: object, places: Iterable[str]) -> str | None:
-    """The path of a picture, looked for in `places` below `folder`; None (and counted) if it is in none."""
+def find_image(loaded: Loaded, folder: Path, name: object, places: Iterable[str]) -> str | None:
+    """The path of an image in one of `places` below `folder`; None (and counted) if it is in none."""
     if not isinstance(name, str) or not name:
-        found.dropped["no picture is named"] += 1
+        loaded.dropped["no image is named"] += 1
         return None
     for place in places:
         if (folder / place / name).is_file():
             return str(folder / place / name)
-    found.dropped["the picture is missing"] += 1
-    found.missing.append(name)
+    loaded.dropped["the image is missing"] += 1
+    loaded.missing.append(name)
     return None

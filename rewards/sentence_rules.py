@@ -16,9 +16,17 @@ FILE = Path(__file__).resolve().parent / "sentence_rules.yaml"
 
 @dataclass(frozen=True)
 class Rules:
-    """`prefixes`: how trivial sentences begin, `trivial`: whole ones that are (both look at small letters). `visual_words`: what
-    makes a sentence visual however it begins. `abbreviations`: words whose full stop ends no sentence; `numbered`: if a number
-    follows; `units`: if a small letter follows. `openers`: phrases that say nothing of themselves."""
+    """The word lists.
+
+    Attributes:
+        prefixes: beginnings of trivial sentences; matches lower-case text.
+        trivial: complete trivial sentences; matches lower-case text.
+        visual_words: words that make a sentence visual whatever its beginning.
+        abbreviations: words whose full stop ends no sentence.
+        numbered: the same if a number follows.
+        units: the same if a lower-case letter follows.
+        openers: phrases without content of their own.
+    """
 
     prefixes: re.Pattern[str]
     trivial: re.Pattern[str]

@@ -1,0 +1,112 @@
+"""A judge task: one question that is put to judges about items of one type, defined in the file of its reward.
+
+A task says how its prompt file is filled in, which labels are allowed and how a reply is parsed. Every backend answers every
+task, so that a constraint with a new question needs no edit in this package:
+
+    TASK = JudgeTask("hedging", Path(__file__).parent / "prompts" / "hedging.txt", ("HEDGED", "PLAIN"), render)
+    verdicts = await context.judges.ask(TASK, items)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from fgrpo import prompts
+from judges.requests import REASONED_LABEL, Call, Labelled, ReplyFormat, Trusted, fence
+from miniworld.scene import Scene
+
+Item = TypeVar("Item")
+BoxFrame = Literal["thousand", "model", "unit"]
+
+
+class NoAnswer(Exception):
+    """The oracle cannot answer an item, for example because its image is not of the miniature world; says why."""
+
+
+class Truth(Protocol):
+    """What an oracle function may look up."""
+
+    def scenes(self, images: Sequence[str]) -> tuple[Scene, ...]:
+        """The scenes of the images at these paths, in order. Raises `NoAnswer` if one of them has no scene."""
+
+
+def _one(item: Any) -> int:
+    return 1
+
+
+def _no_images(item: Any) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class JudgeTask(Generic[Item]):
+    """One question to judges. `Item` is a frozen dataclass with an `id` and everything the question is about.
+
+    Attributes:
+        name: unique; names the reply's JSON schema, cached replies and the prompt's hash.
+        prompt: the prompt file, a template with `{placeholders}`.
+        labels: the allowed labels, or a function of the item where every item has its own.
+        render: the values of the placeholders, from the item and the frame of boxes that the judge model reads. Every value
+            is untrusted text and is fenced, except `Trusted` ones.
+        reply: format of the reply.
+        size: number of verdicts on one item.
+        images: paths of the item's images, which come before the text.
+        split: one item per verdict, for backends configured with `sentence_calls`; None: an item is always one call.
+        oracle: the exact labels with reasons, from the miniature world, `size` of them. None: the oracle fails the item.
+        record_kind: the task's name in recordings; `name` if empty.
+    """
+
+    name: str
+    prompt: Path
+    labels: tuple[str, ...] | Callable[[Item], tuple[str, ...]]
+    render: Callable[[Item, BoxFrame], Mapping[str, str]]
+    reply: ReplyFormat = REASONED_LABEL
+    size: Callable[[Item], int] = _one
+    images: Callable[[Item], tuple[str, ...]] = _no_images
+    split: Callable[[Item], list[Item]] | None = None
+    oracle: Callable[[Item, Truth], Sequence[Labelled]] | None = None
+    record_kind: str = ""
+
+    @property
+    def prompt_hash(self) -> str:
+        """Short hash of the prompt file, which every verdict carries."""
+        return _template(self.prompt)[1]
+
+    def call(self, item: Item, frame: BoxFrame = "thousand") -> Call:
+        """The request about one item.
+
+        Args:
+            frame: the frame of boxes that the judge model reads (`judges.<role>.box_frame`).
+
+        Raises:
+            UserError: the prompt file is missing, or has a placeholder that `render` does not fill.
+            ValueError: the item is inconsistent in itself (raised by `render`).
+        """
+        template, prompt_hash = _template(self.prompt)
+        fields = {
+            key: value if isinstance(value, Trusted) else fence(value)
+            for key, value in self.render(item, frame).items()
+        }
+        labels = self.labels(item) if callable(self.labels) else self.labels
+        size = self.size(item)
+        return Call(
+            self.name,
+            prompts.render(template, **fields),
+            prompt_hash,
+            lambda reply: self.reply.parse(reply, labels, size),
+            self.images(item),
+            self.reply.schema(labels, size),
+            labels if self.reply.is_choice else (),
+            size,
+        )
+
+
+@lru_cache(maxsize=64)
+def _template(path: Path) -> tuple[str, str]:
+    """Text and hash of a prompt file."""
+    text = prompts.read(str(path), path.parent)
+    return text, prompts.digest(text)

@@ -1,0 +1,93 @@
+"""Boxes inside the text that a judge reads: their tags are removed, and their numbers are converted to the judge's frame.
+
+The English written here is part of the grounding prompt; another word would make cached replies useless.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fgrpo.boxes import Size, convert
+from fgrpo.response import parse_boxes
+from fgrpo.types import Box, Frame
+from judges.task import BoxFrame
+
+_ANY_BOX = re.compile(r"<(\w{1,12})>\s*(\[[^<]{0,200}\])\s*</\1>")
+_PIXELS: tuple[Frame, ...] = ("model", "original")
+
+
+def without_tags(text: str) -> str:
+    """Boxes of any tag without their tags, which the fence would only escape."""
+    return _ANY_BOX.sub(lambda box: box.group(2), text)
+
+
+@dataclass(frozen=True)
+class BoxNotation:
+    """How a text writes boxes.
+
+    Attributes:
+        tag: boxes are `<tag>[x1,y1,x2,y2]</tag>`.
+        frame: the frame of their numbers.
+        image_sizes: (width, height) of each image in pixels of that frame (`model` or `original`); empty if unknown.
+    """
+
+    tag: str
+    frame: Frame
+    image_sizes: tuple[Size, ...]
+
+    def shown_frame(self, judge_frame: BoxFrame) -> Frame:
+        """The frame in which a judge reads the boxes: its own, or the text's where no conversion is possible or needed."""
+        both_pixels = judge_frame in _PIXELS and self.frame in _PIXELS
+        both_relative = judge_frame not in _PIXELS and self.frame not in _PIXELS
+        if both_pixels or not (self.image_sizes or both_relative):
+            return self.frame
+        return judge_frame
+
+    def rewrite(self, text: str, judge_frame: BoxFrame) -> str:
+        """`text` with its boxes in the shown frame, without tags. A box that is not valid keeps its own numbers.
+
+        A box does not say which image it lies in. If images differ in size, it is converted for each image that it fits in.
+        """
+        shown = self.shown_frame(judge_frame)
+
+        def put(match: re.Match[str]) -> str:
+            boxes, _ = parse_boxes(match.group(), box_tag=self.tag, frame=self.frame)
+            if not boxes or shown == self.frame:
+                return match.group(1).strip()
+            images = list(enumerate(self.image_sizes or ((1, 1),), start=1))
+            if len({size for _, size in images}) == 1:
+                return _numbers(boxes[0], shown, images[0][1])
+            is_pixels = self.frame in _PIXELS
+            fitting = [(n, s) for n, s in images if not is_pixels or (boxes[0].x2 <= s[0] and boxes[0].y2 <= s[1])]
+            if not fitting:
+                return f"{match.group(1).strip()} (pixels beyond every picture)"
+            return " or ".join(f"{_numbers(boxes[0], shown, size)} (picture {n})" for n, size in fitting)
+
+        return _tagged(self.tag).sub(put, text)
+
+    def note(self, judge_frame: BoxFrame) -> str:
+        """The sentence of the prompt that explains the coordinates."""
+        shown, sizes = self.shown_frame(judge_frame), self.image_sizes
+        if shown not in _PIXELS:
+            top = "1000" if shown == "thousand" else "1"
+            note = f"Coordinates run from 0 to {top} across a picture's width and height, from its upper left corner."
+            if len(set(sizes)) > 1 and self.frame in _PIXELS:
+                note += " The pictures differ in size, so a box is given for each picture that it may be meant for."
+            return note
+        if len(set(sizes)) <= 1:
+            size = f" resized to {sizes[0][0]} x {sizes[0][1]}" if sizes else ""
+            return f"Coordinates are pixels of the picture{size}, from its upper left corner."
+        each = ", ".join(f"picture {n} to {w} x {h}" for n, (w, h) in enumerate(sizes, start=1))
+        return f"Coordinates are pixels, from the upper left corner, of the pictures as resized: {each}."
+
+
+@lru_cache(maxsize=16)
+def _tagged(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"<{re.escape(tag)}>([^<]{{0,200}})</{re.escape(tag)}>")
+
+
+def _numbers(box: Box, frame: Frame, size: Size) -> str:
+    digits = 3 if frame == "unit" else 0
+    return "[" + ",".join(f"{v:.{digits}f}" for v in convert(box, frame, size, size)) + "]"
