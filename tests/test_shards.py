@@ -20,7 +20,7 @@ from fgrpo.inference.base import Request
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from fgrpo.shards import Shard, stage
-from mcts.run import OUTPUTS, distil, grow_parts
+from mcts.run import OUTPUTS, distil, grow_shards
 from miniworld.write.__main__ import write_world
 from tests.data_curation.test_run import COUNTS
 from tests.data_curation.test_run import Scripted as Measured
@@ -87,7 +87,7 @@ def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("fgrpo.parallel.run", grown)
     args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(runs), set=[], jobs=2)
-    grow_parts(CONFIG, args)
+    grow_shards(CONFIG, args)
     assert sum(asked.values()) == 11 - 4, "the four trees of part 2 of 3 are not grown again"
     for manifest in (runs / "smoke" / "mcts-parts").glob("*/manifest.json"):
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": 5.0}))
@@ -98,14 +98,14 @@ def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pyte
     assert {name: data.replace(here, there) for name, data in merged.items()} == whole
     assert json.loads((runs / "smoke" / "mcts" / "manifest.json").read_text())["parts_seconds"] == 15.0
     asked.clear()
-    grow_parts(CONFIG, args)  # done: nothing is started
+    grow_shards(CONFIG, args)  # done: nothing is started
     assert not asked
     monkeypatch.setattr("fgrpo.parallel.run", lambda commands, at_once: ["2/2"])
     (runs / "smoke" / "mcts" / "trees.jsonl").unlink()
     for path in (runs / "smoke" / "mcts-parts").glob("*-of-*"):
         (path / "trees.jsonl").unlink()
-    with pytest.raises(UserError, match="the part 2/2 of the trees failed"):
-        grow_parts(CONFIG, args)
+    with pytest.raises(UserError, match="shard 2/2 of the tree search failed"):
+        grow_shards(CONFIG, args)
 
 
 def test_a_part_that_died_is_finished_by_the_merge(tmp_path: Path) -> None:

@@ -31,11 +31,11 @@ def damage(item: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"answer": ...}, r"question 2 \(sat/train/1\) is no sample \(KeyError\('answer'\)\)"),
-        ({"id": ...}, r"question 2 \(without id\) is no sample"),
-        ({"images": None}, r"is no sample \(TypeError"),
-        ({"boxes": [{"xyxy": [1, 2, 3], "frame": "original"}]}, r"is no sample \(ValueError"),
-        ({"question": 7}, r"is no sample \(AttributeError"),
+        ({"answer": ...}, r"question 2 \(sat/train/1\) is not a valid sample \(KeyError\('answer'\)\)"),
+        ({"id": ...}, r"question 2 \(without id\) is not a valid sample"),
+        ({"images": None}, r"is not a valid sample \(TypeError"),
+        ({"boxes": [{"xyxy": [1, 2, 3], "frame": "original"}]}, r"is not a valid sample \(ValueError"),
+        ({"question": 7}, r"is not a valid sample \(AttributeError"),
         ({"question": " "}, "has no question"),
         ({"answer": "up"}, "not among its options"),
         ({"id": "sat/train/0"}, "occurs twice"),
@@ -48,7 +48,7 @@ def test_a_damaged_seed_question_is_named(tmp_path: Path, changes: dict[str, Any
     write_jsonl(path, [items[0], damage(items[1], **changes), items[2]])
     with pytest.raises(UserError, match=reason) as failed:
         distil(CONFIG, runs, ScriptedEngine())
-    assert "run `make data` again, or mend that line" in str(failed.value)
+    assert "Fix that line, or delete" in str(failed.value) and "rerun `make data`" in str(failed.value)
 
 
 def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
     trees = list(read_jsonl(folder / "trees.jsonl"))
     del trees[1]["root"]["outcomes"]
     write_jsonl(folder / "trees.jsonl", trees)
-    with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*delete its line"):
+    with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*Delete its line"):
         distil(CONFIG, tmp_path / "runs", ScriptedEngine())
 
 
@@ -207,7 +207,7 @@ def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
     in_process = capsys.readouterr().err.rsplit("4/4", 1)[1]
     for bar, stage in ((over_http, manifest), (in_process, said)):
         assert f"{stage['counts']['requests']:,} calls, {stage['counts']['accepted']:,} chains, " in bar
-    assert "tokens, 0.0" in over_http and "tokens written, cost not known, 0 failed" in in_process
+    assert "tokens, 0.0" in over_http and "completion tokens, cost unknown, 0 failed" in in_process
     report = (folder / "report.md").read_text()
     assert f"{counts['requests'] / 4:.1f} requests" in report and "of the trees' steps name a region" in report
 

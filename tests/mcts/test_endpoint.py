@@ -122,7 +122,7 @@ def test_an_endpoint_that_stays_away_stops_the_stage_which_goes_on_later(
             return None
 
         endpoint.refuses = falls
-        with pytest.raises(UserError, match=r"of 7 trees failed.*no answer from http://127\.0\.0\.1.*run again"):
+        with pytest.raises(UserError, match=r"of 7 trees failed.*no answer from http://127\.0\.0\.1.*rerun to resume"):
             distil(CONFIG, runs, client(endpoint.url, attempts=3))
     kept = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
     assert 0 < len(kept) < QUESTIONS

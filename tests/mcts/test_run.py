@@ -167,7 +167,7 @@ def test_a_question_that_fails_is_counted_with_its_reason_and_tried_again(tmp_pa
 def test_an_endpoint_that_is_gone_stops_the_stage_and_keeps_what_is_finished(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 12)
     engine = ScriptedEngine(lambda request: len(engine.requests) > 150)
-    with pytest.raises(UserError, match=r"of 12 trees failed.*run again"):
+    with pytest.raises(UserError, match=r"of 12 trees failed.*rerun to resume"):
         distil(CONFIG, runs, engine)
     kept = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
     assert 0 < len(kept) < 12 and not (runs / "smoke" / "mcts" / "done").exists()
@@ -186,7 +186,7 @@ def test_a_teacher_that_is_never_right_is_an_error_that_says_so(tmp_path: Path) 
 def test_missing_or_empty_seeds_name_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make data"):
         distil(CONFIG, tmp_path, ScriptedEngine())
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="contains no questions"):
         distil(CONFIG, seeded(tmp_path, 0), ScriptedEngine())
 
 

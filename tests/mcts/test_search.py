@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fgrpo.inference.base import SamplingError
-from mcts.search import TreeFailed, backup, expand, fault, search, seed_of, select
+from mcts.search import TreeFailed, backup, expand, rejection_reason, search, seed_of, select
 from mcts.teacher import Ending, Step
 from mcts.tree import Node, Settings, Tree
 from perf.prior import needed, share_of_best
@@ -126,12 +126,12 @@ def test_what_an_expansion_refuses() -> None:
     def of(text: str, answer: str | None = None) -> Step:
         return Step(text, answer, 0.0, 1)
 
-    assert fault(of("A dog."), path, [of("A  dog.")]) == "duplicate"
-    assert fault(of("A dog.", "left"), path, [of("A dog.", "right")]) is None
-    assert fault(of(line.step), path, []) == "repeated_text"
-    assert fault(of(f"Still at {box}."), path, []) == "repeated_box"
-    assert fault(of("Now <bbox>[0, 0, 10, 10]</bbox>."), path, []) == "repeated_box"
-    assert fault(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
+    assert rejection_reason(of("A dog."), path, [of("A  dog.")]) == "duplicate"
+    assert rejection_reason(of("A dog.", "left"), path, [of("A dog.", "right")]) is None
+    assert rejection_reason(of(line.step), path, []) == "repeated_text"
+    assert rejection_reason(of(f"Still at {box}."), path, []) == "repeated_box"
+    assert rejection_reason(of("Now <bbox>[0, 0, 10, 10]</bbox>."), path, []) == "repeated_box"
+    assert rejection_reason(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
 
 
 def test_the_progressive_zoom_is_enforced_where_the_configuration_says_so() -> None:
@@ -139,12 +139,12 @@ def test_the_progressive_zoom_is_enforced_where_the_configuration_says_so() -> N
     path.append(Node("0.0.0.0", "Here <bbox>[0,0,20,10]</bbox> and <bbox>[0,0,2,2]</bbox>."))
 
     def refused(text: str, zoom: str) -> str | None:
-        return fault(Step(text, None, 0.0, 1), path, [], zoom)
+        return rejection_reason(Step(text, None, 0.0, 1), path, [], zoom)
 
     wider, equal = "There <bbox>[50,50,70,61]</bbox>.", "There <bbox>[50,50,70,60]</bbox>."
     assert [refused(t, "strict") for t in (wider, equal, "So it is left.")] == ["zoomed_out", None, None]
     assert refused(wider, "prompt") is None
-    assert fault(Step(wider, None, 0.0, 1), path[:1], [], "strict") is None  # the first region may be any
+    assert rejection_reason(Step(wider, None, 0.0, 1), path[:1], [], "strict") is None  # the first region may be any
     tree = Tree(sample(), settings(zoom="strict", seed=1))
     script = {
         "": [(1.0, "Small <bbox>[0,0,5,5]</bbox>")],
