@@ -151,12 +151,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_difficulty_of_three_machines_is_one_machines(world: Config, tmp_path: Path) -> None:
     whole = data_stage.curate(world, tmp_path / "whole", Measured())
     runs = tmp_path / "parts"
-    with pytest.raises(UserError, match=r"run `python -m data_curation\.run --preset smoke --prepare` first"):
-        data_stage.measure_part(world, THREE[0], runs, Measured())
+    with pytest.raises(UserError, match=r"First run `python -m data_curation\.run --preset smoke --prepare`"):
+        data_stage.measure_shard(world, THREE[0], runs, Measured())
     data_stage.curate(world, runs, Measured(dies_after=0), prepare_only=True)
     engines = [Measured() for _ in THREE]
     for shard, engine in zip(THREE, engines, strict=True):
-        data_stage.measure_part(world, shard, runs, engine)
+        data_stage.measure_shard(world, shard, runs, engine)
     merging = Measured()
     merged = data_stage.curate(world, runs, merging)
     for name in data_stage.OUTPUTS:

@@ -132,7 +132,7 @@ def test_everything_lands_where_the_loaders_look(place: Place, capsys: pytest.Ca
     unwanted = ("SAT_val.parquet", "train-00000.parquet", "OmniSpatial-train.zip", "img/2D/count/1.png")
     assert not any(place.hub.sent[name] for name in place.hub.sent if name.endswith(unwanted))
     said = capsys.readouterr().out
-    assert "CC-BY-NC-4.0 (not for commercial use)" in said and "are free" in said and "viscot" in said
+    assert "CC-BY-NC-4.0 (not for commercial use)" in said and "GB free" in said and "viscot" in said
     stored = place.record("sat")
     assert (stored["repo"], stored["commit"], stored["licence"]) == ("array/SAT", COMMIT, "MIT")
     train = place.hub.repos["array/SAT"]["SAT_train.parquet"]
@@ -193,7 +193,7 @@ def test_a_wrong_checksum_is_fetched_once_more_and_then_refused(place: Place) ->
     place.get("sat-real")
     assert (place.root / "bench/SAT/SAT_test.parquet").read_bytes() == b"test" * 50
     place.hub.lies["Questions.csv"] = 9
-    with pytest.raises(UserError, match=r"1 of 1 data sets could not be had: mmvp: .*Questions\.csv.*checksum git:"):
+    with pytest.raises(UserError, match=r"1 of 1 data sets are unavailable: mmvp: .*Questions\.csv.*checksum git:"):
         place.get("mmvp")
     assert not (place.root / "bench/MMVP/Questions.csv").exists()
     assert not (place.root / "downloads/mmvp.json").exists()  # nothing of it counts as fetched
@@ -205,7 +205,7 @@ def test_a_missing_or_closed_repository_is_named_and_the_others_are_fetched(plac
     with pytest.raises(UserError) as failed:
         place.get("mmvp", "realworldqa", "sat-real")
     message = str(failed.value)
-    assert "2 of 3 data sets could not be had" in message
+    assert "2 of 3 data sets are unavailable" in message
     assert "mmvp: MMVP/MMVP: no such data set on the hub" in message and "hf auth login" in message
     assert f"mmvp: MMVP/MMVP -> {place.root}/bench/MMVP: Questions.csv, MMVP Images/1.jpg" in message
     assert (place.root / "bench/SAT/SAT_test.parquet").is_file()
@@ -217,13 +217,15 @@ def test_no_network_is_one_line_and_how_to_put_the_files_by_hand(place: Place) -
         place.get("sat", "mmvp")
     first, *rest = str(failed.value).splitlines()
     assert first.startswith("no connection to the hub for array/SAT")
-    assert rest[0].startswith("by hand: put these files there") and len(rest) == 3
+    assert rest[0].startswith("To download by hand, copy these files") and len(rest) == 3
     assert not (place.root / "train").exists()
 
 
 def test_a_hub_that_goes_away_half_way_keeps_what_arrived(place: Place) -> None:
     place.hub.cut["SAT_train.parquet"] = [30_000] + [0] * 200
-    with pytest.raises(UserError, match=r"no connection to the hub for array/SAT, SAT_train\.parquet[\s\S]*by hand"):
+    with pytest.raises(
+        UserError, match=r"no connection to the hub for array/SAT, SAT_train\.parquet[\s\S]*To download by hand"
+    ):
         place.get("sat")
     place.hub.cut.clear()
     place.get("sat")
@@ -232,7 +234,7 @@ def test_a_hub_that_goes_away_half_way_keeps_what_arrived(place: Place) -> None:
 
 def test_a_page_that_is_no_hub_is_said_so(place: Place) -> None:
     place.hub.portal = True
-    with pytest.raises(UserError, match=r"array/SAT: what answers is no hub .*HF_ENDPOINT"):
+    with pytest.raises(UserError, match=r"array/SAT: the server.s reply is not a hub.s .*HF_ENDPOINT"):
         place.get("sat")
 
 
@@ -244,7 +246,7 @@ def test_offline_mode_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_too_small_a_disk_is_refused_before_anything_starts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, int(2e9) + 1000))  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"are needed on the disk of .* and 2\.0 GB are free .*SETS="):
+    with pytest.raises(UserError, match=r"are needed on the disk of .* but only 2\.0 GB are free .*SETS="):
         place.get("sat")
     assert not place.hub.sent
 
@@ -256,12 +258,12 @@ def test_two_downloads_into_one_folder_are_refused(place: Place) -> None:
 
 
 def test_the_plan_counts_archives_twice_and_downloads_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    download.fetch_all(place.config, ["mindcube"], place.hub.url, only_plan=True)
+    download.fetch_all(place.config, ["mindcube"], place.hub.url, plan_only=True)
     assert not place.hub.sent
     entry = download.catalogue()["mindcube"]
-    work = download.job(place.root, "mindcube", entry, place.hub.url)
+    work = download.plan_job(place.root, "mindcube", entry, place.hub.url)
     size = len(place.hub.repos["MLL-Lab/MindCube"]["data.zip"])
-    assert (work.to_come, work.disk) == (size, size + round(1.1 * size))
+    assert (work.download_bytes, work.disk_bytes) == (size, size + round(1.1 * size))
     assert "bench/MindCube from MLL-Lab/MindCube@c0ffee0000" in capsys.readouterr().out
 
 
@@ -324,7 +326,7 @@ def test_links_in_an_archive_are_left_out_and_said(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("archive", "reason"),
-    [(b"no zip at all", "is a damaged archive"), (zipped({"../../out.txt": b"x"}), "leads out of its folder")],
+    [(b"no zip at all", "is a damaged archive"), (zipped({"../../out.txt": b"x"}), "points outside the folder")],
 )
 def test_a_damaged_or_malicious_archive_is_refused(place: Place, archive: bytes, reason: str) -> None:
     place.hub.repos["MLL-Lab/MindCube"]["data.zip"] = archive
@@ -334,10 +336,10 @@ def test_a_damaged_or_malicious_archive_is_refused(place: Place, archive: bytes,
 
 
 def test_a_preset_that_writes_its_data_and_an_unknown_set_say_so(place: Place) -> None:
-    with pytest.raises(UserError, match="writes its data itself"):
+    with pytest.raises(UserError, match="writes its own data"):
         download.fetch_all(load("mini"), (), place.hub.url)
     with pytest.raises(UserError, match="unknown data set 'mmpv'; did you mean 'mmvp'"):
         place.get("mmpv")
     del place.hub.repos["array/SAT"]["SAT_train.parquet"]
-    with pytest.raises(UserError, match=r"array/SAT holds no file SAT_train\.parquet \(it has README\.md"):
+    with pytest.raises(UserError, match=r"array/SAT has no file SAT_train\.parquet \(its files: README\.md"):
         place.get("sat")

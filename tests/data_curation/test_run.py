@@ -170,13 +170,13 @@ def test_fewer_survivors_than_asked_are_all_taken_and_said(config: Config, tmp_p
     assert [s.id for s in chosen] != [] and all(
         is_kept(0.0, s.id, config.data.keep_trivial, config.seed) for s in chosen
     )
-    assert "RL samples**, since no more survived" in (folder / "report.md").read_text()
+    assert "RL samples**, because no more are usable" in (folder / "report.md").read_text()
 
 
 def test_an_engine_that_fails_too_often_stops_the_stage_and_keeps_what_is_measured(
     config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"could not be rolled out, the last one .*: the endpoint is gone"):
+    with pytest.raises(UserError, match=r"could not be rolled out; last failure: .*: the endpoint is gone"):
         curate(config, tmp_path, Scripted(refuses="Is the"))
     folder = tmp_path / "smoke" / "data"
     assert not (folder / "done").exists()
@@ -205,7 +205,7 @@ def test_a_data_set_of_which_nothing_can_be_used_names_the_reasons(config: Confi
     shutil.copytree(config.data.root, root)
     shutil.rmtree(root / "train" / "VGR" / "llava_next_raw_format")
     broken = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
-    with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* can be used: missing_image \d+"):
+    with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* is usable: missing_image \d+"):
         curate(broken, tmp_path / "runs", Scripted())
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_curation.source import Drop, Tally, names, parquet_rows, picture_size, source, tidy_boxes
+from data_curation.source import Drop, Tally, image_size, names, parquet_rows, source, tidy_boxes
 from fgrpo.errors import UserError
 from fgrpo.types import Box
 from miniworld.write.sat import SCHEMA as SAT_SCHEMA
@@ -426,9 +426,9 @@ def test_a_truncated_photograph_is_found_without_decoding_it(tmp_path: Path, pho
     whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     photo.save(whole)
     cut.write_bytes(whole.read_bytes()[:-2000])
-    assert picture_size(whole) == (640, 427)
+    assert image_size(whole) == (640, 427)
     longer = tmp_path / "longer.jpg"
     longer.write_bytes(whole.read_bytes() + b"a camera's own bytes" * 50)
-    assert picture_size(longer) == (640, 427)
+    assert image_size(longer) == (640, 427)
     with pytest.raises(Drop, match="corrupt_image"):
-        picture_size(cut)
+        image_size(cut)
