@@ -112,7 +112,7 @@ def test_rows_that_do_not_fit_are_left_out(world: Path) -> None:
     size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px picture takes 16 + 2 tokens; ten tokens a text
     kept = dataset.fitting(rows, lambda text: 10, size, (784, 12544), dropped)
     assert {len(row.images) for row in kept} == {1} and dropped == {"longer than sft.max_length": 8}
-    with pytest.raises(UserError, match="no trace fits"):
+    with pytest.raises(UserError, match="no trace fits in"):
         dataset.fitting(rows, lambda text: 10, 10, (784, 12544), Counter())
 
 
@@ -197,17 +197,17 @@ def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: P
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "two" / "mini" / "mcts")
     whole = train.train(cfg, tmp_path / "one")
-    real = train.Logbook.on_step_end
+    real = train.LoggingCallback.on_step_end
 
-    def dies(self: train.Logbook, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == 3:
             raise KeyboardInterrupt
         real(self, args, state, control, **more)
 
-    monkeypatch.setattr(train.Logbook, "on_step_end", dies)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
     with pytest.raises(KeyboardInterrupt):
         train.train(cfg, tmp_path / "two")
-    monkeypatch.setattr(train.Logbook, "on_step_end", real)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
     parts = train.train(cfg, tmp_path / "two")
     one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
