@@ -211,21 +211,21 @@ def test_the_truth_can_be_read_off_the_pixels() -> None:
             assert set(boxes) == {t.color for t in scene.things}
             for t in scene.things:
                 assert np.abs(np.array(boxes[t.color]) - np.array(t.box)).max() <= 2  # ticks are drawn over the things
-        at = [{name: middle(boxes[name.split()[0]]) for name in q.asked} for boxes in seen]
-        here = at[q.picture or 0]
+        at = [{name: middle(boxes[name.split()[0]]) for name in q.targets} for boxes in seen]
+        here = at[q.image_index or 0]
         if q.family == "count":
             noun = q.text.split()[2]
             assert noun != "things" or q.answer == ("zero", "one", "two", "three", "four")[len(seen[0])]
         elif q.family == "moved":
-            assert q.answer == ("left" if at[1][q.asked[0]][0] < at[0][q.asked[0]][0] else "right")
+            assert q.answer == ("left" if at[1][q.targets[0]][0] < at[0][q.targets[0]][0] else "right")
         elif q.family == "nearer":
-            a, b, c = (np.array(here[name]) for name in q.asked)
-            assert q.answer == q.asked[1 if np.hypot(*(a - b)) < np.hypot(*(a - c)) else 2]
+            a, b, c = (np.array(here[name]) for name in q.targets)
+            assert q.answer == q.targets[1 if np.hypot(*(a - b)) < np.hypot(*(a - c)) else 2]
         elif q.family == "depth":
-            a, b = (seen[0][name.split()[0]] for name in q.asked)
+            a, b = (seen[0][name.split()[0]] for name in q.targets)
             assert q.answer == ("closer" if b[2] - b[0] < a[2] - a[0] else "farther")
         else:
-            (ax, ay), (bx, by) = (here[name] for name in q.asked)
+            (ax, ay), (bx, by) = (here[name] for name in q.targets)
             word = ("left" if ax < bx else "right") if q.axis == "hrel" else ("above" if ay < by else "below")
             assert q.answer == ({"left": "right", "right": "left"}[word] if q.family == "behind" else word)
 

@@ -67,7 +67,7 @@ def test_questions_are_balanced_and_name_their_options(family: str) -> None:
     for q in questions:
         assert q.answer in q.choices and all(c in q.text for c in q.choices)
         assert len(q.scenes) == (2 if family in ("view", "moved") else 1)
-        assert all(q.scenes[q.picture or 0].by_name(name) for name in q.asked)
+        assert all(q.scenes[q.image_index or 0].by_name(name) for name in q.targets)
 
 
 @pytest.mark.parametrize("family", ["hrel", "vrel"])
@@ -77,10 +77,10 @@ def test_pairs_differ_in_the_answer_alone(family: str) -> None:
         one, two = qs.pair(family, rng)
         assert one.text == two.text and one.answer == rel.OPPOSITE[two.answer]
         for q in (one, two):
-            a, b = (q.scenes[0].by_name(name) for name in q.asked)
+            a, b = (q.scenes[0].by_name(name) for name in q.targets)
             assert a and b and rel.relation(family, a.box, b.box) == q.answer
         changed = [s for s, t in zip(one.scenes[0].things, two.scenes[0].things, strict=True) if s != t]
-        assert {t.name for t in changed} == set(one.asked)
+        assert {t.name for t in changed} == set(one.targets)
 
 
 def test_unknown_family() -> None:
