@@ -1,7 +1,7 @@
 """Data sources and their shared code: counted drops, streamed parquet, image checks, box cleaning.
 
 A source is one module of `data_curation.sources` that exposes `SOURCE`; it needs no registration. An error in a record drops
-that record under a reason. An error in a whole file is a `UserError`. Appendix A.3.
+that record under a reason. An error that affects a complete file is a `UserError`. Appendix A.3.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fgrpo.types import Box, Sample
 
 FOLDER = Path(__file__).resolve().parent / "sources"
 STREAM_ROWS = 64  # rows decoded at a time
-STREAM_BYTES = 1 << 20  # read-ahead per column; without it a whole row group (5.2 GB in SAT) is read at once
+STREAM_BYTES = 1 << 20  # read-ahead per column; without it a complete row group (5.2 GB in SAT) is read at once
 ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF
 TAIL_BYTES = 4096  # the end marker of a complete image lies within these last bytes, because some cameras append data; a scan never contains it
 MIN_INSIDE = 0.5  # minimum share of a box's area inside its image; other boxes are dropped

@@ -82,18 +82,18 @@ def _moved_holds(scenes: Sequence[Scene], claim: Claim) -> bool:
 def _holds(scenes: Sequence[Scene], claim: Claim) -> tuple[bool, str]:
     """Whether `claim` (from `_resolved`) is true in the images, and the reason."""
     if claim.kind == "unreadable":
-        return False, "cannot be read as a claim about the picture"
+        return False, "not a readable claim about the image"
     if claim.kind == "moved":
-        return _moved_holds(scenes, claim), "movement between the two pictures"
+        return _moved_holds(scenes, claim), "movement between the two images"
     scene = _scene_of(scenes, claim)
     if scene is None:
-        return False, "there is no such picture"
+        return False, "no such image"
     if claim.kind == "count":
         return rel.NUMBERS[rel.count(scene, claim.names[0])] == claim.value, f"number of {claim.names[0]}s"
     things = [scene.by_name(name) for name in claim.names]
     missing = [name for name, thing in zip(claim.names, things, strict=True) if thing is None]
     if missing:
-        return False, f"there is no {missing[0]} in the picture"
+        return False, f"no {missing[0]} in the image"
     if claim.kind == "box":
         thing = things[0]
         assert thing is not None
@@ -109,7 +109,7 @@ def _holds(scenes: Sequence[Scene], claim: Claim) -> tuple[bool, str]:
         return truth == claim.value, f"truth: {truth or 'neither'}"
     if claim.kind == "nearer":
         return _nearer_holds(scene, claim), "distances between centres"
-    return True, "the things named are there"  # exists, mention
+    return True, "the named things exist"  # exists, mention
 
 
 def _repeated(scenes: Sequence[Scene], claim: Claim, context: Sequence[Claim]) -> bool:
@@ -142,7 +142,7 @@ def judge_sentence(scenes: Sequence[Scene], question: str, context: Sequence[str
     parsed = _parsed(question)
     before = [_resolved(c, parsed, len(scenes)) for text in context for c in _claims(text)]
     label: Label = "SKIP"
-    reason = "no claim about the picture"
+    reason = "no claim about the image"
     for stated in _claims(sentence):
         if stated.kind == "answer":
             continue
@@ -201,15 +201,15 @@ def stated_answer(question: str, think: str) -> str | None:
 
 def option_word(answer: str, choices: Sequence[str]) -> str:
     """`answer` as an option word: "B", "(b)" and "B. right" become the option at that index; other text is unchanged."""
-    plain = normalise(answer).strip(" .!")
+    normalized = normalise(answer).strip(" .!")
     words = [normalise(c).strip(" .!") for c in choices]
-    if plain in words:
-        return plain
-    head, _, rest = plain.lstrip("(").replace(")", ".").partition(".")
+    if normalized in words:
+        return normalized
+    head, _, remainder = normalized.lstrip("(").replace(")", ".").partition(".")
     index = ord(head) - ord("a") if len(head) == 1 and head.isalpha() else -1
-    if 0 <= index < len(words) and rest.strip() in ("", words[index]):
+    if 0 <= index < len(words) and remainder.strip() in ("", words[index]):
         return words[index]
-    return number_word(plain.removeprefix("the "))
+    return number_word(normalized.removeprefix("the "))
 
 
 def judge_conclusion(question: str, think: str, answer: str, choices: Sequence[str]) -> tuple[bool, str]:
@@ -222,9 +222,9 @@ def judge_conclusion(question: str, think: str, answer: str, choices: Sequence[s
     """
     statements = _statements(question, think)
     if not statements:
-        return False, "the reasoning states nothing about what is asked"
+        return False, "the reasoning states nothing about the question"
     option = option_word(answer, choices)
     conflicting = [s for s in statements if s != option]
     if conflicting:
         return False, f"the reasoning states {conflicting[-1]!r}, the answer is {option!r}"
-    return True, f"all {len(statements)} statements say {option!r}"
+    return True, f"all {len(statements)} statements imply {option!r}"

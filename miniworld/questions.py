@@ -101,7 +101,7 @@ def _moved(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
     before, after = scenes
     moved = [(a, b) for a, b in zip(before.things, after.things, strict=True) if a.cell[1] != b.cell[1]]
     if not moved:
-        raise ValueError("nothing moved left or right between the two pictures")
+        raise ValueError("nothing moved left or right between the two images")
     a, b = rng.choice(moved)
     one, two = _shuffled(rng, rel.OPTIONS["hrel"])
     answer = "right" if b.cell[1] > a.cell[1] else "left"

@@ -10,7 +10,7 @@ from miniworld.curriculum import Mix
 
 # Shares of the question families: the core first, then the others with small weights, so that they do not slow down the core.
 CORE: Mapping[str, float] = {"hrel": 1 / 3, "vrel": 1 / 3, "depth": 1 / 3}
-# `view` and `moved` are shares of the images, the rest shares of questions.
+# `view` and `moved` are shares of the images; all others are shares of the questions.
 FAMILIES: Mapping[str, float] = {
     "hrel": 0.26,
     "vrel": 0.26,
