@@ -1,4 +1,4 @@
-"""What the backbone is taught with, and that its training survives a kill."""
+"""The backbone's lessons, and resume of its training after a kill."""
 
 from __future__ import annotations
 
@@ -51,9 +51,12 @@ def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: LessonSamp
         for turn in turns:
             question, reply = turn.split("<|im_end|>\n<|im_start|>assistant\n")
             if "<bbox>" in reply:
-                said = reply.removesuffix("\n").removesuffix("<|im_end|>").split("\n")
-                for i, sentence in enumerate(said):
-                    assert oracle.judge_sentence(scenes, question, said[:i], sentence)[0] == "CORRECT", (question, said)
+                sentences = reply.removesuffix("\n").removesuffix("<|im_end|>").split("\n")
+                for i, sentence in enumerate(sentences):
+                    assert oracle.judge_sentence(scenes, question, sentences[:i], sentence)[0] == "CORRECT", (
+                        question,
+                        sentences,
+                    )
         for token, targets in lesson.attention_targets:
             color = teacher.codec.decode([lesson.ids[token]]).strip()
             for target in targets:
@@ -63,7 +66,7 @@ def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: LessonSamp
                 assert any(t.color == color and t.cell == (row, column) for scene in scenes for t in scene.things)
 
 
-def test_reasoning_is_taught_on_what_the_text_decides(teacher: LessonSampler) -> None:
+def test_reasoning_has_loss_on_what_the_text_determines(teacher: LessonSampler) -> None:
     rng = random.Random(1)
     derived = teacher.reasoning(rng, {"hrel": 1.0}, unrelated=True, derive=True)
     word = learned(teacher, derived).split()
@@ -109,7 +112,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates[0] < 0.2 and max(rates) == max(rates[:20]) and rates[-1] < 0.06
 
 
-def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_backbone, "CHECKPOINT_EVERY", 1)
 
     def go(folder: Path) -> train_backbone.Training:
@@ -121,7 +124,7 @@ def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch
         train_backbone.train_language(training, "follow", RECIPE.follow, LessonSampler(training.codec, pool))
         return training
 
-    whole = go(tmp_path / "whole").model.state_dict()
+    reference = go(tmp_path / "whole").model.state_dict()
     real, calls = language_phase.step, 0
 
     def killed(*args: object) -> object:
@@ -136,6 +139,6 @@ def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch
         go(tmp_path / "killed")
     again = go(tmp_path / "killed").model.state_dict()
     assert calls == 3  # the first step was not run again
-    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert all(torch.equal(value, again[name]) for name, value in reference.items())
     with pytest.raises(UserError, match="another recipe"):
         train_backbone.Training(tmp_path / "killed", replace(RECIPE, seed=9))
