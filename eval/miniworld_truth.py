@@ -32,7 +32,7 @@ def with_true_boxes(sample: Sample, truth: TruthBook | None) -> Sample:
     asked = parse_question(sample.question)
     if scenes is None or asked is None:
         return sample
-    wanted = [asked.picture] if asked.picture is not None else list(range(len(scenes)))
+    wanted = [asked.image_index] if asked.image_index is not None else list(range(len(scenes)))
     boxes, pictures = [], []
     for picture in wanted:
         if picture >= len(scenes):

@@ -1,8 +1,9 @@
-"""Writes all of the miniature world's data below `data.root`: four training sources, seven benchmark columns, the truth.
+"""Writes all data of the miniature world below `data.root`: four training sources, seven benchmark columns, and the truth book.
 
-Stage "world": `runs/<preset>/world/` keeps the progress, the pictures' scenes by data set and the manifest; the data itself
-is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). A data set is written aside and renamed
-into place, so a kill costs at most one; what is complete is not written again.
+Stage "world": `runs/<preset>/world/` contains the progress, the scenes of each data set's images, and the manifest. The data itself
+is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). Each data set is written atomically, so a kill
+loses at most one; complete data sets are not written again.
+
 Command: `python -m miniworld.write --preset mini`.
 """
 
@@ -24,24 +25,26 @@ from fgrpo.schema import Config
 from miniworld.truth import FILE
 from miniworld.write.studio import Studio, Writer
 
-MARKER = "MINIATURE"  # says that a data root is ours to write
+MARKER = "MINIATURE"  # marks a data root as written by this module
 PROGRESS = "written.jsonl"
 
 
 def writers() -> dict[str, Writer]:
-    """Every module of this package that writes a data set, by name."""
+    """The writers of all data sets, by module name."""
     package, constant = "miniworld.write", "WRITER"
     return {name: load_plugin(package, name, constant, "writer") for name in plugin_names(package, constant)}
 
 
 def write_world(config: Config, runs: str | Path = "runs") -> Path:
-    """Write what is missing and return the data root.
+    """Write the missing data and return the data root.
 
     Raises:
-        UserError: the preset has no miniature world, or the root holds data that is not ours.
+        UserError: the preset has no miniature world, or the root contains other data.
     """
     if config.world is None:
-        raise UserError(f"the preset {config.preset!r} has no miniature world (world: null); its data is downloaded")
+        raise UserError(
+            f"the preset {config.preset!r} has no miniature world (world: null). Run `make data-download` for its data"
+        )
     root = Path(config.data.root)
     with Run.open(config, "world", root=runs) as stage:
         if stage.is_done and _is_whole(stage.path, root):
@@ -72,32 +75,32 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
 
 def _write_one(name: str, writer: Writer, count: int, seed: int, root: Path) -> Studio:
     target = root / writer.folder
-    aside = target.with_name(target.name + ".part")
-    for old in (aside, target):
+    partial = target.with_name(target.name + ".part")
+    for old in (partial, target):
         if old.exists():
             shutil.rmtree(old)
     studio = Studio(seed, name, writer.part)
-    writer.write(aside, count, studio)
-    aside.rename(target)
+    writer.write(partial, count, studio)
+    partial.rename(target)
     return studio
 
 
 def _claim(root: Path) -> None:
     if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
         raise UserError(
-            f"{root} holds data that is not the miniature world's; choose another data.root, or empty that folder"
+            f"{root} contains data that is not the miniature world's. Set another data.root, or empty that folder"
         )
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text("written by python -m miniworld.write; may be overwritten by it\n", encoding="utf-8")
 
 
 def _write_book(stage: Path, root: Path) -> None:
-    """The truth book of all data sets, one line a picture."""
-    aside = root / (FILE + ".part")
-    with aside.open("wb") as out:
+    """Write the truth book of all data sets, one line per image."""
+    partial = root / (FILE + ".part")
+    with partial.open("wb") as out:
         for name in writers():
             out.write((stage / f"scenes-{name}.jsonl").read_bytes())
-    aside.replace(root / FILE)
+    partial.replace(root / FILE)
 
 
 def _files(root: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 render(scene, rng).save(path)
                 scenes.write(json.dumps({"key": truth.image_key(path), "scene": scene.to_dict()}) + "\n")
                 paths.append(str(path))
-            things = [question.scenes[-1].by_name(name) for name in question.asked]
+            things = [question.scenes[-1].by_name(name) for name in question.targets]
             boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing) if n % 2 else None
             sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
             rows.write(json.dumps(sample.to_dict()) + "\n")
