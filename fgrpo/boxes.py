@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]  # (width, height) in pixels
 
-# Qwen2.5-VL's preprocessor: a token covers 28 x 28 pixels; the least and the most pixels of a resized picture.
-FACTOR = 28
-MIN_PIXELS = 4 * FACTOR**2
-MAX_PIXELS = 16384 * FACTOR**2
 _ASPECT_LIMIT = 200
 _ASPECT = 4 / math.pi**2  # of CIoU's aspect term
+
+
+class PixelBounds(NamedTuple):
+    """How a processor resizes images: the least and the most pixels of an image, and pixels per image token side."""
+
+    min_pixels: int
+    max_pixels: int
+    factor: int
 
 
 def iou(a: BoxLike, b: BoxLike) -> float:
@@ -64,9 +68,7 @@ def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int
     return [(i, j, scores_PG[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
 
 
-def smart_resize(
-    height: int, width: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
-) -> tuple[int, int]:
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(height, width) of the picture that the model sees: multiples of `factor`, area within the bounds, aspect kept as
     nearly as possible. Rounds halves to even, as Python does and transformers relies on.
 
@@ -90,10 +92,14 @@ def smart_resize(
     return new_height, new_width
 
 
-def model_size(
-    original: Size, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS, factor: int = FACTOR
-) -> Size:
-    """(width, height) of a picture of `original` (width, height) as the model sees it; errors as `smart_resize`."""
+def model_size(original: Size, min_pixels: int, max_pixels: int, factor: int) -> Size:
+    """(width, height) of an image of `original` (width, height) as the model sees it.
+
+    The last three arguments are a processor's `PixelBounds`: `model_size(size, *bounds)`.
+
+    Raises:
+        ValueError: as `smart_resize`.
+    """
     height, width = smart_resize(original[1], original[0], factor, min_pixels, max_pixels)
     return width, height
 

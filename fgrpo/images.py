@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fgrpo import boxes
 from fgrpo.errors import UserError
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # transformers 5, and before
+MARKERS = 2  # tokens before and after the tokens of one image
 IMAGE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `image_size` and `image_tokens` can raise
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # kinds of files that every endpoint knows
 PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
@@ -68,14 +67,17 @@ def image_size(path: str) -> tuple[int, int]:
         return (height, width) if picture.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
 
 
-def image_tokens(path: str, pixels: tuple[int, int]) -> int:
-    """Tokens that a picture takes in a prompt, with the two that enclose them; errors as `image_size` and `boxes.smart_resize`.
+def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
+    """Tokens that an image takes in a prompt, with the `MARKERS` around them.
 
     Args:
-        pixels: the processor's bounds (`pixel_bounds`).
+        bounds: the processor's (`fgrpo.policy.model_files.pixel_bounds`).
+
+    Raises:
+        one of `IMAGE_ERRORS`: as `image_size` and `boxes.smart_resize`.
     """
-    width, height = boxes.model_size(image_size(path), *pixels)
-    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
+    width, height = boxes.model_size(image_size(path), *bounds)
+    return (width // bounds.factor) * (height // bounds.factor) + MARKERS
 
 
 def data_url(path: str) -> str:
@@ -144,45 +146,3 @@ def _portable(path: str, modified: int, size: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def pixel_bounds(model: str | Path) -> tuple[int, int]:
-    """(least, most) pixels of a picture as `model`'s processor resizes it.
-
-    Args:
-        model: a saved folder, or a name: then its processor file in the hub's cache counts, and where there is none (a model
-            that is only served) Qwen2.5-VL's published bounds.
-
-    Raises:
-        UserError: the folder has no processor file, or a broken one.
-    """
-    if Path(model).is_dir():
-        for name in PROCESSOR_FILES:
-            if (Path(model) / name).is_file():
-                return _read_bounds(Path(model) / name)
-        raise UserError(f"{model} has none of {', '.join(PROCESSOR_FILES)}; copy the base model's beside it")
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for name in PROCESSOR_FILES:
-        try:
-            cached = try_to_load_from_cache(str(model), name)
-        except HFValidationError:  # no name of a hub model
-            break
-        if isinstance(cached, str):
-            return _read_bounds(Path(cached))
-    return boxes.MIN_PIXELS, boxes.MAX_PIXELS
-
-
-def _read_bounds(file: Path) -> tuple[int, int]:
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-        settings = data.get("image_processor", data)
-        extent = settings.get("size") or {}
-        least = settings.get("min_pixels") or extent["shortest_edge"]
-        most = settings.get("max_pixels") or extent["longest_edge"]
-        return int(least), int(most)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} does not say how large pictures may be ({error!r}); save or download the model again"
-        ) from error

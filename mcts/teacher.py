@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fgrpo.inference.base import Completion, Request, Sampler
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 from fgrpo.schema import Mcts
 from fgrpo.types import Sample
 from mcts.tree import read_chain
@@ -122,7 +122,7 @@ class SamplerTeacher:
 
 def is_plain(text: str) -> bool:
     """Whether `text` can be given to a model again as it stands: no special token written out, no half characters."""
-    return "\ufffd" not in text and not SPECIAL_SHAPE.search(text)
+    return "\ufffd" not in text and not special_token(text)
 
 
 def read_step(state: str, text: str, cut: bool, logprob: float, tokens: int) -> Step:
@@ -136,7 +136,7 @@ def read_step(state: str, text: str, cut: bool, logprob: float, tokens: int) -> 
         return Step(text.strip(), None, logprob, tokens, problem)
 
     if not is_plain(text):
-        return bad("special_token" if SPECIAL_SHAPE.search(text) else "broken_text")
+        return bad("special_token" if special_token(text) else "broken_text")
     if END_OF_THINK in text and END_OF_ANSWER in text:
         chain = read_chain(state + text)
         if chain is None:

@@ -20,6 +20,7 @@ from PIL import Image
 from fgrpo.boxes import model_size
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
+from fgrpo.policy import backbone
 from fgrpo.response import parse_boxes
 from fgrpo.types import Trace
 from mcts.tree import Node, Tree
@@ -82,7 +83,7 @@ def _picture(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> d
         picture = open_rgb(path)
     except UserError as error:  # it has gone since; the tree is still worth a look, and the page says so
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
-    width, height = model_size(picture.size)
+    width, height = model_size(picture.size, *backbone.default().pixels)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, format="PNG")

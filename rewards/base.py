@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from fgrpo import boxes
 from fgrpo.errors import unknown
 from fgrpo.images import image_size
+from fgrpo.policy import backbone
 from fgrpo.response import Response
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
@@ -43,16 +44,18 @@ class RewardContext:
         box_normaliser: what the sum of CIoU is divided by (Eq. 1): "max", "gt" or "matched".
         min_pixels, max_pixels: the processor's bounds on the picture that the model sees.
         box_tag, box_frame: how the policy writes boxes (see `judges.GroundingItem`).
+        patch_factor: pixels per image token side.
     """
 
     judges: JudgeSet
     mask: Literal["correct", "all"] = "all"
     boxes_from: tuple[str, ...] | None = None
     box_normaliser: Literal["max", "gt", "matched"] = "max"
-    min_pixels: int = boxes.MIN_PIXELS
-    max_pixels: int = boxes.MAX_PIXELS
+    min_pixels: int = backbone.default().pixels.min_pixels
+    max_pixels: int = backbone.default().pixels.max_pixels
     box_tag: str = "bbox"
     box_frame: Frame = "model"
+    patch_factor: int = backbone.default().pixels.factor
 
 
 @dataclass(frozen=True)
@@ -108,4 +111,5 @@ def load(name: str) -> Reward:
 
 def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
     """(width, height) of each picture as the model sees it. Raises one of `pictures.ERRORS` (a too narrow picture: ValueError)."""
-    return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)
+    bounds = boxes.PixelBounds(context.min_pixels, context.max_pixels, context.patch_factor)
+    return tuple(boxes.model_size(image_size(path), *bounds) for path in images)

@@ -26,17 +26,16 @@ from trl import SFTConfig, SFTTrainer
 
 from fgrpo import cli, config, runs
 from fgrpo.files import read_jsonl
-from fgrpo.images import pixel_bounds
-from fgrpo.policy import adapters, loading
+from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
-from fgrpo.training.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
+from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_whole
 from sft import dataset
 
 METRICS = metrics_file.NAME
 
 
-class Trainer(AsideCheckpoints, SFTTrainer):
+class Trainer(AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer with whole checkpoints."""
 
 
@@ -102,13 +101,13 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     sft = cfg.sft
     if loading.device() == "cpu":  # on shared cores a second thread costs more than it brings
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    loading.check_policy(cfg.models.base)
+    model_files.check_policy(cfg.models.base)
     processor = loading.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        pixel_bounds(cfg.models.base),
+        model_files.pixel_bounds(cfg.models.base),
         run.counts,
     )
     learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)
@@ -127,7 +126,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         train_dataset=dataset.to_dataset(learn),
         eval_dataset=dataset.to_dataset(held) if held else None,
         processing_class=processor,
-        peft_config=adapters.lora_config(sft.lora),
+        peft_config=adapters.lora_config(sft.lora, model_files.backbone_of(cfg.models.base)),
         callbacks=[logbook],
     )
     trainer.remove_callback(PrinterCallback)

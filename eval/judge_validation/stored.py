@@ -15,7 +15,7 @@ from typing import Any
 
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
-from fgrpo.boxes import model_size
+from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
@@ -225,13 +225,13 @@ def questions(path: Path) -> dict[str, Sample]:
 
 
 def ask_again(
-    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: PixelBounds
 ) -> list[Item]:
     """What `stored`'s judge was asked, for another judge: the same traces, sentences and answers, in the same words. Boxes are
     taken to be in our own tag and frame.
 
     Args:
-        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.images.pixel_bounds`).
+        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.policy.model_files.pixel_bounds`).
     """
     items: list[Item] = []
     for rollout in rollouts:
@@ -253,7 +253,7 @@ def ask_again(
     return items
 
 
-def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def _sizes(sample: Sample, pixels: PixelBounds) -> tuple[tuple[int, int], ...]:
     try:
         return tuple(model_size(image_size(path), *pixels) for path in sample.images)
     except IMAGE_ERRORS:

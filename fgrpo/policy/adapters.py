@@ -14,20 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Lora
 
 FOLDER = "adapter"
-LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def lora_config(lora: Lora | None) -> Any:
-    """peft's configuration: every linear layer of the language model, none of the vision tower; None for full fine-tuning."""
+def lora_config(lora: Lora | None, family: Backbone) -> Any:
+    """peft's configuration for adapters on `family.lora_targets`; None for full fine-tuning."""
     if lora is None:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LAYERS, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=family.lora_targets,
+        task_type="CAUSAL_LM",
     )
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that are complete or not there: written in a folder aside, renamed at the end, older ones removed after that.
 
-`AsideCheckpoints` is a mixin for transformers trainers (put it before the trainer class); `last_checkpoint` finds where to go
+`AtomicCheckpoints` is a mixin for transformers trainers (put it before the trainer class); `last_checkpoint` finds where to go
 on. Imports transformers inside functions only.
 """
 
@@ -45,7 +45,7 @@ class WrongCheckpoint(UserError, ValueError):
     """A checkpoint that is broken or does not belong to this run."""
 
 
-class AsideCheckpoints(_Base):
+class AtomicCheckpoints(_Base):
     """Saves whole checkpoints only. A subclass adds files of its own in `_write_extra`.
 
     With several processes each writes its part into the folder aside; the main one renames it when all have. A checkpoint
