@@ -20,6 +20,7 @@ from fgrpo import prompts, response
 from fgrpo.errors import UserError
 from fgrpo.files import Appender
 from fgrpo.inference.base import Request, Sampler, SamplingError
+from fgrpo.schema import Policy
 from fgrpo.types import Sample
 
 LEAST_WAVE = 8  # candidates a source and wave at least
@@ -31,7 +32,7 @@ Grade = Callable[[str | None, str, Sequence[str]], bool]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a sample is rolled out and kept; `template` is the prompt, `prefix` begins the assistant's turn."""
+    """How a sample is rolled out and kept; `template` is the prompt, `prefix` begins the assistant's turn, `policy` writes boxes."""
 
     rollouts: int
     temperature: float
@@ -42,6 +43,7 @@ class Settings:
     max_failed_share: float
     concurrency: int
     seed: int
+    policy: Policy
 
 
 def fraction(seed: int, name: str) -> float:
@@ -57,6 +59,11 @@ def order(seed: int, ids: Sequence[str]) -> list[int]:
 def is_kept(mean: float, sample_id: str, keep_trivial: float, seed: int) -> bool:
     """Whether a sample with this mean accuracy belongs to the RL set."""
     return 0 < mean < 1 or fraction(seed, f"trivial/{sample_id}") < keep_trivial
+
+
+def _parsed(settings: Settings, text: str) -> response.Response:
+    policy = settings.policy
+    return response.parse(settings.prefix + text, box_tag=policy.box_tag, frame=policy.box_frame)
 
 
 class Meter:
@@ -110,7 +117,7 @@ class Meter:
                 return
             finally:
                 on_done()
-        answers = [response.parse(s.prefix + c.text).answer for c in completions]
+        answers = [_parsed(s, c.text).answer for c in completions]
         correct = [self.grade(answer, sample.answer, sample.choices) for answer in answers]
         mean = sum(correct) / len(correct)
         self.done.add({"id": sample.id, "mean": mean, "correct": correct, "answers": answers})

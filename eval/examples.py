@@ -149,7 +149,9 @@ def build(
     truth = []
     home = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
     for k, box in zip(home, sample.boxes or (), strict=True):
-        truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k], *backbone.default().pixels)), "true"))
+        truth.append(
+            _shape(k, convert(box, "original", sizes[k], model_size(sizes[k], *backbone.default().pixels)), "true")
+        )
     columns = tuple(
         _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
         for n, (result, spec, record, rollout) in enumerate(models)

@@ -70,7 +70,9 @@ class Scorer:
             ]
             least, most, factor = self.pixels
             tag, frame = self.spec.box_tag, self.spec.box_frame
-            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor)
+            context = rewards.RewardContext(
+                self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor
+            )
             for name, reward in FAITHFULNESS.items():
                 by_name[name] = await rewards.load(reward)(items, context)
             if self.spec.grounding != "boxes":

@@ -28,14 +28,15 @@ OVERLAY = "@"  # marks an overlay's name among the overrides
 # What each stage depends on (dotted keys). A stage runs again when its own slice or an earlier stage's output changed.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
-    "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
-    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "prompts.think", "mcts"),
+    "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
+    "mcts": ("seed", "models.teacher", "engine", "policy", "prompts.teacher", "prompts.think", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
-    "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
+    "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",
         "models.base",
         "engine",
+        "policy",
         "prompts",
         "data.root",
         "world",

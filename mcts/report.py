@@ -99,7 +99,7 @@ def _zoom(tree: Tree) -> Counter[str]:
     waiting: list[tuple[Node, float | None]] = [(tree.root, None)]
     while waiting:
         node, before = waiting.pop()
-        area = largest_area(node.step)
+        area = largest_area(node.step, tree.policy.box_tag)
         counts["steps/all"] += bool(node.step)
         counts["steps/boxed"] += area is not None
         if area is not None and before is not None:

@@ -152,7 +152,7 @@ async def grow(
 
         async def worker() -> None:
             for sample in waiting:
-                tree = Tree(sample, settings)
+                tree = Tree(sample, settings, policy=config.policy)
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:
@@ -211,6 +211,7 @@ def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str,
         traces_out = files.enter_context(_WholeFile(stage.path / "traces.jsonl"))
         sft_out = files.enter_context(_WholeFile(stage.path / "sft.jsonl"))
         for tree in store.read(stage.path / TREES, ids):
+            tree.policy = config.policy
             traces = linearize(tree)
             tally.add(tree, traces)
             shown.offer(tree, traces)

@@ -107,7 +107,7 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         for step in proposed:
             tree.counts["completions"] += 1
             tree.counts["tokens"] += step.tokens
-            problem = step.problem or fault(step, path, kept, settings.zoom)
+            problem = step.problem or fault(step, path, kept, settings.zoom, tree.policy.box_tag)
             if problem is None:
                 kept.append(step)
             else:
@@ -123,7 +123,9 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
     ]
 
 
-def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt") -> str | None:
+def fault(
+    step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt", box_tag: str = "bbox"
+) -> str | None:
     """Why a proposed step may not become a child: `duplicate`, `repeated_text`, `repeated_box`, `zoomed_out`; None if it may.
 
     `zoomed_out` exists where `zoom` is "strict": its largest box is larger than that of the last step that named one.
@@ -134,11 +136,11 @@ def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str 
     earlier = steps_of(path)
     if any(_plain(line) == key for line in earlier):
         return "repeated_text"
-    seen = {tuple(box) for line in earlier for box in parse_boxes(line)[0]}
-    if any(tuple(box) in seen for box in parse_boxes(step.text)[0]):
+    seen = {tuple(box) for line in earlier for box in parse_boxes(line, box_tag=box_tag)[0]}
+    if any(tuple(box) in seen for box in parse_boxes(step.text, box_tag=box_tag)[0]):
         return "repeated_box"
-    if zoom == "strict" and (area := largest_area(step.text)) is not None:
-        before = next((a for line in reversed(earlier) if (a := largest_area(line)) is not None), None)
+    if zoom == "strict" and (area := largest_area(step.text, box_tag)) is not None:
+        before = next((a for line in reversed(earlier) if (a := largest_area(line, box_tag)) is not None), None)
         if before is not None and area > before:
             return "zoomed_out"
     return None

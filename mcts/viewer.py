@@ -17,13 +17,13 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fgrpo.boxes import model_size
+from fgrpo.boxes import convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.policy import backbone
 from fgrpo.response import parse_boxes
-from fgrpo.types import Trace
-from mcts.tree import Node, Tree
+from fgrpo.types import Box, Trace
+from mcts.tree import Tree
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 EACH = 4  # trees of one source
@@ -54,7 +54,7 @@ class Gallery:
         if not traces or self._taken[source] >= self._each:
             return
         self._taken[source] += 1
-        boxes = boxes_of(tree.root) if len(tree.sample.images) == 1 else []
+        boxes = boxes_of(tree) if len(tree.sample.images) == 1 else []
         self._shown.append(Shown(tree, traces, [_picture(path, boxes) for path in tree.sample.images]))
 
     def page(self, title: str) -> str:
@@ -68,28 +68,29 @@ class Gallery:
         return environment.get_template("viewer.html.j2").render(title=title, shown=self._shown)
 
 
-def boxes_of(root: Node) -> list[tuple[float, float, float, float]]:
-    """Different boxes named in the tree's steps (not in its rollouts), in order; the model's pixels."""
-    found: dict[tuple[float, float, float, float], None] = {}
-    for node in root.walk():
-        for box in parse_boxes(node.step)[0]:
-            found.setdefault((box.x1, box.y1, box.x2, box.y2))
-    return list(found)
+def boxes_of(tree: Tree) -> list[Box]:
+    """Different boxes named in the tree's steps (not in its rollouts), in order."""
+    boxes: dict[Box, None] = {}
+    for node in tree.root.walk():
+        for box in parse_boxes(node.step, box_tag=tree.policy.box_tag, frame=tree.policy.box_frame)[0]:
+            boxes.setdefault(box)
+    return list(boxes)
 
 
-def _picture(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> dict[str, Any]:
+def _picture(path: str, boxes: Iterable[Box]) -> dict[str, Any]:
     """A picture as a data URI with its boxes in the coordinates of the picture as the model sees it."""
     try:
         picture = open_rgb(path)
     except UserError as error:  # it has gone since; the tree is still worth a look, and the page says so
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
-    width, height = model_size(picture.size, *backbone.default().pixels)
+    width, height = seen = model_size(picture.size, *backbone.default().pixels)
+    shown = [convert(box, "model", picture.size, seen) for box in boxes]
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, format="PNG")
     drawn = [
         {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "colour": COLOURS[i % len(COLOURS)]}
-        for i, (x1, y1, x2, y2) in enumerate(boxes)
+        for i, (x1, y1, x2, y2) in enumerate(shown)
     ]
     uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
     return {"uri": uri, "problem": "", "width": width, "height": height, "boxes": drawn}

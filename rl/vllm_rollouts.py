@@ -177,7 +177,10 @@ class GuardedGeneration(VLLMGeneration):
     @contextmanager
     def _colocated(self) -> Iterator[None]:
         """While the engine is built: our arguments beside TRL's, and on a CPU linear layers that stay plain."""
-        arguments: dict[str, Any] = {"dtype": self.dtype, "limit_mm_per_prompt": backbone.assumed(self.model.config.model_type).vllm_limits()}
+        arguments: dict[str, Any] = {
+            "dtype": self.dtype,
+            "limit_mm_per_prompt": backbone.assumed(self.model.config.model_type).vllm_limits(),
+        }
         with ExitStack() as stack:
             if self.accelerator.device.type == "cpu":
                 arguments["enforce_eager"] = True

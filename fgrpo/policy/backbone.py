@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Backbone:
         box_frame: the frame in which the family writes boxes (`policy.box_frame` decides what is read).
         system_prompt: what the chat template puts before the first user turn, None if nothing.
         opens_think: whether the chat template ends a prompt with `<think>`.
-        lora_projections: linear layers of the language model that adapters are put on.
+        lora_projections: linear layers of the language model that get adapters.
         other_modalities: kinds of input besides images that vLLM must be told to leave out; () if vLLM needs no such limits.
     """
 
@@ -114,10 +114,9 @@ class Backbone:
         """`placeholder_ids`, and the ids of the tokens around an image."""
         return self.placeholder_ids(config) | _ids(config, self.marker_attributes)
 
-    def image_features(self, model: Any, pixel_values: Tensor, grids: Tensor) -> Sequence[Tensor]:
+    def image_features(self, model: Any, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
         """Features (image tokens, H) of each image; `pixel_values` and `grids` (images, 3) are the processor's."""
-        features: Sequence[Tensor] = model.model.get_image_features(pixel_values, grids).pooler_output
-        return features
+        return tuple(model.model.get_image_features(pixel_values, grids).pooler_output)
 
     def patches_per_token(self, tower: Any) -> int:
         """How many patches of the vision tower one image token merges."""

@@ -62,7 +62,9 @@ def load_policy(path: str | Path, dtype: str = "float32", attention: str = "sdpa
             str(path), dtype=DTYPES[dtype], attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not load as a {family.title}: {_line(error)}; save or download it again") from error
+        raise UserError(
+            f"{path} does not load as a {family.title}: {_line(error)}; save or download it again"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

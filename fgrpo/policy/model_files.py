@@ -50,7 +50,9 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is neither a saved model's folder nor a model of the hub or its cache: {line}") from error
+        raise UserError(
+            f"{name} is neither a saved model's folder nor a model of the hub or its cache: {line}"
+        ) from error
 
 
 def check_policy(path: str | Path) -> dict[str, Any]:

@@ -166,8 +166,8 @@ class AtomicCheckpoints(_Base):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights as `from_pretrained` does, and insist that each has its place.
 
-        transformers saves a Qwen2.5-VL under other names ("visual.…") than its modules have ("model.visual.…"); its
-        Trainer then loads none of them on resume, with a warning, and training would go on from the base model.
+        transformers saves vision-language models under other names than their modules have (without "model." in front). Its
+        Trainer then loads no weights on resume, warns, and would continue from the base model.
         """
         if self._has_own_format(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
