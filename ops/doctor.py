@@ -167,7 +167,7 @@ def torchvision() -> Iterator[Finding]:
 
 def vllm(config: Config) -> Iterator[Finding]:
     """vLLM here or in .venv-vllm, and its version."""
-    wanted = pins(ROOT / "constraints" / "gpu.txt").get("vllm", "")
+    wanted = pins(ROOT / "requirements" / "gpu.txt").get("vllm", "")
     needed = config.rl.rollout_engine != "transformers"
     state: Literal["warn", "fail"] = "fail" if needed else "warn"
     found = installed("vllm")
@@ -341,7 +341,7 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
 def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
     """All findings for a configuration, in order."""
     file = "gpu.txt" if torch_build() else "cpu.txt"
-    wanted = pins(ROOT / "constraints" / file)
+    wanted = pins(ROOT / "requirements" / file)
     wanted.pop("vllm", None)  # looked at on its own
     yield from versions(wanted, f"constraints/{file}")
     yield from devices()

@@ -18,6 +18,7 @@ from eval.judge_validation.labelled import base
 from eval.judge_validation.labelled.base import Labelled, Loaded, load
 from fgrpo.errors import UserError
 from judges.base import GroundingItem
+from tests.judges.conftest import running
 
 
 def picture(path: Path) -> None:
@@ -204,7 +205,7 @@ def test_an_answer_key_that_does_not_fit_is_refused() -> None:
 
 
 @pytest.fixture
-def yes_sayer(fault_server: Any) -> Iterator[str]:
+def yes_sayer() -> Iterator[str]:
     """The address of a judge behind an endpoint, in a thread of its own, that calls every sentence CORRECT."""
     ready, stop, urls = threading.Event(), threading.Event(), []
 
@@ -213,7 +214,7 @@ def yes_sayer(fault_server: Any) -> Iterator[str]:
         return json.dumps({key: {"why": "seen", "label": "CORRECT"} for key in schema["properties"]})
 
     async def serve() -> None:
-        async with fault_server(behave) as server:
+        async with running(behave) as server:
             urls.append(server.url)
             ready.set()
             while not stop.is_set():

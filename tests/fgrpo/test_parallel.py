@@ -27,9 +27,9 @@ sys.exit(name in ("b", "d"))
 
 PARENT = """
 import sys
-from fgrpo import side_by_side
+from fgrpo import parallel
 child = "import os, time; os.write(1, b'here\\\\n'); time.sleep(600)"  # in one piece: both have one pipe
-side_by_side.run({name: [sys.executable, "-c", child] for name in "abc"}, 2)
+parallel.run({name: [sys.executable, "-c", child] for name in "abc"}, 2)
 """
 
 

@@ -103,10 +103,10 @@ def test_too_small_gpus_for_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "installed", lambda name: None)
-    pins = tmp_path / "constraints"
+    pins = tmp_path / "requirements"
     pins.mkdir()
     for name in ("gpu.txt", "core.txt", "rest.txt"):
-        (pins / name).write_text((ROOT / "constraints" / name).read_text())
+        (pins / name).write_text((ROOT / "requirements" / name).read_text())
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     (line,) = failures(doctor.vllm(load("paper-7b")))
     assert "no vLLM, and rl.rollout_engine is vllm-server" in line

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said_before_the_policy_is_loaded(world: Path, chain: P
     def too_late(*_: Any, **__: Any) -> Any:
         raise AssertionError("the policy was loaded first")
 
-    monkeypatch.setattr(train.hf, "load_policy", too_late)
+    monkeypatch.setattr(train.loading, "load_policy", too_late)
     for wrong, words in (
         ("rl.tau={consistency: 0.9, spatial_grounding: 0.4, semantic_grounding: 0.7, spatial: 0.5}", "rl.tau.spatial"),
         ("rl.dual.lam_init=9", "lam_init 9.0 is outside"),
