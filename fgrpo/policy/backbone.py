@@ -163,7 +163,7 @@ def lookup(model_type: object, what: str = "the model") -> Backbone:
 
 def of_model(model: Any) -> Backbone:
     """The family of a loaded model, also of one in a wrapper that passes its `config` through."""
-    return lookup(model.config.model_type, f"a {type(model).__name__}")
+    return lookup(getattr(getattr(model, "config", None), "model_type", None), f"a {type(model).__name__}")
 
 
 def assumed(model_type: object) -> Backbone:
