@@ -51,7 +51,7 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name} is neither a saved model's folder nor a model of the hub or its cache: {line}"
+            f"{name} is neither a folder with a model nor a model of the hub or its cache: {line}"
         ) from error
 
 

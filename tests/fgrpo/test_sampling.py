@@ -220,7 +220,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (None, "neither a saved model's folder"),
+        (None, "neither a folder with a model"),
         ({}, "no config.json"),
         ({"config.json": "{"}, "not JSON"),
         ({"config.json": '{"model_type": "llama"}'}, "'llama'"),
