@@ -76,7 +76,7 @@ def distil(
         if shard is None:
             shards.gather(stage, TREES)
         else:
-            grown = shards.of_whole(stage, folder(config, "mcts", runs), TREES)
+            grown = shards.merged_ids(stage, folder(config, "mcts", runs), TREES)
             samples = [sample for sample in shard.take(samples) if sample.id not in grown]
         failed = asyncio.run(_sample_all(config, stage, samples, sampler, allowed))
         if shard is None:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("rl.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("rl.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
@@ -61,13 +61,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
         checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            distributed.say(f"going on from {checkpoint}")
+            distributed.print_once(f"going on from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -75,7 +75,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             raise UserError(str(error)) from error
         finally:
             logbook.close()
-        checkpoints.save_whole(trainer, run.path / "final")
+        checkpoints.save_final(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
             run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
         return run.path

@@ -29,7 +29,7 @@ from fgrpo.files import read_jsonl
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
-from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_whole
+from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_final
 from sft import dataset
 
 METRICS = metrics_file.NAME
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("sft.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("sft.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
@@ -58,13 +58,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, "sft", [traces], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, traces)
         checkpoint = distributed.on_main(lambda: where_to_go_on(run.path, trainer.args.max_steps))
         if checkpoint is not None:
-            distributed.say(f"going on from {checkpoint}")
+            distributed.print_once(f"going on from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -261,7 +261,7 @@ def lost_best(folder: Path, checkpoint: Path) -> bool:
 
 def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
     """Model, processor and best.json, written aside and renamed."""
-    save_whole(trainer, folder, lambda aside: runs.write_json(aside / "best.json", facts))
+    save_final(trainer, folder, lambda aside: runs.write_json(aside / "best.json", facts))
 
 
 def keep_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
