@@ -238,7 +238,9 @@ class Preflight(TrainerCallback):
         agreed = (
             "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
         )
-        distributed.say(f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}")
+        distributed.print_once(
+            f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}"
+        )
 
 
 def probe_rows(dataset: Any) -> list[dict[str, Any]]:
