@@ -20,6 +20,7 @@ from fgrpo import prompts, response
 from fgrpo.errors import UserError
 from fgrpo.files import Appender
 from fgrpo.inference.base import Request, Sampler, SamplingError
+from fgrpo.schema import Policy
 from fgrpo.types import Sample
 
 MIN_WAVE = 8  # minimum number of candidates per source and wave
@@ -31,7 +32,7 @@ Grade = Callable[[str | None, str, Sequence[str]], bool]
 
 @dataclass(frozen=True)
 class Settings:
-    """Rollout and selection settings; `template` is the prompt, and `prefix` starts the assistant turn."""
+    """Rollout and selection settings; `template` is the prompt, `prefix` starts the assistant turn, `policy` writes boxes."""
 
     rollouts: int
     temperature: float
@@ -42,6 +43,7 @@ class Settings:
     max_failed_share: float
     concurrency: int
     seed: int
+    policy: Policy
 
 
 def fraction(seed: int, name: str) -> float:
@@ -61,6 +63,11 @@ def is_kept(mean: float, sample_id: str, keep_trivial: float, seed: int) -> bool
         keep_trivial: share in [0, 1] of the samples with mean 0 or 1 that stay.
     """
     return 0 < mean < 1 or fraction(seed, f"trivial/{sample_id}") < keep_trivial
+
+
+def _parsed(settings: Settings, text: str) -> response.Response:
+    policy = settings.policy
+    return response.parse(settings.prefix + text, box_tag=policy.box_tag, frame=policy.box_frame)
 
 
 class DifficultyMeter:
@@ -124,7 +131,7 @@ class DifficultyMeter:
                 return
             finally:
                 on_done()
-        answers = [response.parse(settings.prefix + c.text).answer for c in completions]
+        answers = [_parsed(settings, c.text).answer for c in completions]
         correct = [self.grade(answer, sample.answer, sample.choices) for answer in answers]
         mean = sum(correct) / len(correct)
         self.done.add({"id": sample.id, "mean": mean, "correct": correct, "answers": answers})

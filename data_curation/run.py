@@ -212,6 +212,7 @@ async def _choose(
         max_failed_share=data.max_failed_share,
         concurrency=config.engine.concurrency,
         seed=config.seed,
+        policy=config.policy,
     )
     engine = sampler or inference.build(config, config.models.base)
     measured_path = stage.path / DIFFICULTY

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.models import ModelSpec, template, user_text
-from fgrpo.boxes import model_size
+from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.images import IMAGE_ERRORS, image_tokens, open_rgb
 from fgrpo.schema import Config
 from fgrpo.types import Sample
@@ -25,7 +25,7 @@ STEP = 0.97  # how much closer an attempt gets, where rounding to whole tokens l
 ATTEMPTS = 60
 
 
-def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: tuple[int, int]) -> list[Sample]:
+def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: PixelBounds) -> list[Sample]:
     """`samples`, those whose pictures do not fit `eval.context_length` with smaller ones (then `meta["shrunk"]` says by what).
 
     Args:
@@ -42,7 +42,7 @@ def _tokens_of(text: str) -> int:
     return math.ceil(len(text) / 2)
 
 
-def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sample:
+def _fit(sample: Sample, room: int, bounds: PixelBounds, cache: Path) -> Sample:
     try:
         needed = sum(image_tokens(path, bounds) for path in sample.images)
     except IMAGE_ERRORS:  # a broken picture: the engine refuses it, by name
@@ -58,15 +58,15 @@ def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sam
     return sample  # the least that the processor makes of them is still too much: the engine refuses it in words
 
 
-def _smaller(path: str, share: float, bounds: tuple[int, int], cache: Path) -> str:
+def _smaller(path: str, share: float, bounds: PixelBounds, cache: Path) -> str:
     """A copy of a picture at `share` of the sides the model would see."""
     stat = Path(path).stat()
-    name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {bounds}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {tuple(bounds)}".encode()).hexdigest()[:24]
     made = cache / f"{name}.png"
     if not made.exists():
         picture = open_rgb(path)
         width, height = model_size(picture.size, *bounds)
-        size = (max(28, round(width * share)), max(28, round(height * share)))
+        size = (max(bounds.factor, round(width * share)), max(bounds.factor, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
         aside = made.with_suffix(f".{os.getpid()}.part")  # models are evaluated side by side
         picture.resize(size).save(aside, "PNG")

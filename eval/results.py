@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from eval import models
+from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -52,15 +53,15 @@ class Result:
         return {item["id"]: Rollout.from_dict(item) for item in read_jsonl(self.path / "generations.jsonl")}
 
 
-def scored_pixels(scoring: Path) -> tuple[int, int]:
+def scored_pixels(scoring: Path) -> PixelBounds:
     """The bounds of the model's processor under which the first scores were made; the model itself may be gone.
 
     Raises:
         UserError: the file (`SCORING`) is broken.
     """
     try:
-        least, most = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
-        return int(least), int(most)
+        least, most, factor = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
+        return PixelBounds(int(least), int(most), int(factor))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{scoring} is broken ({error!r}); run `make eval` for this model again") from error
 

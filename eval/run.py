@@ -28,8 +28,8 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
-from fgrpo.images import pixel_bounds
 from fgrpo.inference.base import Sampler
+from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config

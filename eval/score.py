@@ -22,6 +22,7 @@ from eval.models import ModelSpec
 from fgrpo import boxes
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
+from fgrpo.policy import backbone
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import JudgeSet
@@ -44,7 +45,7 @@ class Scorer:
     judges: JudgeSet
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
-    pixels: tuple[int, int] = (boxes.MIN_PIXELS, boxes.MAX_PIXELS)  # the processor's bounds (`pictures.pixel_bounds`)
+    pixels: boxes.PixelBounds = backbone.default().pixels  # the processor's bounds (`model_files.pixel_bounds`)
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         """One record a rollout, in order. What the engine refused has failed scores alone, and no judge is asked about it."""
@@ -68,9 +69,11 @@ class Scorer:
                 rewards.RewardItem(rollout.id, with_true_boxes(sample, self.truth), response)
                 for (sample, rollout), response in zip(pairs, read, strict=True)
             ]
-            least, most = self.pixels
+            least, most, factor = self.pixels
             tag, frame = self.spec.box_tag, self.spec.box_frame
-            context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame)
+            context = rewards.RewardContext(
+                self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor
+            )
             for name, reward in FAITHFULNESS.items():
                 by_name[name] = await rewards.load(reward)(items, context)
             if self.spec.grounding != "boxes":

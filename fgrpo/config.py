@@ -1,6 +1,6 @@
 """Layered configuration: paper.yaml, scale/<preset>.yaml, method/<method>.yaml, overlays and dotted overrides.
 
-An overlay is a file of configs/overlay that changes a few keys for a purpose (`lora`, `one-node`, `multi-node`); among the
+An overlay is a file of configs/overlay that changes a few keys for one purpose (`lora`, `one-node`, `multi-node`); among the
 overrides it is written "@lora". Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
 configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
 
@@ -23,19 +23,20 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.schema import JUDGE_TRANSPORT, Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-OVERLAY = "@"  # marks an overlay's name among the overrides
+OVERLAY = "@"  # marks the name of an overlay among the overrides
 
-# What each stage depends on (dotted keys). A stage runs again when its own slice or an earlier stage's output changed.
+# What each stage depends on (dotted keys). A stage reruns if its own slice or the output of an earlier stage changed.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
-    "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
-    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "prompts.think", "mcts"),
+    "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
+    "mcts": ("seed", "models.teacher", "engine", "policy", "prompts.teacher", "prompts.think", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
-    "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
+    "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",
         "models.base",
         "engine",
+        "policy",
         "prompts",
         "data.root",
         "world",
@@ -45,12 +46,12 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Where servers answer and how they are asked does not change what they say: a judge on another port is no other run.
+# The address of a server and the pace of requests do not change its replies: a judge on another port is the same run.
 TRANSPORT = JUDGE_TRANSPORT | {"trees_in_flight"}  # the engine's keys among them
 
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
-    """Merge the layers and check the result.
+    """Merge the layers and validate the result.
 
     Args:
         preset: a file of configs/scale, such as "mini" or "paper-7b".
@@ -58,7 +59,7 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
         overrides: dotted assignments such as "rl.kl_coef=0.02" (values are YAML), and overlays ("@lora", "@lora,one-node").
 
     Raises:
-        UserError: unknown preset, method, overlay or key (names the nearest), or a value of the wrong kind (names the key).
+        UserError: unknown preset, method, overlay or key (suggests the nearest), or an invalid value (names the key).
     """
     merged = _read(configs / "paper.yaml")
     for kind, folder, name in (("preset", "scale", preset), ("method", "method", method)):
@@ -80,7 +81,7 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
 
 
 def _above(text: str, configs: Path) -> list[dict[str, Any]]:
-    """The layers that an override is: one assignment, or the overlays of "@lora,one-node"."""
+    """The layers of an override: one assignment, or the overlays of "@lora,one-node"."""
     if not text.startswith(OVERLAY):
         return [_assignment(text)]
     names = text.removeprefix(OVERLAY).split(",")
@@ -95,19 +96,19 @@ def _layer(configs: Path, kind: str, folder: str, name: str) -> dict[str, Any]:
 
 
 def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Layers named by `extends:` (nearest first); the key is taken out of `layer`."""
-    found = []
+    """Layers named by `extends:` (nearest first); removes the key from `layer`."""
+    parents = []
     while (name := layer.pop("extends", None)) is not None:
         path = folder / f"{name}.yaml"
         if not path.is_file():
             raise unknown("parent layer", name, (p.stem for p in folder.glob("*.yaml")))
         layer = _read(path)
-        found.append(layer)
-    return found
+        parents.append(layer)
+    return parents
 
 
 def stage_slice(config: Config, stage: str) -> dict[str, Any]:
-    """The part of the configuration that `stage` depends on, as plain JSON ("rl-fgrpo" and "eval/x" use their prefix)."""
+    """The part of the configuration that `stage` depends on, as plain JSON (for "rl-fgrpo" and "eval/x" the prefix counts)."""
     kind = stage if stage in STAGE_KEYS else stage.replace("/", "-").split("-", 1)[0]
     if kind not in STAGE_KEYS:
         return {}
@@ -168,7 +169,9 @@ def _read(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise UserError(f"{path} must hold keys and values, not a {type(data).__name__}")
+        raise UserError(
+            f"{path} holds a {type(data).__name__}, and a configuration layer is a mapping of keys to values"
+        )
     return data
 
 
@@ -199,8 +202,10 @@ def _explain(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("configuration key", key, known_keys())
-    if key.endswith("api_key_env"):  # what was given may be the key itself
-        return UserError(f"configuration key {key!r} is the name of an environment variable, and not the key itself")
+    if key.endswith("api_key_env"):  # the value may be the secret itself, so the message leaves it out
+        return UserError(
+            f"configuration key {key!r} must be the name of an environment variable, not the API key itself"
+        )
     return UserError(f"configuration key {key!r}: {first['msg']} (got {first.get('input')!r})")
 
 

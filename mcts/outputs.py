@@ -68,6 +68,7 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
         traces_out = files.enter_context(_AtomicJsonl(stage.path / "traces.jsonl"))
         sft_out = files.enter_context(_AtomicJsonl(stage.path / "sft.jsonl"))
         for tree in store.read(stage.path / TREES, ids):
+            tree.policy = config.policy
             traces = linearize(tree)
             tally.add(tree, traces)
             gallery.offer(tree, traces)

@@ -111,7 +111,7 @@ def _zoom_counts(tree: Tree) -> Counter[str]:
     stack: list[tuple[Node, float | None]] = [(tree.root, None)]
     while stack:
         node, previous_area = stack.pop()
-        area = largest_area(node.step)
+        area = largest_area(node.step, tree.policy.box_tag)
         counts["steps/all"] += bool(node.step)
         counts["steps/boxed"] += area is not None
         if area is not None and previous_area is not None:

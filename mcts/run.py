@@ -63,7 +63,7 @@ def distil(
         if shard is None:
             shards.gather(stage, TREES)
         else:
-            grown_ids = shards.of_whole(stage, folder(config, "mcts", runs), TREES)
+            grown_ids = shards.merged_ids(stage, folder(config, "mcts", runs), TREES)
             samples = [sample for sample in shard.take(samples) if sample.id not in grown_ids]
         failed = asyncio.run(_grow_missing(config, stage, samples, sampler, allowed))
         if shard is None:
@@ -146,7 +146,7 @@ async def grow(
 
         async def worker() -> None:
             for sample in queue:
-                tree = Tree(sample, settings)
+                tree = Tree(sample, settings, policy=config.policy)
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:

@@ -107,7 +107,7 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         for step in proposed:
             tree.counts["completions"] += 1
             tree.counts["tokens"] += step.tokens
-            problem = step.problem or rejection_reason(step, path, accepted, settings.zoom)
+            problem = step.problem or rejection_reason(step, path, accepted, settings.zoom, tree.policy.box_tag)
             if problem is None:
                 accepted.append(step)
             else:
@@ -123,7 +123,9 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
     ]
 
 
-def rejection_reason(step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt") -> str | None:
+def rejection_reason(
+    step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt", box_tag: str = "bbox"
+) -> str | None:
     """The reason why a proposed step may not become a child, or None if it may.
 
     Reasons: `duplicate` (of a sibling), `repeated_text`, `repeated_box` and `zoomed_out`. The last one applies only if `zoom` is
@@ -135,11 +137,11 @@ def rejection_reason(step: Step, path: Sequence[Node], siblings: Sequence[Step],
     earlier = steps_of(path)
     if any(_collapse_spaces(line) == key for line in earlier):
         return "repeated_text"
-    seen = {tuple(box) for line in earlier for box in parse_boxes(line)[0]}
-    if any(tuple(box) in seen for box in parse_boxes(step.text)[0]):
+    seen = {tuple(box) for line in earlier for box in parse_boxes(line, box_tag=box_tag)[0]}
+    if any(tuple(box) in seen for box in parse_boxes(step.text, box_tag=box_tag)[0]):
         return "repeated_box"
-    if zoom == "strict" and (area := largest_area(step.text)) is not None:
-        previous = next((a for line in reversed(earlier) if (a := largest_area(line)) is not None), None)
+    if zoom == "strict" and (area := largest_area(step.text, box_tag)) is not None:
+        previous = next((a for line in reversed(earlier) if (a := largest_area(line, box_tag)) is not None), None)
         if previous is not None and area > previous:
             return "zoomed_out"
     return None

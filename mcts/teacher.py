@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fgrpo.inference.base import Completion, Request, Sampler
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 from fgrpo.schema import Mcts
 from fgrpo.types import Sample
 from mcts.tree import read_chain
@@ -128,7 +128,7 @@ class SamplerTeacher:
 
 def is_clean_text(text: str) -> bool:
     """Whether `text` can be fed to a model again: it contains no special token and no broken character."""
-    return "\ufffd" not in text and not SPECIAL_SHAPE.search(text)
+    return "\ufffd" not in text and not special_token(text)
 
 
 def read_step(state: str, text: str, truncated: bool, logprob: float, tokens: int) -> Step:
@@ -147,7 +147,7 @@ def read_step(state: str, text: str, truncated: bool, logprob: float, tokens: in
         return Step(text.strip(), None, logprob, tokens, problem)
 
     if not is_clean_text(text):
-        return rejected("special_token" if SPECIAL_SHAPE.search(text) else "broken_text")
+        return rejected("special_token" if special_token(text) else "broken_text")
     if END_OF_THINK in text and END_OF_ANSWER in text:
         chain = read_chain(state + text)
         if chain is None:

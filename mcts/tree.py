@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from fgrpo.response import parse, parse_boxes
-from fgrpo.schema import Mcts
+from fgrpo.schema import Mcts, Policy
 from fgrpo.types import Sample
 
 OPENING = "<think>"
 ROOT = "0"
+DEFAULT_POLICY = Policy(box_tag="bbox", box_frame="model")  # of trees made without a configuration
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Tree:
     root: Node = field(default_factory=lambda: Node(ROOT))
     counts: Counter[str] = field(default_factory=Counter)
     last_failure: str = ""
+    policy: Policy = DEFAULT_POLICY
 
     @property
     def id(self) -> str:
@@ -159,9 +161,10 @@ def steps_of(path: Sequence[Node]) -> list[str]:
     return [node.step for node in path if node.step]
 
 
-def largest_area(step: str) -> float | None:
-    """Area of the largest box of a step, in square pixels of the model's image; None without a box."""
-    return max(((box.x2 - box.x1) * (box.y2 - box.y1) for box in parse_boxes(step)[0]), default=None)
+def largest_area(step: str, box_tag: str = "bbox") -> float | None:
+    """Area of the largest box that a step names, in the units of its frame; None if it names none."""
+    boxes, _ = parse_boxes(step, box_tag=box_tag)
+    return max(((box.x2 - box.x1) * (box.y2 - box.y1) for box in boxes), default=None)
 
 
 def state_text(path: Sequence[Node]) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fgrpo.boxes import model_size
+from fgrpo.boxes import convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
+from fgrpo.policy import backbone
 from fgrpo.response import parse_boxes
-from fgrpo.types import Trace
-from mcts.tree import Node, Tree
+from fgrpo.types import Box, Trace
+from mcts.tree import Tree
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 TREES_PER_SOURCE = 4
@@ -53,7 +54,7 @@ class Gallery:
         if not traces or self._counts[source] >= self._per_source:
             return
         self._counts[source] += 1
-        boxes = boxes_of(tree.root) if len(tree.sample.images) == 1 else []
+        boxes = boxes_of(tree) if len(tree.sample.images) == 1 else []
         self._views.append(TreeView(tree, traces, [_embedded_image(path, boxes) for path in tree.sample.images]))
 
     def page(self, title: str) -> str:
@@ -67,28 +68,29 @@ class Gallery:
         return environment.get_template("viewer.html.j2").render(title=title, views=self._views)
 
 
-def boxes_of(root: Node) -> list[tuple[float, float, float, float]]:
-    """Distinct boxes (x1, y1, x2, y2) of the tree's steps (not of its rollouts), in order, in the model's pixels."""
-    distinct: dict[tuple[float, float, float, float], None] = {}
-    for node in root.walk():
-        for box in parse_boxes(node.step)[0]:
-            distinct.setdefault((box.x1, box.y1, box.x2, box.y2))
+def boxes_of(tree: Tree) -> list[Box]:
+    """Distinct boxes of the tree's steps (not of its rollouts), in order, in the policy's frame."""
+    distinct: dict[Box, None] = {}
+    for node in tree.root.walk():
+        for box in parse_boxes(node.step, box_tag=tree.policy.box_tag, frame=tree.policy.box_frame)[0]:
+            distinct.setdefault(box)
     return list(distinct)
 
 
-def _embedded_image(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> dict[str, Any]:
+def _embedded_image(path: str, boxes: Iterable[Box]) -> dict[str, Any]:
     """An image as a data URI, with its boxes in pixels of the image as the model sees it."""
     try:
         image = open_rgb(path)
     except UserError as error:  # the file was removed after the search; the page shows the tree and the error
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
-    width, height = model_size(image.size)
+    width, height = seen = model_size(image.size, *backbone.default().pixels)
+    converted = [convert(box, "model", image.size, seen) for box in boxes]
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, format="PNG")
     rectangles = [
         {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "color": COLORS[i % len(COLORS)]}
-        for i, (x1, y1, x2, y2) in enumerate(boxes)
+        for i, (x1, y1, x2, y2) in enumerate(converted)
     ]
     uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
     return {"uri": uri, "problem": "", "width": width, "height": height, "boxes": rectangles}

@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 from data_curation import source as sources
 from eval import base as benchmarks
-from fgrpo import runs, torchvision_shim
+from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.policy import torchvision_shim
 from fgrpo.schema import Config, Serving
 from ops.connectivity import Finding, endpoints, ports
 
@@ -144,7 +145,7 @@ def compiler() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """Whether a fresh interpreter can import torchvision and with it Qwen2.5-VL's processor."""
+    """Whether a fresh interpreter can import torchvision and with it the policy's processor."""
     code = "import torchvision; from transformers import AutoProcessor"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=IMPORT_TIMEOUT_S

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fgrpo.policy import model_files
+from fgrpo.policy import backbone, model_files
 from fgrpo.schema import Lora
 
 SHAPES = Path(__file__).resolve().parent.parent / "configs" / "shapes"
@@ -27,7 +27,7 @@ LOGIT_BYTES = 10  # bf16 logits, their float32 copy, and its gradient
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Qwen2.5-VL: parameters in all, of the vision encoder and of its projector; the language model's dimensions."""
+    """Sizes of a policy: parameters in all, of the vision encoder and of its projector; the language model's dimensions."""
 
     parameters: int
     encoder: int
@@ -58,20 +58,21 @@ def configuration(model: str) -> dict[str, Any]:
 
 
 def shape_of(model: str) -> Shape:
-    """The shape of a Qwen2.5-VL: a folder, a file of configs/shapes, or a name of the hub.
+    """The shape of a policy: a folder, a file of configs/shapes, or a name of the hub.
 
     Raises:
         UserError: no such model, or another kind.
     """
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config: Any = Qwen2_5_VLConfig(**configuration(model))
+    described = configuration(model)
+    family = backbone.lookup(described.get("model_type"), model)
+    config: Any = family.config_class()(**described)
     with torch.device("meta"):
-        built = Qwen2_5_VLForConditionalGeneration(config)
+        built = family.model_class()(config)
     sizes: Mapping[str, int] = {name: p.numel() for name, p in built.named_parameters()}
-    vision = {name: size for name, size in sizes.items() if ".visual." in f".{name}"}
-    projector = sum(size for name, size in vision.items() if ".merger." in name)
+    vision = {name: size for name, size in sizes.items() if family.is_vision(name)}
+    projector = sum(size for name, size in vision.items() if family.is_projector(name))
     text = config.text_config
     return Shape(
         parameters=sum(sizes.values()),

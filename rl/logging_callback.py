@@ -77,7 +77,7 @@ def cut_back(folder: Path, step: int) -> list[int]:
     return sorted(kept)
 
 
-def rollout_table(batches: Sequence[ScoredBatch], pixels: tuple[int, int]) -> pa.Table:
+def rollout_table(batches: Sequence[ScoredBatch], pixels: boxes.PixelBounds) -> pa.Table:
     """One row a rollout of one generation (one batch a process); the columns are `COLUMNS`.
 
     Args:
@@ -88,7 +88,7 @@ def rollout_table(batches: Sequence[ScoredBatch], pixels: tuple[int, int]) -> pa
     return table.replace_schema_metadata({"columns": json.dumps(COLUMNS)})
 
 
-def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
+def _row(batch: ScoredBatch, i: int, pixels: boxes.PixelBounds) -> dict[str, Any]:
     item = batch.items[i]
     sample = item.sample
     row: dict[str, Any] = {
@@ -148,7 +148,7 @@ class Alarms:
 class Logbook(TrainerCallback):
     """Writes the files of one run; only the main process does. `trainer` is set after the trainer is built."""
 
-    def __init__(self, folder: Path, scorer: RolloutScorer, total: int, pixels: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, scorer: RolloutScorer, total: int, pixels: boxes.PixelBounds) -> None:
         self.folder, self.scorer, self.total, self.pixels = folder, scorer, total, pixels
         self.trainer: FaithfulGRPOTrainer | None = None
         self._bar: tqdm[Any] | None = None

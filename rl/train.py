@@ -19,9 +19,9 @@ from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from fgrpo import cli, config, prompts, runs
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
-from fgrpo.images import pixel_bounds
-from fgrpo.policy import adapters, loading
+from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import checkpoints, distributed, launch
 from judges import build
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("rl.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("rl.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
@@ -61,13 +61,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
         checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            distributed.say(f"going on from {checkpoint}")
+            distributed.print_once(f"going on from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -75,7 +75,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             raise UserError(str(error)) from error
         finally:
             logbook.close()
-        checkpoints.save_whole(trainer, run.path / "final")
+        checkpoints.save_final(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
             run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
         return run.path
@@ -84,7 +84,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), pixel_bounds(policy)  # what may be wrong goes before what takes long
+    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # what may be wrong goes before what takes long
     scorer = make_scorer(cfg, pixels, run.path)
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
@@ -100,7 +100,9 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     steps = arguments.total_steps(rl, len(samples))
     wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
-    forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy))
+    forbidden = loading.forbidden_token_ids(
+        processor.tokenizer, loading.text_vocabulary(policy), model_files.backbone_of(policy)
+    )
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # before the model: ZeRO-3 cuts it as it loads
@@ -116,7 +118,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
         args,
         dataset,
         processing_class=processor,
-        peft_config=adapters.lora_config(rl.lora),
+        peft_config=adapters.lora_config(rl.lora, model_files.backbone_of(policy)),
         callbacks=[preflight, logbook],
         dual=dual,
         coupling=None if rl.combine == "decoupled" else rl.combine,
@@ -167,7 +169,7 @@ def make_dual(cfg: Config) -> DualAscent:
         raise UserError(f"rl.dual: {error}") from error
 
 
-def make_scorer(cfg: Config, pixels: tuple[int, int], folder: Path | None = None) -> RolloutScorer:
+def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) -> RolloutScorer:
     """The configured signals, and what is scored only to be logged; the judges' spending is kept in the run's `folder`."""
     context = RewardContext(
         build(cfg.judges.training, cfg.data.root, folder),
@@ -176,6 +178,7 @@ def make_scorer(cfg: Config, pixels: tuple[int, int], folder: Path | None = None
         box_normaliser=cfg.rl.box_normaliser,
         min_pixels=pixels[0],
         max_pixels=pixels[1],
+        patch_factor=pixels.factor,
     )
     return RolloutScorer(cfg.rl.signals, context, cfg.rl.monitor)
 

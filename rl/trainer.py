@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from fgrpo.policy import backbone
 from fgrpo.training import checkpoints
 from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, rounded, shares, varying_groups
 from rl.checks import check_config, check_constraints, check_dataset
@@ -63,7 +64,7 @@ class FailedJudgements(RuntimeError):
     """More judgements failed in one step than the run allows. A checkpoint has been saved where one was possible."""
 
 
-class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
+class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -267,7 +268,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
     def _check_sampled(self, completion_ids: Sequence[Sequence[int]]) -> None:
         """A sampled picture token would end the next forward pass with "Image features and image tokens do not match"."""
         config: Any = self.plain_model.config
-        pictures = {getattr(config, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        pictures = backbone.assumed(config.model_type).placeholder_ids(config)
         for row, ids in enumerate(completion_ids):
             if not pictures.isdisjoint(ids):
                 raise ValueError(

@@ -1,6 +1,6 @@
 """Install the torchvision shim into the environment of the interpreter that runs this script.
 
-Writes `fgrpo_torchvision_shim.py` (a copy of fgrpo/torchvision_shim.py) and a `.pth` file that installs its import hook
+Writes `fgrpo_torchvision_shim.py` (a copy of fgrpo/policy/torchvision_shim.py) and a `.pth` file that installs its import hook
 when an interpreter starts. Run it again after the shim has changed; `--remove` takes it out.
 
 Command: `.venv/bin/python scripts/install_shim.py`, likewise with `.venv-vllm/bin/python`.
@@ -12,7 +12,7 @@ import argparse
 import sysconfig
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent.parent / "fgrpo" / "torchvision_shim.py"
+SOURCE = Path(__file__).resolve().parent.parent / "fgrpo" / "policy" / "torchvision_shim.py"
 MODULE = "fgrpo_torchvision_shim"
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from datasets import Dataset
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 
 TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
 
@@ -73,7 +74,7 @@ def _row(record: Mapping[str, Any]) -> Row | str:
         return "empty or no text"
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         return "no picture"
-    if any(SPECIAL_SHAPE.search(str(text)) for text in texts):
+    if any(special_token(str(text)) for text in texts):
         return "special token written out in the text"
     if not all(Path(image).is_file() for image in images):
         return "picture file missing"
@@ -84,7 +85,7 @@ def _row(record: Mapping[str, Any]) -> Row | str:
 
 
 def fitting(
-    rows: Sequence[Row], count_tokens: Callable[[str], int], limit: int, pixels: tuple[int, int], dropped: Counter[str]
+    rows: Sequence[Row], count_tokens: Callable[[str], int], limit: int, pixels: PixelBounds, dropped: Counter[str]
 ) -> list[Row]:
     """Rows of at most `limit` tokens including image tokens; a longer row would be truncated inside its answer.
 

@@ -26,17 +26,16 @@ from trl import SFTConfig, SFTTrainer
 
 from fgrpo import cli, config, runs
 from fgrpo.files import read_jsonl
-from fgrpo.images import pixel_bounds
-from fgrpo.policy import adapters, loading
+from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
-from fgrpo.training.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
+from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_final
 from sft import dataset
 
 METRICS = metrics_file.NAME
 
 
-class Trainer(AsideCheckpoints, SFTTrainer):
+class Trainer(AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer with atomic checkpoints."""
 
 
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("sft.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("sft.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
@@ -63,13 +62,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, "sft", [traces], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is already done")
+            distributed.print_once(f"{run.path} is already done")
             return run.path
         disable_progress_bar()  # of transformers; the stage has its own progress bar
         trainer, logger = build_trainer(cfg, run, traces)
         checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
         if checkpoint is not None:
-            distributed.say(f"resuming from {checkpoint}")
+            distributed.print_once(f"resuming from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -112,13 +111,13 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     sft = cfg.sft
     if loading.device() == "cpu":  # on shared cores a second thread is slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    loading.check_policy(cfg.models.base)
+    model_files.check_policy(cfg.models.base)
     processor = loading.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        pixel_bounds(cfg.models.base),
+        model_files.pixel_bounds(cfg.models.base),
         run.counts,
     )
     training_rows, validation_rows = dataset.split(rows, cfg.data.validation_share, cfg.seed)
@@ -136,7 +135,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         train_dataset=dataset.to_dataset(training_rows),
         eval_dataset=dataset.to_dataset(validation_rows) if validation_rows else None,
         processing_class=processor,
-        peft_config=adapters.lora_config(sft.lora),
+        peft_config=adapters.lora_config(sft.lora, model_files.backbone_of(cfg.models.base)),
         callbacks=[logger],
     )
     trainer.remove_callback(PrinterCallback)
@@ -278,7 +277,7 @@ def best_is_lost(folder: Path, checkpoint: Path) -> bool:
 
 def save_state(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
     """Write model, processor and best.json atomically."""
-    save_whole(trainer, folder, lambda temporary: runs.write_json(temporary / "best.json", metadata))
+    save_final(trainer, folder, lambda temporary: runs.write_json(temporary / "best.json", metadata))
 
 
 def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 
 FORBIDDEN_BIAS = -100.0  # vLLM's lower bound of a token's bias
 
@@ -74,8 +74,8 @@ def check(request: Request) -> None:
     """Refuse what no engine could serve.
 
     Raises:
-        SamplingError: a parameter out of range, or a special token written out in the text ("<|image_pad|>" in a question
-            would count as a picture).
+        SamplingError: a parameter out of range, or a special token written out in the text (an image token in a question
+            would count as an image).
     """
     wrong = None
     if request.n < 1 or request.max_new_tokens < 1:
@@ -84,7 +84,7 @@ def check(request: Request) -> None:
         wrong = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
     elif any(not stop for stop in request.stop):
         wrong = "a stop string is empty"
-    elif found := SPECIAL_SHAPE.search(request.text) or SPECIAL_SHAPE.search(request.prefix):
-        wrong = f"its text holds the special token {found.group(0)!r}; take it out of the data"
+    elif token := special_token(request.text) or special_token(request.prefix):
+        wrong = f"its text holds the special token {token!r}; take it out of the data"
     if wrong:
         raise SamplingError(f"{describe(request)}: {wrong}")

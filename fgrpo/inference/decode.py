@@ -1,4 +1,4 @@
-"""Autoregressive decoding of a Qwen2.5-VL in one batch: shared prompts are read once, finished rows leave the batch.
+"""Autoregressive decoding of a policy in one batch: shared prompts are read once, finished rows leave the batch.
 
 The forward pass is transformers' own. What differs from `model.generate`, which it equals under greedy decoding (tested):
 a prompt asked for several times is prefilled once; keys and values go into preallocated room instead of being
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+from fgrpo.policy import backbone
 
 SHRINK_AT = 0.8  # finished rows leave once the active ones fall to this share of the batch
 
@@ -95,9 +94,7 @@ class _Room(DynamicLayer):
 
 
 @torch.inference_mode()
-def decode(
-    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], rows: Sequence[Row], vocabulary: Vocabulary
-) -> None:
+def decode(model: Any, prompts: Sequence[Prompt], rows: Sequence[Row], vocabulary: Vocabulary) -> None:
     """Sample every row to its end; `ids`, `logprobs`, `text` and `finish` of the rows are filled in.
 
     `ids` hold the end-of-turn token where the model gave one; `text` does not.
@@ -142,24 +139,20 @@ def decode(
 
 
 def _prefill(
-    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], pad: int
+    model: Any, prompts: Sequence[Prompt], pad: int
 ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
     """One forward pass over the prompts, left-padded: last logits (U, V), cache, mask (U, L), next position (U)."""
+    family = backbone.of_model(model)
     longest = max(len(prompt.ids) for prompt in prompts)
     ids_UL = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
     mask_UL = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
-    pictures_UL = (ids_UL == model.config.image_token_id) & (mask_UL == 1)
+    pictures_UL = (ids_UL == family.image_token_id(model.config)) & (mask_UL == 1)
     embeds_ULH = model.get_input_embeddings()(ids_UL)
     features = [prompt.features for prompt in prompts if prompt.features is not None]
     grids = [prompt.grids for prompt in prompts if prompt.grids is not None]
     if features:
         embeds_ULH = embeds_ULH.masked_scatter(pictures_UL[..., None], torch.cat(features).to(embeds_ULH))
-    position_3UL, _ = model.model.get_rope_index(
-        ids_UL,
-        mm_token_type_ids=pictures_UL.int(),
-        image_grid_thw=torch.cat(grids) if grids else None,
-        attention_mask=mask_UL,
-    )
+    position_3UL = family.positions(model, ids_UL, pictures_UL, torch.cat(grids) if grids else None, mask_UL)
     cache = DynamicCache(config=model.config)
     logits_UV = model(
         inputs_embeds=embeds_ULH,

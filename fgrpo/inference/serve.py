@@ -32,12 +32,12 @@ from fgrpo.hardware import Gpu, gpus
 from fgrpo.inference import addresses
 from fgrpo.inference.addresses import Address
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
-from fgrpo.policy import model_files
+from fgrpo.policy import backbone, model_files
 from fgrpo.process_guard import Guard
 from fgrpo.schema import Config, Judge, Serving
 
 ROLES = ("teacher", "judge", "extractor", "base", "rollouts", "model")
-POLICIES = ("teacher", "base", "rollouts", "model")  # roles that are a Qwen2.5-VL
+POLICIES = ("teacher", "base", "rollouts", "model")  # roles whose model is of a family that we know
 GPU_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
 HEALTHY_S = 1800.0  # a 72B model is read from a network disk
 CPU_HEALTHY_S = 600.0
@@ -90,7 +90,7 @@ def check_model(role: str, model: str) -> dict[str, object]:
     """The model's configuration, if it can play the role.
 
     Raises:
-        UserError: no such model, a policy that is no Qwen2.5-VL, or a grounding judge that takes no pictures.
+        UserError: no such model, a policy of an unknown family, or a grounding judge that takes no pictures.
     """
     found = model_files.check_policy(model) if role in POLICIES else model_files.config_of(model)
     if role == "judge" and not model_files.sees(found):
@@ -148,7 +148,7 @@ def order(
             f"data_parallel {serving.data_parallel}) and {len(devices)} are here; "
             f'SET="serve.{role}.tensor_parallel={len(devices)} serve.{role}.data_parallel=1", or ask for more'
         )
-    pictures = json.dumps({"image": serving.images, "video": 0})
+    pictures = json.dumps(backbone.assumed(found.get("model_type")).vllm_limits(serving.images))
     flags = [
         *("--dtype", serving.dtype, *context),
         *(("--limit-mm-per-prompt", pictures) if model_files.sees(found) else ()),

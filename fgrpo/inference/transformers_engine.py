@@ -1,4 +1,4 @@
-"""Sampling from a local Qwen2.5-VL: whatever is asked for at the same time is decoded in one batch.
+"""Sampling from a local model: whatever is asked for at the same time is decoded in one batch.
 
 `sample` queues a request; a pump takes the oldest and those most like it, up to `batch_size` rows, and decodes them in a
 worker thread, so that the event loop lives. Requests may differ in every parameter. A picture goes through the vision tower
@@ -27,10 +27,11 @@ from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import Completion, Request, SamplingError, check, describe
 from fgrpo.inference.decode import Prompt, Row, Vocabulary, decode
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
+from fgrpo.policy.backbone import Backbone
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import PreTrainedTokenizerBase
 
 FEATURE_BYTES = 512 * 2**20
 SETTLE_TURNS = 3  # turns of the event loop the pump waits for other coroutines to ask as well
@@ -49,15 +50,16 @@ class TransformersSampler:
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        processor: Qwen2_5_VLProcessor,
+        model: Any,
+        processor: Any,
         batch_size: int = 160,
         *,
         context_length: int | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
         text_config: Any = model.config.text_config
-        self.vocabulary = vocabulary_of(processor.tokenizer, text_config.vocab_size)
+        self._family = backbone.of_model(model)
+        self.vocabulary = vocabulary_of(processor.tokenizer, text_config.vocab_size, self._family)
         limit = int(text_config.max_position_embeddings)
         self._context = min(limit, context_length or limit)
         self._features = FeatureCache(model, processor)
@@ -72,7 +74,7 @@ class TransformersSampler:
     ) -> TransformersSampler:
         """A sampler over the model saved at `path`, on the GPU where there is one; `context_length` as in `schema.Engine`."""
         model, processor = loading.load_policy(path, dtype)
-        model.to(device=torch.device(loading.device()))  # type: ignore[call-arg]
+        model.to(device=torch.device(loading.device()))
         return cls(model, processor, batch_size, context_length=context_length)
 
     async def sample(self, request: Request) -> Sequence[Completion]:
@@ -176,7 +178,7 @@ class TransformersSampler:
     def _prompt(self, request: Request) -> Prompt:
         seen = [self._features[path] for path in request.images]
         rendered = loading.render_prompt(self.processor, request.images, request.text, request.prefix)
-        ids = loading.tokenize_prompt(self.processor, rendered, [len(features) for features, _ in seen])
+        ids = loading.tokenize_prompt(self.processor, rendered, [len(f) for f, _ in seen], self._family)
         if not seen:
             return Prompt(tuple(ids))
         return Prompt(tuple(ids), torch.cat([f for f, _ in seen]), torch.stack([grid for _, grid in seen]))
@@ -192,7 +194,7 @@ class TransformersSampler:
 class FeatureCache:
     """Vision features of picture files, computed in batches, the least recently used forgotten past `FEATURE_BYTES`."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._images = model, processor.image_processor
         self._kept: OrderedDict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._now: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -229,7 +231,7 @@ class FeatureCache:
         model = self._model
         pixels = self._images(images=[picture for _, picture in missing.values()], return_tensors="pt")
         grids = pixels["image_grid_thw"].to(model.device)
-        features = model.model.get_image_features(pixels["pixel_values"].to(model.device), grids).pooler_output
+        features = backbone.of_model(model).image_features(model, pixels["pixel_values"].to(model.device), grids)
         for (path, (key, _)), feature, grid in zip(missing.items(), features, grids, strict=True):
             self._kept[key] = self._now[path] = (feature.clone(), grid)  # a clone, or one picture keeps the whole batch
             self._bytes += feature.numel() * feature.element_size()
@@ -251,8 +253,8 @@ def _memory_error(error: Exception, rows: int) -> UserError | None:
     return found
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
-    """Bytes of every token of a byte-level BPE tokenizer (Qwen's kind), which ones end a turn, which are forbidden.
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, family: Backbone | None = None) -> Vocabulary:
+    """Bytes of every token of a byte-level BPE tokenizer, which ones end a turn, which are forbidden.
 
     Raises:
         UserError: the tokenizer is of another kind.
@@ -274,10 +276,10 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
             pieces.append(bytes(byte_of[c] for c in token))
         except KeyError:
             raise UserError(
-                f"token {token!r} is not byte-level; the transformers engine needs Qwen's tokenizer"
+                f"token {token!r} is not byte-level; the transformers engine needs a byte-level BPE tokenizer"
             ) from None
     pieces += [b""] * (size - len(pieces))
-    forbidden = loading.forbidden_token_ids(tokenizer, size)
+    forbidden = loading.forbidden_token_ids(tokenizer, size, family)
     return Vocabulary(tuple(pieces), frozenset({tokenizer.eos_token_id}), tuple(forbidden), tokenizer.pad_token_id)
 
 

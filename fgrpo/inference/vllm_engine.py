@@ -20,7 +20,7 @@ from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
-from fgrpo.policy import loading, tokens
+from fgrpo.policy import loading, model_files, tokens
 from fgrpo.process_guard import Guard
 
 PICTURES = 8  # in one prompt at most
@@ -57,7 +57,7 @@ class VLLMSampler:
             tensor_parallel: GPUs that share one copy of the model.
 
         Raises:
-            UserError: no vLLM in this interpreter, not a Qwen2.5-VL, or an engine that does not start (for instance for
+            UserError: no vLLM in this interpreter, an unknown model family, or an engine that does not start (for instance for
                 want of memory; says which settings to lower).
         """
         try:
@@ -69,13 +69,13 @@ class VLLMSampler:
                 "requirements/gpu.txt, run with .venv-vllm/bin/python (`make setup-vllm`), or serve the model and set "
                 "engine.kind=openai"
             ) from error
-        limit = context_of(loading.check_policy(path))
+        limit = context_of(model_files.check_policy(path))
         arguments: dict[str, Any] = {
             "model": str(path),
             "dtype": dtype,
             "max_model_len": min(limit, context_length or limit),
             "max_num_seqs": batch_size,
-            "limit_mm_per_prompt": {"image": PICTURES, "video": 0},
+            "limit_mm_per_prompt": model_files.backbone_of(path).vllm_limits(PICTURES),
             "generation_config": "vllm",  # not the sampling defaults of the model's own file
             "gpu_memory_utilization": memory,
             "tensor_parallel_size": tensor_parallel,

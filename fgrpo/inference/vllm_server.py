@@ -25,13 +25,14 @@ from typing import Self
 from tqdm import tqdm
 
 from fgrpo.errors import UserError
+from fgrpo.policy import backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_LINES = 25
 PATIENCE_S = 20.0
 CPU_FLAGS = (
     *("--dtype", "float32", "--enforce-eager"),
-    *("--limit-mm-per-prompt", json.dumps({"image": 4, "video": 0})),
+    *("--limit-mm-per-prompt", json.dumps(backbone.default().vllm_limits(4))),
     # vLLM 0.31 rewinds a request's random generator when it cuts a prompt in two; a CPU generator cannot be rewound, and the
     # engine dies ("CPU Generator does not use offset") at the first seeded request that is cut
     "--no-enable-chunked-prefill",

@@ -63,13 +63,13 @@ def test_several_machines_know_the_first_and_their_own_place(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("overrides", "gpus", "words"),
     [
-        ([], 0, r"paper-7b trains in bf16 on 8 GPUs a machine, and there is none here"),
+        ([], 0, r"paper-7b trains in bf16 on 8 GPUs per machine, and this machine has none"),
         (
             [],
             4,
-            r"launch\.sft_processes is 8 \(one process a GPU\), and this machine has 4; set launch\.sft_processes=4",
+            r"launch\.sft_processes is 8 \(one process per GPU\), and this machine has 4; set launch\.sft_processes=4",
         ),
-        (["sft.deepspeed=gone.json"], 8, r"sft\.deepspeed: there is no file gone\.json"),
+        (["sft.deepspeed=gone.json"], 8, r"sft\.deepspeed: gone\.json is missing"),
     ],
 )
 def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words: str) -> None:
@@ -90,7 +90,7 @@ def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words
         ('{"train_batch_size": 8}', "sets train_batch_size, which follows from the preset"),
         (
             '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
-            r"builds its own Adam with g\+\+.*apt install",
+            r"compiles its own Adam with g\+\+.*apt install",
         ),
     ],
 )

@@ -39,7 +39,7 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[obj
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 2, "no space left"),
         (ExceptionGroup("tasks", [ValueError("x"), FULL]), 2, "no space left on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/runs"), 2, "/runs: permission denied"),
-        (KeyboardInterrupt(), 130, "the same command carries on"),
+        (KeyboardInterrupt(), 130, "rerun to resume"),
     ],
 )
 def test_one_line_and_a_code(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:

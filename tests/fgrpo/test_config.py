@@ -163,3 +163,10 @@ def test_the_six_methods_are_the_rows_of_tables_2_and_3() -> None:
         "fgrpo": (3, "decoupled", "adaptive"),
         "fgrpo-fixed": (3, "decoupled", "fixed"),
     }
+
+
+def test_the_policys_boxes_are_part_of_every_run_that_reads_them() -> None:
+    """SFT trains on finished texts and reads no boxes; the world writes none of the policy's."""
+    plain, other = load("mini"), load("mini", overrides=["policy.box_tag=box", "policy.box_frame=thousand"])
+    changed = {stage for stage in STAGE_KEYS if stage_slice(plain, stage) != stage_slice(other, stage)}
+    assert changed == {"data", "mcts", "rl", "eval"}

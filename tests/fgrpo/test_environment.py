@@ -30,7 +30,7 @@ def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_hook_alone_makes_torchvision_importable() -> None:
     """-S leaves the environment's own .pth hook out."""
-    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook(); install_hook()\n"
+    hooked = "from fgrpo.policy.torchvision_shim import install_hook; install_hook(); install_hook()\n"
     done = python(
         hooked
         + "import torchvision, torchvision.transforms.v2; print(sum('Finder' in type(f).__name__ for f in sys.meta_path))",
@@ -41,7 +41,7 @@ def test_the_hook_alone_makes_torchvision_importable() -> None:
 
 
 def test_looking_for_torchvision_does_not_import_torch() -> None:
-    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook()\n"
+    hooked = "from fgrpo.policy.torchvision_shim import install_hook; install_hook()\n"
     looked = "import importlib.util; assert importlib.util.find_spec('torchvision'); assert 'torch' not in sys.modules"
     assert python(hooked + looked, "-S").returncode == 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, read_jsonl
+from fgrpo.files import Appender, read_jsonl, write_atomic
 
 
 def test_a_torn_last_line_is_cut_and_done_again(tmp_path: Path) -> None:
@@ -54,3 +54,15 @@ def test_a_file_with_only_a_torn_line_starts_afresh(tmp_path: Path) -> None:
     with Appender(path) as out:
         assert len(out) == 0
     assert path.read_text() == ""
+
+
+def test_an_atomic_write_replaces_the_file_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_atomic(path, "old\n")
+    monkeypatch.setattr("fgrpo.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new\n")
+    assert path.read_text() == "old\n"
+    monkeypatch.undo()
+    write_atomic(str(path), "né\n")
+    assert path.read_bytes() == "né\n".encode() and [p.name for p in tmp_path.iterdir()] == ["x.json"]

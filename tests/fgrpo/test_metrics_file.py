@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo.files import read_jsonl
-from fgrpo.training.metrics_file import MetricsFile, mended
+from fgrpo.training.metrics_file import MetricsFile, restore_lines
 
 HISTORY = [{"step": n, "loss": n / 10} for n in (1, 2, 3, 4)] + [{"step": 4, "train_runtime": 9.0}]
 
@@ -45,5 +45,5 @@ def test_lost_lines_come_back_from_the_checkpoint_and_it_is_said(tmp_path: Path,
 def test_several_entries_of_one_step_belong_together() -> None:
     """SFT logs loss and validation loss of a step in two lines; a file with one of the two is short."""
     history = [{"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 2.0}]
-    assert mended(history[:1], 2, history) == (history, [2])
-    assert mended(history, 2, history) == (history, [])
+    assert restore_lines(history[:1], 2, history) == (history, [2])
+    assert restore_lines(history, 2, history) == (history, [])

@@ -17,7 +17,7 @@ from fgrpo import progress
 
 
 def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
     monkeypatch.setenv("TQDM_POSITION", "1")  # the second of two bars: no cursor movements in a file
     out = io.StringIO()
     with progress.bar("rl-fgrpo", 4, "step", initial=1, out=out) as bar:

@@ -220,7 +220,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (None, "neither a folder"),
+        (None, "neither a folder with a model"),
         ({}, "no config.json"),
         ({"config.json": "{"}, "not JSON"),
         ({"config.json": '{"model_type": "llama"}'}, "'llama'"),
@@ -244,7 +244,7 @@ def test_vision_is_frozen_and_nothing_else() -> None:
     frozen = loading.freeze_vision(model, projector=True)
     assert frozen == sum(p.numel() for p in model.model.visual.parameters())
     assert all(p.requires_grad != name.startswith("model.visual.") for name, p in model.named_parameters())
-    with pytest.raises(UserError, match="visual"):
+    with pytest.raises(UserError, match="known model families"):
         loading.freeze_vision(torch.nn.Linear(2, 2), projector=True)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fgrpo.inference.base import SamplingError
-from mcts.search import TreeFailed, backup, expand, rejection_reason, search, seed_of, select
+from fgrpo.types import Box
+from mcts.search import TreeFailed, backup, expand, iterate, rejection_reason, search, seed_of, select
 from mcts.teacher import Ending, Step
 from mcts.tree import Node, Settings, Tree
 from perf.prior import needed, share_of_best
@@ -238,3 +241,28 @@ def test_seeds_depend_on_all_their_parts_and_fit_31_bits() -> None:
     }
     assert len(seeds) == 32 and all(0 <= seed < 2**31 for seed in seeds)
     assert seed_of(0, "sat/train/1", "0.1", "step", 0) == seed_of(0, "sat/train/1", "0.1", "step", 0)
+
+
+def test_boxes_are_read_with_the_configured_tag(tmp_path: Path) -> None:
+    """The search refuses repeated boxes, counts zooms and shows boxes by `policy.box_tag` and `policy.box_frame`."""
+    from fgrpo.schema import Policy
+    from mcts import report, viewer
+
+    script = {"": [(1.0, "A <box>[0,0,500,500]</box>")]}
+    script["A <box>[0,0,500,500]</box>"] = [(1.0, "Again <box>[0,0,500,500]</box>")]
+    counts = []
+    for policy in (Policy(box_tag="box", box_frame="thousand"), Policy(box_tag="bbox", box_frame="model")):
+        tree = Tree(sample(), settings(children=1, rollouts=0, simulations=2), policy=policy)
+        asyncio.run(iterate(tree, ScriptedTeacher(script)))
+        asyncio.run(iterate(tree, ScriptedTeacher(script)))
+        tally = report.Tally()
+        tally.add(tree, [])
+        counts.append((tree.counts["rejected/repeated_box"] > 0, tally.counts["steps/boxed"] > 0))
+        assert tree.to_dict()["settings"] == asdict(tree.settings), "the policy is the configuration's, not the tree's"
+        if policy.box_tag == "box":
+            assert viewer.boxes_of(tree) == [Box(0, 0, 500, 500, "thousand")]
+    assert counts == [(True, True), (False, False)]
+    path = tmp_path / "x.png"
+    Image.new("RGB", (112, 112)).save(path)
+    (drawn,) = viewer._picture(str(path), [Box(0, 0, 500, 500, "thousand")])["boxes"]
+    assert (drawn["width"], drawn["height"]) == (56, 56)  # of the 112 pixels that the model sees

@@ -8,7 +8,7 @@ import torch
 from trl import GRPOTrainer
 
 from fgrpo.inference import decode as decoder
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
 from rl import length_bucketing
 from rl.in_process_trainer import FeatureMemo, LocalTrainer
 
@@ -121,4 +121,4 @@ def test_a_trained_tower_is_not_memorised(policy) -> None:
 
     model, _ = loading.load_policy(policy)
     with pytest.raises(ValueError, match="trained"):
-        FeatureMemo().install(model.model.visual)
+        FeatureMemo().install(model.model.visual, backbone.of_model(model))

@@ -153,7 +153,7 @@ def main() -> None:
                 adapted.probe([adapted.train_dataset[0]])
             except UserError as error:
                 report["gone"] = str(error)
-    distributed.say(json.dumps(report))
+    distributed.print_once(json.dumps(report))
 
 
 if __name__ == "__main__":
