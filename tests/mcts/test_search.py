@@ -264,5 +264,5 @@ def test_boxes_are_read_with_the_configured_tag(tmp_path: Path) -> None:
     assert counts == [(True, True), (False, False)]
     path = tmp_path / "x.png"
     Image.new("RGB", (112, 112)).save(path)
-    (drawn,) = viewer._picture(str(path), [Box(0, 0, 500, 500, "thousand")])["boxes"]
+    (drawn,) = viewer._embedded_image(str(path), [Box(0, 0, 500, 500, "thousand")])["boxes"]
     assert (drawn["width"], drawn["height"]) == (56, 56)  # of the 112 pixels that the model sees
