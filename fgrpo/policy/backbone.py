@@ -45,7 +45,7 @@ class Backbone:
         system_prompt: what the chat template puts before the first user turn, None if nothing.
         opens_think: whether the chat template ends a prompt with `<think>`.
         lora_projections: linear layers of the language model that get adapters.
-        other_modalities: kinds of input besides images that vLLM must be told to leave out; () if vLLM needs no such limits.
+        other_modalities: kinds of input besides images that vLLM must exclude; () if vLLM needs no such limits.
     """
 
     model_type: str

@@ -114,16 +114,16 @@ def test_matching_is_optimal() -> None:
 
     for n, m in [*itertools.product(range(1, 5), repeat=2), (6, 6), (6, 3), (5, 6)]:
         pred, gt = some(n), some(m)
-        found = match(pred, gt)
+        pairs = match(pred, gt)
         small, large = sorted((n, m))
         best = max(
             sum(ciou(pred[i], gt[j]) if n <= m else ciou(pred[j], gt[i]) for i, j in enumerate(order))
             for order in itertools.permutations(range(large), small)
         )
-        assert len(found) == small
-        assert len({i for i, _, _ in found}) == len({j for _, j, _ in found}) == small
-        assert all(value == pytest.approx(ciou(pred[i], gt[j])) for i, j, value in found)
-        assert sum(value for _, _, value in found) == pytest.approx(best)
+        assert len(pairs) == small
+        assert len({i for i, _, _ in pairs}) == len({j for _, j, _ in pairs}) == small
+        assert all(value == pytest.approx(ciou(pred[i], gt[j])) for i, j, value in pairs)
+        assert sum(value for _, _, value in pairs) == pytest.approx(best)
 
 
 def test_matching_with_an_empty_side() -> None:
@@ -161,7 +161,7 @@ def test_smart_resize_rounds_halves_to_even() -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1), (1, 201), (402, 2)])
-def test_impossible_pictures(size: tuple[int, int]) -> None:
+def test_impossible_image_sizes(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError):
         smart_resize(*size, **PROCESSOR._asdict())
 

@@ -1,4 +1,4 @@
-"""What goes wrong while a checkpoint is read: only what says something of the checkpoint may advise to delete it."""
+"""Errors while a checkpoint is read: only errors of the checkpoint itself may advise to delete it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_machines_faults_are_not_the_checkpoints(error: Exception) -> None:
         EOFError(),
     ],
 )
-def test_a_broken_checkpoint_is_said_to_be_broken(error: Exception) -> None:
+def test_a_broken_checkpoint_is_reported_as_broken(error: Exception) -> None:
     with (
         pytest.raises(WrongCheckpoint, match=r"cannot resume from checkpoint-2 .*delete that folder"),
         _reading("checkpoint-2"),

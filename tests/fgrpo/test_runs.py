@@ -53,20 +53,20 @@ def test_a_folder_that_lost_a_file_inside_is_not_done(tmp_path: Path) -> None:
         assert not run.is_done
 
 
-def test_folders_put_aside_never_meet(tmp_path: Path) -> None:
+def test_superseded_folders_never_collide(tmp_path: Path) -> None:
     for k, c_puct in enumerate((2.0, 1.0, 3.0, 4.0)):
         if k == 3:
             (tmp_path / "mini" / ".superseded" / "mcts.0" / "traces.jsonl").unlink()
             (tmp_path / "mini" / ".superseded" / "mcts.0" / "config.json").unlink()
-            for rest in (tmp_path / "mini" / ".superseded" / "mcts.0").iterdir():
-                rest.unlink()
+            for file in (tmp_path / "mini" / ".superseded" / "mcts.0").iterdir():
+                file.unlink()
             (tmp_path / "mini" / ".superseded" / "mcts.0").rmdir()
         finish(tmp_path, load("mini", overrides=[f"mcts.c_puct={c_puct}"]), text=f"{k}\n")
-    kept = {p.parent.name: p.read_text() for p in tmp_path.glob("mini/.superseded/*/traces.jsonl")}
-    assert kept == {"mcts.0": "2\n", "mcts.1": "1\n"}
+    superseded = {p.parent.name: p.read_text() for p in tmp_path.glob("mini/.superseded/*/traces.jsonl")}
+    assert superseded == {"mcts.0": "2\n", "mcts.1": "1\n"}
 
 
-def test_another_configuration_moves_the_old_folder_aside(tmp_path: Path) -> None:
+def test_another_configuration_supersedes_the_old_folder(tmp_path: Path) -> None:
     finish(tmp_path, text="old\n")
     other = load("mini", overrides=["mcts.c_puct=1.0"])
     with Run.open(other, "mcts", root=tmp_path) as run:
