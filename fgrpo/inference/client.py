@@ -271,7 +271,7 @@ class Client:
                     f"set {self._served_model.model_setting} to one of these, or serve it"
                 )
             endpoint.is_vllm = any(model.owned_by == "vllm" for model in models)
-            endpoint.served = tuple(sorted(names))
+            endpoint.served, endpoint.has_answered = tuple(sorted(names)), True
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

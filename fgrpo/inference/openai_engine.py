@@ -193,7 +193,7 @@ def _explain(error: RequestFailed, request: Request, urls: Sequence[str]) -> str
     if failure.status is not None and failure.action != "stop":
         advice = ""
         if request.images and failure.status in REJECTED and _IMAGE_WORDS.search(failure.detail):
-            advice = f"; does its model take pictures, and {len(request.images)} in one prompt (--limit-mm-per-prompt)?"
+            advice = f"; does its model take images, and {len(request.images)} in one prompt (--limit-mm-per-prompt)?"
         attempts = f" after {error.attempts} attempts" if failure.action == "retry" else ""
         return f"the server refused it with {failure.status}{attempts}: {failure.detail}{advice}"
     if failure.action == "retry":

@@ -1,4 +1,4 @@
-"""The meter: prices or none, a cap that counts what is in flight, a ledger that outlives a process and joins several."""
+"""The usage meter: prices or none, a cap that counts requests in flight, a ledger shared by processes and resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fgrpo.errors import UserError
 from fgrpo.inference.budget import Budget, UsageMeter
 
 
-def test_without_prices_it_says_so() -> None:
+def test_without_prices_it_counts_tokens_alone() -> None:
     meter = UsageMeter(name="m")
     meter.add(1_500_000, 200)
     assert meter.money is None and meter.to_dict()["money"] is None
@@ -34,9 +34,9 @@ def test_the_cap_counts_what_is_in_flight() -> None:
     refused = meter.reserve(150, 0)
     assert refused is not None and "the cap of 0.001 on what gpt may cost" in refused
     assert meter.stopped == refused and meter.requests == 2
-    meter.settle((300, 100), (100, 10))  # it took less than was set aside
+    meter.settle((300, 100), (100, 10))  # it took less than was reserved
     assert meter.reserve(150, 0) is None
-    assert meter.stopped == refused  # what was refused is missing all the same
+    assert meter.stopped == refused  # the refused request is still missing
     meter.settle((400, 100), None)
     assert (meter.prompt_tokens, meter.completion_tokens) == (100, 10)
 
@@ -48,7 +48,7 @@ def test_a_cap_on_tokens_needs_no_price() -> None:
     assert "cap of 1,000 tokens" in (meter.reserve(1, 0) or "")
 
 
-def test_the_ledger_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_the_ledger_resumes_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "run" / "spend.jsonl"
     first = UsageMeter(name="m", budget=Budget(1.0, 1.0))
     first.keep(path)
