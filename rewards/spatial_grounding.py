@@ -70,9 +70,7 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         if not gt:
             return Score.not_applicable(f"none of the {len(sample.boxes)} annotated boxes is valid")
         converted = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
-        pred = [
-            box for box in converted if box.is_valid
-        ]  # numbers near the limits of a float overflow in the conversion
+        pred = [box for box in converted if box.is_valid]  # a huge number may overflow in the conversion
         outside = _count_outside(pred, item, context)
     except IMAGE_ERRORS as error:
         return Score.failure(f"the image's size cannot be read: {error}")

@@ -27,7 +27,7 @@ def test_a_cap_of_either_judge_stops_the_stage(tmp_path: Path, monkeypatch: pyte
     assert judges.meters[1].reserve(100, 16) is not None
     with pytest.raises(UserError, match=r"the cap of 10,000 tokens for small is reached.*money_cap or token_cap"):
         check_spending(judges)
-    check_spending(dataclasses.replace(judges, more_meters=()))
+    check_spending(dataclasses.replace(judges, delegates={}))
     assert "small" in (tmp_path / LEDGER).read_text()
 
 

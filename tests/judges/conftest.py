@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback that misbehaves as told, and configurations that reach it."""
+"""A small OpenAI-compatible server on loopback with scripted faults, and configurations that reach it."""
 
 from __future__ import annotations
 

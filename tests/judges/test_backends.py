@@ -184,7 +184,7 @@ def test_a_cache_that_breaks_under_way_says_which_file(tmp_path: Path) -> None:
     for use in (lambda: cache.get("k"), lambda: cache.put("k", "", "m", "x"), lambda: cache.put("k", "", "m", "x")):
         with pytest.raises(UserError, match=r"the judge cache .*cache\.sqlite failed \(no such table"):
             use()
-    assert Cache(path).claim("k", 10.0)  # no transaction was left open, nobody else is held up
+    assert Cache(path).claim("k", 10.0)  # no transaction is left open, so others are not blocked
 
 
 def test_another_engine_is_another_judge(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judging service against a server that misbehaves: no failure becomes a score, none is lost, none is asked without end."""
+"""The judges' client against a faulty server: no failure becomes a score, no item is lost, no call is retried forever."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
         assert meter.requests == count + meter.retries
         slow = meter.faults["time-out"] - sent["time-out"]  # of honest replies, on a machine that is very busy
         assert {**meter.faults, "time-out": sent["time-out"]} == dict(sent) and slow >= 0
-        assert sum(meter.faults.values()) == meter.retries  # nobody ran out of attempts
+        assert sum(meter.faults.values()) == meter.retries  # no call ran out of attempts
         assert count <= sum(server_side.good.values()) + len(server_side.given_up) <= count + slow
         assert meter.waited_s <= 0.041 * meter.retries  # jittered back-off: 5 ms at first, 40 ms at most
 
@@ -298,10 +298,10 @@ def test_what_no_item_can_get_round_stops_with_one_clear_error(
                     await judges.ask(CONSISTENCY_TASK, [item(n) for n in range(50)])
                 assert KEY not in str(raised.value)
                 asked = len(server.bodies)
-                assert asked <= 16  # those in flight; the rest need not find it out again
+                assert asked <= 16  # those in flight; the others fail at once
                 with pytest.raises(UserError):
                     await judges.ask(CONSISTENCY_TASK, [item(99)])
-                assert len(server.bodies) == asked  # nobody asks again
+                assert len(server.bodies) == asked  # no further request
                 assert server.authorizations[0] == f"Bearer {KEY}"
 
             await ask(judge_config(server.url, api_key_env="MY_KEY"), body)
@@ -350,7 +350,7 @@ def test_equal_calls_in_flight_share_one_request_and_the_cache_the_rest(
             assert await ask(config, first) == await ask(config, second)
             other = judge_config(server.url, cache=config.cache, model="another")
             await ask(other, lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)]))
-            assert len(server.bodies) == 11  # another model is asked anew
+            assert len(server.bodies) == 11  # another model has its own replies
 
     asyncio.run(go())
 
@@ -366,7 +366,7 @@ def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path:
     asyncio.run(go())
 
 
-def test_one_service_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:
+def test_one_client_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:
     port = free_port()
     config, meter = judge_config(f"http://127.0.0.1:{port}"), Meter()  # "/v1" is added
     service = CachedClient(config, meter, OpenAITransport(config, meter))

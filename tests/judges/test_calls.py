@@ -1,4 +1,4 @@
-"""Prompts and replies: untrusted text cannot leave its place, boxes are said in the judge's frame, hashes follow the files."""
+"""Prompts and replies: untrusted text stays in its string, boxes are in the judge's frame, hashes follow the files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def grounding(*sentences: str, sizes: tuple[tuple[int, int], ...] = ((200, 100),
     ("frame", "said"),
     [("thousand", "[100,100,500,500]"), ("model", "[20,10,100,50]"), ("unit", "[0.100,0.100,0.500,0.500]")],
 )
-def test_boxes_are_said_in_the_judges_frame(frame: str, said: str) -> None:
+def test_boxes_are_written_in_the_judges_frame(frame: str, said: str) -> None:
     call = GROUNDING_TASK.call(grounding("At <bbox>[20,10,100,50]</bbox>."), frame)  # type: ignore[arg-type]
     assert f'1. "At {said}."' in call.text
 
@@ -83,7 +83,7 @@ def test_boxes_without_a_known_size_or_sense_stay_as_written() -> None:
 
 
 FRAMES = [
-    # the text's frame, the judge's, sizes of the pictures, what is said, the note
+    # the text's frame, the judge's, sizes of the images, the box in the prompt, the note
     ("model", "thousand", ((200, 100), (200, 100)), "[100,100,500,500]", "0 to 1000"),
     (
         "model",

@@ -1,4 +1,4 @@
-"""Endpoints: limits per minute, rests and probes of those that are down, failing fast when all are, a cap on spending."""
+"""Endpoints: rate limits, rests and probes of those that are down, failing fast when all are, a cap on spending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trace is data: whatever a policy writes, the judge is asked the same question about it, and rules stand before the judge."""
+"""A trace is data: whatever a policy writes, the judge gets the same question about it, and rules come before the judge."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ PLACES = {
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_attack_changes_its_own_string_and_nothing_else(place: str, attack: str) -> None:
-    """The prompt with the attack is the prompt with a harmless word, that word's JSON string aside."""
+    """The prompt with the attack differs from the prompt with a harmless word in that word's JSON string only."""
     text, make = ATTACKS[attack], PLACES[place]
     calm, hostile = make(MARK), make(text)
     fenced = fence(text)
@@ -122,7 +122,7 @@ SAMPLE = Sample("sat/train/0", (), "Is the car left or right?", ("left", "right"
 
 
 class Recorder:
-    """A judge that a tag could fool: says what the last answer tag of what it is given says; keeps what it was asked."""
+    """A judge that accepts everything, and keeps its items."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []

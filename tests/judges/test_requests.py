@@ -76,7 +76,7 @@ def test_broken_pictures_and_wrong_length_fail_every_sentence(
                     judge_config(server.url), lambda judges, i=item: judges.ask_several(GROUNDING_TASK, [i])
                 )
                 assert [v.failed for v in verdicts] == [True, True]
-            assert len(server.bodies) == 1  # nothing is sent without its pictures
+            assert len(server.bodies) == 1  # no call is sent without its images
             nothing = GroundingItem("g", (whole,), "?", (), ())
             assert await ask(
                 judge_config(server.url), lambda judges: judges.ask_several(GROUNDING_TASK, [nothing])
@@ -133,7 +133,7 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
 
 
 def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
-    """A file goes by its name where everybody reads it the same, else as data; the key is the picture's content."""
+    """An image file is sent by name if every reader decodes it alike, else as data; the key is the image's content."""
     images = (picture(tmp_path / "a b.png"), picture(tmp_path / "c.bmp", "BMP"))
     item = GroundingItem("g", images, "Where?", ("It is red.",), ((),))
     label = json.dumps({"1": {"why": "", "label": "CORRECT"}})

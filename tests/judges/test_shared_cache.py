@@ -1,4 +1,4 @@
-"""Several processes judge the same rollouts with one cache: nobody asks what another one asks, nobody waits for the dead."""
+"""Several processes judge the same rollouts with one cache: no request is sent twice, no process waits for a dead one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_processes_ask_every_question_once(url: str, tmp_path: Path) -> None:
     assert sum(requests for _, requests in found) == ROLLOUTS == len(Cache(cache))
 
 
-def test_nobody_asks_while_another_one_is_still_trying(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+def test_no_request_while_another_process_is_still_trying(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
     """Time-outs and retries of the first one outlast one request's time; the second one waits for its reply all the same."""
     good = json.dumps({"why": "", "label": "CONSISTENT"})
     item = ConsistencyItem("x", "Where?", ("left", "right"), "It is left.", "left")
@@ -104,7 +104,7 @@ def _claim_and_die(path: str) -> None:
     assert Cache(path).claim("k", 1000.0)
 
 
-def test_a_dead_process_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_dead_process_blocks_no_other(tmp_path: Path) -> None:
     path = str(tmp_path / "cache.sqlite")
     mine = Cache(path)
     process = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(path,))

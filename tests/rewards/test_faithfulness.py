@@ -102,7 +102,7 @@ def test_skip_is_left_out_and_context_is_what_precedes(scripted: Any) -> None:
 
 
 def test_saying_it_again_earns_nothing(scripted: Any) -> None:
-    """A judge that is taken in by repetition: word for word again, without a new box in between, is incorrect all the same."""
+    """A judge that accepts repetition: the same words again, without a new box in between, are incorrect all the same."""
     yes = RewardContext(JudgeSet(scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences))))
 
     def labels(*said: str) -> list[str | None]:
@@ -182,7 +182,7 @@ def test_a_trace_that_says_something_is_left_to_the_judge(think: str) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[q.Question, tuple[str, ...]]]]:
-    """Eighty questions of all families, their pictures and the truth about them."""
+    """Eighty questions of all families, with their images and their truth."""
     root, rng = tmp_path_factory.mktemp("world"), random.Random(0)
     out, rows = [], []
     for n in range(80):
