@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from fgrpo.types import Score, Verdict
 from judges import ConsistencyItem
-from rewards.base import Reward, RewardContext, RewardItem
+from rewards.base import Report, Reward, RewardContext, RewardItem
 from rewards.rules import rules
 from rewards.task import is_correct
 
@@ -47,6 +47,15 @@ class ConsistencyReward:
     """R_C, with detail {"cause": "judge" | "no_answer" | "no_trace"}."""
 
     name = "consistency"
+    report = Report(
+        "inconsistency",
+        "inconsistency",
+        higher_is_better=False,
+        inverted=True,
+        binary=True,
+        symbol="C",
+        colour="#009E73",
+    )
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         scores = [_before_the_judge(item, context) for item in items]

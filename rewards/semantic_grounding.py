@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Score, Verdict
 from judges import GroundingItem
-from rewards.base import Reward, RewardContext, RewardItem, model_sizes
+from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
 from rewards.rules import Rules, rules
 from rewards.task import is_correct
 
@@ -126,6 +126,7 @@ class SemanticGroundingReward:
     """R_G, with detail {"sentences": [{"text", "visual", "label", "reason"}]} (label None for trivial ones)."""
 
     name = "semantic_grounding"
+    report = Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2")
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         scores: list[Score | None] = []

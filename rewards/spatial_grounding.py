@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fgrpo.boxes import Size, convert, match
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Box, Score
-from rewards.base import Reward, RewardContext, RewardItem, model_sizes
+from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
 
 if TYPE_CHECKING:
     from fgrpo.boxes import BoxLike
@@ -47,6 +47,7 @@ class SpatialGroundingReward:
     them mean that the frame is wrong), {"gt_dropped"} (annotated boxes that are no boxes or lie beyond the picture)."""
 
     name = "spatial_grounding"
+    report = Report("spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7")
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         return [_score(item, context) for item in items]

@@ -29,6 +29,7 @@ from fgrpo.images import IMAGE_ERRORS, image_size, image_tokens
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 from fgrpo.types import FRAMES, Box, Sample
+from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 
 # Mean |difference| a token; a wrong picture or prompt costs 0.5 and more. An engine's log-probabilities are those among what
@@ -183,7 +184,8 @@ def check_probe(
     Raises:
         UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
     """
-    batch, engine = trainer.probe(rows)
+    probe = Probe(trainer)
+    batch, engine = probe.rollout(rows)
     mask = batch["completion_mask"].bool()
     sampled = set(batch["completion_ids"][mask].tolist()) & set(forbidden)
     if sampled:
@@ -193,7 +195,7 @@ def check_probe(
         )
     if engine is None:
         return None
-    ours = trainer.logprobs(batch)
+    ours = probe.logprobs(batch)
     known = mask & torch.isfinite(engine)
     difference = float((ours - engine)[known].abs().mean())
     if not difference <= tolerance:
