@@ -29,7 +29,9 @@ def test_method_files_stay_small() -> None:
 def test_later_layers_win_and_overrides_last() -> None:
     assert load("paper-7b").rl.learning_rate == 1e-6
     assert load("mini").rl.learning_rate == 1.5e-4
-    assert load("mini", overrides=["rl.learning_rate=0.5", "rl.constraints.consistency.tau=0.5"]).rl.learning_rate == 0.5
+    assert (
+        load("mini", overrides=["rl.learning_rate=0.5", "rl.constraints.consistency.tau=0.5"]).rl.learning_rate == 0.5
+    )
     assert load("smoke").judges.training.backend == "oracle", "smoke extends mini"
 
 
