@@ -301,9 +301,9 @@ def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, fl
     """The thresholds with which a method was trained, as its run folder says; without one those of the configuration."""
     kept = folder(config, f"rl-{method}", root) / "config.json"
     if not kept.is_file():
-        return config.rl.tau
-    found: Mapping[str, float] = json.loads(kept.read_text(encoding="utf-8"))["config"]["rl"]["tau"]
-    return found
+        return {name: constraint.tau for name, constraint in config.rl.constraints.items()}
+    trained = json.loads(kept.read_text(encoding="utf-8"))["config"]["rl"]["constraints"]
+    return {name: float(constraint["tau"]) for name, constraint in trained.items()}
 
 
 def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:

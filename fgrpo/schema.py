@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -223,7 +223,10 @@ class Sft(Section):
 
 
 class Dual(Section):
-    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`."""
+    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`.
+
+    `lr`, `lam_init`, `lam_max` and `min_applicable` are the defaults of the constraints.
+    """
 
     kind: Literal["adaptive", "fixed", "pid"]
     lr: Rate
@@ -232,6 +235,16 @@ class Dual(Section):
     lam_init: float
     lam_max: Rate
     min_applicable: Count
+
+
+class Constraint(Section):
+    """One constraint, E[reward] >= `tau`: the threshold in the reward's own unit, and what differs from `rl.dual`."""
+
+    tau: Annotated[float, Field(allow_inf_nan=False)]
+    lr: Rate | None = None
+    lam_init: float | None = None
+    lam_max: Rate | None = None
+    min_applicable: Count | None = None
 
 
 class Vllm(Section):
@@ -252,13 +265,17 @@ class Vllm(Section):
 
 
 class Rl(Section):
-    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6)."""
+    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6).
 
-    signals: tuple[str, ...]
-    monitor: tuple[str, ...]
-    combine: Literal["decoupled", "additive", "multiplicative"]
-    tau: dict[str, Share]
+    `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
+    constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
+    or thresholds), or "none": the task reward alone, whatever constraints the layers name.
+    """
+
+    constraints: dict[str, Constraint]
     dual: Dual
+    combine: Literal["decoupled", "additive", "multiplicative", "none"]
+    monitor: tuple[str, ...]
     masked: Literal["exclude", "zero"]
     baseline: Literal["group", "batch"]
     whiten: Literal["sequence", "token", "none"]
@@ -294,6 +311,15 @@ class Rl(Section):
     deepspeed: str | None
     lora: Lora | None
     report_to: Literal["none", "wandb"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_constraints(cls, layers: Any) -> Any:
+        if not isinstance(layers, dict) or not isinstance(layers.get("constraints"), dict | None):
+            return layers
+        constraints = {} if layers.get("combine") == "none" else layers.get("constraints") or {}
+        present = {name: constraint for name, constraint in constraints.items() if constraint is not None}
+        return {**layers, "constraints": present}
 
 
 _TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks

@@ -105,8 +105,8 @@ def rl_updates(config: Config) -> int:
 
 
 def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
-    """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
-    asked = {name: task for name, task in _judged().items() if name in {*config.rl.signals, *config.rl.monitor}}
+    """One call a judge and rollout, for the judges that the method's constraints and monitored rewards ask."""
+    asked = {name: task for name, task in _judged().items() if name in {*config.rl.constraints, *config.rl.monitor}}
     judge = config.judges.training
     return Line(
         "judge-rl",

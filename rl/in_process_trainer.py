@@ -87,7 +87,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
         """Token ids that the decoder never samples."""
         return self._vocabulary.forbidden
 
-    def _engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
         """The decoder's (B, T), which are those at temperature 1: at another one there is nothing to compare."""
         if self.temperature != 1.0:
             return None

@@ -30,6 +30,7 @@ from fgrpo.policy import backbone
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 from fgrpo.types import FRAMES, Box, Sample
+from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 
 # Mean |difference| a token; a wrong picture or prompt costs 0.5 and more. An engine's log-probabilities are those among what
@@ -184,7 +185,8 @@ def check_probe(
     Raises:
         UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
     """
-    batch, engine = trainer.probe(rows)
+    probe = Probe(trainer)
+    batch, engine = probe.rollout(rows)
     mask = batch["completion_mask"].bool()
     sampled = set(batch["completion_ids"][mask].tolist()) & set(forbidden)
     if sampled:
@@ -194,7 +196,7 @@ def check_probe(
         )
     if engine is None:
         return None
-    ours = trainer.logprobs(batch)
+    ours = probe.logprobs(batch)
     known = mask & torch.isfinite(engine)
     difference = float((ours - engine)[known].abs().mean())
     if not difference <= tolerance:

@@ -29,12 +29,14 @@ from rewards import base as rewards
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
+from rl.failures import FailedJudgements
 from rl.in_process_trainer import LocalTrainer
-from rl.logging_callback import Logbook
+from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
+from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
 from rl.tracking import tracked
-from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,7 +83,9 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         return run.path
 
 
-def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
+def build_trainer(
+    cfg: Config, run: runs.Run, questions: Path, policy: Path
+) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
     dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # what may be wrong goes before what takes long
@@ -111,7 +115,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     if rl.freeze_vision:
         loading.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
-    logbook = Logbook(run.path, scorer, steps, pixels)
+    logbook = LoggingCallback(run.path, steps, pixels)
     trainer = kind(
         model,
         scorer.reward_funcs(),
@@ -121,7 +125,7 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
         peft_config=adapters.lora_config(rl.lora, model_files.backbone_of(policy)),
         callbacks=[preflight, logbook],
         dual=dual,
-        coupling=None if rl.combine == "decoupled" else rl.combine,
+        coupling=rl.combine if rl.combine in ("additive", "multiplicative") else None,
         masked=rl.masked,
         baseline=rl.baseline,
         whiten=rl.whiten,
@@ -149,28 +153,49 @@ def trainer_of(cfg: Config) -> Callable[..., FaithfulGRPOTrainer]:
 
 
 def make_dual(cfg: Config) -> DualAscent:
-    """The multipliers of a method; a coupled reward has none.
+    """The multipliers of a method: one constraint for each key of rl.constraints; a coupled reward has none.
 
     Raises:
-        UserError: a signal without its τ, a τ of no reward, or values that make no constraint.
+        UserError: a constraint of no reward (names the nearest), or values that make no constraint.
     """
-    rl, dual = cfg.rl, cfg.rl.dual
-    for name in rl.tau:
-        if name not in rewards.names():
-            raise unknown("configuration key", f"rl.tau.{name}", (f"rl.tau.{known}" for known in rewards.names()))
-    signals = rl.signals if rl.combine == "decoupled" else ()
-    for name in signals:
-        if name not in rl.tau:
-            raise UserError(f"the signal {name!r} has no threshold; set rl.tau.{name}")
+    rl = cfg.rl
+    known = [name for name in rewards.names() if name != TASK]
+    for name in rl.constraints:
+        if name not in known:
+            raise unknown(
+                "configuration key", f"rl.constraints.{name}", (f"rl.constraints.{reward}" for reward in known)
+            )
     try:
-        made = [Constraint(n, rl.tau[n], dual.lam_init, dual.lr, dual.lam_max, dual.min_applicable) for n in signals]
-        return DualAscent(made, dual.kind, kp=dual.kp, kd=dual.kd)
+        constraints = [make_constraint(cfg, name) for name in rl.constraints] if rl.combine == "decoupled" else []
+        return DualAscent(constraints, rl.dual.kind, kp=rl.dual.kp, kd=rl.dual.kd)
     except ValueError as error:
-        raise UserError(f"rl.dual: {error}") from error
+        raise UserError(f"rl.constraints, rl.dual: {error}") from error
+
+
+def make_constraint(cfg: Config, name: str) -> Constraint:
+    """The constraint rl.constraints.<name>; what it leaves out has the value of rl.dual.
+
+    Raises:
+        ValueError: its values make no constraint.
+    """
+    own, shared = cfg.rl.constraints[name], cfg.rl.dual
+    return Constraint(
+        reward=name,
+        tau=own.tau,
+        lam_init=shared.lam_init if own.lam_init is None else own.lam_init,
+        lr=shared.lr if own.lr is None else own.lr,
+        lam_max=shared.lam_max if own.lam_max is None else own.lam_max,
+        min_applicable=shared.min_applicable if own.min_applicable is None else own.min_applicable,
+    )
 
 
 def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) -> RolloutScorer:
-    """The configured signals, and what is scored only to be logged; the judges' spending is kept in the run's `folder`."""
+    """The rewards of the method's constraints, and those that are only logged.
+
+    Args:
+        pixels: the processor's bounds.
+        folder: the run's, where the judges' spending is kept.
+    """
     context = RewardContext(
         build(cfg.judges.training, cfg.data.root, folder),
         mask="correct",
@@ -179,8 +204,10 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         min_pixels=pixels[0],
         max_pixels=pixels[1],
         patch_factor=pixels.factor,
+        box_tag=cfg.policy.box_tag,
+        box_frame=cfg.policy.box_frame,
     )
-    return RolloutScorer(cfg.rl.signals, context, cfg.rl.monitor)
+    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 
 
 if __name__ == "__main__":

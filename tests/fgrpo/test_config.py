@@ -29,7 +29,9 @@ def test_method_files_stay_small() -> None:
 def test_later_layers_win_and_overrides_last() -> None:
     assert load("paper-7b").rl.learning_rate == 1e-6
     assert load("mini").rl.learning_rate == 1.5e-4
-    assert load("mini", overrides=["rl.learning_rate=0.5", "rl.tau.consistency=0.5"]).rl.learning_rate == 0.5
+    assert (
+        load("mini", overrides=["rl.learning_rate=0.5", "rl.constraints.consistency.tau=0.5"]).rl.learning_rate == 0.5
+    )
     assert load("smoke").judges.training.backend == "oracle", "smoke extends mini"
 
 
@@ -123,7 +125,11 @@ def test_paper_values_restated_independently() -> None:
         8192,
         1024,
     )
-    assert c.rl.tau == {"consistency": 0.95, "spatial_grounding": 0.65, "semantic_grounding": 0.95}
+    assert {name: constraint.tau for name, constraint in c.rl.constraints.items()} == {
+        "consistency": 0.95,
+        "spatial_grounding": 0.65,
+        "semantic_grounding": 0.95,
+    }
     assert c.rl.dual.model_dump() == {
         "kind": "adaptive",
         "lr": 0.05,
@@ -153,10 +159,11 @@ def test_paper_values_restated_independently() -> None:
 
 def test_the_six_methods_are_the_rows_of_tables_2_and_3() -> None:
     rows = {
-        m: (len(load("mini", m).rl.signals), load("mini", m).rl.combine, load("mini", m).rl.dual.kind) for m in METHODS
+        m: (len(load("mini", m).rl.constraints), load("mini", m).rl.combine, load("mini", m).rl.dual.kind)
+        for m in METHODS
     }
     assert rows == {
-        "grpo-t": (0, "decoupled", "adaptive"),
+        "grpo-t": (0, "none", "adaptive"),
         "grpo-additive": (3, "additive", "adaptive"),
         "grpo-multiplicative": (2, "multiplicative", "adaptive"),
         "fgrpo-consistency": (1, "decoupled", "adaptive"),

@@ -103,9 +103,8 @@ class Watch:
         def watched(inputs: Any) -> Any:
             out = inner(inputs)
             lengths = out["completion_mask"].sum(dim=1)
-            self.seen.append(
-                (trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths)
-            )
+            step = trainer.last_step
+            self.seen.append((step.scores_NK, step.weights_K, out["advantages"].clone(), lengths))
             return out
 
         trainer._generate_and_score_completions = watched
