@@ -198,9 +198,16 @@ def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
-        print(f"report: {write(load(args.preset, args.method, args.set), args.runs)}")
+        config = load(args.preset, args.method, args.set)
+        if args.if_changed and freshness.is_current(config, "report", "index.html", args.runs):
+            print(f"report: {folder(config, 'report', args.runs)} is current")
+            return
+        print(f"report: {write(config, args.runs)}")
+        freshness.stamp(config, "report", args.runs)
 
-    run(body, parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts"))
+    arguments = parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts")
+    arguments.add_argument("--if-changed", action="store_true", help="skip unless an evaluation or a training run changed")
+    run(body, arguments)
 
 
 if __name__ == "__main__":

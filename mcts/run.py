@@ -31,7 +31,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, json_line, read_ids, read_jsonl, write_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
-from fgrpo.runs import Run, folder, require
+from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample, Trace
@@ -68,6 +68,8 @@ def distil(
         UserError: there are no seed questions, too many trees failed, or no chain came out of any.
     """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
+    if shard is None and is_done(config, "mcts", runs, [seeds]):
+        return folder(config, "mcts", runs)
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done:
             return stage.path
@@ -316,6 +318,8 @@ def grow_parts(config: Config, args: argparse.Namespace) -> None:
         UserError: a part failed.
     """
     seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
+    if is_done(config, "mcts", args.runs, [seeds]):
+        return
     with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
         if stage.is_done:
             return
