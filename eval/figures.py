@@ -320,12 +320,13 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
-        if args.if_changed and freshness.is_current(config, "figures", CAPTION_FILE, args.runs):
-            print(f"figures: {folder(config, 'figures', args.runs)} is current")
+        out, made = folder(config, "figures", args.runs), freshness.made_from(config, "figures", args.runs)
+        if args.if_changed and freshness.is_current(out, CAPTION_FILE, made):
+            print(f"figures: {out} is current")
             return
         for path in draw(config, args.runs):
             print(f"figure: {path}")
-        freshness.stamp(config, "figures", args.runs)
+        freshness.stamp(out, made)
 
     arguments = parser("figures 3, 4 and 8 from the run files")
     arguments.add_argument("--if-changed", action="store_true", help="skip unless an evaluation or a training run changed")

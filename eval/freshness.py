@@ -19,27 +19,29 @@ READ = ("eval/*/done", "eval/*/summary.json", "eval/*/scores.jsonl", "rl-*/metri
 
 
 def made_from(config: Config, stage: str, root: str | Path = "runs") -> dict[str, Any]:
-    """What `stage` shows: the configuration and {file: sha256}. The report ("report") embeds the figures ("figures").
+    """What `stage` shows now: the configuration and {file: sha256}. Stages: "figures", and "report", which embeds them.
 
     `done` files count by their presence: an evaluation that is not finished is not shown.
     """
     top = folder(config, "", root)
     patterns = (*READ, "figures/*.png", "figures/captions.json") if stage == "report" else READ
     files = sorted(path for pattern in patterns for path in top.glob(pattern))
-    digests = {str(path.relative_to(top)): "" if path.name == "done" else _digest(path) for path in files}
+    digests = {
+        path.relative_to(top).as_posix(): "" if path.name == "done" else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
     return {"config": stage_slice(config, "eval"), "method": config.method, "files": digests}
 
 
-def is_current(config: Config, stage: str, result: str, root: str | Path = "runs") -> bool:
-    """Whether the folder of `stage` holds `result` and was made from what is there now."""
-    out = folder(config, stage, root)
+def is_current(out: Path, result: str, made: dict[str, Any]) -> bool:
+    """Whether the folder `out` holds the file `result` and was made from `made`."""
     try:
-        stamp = json.loads((out / STAMP).read_text(encoding="utf-8"))
+        stamped = json.loads((out / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no stamp, or a torn one: make it again
         return False
-    return (out / result).is_file() and bool(stamp == made_from(config, stage, root))
+    return (out / result).is_file() and bool(stamped == made)
 
 
-def stamp(config: Config, stage: str, root: str | Path = "runs") -> None:
-    """Record what `stage` was made from; call it after the last file is written."""
-    write_json(folder(config, stage, root) / STAMP, made_from(config, stage, root))
+def stamp(out: Path, made: dict[str, Any]) -> None:
+    """Record what `out` was made from; call it after the last file is written."""
+    write_json(out / STAMP, made)
