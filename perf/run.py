@@ -39,7 +39,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     """Every benchmark's module and options, by name."""
     options = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     options += ["--set", *args.set] if args.set else []
-    found = {name: [f"benchmarks.{name}", *options] for name in OF_PRESET}
+    found = {name: [f"perf.{name}", *options] for name in OF_PRESET}
     found["search"] = ["perf.search", "--trees", *TREES]
     found["prior"] = ["perf.prior"]
     found["stream"] = ["perf.stream", *ROWS]

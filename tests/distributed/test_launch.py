@@ -20,7 +20,8 @@ from tests.distributed.conftest import GENEROUS, ROOT, Small
 
 STARTER = """
 import sys
-from fgrpo import config, launch
+from fgrpo import config
+from fgrpo.training import launch
 launch.STAGES["tests.distributed.fails"] = "sft"
 launch.start("tests.distributed.fails", config.load("mini", "fgrpo", ["launch.sft_processes=2"]), [])
 """
