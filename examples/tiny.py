@@ -1,11 +1,11 @@
-"""A random text model of two layers over eleven words, for the examples; put your own model and tokenizer in its place."""
+"""A random text model of two layers over twelve words, for the examples; put your own model and tokenizer in its place."""
 
 from __future__ import annotations
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-WORDS = ["[pad]", "[end]", "the", "red", "box", "is", "left", "right", "of", "lamp", ":"]
+WORDS = ["[pad]", "[end]", "the", "red", "box", "is", "left", "right", "or", "of", "lamp", ":"]
 PROMPTS = {"prompt": ["the red box is", "left or right :"] * 8, "answer": ["left", "right"] * 8}
 ON_A_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "max_completion_length": 8, "learning_rate": 1e-2}
 

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACEHOLDERS = {"<method>": "fgrpo", "<checkpoint>": "x", "<name>": "x", "…": "x"}
+REQUIRED = {"judge-rescore": ["RUN=x", "JUDGE=x"]}  # what a bare mention leaves out
 STAGES = {"sft.train", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
 BY_HAND = {
@@ -50,7 +51,7 @@ def commands(page: Path) -> list[str]:
     lines = [line for block in fenced for line in block.splitlines()] + indented + inline
     found = []
     for line in lines:
-        line = re.sub(r"\s+(#|&$).*", "", line.strip())
+        line = re.sub(r"\s+(#|&(\s|$)).*", "", line.strip())  # a comment, or "in the background"
         for old, new in PLACEHOLDERS.items():
             line = line.replace(old, new)
         line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # MASTER_ADDR=… before a command
@@ -85,6 +86,9 @@ def check_python(words: list[str]) -> None:
         assert (ROOT / words[0]).is_file(), words[0]
         return
     module, rest = words[1], words[2:]
+    if module.startswith("examples."):  # scripts without options: tests/examples runs them
+        assert not rest and module in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
+        return
     if module == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests"))
         return
@@ -108,6 +112,7 @@ def test_a_documented_command_exists(page: str, command: str) -> None:
     targets = [word for word in words[1:] if "=" not in word]
     for target in targets:
         assert target in BY_HAND or target in EXECUTED or target.startswith("rl-"), f"{target}: say who runs it"
+        words += [word for word in REQUIRED.get(target, []) if word.split("=")[0] not in command]
     done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
