@@ -329,7 +329,9 @@ def main() -> None:
         freshness.stamp(out, made)
 
     arguments = parser("figures 3, 4 and 8 from the run files")
-    arguments.add_argument("--if-changed", action="store_true", help="skip unless an evaluation or a training run changed")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
+    )
     run(body, arguments)
 
 

@@ -207,7 +207,9 @@ def main() -> None:
         freshness.stamp(out, made)
 
     arguments = parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts")
-    arguments.add_argument("--if-changed", action="store_true", help="skip unless an evaluation or a training run changed")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
+    )
     run(body, arguments)
 
 

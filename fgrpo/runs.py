@@ -64,9 +64,7 @@ def require(path: str | Path, made_by: str) -> Path:
     raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
 
 
-def is_done(
-    config: Config, stage: str, root: str | Path = "runs", inputs: Iterable[str | Path] | None = None
-) -> bool:
+def is_done(config: Config, stage: str, root: str | Path = "runs", inputs: Iterable[str | Path] | None = None) -> bool:
     """Whether `stage` is done for this configuration and for the present content of its inputs.
 
     Reads only: takes no lock and changes nothing, so that a finished stage ends early and beside other processes. Otherwise

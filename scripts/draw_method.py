@@ -28,7 +28,9 @@ def box(axis: Axes, x: float, y: float, width: float, text: str, colour: str, he
     axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=10, color=INK)
 
 
-def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK, bend: float = 0.0) -> None:
+def arrow(
+    axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK, bend: float = 0.0
+) -> None:
     """An arrow between two points."""
     style = {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "connectionstyle": f"arc3,rad={bend}"}
     axis.annotate("", end, start, arrowprops=style)

@@ -45,7 +45,9 @@ def layer(module: str) -> tuple[int, str]:
 
 
 def test_layers() -> None:
-    heights = [layer(name)[0] for name in ("fgrpo.runs", "fgrpo.policy.loading", "fgrpo.training.launch", "miniworld.oracle")]
+    heights = [
+        layer(name)[0] for name in ("fgrpo.runs", "fgrpo.policy.loading", "fgrpo.training.launch", "miniworld.oracle")
+    ]
     assert heights == [0, 1, 2, 3]
     heights = [layer(name)[0] for name in ("judges", "rewards.task", "rl.train", "eval.run", "ops.plan")]
     assert heights == [4, 5, 6, 6, 7]

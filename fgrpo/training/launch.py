@@ -170,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def body(args: Any) -> None:
         cfg = config.load(args.preset, args.method, args.set)
         stage = "sft" if STAGES[module] == "sft" else f"{STAGES[module]}-{cfg.method}"
-        if layout(cfg, STAGES[module]).machines == 1 and runs.is_done(cfg, stage, args.runs):  # before torch is imported
+        if layout(cfg, STAGES[module]).machines == 1 and runs.is_done(
+            cfg, stage, args.runs
+        ):  # before torch is imported
             print(f"{runs.folder(cfg, stage, args.runs)} is done already")
         elif not start_if_asked(module, cfg, rest):
             sys.argv = [module, *rest]

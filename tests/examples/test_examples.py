@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import runpy
@@ -31,7 +32,7 @@ def test_own_constraint(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r" +\d+ ", line)]
     shown = [(row[1], float(row[3])) for row in rows]
     assert len(shown) == 16 and shown[0][1] == 1.0
-    pairs = list(zip(shown, shown[1:], strict=False))
+    pairs = list(itertools.pairwise(shown))
     moves = [(float(mean), after - before) for (mean, before), (_, after) in pairs if mean != "–" and after != before]
     assert moves and all((mean < 0.9) == (move > 0) for mean, move in moves)  # up below the threshold, down above it
     assert out["one_side"](["left", "left right", "the box", ""]) == [1.0, 0.0, None, None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from fgrpo.config import CONFIGS, STAGE_KEYS, load, stage_slice

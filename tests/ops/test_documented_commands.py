@@ -37,7 +37,15 @@ BY_HAND = {
     "test-vllm": "needs .venv-vllm; .ci/run runs it",
 }
 EXECUTED = {
-    *("data", "mcts", "sft", "eval", "tables", "figures", "report"),  # the stages' own tests call what these targets call
+    *(
+        "data",
+        "mcts",
+        "sft",
+        "eval",
+        "tables",
+        "figures",
+        "report",
+    ),  # the stages' own tests call what these targets call
     *("judge-rescore", "judge-agreement", "plan", "doctor", "slurm", "help", "check", "test", "smoke"),
 }
 

@@ -47,7 +47,12 @@ def test_a_preset_without_a_world_writes_none() -> None:
 def test_the_demo() -> None:
     stages = modules("demo", "PRESET=smoke")
     assert stages[:4] == ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
-    assert stages[4:6] == ["rl.train", "rl.train"] and stages[-4:] == ["eval.run", "eval.figures", "eval.report", "eval.tables"]
+    assert stages[4:6] == ["rl.train", "rl.train"] and stages[-4:] == [
+        "eval.run",
+        "eval.figures",
+        "eval.report",
+        "eval.tables",
+    ]
     done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "-j2 rl-grpo-t rl-fgrpo" in done.stdout  # in parallel
     assert re.search(r"TQDM_POSITION=1 .*rl\.train .*--method fgrpo", done.stdout)
