@@ -347,8 +347,8 @@ def main() -> None:
         shard = shards.of(args)
         if args.jobs > 1 and len(chosen) > 1:
             left = [n for n in chosen if shard is not None or not is_evaluated(config, n, benchmarks, args.runs)]
-            if done := [n for n in chosen if n not in left]:
-                print(f"evaluated already: {', '.join(done)}")
+            if len(left) < len(chosen):
+                print(f"evaluated already: {', '.join(n for n in chosen if n not in left)}")
             if left:
                 _side_by_side(args, left)
             return
