@@ -29,7 +29,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
 from fgrpo.inference.base import Sampler
-from fgrpo.runs import Run, folder, same_identity, write_json
+from fgrpo.runs import Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample
@@ -54,6 +54,8 @@ def curate(
         UserError: a data set is missing or unreadable, or too many rollouts fail.
     """
     sources, train, inputs = _sources(config)
+    if is_done(config, "data", runs, inputs):
+        return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
         if stage.is_done:
             return stage.path

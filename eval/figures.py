@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import base, models
+from eval import base, freshness, models
 from eval.results import CAPTION_FILE, Result, checkpoints, find
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -319,10 +319,20 @@ def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
-        for path in draw(load(args.preset, args.method, args.set), args.runs):
+        config = load(args.preset, args.method, args.set)
+        out, made = folder(config, "figures", args.runs), freshness.made_from(config, "figures", args.runs)
+        if args.if_changed and freshness.is_current(out, CAPTION_FILE, made):
+            print(f"figures: {out} is current")
+            return
+        for path in draw(config, args.runs):
             print(f"figure: {path}")
+        freshness.stamp(out, made)
 
-    run(body, parser("figures 3, 4 and 8 from the run files"))
+    arguments = parser("figures 3, 4 and 8 from the run files")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
+    )
+    run(body, arguments)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def evaluate(
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config, folder.path)
         _settle_scoring(folder, judge_set, config, path, spec)
-        if folder.is_done and set(wanted) <= set(_manifest(folder).get("benchmarks", [])):
+        if _has_all(folder, wanted):
             print(f"{folder.path}: evaluated already")
             return folder.path
         wanted = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *wanted]))
@@ -86,6 +86,19 @@ def evaluate(
             judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
         )
         return folder.path
+
+
+def is_evaluated(config: Config, name: str, benchmarks: Sequence[str] = (), root: str | Path = "runs") -> bool:
+    """Whether `evaluate` has nothing left to do for this model. Raises as `evaluate` does before its first request."""
+    spec = models.load(name)
+    path = models.checkpoint(spec, config, root)
+    with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
+        _settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
+        return _has_all(folder, benchmarks or config.eval.benchmarks)
+
+
+def _has_all(folder: Run, benchmarks: Sequence[str]) -> bool:
+    return folder.is_done and set(benchmarks) <= set(_manifest(folder).get("benchmarks", []))
 
 
 def _answer_part(
@@ -319,10 +332,14 @@ def main() -> None:
             chosen = with_checkpoints(chosen, config, args.runs)
         for name in chosen:  # every name and checkpoint is checked before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
-        if args.jobs > 1 and len(chosen) > 1:
-            _side_by_side(args, chosen)
-            return
         shard = shards.of(args)
+        if args.jobs > 1 and len(chosen) > 1:
+            left = [n for n in chosen if shard is not None or not is_evaluated(config, n, benchmarks, args.runs)]
+            if len(left) < len(chosen):
+                print(f"evaluated already: {', '.join(n for n in chosen if n not in left)}")
+            if left:
+                _side_by_side(args, left)
+            return
         for name in chosen:
             done = evaluate(config, name, benchmarks, args.runs, shard=shard)
             print(

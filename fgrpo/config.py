@@ -4,14 +4,12 @@ An overlay is a file of configs/overlay that changes a few keys for one purpose 
 overrides it is written "@lora". Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
 configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
 
-Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration;
-`--write-slices runs/mini` writes one file a stage, touching only those whose content changed (used by the Makefile).
+Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -126,30 +124,6 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     return out
 
 
-def write_slices(preset: str, overrides: Iterable[str], folder: Path, *, configs: Path = CONFIGS) -> list[str]:
-    """Write `<folder>/.slices/<stage>.json` for each stage, leaving files alone whose content is the same already.
-
-    Returns the names of the stages whose slice changed. There is one rl slice a method of configs/method.
-    """
-    overrides = list(overrides)
-    slices: dict[str, dict[str, Any]] = {}
-    for method in sorted(p.stem for p in (configs / "method").glob("*.yaml")):
-        config = load(preset, method, overrides, configs=configs)
-        for kind in STAGE_KEYS:
-            slices[f"rl-{method}" if kind == "rl" else kind] = stage_slice(config, kind)
-    changed = []
-    (folder / ".slices").mkdir(parents=True, exist_ok=True)
-    for name, content in slices.items():
-        path = folder / ".slices" / f"{name}.json"
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            aside = path.with_suffix(".part")
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
-            changed.append(name)
-    return changed
-
-
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys = []
@@ -211,19 +185,14 @@ def _explain(error: ValidationError) -> UserError:
 
 
 def main() -> None:
-    """Print the merged configuration, or write the slices of all stages."""
+    """Print the merged configuration."""
     from fgrpo.cli import parser, run
 
     def body(args: argparse.Namespace) -> None:
-        if args.write_slices:
-            write_slices(args.preset, args.set, Path(args.write_slices))
-        else:
-            config = load(args.preset, args.method, args.set)
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        config = load(args.preset, args.method, args.set)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
-    arguments = parser("print the merged configuration, or write one slice a stage")
-    arguments.add_argument("--write-slices", metavar="FOLDER", help="write <FOLDER>/.slices/<stage>.json")
-    run(body, arguments)
+    run(body, parser("print the merged configuration"))
 
 
 if __name__ == "__main__":

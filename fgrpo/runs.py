@@ -64,6 +64,25 @@ def require(path: str | Path, made_by: str) -> Path:
     raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
 
 
+def is_done(config: Config, stage: str, root: str | Path = "runs", inputs: Iterable[str | Path] | None = None) -> bool:
+    """Whether `stage` is done for this configuration and for the present content of its inputs.
+
+    Reads only: takes no lock and changes nothing, so that a finished stage ends early and beside other processes. Otherwise
+    the stage decides with `Run.open`.
+
+    Args:
+        inputs: files this stage reads; None takes those that its folder recorded, which must be below `root`.
+    """
+    path = folder(config, stage, root)
+    identity = _load_json(path / "config.json")
+    if not (path / "done").exists() or not identity or identity.get("config") != stage_slice(config, stage):
+        return False
+    files = [Path(root) / label for label in identity["inputs"]] if inputs is None else [Path(p) for p in inputs]
+    if not all(file.exists() for file in files):
+        return False
+    return identity["inputs"] == {_label(p, Path(root)): _hash_file(p) for p in files} and _is_complete(path)
+
+
 class Run:
     """One stage's folder while the stage works on it. Use `with Run.open(...) as run`."""
 
@@ -123,16 +142,10 @@ class Run:
         """Whether the stage finished with this configuration and all its artefacts are still there, unchanged in size."""
         if not (self.path / "done").exists():
             return False
-        manifest = _load_json(self.path / "manifest.json")
-        outputs = (manifest or {}).get("outputs", {})
-        whole = bool(manifest) and all(
-            (self.path / name).exists() and _size(self.path / name) == size for name, size in outputs.items()
-        )
-        if whole:
-            (self.path / "done").touch()  # newer than its inputs again, so that make need not ask a second time
-        else:
+        complete = _is_complete(self.path)
+        if not complete:
             (self.path / "done").unlink()
-        return whole
+        return complete
 
     def append(self, name: str, key: str = "id") -> Appender:
         """A resumable jsonl file of this folder."""
@@ -189,6 +202,15 @@ def held(path: Path) -> Iterator[None]:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; NaN and infinity are errors."""
     write_atomic(path, json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether the manifest's outputs are all there with their sizes."""
+    manifest = _load_json(path / "manifest.json")
+    outputs = (manifest or {}).get("outputs", {})
+    return bool(manifest) and all(
+        (path / name).exists() and _size(path / name) == size for name, size in outputs.items()
+    )
 
 
 def _load_json(path: Path) -> Any:

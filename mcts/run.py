@@ -27,7 +27,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_ids, read_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
-from fgrpo.runs import Run, folder, require
+from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample
@@ -55,6 +55,8 @@ def distil(
         UserError: there are no seed questions, too many trees failed, or no tree holds a correct chain.
     """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
+    if shard is None and is_done(config, "mcts", runs, [seeds]):
+        return folder(config, "mcts", runs)
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done:
             return stage.path
@@ -214,6 +216,8 @@ def grow_shards(config: Config, args: argparse.Namespace) -> None:
         UserError: a shard failed.
     """
     seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
+    if is_done(config, "mcts", args.runs, [seeds]):
+        return
     with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
         if stage.is_done:
             return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo import INTERRUPTED, cli, config, hardware
+from fgrpo import INTERRUPTED, cli, config, hardware, runs
 from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from fgrpo.training import distributed
@@ -171,7 +171,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: Any) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch_if_needed(module, cfg, rest):
+        stage = "sft" if STAGES[module] == "sft" else f"{STAGES[module]}-{cfg.method}"
+        if layout(cfg, STAGES[module]).machines == 1 and runs.is_done(
+            cfg, stage, args.runs
+        ):  # before torch is imported
+            print(f"{runs.folder(cfg, stage, args.runs)} is done already")
+        elif not launch_if_needed(module, cfg, rest):
             sys.argv = [module, *rest]
             runpy.run_module(module, run_name="__main__", alter_sys=True)
 

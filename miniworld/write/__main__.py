@@ -20,7 +20,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.plugins import load_plugin, plugin_names
-from fgrpo.runs import Run
+from fgrpo.runs import Run, folder, is_done
 from fgrpo.schema import Config
 from miniworld.truth import FILE
 from miniworld.write.studio import Studio, Writer
@@ -46,9 +46,11 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
             f"the preset {config.preset!r} has no miniature world (world: null). Run `make data-download` for its data"
         )
     root = Path(config.data.root)
+    if is_done(config, "world", runs) and not _broken(folder(config, "world", runs), root):
+        return root
     with Run.open(config, "world", root=runs) as stage:
-        if stage.is_done and _is_whole(stage.path, root):
-            return root
+        if stage.is_done:
+            _forget(stage.path, _broken(stage.path, root))
         (stage.path / "done").unlink(missing_ok=True)
         _claim(root)
         with stage.append(PROGRESS) as progress:
@@ -107,18 +109,19 @@ def _files(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_file())
 
 
-def _is_whole(stage: Path, root: Path) -> bool:
-    """Whether every file that was written is there with its size; forgets the progress of data sets that are not."""
-    broken = [
+def _broken(stage: Path, root: Path) -> list[str]:
+    """Files that were written and are missing or of another size."""
+    return [
         row["id"]
         for row in read_jsonl(stage / "files.jsonl")
         if not (root / row["id"]).is_file() or (root / row["id"]).stat().st_size != row["bytes"]
     ]
-    if not broken:
-        return True
-    kept = [r for r in read_jsonl(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
-    write_jsonl(stage / PROGRESS, kept)
-    return False
+
+
+def _forget(stage: Path, broken: list[str]) -> None:
+    """Drop the progress of the data sets that `broken` files belong to."""
+    rows = [r for r in read_jsonl(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
+    write_jsonl(stage / PROGRESS, rows)
 
 
 def main() -> None:
