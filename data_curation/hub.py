@@ -1,9 +1,9 @@
-"""What a data set's repository on the hub holds, and its files: listed with size and checksum, fetched, checked.
+"""Files of a data set's repository on the hub: listed with size and checksum, downloaded with resume, verified.
 
-huggingface_hub does the transport. Its own `hf_hub_download` throws half a file away when it fails or is killed (since
-1.3x); so its `http_get` writes into a file of ours, which the next call goes on with. What else is here: which files are
-wanted, their checksums after the last byte (SHA-256 of large files, git's blob hash of small ones, both as the hub states
-them), and every failure in words that name the repository. Nothing is trusted because its size is right.
+huggingface_hub does the transport. Its own `hf_hub_download` (checked in 1.33) downloads to a process-unique temporary file and
+deletes it on failure, so an interrupted download of 5 GB starts from zero. Its `http_get` therefore writes to a file of ours,
+which the next call continues. This module adds the selection of files, checksums of the complete file (SHA-256 of large files,
+git's blob hash of small ones, as stated by the hub), and errors that name the repository. A correct size alone is not trusted.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tqdm import tqdm
 
 from fgrpo.errors import UserError
 
-ATTEMPTS = 6  # of one file; each goes on where the one before broke off
-LONGEST_WAIT_S = 60.0
-SMALL = 50_000_000  # bytes: smaller files get no bar of their own
-_PASSING = (httpx.TransportError, HfHubHTTPError, OSError)
-_FINAL = (
+ATTEMPTS = 6  # per file; each continues where the previous one stopped
+MAX_WAIT_S = 60.0
+SMALL_FILE = 50_000_000  # bytes; smaller files have no progress bar of their own
+_TRANSIENT = (httpx.TransportError, HfHubHTTPError, OSError)
+_PERMANENT = (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     EntryNotFoundError,
-)  # gated ones included
+)  # includes gated repositories
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a repository: `path` in it, `size` in bytes, `digest` as "sha256:…" or "git:…" ("" if the hub gives none)."""
+    """A file of a repository: `path`, `size` in bytes, `digest` as "sha256:…" or "git:…" ("" if the hub states none)."""
 
     path: str
     size: int
@@ -55,7 +55,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit, and those of its files that were asked for."""
+    """A repository at one commit, and its matching files."""
 
     repo: str
     commit: str
@@ -63,32 +63,34 @@ class Listing:
 
 
 class Unreachable(UserError):
-    """No connection to the hub at all: what follows would fail in the same way."""
+    """The hub is unreachable: further requests would fail in the same way."""
 
 
 def listing(repo: str, patterns: Sequence[str], revision: str, endpoint: str | None) -> Listing:
-    """The files of data set `repo` whose path fits one of `patterns` (`*` also matches "/").
+    """The files of data set `repo` whose path matches one of `patterns` (`*` also matches "/").
 
     Raises:
-        Unreachable: no connection, or the hub is switched off (HF_HUB_OFFLINE).
-        UserError: no such repository or revision, no permission, or none of its files fits.
+        Unreachable: there is no connection, or the hub is disabled (HF_HUB_OFFLINE).
+        UserError: the repository or revision does not exist, access is denied, or no file matches.
     """
     try:
         info = HfApi(endpoint=endpoint).dataset_info(repo, revision=revision, files_metadata=True)
-    except (OfflineModeIsEnabled, *_PASSING) as error:
-        raise _explained(repo, error) from error
+    except (OfflineModeIsEnabled, *_TRANSIENT) as error:
+        raise _user_error(repo, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{repo}: what answers is no hub ({type(error).__name__}: {error}); is there a proxy, or a wrong HF_ENDPOINT?"
+            f"{repo}: the server's reply is not a hub's ({type(error).__name__}: {error}). Check the proxy and HF_ENDPOINT"
         ) from error
     siblings = info.siblings or []
-    found = tuple(
+    listed = tuple(
         _remote(item) for item in siblings if any(fnmatch.fnmatchcase(item.rfilename, pattern) for pattern in patterns)
     )
-    if not found:
-        has = ", ".join(sorted(item.rfilename for item in siblings)[:8]) or "nothing"
-        raise UserError(f"{repo} holds no file {' or '.join(patterns)} (it has {has}); mend configs/datasets.yaml")
-    return Listing(repo, str(info.sha), found)
+    if not listed:
+        available = ", ".join(sorted(item.rfilename for item in siblings)[:8]) or "none"
+        raise UserError(
+            f"{repo} has no file {' or '.join(patterns)} (its files: {available}). Fix configs/datasets.yaml"
+        )
+    return Listing(repo, str(info.sha), listed)
 
 
 def _remote(item: Any) -> Remote:
@@ -98,41 +100,44 @@ def _remote(item: Any) -> Remote:
 
 
 def fetch(
-    found: Listing, remote: Remote, folder: Path, endpoint: str | None, wait: Callable[[float], None] = time.sleep
+    listed: Listing, remote: Remote, folder: Path, endpoint: str | None, wait: Callable[[float], None] = time.sleep
 ) -> Path:
-    """`remote` below `folder`, complete and with the checksum that the hub states; goes on with half a file.
+    """Download `remote` to `folder` and verify it against the hub's checksum; resumes a partial file.
+
+    Args:
+        wait: called with the seconds before a retry.
 
     Raises:
-        Unreachable: the connection is gone and does not come back in `ATTEMPTS` attempts; what has arrived is kept.
+        Unreachable: there is no connection after `ATTEMPTS` attempts; the partial file is kept.
         UserError: the hub refuses, or the checksum is wrong twice (the file is deleted).
     """
     path = folder / remote.path
     part = path.with_name(f"{path.name}.{remote.digest[-8:]}.part")
     for attempt in range(ATTEMPTS):
         try:
-            _append(found, remote, part, endpoint)
-        except (*_PASSING, *_FINAL) as error:
-            if attempt + 1 == ATTEMPTS or not _may_pass(error):
-                raise _explained(found.repo, error, remote.path) from error
-            wait(min(LONGEST_WAIT_S, 2.0**attempt))
+            _append(listed, remote, part, endpoint)
+        except (*_TRANSIENT, *_PERMANENT) as error:
+            if attempt + 1 == ATTEMPTS or not _is_transient(error):
+                raise _user_error(listed.repo, error, remote.path) from error
+            wait(min(MAX_WAIT_S, 2.0**attempt))
             continue
-        if fits(part, remote):
+        if is_intact(part, remote):
             part.replace(path)
             return path
         part.unlink()
         if attempt:
             break
     raise UserError(
-        f"{found.repo}, {remote.path}: what arrives has not the checksum {remote.digest} that the hub states; it was "
-        "deleted; try again later, or another mirror (HF_ENDPOINT)"
+        f"{listed.repo}, {remote.path}: the downloaded file does not match the hub's checksum {remote.digest} and was "
+        "deleted. Retry later, or use another mirror (HF_ENDPOINT)"
     )
 
 
-def _append(found: Listing, remote: Remote, part: Path, endpoint: str | None) -> None:
-    """Write what is missing of a file behind what is there."""
+def _append(listed: Listing, remote: Remote, part: Path, endpoint: str | None) -> None:
+    """Append the missing bytes of a file to its partial file."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    url = hf_hub_url(found.repo, remote.path, repo_type="dataset", revision=found.commit, endpoint=endpoint)
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges are those of the file itself
+    url = hf_hub_url(listed.repo, remote.path, repo_type="dataset", revision=listed.commit, endpoint=endpoint)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # byte ranges refer to the uncompressed file
     with part.open("ab") as out:
         if out.tell() > remote.size:
             out.truncate(0)
@@ -147,7 +152,7 @@ def _append(found: Listing, remote: Remote, part: Path, endpoint: str | None) ->
         )
 
 
-def fits(path: Path, remote: Remote) -> bool:
+def is_intact(path: Path, remote: Remote) -> bool:
     """Whether the file has the size and the checksum that the hub states."""
     if path.stat().st_size != remote.size:
         return False
@@ -156,7 +161,7 @@ def fits(path: Path, remote: Remote) -> bool:
 
 
 def digest_of(path: Path, kind: str) -> str:
-    """SHA-256 of a file ("sha256"), or the SHA-1 that git gives its content ("git")."""
+    """Checksum of a file in hex: SHA-256 for "sha256", or git's SHA-1 blob hash for "git"."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as data:
         while chunk := data.read(1 << 20):
@@ -165,32 +170,32 @@ def digest_of(path: Path, kind: str) -> str:
 
 
 class _Bar(tqdm):
-    """A bar for large files only."""
+    """A progress bar for large files only."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options["disable"] = (options.get("total") or 0) < SMALL
+        options["disable"] = (options.get("total") or 0) < SMALL_FILE
         super().__init__(*args, **options)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     is_disk = isinstance(error, OSError) and error.errno is not None
-    return not is_disk and not isinstance(error, _FINAL)
+    return not is_disk and not isinstance(error, _PERMANENT)
 
 
-def _explained(repo: str, error: Exception, path: str = "") -> UserError:
-    what = f"{repo}, {path}" if path else repo
+def _user_error(repo: str, error: Exception, path: str = "") -> UserError:
+    target = f"{repo}, {path}" if path else repo
     if isinstance(error, OfflineModeIsEnabled):
-        return Unreachable("HF_HUB_OFFLINE is set, so nothing can be downloaded; unset it")
+        return Unreachable("HF_HUB_OFFLINE is set, so downloads are disabled. Unset it, then rerun")
     if isinstance(error, GatedRepoError):
-        return UserError(f"{what}: access has to be asked for on the hub first; then run `hf auth login`")
+        return UserError(f"{target}: access is gated. Request access on the hub, then run `hf auth login`")
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{what}: no such revision on the hub")
+        return UserError(f"{target}: no such revision on the hub")
     if isinstance(error, EntryNotFoundError):
-        return UserError(f"{what}: the hub no longer has this file; run again to list the repository anew")
+        return UserError(f"{target}: the hub no longer has this file. Rerun to list the repository again")
     if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"{what}: no such data set on the hub (moved, private, or a wrong HF_TOKEN)")
+        return UserError(f"{target}: no such data set on the hub (moved, private, or a wrong HF_TOKEN)")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return UserError(f"{what}: the hub answers {error.response.status_code}; try again later")
+        return UserError(f"{target}: the hub returned status {error.response.status_code}. Retry later")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
-        return UserError(f"{what}: {error.filename} cannot be written ({error.strerror})")
-    return Unreachable(f"no connection to the hub for {what} ({type(error).__name__}: {error})")
+        return UserError(f"{target}: cannot write {error.filename} ({error.strerror})")
+    return Unreachable(f"no connection to the hub for {target} ({type(error).__name__}: {error})")

@@ -1,8 +1,8 @@
-"""Free-form answers become multiple choice, deterministically, with plausible distractors of the same kind.
+"""Turns free-form answers into multiple choice, deterministically, with plausible distractors of the same kind.
 
-In this order: the alternatives that the question itself names ("left or right of"), yes and no, words of a closed kind
-(opposites, colours, neighbouring numbers), and answers to questions of the same kind in the same data set. The paper says
-that all data is multiple choice (Section 3.1) and not how; all of this is ours.
+Distractors come from, in this order: the alternatives that the question names ("left or right of"), yes and no, closed kinds of
+words (opposites, colours, neighbouring numbers), and answers to similar questions of the same data set. The paper says that all
+data is multiple choice (Section 3.1) but not how; all of this is ours.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_WORDS = 8  # a longer answer is a sentence, not an option
-MAX_DIGITS = 30  # a longer row of figures is a code, not a number with neighbours
-PER_KIND = 64  # answers remembered a kind of question
-MAX_KINDS = 20_000  # kinds remembered a data set
+MAX_DIGITS = 30  # longer digit strings are codes, not numbers with neighbours
+PER_KIND = 64  # answers stored per kind of question
+MAX_KINDS = 20_000  # kinds stored per data set
 _PAIRS = (
     "yes no", "true false", "left right", "above below", "top bottom", "up down", "front back", "behind front",
     "closer farther", "near far", "inside outside", "big small", "large little", "tall short", "long short", "open closed",
@@ -48,7 +48,7 @@ _ARTICLE = r"(?:to the |on the |in the |at the |the |an? )?"
 
 
 def clean(answer: str) -> str:
-    """An answer without blanks around it and without its full stop."""
+    """An answer with single spaces and without its final full stop."""
     return " ".join(answer.split()).rstrip(".").rstrip()
 
 
@@ -59,15 +59,15 @@ def words(text: str) -> tuple[str, ...]:
 
 @dataclass
 class AnswerPool:
-    """Answers seen in a first pass over a data set, by kind of question; bounded, in order of appearance."""
+    """Answers collected in a first pass over a data set, by kind of question; bounded, in order of appearance."""
 
     _kinds: dict[tuple[object, ...], list[str]] = field(default_factory=dict)
 
     def add(self, group: str, question: str, answer: str) -> None:
-        """Remember an answer of `group` (a data set, or a part of one)."""
+        """Store an answer of `group` (a data set, or a part of one)."""
         answer = clean(answer)
         if not answer or len(words(answer)) > MAX_WORDS or _is_closed(answer.lower()):
-            return  # a closed kind has its own distractors, and would be an implausible one elsewhere
+            return  # closed kinds have their own distractors and would be implausible elsewhere
         for kind in _kinds(group, question, answer):
             if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
                 continue
@@ -81,56 +81,56 @@ class AnswerPool:
 
 
 def _kinds(group: str, question: str, answer: str) -> tuple[tuple[object, ...], ...]:
-    asked, length = words(question), min(3, len(words(answer)))
-    head, last = asked[:2], asked[-1:]
+    question_words, length = words(question), min(3, len(words(answer)))
+    head, last = question_words[:2], question_words[-1:]
     return (group, head, last, length), (group, head, last), (group, head, length), (group, length)
 
 
 def alternatives(question: str, answer: str) -> tuple[str, ...]:
-    """The alternatives that `question` names, if `answer` is one of them: "left or right", "one, two or three".
+    """The alternatives that `question` names if `answer` is one of them ("left or right", "one, two or three"), else ().
 
-    Each has as many words as the answer; articles before them are left out. Items of a list before the last two count only
-    if they belong to the answer's closed kind, since "the car, red or blue" has the same form. () if there are none.
+    Each alternative has as many words as the answer; leading articles are dropped. Items of a list before the last two count
+    only if they belong to the answer's closed kind, because "the car, red or blue" has the same form.
     """
     length = len(words(answer))
     if length == 0:
         return ()
     item = rf"{_ARTICLE}({_WORD}(?: {_WORD}){{{length - 1}}})"
-    plain = answer.lower()
-    for found in re.finditer(rf"\b((?:{item}, ?)*){item},? or {item}", " ".join(question.split()), re.IGNORECASE):
-        kind = _closed_kind(plain)
-        listed = [m.group(1) for m in re.finditer(rf"{item}, ?", found.group(1), re.IGNORECASE)]
+    lower = answer.lower()
+    for match in re.finditer(rf"\b((?:{item}, ?)*){item},? or {item}", " ".join(question.split()), re.IGNORECASE):
+        kind = _closed_kind(lower)
+        listed = [m.group(1) for m in re.finditer(rf"{item}, ?", match.group(1), re.IGNORECASE)]
         options = [o.lower() for o in listed if kind is not None and o.lower() in kind]
-        options += [o.lower() for o in found.groups()[-2:]]
-        if plain in options and len(set(options)) == len(options):
-            return tuple(answer if option == plain else option for option in options)
+        options += [o.lower() for o in match.groups()[-2:]]
+        if lower in options and len(set(options)) == len(options):
+            return tuple(answer if option == lower else option for option in options)
     return ()
 
 
-def _closed_kind(plain: str) -> Sequence[str] | None:
-    return next((kind for kind in (NUMBERS, COLORS) if plain in kind), None)
+def _closed_kind(lower: str) -> Sequence[str] | None:
+    return next((kind for kind in (NUMBERS, COLORS) if lower in kind), None)
 
 
-def _is_closed(plain: str) -> bool:
-    return plain in OPPOSITES or plain.isdecimal() or _closed_kind(plain) is not None
+def _is_closed(lower: str) -> bool:
+    return lower in OPPOSITES or lower.isdecimal() or _closed_kind(lower) is not None
 
 
 def _closed(answer: str, rng: random.Random, count: int) -> list[str]:
-    """Distractors from a closed kind of words, [] if the answer belongs to none."""
-    plain = answer.lower()
-    if plain in OPPOSITES:
-        found = [OPPOSITES[plain]]
-    elif plain in COLORS:
-        others = [c for c in COLORS if c != plain]
-        found = rng.sample(others, min(count, len(others)))
-    elif plain in NUMBERS or (plain.isdecimal() and len(plain) <= MAX_DIGITS):
-        value = NUMBERS.index(plain) if plain in NUMBERS else int(plain)
-        near = [v for v in range(max(0, value - count), value + count + 1) if v != value]
-        picked = sorted(rng.sample(near, count), key=lambda v: abs(v - value))
-        found = [NUMBERS[v] if plain in NUMBERS and v < len(NUMBERS) else str(v) for v in picked]
+    """Distractors from a closed kind of words; [] if the answer belongs to none."""
+    lower = answer.lower()
+    if lower in OPPOSITES:
+        distractors = [OPPOSITES[lower]]
+    elif lower in COLORS:
+        others = [c for c in COLORS if c != lower]
+        distractors = rng.sample(others, min(count, len(others)))
+    elif lower in NUMBERS or (lower.isdecimal() and len(lower) <= MAX_DIGITS):
+        value = NUMBERS.index(lower) if lower in NUMBERS else int(lower)
+        neighbours = [v for v in range(max(0, value - count), value + count + 1) if v != value]
+        values = sorted(rng.sample(neighbours, count), key=lambda v: abs(v - value))
+        distractors = [NUMBERS[v] if lower in NUMBERS and v < len(NUMBERS) else str(v) for v in values]
     else:
         return []
-    return [f.capitalize() if answer[:1].isupper() else f for f in found]
+    return [f.capitalize() if answer[:1].isupper() else f for f in distractors]
 
 
 def make_choices(
@@ -142,10 +142,12 @@ def make_choices(
     count: int,
     also_true: Sequence[str] = (),
 ) -> tuple[str, ...] | None:
-    """`answer` among at most `count` options in an order drawn by `rng`; None if no distractor can be found.
+    """`answer` among at most `count` options, shuffled by `rng`; None without any distractor.
 
     Args:
-        also_true: other texts that answer the question; no option that they contain, or that contains them, is drawn.
+        group: the data set, or a part of one.
+        pool: answers of the data set, by kind of question.
+        also_true: other correct answers; no distractor is drawn that contains one of them or is contained in one.
     """
     named = alternatives(question, answer)
     if named:
@@ -162,12 +164,16 @@ def make_choices(
 
 
 def _from_pool(tiers: Sequence[Sequence[str]], true: Sequence[str], rng: random.Random, count: int) -> list[str]:
-    taken = [frozenset(words(text)) for text in true]
-    found: list[str] = []
+    excluded = [frozenset(words(text)) for text in true]
+    distractors: list[str] = []
     for tier in tiers:
         for candidate in rng.sample(list(tier), len(tier)):
-            parts = frozenset(words(candidate))
-            if len(found) < count and parts and not any(parts <= other or other <= parts for other in taken):
-                found.append(candidate)
-                taken.append(parts)
-    return found
+            candidate_words = frozenset(words(candidate))
+            if (
+                len(distractors) < count
+                and candidate_words
+                and not any(candidate_words <= other or other <= candidate_words for other in excluded)
+            ):
+                distractors.append(candidate)
+                excluded.append(candidate_words)
+    return distractors

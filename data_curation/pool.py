@@ -1,7 +1,7 @@
-"""The candidates of one source on disk: written once by its loader, then found again by number without being in memory.
+"""The candidates of one source on disk: written once by the loader, then read by index without loading the file into memory.
 
-`pool/<source>.jsonl` holds one `Sample` a line, `pool/<source>.json` the tally of dropped records; the tally is written last,
-so a pool without one is read again.
+`pool/<source>.jsonl` has one `Sample` per line, `pool/<source>.json` the tally of dropped records. The tally is written last, so
+a pool without a tally is rebuilt.
 """
 
 from __future__ import annotations
@@ -22,59 +22,62 @@ from fgrpo.types import Sample
 
 
 class Pool:
-    """Samples of one source: ids and questions in memory, the rest on disk."""
+    """Samples of one source: ids and questions in memory, everything else on disk."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
         self.path, self.tally = path, tally
         self.ids: list[str] = []
         self.questions: list[str] = []
-        self._places = array("q")
+        self._offsets = array("q")
         with path.open("rb") as lines:
-            place = 0
+            offset = 0
             for line in lines:
                 item = json.loads(line)
                 self.ids.append(item["id"])
                 self.questions.append(item["question"])
-                self._places.append(place)
-                place += len(line)
+                self._offsets.append(offset)
+                offset += len(line)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def samples(self, indices: Iterator[int] | list[int] | tuple[int, ...]) -> list[Sample]:
-        """The samples with these numbers, in the order asked for."""
-        found = []
+        """The samples at `indices`, in the same order."""
+        samples = []
         with self.path.open("rb") as file:
             for i in indices:
-                file.seek(self._places[i])
-                found.append(Sample.from_dict(json.loads(file.readline())))
-        return found
+                file.seek(self._offsets[i])
+                samples.append(Sample.from_dict(json.loads(file.readline())))
+        return samples
 
 
 def written(path: Path) -> Pool | None:
-    """The pool at `path`; None if there is none, or it is cut or damaged."""
+    """The pool at `path`; None if it is missing, truncated or damaged."""
     try:
-        known = Pool(path, Tally.from_dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))))
+        pool = Pool(path, Tally.from_dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return known if len(known) == known.tally.kept else None
+    return pool if len(pool) == pool.tally.kept else None
 
 
 def build(source: Source, context: Context, path: Path, limit: int | None) -> Pool:
-    """The pool at `path`, read from the source unless it is complete already. `limit` stops after that many samples.
+    """The pool at `path`, read from the source unless it is already complete.
+
+    Args:
+        limit: maximum number of samples; None for all.
 
     Raises:
-        UserError: the data set is not there, or none of its records can be used (names the commonest reason).
+        UserError: the data set is missing, or none of its records is usable (names the most common reasons).
     """
     counted = path.with_suffix(".json")
     if path.exists() and counted.exists():
-        if (known := written(path)) is not None:
-            return known
-        print(f"{path} is not what was written; reading {source.name} again")
+        if (pool := written(path)) is not None:
+            return pool
+        print(f"{path} is damaged; reading {source.name} again")
     if not source.files(context.folder):
         raise UserError(
-            f"no annotation files of {source.name} in {context.folder}; `make data PRESET=mini` writes the miniature, "
-            f"the real one is {source.hub}"
+            f"no annotation files of {source.name} in {context.folder}. `make data PRESET=mini` writes the miniature one; "
+            f"the real data set is {source.hub}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = itertools.islice(source.read(context), limit)
@@ -83,7 +86,7 @@ def build(source: Source, context: Context, path: Path, limit: int | None) -> Po
     if tally.kept == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.most_common(3)) or "no records"
         raise UserError(
-            f"none of the {tally.records} records of {source.name} in {context.folder} can be used: {reasons}"
+            f"none of the {tally.records} records of {source.name} in {context.folder} is usable: {reasons}"
         )
     write_json(counted, tally.to_dict())
     return Pool(path, tally)

@@ -1,4 +1,4 @@
-"""The data stage's report.md: what was read, dropped and chosen, cluster sizes with examples, the difficulty histogram."""
+"""Writes report.md of the data stage: records read, dropped and selected, clusters with examples, the difficulty histogram."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from data_curation.pool import Pool
 from fgrpo.schema import Data
 
-EXAMPLE_CLUSTERS = 5  # the largest clusters of a source that are shown
+EXAMPLE_CLUSTERS = 5  # number of clusters shown per source, largest first
 BAR = 40  # characters of the longest bar
 
 
@@ -17,41 +17,53 @@ def write(
     pools: Mapping[str, Pool],
     counts: Mapping[str, tuple[int, int]],
     clusters: Mapping[str, Sequence[Mapping[str, Any]]],
-    spread: Mapping[str, Mapping[str, int]],
+    histograms: Mapping[str, Mapping[str, int]],
     failed: Mapping[str, int],
 ) -> str:
-    """The report as Markdown. `counts`: (seed, RL) samples by source; the rest as `data_curation.run` has it."""
-    lines = ["# Curated data", "", "| source | records | usable | seed (asked) | RL (asked) |", "|---|---|---|---|---|"]
+    """The report as Markdown.
+
+    Args:
+        counts: numbers of (seed, RL) samples by source.
+        clusters: by source: size and example questions per cluster.
+        histograms: number of samples by mean accuracy, per source and for "all".
+        failed: samples that could not be rolled out.
+    """
+    lines = [
+        "# Curated data",
+        "",
+        "| source | records | usable | seed (requested) | RL (requested) |",
+        "|---|---|---|---|---|",
+    ]
     short = []
     for name, pool in pools.items():
-        (seed, rl), asked = counts[name], data.sources[name]
-        lines.append(f"| {name} | {pool.tally.records} | {len(pool)} | {seed} ({asked.seed}) | {rl} ({asked.rl}) |")
-        for kind, got, wanted in (("seed", seed, asked.seed), ("RL", rl, asked.rl)):
-            if got < wanted:
-                short.append(f"- **{name}: only {got} of {wanted} {kind} samples**, since no more survived.")
+        (seed, rl), target = counts[name], data.sources[name]
+        lines.append(f"| {name} | {pool.tally.records} | {len(pool)} | {seed} ({target.seed}) | {rl} ({target.rl}) |")
+        for kind, count, requested in (("seed", seed, target.seed), ("RL", rl, target.rl)):
+            if count < requested:
+                short.append(f"- **{name}: only {count} of {requested} {kind} samples**, because no more are usable.")
     lines += ["", *short] if short else []
     lines += ["", "## Dropped records and repairs", ""]
     for name, pool in pools.items():
-        dropped = _listed(pool.tally.dropped) or "nothing"
+        dropped = _listed(pool.tally.dropped) or "none"
         lines.append(
             f"- {name}: dropped {dropped}" + (f"; noted {_listed(pool.tally.notes)}" if pool.tally.notes else "")
         )
     lines += ["", "## Difficulty", "", f"Mean accuracy of {data.difficulty_rollouts} rollouts of the base model."]
-    for name, histogram in spread.items():
+    for name, histogram in histograms.items():
         lines += ["", f"{name} ({sum(histogram.values())} samples)", "", "```", *_bars(histogram), "```"]
     if failed:
         lines += ["", f"{len(failed)} samples could not be rolled out and are in neither set."]
     lines += ["", "## Clusters of seed questions"]
-    for name, found in clusters.items():
-        if not found:
+    for name, source_clusters in clusters.items():
+        if not source_clusters:
             continue
-        sizes = sorted((c["size"] for c in found), reverse=True)
+        sizes = sorted((c["size"] for c in source_clusters), reverse=True)
         lines += [
             "",
-            f"{name}: {len(found)} clusters, sizes {sizes[0]} to {sizes[-1]}, median {sizes[len(sizes) // 2]}",
+            f"{name}: {len(source_clusters)} clusters, sizes {sizes[0]} to {sizes[-1]}, median {sizes[len(sizes) // 2]}",
             "",
         ]
-        for cluster in sorted(found, key=lambda c: -c["size"])[:EXAMPLE_CLUSTERS]:
+        for cluster in sorted(source_clusters, key=lambda c: -c["size"])[:EXAMPLE_CLUSTERS]:
             lines.append(f"- {cluster['size']}: " + "; ".join(cluster["examples"]))
     return "\n".join(lines) + "\n"
 
@@ -63,5 +75,5 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _bars(histogram: Mapping[str, int]) -> list[str]:
-    most = max(histogram.values(), default=1)
-    return [f"{mean}  {'#' * max(1, round(BAR * count / most))} {count}" for mean, count in histogram.items()]
+    highest = max(histogram.values(), default=1)
+    return [f"{mean}  {'#' * max(1, round(BAR * count / highest))} {count}" for mean, count in histogram.items()]

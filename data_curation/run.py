@@ -1,10 +1,12 @@
-"""The data stage: real (or miniature) data sets in, seed questions for MCTS and the RL set out. Appendix A.3.
+"""The data stage: real or miniature data sets in, seed questions for MCTS and the RL set out. Appendix A.3.
 
-`runs/<preset>/data/`: pool/ (all usable samples, a file a source), seed.jsonl (representatives of question clusters),
-difficulty.jsonl (rollouts of the base model), rl.jsonl (samples of intermediate difficulty), dropped.json, report.md, and
-images/ for pictures that lie inside a data set's rows. Seed and RL set share no sample. Each step resumes.
-Over many machines: `--prepare` stops before the difficulty rollouts, `--shard 3/8` makes a part of them (fgrpo/shards.py), and
-the stage without either takes them over, rolls out the few that are still missing, and finishes.
+Writes `runs/<preset>/data/`: pool/ (all usable samples, one file per source), seed.jsonl (representatives of question
+clusters), difficulty.jsonl (rollouts of the base model), rl.jsonl (samples of intermediate difficulty), dropped.json, report.md,
+and images/ for images that are stored inside rows. Seed and RL set share no sample. Each step resumes.
+
+On several machines: `--prepare` stops before the difficulty rollouts, and `--shard 3/8` measures one shard of the candidates
+(fgrpo/shards.py). The stage without either option merges the shards, rolls out the remaining candidates, and finishes.
+
 Command: `python -m data_curation.run --preset mini [--prepare | --shard 3/8]`.
 """
 
@@ -27,7 +29,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
 from fgrpo.inference.base import Sampler
-from fgrpo.runs import Run, folder, same_identity, write_json
+from fgrpo.runs import Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample
@@ -42,16 +44,18 @@ OUTPUTS = ("seed.jsonl", "rl.jsonl", DIFFICULTY, "dropped.json", "clusters.json"
 def curate(
     config: Config, runs: str | Path = "runs", sampler: Sampler | None = None, *, prepare_only: bool = False
 ) -> Path:
-    """Run the stage (or what is left of it) and return its folder.
+    """Run or resume the stage and return its folder.
 
     Args:
-        sampler: the engine for difficulty rollouts; by default the one that the configuration names, over `models.base`.
-        prepare_only: stop when pools and seed questions are there.
+        sampler: the engine of the difficulty rollouts; by default the configured one over `models.base`.
+        prepare_only: stop after pools and seed questions are written.
 
     Raises:
-        UserError: a data set is missing or unreadable, or the engine fails too often.
+        UserError: a data set is missing or unreadable, or too many rollouts fail.
     """
     sources, train, inputs = _sources(config)
+    if is_done(config, "data", runs, inputs):
+        return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
         if stage.is_done:
             return stage.path
@@ -67,7 +71,7 @@ def curate(
             for name, s in sources.items()
         }
         clusters = _all_clusters(config, stage.path / SELECTED, pools)
-        seeds = {name: [i for cluster in found for i in cluster.picked] for name, found in clusters.items()}
+        seeds = {name: [i for cluster in group for i in cluster.picked] for name, group in clusters.items()}
         write_jsonl(
             stage.path / "seed.jsonl",
             (_prepared(config, s).to_dict() for name, indices in seeds.items() for s in pools[name].samples(indices)),
@@ -76,50 +80,54 @@ def curate(
             return stage.path
         shards.gather(stage, DIFFICULTY)
         candidates = _candidates(config, pools, seeds)
-        meter, kept, looked = asyncio.run(_choose(config, stage, candidates, sampler))
-        means = _settle(stage.path / DIFFICULTY, [pools[name].ids[i] for name, found in looked.items() for i in found])
-        _write_rl(config, stage.path / "rl.jsonl", pools, kept, means)
-        shown = {
-            name: [{"size": c.size, "examples": [pools[name].questions[i] for i in c.picked[:3]]} for c in found]
-            for name, found in clusters.items()
+        meter, selected, examined = asyncio.run(_choose(config, stage, candidates, sampler))
+        examined_ids = [pools[name].ids[i] for name, indices in examined.items() for i in indices]
+        means = _settle(stage.path / DIFFICULTY, examined_ids)
+        _write_rl(config, stage.path / "rl.jsonl", pools, selected, means)
+        examples = {
+            name: [{"size": c.size, "examples": [pools[name].questions[i] for i in c.picked[:3]]} for c in group]
+            for name, group in clusters.items()
         }
-        write_json(stage.path / "clusters.json", shown)
+        write_json(stage.path / "clusters.json", examples)
         write_json(stage.path / "dropped.json", {name: pool.tally.to_dict() for name, pool in pools.items()})
-        counts = {name: (len(seeds[name]), len(kept[name])) for name in pools}
-        spread = difficulty.histogram(means)
-        text = report.write(config.data, pools, counts, shown, spread, dict(meter.failed))
+        counts = {name: (len(seeds[name]), len(selected[name])) for name in pools}
+        histograms = difficulty.histogram(means)
+        text = report.write(config.data, pools, counts, examples, histograms, dict(meter.failed))
         (stage.path / "report.md").write_text(text, encoding="utf-8")
         for name, (seed_count, rl_count) in counts.items():
             stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})
         stage.counts.update({"rollouts/scored": len(means), "rollouts/failed": len(meter.failed)})
-        stage.finish(OUTPUTS, difficulty=spread, parts_seconds=shards.seconds(stage))
+        stage.finish(OUTPUTS, difficulty=histograms, parts_seconds=shards.seconds(stage))
         return stage.path
 
 
-def measure_part(config: Config, shard: Shard, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
-    """Difficulty rollouts of one shard of every source's candidates, as many as its share of the RL set takes.
+def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampler: Sampler | None = None) -> Path:
+    """Run the difficulty rollouts for one shard of every source's candidates, up to its share of the RL set.
 
     Raises:
-        UserError: `--prepare` was not run with this configuration, or the engine fails too often.
+        UserError: `--prepare` has not been run with this configuration, or too many rollouts fail.
     """
     _, _, inputs = _sources(config)
     with Run.open(config, shards.stage("data", shard), inputs, root=runs) as stage:
         if stage.is_done:
             return stage.path
-        whole = folder(config, "data", runs)
-        pools = {name: written(whole / "pool" / f"{name}.jsonl") for name in config.data.sources}
-        seeds = whole / "seed.jsonl"
-        if not same_identity(stage.path, whole) or not seeds.exists() or None in pools.values():
+        stage_folder = folder(config, "data", runs)
+        pools = {name: written(stage_folder / "pool" / f"{name}.jsonl") for name in config.data.sources}
+        seeds = stage_folder / "seed.jsonl"
+        if not same_identity(stage.path, stage_folder) or not seeds.exists() or None in pools.values():
             raise UserError(
-                f"{whole} has no pools and seed questions of this configuration; run "
-                f"`python -m data_curation.run --preset {config.preset} --prepare` first"
+                f"{stage_folder} has no pools and seed questions of this configuration. First run "
+                f"`python -m data_curation.run --preset {config.preset} --prepare`"
             )
-        there = {name: pool for name, pool in pools.items() if pool is not None}
-        taken = read_ids(seeds)
-        chosen = {name: [i for i, found in enumerate(pool.ids) if found in taken] for name, pool in there.items()}
+        built_pools = {name: pool for name, pool in pools.items() if pool is not None}
+        seed_ids = read_ids(seeds)
+        seed_indices = {
+            name: [i for i, sample_id in enumerate(pool.ids) if sample_id in seed_ids]
+            for name, pool in built_pools.items()
+        }
         candidates = {
-            name: (pool, shard.take(order), math.ceil(wanted / shard.count))
-            for name, (pool, order, wanted) in _candidates(config, there, chosen).items()
+            name: (pool, shard.take(order), math.ceil(target / shard.count))
+            for name, (pool, order, target) in _candidates(config, built_pools, seed_indices).items()
         }
         meter, _, _ = asyncio.run(_choose(config, stage, candidates, sampler))
         stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
@@ -128,50 +136,50 @@ def measure_part(config: Config, shard: Shard, runs: str | Path = "runs", sample
 
 
 def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]]:
-    """The data sets, the folder they lie in, and the files that they are read from."""
+    """The data sets, the folder that contains them, and their annotation files."""
     sources = {name: source.source(name) for name in config.data.sources}
     train = Path(config.data.root) / "train"
     return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder)]
 
 
-def _all_clusters(config: Config, kept: Path, pools: Mapping[str, Pool]) -> dict[str, list[clustering.Cluster]]:
-    """Clusters of every source's questions; kept in a file, since embedding takes hours at the paper's scale."""
+def _all_clusters(config: Config, cache: Path, pools: Mapping[str, Pool]) -> dict[str, list[clustering.Cluster]]:
+    """Clusters of every source's questions, cached in a file, because embedding takes hours at the paper's scale."""
     try:
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        found = {name: [clustering.Cluster(size, tuple(picked)) for size, picked in known[name]] for name in pools}
-        if all(sum(c.size for c in found[name]) in (0, len(pool)) for name, pool in pools.items()):
-            return found
-    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
+        stored = json.loads(cache.read_text(encoding="utf-8"))
+        clusters = {name: [clustering.Cluster(size, tuple(picked)) for size, picked in stored[name]] for name in pools}
+        if all(sum(c.size for c in clusters[name]) in (0, len(pool)) for name, pool in pools.items()):
+            return clusters
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         pass
-    found = {name: _clusters(config, name, pool) for name, pool in pools.items()}
-    write_json(kept, {name: [(c.size, c.picked) for c in clusters] for name, clusters in found.items()})
-    return found
+    clusters = {name: _clusters(config, name, pool) for name, pool in pools.items()}
+    write_json(cache, {name: [(c.size, c.picked) for c in group] for name, group in clusters.items()})
+    return clusters
 
 
 def _candidates(config: Config, pools: Mapping[str, Pool], seeds: Mapping[str, list[int]]) -> Candidates:
-    """For each source its pool, what is not a seed question in the order of its hash, and how many are wanted."""
+    """Per source: its pool, all samples but the seed questions in hash order, and the target number of samples."""
     out: Candidates = {}
     for name, pool in pools.items():
-        taken = set(seeds[name])
-        order = [i for i in difficulty.order(config.seed, pool.ids) if i not in taken]
+        seed_ids = set(seeds[name])
+        order = [i for i in difficulty.order(config.seed, pool.ids) if i not in seed_ids]
         out[name] = (pool, order, config.data.sources[name].rl)
     return out
 
 
 def _settle(path: Path, ids: list[str]) -> dict[str, float]:
-    """Put the measured samples into the candidates' order, leave out what need not have been looked at; their means."""
-    held = {row["id"]: row for row in read_jsonl(path)}
-    rows = [held[i] for i in ids if i in held]
+    """Sort the measured samples by candidate, drop those that were not needed, and return mean accuracy by id."""
+    rows_by_id = {row["id"]: row for row in read_jsonl(path)}
+    rows = [rows_by_id[i] for i in ids if i in rows_by_id]
     write_jsonl(path, rows)
     return {row["id"]: row["mean"] for row in rows}
 
 
-def _annotations(found: source.Source, folder: Path) -> list[Path]:
-    files = found.files(folder) if folder.is_dir() else []
+def _annotations(data_set: source.Source, folder: Path) -> list[Path]:
+    files = data_set.files(folder) if folder.is_dir() else []
     if not files:
         raise UserError(
-            f"no annotation files of {found.name} in {folder}; the miniature world's are written by "
-            f"`python -m miniworld.write`, the real ones are {found.hub}"
+            f"no annotation files of {data_set.name} in {folder}. `python -m miniworld.write` writes the miniature ones; "
+            f"the real data set is {data_set.hub}"
         )
     return files
 
@@ -184,7 +192,7 @@ def _clusters(config: Config, name: str, pool: Pool) -> list[clustering.Cluster]
 
 
 def _prepared(config: Config, sample: Sample, **meta: object) -> Sample:
-    """A sample as the later stages get it: boxes only where the configuration wants them from its source."""
+    """A sample for the later stages: boxes only if `data.boxes_from` includes its source."""
     boxes = sample.boxes if sample.source in config.data.boxes_from else None
     return Sample(
         sample.id, sample.images, sample.question, sample.choices, sample.answer, boxes, {**sample.meta, **meta}
@@ -193,8 +201,8 @@ def _prepared(config: Config, sample: Sample, **meta: object) -> Sample:
 
 async def _choose(
     config: Config, stage: Run, candidates: Candidates, sampler: Sampler | None
-) -> tuple[difficulty.Meter, dict[str, list[int]], dict[str, list[int]]]:
-    """The meter after its work, the samples kept, and those looked at."""
+) -> tuple[difficulty.DifficultyMeter, dict[str, list[int]], dict[str, list[int]]]:
+    """The meter after measuring, the selected samples, and the examined samples."""
     data = config.data
     settings = difficulty.Settings(
         rollouts=data.difficulty_rollouts,
@@ -206,33 +214,36 @@ async def _choose(
         max_failed_share=data.max_failed_share,
         concurrency=config.engine.concurrency,
         seed=config.seed,
+        policy=config.policy,
     )
     engine = sampler or inference.build(config, config.models.base)
-    past = stage.path / DIFFICULTY
-    known: dict[str, float] = {row["id"]: row["mean"] for row in read_jsonl(past)} if past.exists() else {}
-    wanted = sum(count for _, _, count in candidates.values())
+    measured_path = stage.path / DIFFICULTY
+    measured: dict[str, float] = (
+        {row["id"]: row["mean"] for row in read_jsonl(measured_path)} if measured_path.exists() else {}
+    )
+    target = sum(count for _, _, count in candidates.values())
     try:
-        with stage.append(DIFFICULTY) as done, tqdm(total=wanted, desc="difficulty", unit=" samples") as bar:
-            meter = difficulty.Meter(engine, settings, done, known, matches)
+        with stage.append(DIFFICULTY) as done, tqdm(total=target, desc="difficulty", unit=" samples") as bar:
+            meter = difficulty.DifficultyMeter(engine, settings, done, measured, matches)
 
             def step() -> None:
-                bar.total = max(bar.total, bar.n + 1)  # how many candidates it takes is not known before
+                bar.total = max(bar.total, bar.n + 1)  # the number of candidates is not known in advance
                 bar.update()
 
-            kept, looked = await difficulty.choose(candidates, meter, step)
-            return meter, kept, looked
+            selected, examined = await difficulty.choose(candidates, meter, step)
+            return meter, selected, examined
     finally:
         if sampler is None:
             await engine.close()
 
 
 def _write_rl(
-    config: Config, path: Path, pools: Mapping[str, Pool], kept: Mapping[str, list[int]], means: Mapping[str, float]
+    config: Config, path: Path, pools: Mapping[str, Pool], selected: Mapping[str, list[int]], means: Mapping[str, float]
 ) -> None:
-    """The RL set, sources mixed in the order of their ids' hashes."""
-    everything = [(name, i) for name, indices in kept.items() for i in indices]
-    ids = [pools[name].ids[i] for name, i in everything]
-    ranked = [everything[k] for k in difficulty.order(config.seed + 1, ids)]
+    """Write the RL set with sources mixed, in the order of a hash of the ids."""
+    pairs = [(name, i) for name, indices in selected.items() for i in indices]
+    ids = [pools[name].ids[i] for name, i in pairs]
+    ranked = [pairs[k] for k in difficulty.order(config.seed + 1, ids)]
     samples = (pools[name].samples([i])[0] for name, i in ranked)
     write_jsonl(path, (_prepared(config, s, difficulty=means[s.id]).to_dict() for s in samples))
 
@@ -243,10 +254,12 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config, shard = load(args.preset, args.method, args.set), shards.of(args)
         if shard is not None:
-            print(f"difficulty in {measure_part(config, shard, args.runs)}; a run without --shard merges")
+            print(f"difficulty in {measure_shard(config, shard, args.runs)}; run without --shard to merge")
             return
         path = curate(config, args.runs, prepare_only=args.prepare)
-        print(f"pools and seed questions in {path}" if args.prepare else f"curated data in {path}; see report.md there")
+        print(
+            f"pools and seed questions in {path}" if args.prepare else f"curated data in {path}; open report.md there"
+        )
 
     arguments = parser("curate the training data: seed questions by cluster, RL set by difficulty")
     arguments.add_argument("--prepare", action="store_true", help="stop before the difficulty rollouts")

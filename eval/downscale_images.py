@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.models import ModelSpec, template, user_text
-from fgrpo.boxes import model_size
+from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.images import IMAGE_ERRORS, image_tokens, open_rgb
 from fgrpo.schema import Config
 from fgrpo.types import Sample
@@ -25,11 +25,11 @@ STEP = 0.97  # factor per further attempt, where rounding to whole tokens leaves
 ATTEMPTS = 60
 
 
-def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: tuple[int, int]) -> list[Sample]:
+def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: PixelBounds) -> list[Sample]:
     """`samples`, with smaller images where they do not fit `eval.context_length`; `meta["shrunk"]` then holds the factor.
 
     Args:
-        bounds: least and most pixels of an image as the model's processor resizes it.
+        bounds: least and most pixels of an image, and pixels per token side, as the model's processor resizes it.
     """
     texts = {has: template(spec, config, has_choices=has) for has in (True, False)}
     room = config.eval.context_length - (spec.max_new_tokens or config.eval.max_new_tokens) - FRAME
@@ -42,7 +42,7 @@ def _tokens_of(text: str) -> int:
     return math.ceil(len(text) / 2)
 
 
-def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sample:
+def _fit(sample: Sample, room: int, bounds: PixelBounds, cache: Path) -> Sample:
     try:
         needed = sum(image_tokens(path, bounds) for path in sample.images)
     except IMAGE_ERRORS:  # a broken image: the engine refuses it and names it
@@ -58,15 +58,15 @@ def _fit(sample: Sample, room: int, bounds: tuple[int, int], cache: Path) -> Sam
     return sample  # the processor's smallest size is still too much: the engine refuses it and says so
 
 
-def _smaller(path: str, share: float, bounds: tuple[int, int], cache: Path) -> str:
+def _smaller(path: str, share: float, bounds: PixelBounds, cache: Path) -> str:
     """A copy of an image whose sides are `share` times those that the model would see."""
     stat = Path(path).stat()
-    name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {bounds}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {tuple(bounds)}".encode()).hexdigest()[:24]
     smaller = cache / f"{name}.png"
     if not smaller.exists():
         image = open_rgb(path)
         width, height = model_size(image.size, *bounds)
-        size = (max(28, round(width * share)), max(28, round(height * share)))
+        size = (max(bounds.factor, round(width * share)), max(bounds.factor, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
         part = smaller.with_suffix(f".{os.getpid()}.part")  # models are evaluated in parallel
         image.resize(size).save(part, "PNG")

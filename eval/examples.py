@@ -20,6 +20,7 @@ from eval.models import ModelSpec
 from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
 from fgrpo.images import image_size, open_rgb
+from fgrpo.policy import backbone
 from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
@@ -177,7 +178,8 @@ def build(
     truth = []
     box_images = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
     for k, box in zip(box_images, sample.boxes or (), strict=True):
-        truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k])), "true"))
+        model_pixels = model_size(sizes[k], *backbone.default().pixels)
+        truth.append(_shape(k, convert(box, "original", sizes[k], model_pixels), "true"))
     columns = tuple(
         _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
         for n, (result, spec, record, rollout) in enumerate(models)

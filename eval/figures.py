@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import base, models
+from eval import base, freshness, models
 from eval.comparisons import KINDS
 from eval.measures import Measure, measures_of, reward_measures
 from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
@@ -329,9 +329,9 @@ def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, fl
     """The thresholds a method was trained with, from its run folder; without a run folder those of the configuration."""
     stored = folder(config, f"rl-{method}", root) / "config.json"
     if not stored.is_file():
-        return config.rl.tau
-    tau: Mapping[str, float] = json.loads(stored.read_text(encoding="utf-8"))["config"]["rl"]["tau"]
-    return tau
+        return {name: constraint.tau for name, constraint in config.rl.constraints.items()}
+    trained_with = json.loads(stored.read_text(encoding="utf-8"))["config"]["rl"]["constraints"]
+    return {name: float(constraint["tau"]) for name, constraint in trained_with.items()}
 
 
 def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:
@@ -347,10 +347,20 @@ def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
-        for path in draw(load(args.preset, args.method, args.set), args.runs):
+        config = load(args.preset, args.method, args.set)
+        out, made = folder(config, "figures", args.runs), freshness.made_from(config, "figures", args.runs)
+        if args.if_changed and freshness.is_current(out, CAPTION_FILE, made):
+            print(f"figures: {out} is current")
+            return
+        for path in draw(config, args.runs):
             print(f"figure: {path}")
+        freshness.stamp(out, made)
 
-    run(body, parser("figures 3, 4 and 8 from the run files"))
+    arguments = parser("figures 3, 4 and 8 from the run files")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
+    )
+    run(body, arguments)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def with_true_boxes(sample: Sample, truth: TruthBook | None) -> Sample:
     question = parse_question(sample.question)
     if scenes is None or question is None:
         return sample
-    images = [question.picture] if question.picture is not None else list(range(len(scenes)))
+    images = [question.image_index] if question.image_index is not None else list(range(len(scenes)))
     boxes, box_images = [], []
     for image in images:
         if image >= len(scenes):

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval import base, examples, miniworld_truth, models, tables
+from eval import base, examples, freshness, miniworld_truth, models, tables
 from eval.comparisons import KINDS, main_pair
 from eval.layout import Table, percent
 from eval.measures import measures
@@ -194,9 +194,19 @@ def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
-        print(f"report: {write(load(args.preset, args.method, args.set), args.runs)}")
+        config = load(args.preset, args.method, args.set)
+        out, made = folder(config, "report", args.runs), freshness.made_from(config, "report", args.runs)
+        if args.if_changed and freshness.is_current(out, "index.html", made):
+            print(f"report: {out} is current")
+            return
+        print(f"report: {write(config, args.runs)}")
+        freshness.stamp(out, made)
 
-    run(body, parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts"))
+    arguments = parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
+    )
+    run(body, arguments)
 
 
 if __name__ == "__main__":

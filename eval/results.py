@@ -12,6 +12,7 @@ import yaml
 
 from eval import models
 from eval.measures import measures
+from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -68,15 +69,15 @@ def read_records(path: Path) -> list[EvalRecord]:
     return records
 
 
-def scored_pixels(scoring: Path) -> tuple[int, int]:
-    """Least and most pixels of the processor when the evaluation was scored; the model itself may be gone.
+def scored_pixels(scoring: Path) -> PixelBounds:
+    """The pixel bounds of the model's processor when the evaluation was scored; the model itself may be gone.
 
     Raises:
         UserError: the file (`SCORING`) is broken.
     """
     try:
-        least, most = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
-        return int(least), int(most)
+        least, most, factor = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
+        return PixelBounds(int(least), int(most), int(factor))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{scoring} is broken ({error!r}); {AGAIN}") from error
 

@@ -29,8 +29,8 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
-from fgrpo.images import pixel_bounds
 from fgrpo.inference.base import Sampler
+from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config
@@ -69,7 +69,7 @@ def evaluate(
     with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
         judge_set = evaluation_judges(config, folder.path)
         _settle_scoring(folder, judge_set, config, path, spec)
-        if folder.is_done and set(requested) <= set(_manifest(folder).get("benchmarks", [])):
+        if _has_all(folder, requested):
             print(f"{folder.path}: already evaluated")
             return folder.path
         every = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *requested]))
@@ -86,6 +86,19 @@ def evaluate(
             judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
         )
         return folder.path
+
+
+def is_evaluated(config: Config, name: str, benchmarks: Sequence[str] = (), root: str | Path = "runs") -> bool:
+    """Whether `evaluate` has nothing left to do for this model. Raises as `evaluate` does before its first request."""
+    spec = models.configured(name, config)
+    path = models.checkpoint(spec, config, root)
+    with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
+        _settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
+        return _has_all(folder, benchmarks or config.eval.benchmarks)
+
+
+def _has_all(folder: Run, benchmarks: Sequence[str]) -> bool:
+    return folder.is_done and set(benchmarks) <= set(_manifest(folder).get("benchmarks", []))
 
 
 def _answer_part(
@@ -257,9 +270,7 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     return {
-        "model": spec.model_dump(
-            mode="json", exclude={"title", "note", "paper_row", "engine", "temperature", *models.BOX_KEYS}
-        )
+        "model": spec.model_dump(mode="json", exclude={"title", "note", "engine", "temperature", *models.BOX_KEYS})
         | {"path": path},
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
         "prompts": digest(texts),
@@ -327,10 +338,14 @@ def main() -> None:
             chosen = with_checkpoints(chosen, config, args.runs)
         for name in chosen:  # check every name and checkpoint before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
-        if args.jobs > 1 and len(chosen) > 1:
-            _in_parallel(args, chosen)
-            return
         shard = shards.of(args)
+        if args.jobs > 1 and len(chosen) > 1:
+            todo = [n for n in chosen if shard is not None or not is_evaluated(config, n, benchmarks, args.runs)]
+            if len(todo) < len(chosen):
+                print(f"already evaluated: {', '.join(n for n in chosen if n not in todo)}")
+            if todo:
+                _in_parallel(args, todo)
+            return
         for name in chosen:
             path = evaluate(config, name, benchmarks, args.runs, shard=shard)
             if shard is None:

@@ -25,6 +25,7 @@ from fgrpo import boxes
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
 from fgrpo.options import letter_index
+from fgrpo.policy import backbone
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import JudgeSet
@@ -47,7 +48,7 @@ class Scorer:
         judges: the evaluation judge and the extraction judge.
         truth: the miniature world's truth, None for real data.
         box_normaliser: divisor of Eq. 1, see `rewards.base.RewardContext`.
-        pixels: least and most pixels of an image as the model's processor resizes it.
+        pixels: the bounds within which the model's processor resizes an image.
     """
 
     spec: ModelSpec
@@ -55,7 +56,7 @@ class Scorer:
     judges: JudgeSet
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
-    pixels: tuple[int, int] = (boxes.MIN_PIXELS, boxes.MAX_PIXELS)
+    pixels: boxes.PixelBounds = backbone.default().pixels
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         """One record per rollout, in order. A rollout that the engine refused gets failed scores, and no judge is called."""
@@ -89,9 +90,9 @@ class Scorer:
             rewards.RewardItem(rollout.id, with_true_boxes(sample, self.truth), response)
             for (sample, rollout), response in zip(pairs, responses, strict=True)
         ]
-        least, most = self.pixels
+        least, most, factor = self.pixels
         tag, frame = self.spec.box_tag, self.spec.box_frame
-        context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame)
+        context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor)
         columns: dict[str, list[Score]] = {}
         for measure in reward_measures():
             if measure.report.needs_boxes and self.spec.grounding != "boxes":

@@ -1,7 +1,7 @@
-"""The vocabulary every stage shares: types, configuration, run folders, jsonl, prompts, boxes, model text, sampling.
+"""The vocabulary that every stage shares: types, configuration, run folders, jsonl files, prompts, images, boxes, model text.
 
-Nothing here imports torch at import time except the modules that say so (`fgrpo.policy.loading`, the transformers engine). The stages'
-packages import this one first, so that too old a Python, or ctrl-C while torch is being imported, ends in one line too.
+Modules here import no torch. Of the sub-packages only those import it that say so, such as `fgrpo.policy.loading`. The
+stages' packages import this package first. So too old a Python ends in one line, and so does ctrl-C during `import torch`.
 """
 
 import sys
@@ -9,14 +9,14 @@ import sys
 __version__ = "0.1.0"
 
 OLDEST_PYTHON = (3, 11)
-INTERRUPTED = "\ninterrupted: what is finished is kept; the same command carries on from here"
+INTERRUPTED = "\ninterrupted: finished items are kept; rerun to resume"
 
-if sys.version_info < OLDEST_PYTHON:  # whoever has an older one has not read pyproject.toml
+if sys.version_info < OLDEST_PYTHON:  # an older Python does not read pyproject.toml
     sys.exit("error: Python %d.%d or newer is needed, this is %s" % (*OLDEST_PYTHON, sys.version.split()[0]))  # noqa: UP031
 
 
 def _interrupted(kind, error, trace):  # type: ignore[no-untyped-def]
-    """In place of a traceback before `fgrpo.cli.run` is reached."""
+    """Print one line in place of a traceback before `fgrpo.cli.run` is reached."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
@@ -24,8 +24,8 @@ def _interrupted(kind, error, trace):  # type: ignore[no-untyped-def]
 
     sys.stderr.write(INTERRUPTED + "\n")
     sys.stderr.flush()
-    os._exit(130)  # Python itself would end by the signal, and threads of half-imported libraries may hang
+    os._exit(130)  # Python would end by the signal, and threads of partly imported libraries may hang
 
 
-if sys.argv[:1] == ["-m"]:  # what `python -m` puts there while it looks for the module: a command, not a library
+if sys.argv[:1] == ["-m"]:  # `python -m` sets this while it looks for the module: a command, not a library
     sys.excepthook = _interrupted

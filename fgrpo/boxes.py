@@ -1,15 +1,15 @@
-"""Boxes: overlap, complete IoU, optimal matching, and exact conversion between the frames they are written in.
+"""Boxes: overlap, complete IoU, optimal matching, and exact conversion between frames.
 
-CIoU as in Zheng et al. 2019 ("Distance-IoU loss", Eqs. 7 to 11), the measure of the paper's Eq. 1; the journal version, which
-drops the aspect term below IoU 0.5, is not used. `smart_resize` is transformers' function of that name (Qwen2.5-VL's image
-processor), restated here so that rewards and judges need no torch; a test holds the two together.
+CIoU follows Zheng et al. 2019 ("Distance-IoU loss", Eqs. 7 to 11), the measure of the paper's Eq. 1. The journal version,
+which drops the aspect term below IoU 0.5, is not used. `smart_resize` restates transformers' function of that name
+(Qwen2.5-VL's image processor), so that rewards and judges need no torch; a test compares the two.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]  # (width, height) in pixels
 
-# Qwen2.5-VL's preprocessor: a token covers 28 x 28 pixels; the least and the most pixels of a resized picture.
-FACTOR = 28
-MIN_PIXELS = 4 * FACTOR**2
-MAX_PIXELS = 16384 * FACTOR**2
 _ASPECT_LIMIT = 200
 _ASPECT = 4 / math.pi**2  # of CIoU's aspect term
 
 
+class PixelBounds(NamedTuple):
+    """How a processor resizes images: the least and the most pixels of an image, and pixels per image token side."""
+
+    min_pixels: int
+    max_pixels: int
+    factor: int
+
+
 def iou(a: BoxLike, b: BoxLike) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2) in one frame; an empty or reversed box overlaps nothing.
+    """Intersection over union, in [0, 1], of two boxes (x1, y1, x2, y2) in one frame; 0 for an empty or reversed box.
 
     Raises:
         ValueError: a coordinate is not finite.
@@ -39,8 +43,10 @@ def iou(a: BoxLike, b: BoxLike) -> float:
 
 
 def ciou(a: BoxLike, b: BoxLike) -> float:
-    """Complete IoU, in (-1.5, 1]: IoU, less the squared distance of centres over the squared diagonal of the enclosing box,
-    less the aspect term. 1 for equal boxes that are not empty; symmetric; the same at every scale.
+    """Complete IoU, in (-1.5, 1], of two boxes (x1, y1, x2, y2) in one frame.
+
+    CIoU is IoU minus the squared distance of the centres over the squared diagonal of the enclosing box, minus the aspect
+    term. It is 1 for equal boxes that are not empty, symmetric, and independent of the scale.
 
     Raises:
         ValueError: a coordinate is not finite.
@@ -51,7 +57,7 @@ def ciou(a: BoxLike, b: BoxLike) -> float:
 def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int, float]]:
     """The one-to-one assignment of min(#pred, #gt) pairs with the largest sum of CIoU (Kuhn 1955, scipy's solver).
 
-    Returns (index into `pred`, index into `gt`, their CIoU), by rising first index; [] if one side is empty.
+    Returns (index into `pred`, index into `gt`, CIoU) in order of the first index; [] if one side is empty.
 
     Raises:
         ValueError: a coordinate is not finite.
@@ -64,19 +70,19 @@ def match(pred: Sequence[BoxLike], gt: Sequence[BoxLike]) -> list[tuple[int, int
     return [(i, j, scores_PG[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
 
 
-def smart_resize(
-    height: int, width: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
-) -> tuple[int, int]:
-    """(height, width) of the picture that the model sees: multiples of `factor`, area within the bounds, aspect kept as
-    nearly as possible. Rounds halves to even, as Python does and transformers relies on.
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) in pixels of the image that the model sees.
+
+    Both are multiples of `factor`, the area lies within the bounds, and the aspect ratio changes as little as possible.
+    Halves are rounded to even, as in Python; transformers relies on that.
 
     Raises:
         ValueError: a side is not positive, or one is more than 200 times the other (transformers refuses it too).
     """
     if min(height, width) <= 0:
-        raise ValueError(f"a picture has positive sides, got {width}x{height}")
+        raise ValueError(f"an image has positive sides, got {width}x{height}")
     if max(height, width) / min(height, width) > _ASPECT_LIMIT:
-        raise ValueError(f"a picture of {width}x{height} is too narrow: the limit is {_ASPECT_LIMIT} to 1")
+        raise ValueError(f"an image of {width}x{height} is too narrow: the limit is {_ASPECT_LIMIT} to 1")
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
     if new_height * new_width > max_pixels:
@@ -90,20 +96,24 @@ def smart_resize(
     return new_height, new_width
 
 
-def model_size(
-    original: Size, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS, factor: int = FACTOR
-) -> Size:
-    """(width, height) of a picture of `original` (width, height) as the model sees it; errors as `smart_resize`."""
+def model_size(original: Size, min_pixels: int, max_pixels: int, factor: int) -> Size:
+    """(width, height) of an image of `original` (width, height) as the model sees it.
+
+    The last three arguments are a processor's `PixelBounds`: `model_size(size, *bounds)`.
+
+    Raises:
+        ValueError: as `smart_resize`.
+    """
     height, width = smart_resize(original[1], original[0], factor, min_pixels, max_pixels)
     return width, height
 
 
 def convert(box: Box, to: Frame, original_size: Size, model_size: Size) -> Box:
-    """`box` in the frame `to`; not rounded, so that there and back is the same box up to float precision.
+    """`box` in the frame `to`; not rounded, so that converting back gives the same box up to float precision.
 
     Args:
         box: a box in any frame.
-        to: the frame wanted.
+        to: the target frame.
         original_size: (width, height) of the image file.
         model_size: (width, height) after `smart_resize`.
     """
@@ -123,7 +133,11 @@ Numbers = tuple[float, float, float, float]
 
 
 def _numbers(box: BoxLike) -> Numbers:
-    """The four finite numbers of a box. Raises ValueError if it has others."""
+    """The four finite numbers of a box.
+
+    Raises:
+        ValueError: one of them is not finite.
+    """
     x1, y1, x2, y2 = (box.x1, box.y1, box.x2, box.y2) if isinstance(box, Box) else map(float, box)
     if not math.isfinite(x1 + y1 + x2 + y2) and not all(map(math.isfinite, (x1, y1, x2, y2))):
         raise ValueError(f"a box has four finite numbers, got {tuple(box)}")
@@ -131,7 +145,7 @@ def _numbers(box: BoxLike) -> Numbers:
 
 
 def _scaled(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
-    """Both boxes, brought to a scale at which products neither overflow nor vanish (hardly ever needed)."""
+    """Both boxes, scaled so that products neither overflow nor underflow (rarely needed)."""
     largest = max(max(a), max(b), -min(a), -min(b))
     if 1e-75 <= largest <= 1e75 or largest == 0:
         return a, b
@@ -154,8 +168,8 @@ def _iou(a: Numbers, b: Numbers) -> float:
     return shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
 
 
-# What CIoU needs of each box alone: its numbers, its extent (left, right, top, bottom: a reversed box has one, too), and the
-# angle of its aspect.
+# What CIoU needs per box: its numbers, its extent (left, right, top, bottom; a reversed box has one, too), and the angle of
+# its aspect.
 _Measured = tuple[Numbers, float, float, float, float, float]
 
 

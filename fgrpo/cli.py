@@ -1,4 +1,4 @@
-"""The command line every stage shares: `--preset`, `--method`, `--overlay`, `--set`, `--runs`, and how errors and ctrl-C end."""
+"""The command line that every stage shares: `--preset`, `--method`, `--overlay`, `--set`, `--runs`, errors and ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fgrpo import INTERRUPTED
 from fgrpo.config import OVERLAY
 from fgrpo.errors import UserError
 
-SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent says the last word
+SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent prints the final message
 INTERRUPTED_CODE = 130
-PEER_LOST = "the connection to another process of the run was lost; that one's own message says why"
-PATIENCE_S = 60.0  # for the launcher, to end the processes that have lost another
-# what gloo and NCCL say when the process at the other end is gone
+PEER_LOST = "the connection to another process of the run was lost; see the message of that process"
+PATIENCE_S = 60.0  # time for the launcher to end the processes that lost a connection
+# messages of gloo and NCCL when the other process is gone
 _LOST_WORDS = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "remote process exited")
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a process that torchrun or accelerate started says what ended it
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # file for the error of a process that torchrun or accelerate started
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-# what libraries make of a full disk: safetensors and tokenizers (Rust), SQLite, torch.save
+# messages of libraries on a full disk: safetensors and tokenizers (Rust), SQLite, torch.save
 _FULL_WORDS = (
     *("No space left on device", "Disk quota exceeded", "disk is full"),
     *("PytorchStreamWriter failed writing", "inline_container.cc"),
@@ -33,21 +33,24 @@ _FULL_WORDS = (
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options every stage takes."""
+    """A parser with the options of every stage."""
     out = argparse.ArgumentParser(description=description)
     out.add_argument("--preset", default="mini", help="a file of configs/scale (default: mini)")
     out.add_argument("--method", default="fgrpo", help="a file of configs/method (default: fgrpo)")
-    layers: Any = {"dest": "set", "action": "extend", "nargs": "*", "default": []}  # of both options, the later wins
+    layers: Any = {"dest": "set", "action": "extend", "nargs": "*", "default": []}  # the later of the two options wins
     out.add_argument("--overlay", **layers, type=OVERLAY.__add__, metavar="NAME", help="files of configs/overlay")
     out.add_argument("--set", **layers, metavar="KEY=VALUE", help='overrides, such as "rl.kl_coef=0.02"')
-    out.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders live (default: runs)")
+    out.add_argument("--runs", default="runs", metavar="FOLDER", help="root of the run folders (default: runs)")
     return out
 
 
 def run(
     body: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> None:
-    """Parse and call `body`; a `UserError`, a full disk or a forbidden folder is one line and exit code 2, ctrl-C is 130."""
+    """Parse the arguments and call `body`.
+
+    A `UserError`, a full disk or a folder without permission ends in one line and exit code 2, ctrl-C in exit code 130.
+    """
     args = arguments.parse_args(argv)
     try:
         body(args)
@@ -66,13 +69,13 @@ def run(
 
 
 def _end_process_of_run(error: Exception, line: str | None) -> NoReturn:
-    """End one of several processes at once: the others wait for it, and threads of libraries may keep it from ending.
+    """End one of several processes immediately: the others wait for it, and library threads may keep it alive.
 
-    The line goes to the launcher, which prints it once; a launcher other than ours (`fgrpo.training.launch`) says more besides.
+    Our launcher (`fgrpo.training.launch`) prints the line once; another launcher prints more.
     """
-    torchs = [str(cause) for cause in _chain(error) if isinstance(cause, RuntimeError)]
-    if line is None and any(word in text for text in torchs for word in _LOST_WORDS):
-        time.sleep(PATIENCE_S)  # another one has failed, and the launcher is about to say so and end this one
+    messages = [str(cause) for cause in _chain(error) if isinstance(cause, RuntimeError)]
+    if line is None and any(word in text for text in messages for word in _LOST_WORDS):
+        time.sleep(PATIENCE_S)  # another process failed; the launcher is about to report it and end this one
         line = PEER_LOST
     if line is None:
         traceback.print_exception(error)
@@ -87,26 +90,28 @@ def _end_process_of_run(error: Exception, line: str | None) -> NoReturn:
 
 
 def explain(error: BaseException) -> str | None:
-    """What the user has to know of `error`, or None if it is our fault and should keep its traceback."""
+    """The message for the user, or None if `error` is our bug and should keep its traceback."""
     if isinstance(error, UserError):
         return str(error)
     for cause in _chain(error):
         if getattr(cause, "errno", None) in _FULL or any(word in str(cause) for word in _FULL_WORDS):
             where = getattr(cause, "filename", None) or "while writing"
-            return f"no space left on the disk ({where}); free some and run again: what is finished is kept"
+            return (
+                f"no space left on the disk ({where}); free some space, then rerun to resume: finished items are kept"
+            )
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
-        return f"{error.filename}: {str(error.strerror).lower()}; choose another folder, or mend its permissions"
+        return f"{error.filename}: {str(error.strerror).lower()}; choose another folder, or fix its permissions"
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """`error`, what is grouped in it, and what it came from."""
+    """`error`, the errors grouped in it, and their causes."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        found = waiting.pop(0)
-        if found is None or id(found) in seen:
+        current = waiting.pop(0)
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(found))
-        yield found
-        waiting += [*getattr(found, "exceptions", ()), found.__cause__, found.__context__]
+        seen.add(id(current))
+        yield current
+        waiting += [*getattr(current, "exceptions", ()), current.__cause__, current.__context__]

@@ -1,20 +1,18 @@
 """Layered configuration: paper.yaml, scale/<preset>.yaml, method/<method>.yaml, overlays and dotted overrides.
 
-An overlay is a file of configs/overlay that changes a few keys for a purpose (`lora`, `one-node`, `multi-node`); among the
+An overlay is a file of configs/overlay that changes a few keys for one purpose (`lora`, `one-node`, `multi-node`); among the
 overrides it is written "@lora". Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
 configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
 
-Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration;
-`--write-slices runs/mini` writes one file a stage, touching only those whose content changed (used by the Makefile).
+Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,19 +21,20 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.schema import JUDGE_TRANSPORT, Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-OVERLAY = "@"  # marks an overlay's name among the overrides
+OVERLAY = "@"  # marks the name of an overlay among the overrides
 
-# What each stage depends on (dotted keys). A stage runs again when its own slice or an earlier stage's output changed.
+# What each stage depends on (dotted keys). A stage reruns if its own slice or the output of an earlier stage changed.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
-    "data": ("seed", "models.base", "engine", "prompts", "world", "data"),
-    "mcts": ("seed", "models.teacher", "engine", "prompts.teacher", "prompts.think", "mcts"),
+    "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
+    "mcts": ("seed", "models.teacher", "engine", "policy", "prompts.teacher", "prompts.think", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
-    "rl": ("seed", "method", "prompts.think", "rl", "judges.training"),
+    "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",
         "models.base",
         "engine",
+        "policy",
         "prompts",
         "data.root",
         "world",
@@ -45,12 +44,12 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Where servers answer and how they are asked does not change what they say: a judge on another port is no other run.
+# The address of a server and the pace of requests do not change its replies: a judge on another port is the same run.
 TRANSPORT = JUDGE_TRANSPORT | {"trees_in_flight"}  # the engine's keys among them
 
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
-    """Merge the layers and check the result.
+    """Merge the layers and validate the result.
 
     Args:
         preset: a file of configs/scale, such as "mini" or "paper-7b".
@@ -58,7 +57,7 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
         overrides: dotted assignments such as "rl.kl_coef=0.02" (values are YAML), and overlays ("@lora", "@lora,one-node").
 
     Raises:
-        UserError: unknown preset, method, overlay or key (names the nearest), or a value of the wrong kind (names the key).
+        UserError: unknown preset, method, overlay or key (suggests the nearest), or an invalid value (names the key).
     """
     merged = _read(configs / "paper.yaml")
     for kind, folder, name in (("preset", "scale", preset), ("method", "method", method)):
@@ -80,7 +79,7 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
 
 
 def _above(text: str, configs: Path) -> list[dict[str, Any]]:
-    """The layers that an override is: one assignment, or the overlays of "@lora,one-node"."""
+    """The layers of an override: one assignment, or the overlays of "@lora,one-node"."""
     if not text.startswith(OVERLAY):
         return [_assignment(text)]
     names = text.removeprefix(OVERLAY).split(",")
@@ -95,19 +94,19 @@ def _layer(configs: Path, kind: str, folder: str, name: str) -> dict[str, Any]:
 
 
 def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Layers named by `extends:` (nearest first); the key is taken out of `layer`."""
-    found = []
+    """Layers named by `extends:` (nearest first); removes the key from `layer`."""
+    parents = []
     while (name := layer.pop("extends", None)) is not None:
         path = folder / f"{name}.yaml"
         if not path.is_file():
             raise unknown("parent layer", name, (p.stem for p in folder.glob("*.yaml")))
         layer = _read(path)
-        found.append(layer)
-    return found
+        parents.append(layer)
+    return parents
 
 
 def stage_slice(config: Config, stage: str) -> dict[str, Any]:
-    """The part of the configuration that `stage` depends on, as plain JSON ("rl-fgrpo" and "eval/x" use their prefix)."""
+    """The part of the configuration that `stage` depends on, as plain JSON (for "rl-fgrpo" and "eval/x" the prefix counts)."""
     kind = stage if stage in STAGE_KEYS else stage.replace("/", "-").split("-", 1)[0]
     if kind not in STAGE_KEYS:
         return {}
@@ -125,38 +124,15 @@ def stage_slice(config: Config, stage: str) -> dict[str, Any]:
     return out
 
 
-def write_slices(preset: str, overrides: Iterable[str], folder: Path, *, configs: Path = CONFIGS) -> list[str]:
-    """Write `<folder>/.slices/<stage>.json` for each stage, leaving files alone whose content is the same already.
-
-    Returns the names of the stages whose slice changed. There is one rl slice a method of configs/method.
-    """
-    overrides = list(overrides)
-    slices: dict[str, dict[str, Any]] = {}
-    for method in sorted(p.stem for p in (configs / "method").glob("*.yaml")):
-        config = load(preset, method, overrides, configs=configs)
-        for kind in STAGE_KEYS:
-            slices[f"rl-{method}" if kind == "rl" else kind] = stage_slice(config, kind)
-    changed = []
-    (folder / ".slices").mkdir(parents=True, exist_ok=True)
-    for name, content in slices.items():
-        path = folder / ".slices" / f"{name}.json"
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            aside = path.with_suffix(".part")
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
-            changed.append(name)
-    return changed
-
-
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
+        inside = f"{prefix}{name}.<name>." if get_origin(info.annotation) is dict else f"{prefix}{name}."
         for kind in (info.annotation, *get_args(info.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += known_keys(kind, f"{prefix}{name}.")
+                keys += known_keys(kind, inside)
     return keys
 
 
@@ -168,7 +144,9 @@ def _read(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise UserError(f"{path} must hold keys and values, not a {type(data).__name__}")
+        raise UserError(
+            f"{path} holds a {type(data).__name__}, and a configuration layer is a mapping of keys to values"
+        )
     return data
 
 
@@ -199,25 +177,22 @@ def _explain(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("configuration key", key, known_keys())
-    if key.endswith("api_key_env"):  # what was given may be the key itself
-        return UserError(f"configuration key {key!r} is the name of an environment variable, and not the key itself")
+    if key.endswith("api_key_env"):  # the value may be the secret itself, so the message leaves it out
+        return UserError(
+            f"configuration key {key!r} must be the name of an environment variable, not the API key itself"
+        )
     return UserError(f"configuration key {key!r}: {first['msg']} (got {first.get('input')!r})")
 
 
 def main() -> None:
-    """Print the merged configuration, or write the slices of all stages."""
+    """Print the merged configuration."""
     from fgrpo.cli import parser, run
 
     def body(args: argparse.Namespace) -> None:
-        if args.write_slices:
-            write_slices(args.preset, args.set, Path(args.write_slices))
-        else:
-            config = load(args.preset, args.method, args.set)
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        config = load(args.preset, args.method, args.set)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
-    arguments = parser("print the merged configuration, or write one slice a stage")
-    arguments.add_argument("--write-slices", metavar="FOLDER", help="write <FOLDER>/.slices/<stage>.json")
-    run(body, arguments)
+    run(body, parser("print the merged configuration"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Errors that are meant for the person at the keyboard.
+"""Errors that the user can fix.
 
-A `UserError` names the thing that is wrong (file, id, key), and the way out. `fgrpo.cli.run` prints it as one line and
-exits with code 2; every other exception keeps its traceback, because it is our fault and not the user's.
+A `UserError` names what is wrong (file, id, key) and what to do. `fgrpo.cli.run` prints it as one line and exits with
+code 2. Every other exception keeps its traceback, because it is our bug.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: bad input, a missing file, a full disk, an unknown name."""
+    """Something the user can fix: bad input, a missing file, a full disk, an unknown name."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name nobody knows, with the nearest known one.
+    """The error for an unknown name; its message suggests the nearest known name, or lists the known ones.
 
     Args:
-        kind: what the name was meant to be, such as "preset" or "configuration key".
-        name: what was asked for.
-        known: every name that would have been accepted.
+        kind: what the name stands for, such as "preset" or "configuration key".
+        name: the unknown name.
+        known: every valid name.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)

@@ -1,7 +1,7 @@
-"""Append-only jsonl files: one item a line, found again by id after a kill.
+"""Files that survive a kill: atomic writes, and append-only jsonl files with one item per line.
 
-A process that dies while it writes leaves at most one torn last line. `Appender` cuts that line off before it goes on, so
-the item is done again and nothing stands in the file twice; a torn line anywhere else is an error, not a skip.
+A process that dies while it appends leaves at most one torn last line. `Appender` truncates that line before it appends, so
+the item is done again and appears once. A torn line anywhere else is an error and is not skipped.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from fgrpo.errors import UserError
 def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[str, Any]]:
     """Items of a jsonl file, in order.
 
-    A last line without its newline is left out when `torn_tail_ok` (its writer was killed).
+    Args:
+        torn_tail_ok: skip a last line without its newline, since its writer was killed.
 
     Raises:
         UserError: the file is missing, or a complete line is not a JSON object (names file and line).
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} is missing; run the stage that writes it again (delete its `done` file first)")
+        raise UserError(f"{path} is missing; delete the `done` file of the stage that writes it, then rerun that stage")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n") and torn_tail_ok:
@@ -36,62 +37,77 @@ def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[
             try:
                 item = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}); delete that line to carry on") from error
+                raise UserError(
+                    f"{path}, line {number} is not JSON ({error}); delete that line, then rerun to resume"
+                ) from error
             if not isinstance(item, dict):
-                raise UserError(f"{path}, line {number} holds a {type(item).__name__}, not an object")
+                raise UserError(
+                    f"{path}, line {number} holds a {type(item).__name__}, not an object; delete that line, then rerun to resume"
+                )
             yield item
 
 
 def read_ids(path: str | Path, key: str = "id") -> set[str]:
-    """Ids already written to `path`; empty when the file does not exist yet."""
+    """Ids already written to `path`; empty if the file does not exist yet.
+
+    Raises:
+        UserError: an item has no id, or as `read_jsonl`.
+    """
     if not Path(path).exists():
         return set()
-    found = set()
+    ids = set()
     for number, item in enumerate(read_jsonl(path), start=1):
         if not isinstance(item.get(key), str):
-            raise UserError(f"{path}, item {number} has no {key!r}; delete that line to carry on")
-        found.add(item[key])
-    return found
+            raise UserError(f"{path}, item {number} has no {key!r}; delete that line, then rerun to resume")
+        ids.add(item[key])
+    return ids
 
 
 def write_jsonl(path: str | Path, items: Iterable[dict[str, Any]]) -> int:
-    """Write a whole file aside and rename it into place; returns the number of items."""
+    """Write a jsonl file atomically; returns the number of items."""
     path = Path(path)
-    aside = path.with_name(path.name + ".part")
+    part = _part(path)
     count = 0
-    with aside.open("w", encoding="utf-8") as out:
+    with part.open("w", encoding="utf-8") as out:
         for item in items:
             out.write(json_line(item) + "\n")
             count += 1
         out.flush()
         os.fsync(out.fileno())
-    os.replace(aside, path)
+    os.replace(part, path)
     return count
 
 
 def write_atomic(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8 under a temporary name and rename it into place, so that no reader sees half of it."""
+    """Write a UTF-8 text file atomically: to a temporary file in the same folder, synced, then renamed."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part = _part(path)
+    with part.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
     os.replace(part, path)
 
 
 def json_line(item: Any) -> str:
-    """One line of JSON; NaN and infinity are refused, since None is how we say "no value"."""
+    """One line of JSON.
+
+    Raises:
+        ValueError: NaN or infinity; None means "no value".
+    """
     return json.dumps(item, ensure_ascii=False, allow_nan=False)
 
 
 class Appender:
-    """Appends items, each flushed to the kernel as it comes, and knows which ids the file already holds.
+    """Appends items, flushes each to the kernel, and knows which ids the file already holds.
 
-    Use as a context manager. `id in appender` tells whether an item is there; adding it again is an error.
+    Use it as a context manager. `id in appender` tells whether an item is present.
     """
 
     def __init__(self, path: str | Path, key: str = "id") -> None:
         self.path, self.key = Path(path), key
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(self.path)
+        _truncate_torn_tail(self.path)
         self._ids = read_ids(self.path, key)
         self._out = self.path.open("a", encoding="utf-8")
 
@@ -110,7 +126,11 @@ class Appender:
         return len(self._ids)
 
     def add(self, item: dict[str, Any]) -> None:
-        """Append one item (its `key` must be new)."""
+        """Append one item.
+
+        Raises:
+            ValueError: its id is already in the file.
+        """
         item_id = item[self.key]
         if item_id in self._ids:
             raise ValueError(f"{self.path} already holds {item_id!r}")
@@ -119,13 +139,18 @@ class Appender:
         self._ids.add(item_id)
 
     def close(self) -> None:
+        """Sync and close the file; a second call does nothing."""
         if not self._out.closed:
             self._out.flush()
             os.fsync(self._out.fileno())
             self._out.close()
 
 
-def _cut_torn_tail(path: Path) -> None:
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _truncate_torn_tail(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:

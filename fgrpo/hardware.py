@@ -1,4 +1,4 @@
-"""What a machine has: its GPUs, and the compiler that DeepSpeed needs where a configuration moves states to the CPU."""
+"""The hardware of a machine: its GPUs, and the compiler that DeepSpeed needs to keep the optimizer on the CPU."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from fgrpo.errors import UserError
 
 
 def missing_tools() -> list[str]:
-    """Which of g++ and ninja are not there (ninja may also stand beside the interpreter)."""
-    beside = Path(sys.executable).parent / "ninja"
-    return [t for t in ("g++", "ninja") if shutil.which(t) is None and not (t == "ninja" and beside.is_file())]
+    """Which of g++ and ninja are missing (ninja may also be in the interpreter's folder)."""
+    local_ninja = Path(sys.executable).parent / "ninja"
+    return [t for t in ("g++", "ninja") if shutil.which(t) is None and not (t == "ninja" and local_ninja.is_file())]
 
 
 def how_to_install(missing: list[str]) -> str:
-    """The command for Debian and its kin."""
+    """The command that installs these tools on Debian and its derivatives."""
     return f"apt install {' '.join(missing).replace('ninja', 'ninja-build')}"
 
 
 def check_deepspeed(settings: str | None, key: str) -> None:
-    """Refuse a DeepSpeed file that would end the run when its first step begins.
+    """Refuse a DeepSpeed file that would make the run fail in its first step.
 
-    The files of configs/deepspeed build nothing. One with an `offload_optimizer` builds DeepSpeed's own Adam at first use.
+    The files of configs/deepspeed compile nothing. With `offload_optimizer`, DeepSpeed compiles its own Adam at first use.
 
     Args:
         settings: the DeepSpeed file of the configuration, None without DeepSpeed.
         key: its configuration key, for the message.
 
     Raises:
-        UserError: the file is missing or no JSON, names what follows from the preset, or needs a tool that is not here.
+        UserError: the file is missing or not JSON, sets what follows from the preset, or needs a missing tool.
     """
     if settings is None:
         return
     path = Path(settings)
     if not path.is_file():
-        raise UserError(f"{key}: there is no file {settings}; name one, or set {key}=null")
+        raise UserError(f"{key}: {settings} is missing; name another file, or set {key}=null")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         zero = dict(content.get("zero_optimization", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{key}: {settings} is not a DeepSpeed configuration in JSON ({error})") from error
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    named = [name for name in sizes if content.get(name, "auto") != "auto"]
-    if named:
+    fixed = [name for name in sizes if content.get(name, "auto") != "auto"]
+    if fixed:
         raise UserError(
-            f'{key}: {settings} sets {named[0]}, which follows from the preset; leave it out or make it "auto"'
+            f'{key}: {settings} sets {fixed[0]}, which follows from the preset; remove it or set it to "auto"'
         )
     gathers = "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and zero.get(gathers) is not True:
         raise UserError(
-            f"{key}: {settings} lacks zero_optimization.{gathers}=true, without which no whole model is saved"
+            f"{key}: {settings} lacks zero_optimization.{gathers}=true, which saving the full model requires; add it"
         )
     if "offload_optimizer" in zero and (missing := missing_tools()):
         raise UserError(
-            f"{key}: {settings} has offload_optimizer, for which DeepSpeed builds its own Adam with {' and '.join(missing)}, "
-            f"which are not here; {how_to_install(missing)}, or leave it out"
+            f"{key}: {settings} has offload_optimizer, for which DeepSpeed compiles its own Adam with "
+            f"{' and '.join(missing)}, missing here; run `{how_to_install(missing)}`, or remove offload_optimizer"
         )
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU that this process may use: its name, and its memory in GiB."""
+    """A GPU that this process may use: its name, and its memory in GiB."""
 
     name: str
     gib: float
@@ -77,13 +77,11 @@ def gpus() -> list[Gpu]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
     rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
-    found = [Gpu(name.strip(), float(mib) / 1024) for name, mib in rows if mib.strip().replace(".", "").isdigit()]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        found
-        if hidden is None
-        else found[: len([part for part in hidden.split(",") if part.strip() not in ("", "-1")])]
-    )
+    present = [Gpu(name.strip(), float(mib) / 1024) for name, mib in rows if mib.strip().replace(".", "").isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return present[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]

@@ -1,6 +1,6 @@
-"""Picture files, the same way everywhere: opened upright (EXIF) as RGB, their size and tokens as a Qwen2.5-VL sees them.
+"""Image files, read in one way everywhere: upright (EXIF) and as RGB; their size, and the tokens that they take.
 
-Training, sampling, rewards and evaluation all come here, so that a box has one frame. Needs no torch.
+Training, sampling, rewards and evaluation all use this module, so that a box has one frame. Needs no torch.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -20,39 +19,39 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fgrpo import boxes
 from fgrpo.errors import UserError
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # transformers 5, and before
+MARKERS = 2  # tokens before and after the tokens of one image
 IMAGE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `image_size` and `image_tokens` can raise
-SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # kinds of files that every endpoint knows
+SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # file formats that every endpoint reads
 PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
 _ORIENTATION = 0x0112  # EXIF
-_ON_ITS_SIDE = (5, 6, 7, 8)
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """The picture at `path`, decoded, turned as its EXIF orientation says, as RGB.
+    """The image at `path`, decoded, rotated by its EXIF orientation, as RGB.
 
     Raises:
-        UserError: no such file, or not a picture that can be decoded.
+        UserError: the file is missing, or cannot be decoded as an image.
     """
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
-        raise UserError(f"the picture {path} is missing; has the data been moved or only half downloaded?") from error
+        raise UserError(f"the image {path} is missing; restore the data, or complete its download") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"the picture {path} cannot be decoded ({error}); download it again or take its sample out"
+            f"the image {path} cannot be decoded ({error}); download it again or remove its sample"
         ) from error
 
 
 @lru_cache(maxsize=512)
 def decoded(path: str) -> Image.Image:
-    """`open_rgb`, kept: the rollouts of one prompt, and passes over the data, share a picture. Not to be changed in place."""
+    """`open_rgb`, cached: the rollouts of one prompt, and passes over the data, share an image. Do not change it in place."""
     return open_rgb(path)
 
 
 def with_images(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """A transform of Hugging Face data sets: the paths of the column "images" become pictures when a row is read."""
+    """A transform of Hugging Face data sets: paths in the column "images" become images when a row is read."""
     return {**rows, "images": [[decoded(path) for path in paths] for paths in rows["images"]]}
 
 
@@ -61,40 +60,51 @@ def image_size(path: str) -> tuple[int, int]:
     """(width, height) of `open_rgb(path)`; reads the file's header only.
 
     Raises:
-        one of `IMAGE_ERRORS`: it cannot be read as a picture.
+        one of `IMAGE_ERRORS`: it cannot be read as an image.
     """
-    with Image.open(path) as picture:
-        width, height = picture.size
-        return (height, width) if picture.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
 
 
-def image_tokens(path: str, pixels: tuple[int, int]) -> int:
-    """Tokens that a picture takes in a prompt, with the two that enclose them; errors as `image_size` and `boxes.smart_resize`.
+def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
+    """Tokens that an image takes in a prompt, with the `MARKERS` around them.
 
     Args:
-        pixels: the processor's bounds (`pixel_bounds`).
+        bounds: the processor's (`fgrpo.policy.model_files.pixel_bounds`).
+
+    Raises:
+        one of `IMAGE_ERRORS`: as `image_size` and `boxes.smart_resize`.
     """
-    width, height = boxes.model_size(image_size(path), *pixels)
-    return (width // boxes.FACTOR) * (height // boxes.FACTOR) + 2
+    width, height = boxes.model_size(image_size(path), *bounds)
+    return (width // bounds.factor) * (height // bounds.factor) + MARKERS
 
 
 def data_url(path: str) -> str:
-    """A picture as a data URL: the file's own bytes where they mean the same to everybody, else a PNG of `open_rgb`.
+    """An image as a data URL: the file's own bytes where every reader sees `open_rgb` in them, else a PNG of `open_rgb`.
 
     Raises:
-        UserError: no such file, or not a picture that can be decoded.
+        UserError: the file is missing, or cannot be decoded as an image.
     """
     return hashed_url(path)[0]
 
 
 def hashed_url(path: str) -> tuple[str, str]:
-    """`data_url`, and its sha256; errors as there."""
+    """`data_url` and its sha256.
+
+    Raises:
+        UserError: as `data_url`.
+    """
     url, digest, _ = _sent(path)
     return url, digest
 
 
 def file_url(path: str) -> str | None:
-    """The file:// URL of a picture that means the same to everybody as it is, None for others; errors as `data_url`."""
+    """The file:// URL of an image whose own bytes every reader sees alike (`data_url`), None for others.
+
+    Raises:
+        UserError: as `data_url`.
+    """
     return Path(path).resolve().as_uri() if _sent(path)[2] else None
 
 
@@ -102,14 +112,16 @@ def _sent(path: str) -> tuple[str, str, bool]:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise UserError(f"the picture {path} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"the image {path} cannot be read ({error.strerror}); restore it, or remove its sample"
+        ) from error
     return _encoded(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=512)
 def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
     """(data URL, its sha256, whether it holds the file's own bytes)."""
-    picture = open_rgb(path)  # also finds broken files before a server does
+    image = open_rgb(path)  # also finds broken files before a server does
     with Image.open(path) as original:
         kind, plain = original.format, original.mode == "RGB" and not original.getexif().get(_ORIENTATION)
     is_own = plain and kind in SENT_AS_THEY_ARE
@@ -117,19 +129,19 @@ def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
         data = Path(path).read_bytes()
     else:
         kind, buffer = "PNG", io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         data = buffer.getvalue()
     url = f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
     return url, hashlib.sha256(url.encode()).hexdigest(), is_own
 
 
 def portable(path: str) -> bytes:
-    """A picture to be kept beside a record of it: the file's bytes, or a small JPEG where the file is large.
+    """An image to store with a record: the file's bytes, or a small JPEG if the file is large.
 
-    Files up to `PORTABLE_BYTES` stay as they are; of larger ones a JPEG of at most `PORTABLE_SIDE` pixels a side is kept.
+    Files up to `PORTABLE_BYTES` stay unchanged; larger ones become a JPEG of at most `PORTABLE_SIDE` pixels per side.
 
     Raises:
-        UserError: no such file, or not a picture that can be decoded.
+        UserError: the file is missing, or cannot be decoded as an image.
     """
     stat = os.stat(path)
     return _portable(path, stat.st_mtime_ns, stat.st_size)
@@ -139,50 +151,8 @@ def portable(path: str) -> bytes:
 def _portable(path: str, modified: int, size: int) -> bytes:
     if size <= PORTABLE_BYTES:
         return Path(path).read_bytes()
-    picture = open_rgb(path)
-    picture.thumbnail((PORTABLE_SIDE, PORTABLE_SIDE))
+    image = open_rgb(path)
+    image.thumbnail((PORTABLE_SIDE, PORTABLE_SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def pixel_bounds(model: str | Path) -> tuple[int, int]:
-    """(least, most) pixels of a picture as `model`'s processor resizes it.
-
-    Args:
-        model: a saved folder, or a name: then its processor file in the hub's cache counts, and where there is none (a model
-            that is only served) Qwen2.5-VL's published bounds.
-
-    Raises:
-        UserError: the folder has no processor file, or a broken one.
-    """
-    if Path(model).is_dir():
-        for name in PROCESSOR_FILES:
-            if (Path(model) / name).is_file():
-                return _read_bounds(Path(model) / name)
-        raise UserError(f"{model} has none of {', '.join(PROCESSOR_FILES)}; copy the base model's beside it")
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for name in PROCESSOR_FILES:
-        try:
-            cached = try_to_load_from_cache(str(model), name)
-        except HFValidationError:  # no name of a hub model
-            break
-        if isinstance(cached, str):
-            return _read_bounds(Path(cached))
-    return boxes.MIN_PIXELS, boxes.MAX_PIXELS
-
-
-def _read_bounds(file: Path) -> tuple[int, int]:
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-        settings = data.get("image_processor", data)
-        extent = settings.get("size") or {}
-        least = settings.get("min_pixels") or extent["shortest_edge"]
-        most = settings.get("max_pixels") or extent["longest_edge"]
-        return int(least), int(most)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} does not say how large pictures may be ({error!r}); save or download the model again"
-        ) from error

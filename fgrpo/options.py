@@ -1,4 +1,4 @@
-"""Options that stand inside a question's text, and the letters that name them. Used by training sources and benchmarks."""
+"""Answer options inside a question's text, and their letters. Used by training sources and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _MARKER = re.compile(r"(?:(?<=\s)|^)\(?([A-Ha-h])[.):](?=\s)")
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """("stem", options) of a text whose options stand in it as "A. x B. y" or "(a) x (b) y"; options are () without such.
+    """(stem, options) of a text with options such as "A. x B. y" or "(a) x (b) y"; without options, (text, ()).
 
-    The last run A, B, … counts, so a "view A." before the options is part of the stem.
+    The last run A, B, … counts, so "view A." before the options is part of the stem.
     """
     marks = [(m.start(), m.end(), m.group(1).upper()) for m in _MARKER.finditer(text)]
     for first in reversed([i for i, mark in enumerate(marks) if mark[2] == "A"]):
@@ -39,7 +39,7 @@ def letters(count: int) -> tuple[str, ...]:
 
 
 def letter_index(answer: str, choices: Sequence[str]) -> int | None:
-    """The index that a letter such as "(B)", "b" or "B." names; None if it is no letter of `choices`."""
+    """The index of a letter such as "(B)", "b" or "B."; None if it is not the letter of one of `choices`."""
     plain = answer.strip().strip("().").upper()
     index = ord(plain) - ord("A") if len(plain) == 1 else -1
     return index if 0 <= index < len(choices) else None

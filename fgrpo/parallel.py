@@ -1,4 +1,4 @@
-"""Commands of one stage side by side on this machine, a process each, with their progress bars on lines of their own."""
+"""Runs commands of one stage in parallel on this machine, one process each, each with its own line for a progress bar."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fgrpo.process_guard import end_with_parent
 
 
 def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
-    """Run commands by name, `at_once` of them at a time; returns the names of those that failed.
+    """Run named commands, at most `at_once` at a time; returns the names of those that failed.
 
-    None is left running, however this process ends (Linux; elsewhere a killed one leaves them).
+    No command keeps running after this process ends, however it ends (on Linux; elsewhere a killed process leaves them).
 
-    The cores are shared out by OMP_NUM_THREADS, unless that is set: processes with more threads than cores together wait for
-    each other at every matrix product.
+    OMP_NUM_THREADS, unless it is set, divides the cores among the commands: with more threads than cores, processes wait
+    for each other at every matrix product.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // min(at_once, len(commands)))

@@ -1,8 +1,8 @@
-"""Ends the processes that this process started when it is gone, however it went (SIGKILL included).
+"""Ends the processes that this process started once it is gone, however it ended (SIGKILL included).
 
-An engine that starts workers of its own leaves them behind when its parent is killed, and they keep the GPU's memory, so that
-the run that carries on has none. `Guard` starts a small process that looks on: it notes the parent's descendants every second,
-and when the parent is gone without the word that all is well, it ends those that are left (asked first, then killed).
+An engine whose parent is killed leaves its workers behind. They keep the GPU's memory, and the resumed run has none.
+`Guard` starts a small process that lists the parent's descendants every second. When the parent is gone without a release,
+this process ends the remaining ones (SIGTERM first, then SIGKILL).
 
 Command (what `Guard` starts): `python fgrpo/process_guard.py <parent's process id>`.
 """
@@ -18,32 +18,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-EVERY_S = 1.0
-PATIENCE_S = 5.0
-WELL = b"well\n"
+POLL_S = 1.0
+PATIENCE_S = 5.0  # between SIGTERM and SIGKILL
+RELEASED = b"released\n"
 _PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def end_with_parent() -> None:
-    """SIGTERM to this process when the one that started it is gone, however that ended (Linux)."""
+    """Make the kernel send SIGTERM to this process when its parent is gone, however that ended (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
 
 
 class Guard:
-    """Watches over what this process starts from now on, until `release`."""
+    """Guards the processes that this process starts from now on, until `release`."""
 
     def __init__(self) -> None:
-        # -P: the types.py beside this file is not Python's
+        # -P: the types.py in this folder must not shadow Python's own
         command = [sys.executable, "-P", str(Path(__file__).resolve()), str(os.getpid())]
         # a session of its own: ctrl-C at the terminal is for the parent, which then releases it
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def release(self) -> None:
-        """What was started has been stopped by its owner."""
+        """End the guard: the owner of the started processes has stopped them."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write(WELL)
+                self._process.stdin.write(RELEASED)
                 self._process.stdin.flush()
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -51,35 +51,35 @@ class Guard:
 
 
 def watch(parent: int) -> None:
-    """Look on until standard input ends or `parent` is gone; without `WELL` in the input, end what it left.
+    """Wait until standard input ends or `parent` is gone; unless the input is `RELEASED`, end the remaining processes.
 
-    The input alone does not tell: a worker that the parent forked holds the other end of it open.
+    The end of the input alone is no sign: a worker that the parent forked keeps the other end of it open.
     """
     import psutil
 
-    known: set[psutil.Process] = set()  # compared by id and start, so that an id used again is somebody else
-    said = b""
+    known: set[psutil.Process] = set()  # compared by id and start time, so that a reused id is another process
+    message = b""
     while True:
         with contextlib.suppress(psutil.NoSuchProcess):
             known |= set(psutil.Process(parent).children(recursive=True)) - {psutil.Process()}
-        if select.select([sys.stdin], [], [], EVERY_S)[0]:
+        if select.select([sys.stdin], [], [], POLL_S)[0]:
             piece = os.read(sys.stdin.fileno(), 64)
-            said += piece
-            if not piece or said == WELL:
+            message += piece
+            if not piece or message == RELEASED:
                 break
         elif os.getppid() != parent:
             break
-    if said == WELL:
+    if message == RELEASED:
         return
-    left = {process for process in known if process.is_running()}
-    for process in set(left):
+    remaining = {process for process in known if process.is_running()}
+    for process in set(remaining):
         with contextlib.suppress(psutil.NoSuchProcess):
-            left |= set(process.children(recursive=True))
-    for process in left:
+            remaining |= set(process.children(recursive=True))
+    for process in remaining:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, stubborn = psutil.wait_procs(list(left), timeout=PATIENCE_S)
-    for process in stubborn:
+    _, alive = psutil.wait_procs(list(remaining), timeout=PATIENCE_S)
+    for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -1,8 +1,8 @@
-"""A progress bar for stages that run side by side: one line each on a terminal, plain lines of text elsewhere.
+"""A progress bar for stages that run in parallel: one line each on a terminal, plain lines of text elsewhere.
 
-On a terminal the line is chosen from outside by tqdm's own TQDM_POSITION (the Makefile gives the second RL arm line 1).
-In a log file or a pipe a bar's carriage returns of two processes would mix, so each report is a whole line there, at most
-one in `EVERY` seconds.
+On a terminal, tqdm's own TQDM_POSITION selects the line (the Makefile gives the second RL method line 1). In a log file or
+a pipe, the carriage returns of two processes would mix. There each report is a line of its own, at most one per `EVERY_S`
+seconds.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-EVERY = 15.0  # seconds between two lines where there is no terminal
+EVERY_S = 15.0  # between two lines where there is no terminal
 
 
 class Lines:
-    """A text file that gets each state of a bar as one line, in one write, without cursor movements."""
+    """A text file that receives each state of a bar as one line, in one write, without cursor movements."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
     def write(self, text: str) -> int:
-        """Write what is left of `text` without carriage returns, cursor movements and blanks around it."""
+        """Write `text` as a line, without carriage returns, cursor movements and surrounding blanks; nothing if it is blank."""
         plain = text.replace("\x1b[A", "").strip()
         return self._out.write(plain + "\n") if plain else 0
 
     def flush(self) -> None:
-        """Flush the file below."""
+        """Flush the underlying file."""
         self._out.flush()
 
 
@@ -44,25 +44,25 @@ def bar(desc: str, total: int, unit: str, initial: int = 0, out: TextIO | None =
         desc=desc,
         unit=unit,
         file=Lines(stream),
-        mininterval=EVERY,
+        mininterval=EVERY_S,
         ascii=True,
         ncols=0,
         position=0,
     )
 
 
-def moving(shown: tqdm[Any], beside: Callable[[], str]) -> Callable[[int], None]:
-    """Moves a bar by a number of items, with what `beside` says (such as what a judge has cost) after it."""
+def moving(shown: tqdm[Any], status: Callable[[], str]) -> Callable[[int], None]:
+    """A function that advances a bar by a number of items and shows `status` after it, such as the cost of a judge."""
 
     def move(count: int) -> None:
-        shown.set_postfix_str(beside(), refresh=False)
+        shown.set_postfix_str(status(), refresh=False)
         shown.update(count)
 
     return move
 
 
 def _has_width(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that tells its size; on one of no columns tqdm would show nothing."""
+    """Whether `stream` is a terminal of known size; on a terminal with 0 columns tqdm would show nothing."""
     if not stream.isatty():
         return False
     try:

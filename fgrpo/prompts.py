@@ -1,7 +1,7 @@
 """Prompt files: rendered in one pass, hashed, turned into chat messages.
 
-A template holds `{name}` placeholders. They are replaced in one pass over the template, so text that is put in is never
-looked at again: a question that contains "{answer}" stays as it is.
+A template holds `{name}` placeholders. One pass over the template replaces them, so inserted text is never expanded
+again: a question that contains "{answer}" stays unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 def read(name: str, folder: Path = FOLDER) -> str:
-    """The text of a prompt file; `name` is its stem, or a path to a file of the user's own."""
+    """The text of a prompt file; `name` is its stem, or a path that ends in ".txt".
+
+    Raises:
+        UserError: no such prompt (suggests the nearest).
+    """
     path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
     if not path.is_file():
         raise unknown("prompt", name, (p.stem for p in folder.glob("*.txt")))
@@ -31,7 +35,7 @@ def render(template: str, **fields: str) -> str:
     """Put `fields` into `template` in one pass.
 
     Raises:
-        UserError: the template names a placeholder that was not given.
+        UserError: the template has a placeholder without a field.
     """
 
     def put(match: re.Match[str]) -> str:
@@ -39,7 +43,7 @@ def render(template: str, **fields: str) -> str:
             return fields[match.group(1)]
         except KeyError:
             raise UserError(
-                f"the prompt has a placeholder {match.group(0)}; known: {', '.join(sorted(fields))}"
+                f"the prompt has an unknown placeholder {match.group(0)}; known: {', '.join(sorted(fields))}"
             ) from None
 
     return _PLACEHOLDER.sub(put, template)
@@ -63,6 +67,6 @@ def user_text(sample: Sample, template: str) -> str:
 
 
 def messages(sample: Sample, template: str) -> list[dict[str, Any]]:
-    """One user turn in the chat form of transformers: the pictures in order, then the text."""
-    pictures: list[dict[str, Any]] = [{"type": "image", "image": path} for path in sample.images]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": user_text(sample, template)}]}]
+    """One user turn in the chat format of transformers: the images in order, then the text."""
+    images: list[dict[str, Any]] = [{"type": "image", "image": path} for path in sample.images]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": user_text(sample, template)}]}]

@@ -1,8 +1,8 @@
-"""Reads what a policy wrote: the trace, the answer, the boxes. The one parser of model text; it never raises.
+"""Reads a policy's response: the trace, the answer, the boxes. The only parser of model text; it never raises.
 
 Form (Section 3.1): `<think>step1\\n…\\nstepK</think><answer>ANSWER</answer>` with boxes `<bbox>[x1,y1,x2,y2]</bbox>` inside the
-steps. Linear in the length of the text, whatever the text. The paper does not say what happens to text that breaks the form;
-the rules below are ours and are the ones docs and scripts rely on.
+steps. The time is linear in the length of any text. The paper does not say what happens to text that breaks the form; the
+rules below are ours, and docs and scripts rely on them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fgrpo.types import Box, Frame
 _TAG = re.compile(r"</?(?:think|answer)>")
 _NUMBER = r"\s*+([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*+"
 _FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s*+")  # brackets: both, or none
-_LONGEST_BOX = 200  # characters between the tags; what is longer is no box
+_LONGEST_BOX = 200  # characters between the tags; longer text is not a box
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Response:
     """A parsed response.
 
     Attributes:
-        think: the trace, stripped: from the first `<think>` to the last `</think>`. A missing `<think>` means that the trace
-            begins with the text (its prompt may have opened it); an unclosed one runs to the answer, or to the end. Without
-            either tag there is no trace: "".
-        answer: the single closed `<answer>` block after the last `</think>` (anywhere, if nothing is closed), stripped;
-            None if there is none there, or more than one.
+        think: the trace, stripped: from the first `<think>` to the last `</think>`. Without `<think>` the trace begins with
+            the text (its prompt may have opened it). An unclosed trace extends to the answer, or to the end. Without either
+            tag there is no trace: "".
+        answer: the single closed `<answer>` block after the last `</think>` (anywhere if the trace is not closed), stripped;
+            None if there is no such block, or more than one.
         boxes: the trace's boxes with four finite numbers, x1 < x2 and y1 < y2, in order.
-        well_formed: the text is exactly one think block and one answer block, blanks around and between aside.
-        dropped_boxes: how many opened boxes of the trace are not in `boxes`.
+        well_formed: the text is exactly one think block and one answer block; blanks around and between them are ignored.
+        dropped_boxes: number of opened boxes of the trace that are not in `boxes`.
     """
 
     think: str
@@ -63,7 +63,7 @@ def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> Respon
 
 
 def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
-    """The valid boxes of `text`, and how many `<box_tag>` were opened without giving one."""
+    """The valid boxes of `text`, and the number of opened `<box_tag>` without a valid box."""
     boxes = []
     for inside in _box_pattern(box_tag).findall(text):
         box = _read_box(inside, frame)
@@ -90,7 +90,7 @@ def _read_box(inside: str, frame: Frame) -> Box | None:
 
 
 def _answer_blocks(text: str, start: int) -> list[tuple[int, int]]:
-    """Spans of the insides of closed answer blocks from `start` on; a second opening starts the block anew."""
+    """Spans inside closed answer blocks from `start` on; a second opening tag restarts the block."""
     blocks, opened = [], None
     for tag in _TAG.finditer(text, start):
         if tag.group() == "<answer>":

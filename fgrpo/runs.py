@@ -1,8 +1,8 @@
 """Run folders: `runs/<preset>/<stage>/{config.json, manifest.json, done, …}` with a lock, resume and provenance.
 
-A stage opens its folder with `Run.open`, writes its artefacts, and ends with `Run.finish`, which checks that they are
-there, writes the manifest and, last of all, `done`. A folder whose configuration differs from the present one is moved
-aside to `runs/<preset>/.superseded/`, never overwritten. Two processes cannot hold one folder.
+A stage opens its folder with `Run.open`, writes its artefacts, and ends with `Run.finish`, which checks that they exist,
+writes the manifest and, last, `done`. A folder of another configuration is moved to `runs/<preset>/.superseded/` and never
+overwritten. Two processes cannot hold one folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from fgrpo.config import stage_slice
 from fgrpo.errors import UserError
-from fgrpo.files import Appender
+from fgrpo.files import Appender, write_atomic
 from fgrpo.schema import Config
 
 PACKAGES = (
@@ -39,11 +39,11 @@ PACKAGES = (
     "scipy",
     "openai",
 )
-WHOLE_HASH_BYTES = 256 << 20  # larger input files are hashed at both ends only
+FULL_HASH_BYTES = 256 << 20  # of larger input files only both ends are hashed
 
 
 def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
-    """Where `stage` keeps its artefacts."""
+    """The run folder of `stage`."""
     return Path(root) / config.preset / stage
 
 
@@ -51,7 +51,7 @@ def require(path: str | Path, made_by: str) -> Path:
     """`path`, which must exist; `made_by` is the make target that writes it.
 
     Raises:
-        UserError: it does not exist (says which target makes it, and how to force that).
+        UserError: it does not exist (names the target, and how to force it).
     """
     path = Path(path)
     if path.exists():
@@ -62,6 +62,25 @@ def require(path: str | Path, made_by: str) -> Path:
         else ""
     )
     raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
+
+
+def is_done(config: Config, stage: str, root: str | Path = "runs", inputs: Iterable[str | Path] | None = None) -> bool:
+    """Whether `stage` is done for this configuration and for the present content of its inputs.
+
+    Reads only: takes no lock and changes nothing, so that a finished stage ends early and beside other processes. Otherwise
+    the stage decides with `Run.open`.
+
+    Args:
+        inputs: files this stage reads; None takes those that its folder recorded, which must be below `root`.
+    """
+    path = folder(config, stage, root)
+    identity = _load_json(path / "config.json")
+    if not (path / "done").exists() or not identity or identity.get("config") != stage_slice(config, stage):
+        return False
+    files = [Path(root) / label for label in identity["inputs"]] if inputs is None else [Path(p) for p in inputs]
+    if not all(file.exists() for file in files):
+        return False
+    return identity["inputs"] == {_label(p, Path(root)): _hash_file(p) for p in files} and _is_complete(path)
 
 
 class Run:
@@ -83,11 +102,11 @@ class Run:
         root: str | Path = "runs",
         depends_on: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Take the folder of `stage`: make it, or go on with what an earlier process of the same configuration left.
+        """Open the folder of `stage`: create it, or resume the work of an earlier process with the same configuration.
 
         Args:
-            inputs: files this stage reads; their hashes are part of the folder's identity and of the manifest.
-            depends_on: the values that decide whether the folder is still valid, if not the stage's slice.
+            inputs: files that this stage reads; their hashes are part of the folder's identity and of the manifest.
+            depends_on: the values that decide whether the folder is still valid; None = the stage's slice.
 
         Raises:
             UserError: another process holds the folder, or an input is missing.
@@ -113,7 +132,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -123,16 +142,10 @@ class Run:
         """Whether the stage finished with this configuration and all its artefacts are still there, unchanged in size."""
         if not (self.path / "done").exists():
             return False
-        manifest = _load_json(self.path / "manifest.json")
-        outputs = (manifest or {}).get("outputs", {})
-        whole = bool(manifest) and all(
-            (self.path / name).exists() and _size(self.path / name) == size for name, size in outputs.items()
-        )
-        if whole:
-            (self.path / "done").touch()  # newer than its inputs again, so that make need not ask a second time
-        else:
+        complete = _is_complete(self.path)
+        if not complete:
             (self.path / "done").unlink()
-        return whole
+        return complete
 
     def append(self, name: str, key: str = "id") -> Appender:
         """A resumable jsonl file of this folder."""
@@ -147,7 +160,7 @@ class Run:
         names = list(outputs)
         missing = [name for name in names if not (self.path / name).exists()]
         if missing:
-            raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; run it again")
+            raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; rerun it")
         write_json(
             self.path / "manifest.json",
             {
@@ -163,9 +176,7 @@ class Run:
                 **extra,
             },
         )
-        aside = self.path / "done.part"
-        aside.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n"), encoding="utf-8")
-        aside.replace(self.path / "done")
+        write_atomic(self.path / "done", time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 
 def same_identity(path: Path, other: Path) -> bool:
@@ -176,7 +187,11 @@ def same_identity(path: Path, other: Path) -> bool:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a run folder without opening it. UserError: another process works on it."""
+    """Hold the lock of a run folder without opening it.
+
+    Raises:
+        UserError: another process is working on it.
+    """
     lock = _lock(path)
     try:
         yield
@@ -185,23 +200,28 @@ def held(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON aside and rename it into place."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(
-        json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    """Write JSON atomically; NaN and infinity are errors."""
+    write_atomic(path, json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether the manifest's outputs are all there with their sizes."""
+    manifest = _load_json(path / "manifest.json")
+    outputs = (manifest or {}).get("outputs", {})
+    return bool(manifest) and all(
+        (path / name).exists() and _size(path / name) == size for name, size in outputs.items()
     )
-    os.replace(aside, path)
 
 
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a torn or missing file means: not ours, start afresh
+    except (OSError, ValueError):  # a torn or missing file belongs to no valid run: start anew
         return None
 
 
 def _label(path: Path, root: Path) -> str:
-    """The name of an input in a run's identity: its place under the run root, so that the root may be moved."""
+    """The name of an input in a run's identity: its path below the run root, so that the root may be moved."""
     try:
         return path.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:  # from elsewhere, such as a shipped model
@@ -216,7 +236,9 @@ def _lock(path: Path) -> Any:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
-        raise UserError(f"another process is working on {path}; wait for it, or end it, and run again") from error
+        raise UserError(
+            f"another process is working on {path}; wait for it, or end it, then rerun to resume"
+        ) from error
     return handle
 
 
@@ -227,7 +249,7 @@ def _supersede(path: Path, stage: str) -> None:
     while (target := old / f"{stage.replace('/', '-')}.{number}").exists():
         number += 1
     path.rename(target)
-    print(f"{path} belongs to another configuration or to other inputs; moved to {target}")
+    print(f"{path} belongs to another configuration or other inputs; moved to {target}")
 
 
 def _size(path: Path) -> int:
@@ -237,13 +259,13 @@ def _size(path: Path) -> int:
 
 def _hash_file(path: Path) -> str:
     if not path.exists():
-        raise UserError(f"the input {path} is missing; run the stage that writes it")
+        raise UserError(f"the input {path} is missing; run the stage that writes it first")
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}:{size}\n".encode())
         with file.open("rb") as data:
-            if size > WHOLE_HASH_BYTES:  # weights of a large model: both ends and the size tell two of them apart
+            if size > FULL_HASH_BYTES:  # weights of a large model: both ends and the size identify them
                 digest.update(data.read(1 << 20))
                 data.seek(-(1 << 20), os.SEEK_END)
             while chunk := data.read(1 << 20):

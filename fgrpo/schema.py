@@ -1,14 +1,14 @@
-"""The shape of a configuration: every key, its type and its bounds. Values live in configs/, not here.
+"""The schema of a configuration: every key, its type and its bounds. Values live in configs/, not here.
 
-Fields without a default must be given by configs/paper.yaml (or a layer above it); a key that is not listed here is an
-error. `fgrpo.config.load` builds a `Config` from the layers.
+configs/paper.yaml, or a layer above it, must set each field without a default. A key that is not listed here is an error.
+`fgrpo.config.load` builds a `Config` from the layers.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -19,13 +19,13 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values cannot change after loading."""
+    """Base of all sections: unknown keys are errors, and values are frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Models(Section):
-    """Which models the stages start from: hub names or folders."""
+    """The models that the stages start from: hub names or folders."""
 
     base: str
     teacher: str
@@ -44,10 +44,10 @@ class Policy(Section):
 class Engine(Section):
     """How text is sampled: `transformers` in process, `vllm` in process, or an OpenAI-compatible endpoint (`openai`).
 
-    The keys with defaults belong to the engines in process: prompt and reply in tokens at most (None = the model's own limit),
-    and for `vllm` the share of a GPU's memory it may take, and GPUs that share one copy of the model. `prompt_price` and
-    `completion_price` are money per million tokens read and written, for what the search's progress and report say of cost.
-    `patience_s` is how long requests wait for endpoints that have answered before and are gone (a server started again).
+    In process: `context_length` limits prompt plus reply in tokens (None = the model's own limit). For `vllm`, `gpu_memory` is
+    the engine's share of a GPU's memory, and `tensor_parallel` the GPUs per copy of the model. `prompt_price` and
+    `completion_price` are money per million tokens read and written; the search reports its cost with them. `patience_s` is
+    how long requests wait for endpoints that answered before and are gone (a server that restarts).
     """
 
     kind: EngineKind
@@ -65,7 +65,7 @@ class Engine(Section):
 
 
 class Prompts(Section):
-    """Names of prompt files in fgrpo/prompt_files: for reasoning, for direct answers, and for the MCTS teacher."""
+    """Names of prompt files in fgrpo/prompt_files: reasoning, direct answers, and the MCTS teacher."""
 
     think: str
     direct: str
@@ -80,7 +80,7 @@ class World(Section):
 
 
 class SourceCounts(Section):
-    """How many questions one training source gives: `seed` to MCTS, `rl` to RL, `pool` read at most (None = all)."""
+    """Questions per training source: `seed` for MCTS, `rl` for RL; at most `pool` are read (None = all)."""
 
     seed: Count
     rl: Count
@@ -138,9 +138,9 @@ class Lora(Section):
 
 
 class Launch(Section):
-    """How the training stages are started (`fgrpo.training.launch`): machines, and processes on each, one a GPU.
+    """How training stages start (`fgrpo.training.launch`): machines, and processes per machine, one per GPU.
 
-    `address` is the first machine's, with more than one; the environment's MASTER_ADDR wins over it.
+    `address` is that of the first of several machines; MASTER_ADDR of the environment overrides it.
     """
 
     machines: Positive
@@ -152,8 +152,7 @@ class Launch(Section):
 
 
 class Serving(Section):
-    """How vLLM serves one role on GPUs (`fgrpo.inference.serve`): `images` a prompt, `context` in tokens, GPUs a copy and copies,
-    and the share of a GPU's memory it takes."""
+    """How vLLM serves one role on GPUs: images per prompt, context in tokens, GPUs per copy, copies, share of GPU memory."""
 
     images: Positive
     context: Positive
@@ -164,7 +163,7 @@ class Serving(Section):
 
 
 class Serve(Section):
-    """The roles that `make serve-<role>` serves; `model` is any checkpoint that is to be evaluated, `rollouts` the RL policy."""
+    """The roles of `make serve-<role>`: `model` is any checkpoint to evaluate, `rollouts` the RL policy."""
 
     rollouts: Serving
     teacher: Serving
@@ -175,7 +174,7 @@ class Serve(Section):
 
 
 class Shares(Section):
-    """Jobs that a stage with independent items is split into (`--shard`), by stage."""
+    """Number of jobs (`--shard`) per stage with independent items."""
 
     data: Positive
     mcts: Positive
@@ -183,10 +182,10 @@ class Shares(Section):
 
 
 class Cluster(Section):
-    """What `make slurm` writes into its scripts: the machines of a partition, limits of time, and lines of set-up.
+    """What `make slurm` writes into its scripts: the machines of a partition, time limits, and set-up lines.
 
-    `gpus` and `cpus` are a machine's; `hours` limits each kind of job; `setup` is shell code that makes `python` the right
-    one (module load …, conda activate …), and `sbatch` further lines of options, such as "--constraint=h100".
+    `gpus` and `cpus` are counts per machine. `hours` limits each kind of job. `setup` is shell code that selects the right
+    `python` (module load …, conda activate …). `sbatch` holds more option lines, such as "--constraint=h100".
     """
 
     partition: str | None
@@ -224,7 +223,10 @@ class Sft(Section):
 
 
 class Dual(Section):
-    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`."""
+    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`.
+
+    `lr`, `lam_init`, `lam_max` and `min_applicable` are the defaults of the constraints.
+    """
 
     kind: Literal["adaptive", "fixed", "pid"]
     lr: Rate
@@ -233,6 +235,16 @@ class Dual(Section):
     lam_init: float
     lam_max: Rate
     min_applicable: Count
+
+
+class Constraint(Section):
+    """One constraint, E[reward] >= `tau`: the threshold in the reward's own unit, and what differs from `rl.dual`."""
+
+    tau: Annotated[float, Field(allow_inf_nan=False)]
+    lr: Rate | None = None
+    lam_init: float | None = None
+    lam_max: Rate | None = None
+    min_applicable: Count | None = None
 
 
 class Vllm(Section):
@@ -253,13 +265,17 @@ class Vllm(Section):
 
 
 class Rl(Section):
-    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6)."""
+    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6).
 
-    signals: tuple[str, ...]
-    monitor: tuple[str, ...]
-    combine: Literal["decoupled", "additive", "multiplicative"]
-    tau: dict[str, Share]
+    `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
+    constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
+    or thresholds), or "none": the task reward alone, whatever constraints the layers name.
+    """
+
+    constraints: dict[str, Constraint]
     dual: Dual
+    combine: Literal["decoupled", "additive", "multiplicative", "none"]
+    monitor: tuple[str, ...]
     masked: Literal["exclude", "zero"]
     baseline: Literal["group", "batch"]
     whiten: Literal["sequence", "token", "none"]
@@ -295,6 +311,15 @@ class Rl(Section):
     deepspeed: str | None
     lora: Lora | None
     report_to: Literal["none", "wandb"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_constraints(cls, layers: Any) -> Any:
+        if not isinstance(layers, dict) or not isinstance(layers.get("constraints"), dict | None):
+            return layers
+        constraints = {} if layers.get("combine") == "none" else layers.get("constraints") or {}
+        present = {name: constraint for name, constraint in constraints.items() if constraint is not None}
+        return {**layers, "constraints": present}
 
 
 _TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks

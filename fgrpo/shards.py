@@ -1,11 +1,11 @@
-"""One stage over many machines: `--shard 3/8` does every eighth item, from the third on, into a folder of its own.
+"""One stage over many machines: `--shard 3/8` does every eighth item, starting with the third, in its own folder.
 
-Stages whose items are independent (difficulty rollouts, tree search, answers to benchmarks) keep their expensive results in
-one jsonl file, an item a line. A shard writes such a file in `runs/<preset>/<stage>-parts/…/3-of-8/`; the stage without
-`--shard`, run afterwards, takes over what the parts of the same configuration and inputs hold, does what is missing (a shard
-that died, an item that failed), and writes its final files in the items' own order: byte-equal to an undivided run's where
-the engine honours seeds. Items are split as `datasets.Dataset.shard(n, i, contiguous=False)` does, so that every source is in
-every shard.
+Stages with independent items (difficulty rollouts, tree search, benchmark answers) store their expensive results in one
+jsonl file, one item per line. A shard writes such a file in `runs/<preset>/<stage>-parts/…/3-of-8/`. The stage without
+`--shard`, run afterwards, merges the shards of the same configuration and inputs, does what is missing (a shard that died,
+an item that failed), and writes its final files in the order of the items. They are byte-equal to those of an unsharded run
+if the engine honours seeds. Items are split as in `datasets.Dataset.shard(n, i, contiguous=False)`, so that every source is
+in every shard.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count`."""
+    """Shard `index` (from 1) of `count`."""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that "3/8" means.
+        """The shard of a text such as "3/8".
 
         Raises:
-            UserError: something else.
+            UserError: another form of text.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if not found or not 1 <= int(found.group(1)) <= int(found.group(2)):
+        numbers = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if not numbers or not 1 <= int(numbers.group(1)) <= int(numbers.group(2)):
             raise UserError(f"cannot read the shard {text!r}; write 1/8 for the first of eight, up to 8/8")
-        return cls(int(found.group(1)), int(found.group(2)))
+        return cls(int(numbers.group(1)), int(numbers.group(2)))
 
     def __str__(self) -> str:
         return f"{self.index}-of-{self.count}"
@@ -53,19 +53,19 @@ class Shard:
 
 
 def add_option(arguments: argparse.ArgumentParser) -> None:
-    """The option `--shard`."""
+    """Add the option `--shard`."""
     arguments.add_argument(
-        "--shard", metavar="I/N", help="do a part of the items only; run without it afterwards to merge"
+        "--shard", metavar="I/N", help="do one shard of the items only; run without it afterwards to merge"
     )
 
 
 def of(args: argparse.Namespace) -> Shard | None:
-    """The shard that the command line names."""
+    """The shard named on the command line, None without one."""
     return Shard.parse(args.shard) if args.shard else None
 
 
 def stage(name: str, shard: Shard | None) -> str:
-    """The name of a stage's run folder: `mcts`, or `mcts-parts/3-of-8` of a shard."""
+    """The name of a stage's run folder: `mcts`, or `mcts-parts/3-of-8` for a shard."""
     return name if shard is None else f"{_parts(name)}/{shard}"
 
 
@@ -79,32 +79,32 @@ def parts(run: Run) -> list[Path]:
     base = run.path
     for _ in run.stage.split("/"):
         base = base.parent
-    found = sorted(
+    folders = sorted(
         (base / _parts(run.stage)).glob("*-of-*"), key=lambda path: [int(n) for n in path.name.split("-of-")]
     )
-    return [path for path in found if same_identity(path, run.path)]
+    return [path for path in folders if same_identity(path, run.path)]
 
 
-def of_whole(part: Run, whole: Path, name: str) -> set[str]:
-    """Ids in a file of the undivided stage, whose folder `whole` is: what a part of the same stage need not do again."""
-    return read_ids(whole / name) if same_identity(part.path, whole) else set()
+def merged_ids(shard_run: Run, stage_folder: Path, name: str) -> set[str]:
+    """Ids in the file `name` of the unsharded stage: items that a shard of the same stage can skip."""
+    return read_ids(stage_folder / name) if same_identity(shard_run.path, stage_folder) else set()
 
 
 def seconds(run: Run) -> float:
-    """What this stage's finished parts have taken, added up."""
+    """Wall-clock seconds of this stage's finished shards, summed."""
     done = [path / "manifest.json" for path in parts(run) if (path / "done").exists()]
     return round(sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in done), 1)
 
 
 def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda item: True) -> int:
-    """Add to the stage's file what its shards hold and it does not; returns how many items that were.
+    """Append to the stage's file the items that only its shards hold; returns the number of added items.
 
     Args:
-        name: a jsonl file, of the stage and of its shards.
-        keep: which items count.
+        name: a jsonl file of the stage and of its shards.
+        keep: whether to take an item.
 
     Raises:
-        UserError: a shard is still at work.
+        UserError: a shard is still running.
     """
     folders = [path for path in parts(run) if (path / name).exists()]
     if not folders:

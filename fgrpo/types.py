@@ -1,7 +1,7 @@
-"""What flows between the stages: Sample -> Trace (MCTS -> SFT) -> Rollout -> Score -> EvalRecord, as frozen dataclasses.
+"""The data that flows between stages: Sample -> Trace (MCTS -> SFT) -> Rollout -> Score -> EvalRecord, frozen dataclasses.
 
-Each type has `to_dict` and `from_dict`; `from_dict(to_dict(x)) == x` is tested for all of them. Stages meet only through
-files that hold these dictionaries, so the field names here are also the column names of the jsonl files.
+Each type has `to_dict` and `from_dict`; `from_dict(to_dict(x)) == x` is tested for each. Stages exchange only files that
+hold these dictionaries, so the field names are also the column names of the jsonl files.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FRAMES: tuple[Frame, ...] = ("original", "model", "unit", "thousand")
 class Box:
     """An axis-aligned box (x1, y1, x2, y2) that knows its frame.
 
-    Frames: `original` pixels of the image file, `model` pixels of the processor-resized image (what Qwen2.5-VL sees and
-    speaks), `unit` 0-1, `thousand` 0-1000 (Qwen2-VL, Qwen3-VL). Unpacks and indexes like its four numbers.
+    Frames: `original` pixels of the image file; `model` pixels of the image that the processor resized (Qwen2.5-VL sees and
+    writes these); `unit` 0-1; `thousand` 0-1000 (Qwen2-VL, Qwen3-VL). A box unpacks and indexes like its four numbers.
     """
 
     x1: float
@@ -55,10 +55,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one or several pictures, from a training source or a benchmark.
+    """One question about one or several images, from a training source or a benchmark.
 
-    `id` is "<source>/<split>/<n>". `answer` is the text of the gold option (or the free-form answer where `choices` is
-    empty). `boxes` are the annotated regions, None where the source annotates none. `meta` is plain JSON.
+    `id` is "<source>/<split>/<n>". `images` are paths. `answer` is the text of the gold option, or the free-form answer if
+    `choices` is empty. `boxes` are the annotated regions, None if the source annotates none. `meta` is plain JSON.
     """
 
     id: str
@@ -100,7 +100,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trace:
-    """One linearised chain of a search tree: `text` is exactly `<think>…</think><answer>…</answer>` (Appendix A.4)."""
+    """One linearized chain of a search tree: `text` is exactly `<think>…</think><answer>…</answer>` (Appendix A.4)."""
 
     id: str
     sample_id: str
@@ -118,7 +118,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a policy wrote for one sample. `finish` says how it ended; `length` is truncation, `error` a refusal."""
+    """A policy's response to one sample. `finish` is how it ended: `length` means truncated, `error` refused by the engine."""
 
     id: str
     sample_id: str
@@ -143,15 +143,19 @@ class Rollout:
 
 
 class NotFinite(ValueError):
-    """A score of NaN or infinity, which would pass for "not applicable" or spoil a batch."""
+    """A score of NaN or infinity, which would count as "not applicable" or corrupt a batch."""
 
 
 @dataclass(frozen=True)
 class Score:
     """A score has three states: scored (a finite value), not applicable, failed. None is never zero.
 
-    Use the constructors `Score.of`, `Score.not_applicable` and `Score.failure`. `detail` is plain JSON for people who
-    want to look (per-sentence verdicts, matched boxes).
+    Use the constructors `Score.of`, `Score.not_applicable` and `Score.failure`. `detail` is plain JSON for inspection
+    (verdicts per sentence, matched boxes).
+
+    Raises:
+        NotFinite: the value is NaN or infinite.
+        ValueError: a failed score with a value.
     """
 
     value: float | None
@@ -193,10 +197,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of one item: a label, or `failed=True` with the reason. A failure is never a score.
+    """A judge's verdict on one item: a label, or `failed=True` with the reason. A failure is never a score.
 
-    Labels: consistency "CONSISTENT" / "INCONSISTENT"; grounding "CORRECT" / "INCORRECT" / "SKIP" (one verdict a sentence);
-    extraction an option letter or "0" (unresolved).
+    Labels: consistency "CONSISTENT" / "INCONSISTENT"; grounding "CORRECT" / "INCORRECT" / "SKIP" (one verdict per sentence);
+    extraction an option letter, or "0" (unresolved).
     """
 
     label: str | None

@@ -41,45 +41,29 @@ class Answerer(Protocol):
 
 
 @dataclass
-class Meter(budget.Meter):
+class Meter(budget.UsageMeter):
     """What judging has cost so far, beyond requests, tokens and money.
 
     Attributes:
-        calls, retries: calls, and further attempts at them.
+        calls: calls made.
         cached, shared: calls answered from the cache, and from an equal call in flight.
-        waited_s: seconds waited between attempts.
         failed: calls without a verdict, by reason.
-        faults: failed requests by kind, including those that a later attempt fixed.
     """
 
     calls: int = 0
-    retries: int = 0
     cached: int = 0
     shared: int = 0
-    waited_s: float = 0.0
     failed: dict[str, int] = field(default_factory=dict)
-    faults: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> None:
         """Add one to `calls`, `cached` or `shared`."""
         with self._lock:
             setattr(self, name, getattr(self, name) + 1)
 
-    def wait(self, seconds: float) -> None:
-        """Count a retry, which waits `seconds` first."""
-        with self._lock:
-            self.retries += 1
-            self.waited_s += seconds
-
     def fail(self, reason: str) -> None:
         """Count one failed call under `reason`."""
         with self._lock:
             self.failed[reason] = self.failed.get(reason, 0) + 1
-
-    def fault(self, kind: str) -> None:
-        """Count one failed request under its kind."""
-        with self._lock:
-            self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def to_dict(self) -> dict[str, object]:
         counts = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}

@@ -1,5 +1,6 @@
-"""report.md of the tree search: what was accepted, what it cost, what was left out and why. From trees and traces alone, so
-that a resumed run writes the same page.
+"""Writes report.md of the tree search: accepted chains, cost, and rejected proposals by reason.
+
+The report depends on trees and traces only, so a resumed run writes the same page.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from fgrpo.types import Trace
 from mcts.tree import Node, Tree, largest_area
 
 GROUPS = {
-    "rejected/": "Proposed steps that were not taken",
+    "rejected/": "Rejected step proposals",
     "rollouts/": "Rollouts by outcome",
-    "failed/": "Requests that failed",
+    "failed/": "Failed requests",
 }
 
 
 @dataclass
 class Tally:
-    """Sums over trees; `add` one at a time."""
+    """Sums over trees. Call `add` once per tree."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Tally:
     def add(self, tree: Tree, traces: Sequence[Trace]) -> None:
         """Count a finished tree and its traces."""
         kinds = Counter(trace.kind for trace in traces)
-        self.counts.update(_zoom(tree))
+        self.counts.update(_zoom_counts(tree))
         for trace in traces:
             self.steps[trace.kind][trace.meta["steps"]] += 1
         row = Counter(
@@ -48,31 +49,36 @@ class Tally:
 
     @property
     def accepted(self) -> int:
-        """Traces kept, of both kinds."""
+        """Number of accepted traces of both kinds."""
         return self.counts["direct"] + self.counts["corrected"]
 
 
 def write(tally: Tally, failed: Mapping[str, str]) -> str:
-    """The report as markdown; `failed` are reasons by sample id."""
+    """The report as Markdown.
+
+    Args:
+        failed: reason by sample id, for questions without a tree.
+    """
     c = tally.counts
     lines = [
         "# Tree search",
         "",
-        f"{c['trees']:,} trees, {c['solved']:,} with a correct answer in them, {len(failed):,} failed.",
+        f"{c['trees']:,} trees, {c['solved']:,} of them with a correct answer; {len(failed):,} trees failed.",
         "",
         f"{tally.accepted:,} chains accepted: {c['direct']:,} direct, {c['corrected']:,} corrected.",
         "",
-        f"{c['requests']:,} requests for {c['completions']:,} continuations of {c['tokens']:,} tokens: "
-        f"{_ratio(c['completions'], tally.accepted)} continuations and {_ratio(c['tokens'], tally.accepted)} tokens a chain. "
-        f"{c['short_expansions']:,} expansions found fewer distinct steps than asked for.",
+        f"{c['requests']:,} requests for {c['completions']:,} continuations with {c['tokens']:,} tokens: "
+        f"{_ratio(c['completions'], tally.accepted)} continuations and {_ratio(c['tokens'], tally.accepted)} tokens per chain. "
+        f"{c['short_expansions']:,} expansions returned fewer distinct steps than requested.",
         "",
         f"{_ratio(c['requests'], c['trees'])} requests, {_ratio(c['completions'], c['trees'])} continuations and "
-        f"{_ratio(c['tokens'], c['trees'])} tokens a tree.",
+        f"{_ratio(c['tokens'], c['trees'])} tokens per tree.",
         "",
-        f"{_share(c['steps/boxed'], c['steps/all'])} of the trees' steps name a region; of those that follow such a step, "
-        f"{_share(c['steps/zoomed'], c['steps/followed'])} look at one that is no larger (progressive zoom).",
+        f"{_share(c['steps/boxed'], c['steps/all'])} of the trees' steps name a region. Of the boxed steps that follow "
+        f"another boxed step, {_share(c['steps/zoomed'], c['steps/followed'])} name a region that is no larger "
+        "(progressive zoom).",
         "",
-        "| source | trees | solved | value at the root | direct | corrected |",
+        "| source | trees | solved | mean value of the root | direct | corrected |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in sorted(tally.sources.items()):
@@ -81,43 +87,49 @@ def write(tally: Tally, failed: Mapping[str, str]) -> str:
             f"| {name} | {row['trees']} | {row['solved']} | {value:.3f} | {row['direct']} | {row['corrected']} |"
         )
     lines += _table(
-        "Steps a chain", {f"{kind}, {n}": k for kind in tally.steps for n, k in sorted(tally.steps[kind].items())}
+        "Steps per chain", {f"{kind}, {n}": k for kind in tally.steps for n, k in sorted(tally.steps[kind].items())}
     )
     for prefix, title in GROUPS.items():
         lines += _table(
             title, {name.removeprefix(prefix): n for name, n in sorted(c.items()) if name.startswith(prefix)}
         )
     if failed:
-        lines += ["", "## Failed trees", "", "Tried again by `make mcts` once `done` beside this page is deleted.", ""]
-        lines += [f"- {name}: {' '.join(why.split())}" for name, why in failed.items()]
+        lines += [
+            "",
+            "## Failed trees",
+            "",
+            "Delete the file `done` in this folder, then run `make mcts` to retry.",
+            "",
+        ]
+        lines += [f"- {name}: {' '.join(reason.split())}" for name, reason in failed.items()]
     return "\n".join(lines) + "\n"
 
 
-def _zoom(tree: Tree) -> Counter[str]:
-    """Steps of a tree, those that name a region, those that follow such a step, and those of them that do not look wider."""
+def _zoom_counts(tree: Tree) -> Counter[str]:
+    """Counts of all steps, boxed steps, boxed steps after a boxed step, and those of the latter that do not zoom out."""
     counts: Counter[str] = Counter()
-    waiting: list[tuple[Node, float | None]] = [(tree.root, None)]
-    while waiting:
-        node, before = waiting.pop()
-        area = largest_area(node.step)
+    stack: list[tuple[Node, float | None]] = [(tree.root, None)]
+    while stack:
+        node, previous_area = stack.pop()
+        area = largest_area(node.step, tree.policy.box_tag)
         counts["steps/all"] += bool(node.step)
         counts["steps/boxed"] += area is not None
-        if area is not None and before is not None:
+        if area is not None and previous_area is not None:
             counts["steps/followed"] += 1
-            counts["steps/zoomed"] += area <= before
-        waiting.extend((child, before if area is None else area) for child in node.children)
+            counts["steps/zoomed"] += area <= previous_area
+        stack.extend((child, previous_area if area is None else area) for child in node.children)
     return counts
 
 
 def _table(title: str, rows: Mapping[str, int]) -> list[str]:
     if not rows:
         return []
-    return ["", f"## {title}", "", "| | number |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in rows.items())]
+    return ["", f"## {title}", "", "| | count |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in rows.items())]
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "none"
+def _share(part: int, total: int) -> str:
+    return f"{part / total:.0%}" if total else "none"
 
 
-def _ratio(total: int, parts: int) -> str:
-    return f"{total / parts:.1f}" if parts else "no"
+def _ratio(total: int, count: int) -> str:
+    return f"{total / count:.1f}" if count else "no"

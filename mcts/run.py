@@ -1,10 +1,10 @@
-"""The stage: one search tree a seed question, many at a time over one engine, linearised into training traces. Appendix A.4.
+"""The tree-search stage: one search tree per seed question, linearized into training traces. Appendix A.4.
 
 Reads runs/<preset>/data/seed.jsonl. Writes runs/<preset>/mcts/: trees.jsonl, traces.jsonl, sft.jsonl (sharegpt records),
-failed.jsonl (questions without a tree: the reason, and what was spent), report.md and viewer.html. Trees are appended as they
-finish, so a kill costs at most the trees in flight; at the end all files are written in the order of the seed questions,
-byte-equal to an undisturbed run's where the engine honours seeds. A run that goes on tries failed trees again, a finished one
-once its `done` is deleted. `--shard 3/8` grows every eighth tree only (fgrpo/shards.py).
+failed.jsonl (questions without a tree: reason and usage), report.md and viewer.html. Many trees share one engine. Trees are
+appended as they finish, so a kill loses at most the trees in flight. At the end all files are written in the order of the seed
+questions. They are byte-equal to those of an uninterrupted run where the engine honours seeds. A resumed run retries failed
+trees; to retry them in a finished run, delete its `done` file. `--shard 3/8` grows every eighth tree only (fgrpo/shards.py).
 
 Command: `make mcts` (`python -m mcts.run --preset mini [--shard 3/8]`).
 """
@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -28,62 +24,55 @@ from fgrpo import inference, parallel, prompts, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, json_line, read_ids, read_jsonl, write_jsonl
+from fgrpo.files import Appender, read_ids, read_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
-from fgrpo.runs import Run, folder, require
+from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
-from fgrpo.types import Sample, Trace
-from mcts import report, store, viewer
+from fgrpo.types import Sample
 from mcts.linearize import linearize
+from mcts.outputs import FAILED, OUTPUTS, TREES, USAGE, Failure, budget_of, finish, write_failed
 from mcts.search import TreeFailed, search
 from mcts.teacher import SamplerTeacher, Teacher
 from mcts.tree import Settings, Tree
 
-TREES = "trees.jsonl"
-OUTPUTS = (TREES, "traces.jsonl", "sft.jsonl", "failed.jsonl", "report.md", "viewer.html")
-SPENT = ("requests", "completions", "tokens", "read_tokens")
+__all__ = ["OUTPUTS", "distil", "grow", "grow_shards", "main", "read_seeds"]
+
 TeacherOf = Callable[[Sample], Teacher]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a question has no tree, and what was spent on it (`SPENT`)."""
-
-    reason: str
-    spent: Mapping[str, int]
 
 
 def distil(
     config: Config, runs: str | Path = "runs", sampler: Sampler | None = None, shard: Shard | None = None
 ) -> Path:
-    """Run the stage (or what is left of it) and return its folder.
+    """Run or resume the stage and return its folder.
 
     Args:
-        sampler: the engine; by default the one that the configuration names, over `models.teacher`.
-        shard: grow these trees only, into a folder of their own; the stage without it merges.
+        sampler: the engine; by default the configured one over `models.teacher`.
+        shard: grow only these trees, into a separate folder; the stage without a shard merges them.
 
     Raises:
-        UserError: there are no seed questions, too many trees failed, or no chain came out of any.
+        UserError: there are no seed questions, too many trees failed, or no tree holds a correct chain.
     """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
+    if shard is None and is_done(config, "mcts", runs, [seeds]):
+        return folder(config, "mcts", runs)
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done:
             return stage.path
         samples = read_seeds(seeds)
-        allowed = max(1.0, config.mcts.max_failed_share * len(samples))  # of all, also in a part
+        allowed = max(1.0, config.mcts.max_failed_share * len(samples))  # a share of all questions, in a shard too
         if shard is None:
             shards.gather(stage, TREES)
         else:
-            grown = shards.of_whole(stage, folder(config, "mcts", runs), TREES)
-            samples = [sample for sample in shard.take(samples) if sample.id not in grown]
-        failed = asyncio.run(_sample_all(config, stage, samples, sampler, allowed))
+            grown_ids = shards.merged_ids(stage, folder(config, "mcts", runs), TREES)
+            samples = [sample for sample in shard.take(samples) if sample.id not in grown_ids]
+        failed = asyncio.run(_grow_missing(config, stage, samples, sampler, allowed))
         if shard is None:
-            _finish(config, stage, samples, failed)
+            finish(config, stage, samples, failed)
         else:
-            _write_failed(stage, failed)
-            stage.finish((TREES, "failed.jsonl"))
+            write_failed(stage, failed)
+            stage.finish((TREES, FAILED))
         return stage.path
 
 
@@ -91,28 +80,28 @@ def read_seeds(path: Path) -> list[Sample]:
     """The seed questions of the data stage.
 
     Raises:
-        UserError: there are none, one is damaged, has a gold answer that is not among its options, or occurs twice (names it).
+        UserError: the file is empty, or a question is malformed, duplicated, or has a gold answer outside its options.
     """
-    again = f"delete {path.parent / 'done'} and run `make data` again, or mend that line"
+    remedy = f"Fix that line, or delete {path.parent / 'done'} and rerun `make data`"
     samples: dict[str, Sample] = {}
     for number, item in enumerate(read_jsonl(path), start=1):
         where = f"{path}, question {number} ({item.get('id', 'without id')})"
         try:
             sample = Sample.from_dict(item)
-            bad = not isinstance(sample.id, str) or not sample.question.strip() or not sample.answer.strip()
+            incomplete = not isinstance(sample.id, str) or not sample.question.strip() or not sample.answer.strip()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{where} is no sample ({error!r}); {again}") from error
-        if bad or (sample.choices and sample.answer not in sample.choices):
-            raise UserError(f"{where} has no question, no answer, or one that is not among its options; {again}")
+            raise UserError(f"{where} is not a valid sample ({error!r}). {remedy}") from error
+        if incomplete or (sample.choices and sample.answer not in sample.choices):
+            raise UserError(f"{where} has no question, no answer, or an answer that is not among its options. {remedy}")
         if sample.id in samples:
-            raise UserError(f"{where} occurs twice; {again}")
+            raise UserError(f"{where} occurs twice. {remedy}")
         samples[sample.id] = sample
     if not samples:
-        raise UserError(f"{path} holds no question; raise data.sources.<name>.seed and run `make data` again")
+        raise UserError(f"{path} contains no questions. Raise data.sources.<name>.seed, then rerun `make data`")
     return list(samples.values())
 
 
-async def _sample_all(
+async def _grow_missing(
     config: Config, stage: Run, samples: list[Sample], sampler: Sampler | None, allowed: float
 ) -> dict[str, Failure]:
     with stage.append(TREES) as done:
@@ -135,37 +124,44 @@ async def _sample_all(
 async def grow(
     config: Config, samples: list[Sample], teacher_of: TeacherOf, done: Appender, total: int, allowed: float
 ) -> dict[str, Failure]:
-    """Search `samples`, `mcts.trees_in_flight` at a time, appending each tree to `done`; those that failed, by id.
+    """Search `samples`, `mcts.trees_in_flight` at a time, and append each tree to `done`.
 
-    More than `allowed` failures end the stage. The progress bar shows trees, the time left, and this process's calls, accepted
-    chains, tokens (read and written) and cost.
+    The progress bar shows trees, remaining time, and this process's calls, accepted chains, tokens (prompt and completion)
+    and cost.
+
+    Args:
+        total: number of trees including those already in `done`.
+        allowed: number of failed trees above which the stage stops.
+
+    Returns:
+        Failures by sample id.
 
     Raises:
-        UserError: so many failed that the stage cannot succeed any more; trees that finished are kept.
+        UserError: more than `allowed` trees failed; finished trees are kept.
     """
     settings = Settings.of(config.mcts, config.seed)
     failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
-    spent = budget.Meter(name=config.models.teacher, budget=_budget(config))
-    waiting: Iterator[Sample] = iter(samples)
+    meter = budget.UsageMeter(name=config.models.teacher, budget=budget_of(config))
+    queue: Iterator[Sample] = iter(samples)
     with tqdm(total=total, initial=total - len(samples), desc="tree search", unit=" trees") as bar:
 
         async def worker() -> None:
-            for sample in waiting:
-                tree = Tree(sample, settings)
+            for sample in queue:
+                tree = Tree(sample, settings, policy=config.policy)
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:
-                    failed[sample.id] = Failure(str(error), {name: tree.counts[name] for name in SPENT})
+                    failed[sample.id] = Failure(str(error), {name: tree.counts[name] for name in USAGE})
                     if len(failed) > allowed:
-                        raise UserError(_too_many(failed, total)) from error
+                        raise UserError(_too_many_failures(failed, total)) from error
                 else:
                     done.add(tree.to_dict())
                     totals.update(chains=len(linearize(tree)))
                 totals.update(calls=tree.counts["requests"])
-                spent.add(tree.counts["read_tokens"], tree.counts["tokens"])
-                counted = ", ".join(f"{totals[name]:,} {name}" for name in ("calls", "chains"))
-                bar.set_postfix_str(f"{counted}, {spending(spent)}, {len(failed)} failed", refresh=False)
+                meter.add(tree.counts["read_tokens"], tree.counts["tokens"])
+                counts = ", ".join(f"{totals[name]:,} {name}" for name in ("calls", "chains"))
+                bar.set_postfix_str(f"{counts}, {format_usage(meter)}, {len(failed)} failed", refresh=False)
                 bar.update()
 
         try:
@@ -173,118 +169,22 @@ async def grow(
                 for _ in range(min(config.mcts.trees_in_flight, len(samples))):
                     group.create_task(worker())
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the first one: the others were cancelled for it
+            raise errors.exceptions[0] from None  # the first error; the other workers were cancelled because of it
     return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
 
 
-def spending(spent: budget.Meter) -> str:
-    """Tokens and cost for the bar. Engines in process do not say what they read, and then the cost is not known."""
-    if spent.prompt_tokens or spent.money is None:
-        return str(spent)
-    return f"{spent.completion_tokens:,} tokens written, cost not known"
+def format_usage(meter: budget.UsageMeter) -> str:
+    """Tokens and cost for the progress bar. In-process engines do not report prompt tokens; the cost is then unknown."""
+    if meter.prompt_tokens or meter.money is None:
+        return str(meter)
+    return f"{meter.completion_tokens:,} completion tokens, cost unknown"
 
 
-def _budget(config: Config) -> budget.Budget:
-    return budget.Budget(config.engine.prompt_price, config.engine.completion_price)
-
-
-def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
-    """A trace as a sharegpt record: the user's turn is the reasoning prompt, the assistant's is the trace."""
-    turns = [{"role": "user", "content": user_text}, {"role": "assistant", "content": trace.text}]
-    return {
-        "id": trace.id,
-        "sample_id": sample.id,
-        "kind": trace.kind,
-        "messages": turns,
-        "images": list(sample.images),
-    }
-
-
-def _finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, Failure]) -> None:
-    """Write every final file in the order of the seed questions, in one pass over the trees."""
-    ids = [sample.id for sample in samples]
-    template = prompts.read(config.prompts.think)
-    store.put_in_order(stage.path / TREES, ids)
-    tally = report.Tally()
-    shown = viewer.Gallery()
-    with ExitStack() as files:
-        traces_out = files.enter_context(_WholeFile(stage.path / "traces.jsonl"))
-        sft_out = files.enter_context(_WholeFile(stage.path / "sft.jsonl"))
-        for tree in store.read(stage.path / TREES, ids):
-            traces = linearize(tree)
-            tally.add(tree, traces)
-            shown.offer(tree, traces)
-            user_text = prompts.user_text(tree.sample, template)
-            for trace in traces:
-                traces_out.line(trace.to_dict())
-                sft_out.line(sft_record(tree.sample, trace, user_text))
-    _write_failed(stage, failed)
-    _write_text(
-        stage.path / "report.md", report.write(tally, {name: failure.reason for name, failure in failed.items()})
-    )
-    _write_text(stage.path / "viewer.html", shown.page(config.preset))
-    if not tally.accepted:
-        raise UserError(
-            f"no correct chain in {tally.counts['trees']} trees; see {stage.path / 'report.md'}, "
-            "and whether the teacher follows its prompt"
-        )
-    stage.counts.update(tally.counts)
-    lost = {name: sum(failure.spent[name] for failure in failed.values()) for name in SPENT}
-    stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
-    stage.counts.update({f"failed_trees/{name}": n for name, n in lost.items()})
-    teacher_prompt = prompts.read(config.prompts.teacher)
-    c = tally.counts
-    per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "tokens")}
-    has_read = c["read_tokens"] > 0  # engines in process do not say, and then the cost is not known either
-    read = {"read_tokens": round(c["read_tokens"] / c["trees"], 2) if has_read else None}
-    total = (c["read_tokens"] + lost["read_tokens"], c["tokens"] + lost["tokens"])
-    cost = _budget(config).price(*total) if has_read else None
-    stage.finish(
-        OUTPUTS,
-        per_tree={**per_tree, **read},
-        cost=cost,
-        parts_seconds=shards.seconds(stage),
-        prompt_hash={"teacher": prompts.digest(teacher_prompt), "think": prompts.digest(template)},
-    )
-
-
-def _write_failed(stage: Run, failed: Mapping[str, Failure]) -> None:
-    lines = ({"id": name, "reason": one.reason, **one.spent} for name, one in failed.items())
-    write_jsonl(stage.path / "failed.jsonl", lines)
-
-
-class _WholeFile:
-    """A jsonl file that is written aside, line by line, and renamed into place when all of it is there."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._aside = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> _WholeFile:
-        self._out = self._aside.open("w", encoding="utf-8")
-        return self
-
-    def line(self, item: dict[str, Any]) -> None:
-        self._out.write(json_line(item) + "\n")
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._out.flush()
-        os.fsync(self._out.fileno())
-        self._out.close()
-        if kind is None:
-            os.replace(self._aside, self._path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _too_many(failed: Mapping[str, Failure], total: int) -> str:
+def _too_many_failures(failed: Mapping[str, Failure], total: int) -> str:
     name, first = next(iter(failed.items()))
     return (
-        f"{len(failed)} of {total} trees failed, more than mcts.max_failed_share allows; the first was {name}: {first.reason}. "
-        "Trees that finished are kept: mend the teacher or its endpoint and run again"
+        f"{len(failed)} of {total} trees failed, more than mcts.max_failed_share allows. First failure: {name}: "
+        f"{first.reason}. Finished trees are kept. Fix the teacher or its endpoint, then rerun to resume"
     )
 
 
@@ -294,28 +194,30 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config, shard = load(args.preset, args.method, args.set), shards.of(args)
         if shard is None and args.jobs > 1:
-            grow_parts(config, args)
+            grow_shards(config, args)
         path = distil(config, args.runs, shard=shard)
         if shard is None:
-            print(f"trees, traces and SFT records in {path}; see report.md and viewer.html there")
+            print(f"trees, traces and SFT records are in {path}; open report.md and viewer.html there")
         else:
-            print(f"trees in {path}; `python -m mcts.run` without --shard merges them")
+            print(f"trees are in {path}; run `python -m mcts.run` without --shard to merge them")
 
-    arguments = parser("grow search trees over the teacher and linearise them into SFT traces")
+    arguments = parser("grow search trees over the teacher and linearize them into SFT traces")
     shards.add_option(arguments)
     arguments.add_argument(
-        "--jobs", type=int, default=1, help="processes that share the trees, for a teacher inside the process"
+        "--jobs", type=int, default=1, help="number of processes that share the trees, for an in-process teacher"
     )
     run(body, arguments)
 
 
-def grow_parts(config: Config, args: argparse.Namespace) -> None:
-    """Grow what is missing in `args.jobs` parts, side by side; what earlier runs and parts have grown is taken over.
+def grow_shards(config: Config, args: argparse.Namespace) -> None:
+    """Grow the missing trees in `args.jobs` parallel processes, one shard each. Existing trees of all shards are reused.
 
     Raises:
-        UserError: a part failed.
+        UserError: a shard failed.
     """
     seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
+    if is_done(config, "mcts", args.runs, [seeds]):
+        return
     with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
         if stage.is_done:
             return
@@ -324,10 +226,10 @@ def grow_parts(config: Config, args: argparse.Namespace) -> None:
             return
     command = [sys.executable, "-m", "mcts.run", "--preset", args.preset, "--method", args.method, "--runs", args.runs]
     command += ["--set", *args.set] if args.set else []
-    parts = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
-    failed = parallel.run({part: [*command, "--shard", part] for part in parts}, args.jobs)
+    names = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
+    failed = parallel.run({name: [*command, "--shard", name] for name in names}, args.jobs)
     if failed:
-        raise UserError(f"the part {failed[0]} of the trees failed (see above); the same command carries on")
+        raise UserError(f"shard {failed[0]} of the tree search failed (see above). Fix the cause, then rerun to resume")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Tree search over a teacher (Appendix A.4): selection, expansion, simulation and backup, each a function of its own.
+"""Tree search over a teacher (Appendix A.4): selection, expansion, simulation and backup, one function each.
 
-One iteration descends from the root by PUCT (Eq. 7; or UCB1) to a leaf, asks the teacher for distinct next steps, rolls each
-new child out to an answer, and backs every binary reward up to the root: one rollout, one visit. The reward is strict
-matching of the closed answer with the gold option (`rewards.task.matches`), never a substring.
+One iteration descends from the root to a leaf by PUCT (Eq. 7; or UCB1), requests distinct next steps from the teacher, rolls
+each new child out to an answer, and backs every binary reward up to the root: one visit per rollout. The reward is a strict
+match between the closed answer and the gold option (`rewards.task.matches`), never a substring match.
 
-Ours, where the paper is silent: a terminal leaf that is selected again backs its known reward up again; a leaf at the depth
-limit, or one for which the teacher has no usable step, is rolled out again; a rollout without an answer has reward 0; a
-request that failed is counted and backs nothing up. The progressive zoom is asked for in the teacher's prompt and measured
-(report.md); `mcts.zoom: strict` also refuses a step that looks at a larger region than the one before it. Every request has a seed made of (seed, sample, node, kind, attempt).
+Ours, where the paper is silent: a terminal leaf that is selected again backs up its known reward again. A leaf at the depth
+limit, or without a usable next step, is rolled out again. A rollout without an answer has reward 0. A failed request is counted
+and backs up nothing. The teacher's prompt requests progressive zoom, and report.md measures it; `mcts.zoom: strict` also rejects
+a step with a larger region than the step before it. The seed of a request depends on (seed, sample, node, kind, attempt).
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ from mcts.teacher import Ending, Step, Teacher
 from mcts.tree import Node, Outcome, Settings, Tree, largest_area, state_text, steps_of
 from rewards.task import matches
 
-MAX_FAILED_REQUESTS = 0.5  # past this share of its requests a tree is no tree
+MAX_FAILED_REQUESTS = 0.5  # share of failed requests above which the tree fails
 
 
 class TreeFailed(RuntimeError):
-    """A question that could not be searched; says why."""
+    """The search of a question failed; the message gives the reason."""
 
 
 async def search(tree: Tree, teacher: Teacher) -> Tree:
-    """Run `settings.simulations` iterations on `tree`, which is changed and returned.
+    """Run `settings.simulations` iterations on `tree`, which is modified in place and returned.
 
     Raises:
-        TreeFailed: no usable first step, or more than half of the requests failed.
+        TreeFailed: there is no usable first step, or more than half of the requests failed.
     """
     for _ in range(tree.settings.simulations):
         await iterate(tree, teacher)
         if tree.root.closed:
-            last = f"; the last failure: {tree.last_failure}" if tree.last_failure else ""
-            raise TreeFailed(f"no usable first step: {_reasons(tree)}{last}")
+            last = f"; last failure: {tree.last_failure}" if tree.last_failure else ""
+            raise TreeFailed(f"no usable first step: {_failure_counts(tree)}{last}")
     failed = sum(n for name, n in tree.counts.items() if name.startswith("failed/"))
     if failed > MAX_FAILED_REQUESTS * tree.counts["requests"]:
-        raise TreeFailed(f"{failed} of {tree.counts['requests']} requests failed; the last one: {tree.last_failure}")
+        raise TreeFailed(f"{failed} of {tree.counts['requests']} requests failed; last failure: {tree.last_failure}")
     return tree
 
 
 async def iterate(tree: Tree, teacher: Teacher) -> None:
-    """One iteration: select, expand, simulate, back up."""
+    """Run one iteration: select, expand, simulate, back up."""
     path = select(tree)
     leaf = path[-1]
     if leaf.reward is not None:
         backup(path, leaf.reward)
         return
-    asked, read = teacher.requests, teacher.read_tokens
+    requests_before, read_before = teacher.requests, teacher.read_tokens
     if len(path) - 1 < tree.settings.max_depth and not leaf.closed:
         leaf.children = await expand(tree, path, teacher)
         leaf.closed = not leaf.children
-    new = [[*path, child] for child in leaf.children] or ([path] if leaf is not tree.root else [])
-    found = await asyncio.gather(*(simulate(tree, below, teacher) for below in new))
-    for below, outcomes in zip(new, found, strict=True):  # in the children's order, whichever finished first
-        below[-1].outcomes += outcomes
-        end = below[-1].reward
-        for reward in [o.reward for o in outcomes] if end is None else [end]:
-            backup(below, reward)
-    tree.counts["requests"] += teacher.requests - asked
-    tree.counts["read_tokens"] += teacher.read_tokens - read
+    paths = [[*path, child] for child in leaf.children] or ([path] if leaf is not tree.root else [])
+    outcome_lists = await asyncio.gather(*(simulate(tree, new_path, teacher) for new_path in paths))
+    for new_path, outcomes in zip(paths, outcome_lists, strict=True):  # in the order of the children, not of completion
+        new_path[-1].outcomes += outcomes
+        terminal_reward = new_path[-1].reward
+        for reward in [o.reward for o in outcomes] if terminal_reward is None else [terminal_reward]:
+            backup(new_path, reward)
+    tree.counts["requests"] += teacher.requests - requests_before
+    tree.counts["read_tokens"] += teacher.read_tokens - read_before
 
 
 def select(tree: Tree) -> list[Node]:
-    """The path from the root to a leaf that takes the child of highest score at every node (the first of equals)."""
+    """The path from the root to a leaf through the child with the highest score at each node (the first on a tie)."""
     path = [tree.root]
     while path[-1].children:
         children = path[-1].children
@@ -88,15 +88,15 @@ def selection_scores(children: Sequence[Node], settings: Settings) -> list[float
 
 
 async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Node]:
-    """New children of the path's end: at most `settings.children`, distinct, asked for in a bounded number of rounds.
+    """New children of the last node of `path`: at most `settings.children` distinct steps, in at most `expand_attempts` rounds.
 
-    Priors are the softmax of the children's mean token log-probabilities, or equal. What is left out, and why, is in
-    `tree.counts`. An empty list means that the teacher has no usable step here.
+    Priors are the softmax of the steps' mean token log-probabilities, or uniform. `tree.counts` counts rejected steps by
+    reason. An empty list means that the teacher has no usable step here.
     """
     settings, parent = tree.settings, path[-1]
-    kept: list[Step] = []
+    accepted: list[Step] = []
     for attempt in range(settings.expand_attempts):
-        missing = settings.children - len(kept)
+        missing = settings.children - len(accepted)
         seed = seed_of(settings.seed, tree.id, parent.id, "step", attempt)
         try:
             proposed = await teacher.steps(state_text(path), missing, seed)
@@ -107,45 +107,48 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         for step in proposed:
             tree.counts["completions"] += 1
             tree.counts["tokens"] += step.tokens
-            problem = step.problem or fault(step, path, kept, settings.zoom)
+            problem = step.problem or rejection_reason(step, path, accepted, settings.zoom, tree.policy.box_tag)
             if problem is None:
-                kept.append(step)
+                accepted.append(step)
             else:
                 tree.counts[f"rejected/{problem}"] += 1
-        if len(kept) == settings.children:
+        if len(accepted) == settings.children:
             break
     else:
         tree.counts["short_expansions"] += 1
-    priors = softmax([step.logprob if settings.prior == "logprob" else 0.0 for step in kept])
+    priors = softmax([step.logprob if settings.prior == "logprob" else 0.0 for step in accepted])
     return [
         Node(f"{parent.id}.{i}", step.text, step.answer, _reward(tree, step.answer), round(prior, 6), step.logprob)
-        for i, (step, prior) in enumerate(zip(kept, priors, strict=True))
+        for i, (step, prior) in enumerate(zip(accepted, priors, strict=True))
     ]
 
 
-def fault(step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt") -> str | None:
-    """Why a proposed step may not become a child: `duplicate`, `repeated_text`, `repeated_box`, `zoomed_out`; None if it may.
+def rejection_reason(
+    step: Step, path: Sequence[Node], siblings: Sequence[Step], zoom: str = "prompt", box_tag: str = "bbox"
+) -> str | None:
+    """The reason why a proposed step may not become a child, or None if it may.
 
-    `zoomed_out` exists where `zoom` is "strict": its largest box is larger than that of the last step that named one.
+    Reasons: `duplicate` (of a sibling), `repeated_text`, `repeated_box` and `zoomed_out`. The last one applies only if `zoom` is
+    "strict": the largest box of the step is larger than that of the last boxed step before it.
     """
-    key = _plain(step.text)
-    if any(_plain(other.text) == key and other.answer == step.answer for other in siblings):
+    key = _collapse_spaces(step.text)
+    if any(_collapse_spaces(other.text) == key and other.answer == step.answer for other in siblings):
         return "duplicate"
     earlier = steps_of(path)
-    if any(_plain(line) == key for line in earlier):
+    if any(_collapse_spaces(line) == key for line in earlier):
         return "repeated_text"
-    seen = {tuple(box) for line in earlier for box in parse_boxes(line)[0]}
-    if any(tuple(box) in seen for box in parse_boxes(step.text)[0]):
+    seen = {tuple(box) for line in earlier for box in parse_boxes(line, box_tag=box_tag)[0]}
+    if any(tuple(box) in seen for box in parse_boxes(step.text, box_tag=box_tag)[0]):
         return "repeated_box"
-    if zoom == "strict" and (area := largest_area(step.text)) is not None:
-        before = next((a for line in reversed(earlier) if (a := largest_area(line)) is not None), None)
-        if before is not None and area > before:
+    if zoom == "strict" and (area := largest_area(step.text, box_tag)) is not None:
+        previous = next((a for line in reversed(earlier) if (a := largest_area(line, box_tag)) is not None), None)
+        if previous is not None and area > previous:
             return "zoomed_out"
     return None
 
 
 async def simulate(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Outcome]:
-    """`settings.rollouts` completions of the path's end, scored; none for a terminal node or a request that failed."""
+    """Roll out the last node of `path`: `settings.rollouts` scored completions; none if it is terminal or the request fails."""
     node = path[-1]
     if node.is_terminal:
         return []
@@ -168,7 +171,7 @@ def backup(path: Sequence[Node], reward: float) -> None:
 
 
 def seed_of(seed: int, sample_id: str, node_id: str, kind: str, attempt: int) -> int:
-    """A request's seed, in [0, 2^31): the same whatever the order in which trees are searched."""
+    """The seed of a request, in [0, 2^31). It does not depend on the order in which trees are searched."""
     text = "\n".join((str(seed), sample_id, node_id, kind, str(attempt)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
@@ -178,11 +181,11 @@ def _outcome(tree: Tree, state: str, ending: Ending) -> Outcome:
     reward = _reward(tree, answer) or 0.0
     tree.counts["completions"] += 1
     tree.counts["tokens"] += ending.tokens
-    tree.counts["rollouts/" + _kind(answer, reward, ending)] += 1
+    tree.counts["rollouts/" + _rollout_kind(answer, reward, ending)] += 1
     return Outcome(ending.text, answer, reward)
 
 
-def _kind(answer: str | None, reward: float, ending: Ending) -> str:
+def _rollout_kind(answer: str | None, reward: float, ending: Ending) -> str:
     if answer is None:
         return "no_answer" if ending.finished else "unended"
     return "correct" if reward else "wrong"
@@ -194,10 +197,10 @@ def _reward(tree: Tree, answer: str | None) -> float | None:
     return float(matches(answer, tree.sample.answer, tree.sample.choices))
 
 
-def _reasons(tree: Tree) -> str:
-    found = {name: n for name, n in sorted(tree.counts.items()) if name.startswith(("rejected/", "failed/"))}
-    return ", ".join(f"{n} {name.split('/')[1].replace('_', ' ')}" for name, n in found.items())
+def _failure_counts(tree: Tree) -> str:
+    counts = {name: n for name, n in sorted(tree.counts.items()) if name.startswith(("rejected/", "failed/"))}
+    return ", ".join(f"{n} {name.split('/')[1].replace('_', ' ')}" for name, n in counts.items())
 
 
-def _plain(text: str) -> str:
+def _collapse_spaces(text: str) -> str:
     return " ".join(text.split())

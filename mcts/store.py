@@ -1,7 +1,7 @@
-"""trees.jsonl on disk: appended in the order in which searches finish, put into the seed questions' order at the end.
+"""trees.jsonl on disk: appended in the order in which searches finish, sorted by seed question at the end.
 
-Trees are read one at a time by their place in the file, so memory stays flat however many there are. Each line begins with
-its id, which is all that is read of a line to find its place.
+Trees are read one at a time by byte offset, so memory stays flat for any number of trees. Each line starts with its id, which
+is the only part that is parsed to build the index.
 """
 
 from __future__ import annotations
@@ -16,49 +16,53 @@ from fgrpo.files import write_jsonl
 from mcts.tree import Tree
 
 KEY = b'{"id": '
-LONGEST_ID = 4000  # bytes of a line that are read for its id
+MAX_ID_BYTES = 4000  # bytes of a line that are decoded to read its id
 
 
-def places(path: Path) -> dict[str, int]:
-    """Byte offset of every tree in the file, by id."""
-    found: dict[str, int] = {}
+def offsets(path: Path) -> dict[str, int]:
+    """Byte offset of each tree in the file, by id."""
+    by_id: dict[str, int] = {}
     offset = 0
     with path.open("rb") as lines:
         for line in lines:
-            found[_id(line, path)] = offset
+            by_id[_id(line, path)] = offset
             offset += len(line)
-    return found
+    return by_id
 
 
 def read(path: Path, ids: Sequence[str]) -> Iterator[Tree]:
-    """The trees of `ids` that the file holds, in the order of `ids`. UserError for a damaged one (names it)."""
+    """The trees of `ids` that the file contains, in the order of `ids`.
+
+    Raises:
+        UserError: a tree is damaged (names the file and the tree).
+    """
     for item in _items(path, ids):
         try:
             tree = Tree.from_dict(item)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{path}, tree {item.get('id')!r} is damaged ({error!r}); delete its line and run `make mcts` again"
+                f"{path}: tree {item.get('id')!r} is damaged ({error!r}). Delete its line, then rerun `make mcts`"
             ) from error
         yield tree
 
 
-def put_in_order(path: Path, ids: Sequence[str]) -> None:
-    """Rewrite the file (aside, then renamed) so that its trees stand in the order of `ids`."""
+def sort_by_ids(path: Path, ids: Sequence[str]) -> None:
+    """Rewrite the file atomically with its trees in the order of `ids`; trees with other ids are dropped."""
     write_jsonl(path, _items(path, ids))
 
 
 def _items(path: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-    where = places(path)
+    offset_by_id = offsets(path)
     with path.open("rb") as lines:
         for tree_id in ids:
-            if tree_id in where:
-                lines.seek(where[tree_id])
+            if tree_id in offset_by_id:
+                lines.seek(offset_by_id[tree_id])
                 yield dict(json.loads(lines.readline()))
 
 
 def _id(line: bytes, path: Path) -> str:
     if not line.startswith(KEY):
-        raise UserError(f"{path} holds a line that does not begin with an id; delete it and run `make mcts` again")
-    beginning = line[len(KEY) : len(KEY) + LONGEST_ID].decode("utf-8", errors="ignore")
-    found, _ = json.JSONDecoder().raw_decode(beginning)
-    return str(found)
+        raise UserError(f"{path}: a line does not start with an id. Delete that line, then rerun `make mcts`")
+    prefix = line[len(KEY) : len(KEY) + MAX_ID_BYTES].decode("utf-8", errors="ignore")
+    tree_id, _ = json.JSONDecoder().raw_decode(prefix)
+    return str(tree_id)

@@ -1,8 +1,8 @@
-"""The teacher of a search: what proposes steps and completes reasonings, over any sampling engine.
+"""The teacher of a search: proposes steps and completes traces over any sampling engine.
 
-One step is a continuation up to a line break or `</answer>`; a rollout is a continuation up to `</answer>`. A step that stops
-in the middle of closing the trace ("…</think>" and a line break) or at a blank line is continued, a bounded number of times.
-What cannot be used comes back with a `problem` in one word, for the search to count: it never raises for the teacher's text.
+A step is a continuation up to a line break or `</answer>`. A rollout is a continuation up to `</answer>`. A step that stops at a
+blank line, or inside the closing of the trace ("…</think>" and a line break), is continued a bounded number of times. Unusable
+text never raises: the step has a one-word `problem`, which the search counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fgrpo.inference.base import Completion, Request, Sampler
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 from fgrpo.schema import Mcts
 from fgrpo.types import Sample
 from mcts.tree import read_chain
@@ -22,13 +22,16 @@ END_OF_ANSWER = "</answer>"
 END_OF_THINK = "</think>"
 STEP_STOPS = ("\n", END_OF_ANSWER)
 TAGS = ("<think>", END_OF_THINK, "<answer>", END_OF_ANSWER)
-CONTINUATIONS = 2  # of one step, past a blank line or a half-closed trace
-DIGITS = 4  # of log-probabilities: the digits beyond depend on what a request was batched with
+CONTINUATIONS = 2  # per step, after a blank line or a partly closed trace
+DIGITS = 4  # of log-probabilities; further digits depend on the composition of the batch
 
 
 @dataclass(frozen=True)
 class Step:
-    """One proposed action: a reasoning line, and the answer where it closes the trace. `logprob` is the mean over tokens."""
+    """One proposed action: a reasoning line, and the answer if it closes the trace.
+
+    `logprob` is the mean over its tokens. `problem` is the reason why it is unusable, or None.
+    """
 
     text: str
     answer: str | None
@@ -39,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Ending:
-    """One rollout's text from a state on. `finished` says that it ended by itself, not by its length."""
+    """The text of one rollout after a state. `finished` is False if it was truncated at the token limit."""
 
     text: str
     tokens: int
@@ -47,10 +50,13 @@ class Ending:
 
 
 class Teacher(Protocol):
-    """Proposes for one question. `state` is what the teacher has written so far; equal seeds ask for equal replies.
+    """Proposes steps and rollouts for one question.
 
-    Both raise `fgrpo.inference.base.SamplingError` when the engine cannot serve the request. `requests` counts them, and
-    `read_tokens` what the engine says it read for them.
+    `state` is the teacher's text so far. Equal seeds request equal replies. `requests` counts requests, and `read_tokens` the
+    prompt tokens that the engine reports for them.
+
+    Raises:
+        fgrpo.inference.base.SamplingError: the engine cannot serve the request (both methods).
     """
 
     requests: int
@@ -62,13 +68,13 @@ class Teacher(Protocol):
 
 
 class SamplerTeacher:
-    """A `Teacher` for one sample over an engine.
+    """A `Teacher` for one sample over a sampling engine.
 
     Args:
         sampler: the engine.
-        sample: whose pictures the teacher sees.
-        text: the user's turn.
-        settings: temperature, top_p, token limits.
+        sample: the question, whose images the teacher sees.
+        text: the user turn.
+        settings: temperature, top_p and token limits.
     """
 
     def __init__(self, sampler: Sampler, sample: Sample, text: str, settings: Mcts) -> None:
@@ -77,17 +83,17 @@ class SamplerTeacher:
 
     async def steps(self, state: str, n: int, seed: int) -> list[Step]:
         """`n` proposals for the next step, usable or not."""
-        replies = await self._ask(state, n, seed, STEP_STOPS, self._settings.step_max_new_tokens)
-        whole = (self._whole_step(state, reply, seed + 1 + i) for i, reply in enumerate(replies))
-        return await asyncio.gather(*whole)
+        replies = await self._request(state, n, seed, STEP_STOPS, self._settings.step_max_new_tokens)
+        steps = (self._complete_step(state, reply, seed + 1 + i) for i, reply in enumerate(replies))
+        return await asyncio.gather(*steps)
 
     async def endings(self, state: str, n: int, seed: int) -> list[Ending]:
         """`n` completions of `state`."""
-        replies = await self._ask(state, n, seed, (END_OF_ANSWER,), self._settings.rollout_max_new_tokens)
+        replies = await self._request(state, n, seed, (END_OF_ANSWER,), self._settings.rollout_max_new_tokens)
         return [Ending(reply.text, len(reply.token_ids), reply.finish == "stop") for reply in replies]
 
-    async def _whole_step(self, state: str, reply: Completion, seed: int) -> Step:
-        """Continue a reply until it is a line or a closed trace, then read it."""
+    async def _complete_step(self, state: str, reply: Completion, seed: int) -> Step:
+        """Continue a reply until it is a full line or a closed trace, then parse it."""
         text, ids, logprobs, finish = reply.text, list(reply.token_ids), list(reply.logprobs), reply.finish
         for attempt in range(CONTINUATIONS):
             closing = END_OF_THINK in text and END_OF_ANSWER not in text
@@ -95,14 +101,14 @@ class SamplerTeacher:
                 break
             stops = (END_OF_ANSWER,) if closing else STEP_STOPS
             limit = self._settings.step_max_new_tokens
-            (more,) = await self._ask(state + text, 1, seed + 1000 * attempt, stops, limit)
-            text, finish = text + more.text, more.finish
-            ids += more.token_ids
-            logprobs += more.logprobs
+            (continuation,) = await self._request(state + text, 1, seed + 1000 * attempt, stops, limit)
+            text, finish = text + continuation.text, continuation.finish
+            ids += continuation.token_ids
+            logprobs += continuation.logprobs
         mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
         return read_step(state, text, finish == "length", round(mean, DIGITS), len(ids))
 
-    async def _ask(self, prefix: str, n: int, seed: int, stop: tuple[str, ...], limit: int) -> Sequence[Completion]:
+    async def _request(self, prefix: str, n: int, seed: int, stop: tuple[str, ...], limit: int) -> Sequence[Completion]:
         self.requests += 1
         request = Request(
             images=self._sample.images,
@@ -120,37 +126,42 @@ class SamplerTeacher:
         return replies
 
 
-def is_plain(text: str) -> bool:
-    """Whether `text` can be given to a model again as it stands: no special token written out, no half characters."""
-    return "\ufffd" not in text and not SPECIAL_SHAPE.search(text)
+def is_clean_text(text: str) -> bool:
+    """Whether `text` can be fed to a model again: it contains no special token and no broken character."""
+    return "\ufffd" not in text and not special_token(text)
 
 
-def read_step(state: str, text: str, cut: bool, logprob: float, tokens: int) -> Step:
-    """Make a step of the text that followed `state`.
+def read_step(state: str, text: str, truncated: bool, logprob: float, tokens: int) -> Step:
+    """Parse the text that followed `state` into a step.
 
-    Problems: `special_token`, `broken_text` (half of a character), `unended` (cut at its length), `ended_early` (the turn ended without an answer), `blank`,
-    `malformed` (tags where none belong, or no single closed answer).
+    Problems: `special_token`, `broken_text` (half of a character), `unended` (truncated at the token limit), `ended_early` (the
+    turn ended without an answer), `blank`, `malformed` (misplaced tags, or not exactly one closed answer).
+
+    Args:
+        truncated: whether the text ends at the token limit.
+        logprob: mean token log-probability.
+        tokens: number of generated tokens.
     """
 
-    def bad(problem: str) -> Step:
+    def rejected(problem: str) -> Step:
         return Step(text.strip(), None, logprob, tokens, problem)
 
-    if not is_plain(text):
-        return bad("special_token" if SPECIAL_SHAPE.search(text) else "broken_text")
+    if not is_clean_text(text):
+        return rejected("special_token" if special_token(text) else "broken_text")
     if END_OF_THINK in text and END_OF_ANSWER in text:
         chain = read_chain(state + text)
         if chain is None:
-            return bad("malformed")
+            return rejected("malformed")
         line = text.partition(END_OF_THINK)[0].strip()
         if "\n" in line:
-            return bad("malformed")
+            return rejected("malformed")
         return Step(line, chain.answer, logprob, tokens)
-    if cut:
-        return bad("unended")
+    if truncated:
+        return rejected("unended")
     if not text.strip():
-        return bad("blank")
+        return rejected("blank")
     if any(tag in text for tag in TAGS):
-        return bad("malformed")
+        return rejected("malformed")
     if not text.endswith("\n"):
-        return bad("ended_early")
+        return rejected("ended_early")
     return Step(text.strip(), None, logprob, tokens)

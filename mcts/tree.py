@@ -1,9 +1,9 @@
-"""The search tree of one question, as plain data with a JSON round trip (a line of trees.jsonl).
+"""The search tree of one question as plain data with a JSON round trip (one line of trees.jsonl).
 
-A state is the sequence of reasoning steps so far, an action one more step (Appendix A.4). In the text a step is a line:
+A state is the sequence of reasoning steps so far; an action adds one step (Appendix A.4). In the text a step is a line:
 `<think>step\\nstep\\n…last step</think><answer>…</answer>`. The action that closes the trace carries the answer.
 
-Ids are paths of child numbers ("0", "0.2", "0.2.1"), so they do not depend on how the searches of many trees interleave.
+Ids are paths of child indices ("0", "0.2", "0.2.1"), so they do not depend on how searches of different trees interleave.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from fgrpo.response import parse, parse_boxes
-from fgrpo.schema import Mcts
+from fgrpo.schema import Mcts, Policy
 from fgrpo.types import Sample
 
 OPENING = "<think>"
 ROOT = "0"
+DEFAULT_POLICY = Policy(box_tag="bbox", box_frame="model")  # of trees made without a configuration
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search and its linearisation depend on; stored with every tree. Meanings: `fgrpo.schema.Mcts`."""
+    """Settings of a search and its linearization, stored with every tree. `fgrpo.schema.Mcts` documents the fields."""
 
     simulations: int
     c_puct: float
@@ -48,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One simulated completion of a node's state: the text from there to `</answer>`, and its binary reward."""
+    """One rollout from a node: the text from its state to `</answer>`, the answer, and the binary reward."""
 
     text: str
     answer: str | None
@@ -63,9 +64,9 @@ class Outcome:
 class Node:
     """A state, reached by `step` from its parent (the root's step is empty).
 
-    `answer` is set on terminal nodes only, and `reward` with it. `closed` means that no usable step came here: what the teacher
-    gave was refused, or requests failed (the tree's counts say which), and it is not asked for again.
-    `visits` and `value_sum` are N(s, a) and the sum of rewards backed up through this node.
+    `answer` and `reward` are set on terminal nodes only. `closed` means that expansion yielded no usable step, because proposals
+    were rejected or requests failed (see the tree's counts); the node is not expanded again. `visits` and `value_sum` are N(s, a)
+    and the sum of the rewards backed up through this node.
     """
 
     id: str
@@ -90,15 +91,15 @@ class Node:
         return self.answer is not None
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below it, parents first, children in order."""
-        waiting = [self]
-        while waiting:
-            node = waiting.pop()
+        """This node and all its descendants, parents first, children in order."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
             yield node
-            waiting.extend(reversed(node.children))
+            stack.extend(reversed(node.children))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, children nested."""
+        """Plain JSON with nested children."""
         out = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("outcomes", "children")}
         return {
             **out,
@@ -108,9 +109,9 @@ class Node:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        plain = {k: v for k, v in data.items() if k not in ("outcomes", "children")}
+        scalars = {k: v for k, v in data.items() if k not in ("outcomes", "children")}
         return cls(
-            **plain,
+            **scalars,
             outcomes=[Outcome.from_dict(item) for item in data["outcomes"]],
             children=[cls.from_dict(item) for item in data["children"]],
         )
@@ -118,9 +119,9 @@ class Node:
 
 @dataclass
 class Tree:
-    """A question, how it is searched, the tree found, and what the search counted (requests, tokens, rejected steps).
+    """A question, the settings of its search, the tree, and counts (requests, tokens, rejected steps).
 
-    `last_failure` says in words why the last request failed; it is not stored.
+    `last_failure` is the error message of the last failed request; it is not stored.
     """
 
     sample: Sample
@@ -128,13 +129,14 @@ class Tree:
     root: Node = field(default_factory=lambda: Node(ROOT))
     counts: Counter[str] = field(default_factory=Counter)
     last_failure: str = ""
+    policy: Policy = DEFAULT_POLICY
 
     @property
     def id(self) -> str:
         return self.sample.id
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `id` comes first, and is the sample's."""
+        """Plain JSON; the first key is `id`, the id of the sample."""
         return {
             "id": self.id,
             "sample_id": self.id,
@@ -159,19 +161,20 @@ def steps_of(path: Sequence[Node]) -> list[str]:
     return [node.step for node in path if node.step]
 
 
-def largest_area(step: str) -> float | None:
-    """Area of the largest box that a step names, in the model's pixels; None if it names none."""
-    return max(((box.x2 - box.x1) * (box.y2 - box.y1) for box in parse_boxes(step)[0]), default=None)
+def largest_area(step: str, box_tag: str = "bbox") -> float | None:
+    """Area of the largest box that a step names, in the units of its frame; None if it names none."""
+    boxes, _ = parse_boxes(step, box_tag=box_tag)
+    return max(((box.x2 - box.x1) * (box.y2 - box.y1) for box in boxes), default=None)
 
 
 def state_text(path: Sequence[Node]) -> str:
-    """What the teacher has written when it stands at the end of `path` (a node that is not terminal)."""
+    """The teacher's text at the last node of `path`, which must not be terminal."""
     return OPENING + "".join(step + "\n" for step in steps_of(path))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A finished reasoning: steps and answer."""
+    """A finished chain of reasoning: steps and answer."""
 
     steps: tuple[str, ...]
     answer: str
@@ -183,7 +186,7 @@ class Chain:
 
 
 def read_chain(text: str) -> Chain | None:
-    """The chain in a whole response (its trace split into lines, blank ones left out), None if it is not well formed."""
+    """The chain of a complete response, with its trace split into non-blank lines; None if it is not well formed."""
     response = parse(text)
     if not response.well_formed or response.answer is None:
         return None

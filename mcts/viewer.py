@@ -1,7 +1,7 @@
-"""A page that shows some trees: pictures with the boxes the teacher named, visits, values, priors, and the chains taken.
+"""An HTML page with sample trees: images with the teacher's boxes, visits, values, priors, and the accepted chains.
 
-Self-contained: pictures are embedded, no script, nothing is loaded from anywhere. All text is a model's or a data file's, so
-the template escapes everything. Written by the stage as runs/<preset>/mcts/viewer.html.
+The page is self-contained: images are embedded, there are no scripts and no external resources. All text comes from a model or
+a data file, so the template escapes everything. The stage writes it to runs/<preset>/mcts/viewer.html.
 """
 
 from __future__ import annotations
@@ -17,44 +17,45 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fgrpo.boxes import model_size
+from fgrpo.boxes import convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
+from fgrpo.policy import backbone
 from fgrpo.response import parse_boxes
-from fgrpo.types import Trace
-from mcts.tree import Node, Tree
+from fgrpo.types import Box, Trace
+from mcts.tree import Tree
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-EACH = 4  # trees of one source
-SIDE = 448  # pixels of the longer side of an embedded picture, at most
-COLOURS = ("#0b63b0", "#a85b00", "#15703a", "#8a2be2", "#b3261e", "#008080")
+TREES_PER_SOURCE = 4
+MAX_SIDE = 448  # pixels of the longer side of an embedded image
+COLORS = ("#0b63b0", "#a85b00", "#15703a", "#8a2be2", "#b3261e", "#008080")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One tree on the page."""
+class TreeView:
+    """One tree of the page, with its traces and embedded images."""
 
     tree: Tree
     traces: Sequence[Trace]
-    pictures: Sequence[dict[str, Any]]
+    images: Sequence[dict[str, Any]]
 
 
 class Gallery:
-    """Collects the trees to show while they pass by: the first few of each source that gave chains."""
+    """Collects the trees of the page: the first few trees of each source that have chains."""
 
-    def __init__(self, each: int = EACH) -> None:
-        self._each = each
-        self._taken: Counter[str] = Counter()
-        self._shown: list[Shown] = []
+    def __init__(self, per_source: int = TREES_PER_SOURCE) -> None:
+        self._per_source = per_source
+        self._counts: Counter[str] = Counter()
+        self._views: list[TreeView] = []
 
     def offer(self, tree: Tree, traces: Sequence[Trace]) -> None:
-        """Take the tree if its source still has room."""
+        """Add the tree unless it has no traces or its source is full."""
         source = tree.sample.source
-        if not traces or self._taken[source] >= self._each:
+        if not traces or self._counts[source] >= self._per_source:
             return
-        self._taken[source] += 1
-        boxes = boxes_of(tree.root) if len(tree.sample.images) == 1 else []
-        self._shown.append(Shown(tree, traces, [_picture(path, boxes) for path in tree.sample.images]))
+        self._counts[source] += 1
+        boxes = boxes_of(tree) if len(tree.sample.images) == 1 else []
+        self._views.append(TreeView(tree, traces, [_embedded_image(path, boxes) for path in tree.sample.images]))
 
     def page(self, title: str) -> str:
         """The page as HTML."""
@@ -64,31 +65,32 @@ class Gallery:
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
         )
-        return environment.get_template("viewer.html.j2").render(title=title, shown=self._shown)
+        return environment.get_template("viewer.html.j2").render(title=title, views=self._views)
 
 
-def boxes_of(root: Node) -> list[tuple[float, float, float, float]]:
-    """Different boxes named in the tree's steps (not in its rollouts), in order; the model's pixels."""
-    found: dict[tuple[float, float, float, float], None] = {}
-    for node in root.walk():
-        for box in parse_boxes(node.step)[0]:
-            found.setdefault((box.x1, box.y1, box.x2, box.y2))
-    return list(found)
+def boxes_of(tree: Tree) -> list[Box]:
+    """Distinct boxes of the tree's steps (not of its rollouts), in order, in the policy's frame."""
+    distinct: dict[Box, None] = {}
+    for node in tree.root.walk():
+        for box in parse_boxes(node.step, box_tag=tree.policy.box_tag, frame=tree.policy.box_frame)[0]:
+            distinct.setdefault(box)
+    return list(distinct)
 
 
-def _picture(path: str, boxes: Iterable[tuple[float, float, float, float]]) -> dict[str, Any]:
-    """A picture as a data URI with its boxes in the coordinates of the picture as the model sees it."""
+def _embedded_image(path: str, boxes: Iterable[Box]) -> dict[str, Any]:
+    """An image as a data URI, with its boxes in pixels of the image as the model sees it."""
     try:
-        picture = open_rgb(path)
-    except UserError as error:  # it has gone since; the tree is still worth a look, and the page says so
+        image = open_rgb(path)
+    except UserError as error:  # the file was removed after the search; the page shows the tree and the error
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
-    width, height = model_size(picture.size)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    width, height = seen = model_size(image.size, *backbone.default().pixels)
+    converted = [convert(box, "model", image.size, seen) for box in boxes]
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    picture.save(data, format="PNG")
-    drawn = [
-        {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "colour": COLOURS[i % len(COLOURS)]}
-        for i, (x1, y1, x2, y2) in enumerate(boxes)
+    image.save(data, format="PNG")
+    rectangles = [
+        {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "color": COLORS[i % len(COLORS)]}
+        for i, (x1, y1, x2, y2) in enumerate(converted)
     ]
     uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    return {"uri": uri, "problem": "", "width": width, "height": height, "boxes": drawn}
+    return {"uri": uri, "problem": "", "width": width, "height": height, "boxes": rectangles}

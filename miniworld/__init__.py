@@ -1,3 +1,3 @@
-"""The miniature world: drawn pictures with exact ground truth, and the small Qwen2.5-VL that lives in it."""
+"""The miniature world: synthetic images with exact ground truth, and the small Qwen2.5-VL that is trained on them."""
 
-import fgrpo as _first  # noqa: F401 - before anything heavy: see there
+import fgrpo as _first  # noqa: F401 - before heavy imports: see fgrpo/__init__.py

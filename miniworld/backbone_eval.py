@@ -1,10 +1,10 @@
 """Measures a mini backbone on held-out scenes: direct answers, reasoned answers, and what its answers follow.
 
-`direct`: share of right answers after the forced prefix `<answer>`. `reasoned`: what the model writes after the
-forced prefix `<think>`, judged by the exact oracle: accuracy, share of well-formed replies, inconsistency (answers
-that do not follow from the statements, of the well-formed ones), semantic grounding (share of true sentences, Appendix A.1),
-spatial grounding (clipped CIoU by Hungarian matching, Eq. 1). `probe`: true boxes and a FALSE statement are forced;
-what does the answer follow? This is for building the backbone; the pipeline's own evaluation is `eval/`.
+`direct` is the share of correct answers after the forced prefix `<answer>`. `reasoned` scores the model's text after the forced
+prefix `<think>` with the exact oracle: accuracy; share of well-formed replies; inconsistency (answers that do not follow from the
+statements, among well-formed replies); semantic grounding (share of true sentences, Appendix A.1); spatial grounding (clipped
+CIoU with Hungarian matching, Eq. 1). `probe` forces true boxes and a FALSE statement and measures what the answer follows. This
+module serves the training of the backbone; the evaluation of the pipeline is `eval/`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_NEW = 96
 
 @dataclass
 class Exam:
-    """Held-out questions and the features of their pictures, in order."""
+    """Held-out questions and the image features of each, in order."""
 
     questions: list[qs.Question]
-    features: list[torch.Tensor]  # one (pictures, K, H) a question
+    features: list[torch.Tensor]  # one (images, K, H) tensor per question
 
     @classmethod
     def draw(cls, visual: Any, families: Sequence[str], count: int, seed: int) -> Exam:
-        """`count` questions of each family."""
+        """Draw `count` questions per family and compute their image features."""
         rng = random.Random(f"exam/{seed}")
         questions = [qs.make(family, rng) for family in families for _ in range(count)]
         features = fast.features_of(visual, [render(scene, rng) for q in questions for scene in q.scenes])
@@ -47,11 +47,17 @@ class Exam:
 def complete(
     model: Any, codec: fast.Codec, exam: Exam, prefixes: Sequence[str], max_new: int, sampled: bool, seed: int = 3
 ) -> list[str]:
-    """The model's text for each question, the forced prefix included."""
+    """The model's text for each question, including the forced prefix.
+
+    Args:
+        prefixes: the forced prefix of each question.
+        max_new: maximum number of new tokens.
+        sampled: sample at temperature 1 with `seed`, instead of greedy decoding.
+    """
     generator = torch.Generator().manual_seed(seed) if sampled else None
     out: list[str] = []
-    for at in range(0, len(prefixes), 256):
-        part = slice(at, at + 256)
+    for start in range(0, len(prefixes), 256):
+        part = slice(start, start + 256)
         prompts = [
             [*codec.prompt(q.text, len(q.scenes)), *codec.encode(prefix)]
             for q, prefix in zip(exam.questions[part], prefixes[part], strict=True)
@@ -62,13 +68,13 @@ def complete(
 
 
 def direct(model: Any, codec: fast.Codec, exam: Exam) -> list[bool]:
-    """Whether the greedy answer after `<answer>` is right."""
+    """Whether each greedy answer after `<answer>` is correct."""
     texts = complete(model, codec, exam, ["<answer>"] * len(exam.questions), 6, sampled=False)
     return [text == f"<answer>{q.answer}</answer>" for text, q in zip(texts, exam.questions, strict=True)]
 
 
 def judge(q: qs.Question, text: str) -> dict[str, float | None]:
-    """Scores of one reply: 0 to 1, None where one does not apply."""
+    """Scores of one reply, each in [0, 1]; None where a score does not apply."""
     reply = response.parse(text)
     scores: dict[str, float | None] = {"format": float(reply.well_formed), "accuracy": 0.0}
     if not reply.well_formed:
@@ -80,12 +86,12 @@ def judge(q: qs.Question, text: str) -> dict[str, float | None]:
     scores["statement"] = None if stated is None else float(stated == q.answer)
     if stated is not None and stated != q.answer:
         scores["flip"] = float(oracle.option_word(answer, q.choices) != stated)
-    said = split_sentences(think)
-    labels = [oracle.judge_sentence(q.scenes, q.text, said[:i], s)[0] for i, s in enumerate(said)]
+    sentences = split_sentences(think)
+    labels = [oracle.judge_sentence(q.scenes, q.text, sentences[:i], s)[0] for i, s in enumerate(sentences)]
     visual = [label == "CORRECT" for label in labels if label != "SKIP"]
     scores["semantic"] = sum(visual) / len(visual) if visual else None
-    pictures = (0, 1) if q.family == "moved" else (q.picture or 0,)
-    things = (q.scenes[i].by_name(name) for i in pictures for name in q.asked)
+    image_indices = (0, 1) if q.family == "moved" else (q.image_index or 0,)
+    things = (q.scenes[i].by_name(name) for i in image_indices for name in q.targets)
     gold = [Box(*thing.box) for thing in things if thing is not None]
     if reply.boxes:
         pairs = bx.match(reply.boxes, gold)
@@ -104,18 +110,18 @@ SCORES = ("format", "accuracy", "inconsistency", "statement", "flip", "semantic"
 def reasoned(
     model: Any, codec: fast.Codec, exam: Exam, sampled: bool, prefix: str = "<think>"
 ) -> tuple[dict[str, float | None], list[str]]:
-    """Mean scores of reasoned replies (accuracy also by family), and the replies."""
+    """Mean scores of reasoned replies (accuracy also per family), and the replies."""
     texts = complete(model, codec, exam, [prefix] * len(exam.questions), MAX_NEW, sampled)
     rows = [judge(q, text) for q, text in zip(exam.questions, texts, strict=True)]
     out = {key: _mean(rows, key) for key in SCORES}
     for family in dict.fromkeys(q.family for q in exam.questions):
-        mine = [row for row, q in zip(rows, exam.questions, strict=True) if q.family == family]
-        out[f"accuracy/{family}"] = _mean(mine, "accuracy")
+        family_rows = [row for row, q in zip(rows, exam.questions, strict=True) if q.family == family]
+        out[f"accuracy/{family}"] = _mean(family_rows, "accuracy")
     return out, texts
 
 
 def probe(model: Any, codec: fast.Codec, exam: Exam, rng: random.Random) -> dict[str, float]:
-    """True boxes and a false statement are forced: share of answers that follow the statement, and that are true."""
+    """Force true boxes and a false statement; returns the shares of answers that follow the statement and that are true."""
     false = [rng.choice([c for c in q.choices if c != q.answer]) for q in exam.questions]
     prefixes = [
         "<think>" + "\n".join([*qs.steps(q)[:-1], qs.conclusion(q, word)]) + "</think><answer>"
@@ -129,7 +135,7 @@ def probe(model: Any, codec: fast.Codec, exam: Exam, rng: random.Random) -> dict
 
 
 def examine(model: Any, codec: fast.Codec, families: Sequence[str], count: int, seed: int) -> dict[str, Any]:
-    """All figures on `count` held-out questions a family."""
+    """All metrics on `count` held-out questions per family."""
     training = model.training
     model.eval()
     exam = Exam.draw(model.model.visual, families, count, seed)

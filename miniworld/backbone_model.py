@@ -1,10 +1,10 @@
-"""The mini backbone's architecture: the real Qwen2_5_VLForConditionalGeneration and processor, with small numbers.
+"""Architecture of the mini backbone: the real Qwen2_5_VLForConditionalGeneration and processor with small dimensions.
 
-`build` makes an untrained model, `save` writes a folder that `AutoProcessor` and
-`Qwen2_5_VLForConditionalGeneration.from_pretrained` read like any Qwen2.5-VL. What the numbers must satisfy:
-`mrope_section` sums to half a head; vision `out_hidden_size` is the text's hidden size; patch 14 and merge 2 as in
-Qwen2.5-VL; at most 12544 pixels, that is 4 x 4 image tokens; heads of 32, a size that vLLM's CPU attention knows; token
-ids taken from the tokenizer; the chat template is TRL's own copy of Qwen2.5-VL's (TRL knows it by exact equality).
+`build` creates an untrained model. `save` writes a folder that `AutoProcessor` and
+`Qwen2_5_VLForConditionalGeneration.from_pretrained` load like any Qwen2.5-VL. Constraints on the dimensions: `mrope_section`
+sums to half a head; the vision `out_hidden_size` equals the text hidden size; patch 14 and merge 2 as in Qwen2.5-VL; at most
+12544 pixels, which is 4 x 4 image tokens; heads of size 32, which vLLM's CPU attention supports; token ids come from the
+tokenizer; the chat template is TRL's own copy of Qwen2.5-VL's (TRL recognises it by exact equality).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIN_PIXELS, MAX_PIXELS = (PATCH * MERGE) ** 2, PIXELS**2
 
 
 def mrope_section(head_dim: int) -> list[int]:
-    """How half a head is shared between time, height and width, as in Qwen2.5-VL (16, 24, 24 of 64)."""
+    """Sizes of the time, height and width sections of half a head, in Qwen2.5-VL's proportions (16, 24, 24 of 64)."""
     half = head_dim // 2
     side = 3 * half // 8
     return [half - 2 * side, side, side]
@@ -95,7 +95,7 @@ def build(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def save_processor(folder: Path) -> None:
-    """Writes tokenizer, image processor, video processor and chat template into `folder`."""
+    """Write tokenizer, image processor, video processor and chat template to `folder`."""
     from fgrpo.policy import loading
 
     loading.ensure_torchvision()
@@ -115,7 +115,7 @@ def save_processor(folder: Path) -> None:
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Writes model and processor into `folder`: config, model.safetensors (fp32), tokenizer, processor."""
+    """Write model and processor to `folder`: config, model.safetensors (fp32), tokenizer, processor."""
     folder.mkdir(parents=True, exist_ok=True)
     save_processor(folder)
     model.save_pretrained(folder, safe_serialization=True)

@@ -1,9 +1,9 @@
-"""What the mini backbone is taught with: token sequences over pictures whose features are already computed.
+"""Training sequences of the mini backbone: token sequences over images whose features are precomputed.
 
-Three kinds of turns about a picture, all answered at once: where a thing is, on which side of the picture it is, and
-the questions of the world answered directly; several turns share one picture. And reasoning that is text alone: the
-boxes are given (they carry no loss), the statement and the answer follow from them, either without a picture or with
-a picture that has nothing to do with it. No sequence holds an answer that contradicts its statement or its picture.
+Three kinds of turns concern an image and are answered directly: where a thing is, on which side of the image it is, and the
+questions of the world. Several turns share one image. In addition there is text-only reasoning: the boxes are given (without
+loss), and the statement and the answer follow from them, either without an image or with an unrelated one. No sequence contains
+an answer that contradicts its statement or its image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from miniworld.render import render
 from miniworld.scene import BOARD, COLORS, PIXELS, SIZES, Scene, Thing
 
 NO_LOSS = -100
-LISTED = 0.3  # share of the questions for two things that ask for all things of one shape instead
+LISTED = 0.3  # share of the two-thing questions that ask for all things of one shape instead
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,25 @@ class Mix:
 
 @dataclass
 class Lesson:
-    """One sequence. `pictures`: indices into the pool, in order; `looks`: (token, image tokens it should look at)."""
+    """One training sequence.
+
+    Attributes:
+        ids, labels: token ids and labels (NO_LOSS where there is no loss).
+        image_indices: indices into the pool, in order.
+        attention_targets: (token, image tokens that it should attend to).
+    """
 
     ids: list[int]
     labels: list[int]
-    pictures: tuple[int, ...] = ()
-    looks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    image_indices: tuple[int, ...] = ()
+    attention_targets: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
 
 class Pool:
-    """Scenes with the features of their pictures, drawn once: single ones, and pairs for the two-picture families."""
+    """Scenes with the features of their images: single ones, and pairs for the two-image families.
+
+    `features_MKH` has shape (images, image tokens per image, hidden size).
+    """
 
     def __init__(self, singles: int, pairs: int, seed: str) -> None:
         rng = random.Random(seed)
@@ -63,16 +72,16 @@ class Pool:
         self.features_MKH = torch.empty(0)
 
     def compute(self, visual: torch.nn.Module) -> None:
-        """Computes the features of all pictures with the frozen tower."""
+        """Compute the features of all images with the frozen vision tower."""
         self.features_MKH = fast.features_of(visual, self.images)
 
     def group(self, rng: random.Random, family: str) -> tuple[int, ...]:
-        """A random group of pictures on which `family` can be asked."""
+        """A random group of images that suits questions of `family`."""
         return rng.choice(self.groups.get(family) or self.groups["single"])
 
 
 def _side(rng: random.Random, thing: Thing) -> tuple[str, str]:
-    """On which side of the picture a thing is, or whether it is big (closer) or small (farther) for a thing."""
+    """A question about the side of the image a thing is on, or about its size (big is closer), and its answer."""
     axis = rng.choice(rel.AXES)
     x, y = thing.center
     value = {"hrel": PIXELS / 2 - x, "vrel": PIXELS / 2 - y, "depth": thing.size - (SIZES[0] + SIZES[-1]) / 2}[axis]
@@ -81,8 +90,8 @@ def _side(rng: random.Random, thing: Thing) -> tuple[str, str]:
     return f"Is the {thing.name} {one} or {two}?", rel.OPTIONS[axis][0 if value > 0 else 1]
 
 
-class Teacher:
-    """Makes lessons from a pool."""
+class LessonSampler:
+    """Samples lessons from a pool."""
 
     def __init__(self, codec: fast.Codec, pool: Pool) -> None:
         self.codec, self.pool = codec, pool
@@ -100,18 +109,18 @@ class Teacher:
                 listed = rng.random() < LISTED
                 things = [t for t in scenes[0].things if t.shape == thing.shape] if listed else [thing, other]
                 reply = "\n".join(qs.box_sentence(t.name, t.box) for t in things)
-                wanted = f"{thing.shape}s" if listed else f"{thing.name} and the {other.name}"
-                return f"Where are the {wanted}?", reply
+                phrase = f"{thing.shape}s" if listed else f"{thing.name} and the {other.name}"
+                return f"Where are the {phrase}?", reply
             if kind == "locate":
                 return f"Where is the {thing.name}?", qs.box_sentence(thing.name, thing.box)
             text, word = _side(rng, thing)
             return text, f"<answer>{word}</answer>"
         if len(scenes) == 2 and kind.startswith("locate"):
             name = rng.choice(scenes[0].things).name
-            picture = rng.randrange(2)
+            image_index = rng.randrange(2)
             if kind == "locate":
-                text = f"In the {rel.ORDINALS[picture]} picture, where is the {name}?"
-                return text, qs.box_sentence(name, scenes[picture].box_of(name), picture)
+                text = f"In the {rel.ORDINALS[image_index]} picture, where is the {name}?"
+                return text, qs.box_sentence(name, scenes[image_index].box_of(name), image_index)
             reply = "\n".join(qs.box_sentence(name, scene.box_of(name), i) for i, scene in enumerate(scenes))
             return f"Where is the {name} in the first and second picture?", reply
         names = [f for f in mix.families if f not in ("view", "moved")] if len(scenes) == 1 else [family]
@@ -124,78 +133,91 @@ class Teacher:
             return q.text, f"<answer>{q.answer}</answer>"
 
     def direct(self, rng: random.Random, mix: Mix, turns: int) -> Lesson:
-        """Up to `turns` turns about one picture (or pair), none asked twice."""
+        """Up to `turns` distinct turns about one image (or pair)."""
         weight = {f: mix.families.get(f, 0.0) for f in ("view", "moved")}
         family = rng.choices(("single", *weight), (1 - sum(weight.values()), *weight.values()))[0]
-        pictures = self.pool.group(rng, family)
-        scenes = tuple(self.pool.scenes[i] for i in pictures)
+        image_indices = self.pool.group(rng, family)
+        scenes = tuple(self.pool.scenes[i] for i in image_indices)
         codec = self.codec
-        ids = list(codec.encode(fast.SYSTEM + fast.PICTURE * len(pictures)))
+        ids = list(codec.encode(fast.SYSTEM + fast.IMAGE_BLOCK * len(image_indices)))
         labels = [NO_LOSS] * len(ids)
-        asked: set[str] = set()
+        asked_keys: set[str] = set()
         for _ in range(3 * turns):
-            if len(asked) == turns:
+            if len(asked_keys) == turns:
                 break
             text, reply = self._turn(rng, mix, scenes, family)
-            key = " ".join(sorted(text.replace("?", "").split()))  # the same question with its options turned round
-            if key in asked:
+            key = " ".join(sorted(text.replace("?", "").split()))  # equal for a question with its options swapped
+            if key in asked_keys:
                 continue
-            before = [*(codec.encode(fast.TO_USER) if asked else ()), *codec.encode(text)]
-            before += codec.encode(fast.TO_ASSISTANT)
-            after = [*codec.encode(reply), codec.end]
-            asked.add(key)
-            ids += before + after
-            labels += [NO_LOSS] * len(before) + after
-        return Lesson(ids, labels, pictures, self._looks(ids, scenes))
+            prompt_ids = [*(codec.encode(fast.TO_USER) if asked_keys else ()), *codec.encode(text)]
+            prompt_ids += codec.encode(fast.TO_ASSISTANT)
+            reply_ids = [*codec.encode(reply), codec.end]
+            asked_keys.add(key)
+            ids += prompt_ids + reply_ids
+            labels += [NO_LOSS] * len(prompt_ids) + reply_ids
+        return Lesson(ids, labels, image_indices, self._attention_targets(ids, scenes))
 
-    def looking(self, rng: random.Random, families: Mapping[str, float]) -> Lesson:
-        """How reasoning about a picture begins: the boxes of what is asked about, and no further."""
+    def locating(self, rng: random.Random, families: Mapping[str, float]) -> Lesson:
+        """The start of reasoning about an image: only the boxes of the question's things."""
         family = rng.choices(list(families), list(families.values()))[0]
         while True:
-            pictures = self.pool.group(rng, family)
-            scenes = tuple(self.pool.scenes[i] for i in pictures)
+            image_indices = self.pool.group(rng, family)
+            scenes = tuple(self.pool.scenes[i] for i in image_indices)
             try:
                 q = qs.ask(family, scenes, rng)
                 break
-            except ValueError:  # nothing to ask about this scene
+            except ValueError:  # the scene allows no such question
                 continue
         codec = self.codec
-        before = codec.prompt(q.text, len(pictures))
-        after = codec.encode("<think>" + "".join(box + "\n" for box in qs.steps(q)[:-1]))
-        ids = [*before, *after]
-        return Lesson(ids, [NO_LOSS] * len(before) + [*after], pictures, self._looks(ids, scenes))
+        prompt_ids = codec.prompt(q.text, len(image_indices))
+        reply_ids = codec.encode("<think>" + "".join(box + "\n" for box in qs.steps(q)[:-1]))
+        ids = [*prompt_ids, *reply_ids]
+        return Lesson(
+            ids, [NO_LOSS] * len(prompt_ids) + [*reply_ids], image_indices, self._attention_targets(ids, scenes)
+        )
 
     def reasoning(self, rng: random.Random, families: Mapping[str, float], unrelated: bool, derive: bool) -> Lesson:
-        """True reasoning about a scene that is not shown; with `unrelated`, other pictures stand in the prompt.
+        """True reasoning about a scene that is not shown; with `unrelated`, the prompt contains other images.
 
-        The given boxes carry no loss. With `derive` nothing does but what has to be worked out: the words of the statement
-        that decide, and the answer. (With loss on every word the few that decide drown, and are not learned.)
+        The given boxes have no loss. With `derive`, only the words of the statement that decide and the answer have loss: with loss
+        on every word, the few deciding ones contribute too little to be learned.
         """
         family = rng.choices(list(families), list(families.values()))[0]
         q = qs.make(family, rng)
-        pictures: tuple[int, ...] = ()
+        image_indices: tuple[int, ...] = ()
         if unrelated:
-            pictures = tuple(rng.randrange(len(self.pool.scenes)) for _ in q.scenes)
+            image_indices = tuple(rng.randrange(len(self.pool.scenes)) for _ in q.scenes)
         codec = self.codec
         *boxes, statement = qs.steps(q)
-        said = codec.encode(statement)
-        other = codec.encode(qs.conclusion(q, next(c for c in q.choices if c != q.answer)))
-        answer, close = codec.encode(q.answer), (*codec.encode("</answer>"), codec.end)
-        given = codec.encode("<think>" + "".join(box + "\n" for box in boxes))
-        between = codec.encode("</think><answer>")
-        before = codec.prompt(q.text, len(pictures))
+        statement_ids = codec.encode(statement)
+        false_ids = codec.encode(qs.conclusion(q, next(c for c in q.choices if c != q.answer)))
+        answer_ids, end_ids = codec.encode(q.answer), (*codec.encode("</answer>"), codec.end)
+        box_ids = codec.encode("<think>" + "".join(box + "\n" for box in boxes))
+        separator_ids = codec.encode("</think><answer>")
+        prompt_ids = codec.prompt(q.text, len(image_indices))
         if derive:
-            decides = [t if i >= len(other) or other[i] != t else NO_LOSS for i, t in enumerate(said)]
-            labels = [NO_LOSS] * len(given) + decides + [NO_LOSS] * len(between) + [*answer] + [NO_LOSS] * len(close)
+            statement_labels = [
+                t if i >= len(false_ids) or false_ids[i] != t else NO_LOSS for i, t in enumerate(statement_ids)
+            ]
+            labels = (
+                [NO_LOSS] * len(box_ids)
+                + statement_labels
+                + [NO_LOSS] * len(separator_ids)
+                + [*answer_ids]
+                + [NO_LOSS] * len(end_ids)
+            )
         else:
-            chance = {*self._numbers, *(self._colors if family == "count" else ())}  # what the text does not decide
-            free = [NO_LOSS if token in chance else token for token in given]
-            labels = [*free, *said, *between, *answer, *close]
-        ids = [*before, *given, *said, *between, *answer, *close]
-        return Lesson(ids, [NO_LOSS] * len(before) + labels, pictures)
+            undetermined = {
+                *self._numbers,
+                *(self._colors if family == "count" else ()),
+            }  # tokens that the text does not determine
+            free = [NO_LOSS if token in undetermined else token for token in box_ids]
+            labels = [*free, *statement_ids, *separator_ids, *answer_ids, *end_ids]
+        ids = [*prompt_ids, *box_ids, *statement_ids, *separator_ids, *answer_ids, *end_ids]
+        return Lesson(ids, [NO_LOSS] * len(prompt_ids) + labels, image_indices)
 
-    def _looks(self, ids: list[int], scenes: tuple[Scene, ...]) -> list[tuple[int, tuple[int, ...]]]:
-        """For each colour word, the image tokens in which the thing of that colour lies (one a picture)."""
+    def _attention_targets(self, ids: list[int], scenes: tuple[Scene, ...]) -> list[tuple[int, tuple[int, ...]]]:
+        """For each colour word, the image tokens that contain the thing of that colour (one per image)."""
         starts = [i for i, t in enumerate(ids) if t == self.codec.image and ids[i - 1] != self.codec.image]
         places: dict[str, tuple[int, ...]] = {}
         for start, scene in zip(starts, scenes, strict=True):
@@ -207,6 +229,6 @@ class Teacher:
 
 
 def features_for(pool: Pool, lessons: Sequence[Lesson]) -> torch.Tensor | None:
-    """Features (M, K, H) of the lessons' pictures, in order; None if no lesson has one."""
-    pictures = [i for lesson in lessons for i in lesson.pictures]
-    return pool.features_MKH[pictures] if pictures else None
+    """Features (M, K, H) of the lessons' images, in order; None if no lesson has an image."""
+    image_indices = [i for lesson in lessons for i in lesson.image_indices]
+    return pool.features_MKH[image_indices] if image_indices else None

@@ -1,11 +1,10 @@
-"""The mini backbone's forward pass with image features computed once, for training and measuring the backbone.
+"""The mini backbone's forward pass with precomputed image features, for training and measuring the backbone.
 
-While the vision tower is frozen its output for a picture never changes, so it is computed once and the language model
-is called directly. The numbers are those of Qwen2_5_VLForConditionalGeneration.forward on the processor's output (a
-test compares them); what is saved is the tower, the Conv3d that is slow on CPUs, and the attention loop over
-pictures.
+While the vision tower is frozen, its output for an image never changes, so it is computed once and the language model is called
+directly. The results equal those of Qwen2_5_VLForConditionalGeneration.forward on the processor's output (a test compares
+them). This saves the vision tower, its Conv3d, which is slow on CPUs, and the attention loop over images.
 
-Shapes: B sequences, N tokens, M pictures, P = 64 patches and K = 16 image tokens a picture, H hidden size.
+Shapes: B sequences, N tokens, M images, P = 64 patches and K = 16 image tokens per image, H hidden size.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from miniworld import backbone_model as bm
 from miniworld import tokenizer as tok
 from miniworld.scene import PIXELS
 
-GRID = PIXELS // bm.PATCH  # patches a side
-SIDE = GRID // bm.MERGE  # image tokens a side
+GRID = PIXELS // bm.PATCH  # patches per side
+SIDE = GRID // bm.MERGE  # image tokens per side
 IMAGE_TOKENS = SIDE * SIDE
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of Qwen2VLImageProcessor
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-PICTURE = tok.VISION_START + tok.IMAGE * IMAGE_TOKENS + tok.VISION_END
+IMAGE_BLOCK = tok.VISION_START + tok.IMAGE * IMAGE_TOKENS + tok.VISION_END
 TO_ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
 TO_USER = "\n<|im_start|>user\n"
 
 
 class Codec:
-    """Text to token ids and back, with a memory for the pieces that return again and again."""
+    """Text to token ids and back, with a cache for recurring texts."""
 
     def __init__(self) -> None:
         self.tokenizer = tok.build()
@@ -52,13 +51,13 @@ class Codec:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def prompt(self, question: str, pictures: int) -> list[int]:
-        """The ids that the processor makes of one user turn with `pictures` pictures before its text."""
-        return [*self.encode(SYSTEM + PICTURE * pictures), *self.encode(question), *self.encode(TO_ASSISTANT)]
+    def prompt(self, question: str, image_count: int) -> list[int]:
+        """The processor's ids of one user turn with `image_count` images before its text."""
+        return [*self.encode(SYSTEM + IMAGE_BLOCK * image_count), *self.encode(question), *self.encode(TO_ASSISTANT)]
 
 
 def pixel_values(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Patches of 112-px pictures as Qwen2VLImageProcessor lays them out: (M, P, 3 * 2 * 14 * 14) float32."""
+    """Patches of 112-px images in Qwen2VLImageProcessor's layout: (M, P, 3 * 2 * 14 * 14) float32."""
     array = np.stack([np.asarray(image, dtype=np.float32) for image in images]) / 255
     array = (array - np.asarray(_MEAN, np.float32)) / np.asarray(_STD, np.float32)
     x = torch.from_numpy(array).permute(0, 3, 1, 2).reshape(-1, 3, SIDE, bm.MERGE, bm.PATCH, SIDE, bm.MERGE, bm.PATCH)
@@ -67,7 +66,7 @@ def pixel_values(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def _vision_attention(attention: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Qwen2_5_VLVisionAttention on (M, P, H), each picture by itself."""
+    """Qwen2_5_VLVisionAttention on (M, P, H), for each image separately."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     count, patches, width = x.shape
@@ -79,7 +78,7 @@ def _vision_attention(attention: Any, x: torch.Tensor, cos: torch.Tensor, sin: t
 
 
 def image_features(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Image tokens (M, K, H) of pictures given as `pixel_values`; equals `visual(...).pooler_output`."""
+    """Image tokens (M, K, H) of images given as `pixel_values`; equals `visual(...).pooler_output`."""
     weight = visual.patch_embed.proj.weight
     x = F.linear(pixels, weight.reshape(weight.shape[0], -1))
     cos, sin = visual.rotary_pos_emb(x, patch_positions())
@@ -91,7 +90,7 @@ def image_features(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def patch_positions() -> torch.Tensor:
-    """Row and column of each patch of one picture, in the tower's order."""
+    """Row and column of each patch of one image, in the tower's order."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
     grid = torch.tensor([[1, GRID, GRID]])
@@ -100,14 +99,14 @@ def patch_positions() -> torch.Tensor:
 
 @torch.no_grad()
 def features_of(visual: Any, images: Sequence[Image.Image], batch: int = 256) -> torch.Tensor:
-    """Image tokens (M, K, H) of many pictures, without gradient."""
+    """Image tokens (M, K, H) of many images, without gradient."""
     parts = [image_features(visual, pixel_values(images[i : i + batch])) for i in range(0, len(images), batch)]
     return torch.cat(parts)
 
 
 @lru_cache(maxsize=64)
 def _positions(starts: tuple[int, ...], length: int) -> torch.Tensor:
-    """mRoPE positions (3, length) of a sequence whose pictures' tokens start at `starts`."""
+    """mRoPE positions (3, length) of a sequence whose image tokens start at `starts`."""
     out = torch.empty(3, length, dtype=torch.long)
     at = position = 0
     for start in (*starts, length):
@@ -124,7 +123,7 @@ def _positions(starts: tuple[int, ...], length: int) -> torch.Tensor:
 
 
 def positions(ids: Sequence[int], image_id: int) -> torch.Tensor:
-    """mRoPE positions (3, N) of one sequence, as Qwen2_5_VLModel.get_rope_index gives them."""
+    """mRoPE positions (3, N) of one sequence, equal to those of Qwen2_5_VLModel.get_rope_index."""
     starts, at = [], 0
     while image_id in ids[at:]:
         at = ids.index(image_id, at)
@@ -145,17 +144,17 @@ class Batch:
         self.mask_BN = torch.zeros(rows, length, dtype=torch.long)
         self.positions_3BN = torch.zeros(3, rows, length, dtype=torch.long)
         for i, row in enumerate(ids):
-            where = slice(length - len(row), length) if left else slice(0, len(row))
-            self.ids_BN[i, where] = torch.tensor(row)
-            self.mask_BN[i, where] = 1
-            self.positions_3BN[:, i, where] = positions(row, codec.image)
+            span = slice(length - len(row), length) if left else slice(0, len(row))
+            self.ids_BN[i, span] = torch.tensor(row)
+            self.mask_BN[i, span] = 1
+            self.positions_3BN[:, i, span] = positions(row, codec.image)
             if labels is not None:
-                self.labels_BN[i, where] = torch.tensor(labels[i])
+                self.labels_BN[i, span] = torch.tensor(labels[i])
         self.image_BN: torch.Tensor = self.ids_BN.eq(codec.image)
 
 
 def embed(model: Any, batch: Batch, features_MKH: torch.Tensor | None) -> torch.Tensor:
-    """Input embeddings (B, N, H) with the image features put in, in order."""
+    """Input embeddings (B, N, H) with the image features inserted, in order."""
     x = model.get_input_embeddings()(batch.ids_BN)
     if features_MKH is None:
         return x
@@ -163,13 +162,13 @@ def embed(model: Any, batch: Batch, features_MKH: torch.Tensor | None) -> torch.
 
 
 def language_loss(model: Any, batch: Batch, embeds_BNH: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the labels. Right padding needs no mask: no label looks at it."""
+    """Mean cross entropy over the labels. Right padding needs no mask, because no label attends to it."""
     hidden = model.model.language_model(
         inputs_embeds=embeds_BNH, position_ids=batch.positions_3BN, attention_mask=None, use_cache=False
     ).last_hidden_state
     labels = batch.labels_BN[:, 1:]
-    keep = labels != -100
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][keep]), labels[keep])
+    has_loss = labels != -100
+    return F.cross_entropy(model.lm_head(hidden[:, :-1][has_loss]), labels[has_loss])
 
 
 @torch.no_grad()
@@ -183,21 +182,21 @@ def generate(
 ) -> list[list[int]]:
     """New token ids for each prompt, up to the end token; greedy without `generator`, else sampled at temperature 1.
 
-    Special tokens other than the end are never sampled.
+    Special tokens other than the end token are never sampled.
     """
     from transformers import DynamicCache
 
     batch = Batch(codec, prompts, left=True)
     language = model.model.language_model
     cache = DynamicCache(config=model.config.text_config)
-    embeds, place, mask = embed(model, batch, features_MKH), batch.positions_3BN, batch.mask_BN
-    following = place.amax((0, 2)) + 1
+    embeds, position_ids, mask = embed(model, batch, features_MKH), batch.positions_3BN, batch.mask_BN
+    next_position = position_ids.amax((0, 2)) + 1
     banned = [t for t in codec.special if t != codec.end]
     done = torch.zeros(len(prompts), dtype=torch.bool)
     out: list[torch.Tensor] = []
     for _ in range(max_new):
         hidden = language(
-            inputs_embeds=embeds, position_ids=place, attention_mask=mask, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
         logits = model.lm_head(hidden)
         logits[:, banned] = -torch.inf
@@ -211,7 +210,7 @@ def generate(
         if bool(done.all()):
             break
         embeds = model.get_input_embeddings()(token[:, None])
-        place, following = following.view(1, -1, 1).expand(3, -1, 1), following + 1
+        position_ids, next_position = next_position.view(1, -1, 1).expand(3, -1, 1), next_position + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     rows = torch.stack(out, 1).tolist()
     return [row[: row.index(codec.end)] if codec.end in row else row for row in rows]

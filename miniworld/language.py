@@ -1,8 +1,8 @@
-"""Reads the language of the miniature world: what a question asks, and what a sentence claims.
+"""Parses the language of the miniature world: what a question asks, and what a sentence claims.
 
-Tolerant of case, blanks, fillers ("so", "therefore") and text around the question (options, instructions); never raises
-on any text. A sentence that claims nothing gives no claims; one that speaks of a relation, a number or a box in a way
-that cannot be read gives the claim `unreadable`, which no picture bears out.
+The parser tolerates case, blanks, fillers ("so", "therefore") and text around the question (options, instructions), and never
+raises. A sentence without a claim yields none. A sentence that mentions a relation, a number or a box in an unparsable form
+yields the claim `unreadable`, which is false for every image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NOUN = rf"({'|'.join(SHAPES)}|thing)"
 _WORD = rf"({'|'.join(rel.AXIS_OF)})"
 _COORDINATE = r"\s*(-?\d+(?:\.\d+)?)\s*"
 BOX = re.compile(rf"<bbox>\s*\[{','.join([_COORDINATE] * 4)}\]\s*</bbox>", re.IGNORECASE)
-_PICTURE = re.compile(r"^(?:in|on) the (first|second) (?:picture|image),? ")
+_IMAGE_PREFIX = re.compile(r"^(?:in|on) the (first|second) (?:picture|image),? ")
 _BEHIND = re.compile(r"^seen from behind,? ")
 _FILLER = re.compile(r"^(?:so|therefore|thus|hence|then|now|and|but),? ")
 _BOX_CLAIM = re.compile(rf"^the {NAME} is (?:located )?at \x00$")
@@ -32,43 +32,58 @@ _ANSWER_CLAIM = re.compile(r"^the (?:final |correct )?answer is (?:the )?([a-z ]
 _KNOWN_NAME = re.compile(rf"\b((?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)}))s?\b")
 _MARKER = re.compile(rf"<bbox>|</bbox>|\b(?:{'|'.join(rel.AXIS_OF)}|nearer|moved|there (?:is|are))\b")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\s*\n+\s*")
-CUE = re.compile(r"wait,? this seems off", re.IGNORECASE)  # takes back what was said before it
+CUE = re.compile(r"wait,? this seems off", re.IGNORECASE)  # retracts all claims before it
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a question asks. `names` are the things in the order of the text; `options` its option words."""
+class ParsedQuestion:
+    """The content of a question.
+
+    Attributes:
+        family: one of `miniworld.questions.FAMILIES`.
+        names: the things in the order of the text.
+        options: the option words.
+        axis: axis of the relation, if any.
+        image_index: index of the image that the question names, if any.
+        behind: whether the question is about the view from behind.
+        noun: what is counted, in a count question.
+    """
 
     family: str
     names: tuple[str, ...]
     options: tuple[str, ...]
     axis: str | None = None
-    picture: int | None = None
+    image_index: int | None = None
     behind: bool = False
     noun: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. `kind`: box, relation, nearer, count, exists, moved, answer, mention or unreadable.
+    """One claim.
 
-    `names`: the things; `value`: the relation word, nearer thing, number word, direction or answer, with a negated
-    relation turned into its opposite; `box`: x1, y1, x2, y2 as written; `picture`: 0, 1 or None where none is named.
+    Attributes:
+        kind: box, relation, nearer, count, exists, moved, answer, mention or unreadable.
+        names: the things.
+        value: the relation word, nearer thing, number word, direction or answer; a negated relation becomes its opposite.
+        box: x1, y1, x2, y2 as written.
+        image_index: 0, 1, or None if the sentence names no image.
+        behind: whether the claim is about the view from behind.
     """
 
     kind: str
     names: tuple[str, ...] = ()
     value: str = ""
     box: tuple[float, ...] = ()
-    picture: int | None = None
+    image_index: int | None = None
     behind: bool = False
 
     def key(self) -> tuple[object, ...]:
-        """Equal for claims that say the same thing ("a left of b", "b right of a")."""
+        """Equal for equivalent claims ("a left of b", "b right of a")."""
         names, value = self.names, self.value
         if self.kind == "relation" and names[0] > names[1]:
             names, value = names[::-1], rel.OPPOSITE[value]
-        return self.kind, names, value, self.box, self.picture, self.behind
+        return self.kind, names, value, self.box, self.image_index, self.behind
 
 
 _QUESTIONS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -91,84 +106,86 @@ def normalise(text: str) -> str:
 
 
 def number_word(text: str) -> str:
-    """`2` becomes `two`; words stay."""
+    """Digits as words (`2` becomes `two`); other text is unchanged."""
     return rel.NUMBERS[int(text)] if text.isdecimal() and int(text) < len(rel.NUMBERS) else text
 
 
-def parse_question(text: str) -> Asked | None:
-    """What the first question of the world in `text` asks, or None if there is none."""
-    plain = normalise(text)
+def parse_question(text: str) -> ParsedQuestion | None:
+    """The first question of the world in `text`, or None."""
+    normalized = normalise(text)
     for kind, pattern in _QUESTIONS:
-        found = pattern.search(plain)
-        if not found:
+        match = pattern.search(normalized)
+        if not match:
             continue
         if kind == "relation":
-            ordinal, behind, a, one, two, b = found.groups()
+            ordinal, behind, a, one, two, b = match.groups()
             axis = rel.AXIS_OF[one]
-            picture = rel.ORDINALS.index(ordinal) if ordinal else None
+            image_index = rel.ORDINALS.index(ordinal) if ordinal else None
             family = "behind" if behind else "view" if ordinal else axis
-            return Asked(family, (a, b), (one, two), axis, picture, bool(behind))
+            return ParsedQuestion(family, (a, b), (one, two), axis, image_index, bool(behind))
         if kind == "nearer":
-            a, b, c = found.groups()
-            return Asked("nearer", (a, b, c), (b, c))
+            a, b, c = match.groups()
+            return ParsedQuestion("nearer", (a, b, c), (b, c))
         if kind == "count":
-            options = tuple(number_word(w) for w in re.findall(rf"\b{_NUMBER}\b", found.group(2)))
-            return Asked("count", (), options, noun=found.group(1))
-        a, one, two = found.groups()
-        return Asked("moved", (a,), (one, two), "hrel")
+            options = tuple(number_word(w) for w in re.findall(rf"\b{_NUMBER}\b", match.group(2)))
+            return ParsedQuestion("count", (), options, noun=match.group(1))
+        a, one, two = match.groups()
+        return ParsedQuestion("moved", (a,), (one, two), "hrel")
     return None
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences and lines of `text`, without empty ones."""
+    """Non-empty sentences and lines of `text`."""
     return [s.strip() for s in _SENTENCE.split(text) if s.strip(" .!?\t")]
 
 
-def _read(plain: str, box: tuple[float, ...], picture: int | None, behind: bool) -> Claim | None:
-    """The claim of one lower-case sentence without lead and full stop, in which \\x00 stands for `box`."""
-    if m := _BOX_CLAIM.match(plain):
-        return Claim("box", (m.group(1),), box=box, picture=picture, behind=behind)
-    if m := _REL_CLAIM.match(plain):
+def _read(normalized: str, box: tuple[float, ...], image_index: int | None, behind: bool) -> Claim | None:
+    """The claim of one lower-case sentence without prefix and full stop, in which \\x00 represents `box`."""
+    if m := _BOX_CLAIM.match(normalized):
+        return Claim("box", (m.group(1),), box=box, image_index=image_index, behind=behind)
+    if m := _REL_CLAIM.match(normalized):
         a, negated, word, b = m.groups()
-        return Claim("relation", (a, b), rel.OPPOSITE[word] if negated else word, picture=picture, behind=behind)
-    if m := _NEARER_CLAIM.match(plain):
+        return Claim(
+            "relation", (a, b), rel.OPPOSITE[word] if negated else word, image_index=image_index, behind=behind
+        )
+    if m := _NEARER_CLAIM.match(normalized):
         a, negated, b, c = m.groups()
         if not negated:
-            return Claim("nearer", (a, b, c) if c else (a, b), b, picture=picture, behind=behind)
-        return Claim("nearer", (a, c, b), c, picture=picture, behind=behind) if c else None
-    if m := _COUNT_CLAIM.match(plain):
-        return Claim("count", (m.group(2),), number_word(m.group(1)), picture=picture, behind=behind)
-    if m := _EXISTS_CLAIM.match(plain):
-        return Claim("exists", (m.group(1),), picture=picture, behind=behind)
-    if m := _MOVED_CLAIM.match(plain):
-        return Claim("moved", (m.group(1),), m.group(2), picture=picture, behind=behind)
-    if m := _ANSWER_CLAIM.match(plain):
+            return Claim("nearer", (a, b, c) if c else (a, b), b, image_index=image_index, behind=behind)
+        return Claim("nearer", (a, c, b), c, image_index=image_index, behind=behind) if c else None
+    if m := _COUNT_CLAIM.match(normalized):
+        return Claim("count", (m.group(2),), number_word(m.group(1)), image_index=image_index, behind=behind)
+    if m := _EXISTS_CLAIM.match(normalized):
+        return Claim("exists", (m.group(1),), image_index=image_index, behind=behind)
+    if m := _MOVED_CLAIM.match(normalized):
+        return Claim("moved", (m.group(1),), m.group(2), image_index=image_index, behind=behind)
+    if m := _ANSWER_CLAIM.match(normalized):
         return Claim("answer", value=number_word(m.group(1).strip()))
     return None
 
 
 def _parse_one(sentence: str) -> Claim | None:
-    plain = normalise(sentence)
-    boxes = BOX.findall(plain)
-    plain = BOX.sub("\x00", plain).strip().rstrip(".!").rstrip()
-    plain = _FILLER.sub("", plain)
-    picture, behind = None, False
-    if m := _PICTURE.match(plain):
-        picture, plain = rel.ORDINALS.index(m.group(1)), plain[m.end() :]
-    if m := _BEHIND.match(plain):
-        behind, plain = True, plain[m.end() :]
+    normalized = normalise(sentence)
+    boxes = BOX.findall(normalized)
+    normalized = BOX.sub("\x00", normalized).strip().rstrip(".!").rstrip()
+    normalized = _FILLER.sub("", normalized)
+    image_index, behind = None, False
+    if m := _IMAGE_PREFIX.match(normalized):
+        image_index, normalized = rel.ORDINALS.index(m.group(1)), normalized[m.end() :]
+    if m := _BEHIND.match(normalized):
+        behind, normalized = True, normalized[m.end() :]
     box = tuple(float(v) for v in boxes[0]) if len(boxes) == 1 else ()
     if not boxes or box:
-        claim = _read(plain, box, picture, behind)
+        claim = _read(normalized, box, image_index, behind)
         if claim is not None:
             return claim
-    if boxes or _MARKER.search(plain):
+    if boxes or _MARKER.search(normalized):
         return Claim("unreadable")
-    names = tuple(_KNOWN_NAME.findall(plain))
-    return Claim("mention", names, picture=picture) if names else None
+    names = tuple(_KNOWN_NAME.findall(normalized))
+    return Claim("mention", names, image_index=image_index) if names else None
 
 
 def parse_claims(text: str) -> list[Claim]:
-    """All claims of `text` (one sentence or several), in order."""
+    """All claims of `text` (one or more sentences), in order."""
     claims = (_parse_one(s) for s in split_sentences(text))
     return [c for c in claims if c is not None]

@@ -1,8 +1,8 @@
-"""Exact verdicts on what a policy says about a scene: they stand in for the two LLM judges of the paper (Appendix E).
+"""Exact verdicts on a policy's statements about a scene; they replace the two LLM judges of the paper (Appendix E).
 
-`judge_sentence` is the judge of semantic grounding (R_G of Eq. 2), `judge_conclusion` that of consistency (R_C of Eq. 2).
-The paper asks language models; in the miniature world the truth is known, so nobody is asked. Pure functions of text
-and scenes; no text makes them raise.
+`judge_sentence` is the judge of semantic grounding (R_G of Eq. 2), `judge_conclusion` that of consistency (R_C of Eq. 2). The
+paper uses language models as judges; in the miniature world the truth is known, so no model is needed. Pure functions of text
+and scenes that never raise.
 """
 
 from __future__ import annotations
@@ -13,49 +13,51 @@ from functools import lru_cache
 from typing import Literal
 
 from miniworld import relations as rel
-from miniworld.language import CUE, Asked, Claim, normalise, number_word, parse_claims, parse_question
+from miniworld.language import CUE, Claim, ParsedQuestion, normalise, number_word, parse_claims, parse_question
 from miniworld.scene import Scene
 
 Label = Literal["CORRECT", "INCORRECT", "SKIP"]
-BOX_IOU = 0.3  # a box sentence is true if its box overlaps the named thing's box by at least this much
+BOX_IOU = 0.3  # minimum IoU of a box sentence with the box of the thing it names
 
 
-@lru_cache(maxsize=16384)  # a sentence is read again as context of those that follow it
+@lru_cache(maxsize=16384)  # each sentence is parsed again as context of later sentences
 def _claims(text: str) -> tuple[Claim, ...]:
     return tuple(parse_claims(text))
 
 
 @lru_cache(maxsize=16384)
-def _asked(question: str) -> Asked | None:
+def _parsed(question: str) -> ParsedQuestion | None:
     return parse_question(question)
 
 
-def _meant(claim: Claim, asked: Asked | None, pictures: int) -> Claim:
-    """`claim` with what it leaves to the question put in, so that two ways to say one thing have one key.
+def _resolved(claim: Claim, parsed: ParsedQuestion | None, image_count: int) -> Claim:
+    """`claim` with its implicit parts filled in from the question, so that equivalent claims have equal keys.
 
-    The picture is the one it names, else the one the question names, else the last one; a statement "nearer" without a rival
-    means the question's other option; behind the scene only left, right, closer and farther change.
+    The image is the one that the claim names, else the one that the question names, else the last one. "Nearer" without a rival
+    refers to the question's other option. From behind, only left, right, closer and farther change.
     """
     if claim.kind == "moved":
-        return replace(claim, picture=None, behind=False)
-    index = claim.picture
+        return replace(claim, image_index=None, behind=False)
+    index = claim.image_index
     if index is None:
-        index = asked.picture if asked is not None else None
+        index = parsed.image_index if parsed is not None else None
     names = claim.names
-    if claim.kind == "nearer" and len(names) == 2 and asked is not None and asked.family == "nearer":
-        rival = [name for name in asked.options if name != names[1]]
-        names = (*names, *rival) if asked.names[0] == names[0] and len(rival) == 1 else names
-    turns = claim.kind == "relation" and rel.AXIS_OF[claim.value] != "vrel"
-    return replace(claim, names=names, picture=pictures - 1 if index is None else index, behind=claim.behind and turns)
+    if claim.kind == "nearer" and len(names) == 2 and parsed is not None and parsed.family == "nearer":
+        rival = [name for name in parsed.options if name != names[1]]
+        names = (*names, *rival) if parsed.names[0] == names[0] and len(rival) == 1 else names
+    is_mirrored = claim.kind == "relation" and rel.AXIS_OF[claim.value] != "vrel"
+    return replace(
+        claim, names=names, image_index=image_count - 1 if index is None else index, behind=claim.behind and is_mirrored
+    )
 
 
 def _scene_of(scenes: Sequence[Scene], claim: Claim) -> Scene | None:
-    index = claim.picture
+    index = claim.image_index
     return scenes[index] if index is not None and 0 <= index < len(scenes) else None
 
 
 def _nearer_holds(scene: Scene, claim: Claim) -> bool:
-    """Nearer than the rival named, else than every other thing."""
+    """Whether the subject is nearer to the target than the named rival is, or than every other thing is."""
     subject, target = claim.names[0], claim.names[1]
     if len(claim.names) == 3:
         rivals = [claim.names[2]]
@@ -78,20 +80,20 @@ def _moved_holds(scenes: Sequence[Scene], claim: Claim) -> bool:
 
 
 def _holds(scenes: Sequence[Scene], claim: Claim) -> tuple[bool, str]:
-    """Whether the pictures bear `claim` (as `_meant`) out, and why (not)."""
+    """Whether `claim` (from `_resolved`) is true in the images, and the reason."""
     if claim.kind == "unreadable":
-        return False, "cannot be read as a claim about the picture"
+        return False, "not a readable claim about the image"
     if claim.kind == "moved":
-        return _moved_holds(scenes, claim), "movement between the two pictures"
+        return _moved_holds(scenes, claim), "movement between the two images"
     scene = _scene_of(scenes, claim)
     if scene is None:
-        return False, "there is no such picture"
+        return False, "no such image"
     if claim.kind == "count":
         return rel.NUMBERS[rel.count(scene, claim.names[0])] == claim.value, f"number of {claim.names[0]}s"
     things = [scene.by_name(name) for name in claim.names]
     missing = [name for name, thing in zip(claim.names, things, strict=True) if thing is None]
     if missing:
-        return False, f"there is no {missing[0]} in the picture"
+        return False, f"no {missing[0]} in the image"
     if claim.kind == "box":
         thing = things[0]
         assert thing is not None
@@ -107,13 +109,14 @@ def _holds(scenes: Sequence[Scene], claim: Claim) -> tuple[bool, str]:
         return truth == claim.value, f"truth: {truth or 'neither'}"
     if claim.kind == "nearer":
         return _nearer_holds(scene, claim), "distances between centres"
-    return True, "the things named are there"  # exists, mention
+    return True, "the named things exist"  # exists, mention
 
 
 def _repeated(scenes: Sequence[Scene], claim: Claim, context: Sequence[Claim]) -> bool:
-    """Whether `claim` was made before, and no new and true box of one of its things, in a picture it is about, came since.
+    """Whether `claim` was made before, without new evidence since.
 
-    A box is evidence itself, and nothing that came in between makes the same box new.
+    Evidence is a new, true box of one of its things in an image that the claim is about. A box claim is evidence itself, so the
+    same box is never new again.
     """
     last = max((i for i, c in enumerate(context) if c.key() == claim.key()), default=None)
     if last is None:
@@ -122,100 +125,106 @@ def _repeated(scenes: Sequence[Scene], claim: Claim, context: Sequence[Claim]) -
         return True
     earlier = {c.key() for c in context[: last + 1]}
     fresh = (c for c in context[last + 1 :] if c.kind == "box" and c.key() not in earlier)
-    about = (c for c in fresh if set(c.names) & set(claim.names) and claim.picture in (None, c.picture))
+    about = (c for c in fresh if set(c.names) & set(claim.names) and claim.image_index in (None, c.image_index))
     return not any(_holds(scenes, c)[0] for c in about)
 
 
 def judge_sentence(scenes: Sequence[Scene], question: str, context: Sequence[str], sentence: str) -> tuple[Label, str]:
-    """Whether the pictures bear out `sentence`, said after the sentences `context` in reply to `question`.
+    """Whether `sentence`, which follows the sentences of `context` in a reply to `question`, is true in the images.
 
-    INCORRECT: a false claim, a thing or picture that is not there, an unreadable claim, a box whose IoU with the named
-    thing is below BOX_IOU, a claim repeated without new evidence. SKIP: no claim about the picture. A text of several
-    sentences is CORRECT if it has claims and all are. Returns the label and a reason.
+    INCORRECT: a false or unreadable claim, a thing or image that does not exist, a box whose IoU with the named thing is below
+    BOX_IOU, or a claim repeated without new evidence. SKIP: no claim about the image. A text of several sentences is CORRECT if
+    it has claims and all are correct.
+
+    Returns:
+        The label and a reason.
     """
-    asked = _asked(question)
-    before = [_meant(c, asked, len(scenes)) for text in context for c in _claims(text)]
+    parsed = _parsed(question)
+    before = [_resolved(c, parsed, len(scenes)) for text in context for c in _claims(text)]
     label: Label = "SKIP"
-    reason = "no claim about the picture"
-    for said in _claims(sentence):
-        if said.kind == "answer":
+    reason = "no claim about the image"
+    for stated in _claims(sentence):
+        if stated.kind == "answer":
             continue
-        claim = _meant(said, asked, len(scenes))
-        true, why = _holds(scenes, claim)
-        if not true:
-            return "INCORRECT", why
+        claim = _resolved(stated, parsed, len(scenes))
+        holds, explanation = _holds(scenes, claim)
+        if not holds:
+            return "INCORRECT", explanation
         if claim.kind == "mention":
             continue
         if _repeated(scenes, claim, before):
             return "INCORRECT", "repeats an earlier claim without new evidence"
         before.append(claim)
-        label, reason = "CORRECT", why
+        label, reason = "CORRECT", explanation
     return label, reason
 
 
-def _implied(asked: Asked, claim: Claim) -> str | None:
-    """The answer to the question that `claim` states, None if it is not about what is asked."""
+def _implied(parsed: ParsedQuestion, claim: Claim) -> str | None:
+    """The answer to the question that `claim` implies; None if the claim does not concern the question."""
     if claim.kind == "answer":
         return claim.value
-    if asked.family == "count":
-        return claim.value if claim.kind == "count" and claim.names == (asked.noun,) else None
-    if asked.family == "moved":
-        return claim.value if claim.kind == "moved" and claim.names == asked.names else None
-    if asked.family == "nearer":
-        if claim.kind != "nearer" or claim.names[0] != asked.names[0] or claim.value not in asked.options:
+    if parsed.family == "count":
+        return claim.value if claim.kind == "count" and claim.names == (parsed.noun,) else None
+    if parsed.family == "moved":
+        return claim.value if claim.kind == "moved" and claim.names == parsed.names else None
+    if parsed.family == "nearer":
+        if claim.kind != "nearer" or claim.names[0] != parsed.names[0] or claim.value not in parsed.options:
             return None
-        return claim.value if set(claim.names[1:]) <= set(asked.options) else None
-    if claim.kind != "relation" or rel.AXIS_OF[claim.value] != asked.axis or claim.behind != asked.behind:
+        return claim.value if set(claim.names[1:]) <= set(parsed.options) else None
+    if claim.kind != "relation" or rel.AXIS_OF[claim.value] != parsed.axis or claim.behind != parsed.behind:
         return None
-    if claim.picture is not None and claim.picture != (asked.picture or 0):
+    if claim.image_index is not None and claim.image_index != (parsed.image_index or 0):
         return None
-    if claim.names == asked.names:
+    if claim.names == parsed.names:
         return claim.value
-    return rel.OPPOSITE[claim.value] if claim.names == asked.names[::-1] else None
+    return rel.OPPOSITE[claim.value] if claim.names == parsed.names[::-1] else None
 
 
 def _statements(question: str, think: str) -> list[str]:
     """The answers that the statements of `think` imply, in order.
 
-    What stands before the last "Wait, this seems off" was taken back by the trace itself and is left out.
+    Statements before the last "Wait, this seems off" are excluded, because the trace retracts them itself.
     """
-    asked = _asked(question)
-    if asked is None:
+    parsed = _parsed(question)
+    if parsed is None:
         return []
-    standing = CUE.split(think)[-1]
-    implied = (_implied(asked, claim) for claim in _claims(standing))
+    remaining = CUE.split(think)[-1]
+    implied = (_implied(parsed, claim) for claim in _claims(remaining))
     return [answer for answer in implied if answer is not None]
 
 
 def stated_answer(question: str, think: str) -> str | None:
-    """The option word that the last statement of `think` on what is asked implies; None if it states none."""
+    """The option word that the last relevant statement of `think` implies; None if there is none."""
     statements = _statements(question, think)
     return statements[-1] if statements else None
 
 
 def option_word(answer: str, choices: Sequence[str]) -> str:
-    """`answer` as an option word: "B", "(b)" and "B. right" become the option at that place; anything else stays."""
-    plain = normalise(answer).strip(" .!")
+    """`answer` as an option word: "B", "(b)" and "B. right" become the option at that index; other text is unchanged."""
+    normalized = normalise(answer).strip(" .!")
     words = [normalise(c).strip(" .!") for c in choices]
-    if plain in words:
-        return plain
-    head, _, rest = plain.lstrip("(").replace(")", ".").partition(".")
+    if normalized in words:
+        return normalized
+    head, _, remainder = normalized.lstrip("(").replace(")", ".").partition(".")
     index = ord(head) - ord("a") if len(head) == 1 and head.isalpha() else -1
-    if 0 <= index < len(words) and rest.strip() in ("", words[index]):
+    if 0 <= index < len(words) and remainder.strip() in ("", words[index]):
         return words[index]
-    return number_word(plain.removeprefix("the "))
+    return number_word(normalized.removeprefix("the "))
 
 
 def judge_conclusion(question: str, think: str, answer: str, choices: Sequence[str]) -> tuple[bool, str]:
-    """Whether `answer` follows from `think`: at least one statement on what is asked stands, and all agree with it.
+    """Whether `answer` follows from `think`: at least one relevant statement is not retracted, and all of them imply `answer`.
 
-    Looks at text alone, never at the picture. Returns the verdict and a reason.
+    Uses the text only, never the image.
+
+    Returns:
+        The verdict and a reason.
     """
     statements = _statements(question, think)
     if not statements:
-        return False, "the reasoning states nothing about what is asked"
-    given = option_word(answer, choices)
-    against = [s for s in statements if s != given]
-    if against:
-        return False, f"the reasoning states {against[-1]!r}, the answer is {given!r}"
-    return True, f"all {len(statements)} statements say {given!r}"
+        return False, "the reasoning states nothing about the question"
+    option = option_word(answer, choices)
+    conflicting = [s for s in statements if s != option]
+    if conflicting:
+        return False, f"the reasoning states {conflicting[-1]!r}, the answer is {option!r}"
+    return True, f"all {len(statements)} statements imply {option!r}"

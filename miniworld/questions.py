@@ -1,8 +1,8 @@
-"""Questions about scenes, their true answers, and true reasoning in the form that a policy writes.
+"""Questions about scenes with their true answers, and true reasoning in a policy's output format.
 
-Eight families stand for the skills of the paper's seven benchmarks (Table 1): relations and counting (CV-Bench 2D),
-depth and distance (CV-Bench 3D), two views (MindCube), near-identical pairs (MMVP, `pair`), another's perspective
-(OmniSpatial), before and after (SAT). Answers are option words; the options stand in the question, in random order.
+Eight families represent the skills of the paper's seven benchmarks (Table 1): relations and counting (CV-Bench 2D), depth and
+distance (CV-Bench 3D), two views (MindCube), near-identical pairs (MMVP, `pair`), another perspective (OmniSpatial), before
+and after (SAT). Answers are option words; the question contains the options in random order.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from miniworld import relations as rel
 from miniworld.scene import BOARD, CELL, SHAPES, Scene, Thing, box_in_cell, place, sample_kinds, sample_scene
 
 FAMILIES: tuple[str, ...] = ("hrel", "vrel", "depth", "count", "nearer", "behind", "view", "moved")
-CORE: tuple[str, ...] = rel.AXES  # the families that the mini backbone is sure to learn
+CORE: tuple[str, ...] = rel.AXES  # the families that the mini backbone learns reliably
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its truth.
+    """A question with its ground truth.
 
-    `choices` are option words in the order of the text, `answer` is one of them; `scenes` has one scene a picture, in
-    order; `asked` names the things asked about, whose boxes are the ground truth of the question. `picture` is the
-    index of the picture that the question names, None if it names none.
+    Attributes:
+        family: one of FAMILIES.
+        text: the question.
+        choices: option words in the order of the text.
+        answer: the correct one of `choices`.
+        scenes: one scene per image, in order.
+        targets: names of the things that the question is about; their boxes are its ground truth.
+        axis: axis of the relation, if the question is about one.
+        image_index: index of the image that the question names; None if it names none.
     """
 
     family: str
@@ -32,9 +38,9 @@ class Question:
     choices: tuple[str, ...]
     answer: str
     scenes: tuple[Scene, ...]
-    asked: tuple[str, ...]
+    targets: tuple[str, ...]
     axis: str | None = None
-    picture: int | None = None
+    image_index: int | None = None
 
 
 def _shuffled(rng: random.Random, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -58,9 +64,9 @@ def _count(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
     numbers = rel.NUMBERS[low : low + 3]
     one, two, three = numbers if rng.random() < 0.5 else numbers[::-1]
     answer = rel.NUMBERS[rel.count(scene, shape)]
-    asked = tuple(t.name for t in scene.things if shape in ("thing", t.shape))
+    targets = tuple(t.name for t in scene.things if shape in ("thing", t.shape))
     text = f"How many {shape}s are there, {one}, {two} or {three}?"
-    return Question("count", text, (one, two, three), answer, scenes, asked)
+    return Question("count", text, (one, two, three), answer, scenes, targets)
 
 
 def _nearer(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
@@ -70,7 +76,7 @@ def _nearer(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
         if rel.nearer(a.box, b.box, c.box) is not None
     ]
     if not triples:
-        raise ValueError("no three things of the scene have different distances")
+        raise ValueError("the scene has no three things at different distances")
     a, b, c = rng.choice(triples)
     answer = (b.name, c.name)[rel.nearer(a.box, b.box, c.box) or 0]
     text = f"Is the {a.name} nearer to the {b.name} or the {c.name}?"
@@ -85,17 +91,17 @@ def _behind(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
 
 def _view(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
     axis = rng.choice(("hrel", "vrel"))
-    picture = rng.randrange(2)
-    q = _relation(rng, (scenes[picture],), axis)
-    text = f"In the {rel.ORDINALS[picture]} picture, i" + q.text[1:]
-    return replace(q, family="view", text=text, scenes=scenes, picture=picture)
+    image_index = rng.randrange(2)
+    q = _relation(rng, (scenes[image_index],), axis)
+    text = f"In the {rel.ORDINALS[image_index]} picture, i" + q.text[1:]
+    return replace(q, family="view", text=text, scenes=scenes, image_index=image_index)
 
 
 def _moved(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
     before, after = scenes
     moved = [(a, b) for a, b in zip(before.things, after.things, strict=True) if a.cell[1] != b.cell[1]]
     if not moved:
-        raise ValueError("nothing moved left or right between the two pictures")
+        raise ValueError("nothing moved left or right between the two images")
     a, b = rng.choice(moved)
     one, two = _shuffled(rng, rel.OPTIONS["hrel"])
     answer = "right" if b.cell[1] > a.cell[1] else "left"
@@ -103,35 +109,40 @@ def _moved(rng: random.Random, scenes: tuple[Scene, ...]) -> Question:
 
 
 def scenes_for(family: str, rng: random.Random) -> tuple[Scene, ...]:
-    """Random scenes that a question of `family` can be asked about, one a picture."""
-    if family == "view":  # the same things, seen twice
+    """Random scenes for a question of `family`, one per image."""
+    if family == "view":  # the same things in two arrangements
         kinds = sample_kinds(rng, rng.randint(2, 3))
         return place(rng, kinds), place(rng, kinds)
-    if family == "moved":  # one thing has gone to a free column
+    if family == "moved":  # one thing moves to a free column
         before = sample_scene(rng, 2, BOARD - 1)
         index = rng.randrange(len(before.things))
         thing = before.things[index]
         column = rng.choice([c for c in range(BOARD) if c not in {t.cell[1] for t in before.things}])
-        gone = replace(thing, box=box_in_cell(rng, thing.cell[0], column, thing.size))
-        return before, Scene((*before.things[:index], gone, *before.things[index + 1 :]))
+        moved_thing = replace(thing, box=box_in_cell(rng, thing.cell[0], column, thing.size))
+        return before, Scene((*before.things[:index], moved_thing, *before.things[index + 1 :]))
     return (sample_scene(rng, 3 if family == "nearer" else 2, BOARD),)
 
 
 def ask(family: str, scenes: tuple[Scene, ...], rng: random.Random) -> Question:
-    """A random question of `family` about `scenes` (drawn by `scenes_for` of the same family).
+    """A random question of `family` about `scenes` (from `scenes_for` of the same family).
 
-    ValueError if there is no such family, or if the scenes have nothing to ask about (ties, nothing moved).
+    Raises:
+        ValueError: the family is unknown, or the scenes allow no such question (ties, nothing moved).
     """
     if family in rel.AXES:
         return _relation(rng, scenes, family)
     makers = {"count": _count, "nearer": _nearer, "behind": _behind, "view": _view, "moved": _moved}
     if family not in makers:
-        raise ValueError(f"no family of questions is called {family!r}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown family of questions {family!r}; use one of {', '.join(FAMILIES)}")
     return makers[family](rng, scenes)
 
 
 def make(family: str, rng: random.Random) -> Question:
-    """A random question of `family` (one of FAMILIES, else ValueError) with freshly drawn scenes."""
+    """A random question of `family` with new random scenes.
+
+    Raises:
+        ValueError: the family is not one of FAMILIES.
+    """
     while True:
         scenes = scenes_for(family, rng)
         try:
@@ -142,10 +153,15 @@ def make(family: str, rng: random.Random) -> Question:
 
 
 def pair(family: str, rng: random.Random) -> tuple[Question, Question]:
-    """Two questions with the same text and opposite answers about two pictures that differ in two things alone, which
-    have changed places along the asked axis (as MMVP pairs do). `family` is hrel or vrel."""
+    """Two questions with the same text and opposite answers, as MMVP's pairs.
+
+    Their images differ only in two things that have swapped places along the axis of the question.
+
+    Args:
+        family: "hrel" or "vrel".
+    """
     first = _relation(rng, (sample_scene(rng),), family)
-    a, b = (first.scenes[0].by_name(name) for name in first.asked)
+    a, b = (first.scenes[0].by_name(name) for name in first.targets)
     assert a is not None and b is not None
     dx = (b.cell[1] - a.cell[1]) * CELL if family == "hrel" else 0
     dy = (b.cell[0] - a.cell[0]) * CELL if family == "vrel" else 0
@@ -161,18 +177,19 @@ def pair(family: str, rng: random.Random) -> tuple[Question, Question]:
 
 
 def box_text(box: tuple[int, int, int, int]) -> str:
+    """A box in the world's tag format, in pixels."""
     return f"<bbox>[{','.join(str(v) for v in box)}]</bbox>"
 
 
-def box_sentence(name: str, box: tuple[int, int, int, int], picture: int | None = None) -> str:
-    """`The red circle is at <bbox>[4,8,20,24]</bbox>.`, with the picture named if `picture` is 0 or 1."""
-    start = "The" if picture is None else f"In the {rel.ORDINALS[picture]} picture, the"
+def box_sentence(name: str, box: tuple[int, int, int, int], image_index: int | None = None) -> str:
+    """`The red circle is at <bbox>[4,8,20,24]</bbox>.`; with `image_index` (0 or 1) the sentence names the image."""
+    start = "The" if image_index is None else f"In the {rel.ORDINALS[image_index]} picture, the"
     return f"{start} {name} is at {box_text(box)}."
 
 
 def conclusion(q: Question, answer: str) -> str:
-    """The statement that says `answer` (one of `q.choices`, true or not)."""
-    first = q.asked[0] if q.asked else ""
+    """The statement that implies `answer`, one of `q.choices`, true or not."""
+    first = q.targets[0] if q.targets else ""
     if q.family == "count":
         noun = q.text.split()[2].removesuffix("s")
         return f"There is one {noun}." if answer == "one" else f"There are {answer} {noun}s."
@@ -180,29 +197,29 @@ def conclusion(q: Question, answer: str) -> str:
         return f"The {first} is nearer to the {answer}."
     if q.family == "moved":
         return f"The {first} moved {answer}."
-    lead = {"behind": "Seen from behind, the", "view": f"In the {rel.ORDINALS[q.picture or 0]} picture, the"}
+    lead = {"behind": "Seen from behind, the", "view": f"In the {rel.ORDINALS[q.image_index or 0]} picture, the"}
     assert q.axis is not None
-    return f"{lead.get(q.family, 'The')} {first} is {answer}{rel.TAIL[q.axis]} the {q.asked[1]}."
+    return f"{lead.get(q.family, 'The')} {first} is {answer}{rel.TAIL[q.axis]} the {q.targets[1]}."
 
 
 def steps(q: Question) -> list[str]:
-    """True reasoning: a box sentence for each thing asked about (in each picture that matters), then the statement."""
+    """True reasoning: one box sentence per target (in each relevant image), then the statement."""
     if q.family == "moved":
-        pictures: tuple[int | None, ...] = (0, 1)
+        image_indices: tuple[int | None, ...] = (0, 1)
     else:
-        pictures = (q.picture,)
+        image_indices = (q.image_index,)
     sentences = []
-    for picture in pictures:
-        scene = q.scenes[picture or 0]
-        for name in q.asked:
+    for image_index in image_indices:
+        scene = q.scenes[image_index or 0]
+        for name in q.targets:
             thing = scene.by_name(name)
             assert thing is not None
-            sentences.append(box_sentence(name, thing.box, picture))
+            sentences.append(box_sentence(name, thing.box, image_index))
     return [*sentences, conclusion(q, q.answer)]
 
 
 def write_trace(sentences: list[str], answer: str) -> str:
-    """The text a policy writes: one step a line inside <think>, then the answer."""
+    """A policy's text: one step per line inside <think>, then the answer."""
     return "<think>" + "\n".join(sentences) + f"</think><answer>{answer}</answer>"
 
 

@@ -1,4 +1,4 @@
-"""Every number of the mini backbone's training, in one place. They are ours; the paper starts from Qwen2.5-VL."""
+"""All hyperparameters of the mini backbone's training. They are ours; the paper starts from Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from miniworld.curriculum import Mix
 
-# Shares of the question families: the core first, then the others at small weight, so that they do not hold it back.
+# Shares of the question families: the core first, then the others with small weights, so that they do not slow down the core.
 CORE: Mapping[str, float] = {"hrel": 1 / 3, "vrel": 1 / 3, "depth": 1 / 3}
-# `view` and `moved` are shares of the pictures, the rest shares of questions.
+# `view` and `moved` are shares of the images; all others are shares of the questions.
 FAMILIES: Mapping[str, float] = {
     "hrel": 0.26,
     "vrel": 0.26,
@@ -21,7 +21,7 @@ FAMILIES: Mapping[str, float] = {
     "view": 0.06,
     "moved": 0.05,
 }
-# Reasoning in text alone is cheap: more of the others.
+# Text-only reasoning is cheap, so the other families get larger shares.
 REASONED: Mapping[str, float] = {
     "hrel": 0.2,
     "vrel": 0.2,
@@ -36,7 +36,7 @@ REASONED: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class VisionStage:
-    """Vision tower with its head: AdamW, warm-up and cosine to a twentieth."""
+    """Vision tower with its head: AdamW, warm-up, then cosine decay to a twentieth of the peak."""
 
     steps: int = 150
     pictures: int = 32
@@ -46,7 +46,7 @@ class VisionStage:
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """Language model on cached features. `mixes`: (from step, mix)."""
+    """Language model on precomputed features. `mixes`: (first step, mix)."""
 
     steps: int
     pictures: int
@@ -62,7 +62,7 @@ class LanguageStage:
     form: int = 4
     form_weight: float = 0.5
     unrelated_picture: bool = False
-    text_from: int = 0  # step at which reasoning sets in: before a model can tell numbers apart it learns nothing there
+    text_from: int = 0  # first step with reasoning; the model learns nothing from it before it can distinguish numbers
 
     def mix_at(self, step: int) -> Mix:
         return [mix for start, mix in self.mixes if step >= start][-1]
@@ -70,7 +70,7 @@ class LanguageStage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole training."""
+    """The complete training."""
 
     seed: int = 0
     singles: int = 6144
@@ -104,7 +104,7 @@ class Recipe:
     )
 
     def quick(self) -> Recipe:
-        """A few steps of everything: proves the plumbing, teaches nothing."""
+        """A few steps of every phase, to test the code; the model learns nothing."""
         return replace(
             self,
             singles=64,
@@ -116,5 +116,5 @@ class Recipe:
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to a twentieth of `peak`."""
+    """Linear warm-up, then cosine decay to a twentieth of `peak`."""
     return peak * min(1.0, (step + 1) / warmup) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))

@@ -1,7 +1,7 @@
-"""Draws a scene as a 112 x 112 picture.
+"""Draws a scene as a 112 x 112 image.
 
-Thin ruler ticks on the upper and left edge of every 14-px patch tell its row and column: a vision transformer with
-rotary positions alone hardly learns where it is in so little training (without them localisation stays at chance).
+Thin ruler ticks on the upper and left edge of every 14-px patch encode its row and column. A vision transformer with rotary
+positions only hardly learns absolute positions in such a short training (without ticks localisation stays at chance).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from miniworld.scene import COLORS, PIXELS, Scene, Thing
 PATCH = 14  # px, patch of Qwen2.5-VL
 BACKGROUND = 235  # grey value without jitter
 BACKGROUND_RANGE = (215, 250)
-COLOR_JITTER = 18  # each channel moves by at most this much
+COLOR_JITTER = 18  # maximum change per colour channel
 
 
 @lru_cache(maxsize=1)
 def _ticks() -> tuple[Image.Image, Image.Image]:
-    """The ruler ticks and their mask. Patch (row, column) has a dark tick `column` px along its upper edge and `row` px
-    down its left edge, both on a white line."""
+    """The ruler ticks and their mask.
+
+    Patch (row, column) has a dark tick of `column` px offset on its upper edge and of `row` px offset on its left edge, both on
+    a white line.
+    """
     image = Image.new("RGB", (PIXELS, PIXELS), (255, 255, 255))
     mask = Image.new("L", (PIXELS, PIXELS), 0)
     draw, draw_mask = ImageDraw.Draw(image), ImageDraw.Draw(mask)
@@ -52,7 +55,7 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, color: tuple[int, ...])
 
 
 def render(scene: Scene, rng: random.Random | None = None) -> Image.Image:
-    """An RGB picture of `scene`, 112 x 112 px. `rng` jitters background and colours; without it they are fixed."""
+    """An RGB image of `scene`, 112 x 112 px. `rng` jitters background and colours; without it they are fixed."""
     grey = BACKGROUND if rng is None else rng.randint(*BACKGROUND_RANGE)
     image = Image.new("RGB", (PIXELS, PIXELS), (grey, grey, grey))
     draw = ImageDraw.Draw(image)

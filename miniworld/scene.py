@@ -1,11 +1,11 @@
-"""What is in a picture of the miniature world, and how such pictures are drawn at random.
+"""Scenes of the miniature world, and how they are sampled.
 
-A picture has 112 x 112 px, which Qwen2.5-VL (patch 14, merge 2) turns into 4 x 4 image tokens of 28 px. A scene holds
-two to four things of different colours; each lies inside its own image token, and no two share a row, a column or a
-size, so that every relation between two things is well defined. Coordinates are multiples of 4 px: finer than an image
-token, so a coarse relation can be seen at a glance while a good box takes more. A bigger thing is closer to the camera.
+An image has 112 x 112 px, which Qwen2.5-VL (patch 14, merge 2) encodes as 4 x 4 image tokens of 28 px. A scene contains two to
+four things of different colours. Each lies inside its own image token, and no two share a row, a column or a size, so every
+relation between two things is well defined. Coordinates are multiples of 4 px, finer than an image token: a coarse relation is
+easy to see, while a good box takes more. A bigger thing is closer to the camera.
 
-The paper has no such world; it stands in for the photographs of Section 4 where no GPU is at hand.
+The paper has no such world; it replaces the photographs of Section 4 where no GPU is available.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PIXELS = 112  # side of a picture, px
+PIXELS = 112  # side of an image, px
 CELL = 28  # side of an image token, px
 UNIT = 4  # grid of all coordinates, px
-BOARD = PIXELS // CELL  # image tokens a side
+BOARD = PIXELS // CELL  # image tokens per side
 SIZES = tuple(range(12, CELL + 1, UNIT))  # sides of things, px
 
 COLORS: Mapping[str, tuple[int, int, int]] = {
@@ -36,7 +36,7 @@ BoxPx = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: a colour word, a shape word and its box (x1, y1, x2, y2) in px, x2 and y2 exclusive."""
+    """One thing: a colour word, a shape word, and its box (x1, y1, x2, y2) in px, with x2 and y2 exclusive."""
 
     color: str
     shape: str
@@ -53,28 +53,32 @@ class Thing:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Middle of the box in px."""
+        """Centre (x, y) of the box in px."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Row and column of the image token that the thing lies in."""
+        """(row, column) of the image token that contains the thing."""
         return self.box[1] // CELL, self.box[0] // CELL
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The things of one picture."""
+    """The things of one image."""
 
     things: tuple[Thing, ...]
 
     def by_name(self, name: str) -> Thing | None:
-        """The thing called `name` ("red circle"; case and outer blanks aside), or None."""
+        """The thing named `name` ("red circle"; case and surrounding blanks are ignored), or None."""
         key = " ".join(name.lower().split())
         return next((t for t in self.things if t.name == key), None)
 
     def box_of(self, name: str) -> BoxPx:
-        """The box of the thing called `name`. KeyError if there is none."""
+        """The box of the thing named `name`.
+
+        Raises:
+            KeyError: there is no such thing.
+        """
         thing = self.by_name(name)
         if thing is None:
             raise KeyError(name)
@@ -85,7 +89,11 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scene:
-        """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on anything else."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: `data` is not the output of `to_dict`.
+        """
         things = []
         for item in data["things"]:
             x1, y1, x2, y2 = (int(v) for v in item["box"])
@@ -94,7 +102,7 @@ class Scene:
 
 
 def box_in_cell(rng: random.Random, row: int, column: int, size: int) -> BoxPx:
-    """A box of side `size` px at a random place on the grid inside image token (row, column)."""
+    """A box with side `size` px at a random grid position inside image token (row, column)."""
     slack = (CELL - size) // UNIT
     x = column * CELL + UNIT * rng.randint(0, slack)
     y = row * CELL + UNIT * rng.randint(0, slack)
@@ -102,7 +110,7 @@ def box_in_cell(rng: random.Random, row: int, column: int, size: int) -> BoxPx:
 
 
 def place(rng: random.Random, kinds: Sequence[tuple[str, str]]) -> Scene:
-    """Puts things of the given (colour, shape) kinds at random into a scene: distinct rows, columns and sizes."""
+    """A scene with things of these (colour, shape) kinds at random positions: distinct rows, columns and sizes."""
     count = len(kinds)
     rows, columns = rng.sample(range(BOARD), count), rng.sample(range(BOARD), count)
     sizes = rng.sample(SIZES, count)
@@ -119,7 +127,11 @@ def sample_kinds(rng: random.Random, count: int) -> list[tuple[str, str]]:
 
 
 def sample_scene(rng: random.Random, n_min: int = 2, n_max: int = 4) -> Scene:
-    """A random scene of `n_min` to `n_max` things (both included, at most 4); the same `rng` gives the same scene."""
+    """A random scene of `n_min` to `n_max` things (inclusive); the same `rng` gives the same scene.
+
+    Raises:
+        ValueError: the limits are not within 1 to 4.
+    """
     if not 1 <= n_min <= n_max <= BOARD:
-        raise ValueError(f"a scene holds 1 to {BOARD} things, not {n_min} to {n_max}")
+        raise ValueError(f"a scene has 1 to {BOARD} things, not {n_min} to {n_max}")
     return place(rng, sample_kinds(rng, rng.randint(n_min, n_max)))

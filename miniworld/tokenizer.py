@@ -1,10 +1,9 @@
 """The tokenizer of the mini backbone: byte-level BPE trained on the words of the world, with Qwen's special tokens.
 
-Every word of the world (with its leading blank, and bare where a text can begin with it), every coordinate, every
-number word and each of the tags `<think>`, `</think>`, `<answer>`, `</answer>`, `<bbox>[`, `]</bbox>` and the line
-break is one token; any other text falls into bytes, so that decode(encode(x)) == x for every text. What differs from
-Qwen2.5's own tokenizer: the vocabulary, numbers that stay whole, and tags that stay whole together with a blank
-before them.
+One token each: every word of the world (with its leading blank, and bare where a text can start with it), every coordinate,
+every number word, the tags `<think>`, `</think>`, `<answer>`, `</answer>`, `<bbox>[`, `]</bbox>`, and the line break. Other text
+falls back to bytes, so decode(encode(x)) == x for every text. Differences from Qwen2.5's own tokenizer: the vocabulary,
+numbers as single tokens, and tags as single tokens that may include a preceding blank.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SPECIAL = (
     VIDEO,
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<bbox>[", "]</bbox>")
-# order matters: tags, words with their blank, whole numbers, single line breaks, then everything else
+# order matters: tags, words with their blank, complete numbers, single line breaks, then everything else
 _SPLIT = r" ?<bbox>\[|\]</bbox>|</?think>|</?answer>|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]|\s"
 _SENTENCE_WORDS = "The In Seen There Is How Did Wait Where So You system user assistant A B C D"
 _LOWER_WORDS = (
@@ -47,7 +46,7 @@ _LOWER_WORDS = (
 
 
 def words() -> list[str]:
-    """Every string that is to be one token, tags aside."""
+    """All strings that must be one token, except tags."""
     world = [*COLORS, *SHAPES, *(f"{s}s" for s in (*SHAPES, "thing")), *rel.AXIS_OF, *rel.NUMBERS, *rel.ORDINALS]
     lower = [*world, *_LOWER_WORDS.split()]
     numbers = [str(v) for v in range(0, PIXELS + 1, UNIT)] + [str(v) for v in range(10)]
@@ -56,15 +55,19 @@ def words() -> list[str]:
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that must exist (KeyError otherwise)."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    """The id of an existing token.
+
+    Raises:
+        KeyError: there is no such token.
+    """
+    index = tokenizer.token_to_id(token)
+    if index is None:
         raise KeyError(token)
-    return found
+    return index
 
 
 def build() -> Tokenizer:
-    """Trains the tokenizer (under a second, deterministic)."""
+    """Train the tokenizer (under a second, deterministic)."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -83,7 +86,7 @@ def build() -> Tokenizer:
 
 
 def save(folder: Path) -> Tokenizer:
-    """Writes tokenizer.json and tokenizer_config.json into `folder` for AutoTokenizer. Pads on the left."""
+    """Write tokenizer.json and tokenizer_config.json to `folder` for AutoTokenizer. Padding is on the left."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,10 +1,10 @@
 """Trains the mini backbone from scratch: `python -m miniworld.train_backbone --out FOLDER` (`make backbone`).
 
-Three phases with fixed step counts and seeds (miniworld/recipe.py), no wall clock anywhere: the vision tower with its
-head (then frozen), direct answers in bulk, and reasoning that answers follow. A checkpoint is written every
-CHECKPOINT_EVERY steps, from which the same command carries on after a kill; the randomness of a step depends on its
-number alone, so that an interrupted run sees the same data. At the end the folder holds the model, the processor and
-`provenance.json` (command, seed, steps, data hash, figures). Stands in for the pretrained Qwen2.5-VL of the paper.
+Three phases with fixed step counts and seeds (miniworld/recipe.py), independent of wall-clock time: the vision tower with its
+head (then frozen), direct answers, and reasoning that answers follow. A checkpoint is written every CHECKPOINT_EVERY steps; after
+a kill, rerun to resume from it. The randomness of a step depends on its number only, so an interrupted run sees the same data. At
+the end the folder contains the model, the processor and `provenance.json` (command, seed, steps, data hash, metrics). The model
+replaces the paper's pretrained Qwen2.5-VL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fgrpo.errors import UserError
 from miniworld import backbone_eval, fast, language_phase, vision_phase
 from miniworld import backbone_model as bm
 from miniworld import questions as qs
-from miniworld.curriculum import Pool, Teacher
+from miniworld.curriculum import LessonSampler, Pool
 from miniworld.recipe import LanguageStage, Recipe, learning_rate
 
 CHECKPOINT_EVERY = 50
@@ -43,7 +43,11 @@ def _mean(values: list[float]) -> float:
 
 
 class Training:
-    """The model in training, and its checkpoint on disk."""
+    """The model in training, and its checkpoint on disk.
+
+    Raises:
+        UserError: the folder contains a checkpoint of another recipe.
+    """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
@@ -59,14 +63,16 @@ class Training:
 
     def _load(self, state: dict[str, Any]) -> None:
         if state["recipe"] != self.digest:
-            raise UserError(f"{self.folder}/{CHECKPOINT} was made with another recipe; use another --out, or delete it")
+            raise UserError(
+                f"{self.folder}/{CHECKPOINT} was written with another recipe. Use another --out, or delete the checkpoint"
+            )
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.finished, self.seconds = state["finished"], state["seconds"]
         self.phase, self.steps_done, self._optimizer = state["phase"], state["steps_done"], state["optimizer"]
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Writes the checkpoint; the old one stays until the new one is whole."""
+        """Write the checkpoint atomically."""
         state = {
             "recipe": self.digest,
             "model": self.model.state_dict(),
@@ -82,11 +88,18 @@ class Training:
         os.replace(partial, self.folder / CHECKPOINT)
 
     def log(self, row: dict[str, Any]) -> None:
+        """Append a row to log.jsonl."""
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def run(self, phase: str, parameters: list[Any], step: Step, steps: int, lr: float, warmup: int) -> None:
-        """Runs the steps of a phase that are not done yet."""
+        """Run the remaining steps of a phase.
+
+        Args:
+            step: (step number, rng) -> losses; leaves gradients in the parameters.
+            lr: peak learning rate.
+            warmup: number of warm-up steps.
+        """
         if phase in self.finished:
             return
         optimizer = torch.optim.AdamW(parameters, lr, betas=BETAS, weight_decay=WEIGHT_DECAY)
@@ -117,7 +130,7 @@ class Training:
 
 
 def train_vision(training: Training) -> None:
-    """The vision phase; leaves the tower frozen and normalised."""
+    """Run the vision phase; leaves the tower frozen and normalised."""
     stage, visual = training.recipe.vision, training.model.model.visual
 
     def step(number: int, rng: random.Random) -> dict[str, float]:
@@ -134,18 +147,18 @@ def train_vision(training: Training) -> None:
     visual.requires_grad_(False)
 
 
-def train_language(training: Training, phase: str, stage: LanguageStage, teacher: Teacher) -> None:
-    """One language phase."""
+def train_language(training: Training, phase: str, stage: LanguageStage, sampler: LessonSampler) -> None:
+    """Run one language phase."""
     parameters = [p for p in training.model.parameters() if p.requires_grad]
 
     def step(number: int, rng: random.Random) -> dict[str, float]:
-        return language_phase.step(training.model, teacher, stage, number, rng)
+        return language_phase.step(training.model, sampler, stage, number, rng)
 
     training.run(phase, parameters, step, stage.steps, stage.lr, stage.warmup)
 
 
 def data_hash(pool: Pool) -> str:
-    """sha256 over the scenes and pixels of the pool: what the language phases learn from."""
+    """SHA-256 over scenes and pixels of the pool, the data of the language phases."""
     total = hashlib.sha256()
     for scene, image in zip(pool.scenes, pool.images, strict=True):
         total.update(json.dumps(scene.to_dict()).encode() + image.tobytes())
@@ -153,15 +166,20 @@ def data_hash(pool: Pool) -> str:
 
 
 def train(folder: Path, recipe: Recipe, command: str, exam: int) -> dict[str, Any]:
-    """Trains (or carries on) in `folder` and writes the backbone there. Returns the provenance."""
+    """Train in `folder`, or resume there, and write the backbone to it. Returns the provenance.
+
+    Args:
+        command: the command line, stored in the provenance.
+        exam: number of held-out questions per family.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(folder, recipe)
     train_vision(training)
     pool = Pool(recipe.singles, recipe.pairs, f"{recipe.seed}/pool")
     pool.compute(training.model.model.visual)
-    teacher = Teacher(training.codec, pool)
-    train_language(training, "direct", recipe.direct, teacher)
-    train_language(training, "follow", recipe.follow, teacher)
+    sampler = LessonSampler(training.codec, pool)
+    train_language(training, "direct", recipe.direct, sampler)
+    train_language(training, "follow", recipe.follow, sampler)
     bm.save(training.model, folder)
     provenance = {
         "command": command,
@@ -182,10 +200,10 @@ def train(folder: Path, recipe: Recipe, command: str, exam: int) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains the mini backbone from scratch.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the backbone; an interrupted run carries on")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to prove the plumbing")
-    parser.add_argument("--exam", type=int, default=100, help="held-out questions a family (default: 100)")
+    parser = argparse.ArgumentParser(description="train the mini backbone from scratch")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; an interrupted run resumes")
+    parser.add_argument("--quick", action="store_true", help="a few steps of every phase, to test the code")
+    parser.add_argument("--exam", type=int, default=100, help="held-out questions per family (default: 100)")
 
     def body(args: argparse.Namespace) -> None:
         recipe = Recipe().quick() if args.quick else Recipe()

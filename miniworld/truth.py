@@ -1,7 +1,7 @@
-"""Finds the scene that a picture shows, for samples that came through the data sets' own formats, which carry no scene.
+"""Maps an image to its scene, for samples that were read from a data set's own format, which contains no scene.
 
-Whoever writes pictures of the miniature world also writes `scenes.jsonl` beside them: one line a picture,
-`{"key": image_key(picture), "scene": scene.to_dict()}`.
+Whoever writes images of the miniature world also writes `scenes.jsonl` next to them: one line per image,
+`{"key": image_key(image), "scene": scene.to_dict()}`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ FILE = "scenes.jsonl"
 
 
 def image_key(image: str | Path | Image.Image) -> str:
-    """sha256 (hex) of size and RGB pixels of a picture, or of the picture in a file. OSError if it cannot be read."""
+    """SHA-256 (hex) over size and RGB pixels of an image or image file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return image_key(opened.convert("RGB"))
@@ -29,43 +33,53 @@ def image_key(image: str | Path | Image.Image) -> str:
 
 
 def entry(image: Image.Image, scene: Scene) -> dict[str, object]:
-    """The line of scenes.jsonl for `image` as it will be decoded again (lossless formats only)."""
+    """The line of scenes.jsonl for `image` as it will be decoded (lossless formats only)."""
     return {"key": image_key(image), "scene": scene.to_dict()}
 
 
 class TruthBook:
-    """Scenes by picture."""
+    """Scenes by image."""
 
     def __init__(self, scenes: Iterable[tuple[str, Scene]]) -> None:
         self._scenes = dict(scenes)
-        self._keys: dict[str, str] = {}  # path -> key, so that a picture is decoded once
+        self._keys: dict[str, str] = {}  # path -> key, so that each image is decoded once
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     @classmethod
     def load(cls, folder: str | Path) -> TruthBook:
-        """Reads `folder`/scenes.jsonl. UserError if it is missing or a line is not an entry."""
+        """Read `folder`/scenes.jsonl.
+
+        Raises:
+            UserError: the file is missing, or a line is not a valid entry (names the line).
+        """
         path = Path(folder) / FILE
         if not path.is_file():
-            raise UserError(f"no {FILE} in {folder}, the root of miniature data; `make data PRESET=mini` writes it")
-        pairs = []
+            raise UserError(
+                f"no {FILE} in {folder}, the root of the miniature data. Run `make data PRESET=mini` to write it"
+            )
+        entries = []
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
-                    pairs.append((str(row["key"]), Scene.from_dict(row["scene"])))
+                    entries.append((str(row["key"]), Scene.from_dict(row["scene"])))
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
-                        f"{path}, line {number} is not a scene ({error!r}); delete the folder and make it again"
+                        f"{path}, line {number} is not a valid scene ({error!r}). Delete the folder, then rerun `make data`"
                     ) from error
-        return cls(pairs)
+        return cls(entries)
 
     def scenes(self, image_paths: Sequence[str | Path | Image.Image]) -> tuple[Scene, ...] | None:
-        """The scenes of the pictures, in order; None if one of them is not in the book. OSError if one cannot be read."""
-        found = []
+        """The scenes of the images, in order; None if the book does not contain one of them.
+
+        Raises:
+            OSError: an image file cannot be read.
+        """
+        scenes = []
         for image in image_paths:
             if isinstance(image, Image.Image):
                 key = image_key(image)
@@ -76,5 +90,5 @@ class TruthBook:
                 key = self._keys[name]
             if key not in self._scenes:
                 return None
-            found.append(self._scenes[key])
-        return tuple(found)
+            scenes.append(self._scenes[key])
+        return tuple(scenes)

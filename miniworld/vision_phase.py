@@ -1,8 +1,8 @@
-"""First phase of the mini backbone: teaches the vision tower what is in each image token, then freezes it.
+"""First phase of the mini backbone: trains the vision tower to encode the content of each image token, then freezes it.
 
-A linear head on each image token names colour, shape, row and column and measures size and offset of the thing in it;
-the head is thrown away. Then the features are centred and scaled to a fixed spread by folding both into the merger's
-last linear layer, so that they enter the language model at the size of its embeddings.
+A linear head on each image token predicts colour, shape, row and column, and regresses size and offset of the thing in it; the
+head is then discarded. Finally the features are centred and scaled to a fixed spread by folding both into the merger's last
+linear layer, so that they have the scale of the language model's embeddings.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from miniworld.backbone_model import HIDDEN
 from miniworld.render import render
 from miniworld.scene import BOARD, CELL, COLORS, SHAPES, SIZES, Scene, sample_scene
 
-CLASSES = (len(COLORS) + 1, len(SHAPES) + 1, BOARD, BOARD)  # 0 = nothing there
+CLASSES = (len(COLORS) + 1, len(SHAPES) + 1, BOARD, BOARD)  # 0 = empty
 MEASURES = 3  # size, offset right, offset down
 FEATURE_SPREAD = 0.3
 
 
 def targets(scenes: Sequence[Scene]) -> torch.Tensor:
-    """What each image token holds: (M, K, 7) = colour, shape, row, column, size, offset right, offset down."""
+    """Content of each image token: (M, K, 7) = colour, shape, row, column, size, offset right, offset down."""
     out = torch.zeros(len(scenes), BOARD, BOARD, 7)
     out[..., 2] = torch.arange(BOARD).view(-1, 1)
     out[..., 3] = torch.arange(BOARD)
@@ -43,33 +43,33 @@ def targets(scenes: Sequence[Scene]) -> torch.Tensor:
 
 
 class Head(nn.Module):
-    """The linear head, and its loss."""
+    """The linear head and its loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(HIDDEN, sum(CLASSES) + MEASURES)
 
     def losses(self, features_MKH: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
-        """Losses (5,): colour, shape, row, column, measures (where there is a thing)."""
-        *logits, measured = self.linear(features_MKH).split([*CLASSES, MEASURES], -1)
+        """Losses (5,): colour, shape, row, column, measures (only where there is a thing)."""
+        *logits, measures = self.linear(features_MKH).split([*CLASSES, MEASURES], -1)
         truth = targets(scenes)
-        named = [F.cross_entropy(z.flatten(0, 1), truth[..., i].long().flatten()) for i, z in enumerate(logits)]
-        there = truth[..., 0] > 0
-        return torch.stack([*named, 2 * F.mse_loss(measured[there], truth[..., 4:][there])])
+        class_losses = [F.cross_entropy(z.flatten(0, 1), truth[..., i].long().flatten()) for i, z in enumerate(logits)]
+        is_occupied = truth[..., 0] > 0
+        return torch.stack([*class_losses, 2 * F.mse_loss(measures[is_occupied], truth[..., 4:][is_occupied])])
 
 
-def step_loss(model: Any, head: Head, rng: random.Random, pictures: int) -> torch.Tensor:
-    """Losses (5,) on freshly drawn pictures."""
-    scenes = [sample_scene(rng) for _ in range(pictures)]
+def step_loss(model: Any, head: Head, rng: random.Random, image_count: int) -> torch.Tensor:
+    """Losses (5,) on newly drawn images."""
+    scenes = [sample_scene(rng) for _ in range(image_count)]
     pixels = fast.pixel_values([render(scene, rng) for scene in scenes])
     return head.losses(fast.image_features(model.model.visual, pixels), scenes)
 
 
 @torch.no_grad()
-def normalise(model: Any, rng: random.Random, pictures: int = 256) -> None:
-    """Centres the features and scales them to FEATURE_SPREAD, by changing the merger's last layer."""
+def normalise(model: Any, rng: random.Random, image_count: int = 256) -> None:
+    """Centre the features and scale them to FEATURE_SPREAD, by changing the merger's last layer."""
     visual = model.model.visual
-    features = fast.features_of(visual, [render(sample_scene(rng), rng) for _ in range(pictures)]).flatten(0, 1)
+    features = fast.features_of(visual, [render(sample_scene(rng), rng) for _ in range(image_count)]).flatten(0, 1)
     mean = features.mean(0)
     scale = FEATURE_SPREAD / (features - mean).std()
     last = visual.merger.mlp[-1]

@@ -1,4 +1,4 @@
-"""What a preset must reach: endpoints and the models they serve, ports that have to be free, the rollout server."""
+"""What a preset must reach: endpoints and the models they serve, free ports, the rollout server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDPOINT_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how it stands, what was looked at, and the way out where it is not ok."""
+    """One line of the doctor: a state, what was examined, and what to do if the state is not ok."""
 
     state: Literal["ok", "warn", "fail"]
     what: str
@@ -33,8 +33,8 @@ class Finding:
 
 
 def endpoints(config: Config) -> Iterator[Finding]:
-    """Every endpoint of the engine and the judges: it answers, and serves the model that will be asked for."""
-    asked: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    """Check that each endpoint of the engine and the judges answers and serves the model that its stage requests."""
+    users: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # (address, models) -> who uses it
     if config.engine.kind == "openai":
         if not config.engine.endpoints:
             yield Finding(
@@ -45,69 +45,69 @@ def endpoints(config: Config) -> Iterator[Finding]:
         roles = {"teacher": config.models.teacher, "base": config.models.base}
         named = (config.engine.model_name,) if config.engine.model_name else tuple(roles.values())
         for entry in config.engine.endpoints:
-            if not addresses.is_pattern(entry):  # one address is one stage's: either model will do
-                asked.setdefault((entry, named), []).append("engine")
+            if not addresses.is_pattern(entry):  # one address serves one stage: either model is right
+                users.setdefault((entry, named), []).append("engine")
                 continue
             for role, model in roles.items():
-                yield from _collect((entry,), config.engine.model_name or model, role, role, asked)
+                yield from _collect((entry,), config.engine.model_name or model, role, role, users)
     for key, role in (("training", "judge"), ("evaluation", "judge"), ("extraction", "extractor")):
         judge: Judge = getattr(config.judges, key)
         if judge.backend != "openai":
             continue
-        yield from _collect(judge.endpoints, judge.model, f"{key} judge", role, asked)
+        yield from _collect(judge.endpoints, judge.model, f"{key} judge", role, users)
         if not judge.endpoints and not os.environ.get(judge.api_key_env):
-            advice = f"set {judge.api_key_env}, or judges.{key}.endpoints to a server of yours"
+            advice = f"set {judge.api_key_env}, or set judges.{key}.endpoints to your own server"
             yield Finding("fail", f"the {key} judge {judge.model} has no endpoint and no key", advice)
-    for (url, models), shown in asked.items():
-        yield endpoint(url, models, ", ".join(shown))
+    for (url, models), names in users.items():
+        yield endpoint(url, models, ", ".join(names))
 
 
 def _collect(
-    entries: tuple[str, ...], model: str, shown: str, role: str, asked: dict[tuple[str, tuple[str, ...]], list[str]]
+    entries: tuple[str, ...], model: str, user: str, role: str, users: dict[tuple[str, tuple[str, ...]], list[str]]
 ) -> Iterator[Finding]:
-    """Add the addresses that `entries` mean to `asked`; an address file that is not there yet is a warning."""
+    """Add the addresses of `entries` to `users`. An address file that does not exist yet is a warning."""
     try:
         for url in addresses.resolve(entries, model):
-            asked.setdefault((url, (model,)), []).append(shown)
+            users.setdefault((url, (model,)), []).append(user)
     except UserError as error:
         if "is no address file" in str(error):
             yield Finding("fail", str(error))
         else:
-            yield Finding("warn", f"{shown}: no server of {model} is up", f"make serve-{role}, when its stage is due")
+            yield Finding("warn", f"{user}: no server of {model} is up", f"run `make serve-{role}` before its stage")
 
 
 def endpoint(url: str, models: tuple[str, ...], role: str) -> Finding:
-    """Ask one endpoint which models it serves; one of `models` must be among them."""
+    """Check that one endpoint answers and serves one of `models`."""
     base = url.rstrip("/")
     key = os.environ.get("OPENAI_API_KEY", "none")
     try:
-        asked = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})
-        with urllib.request.urlopen(asked, timeout=ENDPOINT_TIMEOUT_S) as reply:
+        request = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(request, timeout=ENDPOINT_TIMEOUT_S) as reply:
             body: Any = json.load(reply)
         served = [str(entry["id"]) for entry in body["data"]]
     except urllib.error.HTTPError as error:
-        return Finding("fail", f"{role}: {url} answers {error.code}", "is the address right (…/v1), and the key?")
+        return Finding("fail", f"{role}: {url} answers {error.code}", "check the address (…/v1) and the key")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Finding("fail", f"{role}: {url} does not answer ({error})", "start its server, or mend the address")
-    there = [model for model in models if model in served]
-    if not there:
+        return Finding("fail", f"{role}: {url} does not answer ({error})", "start its server, or fix the address")
+    matching = [model for model in models if model in served]
+    if not matching:
         return Finding(
             "fail",
             f"{role}: {url} serves {', '.join(served[:4])}, not {' or '.join(models)}",
-            "set the model's name, or serve it",
+            "set the model's name to the served one, or serve the right model",
         )
-    return Finding("ok", f"{role}: {url} serves {there[0]}")
+    return Finding("ok", f"{role}: {url} serves {matching[0]}")
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a process listens on this port."""
     with socket.socket() as probe:
         probe.settimeout(ENDPOINT_TIMEOUT_S)
         return probe.connect_ex((host, port)) == 0
 
 
 def ports(config: Config) -> Iterator[Finding]:
-    """The rollout server (up, not yet, or its port taken by something else), and the port of training over machines."""
+    """Check the rollout server (up, not yet up, or its port in use), and the port of training over several machines."""
     if config.rl.rollout_engine == "vllm-server":
         yield rollouts(config.rl.vllm.server.replace("{preset}", config.preset))
     if config.launch.machines > 1:
@@ -119,25 +119,25 @@ def ports(config: Config) -> Iterator[Finding]:
 
 
 def rollouts(entry: str) -> Finding:
-    """How the rollout server stands that `rl.vllm.server` names: an address, or an address file."""
-    later = "make serve-rollouts, when RL is due"
+    """Check the rollout server that `rl.vllm.server` names by an address or an address file."""
+    later = "run `make serve-rollouts` before RL"
     try:
-        found = [address.url for address in addresses.found(entry)] if addresses.is_pattern(entry) else [entry]
+        urls = [address.url for address in addresses.matching(entry)] if addresses.is_pattern(entry) else [entry]
     except UserError as error:
-        return Finding("fail", str(error), "delete it, and start the server again")
-    if not found:
+        return Finding("fail", str(error), "delete it and start the server again")
+    if not urls:
         return Finding("warn", f"no rollout server has written {entry} yet", later)
-    server = found[0]
+    server = urls[0]
     parts = urlsplit(server)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     try:
         taken = listens(host, port)
     except OSError as error:
-        advice = "set rl.vllm.server to the machine that serves the rollouts"
+        advice = "set rl.vllm.server to the address of the rollout server"
         return Finding("fail", f"rl.vllm.server {server} cannot be reached ({error})", advice)
     if taken and healthy(server):
         return Finding("ok", f"the rollout server answers at {server}")
     if taken:
-        advice = f"stop what listens on port {port} there, or choose another port in rl.vllm.server"
-        return Finding("fail", f"{server} is taken by something that is no vLLM server", advice)
+        advice = f"stop the process on port {port}, or choose another port in rl.vllm.server"
+        return Finding("fail", f"{server} is in use by something that is not a vLLM server", advice)
     return Finding("warn", f"no rollout server at {server} yet", later)

@@ -1,7 +1,7 @@
-"""Says, before hours are spent, whether this machine can run a preset: versions, builds, tools, disk, data, endpoints.
+"""Checks, before hours are spent, whether this machine can run a preset: versions, builds, tools, disk, data, endpoints.
 
-Each line is ok, warn (a part of the project will not work) or fail (this preset will not), with what to do. Versions are
-compared with constraints/*.txt; torch and vLLM are looked at without being imported. Exit code 1 if anything fails.
+Each line is ok, warn (a part of the project will not work) or fail (this preset will not work), with what to do. Versions
+are compared with requirements/*.txt; torch and vLLM are examined without an import. Exit code 1 if anything fails.
 
 Command: `make doctor PRESET=paper-7b` (`python -m ops.doctor --preset paper-7b`).
 """
@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 from data_curation import source as sources
 from eval import base as benchmarks
-from fgrpo import runs, torchvision_shim
+from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.policy import torchvision_shim
 from fgrpo.schema import Config, Serving
 from ops.connectivity import Finding, endpoints, ports
 
@@ -44,14 +45,12 @@ CORE = (
 VERSIONS = ("core.txt", "rest.txt")
 SHIM_MODULE = "fgrpo_torchvision_shim.py"
 MINI_DISK_GB = 2  # ours: environments and a mini run
-DATA_DISK_GB = (
-    500  # ours: archives and pictures (`make data-download PLAN=1` has the exact figure), also while unpacked
-)
+DATA_DISK_GB = 500  # ours: archives and images, also while unpacking; `make data-download PLAN=1` has the exact figure
 IMPORT_TIMEOUT_S = 120.0
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Versions by package name: of a constraints file, or of the names in a file beside the two that hold versions."""
+    """Versions by package name, from a pip constraints file, or for the names in a file next to the two that hold versions."""
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     held = {plain(name): version.strip() for name, _, version in (line.partition("==") for line in lines) if version}
     names = [plain(line) for line in lines if line and not line.startswith("-") and "==" not in line]
@@ -65,7 +64,7 @@ def plain(name: str) -> str:
 
 
 def installed(name: str) -> str | None:
-    """The installed version of a distribution, without its local part ("+cpu"); None if it is not there."""
+    """The installed version of a distribution without its local part ("+cpu"); None if it is not installed."""
     try:
         return importlib.metadata.version(name).split("+")[0]
     except importlib.metadata.PackageNotFoundError:
@@ -73,7 +72,7 @@ def installed(name: str) -> str | None:
 
 
 def versions(wanted: dict[str, str], source: str) -> Iterator[Finding]:
-    """Installed versions against the pins: a core package that differs is a failure, another a warning."""
+    """Compare installed versions with the pins: a core package that differs fails, another one is a warning."""
     others = []
     for name, version in wanted.items():
         found = installed(name)
@@ -92,7 +91,7 @@ def versions(wanted: dict[str, str], source: str) -> Iterator[Finding]:
         yield Finding(
             "warn", f"{len(others)} other packages differ from {source}: {', '.join(others[:6])}", "run `make setup`"
         )
-    yield Finding("ok", f"{len(wanted)} pins of {source} looked at")
+    yield Finding("ok", f"{len(wanted)} pins of {source} compared")
 
 
 def torch_build() -> str | None:
@@ -106,19 +105,19 @@ def torch_build() -> str | None:
 
 
 def devices() -> Iterator[Finding]:
-    """GPUs that the driver shows, and whether the torch build can use them."""
+    """Check whether the torch build can use the GPUs that the driver shows."""
     build = torch_build()
     tool = shutil.which("nvidia-smi")
     listing = subprocess.run([tool], capture_output=True, text=True, check=False).stdout if tool else ""
     driver = re.search(r"CUDA Version: *(\d+)\.(\d+)", listing)
     count = len(gpus())
     if count and build is None:
-        advice = "make the environment from requirements/gpu.txt (pip install torch from PyPI)"
+        advice = "create the environment from requirements/gpu.txt (pip install torch from PyPI)"
         yield Finding("fail", f"{count} GPUs, but torch is a CPU build", advice)
     elif count and driver and build and int(build.split(".")[0]) > int(driver.group(1)):
         yield Finding(
             "fail",
-            f"torch was built for CUDA {build}, the driver knows {driver.group(1)}.{driver.group(2)}",
+            f"torch was built for CUDA {build}, the driver supports {driver.group(1)}.{driver.group(2)}",
             "update the driver",
         )
     elif not count and build is not None:
@@ -130,7 +129,7 @@ def devices() -> Iterator[Finding]:
 
 
 def compiler() -> Iterator[Finding]:
-    """CUDA's compiler, where there is one, against the CUDA that torch was built for."""
+    """Compare CUDA's compiler, if there is one, with the CUDA that torch was built for."""
     tool, build = shutil.which("nvcc"), torch_build()
     if tool is None or build is None:
         return
@@ -140,11 +139,11 @@ def compiler() -> Iterator[Finding]:
         words = f"nvcc is CUDA {found.group(1)}.{found.group(2)}, and torch was built for {build}"
         yield Finding("warn", words, f"conda install -c conda-forge cuda-nvcc cuda-version={build}")
     else:
-        yield Finding("ok", "nvcc and torch are of one CUDA")
+        yield Finding("ok", "nvcc and torch have the same CUDA version")
 
 
 def torchvision() -> Iterator[Finding]:
-    """Whether a fresh interpreter can import torchvision and with it Qwen2.5-VL's processor."""
+    """Whether a fresh interpreter can import torchvision and with it the policy's processor."""
     code = "import torchvision; from transformers import AutoProcessor"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=IMPORT_TIMEOUT_S
@@ -165,7 +164,7 @@ def torchvision() -> Iterator[Finding]:
 
 
 def vllm(config: Config) -> Iterator[Finding]:
-    """vLLM here or in .venv-vllm, and its version."""
+    """Check the version of vLLM, here or in .venv-vllm."""
     wanted = pins(ROOT / "requirements" / "gpu.txt").get("vllm", "")
     needed = config.rl.rollout_engine != "transformers"
     state: Literal["warn", "fail"] = "fail" if needed else "warn"
@@ -174,7 +173,7 @@ def vllm(config: Config) -> Iterator[Finding]:
     if found is None and beside:
         found = beside[-1].name.removeprefix("vllm-").removesuffix(".dist-info").split("+")[0]
     if found is None:
-        advice = "make the environment from requirements/gpu.txt (GPU), or `make setup-vllm` (CPU, for tests)"
+        advice = "create the environment from requirements/gpu.txt (GPU), or run `make setup-vllm` (CPU, for tests)"
         yield Finding(
             state, "no vLLM" + (f", and rl.rollout_engine is {config.rl.rollout_engine}" if needed else ""), advice
         )
@@ -185,7 +184,7 @@ def vllm(config: Config) -> Iterator[Finding]:
 
 
 def tools(config: Config) -> Iterator[Finding]:
-    """The DeepSpeed files of the preset, and the compiler and ninja for one that moves the optimizer's states to the CPU."""
+    """Check the preset's DeepSpeed files, and the compiler and ninja that offloading the optimizer needs."""
     for stage in ("sft", "rl"):
         file = getattr(config, stage).deepspeed
         try:
@@ -196,14 +195,14 @@ def tools(config: Config) -> Iterator[Finding]:
             if file is not None:
                 yield Finding("ok", f"{stage}.deepspeed: {file}")
     if missing := missing_tools():
-        words = f"{' and '.join(missing)} not found (only DeepSpeed with offload_optimizer builds anything)"
+        words = f"{' and '.join(missing)} not found (needed only by DeepSpeed with offload_optimizer)"
         yield Finding("warn", words, how_to_install(missing))
     else:
         yield Finding("ok", "g++ and ninja")
 
 
 def disk(config: Config, runs_root: str) -> Iterator[Finding]:
-    """Free space where runs and data go; for runs, what the stages that are still to be trained leave there at most."""
+    """Check free space for runs and data. For runs, that is what the untrained stages write at most."""
     mini, root = config.world is not None, Path(runs_root)
     wanted = {"data": DATA_DISK_GB, "runs": 0.0 if mini else checkpoint_gb(config, root)}
     for name, folder in (("runs", root), ("data", Path(config.data.root))):
@@ -212,15 +211,15 @@ def disk(config: Config, runs_root: str) -> Iterator[Finding]:
         if free >= needed:
             yield Finding("ok", f"{free:.0f} GB free for {name}")
             continue
-        words = f"{free:.0f} GB free for {name} in {folder}, {needed:.0f} wanted"
-        advice = "free some, or choose another disk" + (
+        words = f"{free:.0f} GB free for {name} in {folder}, {needed:.0f} needed"
+        advice = "free some space, or choose another disk" + (
             "" if mini or name == "data" else ", or OVERLAY=lora; `make plan` has the formula"
         )
         yield Finding("fail" if mini or name == "runs" else "warn", words, advice)
 
 
 def checkpoint_gb(config: Config, root: Path) -> float:
-    """What SFT and RL with this method are still going to write, by the plan's formulas."""
+    """GB that SFT and RL with this method have yet to write, by the plan's formulas."""
     from ops.memory_estimate import shape_of
     from ops.plan import GB, STAGES, checkpoints
 
@@ -228,33 +227,33 @@ def checkpoint_gb(config: Config, root: Path) -> float:
     for stage in STAGES:
         folder = runs.folder(config, stage if stage == "sft" else f"rl-{config.method}", root)
         if not (folder / "done").exists():
-            there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            total += max(checkpoints(config, stage, shape).size - there, 0) / GB
+            written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            total += max(checkpoints(config, stage, shape).size - written, 0) / GB
     return total
 
 
 def data(config: Config) -> Iterator[Finding]:
-    """Each training source and benchmark that the preset names: its folder is there and holds files."""
+    """Check that each training source and benchmark of the preset has a folder with files."""
     root = Path(config.data.root)
-    asked: list[tuple[str, Any, str]] = []
+    needed: list[tuple[str, Any, str]] = []
     for source in map(sources.source, config.data.sources):
-        asked.append(("train", source, source.hub))
+        needed.append(("train", source, source.hub))
     for benchmark in map(benchmarks.benchmark, config.eval.benchmarks):
-        asked.append(("bench", benchmark, benchmark.source))
+        needed.append(("bench", benchmark, benchmark.source))
     halves = sorted(root.rglob("*.part"))[:3] if root.is_dir() else []
     if halves:
         names = ", ".join(str(path) for path in halves)
         yield Finding(
-            "fail", f"half a download: {names}", f"`make data-download PRESET={config.preset}` goes on with it"
+            "fail", f"incomplete download: {names}", f"`make data-download PRESET={config.preset}` resumes it"
         )
     missing = []
-    for part, item, origin in asked:
+    for part, item, origin in needed:
         folder = root / part / item.folder
         files = getattr(item, "files", lambda place: list(place.iterdir()))
         if not folder.is_dir() or not files(folder):
             missing.append(f"{folder} ({origin})")
     if not missing:
-        yield Finding("ok", f"data of {len(asked)} sources and benchmarks in {root}")
+        yield Finding("ok", f"data of {len(needed)} sources and benchmarks in {root}")
     elif config.world is not None:
         yield Finding("ok", f"{root} is written by `make data`")
     for entry in missing if config.world is None else ():
@@ -264,7 +263,7 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def models(config: Config) -> Iterator[Finding]:
-    """Base and teacher: a folder with a model, or in the hub's cache; and the package of the questions' embedder."""
+    """Check base and teacher (a folder with a model, or in the hub's cache) and the package of the question embedder."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -286,14 +285,14 @@ def models(config: Config) -> Iterator[Finding]:
             yield Finding("ok", f"{role} model {name} in the hub's cache")
         elif config.world is not None:
             yield Finding(
-                "fail", f"no {role} model in {name}", "run `make backbone`, or get the shipped one back from git"
+                "fail", f"no {role} model in {name}", "run `make backbone`, or restore the shipped one with git"
             )
         else:
             yield Finding("warn", f"{role} model {name} is not downloaded", f"hf download {name}")
 
 
 def layout(config: Config) -> Iterator[Finding]:
-    """Whether this machine has the GPUs that the preset trains and serves on, and whether their memory is enough."""
+    """Check that this machine has enough GPUs, and GPU memory, to train and serve the preset."""
     found = gpus()
     trained = {stage: getattr(config, stage).precision == "bf16" for stage in ("sft", "rl")}
     for stage, needs in trained.items():
@@ -304,11 +303,13 @@ def layout(config: Config) -> Iterator[Finding]:
                 if found
                 else "train on a GPU machine; PRESET=mini runs on a CPU"
             )
-            yield Finding("fail", f"{stage} runs {wanted} processes, one a GPU, and {len(found)} are here", advice)
+            yield Finding(
+                "fail", f"{stage} runs {wanted} processes, one per GPU, and this machine has {len(found)}", advice
+            )
         elif needs:
             yield Finding("ok", f"{wanted} GPUs for {stage}")
     if found and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
-        advice = "pip install flash-attn --no-build-isolation; without it attention is torch's own, which is slower"
+        advice = "pip install flash-attn --no-build-isolation; without it torch's own attention runs, which is slower"
         yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
     if found and any(trained.values()):
         yield from _memory(config, min(gpu.gib for gpu in found))
@@ -318,11 +319,13 @@ def layout(config: Config) -> Iterator[Finding]:
             wanted = serving.tensor_parallel * serving.data_parallel
             if wanted > len(found):
                 advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(found)}"
-                yield Finding("warn", f"serving the {role} takes {wanted} GPUs, and {len(found)} are here", advice)
+                yield Finding(
+                    "warn", f"serving the {role} takes {wanted} GPUs, and this machine has {len(found)}", advice
+                )
 
 
 def _memory(config: Config, gib: float) -> Iterator[Finding]:
-    """What `make plan` expects a GPU to hold, against what the smallest one has."""
+    """Compare the memory that `make plan` expects with that of the smallest GPU."""
     from ops.assumptions import Assumptions
     from ops.memory_estimate import shape_of
     from ops.plan import STAGES, likely_memory
@@ -332,17 +335,17 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
         wanted = sum(part.size for part in likely_memory(config, stage, shape, Assumptions())) / 2**30
         if wanted > gib:
             advice = "more GPUs, OVERLAY=lora, or a smaller micro-batch; `make plan` shows the parts"
-            yield Finding("fail", f"{stage} is likely to take {wanted:.0f} GiB of a GPU that has {gib:.0f}", advice)
+            yield Finding("fail", f"{stage} likely needs {wanted:.0f} GiB per GPU, and a GPU has {gib:.0f}", advice)
         else:
-            yield Finding("ok", f"{stage} is likely to take {wanted:.0f} of a GPU's {gib:.0f} GiB")
+            yield Finding("ok", f"{stage} likely needs {wanted:.0f} of {gib:.0f} GiB per GPU")
 
 
 def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
     """All findings for a configuration, in order."""
     file = "gpu.txt" if torch_build() else "cpu.txt"
     wanted = pins(ROOT / "requirements" / file)
-    wanted.pop("vllm", None)  # looked at on its own
-    yield from versions(wanted, f"constraints/{file}")
+    wanted.pop("vllm", None)  # see `vllm`
+    yield from versions(wanted, f"requirements/{file}")
     yield from devices()
     yield from compiler()
     yield from torchvision()
@@ -369,7 +372,7 @@ def main() -> None:
         if failed:
             sys.exit(1)
 
-    run(body, parser("what this machine lacks for a preset, and what to do about it"))
+    run(body, parser("check what this machine lacks for a preset, and what to do"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a model takes in memory, from its configuration alone: parameters counted on the meta device, bytes from formulas.
+"""Memory of a model, estimated from its configuration alone: parameters on the meta device, bytes from formulas.
 
-`shape_of` builds the real class without weights. The other functions are arithmetic over a `Shape`, and say their formula.
-Bytes are those of training with DeepSpeed as configs/deepspeed has it (ZeRO-3 shards parameters, gradients and optimizer; ZeRO-2
-keeps whole parameters), or of plain data parallel training without. Imports torch inside `shape_of` only.
+`shape_of` builds the real class without weights. The other functions are arithmetic over a `Shape` and show their formula.
+Bytes are those of training with the DeepSpeed files of configs/deepspeed (ZeRO-3 shards parameters, gradients and optimizer;
+ZeRO-2 keeps complete parameters), or of plain data-parallel training. Only `shape_of` imports torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fgrpo.policy import model_files
+from fgrpo.policy import backbone, model_files
 from fgrpo.schema import Lora
 
 SHAPES = Path(__file__).resolve().parent.parent / "configs" / "shapes"
@@ -21,13 +21,13 @@ Sharding = Literal["zero3", "zero2", "none"]
 HALF, FULL = 2, 4  # bytes of a bf16 and a float32 number
 MASTER_AND_ADAM = 12  # float32 weights and Adam's two moments
 ADAM = 8
-LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at once at most
+LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: most parameters gathered at once
 LOGIT_BYTES = 10  # bf16 logits, their float32 copy, and its gradient
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Qwen2.5-VL: parameters in all, of the vision encoder and of its projector; the language model's dimensions."""
+    """Sizes of a policy: parameters (all, vision encoder, projector) and the language model's dimensions."""
 
     parameters: int
     encoder: int
@@ -44,13 +44,13 @@ class Shape:
         return self.parameters - frozen
 
     def adapters(self, lora: Lora) -> int:
-        """Parameters of adapters on the language model's seven projections a layer: rank x (in + out)."""
+        """Parameters of adapters on the language model's seven projections per layer: rank x (in + out)."""
         h, f, kv = self.hidden, self.feed_forward, self.kv_width
         return lora.rank * self.layers * (2 * (h + h) + 2 * (h + kv) + 3 * (h + f))
 
 
 def configuration(model: str) -> dict[str, Any]:
-    """The model's config.json: of its folder, of configs/shapes by its name, or of the hub."""
+    """The model's config.json, from its folder, from configs/shapes by its name, or from the hub."""
     path = SHAPES / f"{Path(model).name}.json"
     if not Path(model).is_dir() and path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -58,20 +58,24 @@ def configuration(model: str) -> dict[str, Any]:
 
 
 def shape_of(model: str) -> Shape:
-    """The shape of a Qwen2.5-VL: a folder, a file of configs/shapes, or a name of the hub.
+    """The shape of a policy.
+
+    Args:
+        model: a folder, a file of configs/shapes, or a name on the hub.
 
     Raises:
-        UserError: no such model, or another kind.
+        UserError: the model does not exist, or is of another kind.
     """
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config: Any = Qwen2_5_VLConfig(**configuration(model))
+    described = configuration(model)
+    family = backbone.lookup(described.get("model_type"), model)
+    config: Any = family.config_class()(**described)
     with torch.device("meta"):
-        built = Qwen2_5_VLForConditionalGeneration(config)
+        built = family.model_class()(config)
     sizes: Mapping[str, int] = {name: p.numel() for name, p in built.named_parameters()}
-    vision = {name: size for name, size in sizes.items() if ".visual." in f".{name}"}
-    projector = sum(size for name, size in vision.items() if ".merger." in name)
+    vision = {name: size for name, size in sizes.items() if family.is_vision(name)}
+    projector = sum(size for name, size in vision.items() if family.is_projector(name))
     text = config.text_config
     return Shape(
         parameters=sum(sizes.values()),
@@ -87,7 +91,7 @@ def shape_of(model: str) -> Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one kind on one GPU, and the formula."""
+    """Bytes of one kind on one GPU, and their formula."""
 
     name: str
     size: float
@@ -97,23 +101,23 @@ class Part:
 def states(
     shape: Shape, trainable: int, gpus: int, sharding: Sharding, *, half: bool, adapters: bool, reference: bool
 ) -> list[Part]:
-    """Weights, gradients, optimizer, and the frozen reference policy, on one GPU.
+    """Weights, gradients, optimizer and the frozen reference policy on one GPU.
 
     Args:
-        trainable: parameters with gradients (the adapters alone, with LoRA).
-        half: bf16 weights and gradients beside float32 master weights; else float32 throughout.
-        adapters: `trainable` comes on top of the model's own parameters.
+        trainable: parameters with gradients (with LoRA, the adapters alone).
+        half: bf16 weights and gradients with float32 master weights; otherwise float32 throughout.
+        adapters: `trainable` is added to the model's own parameters.
         reference: a second, frozen copy for the KL term.
     """
     weight = HALF if half else FULL
-    optimiser = MASTER_AND_ADAM if half else ADAM
+    optimizer = MASTER_AND_ADAM if half else ADAM
     whole = shape.parameters + (trainable if adapters else 0)
     over = 1 if sharding == "none" else gpus
     over_weights = gpus if sharding == "zero3" else 1
     parts = [
         Part("weights", weight * whole / over_weights, f"{weight} bytes x {whole:,} / {over_weights}"),
         Part("gradients", weight * trainable / over, f"{weight} bytes x {trainable:,} trained / {over}"),
-        Part("optimizer", optimiser * trainable / over, f"{optimiser} bytes x {trainable:,} / {over}"),
+        Part("optimizer", optimizer * trainable / over, f"{optimizer} bytes x {trainable:,} / {over}"),
     ]
     if reference:
         size = weight * shape.parameters / over_weights
@@ -129,9 +133,9 @@ def states(
 def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, checkpointing: bool) -> list[Part]:
     """Activations of one forward and backward pass over `tokens`, and the logits of `with_logits` of them.
 
-    With checkpointing every layer keeps its input, and one layer at a time is computed again; attention in blocks (flash,
-    sdpa) keeps no matrix of scores. A layer holds about eight vectors of the hidden size, keys and values, and four of the
-    feed-forward's; as much again for their gradients.
+    With checkpointing, every layer keeps its input and one layer at a time is recomputed. Blockwise attention (flash, sdpa)
+    keeps no matrix of scores. A layer holds about eight vectors of the hidden size, keys and values, and four of the
+    feed-forward size, and the same again for their gradients.
     """
     number = HALF if half else FULL
     layer = 2 * number * (8 * shape.hidden + 2 * shape.kv_width + 4 * shape.feed_forward)
@@ -149,17 +153,17 @@ def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, chec
 
 
 def checkpoints(shape: Shape, trainable: int, number: int, whole: int, *, half: bool, adapters: bool) -> Part:
-    """Bytes on the disk, not of a GPU: `number` checkpoints with the optimizer's states, and `whole` models without."""
-    weight, optimiser = (HALF, MASTER_AND_ADAM) if half else (FULL, ADAM)
+    """Bytes on disk: `number` checkpoints with the optimizer's states, and `whole` models without them."""
+    weight, optimizer = (HALF, MASTER_AND_ADAM) if half else (FULL, ADAM)
     saved = trainable if adapters else shape.parameters
-    size = number * (weight * saved + optimiser * trainable) + whole * weight * shape.parameters
+    size = number * (weight * saved + optimizer * trainable) + whole * weight * shape.parameters
     formula = (
-        f"{number} checkpoints x ({weight} bytes x {saved:,} saved + {optimiser} x {trainable:,} trained) + {whole} whole x "
+        f"{number} checkpoints x ({weight} bytes x {saved:,} saved + {optimizer} x {trainable:,} trained) + {whole} whole x "
         f"{weight} x {shape.parameters:,}"
     )
     return Part("checkpoints", size, formula)
 
 
 def cache_bytes(shape: Shape, number: int = HALF) -> int:
-    """Bytes of a token in the KV cache: 2 x layers x width of keys x bytes of a number."""
+    """Bytes per token in the KV cache: 2 x layers x width of keys x bytes of a number."""
     return 2 * shape.layers * shape.kv_width * number

@@ -1,9 +1,10 @@
-"""What a run will take before it takes it: calls, tokens, GPU hours, memory a GPU, KV cache, judge cost and disk.
+"""Estimates a run before it starts: calls, tokens, GPU hours, memory per GPU, KV cache, judge cost and disk.
 
-From the preset, the real model built without weights (`ops.memory_estimate`) and the assumptions of configs/plan.yaml. Every line
-says its formula; "at most" marks upper bounds: searches end early, replies are shorter than their limit, and training judges
-see correct rollouts only. Throughput, lengths and prices are assumptions, printed at the end with their source: replace them
-(`--assume sampling.teacher=600`). What stages of this preset have already taken is printed beside.
+The estimate uses the preset, the real model built without weights (`ops.memory_estimate`) and the assumptions of
+configs/plan.yaml. Every line shows its formula. "At most" marks upper bounds: searches end early, replies are shorter than
+their limit, and training judges see correct rollouts only. Throughput, lengths and prices are assumptions, printed at the
+end with their source; replace them with `--assume sampling.teacher=600`. Measured times of this preset's finished stages
+are printed too.
 
 Command: `make plan PRESET=paper-7b` (`python -m ops.plan --preset paper-7b --overlay lora --assume gpu.utilisation=0.4`).
 """
@@ -27,19 +28,19 @@ from ops.assumptions import Assumptions
 from ops.memory_estimate import Part, Shape
 from ops.workload import Line, demand, likely_tokens, rl_updates, sft_batch, sft_updates
 
-BYTES = {"fp32": 4, "bf16": 2}  # a weight
+BYTES = {"fp32": 4, "bf16": 2}  # per weight
 GB = 1e9
 STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 
 
 def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
-    """GPU hours of the updates of SFT and RL, in words."""
+    """One line each for SFT and RL: GPU hours of their updates, with the formula."""
     flops = assume["gpu.tflops"] * 1e12 * assume["gpu.utilisation"]
     length = round(assume["lengths.prompt"] + assume["lengths.response"])
     out = []
     for stage in STAGES:
         if stage == "sft":
-            seen, passes, why = sft_updates(config) * sft_batch(config), 8, "forward 2, again 2, backward 4"
+            seen, passes, why = sft_updates(config) * sft_batch(config), 8, "forward 2, recomputed 2, backward 4"
         else:
             seen = rl_updates(config) * config.rl.global_batch * config.rl.group_size
             passes, why = 12, "old and reference log-probabilities 2 + 2, update 8"
@@ -53,7 +54,7 @@ def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[st
 
 
 def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> int:
-    """Parameters that a stage trains: the adapters alone with LoRA."""
+    """Parameters that a stage trains; with LoRA, the adapters alone."""
     section: Any = getattr(config, stage)
     if section.lora is not None:
         return shape.adapters(section.lora)
@@ -61,7 +62,7 @@ def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape
 
 
 def memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, length: int, reply: int) -> list[Part]:
-    """What one GPU holds in SFT or RL, at sequences of `length` tokens (`reply` of them with logits)."""
+    """Memory of one GPU in SFT or RL at sequences of `length` tokens, `reply` of them with logits."""
     section: Any = getattr(config, stage)
     trainable = trained_parameters(config, stage, shape)
     gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
@@ -93,7 +94,7 @@ def sharding(settings: str | None) -> memory_estimate.Sharding:
 
 
 def cache(config: Config, shape: Shape, assume: Assumptions) -> str:
-    """The KV cache of a generation of rollouts, and how much of it a GPU of the rollout server holds."""
+    """One line: the KV cache of a generation of rollouts, and the room for it on a GPU of the rollout server."""
     rl, serving = config.rl, config.serve.rollouts
     number = BYTES[rl.precision]
     each = memory_estimate.cache_bytes(shape, number)
@@ -102,9 +103,9 @@ def cache(config: Config, shape: Shape, assume: Assumptions) -> str:
     likely = rollouts * round(assume["lengths.prompt"] + assume["lengths.response"])
     free = assume["gpu.memory_gb"] * GB * serving.memory_share - number * shape.parameters / serving.tensor_parallel
     return (
-        f"KV cache   {each:,} bytes a token (2 x {shape.layers} layers x {shape.kv_width} wide x {number}); a generation of "
+        f"KV cache   {each:,} bytes per token (2 x {shape.layers} layers x {shape.kv_width} wide x {number}); a generation of "
         f"{rollouts} rollouts: at most {most * each / GB:,.0f} GB, likely {likely * each / GB:,.1f} GB; a GPU of "
-        f"{assume['gpu.memory_gb']:g} GB has about {max(free, 0) / GB:,.0f} GB for it beside the weights, vLLM queues the rest"
+        f"{assume['gpu.memory_gb']:g} GB has about {max(free, 0) / GB:,.0f} GB for it next to the weights; vLLM queues the rest"
     )
 
 
@@ -114,13 +115,11 @@ def parameters(config: Config) -> int:
 
 
 def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
-    """What a line of judging costs, in words."""
+    """One line: the cost of a line of judging."""
     assert line.judge is not None
     judge = line.judge
     if judge.backend != "openai" or not line.calls:
-        return (
-            f"{line.stage:10} nothing: {'no calls' if not line.calls else f'the backend {judge.backend} asks nobody'}"
-        )
+        return f"{line.stage:10} nothing: {'no calls' if not line.calls else f'the backend {judge.backend} calls no model'}"
     length = assume["lengths.extract_prompt" if line.stage == "extract" else "lengths.judge_prompt"]
     reads, writes = round(line.calls * length), line.tokens
     counted = f"{reads:,} tokens read, at most {writes:,} written"
@@ -129,11 +128,11 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
     if money is None:
         role = {"judge-rl": "training", "judge-eval": "evaluation", "extract": "extraction"}[line.stage]
         return f"{line.stage:10} {judge.model}: {counted}; set judges.{role}.prompt_price and completion_price for its cost"
-    return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices a million: {prices[0]:g}, {prices[1]:g})"
+    return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices per million: {prices[0]:g}, {prices[1]:g})"
 
 
 def checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> Part:
-    """What a trained stage has on the disk at most: one checkpoint is written before the oldest goes."""
+    """The most disk that a training stage uses: one checkpoint is written before the oldest is deleted."""
     section: Any = getattr(config, stage)
     kept = SFT_KEPT if stage == "sft" else config.rl.keep_checkpoints
     number = math.ceil(rl_updates(config) / config.rl.save_steps) if kept is None else kept + 1
@@ -145,7 +144,7 @@ def checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> Pa
 
 
 def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list[str]:
-    """Disk of SFT, of RL with one method, and of what sampling writes, in words."""
+    """One line each: disk of SFT, of RL with one method, and of sampled text."""
     parts = [(stage, checkpoints(config, stage, shape)) for stage in STAGES]
     trained = [f"{stage:10} about {part.size / GB:,.1f} GB: {part.formula}" for stage, part in parts]
     each = assume["disk.bytes_a_token"]
@@ -180,18 +179,18 @@ def measured(config: Config, root: str | Path) -> list[str]:
 
 
 def report(config: Config, assume: Assumptions, root: str | Path, price: float | None = None) -> list[str]:
-    """The whole plan, line by line."""
+    """All lines of the plan."""
     shape = memory_estimate.shape_of(config.models.base)
     lines = demand(config, assume)
     out = [f"plan for preset {config.preset}, method {config.method}"]
     if config.world is not None:
-        out.append("the miniature runs on a CPU: hours below are what a GPU of the paper's would take")
+        out.append("the miniature runs on a CPU; the hours below are those of a GPU of the paper")
     mcts = config.mcts
     steps = mcts.simulations * mcts.children * (1 + mcts.rollouts)
     most = mcts.simulations * mcts.children * (mcts.expand_attempts + mcts.rollouts)
     out += [
-        f"a tree asks for {steps} continuations where every proposal is taken, for {most} at most where many are rejected, "
-        f"likely for {steps * assume['search.expanded']:.0f}: searches end early",
+        f"a tree needs {steps} continuations if every proposal is accepted, at most {most} if many are rejected, "
+        f"likely {steps * assume['search.expanded']:.0f}, since searches end early",
         "",
     ]
     out += [f"{'stage':10} {'calls':>12} {'tokens <=':>16} {'likely':>16} {'GPU hours':>10}  how"]
@@ -205,7 +204,7 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     out.append(
         "likely: calls x lengths.* up to the limit, half of it in a tree, x search.expanded, difficulty.read, extraction.asked"
     )
-    out.append("GPU hours: likely tokens (written) / sampling.<who samples> / 3600; that rate covers reading")
+    out.append("GPU hours: likely tokens (written) / sampling.<sampler> / 3600; that rate covers reading")
     out += ["", "training (likely lengths)", *training_hours(config, shape, assume)]
     out += [
         "",
@@ -216,13 +215,13 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     out += [cache(config, shape, assume)]
     out += ["", "judges", *(judge_cost(line, assume, price) for line in lines if line.judge)]
     out += ["", "disk", *disk(config, shape, sum(likely.values()), assume)]
-    if found := measured(config, root):
-        out += ["", "measured in this preset's run folders", *found]
+    if times := measured(config, root):
+        out += ["", "measured in this preset's run folders", *times]
     return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]
 
 
 def likely_memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[Part]:
-    """What one GPU holds at sequences of the assumed length."""
+    """Memory of one GPU at sequences of the assumed length."""
     most, replies = _limits(config, stage)
     reply = min(replies, round(assume["lengths.response"]))
     length = min(most, round(assume["lengths.prompt"]) + reply)
@@ -230,7 +229,7 @@ def likely_memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, ass
 
 
 def _limits(config: Config, stage: Literal["sft", "rl"]) -> tuple[int, int]:
-    """The longest sequence, and how many of its tokens have logits."""
+    """(most tokens per sequence, how many of them have logits)."""
     if stage == "sft":
         return config.sft.max_length, config.sft.max_length
     return config.rl.max_prompt_length + config.rl.max_response_length, config.rl.max_response_length
@@ -256,11 +255,11 @@ def main() -> None:
         config = load(args.preset, args.method, args.set)
         print("\n".join(report(config, Assumptions(args.assume), args.runs, args.judge_price)))
 
-    arguments = parser("what a run will take: calls, tokens, hours, memory, cost, disk")
+    arguments = parser("estimate a run: calls, tokens, hours, memory, cost, disk")
     arguments.add_argument(
         "--assume", nargs="*", default=[], metavar="KEY=VALUE", help="assumptions of configs/plan.yaml"
     )
-    arguments.add_argument("--judge-price", type=float, metavar="PRICE", help="of a million tokens that judges write")
+    arguments.add_argument("--judge-price", type=float, metavar="PRICE", help="per million tokens that judges write")
     run(body, arguments)
 
 

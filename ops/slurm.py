@@ -1,10 +1,10 @@
-"""Slurm scripts of a preset: one a kind of job, and one that submits them all in order (`make slurm PRESET=paper-7b`).
+"""Slurm scripts of a preset: one per kind of job, and one that submits them in order (`make slurm PRESET=paper-7b`).
 
-Writes runs/<preset>/slurm/*.sbatch and submit.sh from ops/slurm_templates. Difficulty rollouts, tree search and evaluation are
-arrays of jobs, each with a server of its own (`fgrpo.inference.serve`) and a part of the items (`fgrpo.shards`); a merge follows. Training
-is one job of `launch.machines` machines with a launcher on each (`fgrpo.training.launch`); RL gets its judge and rollout servers on the
-same machine where they fit beside the trainers, otherwise on one machine more. Machines, limits and set-up: `cluster` in
-configs/paper.yaml; docs/cluster.md explains.
+Writes runs/<preset>/slurm/*.sbatch and submit.sh from ops/slurm_templates. Difficulty rollouts, tree search and evaluation
+are arrays of jobs, each with its own server (`fgrpo.inference.serve`) and a shard of the items (`fgrpo.shards`); a merge
+follows. Training is one job of `launch.machines` machines with a launcher on each (`fgrpo.training.launch`). RL gets its
+judge and rollout servers on the same machine if they fit next to the trainers, otherwise on one more machine. Machines,
+limits and set-up are in `cluster` of configs/paper.yaml; docs/cluster.md explains them.
 
 Command: `python -m ops.slurm --preset paper-7b [--overlay one-node] [--methods grpo-t,fgrpo]`.
 """
@@ -26,7 +26,7 @@ from fgrpo.schema import Config, Judge, Serving
 
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
 METHODS = ("grpo-t", "fgrpo")
-# stages whose parts are arrays of jobs: module, and the role of the server that each job has
+# stages whose shards are arrays of jobs: stage, module, role of each job's server
 PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
     ("data", "data_curation.run", "base"),
     ("mcts", "mcts.run", "teacher"),
@@ -34,20 +34,20 @@ PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
 
 
 def gpus_of(serving: Serving) -> int:
-    """GPUs that a server of this kind takes."""
+    """GPUs of a server of this kind."""
     return serving.tensor_parallel * serving.data_parallel
 
 
 def is_served(judge: Judge) -> bool:
-    """Whether a server of ours answers for this judge (not the oracle, not somebody's API)."""
+    """Whether this judge runs on our own server (not the oracle, not an external API)."""
     return judge.backend == "openai" and any(addresses.is_pattern(entry) for entry in judge.endpoints)
 
 
 def rl_layout(config: Config) -> dict[str, int]:
-    """Machines of the RL job, and which GPUs judge and rollouts get; 0 GPUs = nothing to serve.
+    """Machines of the RL job, and the GPUs of judge and rollouts; 0 GPUs mean nothing to serve.
 
     Raises:
-        UserError: judge and rollouts do not fit on a machine.
+        UserError: judge and rollouts do not fit on one machine.
     """
     machine, train = config.cluster.gpus, config.launch.rl_processes
     judge = gpus_of(config.serve.judge) if is_served(config.judges.training) else 0
@@ -77,7 +77,7 @@ def rl_layout(config: Config) -> dict[str, int]:
 
 
 def checkpoints(config: Config, root: str | Path) -> dict[str, str]:
-    """For each evaluated model the checkpoint to serve; "" for one that is behind an endpoint of its own."""
+    """The checkpoint to serve per evaluated model; "" for a model with its own endpoint."""
     out = {}
     for name in config.eval.models:
         spec = models.load(name)
@@ -89,14 +89,14 @@ def checkpoints(config: Config, root: str | Path) -> dict[str, str]:
 def scripts(
     config: Config, options: Sequence[str], root: str | Path = "runs", methods: Sequence[str] = METHODS
 ) -> dict[str, str]:
-    """The text of every script, by file name.
+    """The text of every script by file name.
 
     Args:
-        options: words of the command line that give this configuration (`--preset …`).
+        options: command-line words of this configuration (`--preset …`).
         methods: files of configs/method to train.
 
     Raises:
-        UserError: something needs more GPUs than a machine has.
+        UserError: a job needs more GPUs than a machine has.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -138,7 +138,7 @@ def scripts(
 
 
 def _sampling_gpus(config: Config, role: str) -> int:
-    """GPUs of a job that samples: its server's, or its in-process engine's."""
+    """GPUs of a sampling job: those of its server, or of its in-process engine."""
     wanted = gpus_of(getattr(config.serve, role)) if config.engine.kind == "openai" else config.engine.tensor_parallel
     if wanted > config.cluster.gpus:
         raise UserError(
@@ -171,7 +171,7 @@ def _evaluation(config: Config, root: str | Path, render: Any) -> dict[str, str]
 
 
 def write(folder: Path, texts: dict[str, str]) -> None:
-    """Write the scripts; submit.sh can be run."""
+    """Write the scripts and make them executable."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
@@ -196,7 +196,7 @@ def main() -> None:
         folder = runs.folder(config, "slurm", args.runs)
         texts = scripts(config, options, args.runs, methods)
         write(folder, texts)
-        print(f"{len(texts)} scripts in {folder}; look at them, then: bash {folder / 'submit.sh'}")
+        print(f"{len(texts)} scripts in {folder}; read them, then run: bash {folder / 'submit.sh'}")
 
     arguments = cli.parser("write Slurm scripts for a preset")
     arguments.add_argument("--methods", default=",".join(METHODS), help="methods to train (default: %(default)s)")

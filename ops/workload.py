@@ -1,6 +1,6 @@
-"""What the stages of a configuration ask for: calls, tokens and updates, each with the formula that it was worked out by.
+"""What the stages of a configuration need: calls, tokens and updates, each with its formula.
 
-Counts alone: nothing here knows of hours, memory or money (`ops.plan` makes those of it).
+Counts only; `ops.plan` turns them into hours, memory and money.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MODELS = ("openai", "vllm")  # backends of judges that are models
 
 @dataclass(frozen=True)
 class Line:
-    """One stage's demand: sampled continuations, tokens written at most, who samples them, and how that was worked out.
+    """The workload of one stage: sampled continuations, most tokens written, the sampler, and the formula.
 
-    `sampler` is the key of its throughput (`sampling.<sampler>`), "" where nothing is sampled.
+    `sampler` is the key of its throughput (`sampling.<sampler>`), "" if the stage samples nothing.
     """
 
     stage: str
@@ -32,10 +32,10 @@ class Line:
 
 
 def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
-    """Calls and tokens of the stages that sample or train, in the order of the chain.
+    """Calls and tokens of the stages that sample or train, in their order.
 
     Args:
-        assume: how many sentences of a reasoning are judged; by default what configs/plan.yaml says.
+        assume: how many sentences of a trace are judged; by default the value of configs/plan.yaml.
     """
     sentences = round((assume or Assumptions())["judging.sentences"])
     data, mcts, rl = config.data, config.mcts, config.rl
@@ -65,7 +65,7 @@ def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
             "sft",
             sft_updates(config),
             0,
-            f"updates: at most {traces(config):,} traces x {config.sft.epochs:g} epochs / {sft_batch(config)} a batch",
+            f"updates: at most {traces(config):,} traces x {config.sft.epochs:g} epochs / {sft_batch(config)} per batch",
         ),
         Line(
             "rl",
@@ -80,13 +80,13 @@ def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
 
 
 def traces(config: Config) -> int:
-    """Traces that SFT trains on, at most."""
+    """The most traces that SFT trains on."""
     chains = {"direct": config.mcts.direct_chains, "corrected": config.mcts.corrected_chains}
     return sum(s.seed for s in config.data.sources.values()) * sum(chains[kind] for kind in config.sft.traces)
 
 
 def sft_batch(config: Config) -> int:
-    """Traces an update of SFT, over all processes."""
+    """Traces per update of SFT, over all processes."""
     sft, launch = config.sft, config.launch
     return sft.batch_size * sft.gradient_accumulation * launch.sft_processes * launch.machines
 
@@ -105,8 +105,8 @@ def rl_updates(config: Config) -> int:
 
 
 def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
-    """One call a judge and rollout, for the judges that the method's signals and monitored rewards ask."""
-    asked = {name: task for name, task in _judged().items() if name in {*config.rl.signals, *config.rl.monitor}}
+    """One call per judge and rollout, for the rewards of the method that need a judge."""
+    asked = {name: task for name, task in _judged().items() if name in {*config.rl.constraints, *config.rl.monitor}}
     judge = config.judges.training
     return Line(
         "judge-rl",
@@ -125,7 +125,7 @@ def _judged() -> dict[str, JudgeTask[Any]]:
 
 
 def _reply(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
-    """Tokens that are written about one rollout at most; the oracle and recorded verdicts write none."""
+    """The most tokens written about one rollout; the oracle and recorded verdicts write none."""
     if judge.backend not in MODELS:
         return 0
     calls = _calls(judge, task, sentences)
@@ -133,7 +133,7 @@ def _reply(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
 
 
 def _calls(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
-    """Calls about one rollout: a task with several verdicts (grounding) is one call, or one per sentence."""
+    """Calls per rollout: a task with several verdicts (grounding) is one call, or one per sentence."""
     return sentences if task is not None and task.split is not None and judge.sentence_calls else 1
 
 
@@ -165,7 +165,7 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
             "extract",
             answers,
             answers * _reply(extractor, None, sentences),
-            "at most one call an answer; the rules read nearly all of them",
+            "at most one call per answer; the rules read nearly all of them",
             "extractor",
             extractor,
         ),
@@ -173,12 +173,12 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
 
 
 def likely_tokens(line: Line, config: Config, assume: Assumptions) -> int:
-    """Tokens that a line is likely to write: as long as assumed, never past the limit."""
+    """Tokens that a line likely writes: of the assumed length, never past the limit."""
     if not line.calls or not line.sampler:
         return 0
     limit = line.tokens / line.calls
     share = {"mcts": "search.expanded", "data": "difficulty.read", "extract": "extraction.asked"}.get(line.stage)
     calls = line.calls * (assume[share] if share else 1.0)
-    # a tree's steps are a line each, its rollouts about half a reasoning
+    # in a tree a step is one line, and a rollout about half a trace
     length = assume["lengths.judge_reply" if line.judge else "lengths.response"] / (2 if line.stage == "mcts" else 1)
     return round(calls * min(limit, length))

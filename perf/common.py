@@ -1,7 +1,7 @@
-"""What the benchmarks share: the run they start from, medians, and one Markdown table each.
+"""Shared by the measurements: the run they start from, medians, and one Markdown table each.
 
-Every script stands outside the packages (nothing imports it), reads a finished SFT stage (`make sft`), writes below a folder
-that is thrown away, and prints a heading, a sentence, and one table. Figures are medians; ratios hold on other machines.
+The scripts are outside the packages (no package imports them). Each reads a finished SFT stage (`make sft`), writes to a
+temporary folder, and prints a heading, a sentence and one table. Figures are medians; ratios hold on other machines.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from typing import Any
 from fgrpo import cli, config, runs
 from fgrpo.schema import Config
 
-WARM_UP = 1  # first steps that are left out: they fill caches
+WARM_UP = 1  # first steps to drop: they fill caches
 
 
 def main(doc: str, body: Callable[[argparse.Namespace], None]) -> None:
-    """Command line of one benchmark: that of the stages."""
+    """Command line of one measurement: that of the stages."""
     cli.run(body, cli.parser(doc.splitlines()[0]))
 
 
 def load(args: argparse.Namespace, method: str, *overrides: str) -> Config:
-    """The preset with one method, the caller's overrides, and the benchmark's own, which win."""
+    """The preset with one method, the caller's overrides, and the measurement's own, which win."""
     return config.load(args.preset, method, [*args.set, *overrides])
 
 
 @contextmanager
 def borrowed_stages(args: argparse.Namespace) -> Iterator[Path]:
-    """A runs root that is thrown away, in which the stages before RL are those of the real one."""
+    """A temporary runs root in which the stages before RL link to the real ones."""
     cfg = load(args, args.method)
     with TemporaryDirectory() as root:
         for stage in ("data", "sft"):
-            made = runs.require(runs.folder(cfg, stage, args.runs) / "done", stage).parent
-            here = runs.folder(cfg, stage, root)
-            here.parent.mkdir(parents=True, exist_ok=True)
-            here.symlink_to(made.resolve())
+            source = runs.require(runs.folder(cfg, stage, args.runs) / "done", stage).parent
+            link = runs.folder(cfg, stage, root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source.resolve())
         yield Path(root)
 
 
 @contextmanager
 def generated_by(trainer: Any = None) -> Iterator[None]:
-    """While inside, the RL stage builds `trainer` where it would build `rl.in_process_trainer.LocalTrainer`; nothing changes without one."""
+    """Inside, the RL stage builds `trainer` instead of `rl.in_process_trainer.LocalTrainer`; None changes nothing."""
     import rl.train
 
     chosen: Any = rl.train.LocalTrainer
@@ -65,7 +65,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """Median of what is there; 0 without values."""
+    """Median; 0 without values."""
     return statistics.median(values) if values else 0.0
 
 

@@ -1,8 +1,8 @@
-"""What the constraints cost: FGRPO's step over TRL's own GRPO step, and over the task reward's alone; and slow judges.
+"""Cost of the constraints: FGRPO's step over TRL's own GRPO step and over the task reward alone, and with slow judges.
 
-The trainers of a table take turns in one process, step by step, with the same weights throughout (a learning rate of nearly 0)
-and the same random numbers, so they write the same rollouts. Ratios are of neighbouring steps, in wall-clock and in CPU
-seconds; the latter hardly depend on what else the machine does. A step is everything up to its line in metrics.jsonl.
+The trainers of a table alternate in one process, step by step, with the same weights throughout (a learning rate near 0) and
+the same random numbers, so they write the same rollouts. Ratios are of neighbouring steps, in wall-clock and in CPU seconds;
+the latter hardly depend on the machine's other work. A step ends with its line in metrics.jsonl.
 Command: `python -m perf.constraints --preset mini` (after `make sft`).
 """
 
@@ -29,13 +29,15 @@ from rl.train import build_trainer
 from rl.trainer import FaithfulGRPOTrainer
 
 STEPS, WARM_UP = 26, 2
-DELAYS = (0.5, 0.9, 2.0)  # of the log-prob passes' time
+DELAYS = (0.5, 0.9, 2.0)  # as shares of the log-prob passes' time
 
 
 @dataclass
 class Arm(TrainerCallback):
-    """One trainer that takes turns; `wall` and `cpu` are its steps' seconds, `passes` those of its log-prob passes, `waits` those
-    it waited for scores."""
+    """One of the alternating trainers.
+
+    `wall` and `cpu` are seconds per step, `passes` those of its log-prob passes, `waits` those it waited for scores.
+    """
 
     trainer: Any
     before_step: Callable[[], None] = lambda: None
@@ -43,11 +45,11 @@ class Arm(TrainerCallback):
     cpu: list[float] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
-    mine: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     next: Arm | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.mine.acquire()
+        self.turn.acquire()
         torch.manual_seed(state.global_step)
         self.before_step()
         self._began = time.perf_counter(), time.process_time()
@@ -62,21 +64,21 @@ class Arm(TrainerCallback):
         if "train_runtime" not in (logs or {}) and self.next is not None:
             self.wall.append(time.perf_counter() - self._began[0])
             self.cpu.append(time.process_time() - self._began[1])
-            self.next.mine.release()
+            self.next.turn.release()
 
     def waiting(self) -> float:
-        """Median share of a step in which this arm waited for scores."""
+        """Median share of a step that this trainer waited for scores."""
         return median([wait / step for wait, step in zip(self.waits, self.wall, strict=True)][WARM_UP:])
 
     def over(self, other: Arm) -> tuple[float, float]:
-        """Median ratio of this arm's steps to the other's, step by step: wall clock, CPU."""
+        """Median ratio of this trainer's steps to the other's, step by step: (wall clock, CPU)."""
         pairs = ((self.wall, other.wall), (self.cpu, other.cpu))
         one, two = (median([a / b for a, b in zip(*pair, strict=True)][WARM_UP:]) for pair in pairs)
         return one, two
 
 
 def take_turns(arms: Mapping[str, Arm]) -> None:
-    """Train all arms to the end, one step each in turn."""
+    """Train all to the end, one step each in turn."""
     ring, failures = list(arms.values()), list[BaseException]()
 
     def work(arm: Arm) -> None:
@@ -85,12 +87,12 @@ def take_turns(arms: Mapping[str, Arm]) -> None:
         except BaseException as error:  # noqa: BLE001 - handed to the main thread
             failures.append(error)
             for other in ring:
-                other.mine.release(STEPS)
+                other.turn.release(STEPS)
 
     for arm, follower in zip(ring, [*ring[1:], ring[0]], strict=True):
         arm.next = follower
-        arm.trainer.add_callback(arm)  # after the logbook, so that its work counts
-    ring[0].mine.release()
+        arm.trainer.add_callback(arm)  # after the logging callback, so that its work counts
+    ring[0].turn.release()
     threads = [threading.Thread(target=work, args=(arm,)) for arm in ring]
     for thread in threads:
         thread.start()
@@ -101,7 +103,7 @@ def take_turns(arms: Mapping[str, Arm]) -> None:
 
 
 def build(args: argparse.Namespace, root: Path, method: str, name: str, trainer: Any = None) -> Any:
-    """A trainer as the stage builds it, in a run folder called `name`; `trainer` builds it instead of `rl.in_process_trainer`'s."""
+    """A trainer as the stage builds it, in a run folder called `name`; `trainer` replaces the in-process trainer's class."""
     small = (f"rl.max_steps={STEPS}", "rl.learning_rate=1.0e-12", f"rl.save_steps={100 * STEPS}", "rl.monitor=[]")
     cfg = load(args, method, *small)
     questions, policy = runs.folder(cfg, "data", root) / "rl.jsonl", runs.folder(cfg, "sft", root) / "final"
@@ -117,17 +119,17 @@ def plain_trl(
     trainer: Any = None
 
     def column(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-        async def asked(*, prompts: Any, completions: Any, completion_ids: Any, sample: Any, **more: Any) -> Any:
+        async def scored(*, prompts: Any, completions: Any, completion_ids: Any, sample: Any, **more: Any) -> Any:
             if name == scorer.names[0]:
                 rows = [{"sample": text} for text in sample]
-                place = SimpleNamespace(
+                handles = SimpleNamespace(
                     state=trainer.state, accelerator=trainer.accelerator, async_loop=trainer.async_loop
                 )
-                scorer.start(rows, completions, completion_ids, place)
+                scorer.start(rows, completions, completion_ids, handles)
             return await inner(prompts=prompts)
 
-        asked.__name__ = name
-        return asked
+        scored.__name__ = name
+        return scored
 
     funcs = [column(name, inner) for name, inner in zip(scorer.names, scorer.reward_funcs(), strict=True)]
     trainer = GRPOTrainer(model, funcs, args, dataset, processing_class=processing_class)
@@ -165,21 +167,21 @@ def same_rewards(args: argparse.Namespace, root: Path) -> None:
     show(
         "FGRPO's step over TRL's own GRPO step",
         f"The same four reward columns (task and three constraints, the oracle judges them), {STEPS - WARM_UP} pairs of steps on the same "
-        "rollouts; ours with dual step, metrics and rollouts written.",
+        "rollouts; ours includes the dual step, metrics and written rollouts.",
         ("trainer", "wall clock", "CPU seconds"),
         [("TRL's `GRPOTrainer`", "1.00", "1.00"), ("`FaithfulGRPOTrainer`", f"{wall:.3f}", f"{cpu:.3f}")],
     )
 
 
 def task_alone(args: argparse.Namespace, root: Path) -> None:
-    """Three constraints judged in this very process, against none."""
+    """Three constraints judged in this process, against none."""
     arms = {method: Arm(build(args, root, method, f"rl-{method}")) for method in ("grpo-t", "fgrpo")}
     take_turns(arms)
     wall, cpu = arms["fgrpo"].over(arms["grpo-t"])
     show(
-        "What judging costs in process",
+        "Cost of judging in process",
         f"The task reward alone against three constraints, both in our trainer, {STEPS - WARM_UP} pairs. The difference is the oracle's own "
-        "work (sentences, statements, boxes) on the core that trains; a judge behind an endpoint takes none of it.",
+        "work (sentences, statements, boxes) on the training core; a judge behind an endpoint uses none of it.",
         ("step of", "wall clock", "CPU seconds"),
         [("GRPO-T (task reward alone)", "1.00", "1.00"), ("FGRPO (three constraints)", f"{wall:.3f}", f"{cpu:.3f}")],
     )
@@ -204,10 +206,10 @@ def slow_judges(args: argparse.Namespace, root: Path) -> None:
         words = f"answers after {share:g} of the log-prob passes' time"
         rows.append((words, f"{arm.over(prompt)[0]:.3f}", f"{arm.waiting():.1%}"))
     show(
-        "A judge that takes its time",
-        f"{STEPS - WARM_UP} rounds in turns, wall clock. Judging begins when the rollouts exist and is awaited when rewards are needed, so up to "
-        "the time of the log-prob passes it costs nothing; beyond, the step waits for the rest.",
-        ("judge", "step over the first row's", "waiting, share of the step"),
+        "A slow judge",
+        f"{STEPS - WARM_UP} alternating rounds, wall clock. Judging starts when the rollouts exist and is awaited when rewards are needed. Up to "
+        "the time of the log-prob passes it costs nothing; beyond that the step waits.",
+        ("judge", "step over the first row's", "share of the step spent waiting"),
         rows,
     )
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint on the loopback that takes a fixed time a request in one of a few slots, and counts.
+"""An OpenAI-compatible endpoint on the loopback that takes a fixed time per request in one of a few slots, and counts.
 
-It says of itself that it is vLLM, so that the real client asks as it asks a vLLM server (prefix, stop strings, token ids).
-What it writes is `perf.scripted.write`: a pure function of the request. For tests it can be taken down and up again.
+It identifies itself as vLLM, so that the real client uses vLLM's request form (prefix, stop strings, token ids). Its text is
+`perf.scripted.write`, a pure function of the request. Tests can take it down and up again.
 
 Command: `python -m perf.endpoint --slots 32 --service-ms 500` prints its address and serves until its input is closed.
 """
@@ -24,12 +24,12 @@ MODEL = "scripted"
 
 
 class Endpoint:
-    """The server, in a thread of its own; use as a context manager.
+    """The server in its own thread; use as a context manager.
 
     Args:
-        slots: requests that are served at a time; the others wait.
+        slots: requests served at a time; the others wait.
         service_s: seconds a request takes in its slot.
-        refuses: a reply's status for a request (None: it is served), for tests.
+        refuses: the status to refuse a request with (None: serve it), for tests.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Endpoint:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def statistics(self) -> dict[str, float]:
-        """Requests served, those a second, and the share of slot time in use, from the first request to the last reply.
+        """Requests served, requests per second, and the share of slot time in use, from the first request to the last reply.
 
-        A slot is in use until the endpoint is done with it, also where a crowded machine wakes the endpoint late.
+        A slot is in use until the endpoint is done with it, also if a busy machine wakes the endpoint late.
         """
         span = self._last - self._first
         busy, rate = (self._busy / self._slots / span, self.served / span) if span else (0.0, 0.0)

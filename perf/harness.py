@@ -1,11 +1,11 @@
-"""The evaluation harness against the bare engine, and beside lmms-eval: answers a second on the same questions.
+"""The evaluation harness against the bare engine and lmms-eval: answers per second on the same questions.
 
-Two engines. An endpoint that takes a fixed time a request in a few slots (`perf.endpoint`, a process of its own): its
-own count says what share of its slot time a client used, so no client's start is in the figure. And the transformers engine
-over the SFT policy, where generating, writing and resuming are timed against the engine alone.
+Two engines. The first is an endpoint that takes a fixed time per request in a few slots (`perf.endpoint`, in its own
+process). It counts the share of its slot time that a client used, so no client's start-up is in the figure. The second is the
+transformers engine over the SFT policy, where generating, writing and resuming are timed against the engine alone.
 
-lmms-eval is asked the same questions of the miniature world's CV-Bench at the same endpoint, with the same number of requests
-under way, where `--lmms` names an interpreter that has it (a virtual environment of its own: `pip install lmms-eval`).
+With `--lmms`, an interpreter that has lmms-eval (its own virtual environment: `pip install lmms-eval`), lmms-eval gets the
+same questions of the miniature world's CV-Bench at the same endpoint, with the same number of requests in flight.
 
 Command: `python -m perf.harness --preset mini [--lmms /tmp/lmms/bin/python]` (after `make sft`).
 """
@@ -63,7 +63,7 @@ def results(doc, result): return {"right": float(doc["answer"].strip("()") in re
 
 @contextmanager
 def endpoint() -> Iterator[tuple[str, Callable[[], float]]]:
-    """(address, how many answers a second it gave from its first request to its last reply; asked once, at the end)."""
+    """(address, function that gives the answers per second from the first request to the last reply; call it once, last)."""
     command = [sys.executable, "-m", "perf.endpoint", "--slots", str(SLOTS)]
     process = subprocess.Popen(
         [*command, "--service-ms", str(1000 * SERVICE_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -142,7 +142,7 @@ def lmms(python: str, url: str, cfg: Config) -> None:
 
 
 def endpoint_table(cfg: Config, python: str | None) -> None:
-    """Clients of the endpoint in turns."""
+    """Clients of the endpoint, alternating."""
     todo = requests_of(cfg, QUESTIONS)
     asked = [job.request for job in todo]
     clients: dict[str, Callable[[str], None]] = {
@@ -166,10 +166,10 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
     if python is None:
         rows.append(("lmms-eval (not given: `--lmms`)", "–", "–"))
     words = (
-        f"{len(todo)} questions with pictures to an endpoint of {SLOTS} slots and {SERVICE_S:g} s a request, {SLOTS} under way, "
-        f"{ROUNDS} rounds in turns; measured by the endpoint itself."
+        f"{len(todo)} questions with images to an endpoint of {SLOTS} slots and {SERVICE_S:g} s per request, {SLOTS} in flight, "
+        f"{ROUNDS} alternating rounds; measured by the endpoint itself."
     )
-    show("Harness: an endpoint", words, ("client", "answers a second", "over the bare client"), rows)
+    show("Harness: an endpoint", words, ("client", "answers per second", "over the bare client"), rows)
 
 
 def local_table(cfg: Config, policy: Path) -> None:
@@ -177,18 +177,18 @@ def local_table(cfg: Config, policy: Path) -> None:
     todo = requests_of(cfg, LOCAL_QUESTIONS)
     spent: dict[str, list[float]] = {"the engine alone": [], "this harness": []}
     for _ in range(ROUNDS):
-        for name, found in spent.items():
+        for name, times in spent.items():
             sampler = TransformersSampler.load(policy, batch_size=cfg.eval.batch_size)
             began = time.perf_counter()
             if name == "this harness":
                 harness(sampler, todo, cfg.engine.concurrency)
             else:
                 sampler.complete([job.request for job in todo])
-            found.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - began)
     alone = median(spent["the engine alone"])
-    rows = [(name, f"{len(todo) / median(found):.1f}", f"{alone / median(found):.2f}") for name, found in spent.items()]
-    words = f"{len(todo)} greedy answers of the SFT policy, one core, {ROUNDS} rounds in turns, pictures read anew."
-    show("Harness: the transformers engine", words, ("", "answers a second", "over the engine"), rows)
+    rows = [(name, f"{len(todo) / median(times):.1f}", f"{alone / median(times):.2f}") for name, times in spent.items()]
+    words = f"{len(todo)} greedy answers of the SFT policy, one core, {ROUNDS} alternating rounds, images read anew."
+    show("Harness: the transformers engine", words, ("", "answers per second", "over the engine"), rows)
 
 
 def main() -> None:

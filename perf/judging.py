@@ -1,8 +1,8 @@
-"""The judging service itself: what it adds to the plain client, and what faults cost beyond what they must.
+"""The judging service: its overhead over the plain client, and the cost of faults over the unavoidable.
 
-The server, in a process of its own, answers at once; the plain `openai` client and the service ask it in turns, 64 in flight,
-the same prompts. Then one request in three or so goes wrong (500, 503, 429, cut, garbage, truncated, never answered) at
-500 ms a request: the floor is what the requests made occupy of 64 slots, retries and time-outs included.
+The server, in its own process, answers at once; the plain `openai` client and the service alternate, 64 calls in flight, with
+the same prompts. Then about one request in three fails (500, 503, 429, cut, garbage, truncated, never answered) at 500 ms per
+request. The floor is the time that all requests occupy of 64 slots, retries and time-outs included.
 
 Command: `python -m perf.judging`.
 """
@@ -54,7 +54,7 @@ def response(status: int, body: str, header: str = "") -> bytes:
 
 
 class Server:
-    """Answers every request after `service_s`; a share `faults` of them is not answered well. Counts."""
+    """Answers every request after `service_s`; a share `faults` of them fails. It counts."""
 
     def __init__(self, service_s: float, faults: float) -> None:
         self.service_s, self.faults, self.rng = service_s, faults, random.Random(0)
@@ -92,12 +92,12 @@ async def _serve(service_s: float, faults: float) -> None:
     listener = await asyncio.start_server(Server(service_s, faults).serve, "127.0.0.1", 0, backlog=1024)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    os._exit(0)  # with what still waits, unanswered
+    os._exit(0)  # pending requests stay unanswered
 
 
 @contextmanager
 def served(service_s: float, faults: float) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+    """The address of a server in its own process."""
     command = [sys.executable, "-m", "perf.judging", "--serve", str(service_s), str(faults)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -107,7 +107,7 @@ def served(service_s: float, faults: float) -> Iterator[str]:
 
 
 def items(count: int, start: int) -> list[ConsistencyItem]:
-    """As many different questions, with traces of about 100 words."""
+    """`count` different questions, with traces of about 100 words."""
     trace = "The red circle is left of the blue square, and nothing stands between them. " * 7
     return [
         ConsistencyItem(str(n), "Where is it?", ("left", "right"), f"{trace}{start + n}.", "left") for n in range(count)
@@ -120,8 +120,11 @@ def config(url: str, **more: Any) -> Judge:
 
 
 async def plain(url: str, asked: list[ConsistencyItem], bare: bool) -> None:
-    """The client alone: the same bodies, as many at a time, the text of each reply. `bare`: by its `post`, as the service does it,
-    without `create`'s walk over the body."""
+    """The client alone: the same bodies, as many in flight, the text of each reply.
+
+    Args:
+        bare: use its `post`, as the service does, without `create`'s walk over the body.
+    """
     judge = config(url)
     arguments = OpenAITransport(judge, BACKEND(judge, Path()).meter)._body
     bodies = [arguments(CONSISTENCY_TASK.call(item), ()) for item in asked]
@@ -154,11 +157,11 @@ async def service(url: str, asked: list[ConsistencyItem], **more: Any) -> None:
     await judges.close()
 
 
-spent: list[tuple[float, float]] = []  # (wall, processor) seconds of each measurement
+spent: list[tuple[float, float]] = []  # (wall, CPU) seconds of each measurement
 
 
 def measured(work: Awaitable[None]) -> tuple[float, float]:
-    """Milliseconds a call: (wall, processor)."""
+    """Milliseconds per call: (wall, CPU)."""
 
     async def go() -> None:
         await work
@@ -189,10 +192,10 @@ def overhead() -> None:
         beyond = ("–", "–") if rounds == base else tuple(f"{m:+.2f} ms" for m in more)
         rows.append((name, *(f"{median([r[k] for r in rounds]):.2f} ms" for k in (0, 1)), *beyond))
     show(
-        "Judging: what the service adds",
-        f"A call, 64 in flight, against a server that answers at once from another process; {ROUNDS} rounds of {CALLS:,} calls "
-        "in turns. The service renders and fences the prompt, finds equal calls, limits, meters, and reads the reply strictly.",
-        ("a call of", "wall", "processor", "wall beyond the client", "processor beyond it"),
+        "Judging: overhead of the service",
+        f"Per call, 64 in flight, against a server in another process that answers at once; {ROUNDS} alternating rounds of "
+        f"{CALLS:,} calls. The service renders and fences the prompt, merges equal calls, limits, meters, and parses the reply strictly.",
+        ("call by", "wall", "CPU", "wall over the client", "CPU over the client"),
         rows,
     )
 
@@ -220,16 +223,16 @@ def faults() -> None:
     late = meter.faults.get("time-out", 0)
     floor = ((meter.requests - late) * SERVICE_S + late * LIMIT_S) / IN_FLIGHT
     show(
-        "Judging: what faults cost",
-        f"{ROLLOUTS:,} rollouts, 64 in flight, {FAULTS:.0%} of the requests go wrong ({SERVICE_S * 1000:.0f} ms a request, time-out "
-        f"after {LIMIT_S:.0f} s). The floor is what the requests made occupy of 64 slots.",
+        "Judging: cost of faults",
+        f"{ROLLOUTS:,} rollouts, 64 in flight, {FAULTS:.0%} of the requests fail ({SERVICE_S * 1000:.0f} ms per request, time-out "
+        f"after {LIMIT_S:.0f} s). The floor is the time that all requests occupy of 64 slots.",
         ("", "figure"),
         [
-            ("requests, retries among them", f"{meter.requests:,}, {meter.retries:,}"),
+            ("requests, of which retries", f"{meter.requests:,}, {meter.retries:,}"),
             ("faults by kind", ", ".join(f"{kind} {n}" for kind, n in sorted(meter.faults.items()))),
             ("rollouts without a verdict", failed),
             ("wall time until 99% have their verdict, over the floor", f"{took[ROLLOUTS * 99 // 100] / floor:.2f}"),
-            ("until the last one has, retried most often", f"{took[-1] / floor:.2f}"),
+            ("wall time until all have, over the floor", f"{took[-1] / floor:.2f}"),
         ],
     )
 

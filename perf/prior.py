@@ -1,7 +1,7 @@
-"""What PUCT's prior buys: simulations until a synthetic tree holds the right answer, and where the visits go.
+"""Effect of PUCT's prior: simulations until a synthetic tree holds the right answer, and where the visits go.
 
 The tree has four levels with three steps each, one of them right, which the teacher proposes with probability p; only the
-whole path answers rightly. Counts, not times: the same on every machine.
+complete path gives the right answer. The figures are counts, so they are the same on every machine.
 
 Command: `python -m perf.prior`.
 """
@@ -32,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def tree(seed: int, **changes: Any) -> Tree:
-    """An empty tree with the paper's settings but for `changes`; expansions look long enough to find all three steps."""
+    """An empty tree with the paper's settings except `changes`; expansions retry long enough to find all three steps."""
     mcts = _paper().model_copy(update={"expand_attempts": 12, **changes})
     return Tree(SAMPLE, Settings.of(mcts, seed))
 
@@ -43,7 +43,7 @@ def _paper() -> Mcts:
 
 
 def needed(likely: float, seeds: int = SEEDS, **changes: Any) -> float:
-    """Mean number of simulations, one rollout a child, until a node of the tree itself has the right answer."""
+    """Mean number of simulations, one rollout per child, until a node of the tree has the right answer."""
     counts: list[int] = []
     for seed in range(seeds):
         grown, teacher = tree(seed, rollouts=1, **changes), ScriptedTeacher(ladder(likely))
@@ -70,15 +70,15 @@ def main() -> None:
     rows = [(f"{p}", *(f"{needed(p, **changes):.1f}" for changes in WAYS.values())) for p in (0.5, 0.6)]
     words = (
         "A synthetic tree of depth 4 with three steps at each level, one of them right; the teacher proposes the right one "
-        f"with probability p. Mean number of simulations ({SEEDS} seeds, c = 2, one rollout a child) until the tree holds "
+        f"with probability p. Mean number of simulations ({SEEDS} seeds, c = 2, one rollout per child) until the tree holds "
         "the right answer."
     )
-    common.show("What the prior buys", words, ("p", *WAYS), rows)
+    common.show("Effect of the prior", words, ("p", *WAYS), rows)
     sizes = (6, 24, 80)
     shares = [(name, *(f"{share_of_best(n, **changes):.2f}" for n in sizes)) for name, changes in WAYS.items()]
     common.show(
         "Where the visits go",
-        "Share of the root's visits on the right first step (p = 0.6, 6 seeds, two rollouts a child) as simulations grow.",
+        "Share of the root's visits on the right first step (p = 0.6, 6 seeds, two rollouts per child) as simulations grow.",
         ("simulations", *map(str, sizes)),
         shares,
     )

@@ -1,7 +1,7 @@
 """The pure parts at the paper's scale: advantages with the dual step, and reading a rollout (parse, split, CIoU).
 
-Command: `python -m perf.pure --preset mini`. Reading is measured in processor time on made-up traces of exactly the size
-that is asked for.
+Command: `python -m perf.pure --preset mini`. Reading is measured in CPU time on made-up traces of exactly the
+required size.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ VOCABULARY = [
 
 
 def combine_ms(args: argparse.Namespace) -> float:
-    """Median milliseconds of `combine` and one dual step on (640, 4) scores, 40% of the constraints' not applicable."""
+    """Median milliseconds of `combine` and one dual step on (640, 4) scores, 40% of the constraint scores not applicable."""
     torch.set_num_threads(1)
     dual = make_dual(load(args, "fgrpo"))
     generator = torch.Generator().manual_seed(0)
@@ -80,21 +80,23 @@ def combine_ms(args: argparse.Namespace) -> float:
 
 def trace(rng: random.Random) -> str:
     """A response whose trace has `WORDS` words (blanks between them) and `BOXES` boxes, in ten sentences on five lines."""
-    said = []
+    lines = []
     for n in range(SENTENCES):
         words = ["The", *rng.choices(VOCABULARY, k=WORDS // SENTENCES - 1)]
         if n < BOXES:
             x, y = rng.randrange(500), rng.randrange(400)
             words[-2:] = ["at", f"<bbox>[{x},{y},{x + rng.randint(20, 200)},{y + rng.randint(20, 200)}]</bbox>"]
-        said.append(" ".join(words) + ".")
-    rng.shuffle(said)
+        lines.append(" ".join(words) + ".")
+    rng.shuffle(lines)
     return (
-        "<think>" + "\n".join(map(" ".join, zip(said[::2], said[1::2], strict=True))) + "</think><answer>left</answer>"
+        "<think>"
+        + "\n".join(map(" ".join, zip(lines[::2], lines[1::2], strict=True)))
+        + "</think><answer>left</answer>"
     )
 
 
 def rollouts_per_second() -> float:
-    """Responses that are parsed, split into sentences and matched against as many annotated boxes, a second of one core's time."""
+    """Responses per second of one core that are parsed, split into sentences and matched against as many annotated boxes."""
     rng = random.Random(0)
     texts = [trace(rng) for _ in range(TRACES)]
     read = [parse(text) for text in texts]
@@ -120,11 +122,11 @@ def body(args: argparse.Namespace) -> None:
     rate = rollouts_per_second()
     show(
         "Pure parts",
-        f"One core. The advantages of a batch at the paper's scale are {ROLLOUTS} rollouts by 4 signals.",
+        f"One core. The advantages of a batch at the paper's scale are {ROLLOUTS} rollouts by 4 rewards.",
         ("part", "figure"),
         [
             (f"`combine` and dual step, {ROLLOUTS} x 4", f"{milliseconds:.1f} ms"),
-            (f"parse, split, CIoU of a trace of {WORDS} words with {BOXES} boxes", f"{rate:,.0f} rollouts a second"),
+            (f"parse, split, CIoU of a trace of {WORDS} words with {BOXES} boxes", f"{rate:,.0f} rollouts per second"),
             ("reading a batch of rollouts over combining it", f"{1000 * ROLLOUTS / rate / milliseconds:.0f}"),
         ],
     )

@@ -24,7 +24,7 @@ PARTS = {
 
 
 def profile(args: argparse.Namespace, trainer: type[FaithfulGRPOTrainer]) -> dict[str, float]:
-    """Median seconds of each part of a step, and of the whole step, under this trainer."""
+    """Median seconds of each part of a step, and of the complete step, with this trainer."""
     cfg = load(args, args.method, f"rl.max_steps={STEPS}", f"rl.save_steps={STEPS}")
     with generated_by(trainer), borrowed_stages(args) as root:
         lines = list(read_jsonl(Path(rl.train.train(cfg, root)) / "metrics.jsonl"))[WARM_UP:]
@@ -42,10 +42,10 @@ def body(args: argparse.Namespace) -> None:
     show(
         "One RL step",
         f"Share of the median step's time ({STEPS - WARM_UP} steps, method {args.method}, one core); the last column is how "
-        "many times longer TRL's own path takes. Judges work beside the log-probabilities; what is left is waiting. Done about the "
-        "largest parts: generation has a decoder of its own (a group's prompt read once, finished rows leave the batch), a frozen "
-        "vision tower sees each picture once a step, and rows go through the model with others about as long, without padding. "
-        "What is left is the update, matrix products of forward and backward.",
+        "many times longer TRL's own path takes. Judges run during the log-probability passes; the remaining time is waiting. The "
+        "largest parts are optimized: generation has its own decoder (a group's prompt is read once, finished rows leave the batch), "
+        "a frozen vision tower sees each image once per step, and rows are batched with others of similar length, without padding. "
+        "What remains is the update: matrix products of forward and backward.",
         ("part", "TRL's path", "LocalTrainer", "TRL's / ours"),
         rows,
     )

@@ -1,8 +1,8 @@
-"""Rollouts a second of the engines that RL can sample from, in one sitting: TRL's generate, our decoder, vLLM in two modes.
+"""Rollouts per second of RL's sampling engines, in one session: TRL's generate, our decoder, vLLM in two modes.
 
 Each engine does a short run of rl.train from the same SFT policy over the same prompts, one after the other, each in a process
-of vLLM's environment (which has the same torch), one core each; a vLLM server is one more process. Steps at the beginning,
-which fill caches, are left out. What is told apart is sampling and giving vLLM the new weights.
+of vLLM's environment (which has the same torch), one core each; a vLLM server is one more process. The first steps, which
+fill caches, are dropped. Sampling and the transfer of weights to vLLM are measured separately.
 Command: `python -m perf.rollouts --preset mini` (after `make sft` and `make setup-vllm`).
 """
 
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 def table(args: argparse.Namespace) -> None:
     """Four runs, one table."""
     if not PYTHON.is_file():
-        print("## Rollout engines\n\nNot measured: vLLM's environment is not there (`make setup-vllm`).\n")
+        print("## Rollout engines\n\nNot measured: vLLM's environment is missing (`make setup-vllm`).\n")
         return
     found = measure(args)
     rl = load(args, args.method).rl
@@ -102,10 +102,10 @@ def table(args: argparse.Namespace) -> None:
         )
     show(
         "Rollout engines",
-        f"{rl.rollout_batch} prompts x {rl.group_size} rollouts of at most {rl.max_response_length} tokens, a step each, "
-        f"{STEPS - WARM_UP} steps, one process and one core (the server is a process of its own); prompts' pictures included. "
-        "This is the mini model on a CPU; it does not say how they compare on larger models or on GPUs.",
-        ("engine", "rollouts a second", "over `generate`", "weight sync", "share of the step"),
+        f"{rl.rollout_batch} prompts x {rl.group_size} rollouts of at most {rl.max_response_length} tokens per step, "
+        f"{STEPS - WARM_UP} steps, one process and one core (the server is a separate process); images of the prompts included. "
+        "This is the mini model on a CPU and says nothing about larger models or GPUs.",
+        ("engine", "rollouts per second", "over `generate`", "weight sync", "share of the step"),
         rows,
     )
 

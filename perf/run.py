@@ -1,6 +1,6 @@
-"""Runs every benchmark, one process each, and writes docs/benchmarks.md: `make bench` (`python -m perf.run`).
+"""Runs every measurement, one process each, and writes docs/benchmarks.md: `make bench` (`python -m perf.run`).
 
-The page is written when all have succeeded; `--only sampling,zero3` runs some and puts their sections in place of the page's.
+The page is written when all have succeeded. `--only sampling,zero3` runs some and replaces their sections of the page.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fgrpo.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
-HEAD = """# Benchmarks
+HEAD = """# Performance
 
-Written by `make bench` on {machine}, preset {preset}, not always all of it in one run. Figures are medians; ratios are what carries over to another machine.
+Written by `make bench` on {machine}, preset {preset}, some sections in separate runs. Figures are medians; only ratios carry over to another machine.
 """
 OF_PRESET = (
     "rl_step",
@@ -30,45 +30,49 @@ OF_PRESET = (
     "rollouts",
     "zero3",
     "pure",
-)  # these take the stages' options
+)  # these take the options of the stages
 TREES = ("100", "1000", "10000")
 ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m perf.stream`
 
 
 def commands(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Every benchmark's module and options, by name."""
+    """Module and options of every measurement, by name."""
     options = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     options += ["--set", *args.set] if args.set else []
-    found = {name: [f"benchmarks.{name}", *options] for name in OF_PRESET}
-    found["search"] = ["perf.search", "--trees", *TREES]
-    found["prior"] = ["perf.prior"]
-    found["stream"] = ["perf.stream", *ROWS]
-    found["judging"] = ["perf.judging"]
-    return found
+    out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
+    out["search"] = ["perf.search", "--trees", *TREES]
+    out["prior"] = ["perf.prior"]
+    out["stream"] = ["perf.stream", *ROWS]
+    out["judging"] = ["perf.judging"]
+    return out
 
 
 def section(name: str, command: list[str]) -> str:
-    """What one benchmark prints. UserError if it fails (its own output has gone to standard error)."""
+    """The text that one measurement prints.
+
+    Raises:
+        UserError: it failed; its own message went to standard error.
+    """
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        raise UserError(f"the benchmark {name} failed (see above); docs/benchmarks.md is as it was")
+        raise UserError(f"the measurement {name} failed (see above); docs/benchmarks.md is unchanged")
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return done.stdout
 
 
 def sections(page: str) -> dict[str, str]:
-    """The sections of a page by their headings, in order, each up to its last table: what stages print besides is left out."""
-    found = {}
+    """The sections of a page by heading, in order, each up to its last table row; other output of stages is dropped."""
+    out = {}
     for text in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]:
         lines = text.strip().splitlines()
         rows = [n for n, line in enumerate(lines) if line.startswith("|")]
-        found[lines[0]] = "\n".join(lines[: rows[-1] + 1] if rows else lines) + "\n"
-    return found
+        out[lines[0]] = "\n".join(lines[: rows[-1] + 1] if rows else lines) + "\n"
+    return out
 
 
 def machine() -> str:
-    """The machine in words, without its name."""
+    """A description of the machine, without its name."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -83,17 +87,17 @@ def main() -> None:
         chosen = args.only.split(",") if args.only else list(known)
         for name in chosen:
             if name not in known:
-                raise unknown("benchmark", name, list(known))
+                raise unknown("measurement", name, list(known))
         before = PAGE.read_text(encoding="utf-8") if args.only and PAGE.exists() else ""
-        found = sections("\n".join(section(name, known[name]) for name in chosen))
-        print("\n".join(found.values()))
-        aside = PAGE.with_suffix(".part")
+        fresh = sections("\n".join(section(name, known[name]) for name in chosen))
+        print("\n".join(fresh.values()))
+        part = PAGE.with_suffix(".part")
         head = HEAD.format(machine=machine(), preset=args.preset)
-        aside.write_text("\n".join([head, *{**sections(before), **found}.values()]), encoding="utf-8")
-        aside.replace(PAGE)
+        part.write_text("\n".join([head, *{**sections(before), **fresh}.values()]), encoding="utf-8")
+        part.replace(PAGE)
 
-    arguments = parser("benchmarks, as ratios, into docs/benchmarks.md")
-    arguments.add_argument("--only", metavar="NAME[,NAME]", help="these benchmarks; the page keeps its other sections")
+    arguments = parser("measure speed, as ratios, into docs/benchmarks.md")
+    arguments.add_argument("--only", metavar="NAME[,NAME]", help="measure these; the page keeps its other sections")
     run(body, arguments)
 
 

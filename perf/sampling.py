@@ -1,7 +1,7 @@
-"""The in-process sampling engine against transformers' own `generate`: tokens a second for the same prompts.
+"""The in-process sampling engine against transformers' own `generate`: tokens per second for the same prompts.
 
-Both sample at temperature 1 from the SFT policy, a batch of groups of rollouts; rounds take turns, and every round reads its
-pictures anew. The engine reads a group's prompt once and lets finished rows leave the batch.
+Both sample at temperature 1 from the SFT policy, a batch of groups of rollouts; rounds alternate, and every round reads its
+images anew. The engine reads a group's prompt once, and finished rows leave the batch.
 Command: `python -m perf.sampling --preset mini` (after `make sft`).
 """
 
@@ -51,7 +51,7 @@ def ours(cfg: Config, model: Any, processor: Any, samples: list[Sample], templat
 
 
 def theirs(cfg: Config, model: Any, processor: Any, samples: list[Sample], template: str) -> tuple[int, float]:
-    """(tokens, seconds) of one round of `generate` over the same prompts, each as often as its group is large."""
+    """(tokens, seconds) of one round of `generate` over the same prompts, each repeated for its group."""
     tokenizer = processor.tokenizer
     began = time.perf_counter()
     repeated = [s for s in samples for _ in range(cfg.rl.group_size)]
@@ -91,8 +91,8 @@ def body(args: argparse.Namespace) -> None:
     show(
         "Sampling",
         f"{len(samples)} prompts x {cfg.rl.group_size} rollouts of at most {cfg.rl.max_response_length} tokens, one core, "
-        f"{ROUNDS} rounds in turns, pictures included.",
-        ("engine", "tokens a second", "over `generate`"),
+        f"{ROUNDS} alternating rounds, images included.",
+        ("engine", "tokens per second", "over `generate`"),
         [("transformers' `generate`", f"{other:,.0f}", "1.0"), ("ours", f"{mine:,.0f}", f"{mine / other:.1f}")],
     )
 

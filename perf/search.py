@@ -1,8 +1,8 @@
-"""The search itself, without a model: how busy it keeps an endpoint over HTTP, what a chain costs, what more trees cost.
+"""The search without a model: how busy it keeps an endpoint over HTTP, the cost of a chain, and the cost of more trees.
 
-The stage runs as `make mcts` runs it, with pictures, over the real client, against `perf.endpoint` in a process of its
-own. The growth is measured with the text written in this process at once, in CPU time, which hardly depends on what else the
-machine does. Figures are ratios.
+The stage runs as `make mcts` runs it, with images, over the real client, against `perf.endpoint` in its own process. Growth
+is measured with text written at once in this process, in CPU time, which hardly depends on the machine's other work. Figures
+are ratios.
 
 Command: `python -m perf.search` (`--trees 100 1000 10000` for the growth).
 """
@@ -45,11 +45,11 @@ class AtOnce:
         return [Completion(text, "stop", (0,) * len(logprobs), tuple(logprobs)) for text, logprobs in written]
 
     async def close(self) -> None:
-        """Nothing to let go."""
+        """Nothing to close."""
 
 
 def run_trees(config: Config, trees: int, engine: Sampler, *, pictures: bool) -> tuple[float, dict[str, int]]:
-    """Run the whole stage on `trees` questions in a folder that is thrown away; CPU seconds of this process, and the manifest's counts."""
+    """Run the stage on `trees` questions in a temporary folder: (CPU seconds of this process, counts of the manifest)."""
     with tempfile.TemporaryDirectory() as root:
         picture = Path(root) / "picture.jpg"
         Image.effect_noise(PICTURE, 64).convert("RGB").save(picture)
@@ -87,16 +87,16 @@ def busy_words(config: Config, args: argparse.Namespace) -> str:
     busy, counts = over_http(config, args.http_trees, args.slots, args.service_ms)
     per_tree, per_chain = counts["requests"] / counts["trees"], counts["requests"] / counts["accepted"]
     return (
-        f"Over HTTP, an endpoint in another process with {args.slots} slots and {args.service_ms:g} ms a request, pictures of "
+        f"Over HTTP, an endpoint in another process with {args.slots} slots and {args.service_ms:g} ms per request, images of "
         f"{PICTURE[0]} x {PICTURE[1]}, {config.mcts.trees_in_flight} trees in flight, {args.http_trees} trees: slots busy "
-        f"**{busy:.1%}** of the time{'' if busy >= LEAST_BUSY else f' (**below the {LEAST_BUSY:.0%} asked for**)'} from the first request to the last reply; {per_tree:.1f} requests "
-        f"({counts['completions'] / counts['trees']:.1f} continuations) a tree, {per_chain:.2f} requests an accepted chain."
+        f"**{busy:.1%}** of the time{'' if busy >= LEAST_BUSY else f' (**below the required {LEAST_BUSY:.0%}**)'} from the first request to the last reply; {per_tree:.1f} requests "
+        f"({counts['completions'] / counts['trees']:.1f} continuations) per tree, {per_chain:.2f} requests per accepted chain."
     )
 
 
 def main() -> None:
     """Print both benchmarks."""
-    arguments = argparse.ArgumentParser(description="benchmarks of the tree search without a model")
+    arguments = argparse.ArgumentParser(description="measure the tree search without a model")
     arguments.add_argument("--trees", type=int, nargs="*", default=[100, 1000, 10000])
     arguments.add_argument("--http-trees", type=int, default=200, help="0: leave the endpoint out")
     arguments.add_argument("--slots", type=int, default=32)
@@ -110,8 +110,8 @@ def main() -> None:
         row = (seconds / trees, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         first = first or row
         rows.append((f"{trees:,}", f"{row[0] / first[0]:.2f}", f"{row[1] / first[1]:.2f}"))
-    headings = ("trees", "CPU time a tree over that of the first row", "peak memory over that of the first row")
-    words.append("The whole stage over a teacher that answers at once, in one process:")
+    headings = ("trees", "CPU time per tree over that of the first row", "peak memory over that of the first row")
+    words.append("The complete stage over a teacher that answers at once, in one process:")
     common.show("Tree search", "\n\n".join(words), headings, rows)
 
 

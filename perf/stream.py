@@ -1,7 +1,7 @@
-"""Memory of the loaders: many rows, and one large row group. Peak memory of fresh processes, each over the smallest one's.
+"""Memory of the loaders with many rows, and with one large row group: peak of fresh processes over the smallest one's.
 
-Rows are in TreeVGR's and VisCoT's genuine formats, all over one picture. The row group holds pictures' worth of bytes in a
-nested column as SAT's 5.2 GB one does (above 2 GB a reader that takes it at once fails: pyarrow cannot chunk nested columns).
+Rows are in TreeVGR's and VisCoT's genuine formats, all over one image. The row group holds image-sized bytes in a nested
+column, as SAT's 5.2 GB one does (a reader that loads more than 2 GB at once fails: pyarrow cannot chunk nested columns).
 
 Command: `python -m perf.stream` (`--rows 10000 1000000 --gigabytes 2.5`).
 """
@@ -23,7 +23,7 @@ from typing import Any
 from perf import common
 
 BATCH = 10_000  # rows written at a time
-CELL = 64 << 10  # bytes of a picture in the large row group
+CELL = 64 << 10  # bytes per image in the large row group
 
 
 def main() -> None:
@@ -52,13 +52,13 @@ def main() -> None:
         large = measured("sat", rows_in, write_row_group)
         rows.append(_row(f"one row group of {500 * CELL / 1e9:.2f} GB", small, small, 500))
         rows.append(_row(f"one row group of {args.gigabytes:g} GB", large, small, rows_in))
-    words = "Each line is a process of its own. `sat` is read as rows (its loader writes pictures out besides)."
-    common.show("Loaders", words, ("read", "rows a second", "peak memory, MB", "over the first of its kind"), rows)
+    words = "Each row is a separate process. `sat` is read as rows (its loader also writes images)."
+    common.show("Loaders", words, ("read", "rows per second", "peak memory, MB", "over the first of its kind"), rows)
 
 
 def _row(title: str, found: dict[str, float], first: dict[str, float], expected: int) -> tuple[str, ...]:
     if found["rows"] != expected:
-        sys.exit(f"error: {title}: {found['rows']} rows came")
+        sys.exit(f"error: {title}: {found['rows']} rows were read")
     return (
         title,
         f"{found['rows'] / found['seconds']:,.0f}",
@@ -68,10 +68,10 @@ def _row(title: str, found: dict[str, float], first: dict[str, float], expected:
 
 
 def measured(name: str, count: int, write: Any) -> dict[str, float]:
-    """Write a folder with `count` rows, read it in a process of its own, and return what that printed."""
+    """Write a folder with `count` rows, read it in its own process, and return the figures that it printed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", f"import perf.stream as s; s.{write.__name__}({folder!r}, {count})"]
-        subprocess.run(command, check=True)  # apart, so that the peak is the reader's
+        subprocess.run(command, check=True)  # another process, so that the peak is the reader's
         done = subprocess.run(
             [sys.executable, "-m", "perf.stream", "--child", name, folder],
             stdout=subprocess.PIPE,
@@ -111,7 +111,7 @@ def _questions(count: int) -> Iterator[tuple[int, str, str]]:
 
 
 def write_treevgr(folder: str, count: int) -> None:
-    """A TreeVGR data set with `count` rows over one picture."""
+    """A TreeVGR data set with `count` rows over one image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,7 +131,7 @@ def write_treevgr(folder: str, count: int) -> None:
 
 
 def write_viscot(folder: str, count: int) -> None:
-    """A VisCoT data set with `count` records of one set over one picture."""
+    """A VisCoT data set with `count` records of one set over one image."""
     _picture(Path(folder) / "cot_image_data" / "gqa" / "1.jpg")
     metadata = Path(folder) / "metadata" / "gqa_cot_train.jsonl"
     metadata.parent.mkdir()

@@ -1,7 +1,7 @@
-"""What several processes and ZeRO-3 cost a training step: SFT's step in four layouts over the same traces and batch.
+"""Cost of several processes and of ZeRO-3: SFT's step in four layouts over the same traces and batch.
 
-Command: `python -m perf.zero3 --preset mini` (after `make sft`). Each layout is a start of its own through torchrun, which
-runs this module with `--report`; the rounds take turns, so that a machine that grows slower is slower for all.
+Command: `python -m perf.zero3 --preset mini` (after `make sft`). Each layout is started through torchrun, which runs
+this module with `--report`. The rounds alternate, so that a machine that slows down affects all layouts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYOUTS = {
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimiser step, without what is logged or saved between them."""
+    """Seconds of each optimizer step, without logging and saving between steps."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -76,7 +76,7 @@ def _parameters(trainer: sft.train.Trainer) -> int:
 
 
 def measure(args: argparse.Namespace, processes: int, deepspeed: str | None) -> dict[str, Any]:
-    """Start one layout; returns what it reports."""
+    """Start one layout; returns its report."""
     wanted = [
         *(f"sft.max_steps={STEPS}", f"sft.save_steps={STEPS + 1}", f"sft.batch_size={BATCH // processes}"),
         *(f"sft.deepspeed={deepspeed or 'null'}", "data.validation_share=0.0"),
@@ -109,12 +109,12 @@ def compare(args: argparse.Namespace) -> None:
             parameters = int(found["parameters"])
     plain = median(steps["one process, plain"])
     rows = [(name, f"{median(values) / plain:.2f}", len(values)) for name, values in steps.items()]
-    where = "one a GPU" if torch.cuda.is_available() else "on one machine's cores, over gloo"
+    where = "one per GPU" if torch.cuda.is_available() else "on one machine's cores, over gloo"
     show(
         "Several processes and ZeRO-3",
         f"SFT's median step of {BATCH} traces over that of one plain process; processes {where}. The model has "
-        f"{parameters / 1e6:.1f}M parameters, so this is the cost of gathering and cutting them, the worst case: a larger model "
-        "computes more between its gathers.",
+        f"{parameters / 1e6:.1f}M parameters, so this is the cost of gathering and sharding them, the worst case: a larger model "
+        "computes more between gathers.",
         ("layout", "step / plain step", "steps"),
         rows,
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from fgrpo import boxes
 from fgrpo.images import image_size
 from fgrpo.plugins import load_plugin, plugin_names
+from fgrpo.policy import backbone
 from fgrpo.response import Response
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
@@ -40,16 +41,18 @@ class RewardContext:
         box_normaliser: divisor of the sum of CIoU (Eq. 1): "max", "gt" or "matched".
         min_pixels, max_pixels: the processor's bounds on the image that the model sees.
         box_tag, box_frame: how the policy writes boxes.
+        patch_factor: pixels per image token side.
     """
 
     judges: JudgeSet
     mask: Literal["correct", "all"] = "all"
     boxes_from: tuple[str, ...] | None = None
     box_normaliser: Literal["max", "gt", "matched"] = "max"
-    min_pixels: int = boxes.MIN_PIXELS
-    max_pixels: int = boxes.MAX_PIXELS
+    min_pixels: int = backbone.default().pixels.min_pixels
+    max_pixels: int = backbone.default().pixels.max_pixels
     box_tag: str = "bbox"
     box_frame: Frame = "model"
+    patch_factor: int = backbone.default().pixels.factor
 
 
 @dataclass(frozen=True)
@@ -135,4 +138,5 @@ def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any
 
 def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
     """(width, height) in pixels of each image as the model sees it. Raises one of `fgrpo.images.IMAGE_ERRORS`."""
-    return tuple(boxes.model_size(image_size(path), context.min_pixels, context.max_pixels) for path in images)
+    bounds = boxes.PixelBounds(context.min_pixels, context.max_pixels, context.patch_factor)
+    return tuple(boxes.model_size(image_size(path), *bounds) for path in images)

@@ -94,19 +94,6 @@ def couple(scores_NK: Tensor, kind: Coupling, failed_NK: Tensor | None = None) -
     return torch.where(unknown_N, torch.nan, reward_N).unsqueeze(1)
 
 
-def rounded(scores_NK: Tensor) -> Tensor:
-    """Scores with so few digits that a float32 sum over a group of 16 is exact, so a constant group has exactly its own mean.
-
-    TRL's formula divides by (deviation + 1e-4) without a guard of its own, and would make signal of round-off. A column is
-    rounded to multiples of 1/65536; where its largest value is below 1/16 or from 16 on (rewards in other units), to 20 binary
-    digits of that.
-    """
-    _, exponent_K = torch.frexp(torch.nan_to_num(scores_NK, nan=0.0).abs().amax(dim=0))
-    is_usual_K = (exponent_K > -4) & (exponent_K <= 4)
-    unit_K = torch.pow(2.0, torch.where(is_usual_K, -16, exponent_K - 20).double()).to(scores_NK)
-    return torch.round(scores_NK / unit_K) * unit_K
-
-
 def varying_groups(scores_N: Tensor, group_size: int) -> tuple[int, int]:
     """(groups in which this signal varies over its applicable rollouts, groups). Only the first kind teach anything."""
     grouped = scores_N.view(-1, group_size, 1)

@@ -14,16 +14,11 @@ from rl.dual import Constraint, DualAscent
 
 
 def check_config(args: GRPOConfig) -> None:
-    """Aggregation, scaling, group size and checkpoint rhythm of a TRL configuration.
+    """Weights, scaling, group size and checkpoint rhythm of a TRL configuration.
 
     Raises:
         ValueError: says what is wrong and what to set.
     """
-    if args.multi_objective_aggregation != "normalize_then_sum":
-        raise ValueError(
-            f"multi_objective_aggregation={args.multi_objective_aggregation!r} adds the rewards before normalising them, so the "
-            "constraints are not decoupled (Eq. 6); set multi_objective_aggregation='normalize_then_sum'"
-        )
     if args.reward_weights is not None:
         raise ValueError(
             "reward_weights are the multipliers here and belong to the trainer; leave them out and set lam_init"

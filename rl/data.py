@@ -16,11 +16,12 @@ from typing import Any
 from datasets import Dataset
 
 from fgrpo import prompts
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
 from fgrpo.policy import loading
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 from fgrpo.types import Sample
 
 
@@ -43,7 +44,7 @@ def read_samples(path: str | Path, dropped: Counter[str]) -> list[Sample]:
             dropped["no answer"] += 1
         elif not all(Path(image).is_file() for image in sample.images):
             dropped["picture file missing"] += 1
-        elif SPECIAL_SHAPE.search(sample.question):
+        elif special_token(sample.question):
             dropped["special token written out in the question"] += 1
         else:
             samples.append(sample)
@@ -64,7 +65,7 @@ def order(count: int, wanted: int, seed: int) -> list[int]:
 
 
 def fitting(
-    samples: Iterable[Sample], template: str, processor: Any, limit: int, pixels: tuple[int, int], dropped: Counter[str]
+    samples: Iterable[Sample], template: str, processor: Any, limit: int, pixels: PixelBounds, dropped: Counter[str]
 ) -> list[Sample]:
     """Samples whose prompt (text, image tokens, the chat template's own) has at most `limit` tokens; the others are counted.
 

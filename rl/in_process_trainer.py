@@ -20,12 +20,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fgrpo.inference.decode import Prompt, Row, decode
 from fgrpo.inference.transformers_engine import vocabulary_of
+from fgrpo.policy import backbone
+from fgrpo.policy.backbone import Backbone
 from rl import length_bucketing
 from rl.trainer import FaithfulGRPOTrainer
 
 
 class FeatureMemo:
-    """Features of a frozen Qwen2.5-VL vision tower by picture; shared by models whose towers are equal."""
+    """Features of a frozen vision tower by picture; shared by models whose towers are equal."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Tensor] = {}
@@ -34,7 +36,7 @@ class FeatureMemo:
         """Forget everything; call it when a new generation batch begins."""
         self._kept.clear()
 
-    def install(self, tower: torch.nn.Module) -> None:
+    def install(self, tower: torch.nn.Module, family: Backbone) -> None:
         """Let `tower` look here first. Its results must not depend on anything but its input: all parameters frozen.
 
         Raises:
@@ -43,7 +45,7 @@ class FeatureMemo:
         if any(parameter.requires_grad for parameter in tower.parameters()):
             raise ValueError("the vision tower is trained, so its features change and cannot be kept")
         plain = tower.forward
-        merged = int(tower.spatial_merge_size) ** 2  # type: ignore[arg-type]
+        merged = family.patches_per_token(tower)
 
         def forward(hidden_states: Tensor, grid_thw: Tensor, **more: Any) -> BaseModelOutputWithPooling:
             patches = grid_thw.prod(dim=-1).tolist()
@@ -63,28 +65,29 @@ class FeatureMemo:
 
 
 class LocalTrainer(FaithfulGRPOTrainer):
-    """FaithfulGRPOTrainer whose rollouts come from this process's own decoder (one Qwen2.5-VL, not sharded)."""
+    """FaithfulGRPOTrainer whose rollouts come from this process's own decoder (one model, not sharded)."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._vocabulary = vocabulary_of(self._tokenizer, self.plain_model.config.get_text_config().vocab_size)
+        family = backbone.of_model(self.plain_model)
+        self._vocabulary = vocabulary_of(self._tokenizer, self.plain_model.config.get_text_config().vocab_size, family)
         self._memo: FeatureMemo | None = None
         self._rolled: list[list[float]] = []  # log-probabilities of the last generation
         models: list[Any] = [m for m in (self.plain_model, self.ref_model) if m is not None]
-        towers = [self.accelerator.unwrap_model(m).model.visual for m in models]
+        towers = [family.vision_tower(self.accelerator.unwrap_model(m)) for m in models]
         for tower in towers[1:]:
             tower.requires_grad_(False)
         frozen = not any(p.requires_grad for tower in towers for p in tower.parameters())
         if frozen and all(_equal(towers[0], tower) for tower in towers):
             self._memo = FeatureMemo()
             for tower in towers:
-                self._memo.install(tower)
+                self._memo.install(tower, family)
 
     def forbidden_ids(self) -> Sequence[int]:
         """Token ids that the decoder never samples."""
         return self._vocabulary.forbidden
 
-    def _engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
         """The decoder's (B, T), which are those at temperature 1: at another one there is nothing to compare."""
         if self.temperature != 1.0:
             return None
@@ -166,7 +169,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
         grids = torch.as_tensor(fields["image_grid_thw"]).to(policy.device)
         pixels = torch.as_tensor(fields["pixel_values"]).to(policy.device)
         with torch.no_grad():
-            found = policy.model.get_image_features(pixels, grids).pooler_output
+            found = backbone.of_model(policy).image_features(policy, pixels, grids)
         rows: list[tuple[Tensor | None, Tensor | None]] = []
         at = 0
         for pictures in images:

@@ -1,12 +1,13 @@
-"""What a run leaves to be looked at: metrics.jsonl (one line a step), rollouts as parquet, one progress line, alarms in words.
+"""The files of a run: metrics.jsonl (one line per step), rollouts as parquet, the progress line, alarms.
 
 metrics.jsonl holds for each step: accuracy, format, inconsistency (share of judged rollouts whose trace contradicts its
-answer; only right answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
-reward (TRL's: task + sum of λ_t times the constraints, so its scale moves with λ; the one reward where they are coupled), kl,
-tokens, and the time split. Figures are over all processes; where one generation serves several updates, each of their lines
-repeats the generation's. On resume the file is cut back to the checkpoint's step, so nothing stands twice.
+answer; only correct answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
+reward (task + sum of λ_t times the constraints, so its scale moves with λ; the coupled reward where they are coupled), kl,
+tokens, and seconds by part. Figures are over all processes and come from the trainer's `Step`. Where one generation serves
+several updates, each of their lines repeats the generation's figures. On resume the file is truncated to the checkpoint's
+step, so no step appears twice.
 
-rollouts/<step>.parquet (named by the first step a generation serves) stands alone: `COLUMNS` says what its columns are, and
+rollouts/<step>.parquet (named by the first step a generation serves) is self-contained: `COLUMNS` describes its columns, and
 is written into the file's own metadata.
 """
 
@@ -18,13 +19,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -32,63 +31,63 @@ from fgrpo import boxes, progress
 from fgrpo.images import image_size, portable
 from fgrpo.training import metrics_file
 from rl.dual import Constraint
-from rl.scoring import RolloutScorer, ScoredBatch
+from rl.scored_batch import ScoredBatch, report_of
+from rl.step import Step
 from rl.trainer import FaithfulGRPOTrainer
 
 ROLLOUTS = "rollouts"
-_OF_UPDATE = ("loss", "grad_norm", "learning_rate", "kl", "entropy")
+_OF_UPDATE = ("loss", "grad_norm", "learning_rate", "kl", "entropy")  # TRL's, per update
 _OF_GENERATION = (
-    *("accuracy", "format", "inconsistency", "failed", "boxes_dropped", "reward", "num_tokens"),
-    *("completions/mean_length", "completions/clipped_ratio"),
-)
-_PREFIXES = ("constraint/", "lambda/", "monitor/", "task/", "sampling/")
-_SHORT = {"consistency": "C", "spatial_grounding": "S", "semantic_grounding": "G"}
-
+    "num_tokens",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+)  # TRL's; the others are the step's
 
 COLUMNS = {
-    "id": "<step of the policy>/<process>/<row>/<sample id>",
-    "step": "the first optimiser step that trains on it",
+    "id": "<step of the policy>/<rank>/<row>/<sample id>",
+    "step": "the first optimizer step that trains on it",
     "sample_id": "the question's id in rl.jsonl",
-    "images": "paths of the pictures when it was written",
-    "pictures": "the pictures themselves: the files' bytes, or a JPEG of at most 512 pixels a side where a file is larger than 64 KiB",
-    "picture_sizes": "[width, height] of each picture as the model saw it, JSON: the frame of `boxes`",
+    "images": "paths of the images when the file was written",
+    "pictures": "the images themselves: the files' bytes, or a JPEG of at most 512 pixels per side for files above 64 KiB",
+    "picture_sizes": "[width, height] of each image as the model saw it, JSON",
     "question": "with its options",
-    "gold": "the right answer",
+    "gold": "the correct answer",
     "gold_boxes": "annotated boxes with their frames, JSON; null where the source annotates none",
     "text": "what the policy wrote, without special tokens",
-    "answer": "what was read as its answer",
-    "boxes": "[x1, y1, x2, y2] of its trace in pixels of `picture_sizes`, JSON",
+    "answer": "the answer that was parsed from it",
+    "boxes": "[x1, y1, x2, y2] of its trace in the policy's box frame ('model': pixels of `picture_sizes`), JSON",
     "tokens": "length of the completion",
-    "advantage": "what weighed it in the loss",
+    "advantage": "its weight in the loss",
     "<reward>": "its score; null: not applicable or failed. Then <reward>/state, /reason, and /detail as JSON",
 }
 
 
-def cut_back(folder: Path, step: int) -> list[int]:
-    """Forget rollouts after optimiser step `step` (they are going to be done again); returns the steps whose files are there."""
-    kept = []
+def truncate_rollouts(folder: Path, step: int) -> list[int]:
+    """Delete rollouts after optimizer step `step`, which are generated again; returns the steps whose files remain."""
+    remaining = []
     for file in (folder / ROLLOUTS).glob("*.parquet"):
         if file.stem.isdigit() and int(file.stem) <= step:
-            kept.append(int(file.stem))
+            remaining.append(int(file.stem))
         else:
             file.unlink()
     for part in (folder / ROLLOUTS).glob("*.part"):
         part.unlink()
-    return sorted(kept)
+    return sorted(remaining)
 
 
-def rollout_table(batches: Sequence[ScoredBatch], pixels: tuple[int, int]) -> pa.Table:
-    """One row a rollout of one generation (one batch a process); the columns are `COLUMNS`.
+def rollout_table(step: Step, pixels: boxes.PixelBounds) -> pa.Table:
+    """One row per rollout of one generation, over all processes; the columns are `COLUMNS`.
 
     Args:
-        pixels: the processor's bounds on the pictures.
+        pixels: the processor's bounds on the images.
     """
-    rows = [_row(batch, i, pixels) for batch in batches for i in range(len(batch.items))]
-    table = pa.Table.from_pylist(rows)
+    places = [(batch, i) for batch in step.rollouts for i in range(len(batch.items))]
+    weighed = zip(places, step.advantages_N.tolist(), strict=True)
+    table = pa.Table.from_pylist([_row(batch, i, advantage, pixels) for (batch, i), advantage in weighed])
     return table.replace_schema_metadata({"columns": json.dumps(COLUMNS)})
 
 
-def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
+def _row(batch: ScoredBatch, i: int, advantage: float, pixels: boxes.PixelBounds) -> dict[str, Any]:
     item = batch.items[i]
     sample = item.sample
     row: dict[str, Any] = {
@@ -105,7 +104,7 @@ def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
         "answer": item.response.answer,
         "boxes": json.dumps([list(box) for box in item.response.boxes]),
         "tokens": batch.tokens[i],
-        "advantage": batch.advantages[i] if batch.advantages else None,
+        "advantage": advantage,
     }
     for name, scores in batch.scores.items():
         row[name] = scores[i].value
@@ -116,45 +115,51 @@ def _row(batch: ScoredBatch, i: int, pixels: tuple[int, int]) -> dict[str, Any]:
 
 
 class Alarms:
-    """Says in words what goes wrong for `EVERY` dual steps (generations) in a row: a multiplier at its bound, a signal that
-    teaches nothing."""
+    """Messages about what stays wrong for `EVERY` dual steps (generations) in a row: a multiplier at its bound, a constraint
+    that varies in no group."""
 
     EVERY = 50
 
     def __init__(self, constraints: Sequence[Constraint]) -> None:
         self.constraints = constraints
-        self._silent: Counter[str] = Counter()
+        self._constant: Counter[str] = Counter()  # generations in a row without a group in which it varies
 
     def of(self, line: Mapping[str, Any]) -> list[str]:
         """The alarms that a generation's first line of metrics.jsonl raises."""
-        said = []
+        messages = []
         for constraint in self.constraints:
             name = constraint.reward
-            stuck = int(line.get(f"constraint/{name}/at_bound") or 0)
-            if stuck and stuck % self.EVERY == 0:
-                said.append(
-                    f"{name} has been at its bound λ = {constraint.lam_max:g} for {stuck} steps and is still violated: "
+            at_bound = int(line.get(f"constraint/{name}/at_bound") or 0)
+            if at_bound and at_bound % self.EVERY == 0:
+                messages.append(
+                    f"{name} has been at its bound λ = {constraint.lam_max:g} for {at_bound} steps and is still violated: "
                     f"τ = {constraint.tau:g} looks infeasible"
                 )
-            self._silent[name] = 0 if line.get(f"constraint/{name}/mixed_share") else self._silent[name] + 1
-            if self._silent[name] % self.EVERY == 0 and self._silent[name]:
-                said.append(
-                    f"{name} has varied in no group for {self._silent[name]} steps: it moves λ, but no policy gradient comes of it "
-                    "(rl.baseline=batch lets it speak)"
+            self._constant[name] = 0 if line.get(f"constraint/{name}/mixed_share") else self._constant[name] + 1
+            if self._constant[name] % self.EVERY == 0 and self._constant[name]:
+                messages.append(
+                    f"{name} has varied in no group for {self._constant[name]} steps: it moves λ, but gives no policy gradient "
+                    "(with rl.baseline=batch it does)"
                 )
-        return said
+        return messages
 
 
-class Logbook(TrainerCallback):
-    """Writes the files of one run; only the main process does. `trainer` is set after the trainer is built."""
+class LoggingCallback(TrainerCallback):
+    """Writes the files of one run, on the main process only. Set `trainer` after the trainer is built.
 
-    def __init__(self, folder: Path, scorer: RolloutScorer, total: int, pixels: tuple[int, int]) -> None:
-        self.folder, self.scorer, self.total, self.pixels = folder, scorer, total, pixels
+    Args:
+        folder: the run's.
+        total: optimizer steps of the run.
+        pixels: the processor's bounds on the images.
+    """
+
+    def __init__(self, folder: Path, total: int, pixels: boxes.PixelBounds) -> None:
+        self.folder, self.total, self.pixels = folder, total, pixels
         self.trainer: FaithfulGRPOTrainer | None = None
         self._bar: tqdm[Any] | None = None
         self._out: metrics_file.MetricsFile | None = None
-        self._last = time.perf_counter()
-        self._written = -1
+        self._last_line_at = time.perf_counter()
+        self._written: Step | None = None
         self._of_generation: dict[str, Any] = {}
         self._alarms = Alarms(())
 
@@ -162,20 +167,19 @@ class Logbook(TrainerCallback):
         if not state.is_world_process_zero or self.trainer is None:
             return
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
-        self._say_lost(cut_back(self.folder, state.global_step), args, state.global_step)
+        self._report_lost(truncate_rollouts(self.folder, state.global_step), args, state.global_step)
         self._out = metrics_file.MetricsFile(self.folder, state.global_step, state.log_history)
         self._bar = progress.bar(self.folder.name, self.total, "step", initial=state.global_step)
         self._alarms = Alarms(self.trainer.dual.constraints)
-        self._last = time.perf_counter()
+        self._last_line_at = time.perf_counter()
 
-    def _say_lost(self, kept: Sequence[int], args: Any, step: int) -> None:
-        """Rollouts beside good checkpoints that are gone cannot be made again, but it is said."""
+    def _report_lost(self, remaining: Sequence[int], args: Any, step: int) -> None:
+        """Rollouts that are missing beside good checkpoints cannot be generated again, so they are reported."""
         updates = max(1, args.steps_per_generation // args.gradient_accumulation_steps)
-        lost = sorted(set(range(1, step + 1, updates)) - set(kept))
+        lost = sorted(set(range(1, step + 1, updates)) - set(remaining))
         if lost:
-            where = self.folder / ROLLOUTS
             print(
-                f"{where} lacks the rollouts of {len(lost)} generations up to step {step} (first: {lost[0]:06d})",
+                f"{self.folder / ROLLOUTS} lacks the rollouts of {len(lost)} generations up to step {step} (first: {lost[0]:06d})",
                 file=sys.stderr,
             )
 
@@ -187,71 +191,51 @@ class Logbook(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if self.trainer is None or logs is None or "train_runtime" in logs:
+        if self.trainer is None or self._out is None or logs is None or "train_runtime" in logs:
             return
-        began = time.perf_counter()
-        batches = self._new_batches()
-        if self._out is None:  # not the main process
-            return
-        line = self._line(state.global_step, logs, began, is_new=bool(batches))
-        self._last = began
-        if batches and (said := self._alarms.of(line)):
-            line["alarms"] = said
+        now = time.perf_counter()
+        step = self.trainer.last_step
+        new_step = step if step is not self._written else None  # None: a further update on the same generation
+        self._written = step
+        line = self._line(state.global_step, logs, now, new_step)
+        self._last_line_at = now
+        if new_step is not None and (alarms := self._alarms.of(line)):
+            line["alarms"] = alarms
         self._out.add(line)
         state.log_history[-1].update(line)  # so that a checkpoint carries the file (fgrpo.training.metrics_file)
-        self._write_rollouts(batches)
+        if new_step is not None and new_step.rollouts:
+            self._write_rollouts(new_step)
         self._show(line)
 
-    def _new_batches(self) -> list[ScoredBatch]:
-        """The batches of all processes, when a generation has come since the last call; else none."""
-        batch = self.scorer.batch
-        if batch is None or batch.step == self._written or self.trainer is None:
-            return []
-        self._written = batch.step
-        mine = replace(batch, advantages=tuple(self.trainer.advantages))
-        return list(gather_object([mine])) if self.trainer.accelerator.num_processes > 1 else [mine]
-
-    def _line(self, step: int, logs: Mapping[str, Any], now: float, *, is_new: bool) -> dict[str, Any]:
-        """What is known of one step. `is_new`: its updates are the first on their generation."""
+    def _line(self, number: int, logs: Mapping[str, Any], now: float, step: Step | None) -> dict[str, Any]:
+        """The line of optimizer step `number`; `step` is its generation's, where this is the first update on it."""
         assert self.trainer is not None
-        spent, wall = self.trainer.take_seconds(), now - self._last
-        own = {key: logs[key] for key in logs if key in _OF_UPDATE or key.startswith("clip_ratio/")}
-        shared = {key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith(_PREFIXES)}
-        if is_new:
-            self._of_generation = shared
-            if "consistency" in (*self.scorer.names, *self.scorer.monitored):
-                shared.setdefault("inconsistency", None)
+        spent, wall = self.trainer.take_seconds(), now - self._last_line_at
+        if step is not None:
+            of_trl = {key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith("sampling/")}
+            self._of_generation = {**dict.fromkeys(_inverted_metrics(step)), **of_trl, **step.metrics}
         return {
-            "step": step,
+            "step": number,
             **self._of_generation,
-            **own,
+            **{key: logs[key] for key in logs if key in _OF_UPDATE or key.startswith("clip_ratio/")},
             **{f"seconds/{key}": value for key, value in spent.items()},
             "seconds/update": max(wall - sum(spent.values()), 0.0),
             "seconds/step": wall,
         }
 
-    def _write_rollouts(self, batches: Sequence[ScoredBatch]) -> None:
-        if not batches:
-            return
-        path = self.folder / ROLLOUTS / f"{batches[0].step + 1:06d}.parquet"
-        aside = path.with_suffix(".part")
-        pq.write_table(rollout_table(batches, self.pixels), aside, compression="zstd")
-        os.replace(aside, path)
+    def _write_rollouts(self, step: Step) -> None:
+        path = self.folder / ROLLOUTS / f"{step.rollouts[0].step + 1:06d}.parquet"
+        part = path.with_suffix(".part")
+        pq.write_table(rollout_table(step, self.pixels), part, compression="zstd")
+        os.replace(part, path)
 
     def _show(self, line: Mapping[str, Any]) -> None:
         if self._bar is None or self.trainer is None:
             return
         for alarm in line.get("alarms", ()):
             self._bar.write(alarm)
-        parts = [f"acc {line['accuracy']:.2f}"]
-        if not self.trainer.dual.constraints and line.get("inconsistency") is not None:
-            parts.append(f"inconsistent {line['inconsistency']:.2f}")
-        for constraint in self.trainer.dual.constraints:
-            name = constraint.reward
-            mean = line.get(f"constraint/{name}/mean")
-            shown = "–" if mean is None else f"{mean:.2f}"
-            parts.append(f"{_SHORT.get(name, name)} {shown} λ {line[f'lambda/{name}']:.2f}")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        names = [constraint.reward for constraint in self.trainer.dual.constraints]
+        self._bar.set_postfix_str(progress_text(line, names, self._written), refresh=False)
         self._bar.update(line["step"] - self._bar.n)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -265,3 +249,29 @@ class Logbook(TrainerCallback):
         if self._out is not None:
             self._out.close()
             self._out = None
+
+
+def progress_text(line: Mapping[str, Any], constraints: Sequence[str], step: Step | None) -> str:
+    """Accuracy, then mean and λ of each constraint under its report's symbol (else its name).
+
+    Without a constraint: the metrics of inverted rewards, such as inconsistency.
+
+    Args:
+        line: of metrics.jsonl.
+        constraints: reward names.
+        step: the generation's.
+    """
+    parts = [f"acc {line['accuracy']:.2f}"] if line.get("accuracy") is not None else []
+    if not constraints and step is not None:
+        parts += [f"{key} {line[key]:.2f}" for key in _inverted_metrics(step) if line.get(key) is not None]
+    for name in constraints:
+        report, mean = report_of(name), line.get(f"constraint/{name}/mean")
+        symbol = report.symbol if report is not None and report.symbol else name
+        parts.append(f"{symbol} {'–' if mean is None else f'{mean:.2f}'} λ {line[f'lambda/{name}']:.2f}")
+    return ", ".join(parts)
+
+
+def _inverted_metrics(step: Step) -> list[str]:
+    """Metrics of the scored rewards that are reported as their complement ("inconsistency")."""
+    reports = [report_of(name) for name in (step.rollouts[0].scores if step.rollouts else ())]
+    return [report.metric for report in reports if report is not None and report.inverted]

@@ -25,10 +25,12 @@ from trl.data_utils import prepare_multimodal_messages
 from fgrpo import boxes
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.images import IMAGE_ERRORS, image_size, image_tokens
+from fgrpo.images import IMAGE_ERRORS, MARKERS, image_size, image_tokens
+from fgrpo.policy import backbone
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 from fgrpo.types import FRAMES, Box, Sample
+from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 
 # Mean |difference| a token; a wrong picture or prompt costs 0.5 and more. An engine's log-probabilities are those among what
@@ -39,7 +41,7 @@ SLACK = 0.01  # of a picture's side, by which an annotated box may stand out
 PROBED = 8  # prompts that are made in full
 
 
-def check_boxes(questions: str | Path, pixels: tuple[int, int], sources: Collection[str]) -> None:
+def check_boxes(questions: str | Path, pixels: boxes.PixelBounds, sources: Collection[str]) -> None:
     """Every box of rl.jsonl says its frame, has an extent and lies in its picture; boxes of `sources` are rewarded.
 
     A sample with several pictures is held to the largest: which one a box belongs to is not annotated.
@@ -62,7 +64,7 @@ def check_boxes(questions: str | Path, pixels: tuple[int, int], sources: Collect
         )
 
 
-def _box_fault(row: Mapping[str, Any], pixels: tuple[int, int]) -> str | None:
+def _box_fault(row: Mapping[str, Any], pixels: boxes.PixelBounds) -> str | None:
     for given in row["boxes"]:
         if not isinstance(given, dict) or given.get("frame") not in FRAMES:
             return f"the box {given!r} does not say its frame, one of {', '.join(FRAMES)}"
@@ -87,7 +89,7 @@ def _box_fault(row: Mapping[str, Any], pixels: tuple[int, int]) -> str | None:
     return None
 
 
-def _extent(path: str, frame: str, pixels: tuple[int, int]) -> tuple[float, float]:
+def _extent(path: str, frame: str, pixels: boxes.PixelBounds) -> tuple[float, float]:
     """Width and height of a picture in a frame's units."""
     if frame in ("unit", "thousand"):
         side = 1.0 if frame == "unit" else 1000.0
@@ -96,7 +98,7 @@ def _extent(path: str, frame: str, pixels: tuple[int, int]) -> tuple[float, floa
 
 
 def check_prompts(
-    trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], limit: int, pixels: tuple[int, int]
+    trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], limit: int, pixels: boxes.PixelBounds
 ) -> None:
     """Prompts of `rows`, made as the trainer makes them: their length, and image tokens against features.
 
@@ -125,7 +127,7 @@ def check_prompts(
             )
     if not images:
         return
-    token = model.config.image_token_id
+    token = backbone.of_model(model).image_token_id(model.config)
     counted = [row.count(token) for row in ids]
     grids = torch.as_tensor(fields["image_grid_thw"])
     per_picture = _features(model, torch.as_tensor(fields["pixel_values"]), grids)
@@ -138,18 +140,18 @@ def check_prompts(
                 f"the prompt of {sample.id} has {found} image tokens, and its pictures give {sum(mine)} features; the processor "
                 "belongs to another model than the weights: save or download both again"
             )
-        reckoned = [image_tokens(path, pixels) - 2 for path in sample.images]
+        reckoned = [image_tokens(path, pixels) - MARKERS for path in sample.images]
         if reckoned != mine:
             raise UserError(
                 f"the pictures of {sample.id} take {mine} tokens, and {reckoned} were reckoned with from the processor's bounds "
-                f"{pixels}; min_pixels and max_pixels of the processor's file are not those it works with"
+                f"{tuple(pixels)}; min_pixels and max_pixels of the processor's file are not those it works with"
             )
 
 
 def _features(model: Any, pixel_values: Tensor, grids: Tensor) -> list[int]:
     """How many features the vision tower gives for each picture."""
     with torch.no_grad():
-        found = model.model.get_image_features(pixel_values.to(model.device), grids.to(model.device)).pooler_output
+        found = backbone.of_model(model).image_features(model, pixel_values.to(model.device), grids.to(model.device))
     return [len(part) for part in found]
 
 
@@ -159,8 +161,8 @@ def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> No
     Raises:
         UserError: it has not.
     """
-    config = trainer.plain_model.config
-    needed = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    model = trainer.plain_model
+    needed = backbone.of_model(model).vision_token_ids(model.config)
     told = set(trainer.forbidden_ids())
     missing = sorted((set(forbidden) | needed) - told)
     if missing:
@@ -183,7 +185,8 @@ def check_probe(
     Raises:
         UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
     """
-    batch, engine = trainer.probe(rows)
+    probe = Probe(trainer)
+    batch, engine = probe.rollout(rows)
     mask = batch["completion_mask"].bool()
     sampled = set(batch["completion_ids"][mask].tolist()) & set(forbidden)
     if sampled:
@@ -193,7 +196,7 @@ def check_probe(
         )
     if engine is None:
         return None
-    ours = trainer.logprobs(batch)
+    ours = probe.logprobs(batch)
     known = mask & torch.isfinite(engine)
     difference = float((ours - engine)[known].abs().mean())
     if not difference <= tolerance:
@@ -219,7 +222,7 @@ class Preflight(TrainerCallback):
         difference: what `check_probe` found.
     """
 
-    def __init__(self, questions: Path, pixels: tuple[int, int], forbidden: Sequence[int], cfg: Config) -> None:
+    def __init__(self, questions: Path, pixels: boxes.PixelBounds, forbidden: Sequence[int], cfg: Config) -> None:
         self.questions, self.pixels, self.forbidden, self.cfg = questions, pixels, tuple(forbidden), cfg
         self.trainer: FaithfulGRPOTrainer | None = None
         self.difference: float | None = None
@@ -237,7 +240,9 @@ class Preflight(TrainerCallback):
         agreed = (
             "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
         )
-        distributed.say(f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}")
+        distributed.print_once(
+            f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}"
+        )
 
 
 def probe_rows(dataset: Any) -> list[dict[str, Any]]:

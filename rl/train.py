@@ -19,9 +19,9 @@ from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from fgrpo import cli, config, prompts, runs
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
-from fgrpo.images import pixel_bounds
-from fgrpo.policy import adapters, loading
+from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import checkpoints, distributed, launch
 from judges import build
@@ -29,12 +29,14 @@ from rewards import base as rewards
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
+from rl.failures import FailedJudgements
 from rl.in_process_trainer import LocalTrainer
-from rl.logging_callback import Logbook
+from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
+from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
 from rl.tracking import tracked
-from rl.trainer import FailedJudgements, FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("rl.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("rl.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
@@ -61,13 +63,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is done already")
             return run.path
         disable_progress_bar()  # transformers' own: one line is enough
         trainer, logbook = build_trainer(cfg, run, questions, policy)
         checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            distributed.say(f"going on from {checkpoint}")
+            distributed.print_once(f"going on from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -75,16 +77,18 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             raise UserError(str(error)) from error
         finally:
             logbook.close()
-        checkpoints.save_whole(trainer, run.path / "final")
+        checkpoints.save_final(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
             run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
         return run.path
 
 
-def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> tuple[FaithfulGRPOTrainer, Logbook]:
+def build_trainer(
+    cfg: Config, run: runs.Run, questions: Path, policy: Path
+) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
     """The trainer of one method, ready to train, and its logbook."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), pixel_bounds(policy)  # what may be wrong goes before what takes long
+    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # what may be wrong goes before what takes long
     scorer = make_scorer(cfg, pixels, run.path)
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
@@ -100,7 +104,9 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     steps = arguments.total_steps(rl, len(samples))
     wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
-    forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy))
+    forbidden = loading.forbidden_token_ids(
+        processor.tokenizer, loading.text_vocabulary(policy), model_files.backbone_of(policy)
+    )
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # before the model: ZeRO-3 cuts it as it loads
@@ -109,17 +115,17 @@ def build_trainer(cfg: Config, run: runs.Run, questions: Path, policy: Path) -> 
     if rl.freeze_vision:
         loading.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
-    logbook = Logbook(run.path, scorer, steps, pixels)
+    logbook = LoggingCallback(run.path, steps, pixels)
     trainer = kind(
         model,
         scorer.reward_funcs(),
         args,
         dataset,
         processing_class=processor,
-        peft_config=adapters.lora_config(rl.lora),
+        peft_config=adapters.lora_config(rl.lora, model_files.backbone_of(policy)),
         callbacks=[preflight, logbook],
         dual=dual,
-        coupling=None if rl.combine == "decoupled" else rl.combine,
+        coupling=rl.combine if rl.combine in ("additive", "multiplicative") else None,
         masked=rl.masked,
         baseline=rl.baseline,
         whiten=rl.whiten,
@@ -147,28 +153,49 @@ def trainer_of(cfg: Config) -> Callable[..., FaithfulGRPOTrainer]:
 
 
 def make_dual(cfg: Config) -> DualAscent:
-    """The multipliers of a method; a coupled reward has none.
+    """The multipliers of a method: one constraint for each key of rl.constraints; a coupled reward has none.
 
     Raises:
-        UserError: a signal without its τ, a τ of no reward, or values that make no constraint.
+        UserError: a constraint of no reward (names the nearest), or values that make no constraint.
     """
-    rl, dual = cfg.rl, cfg.rl.dual
-    for name in rl.tau:
-        if name not in rewards.names():
-            raise unknown("configuration key", f"rl.tau.{name}", (f"rl.tau.{known}" for known in rewards.names()))
-    signals = rl.signals if rl.combine == "decoupled" else ()
-    for name in signals:
-        if name not in rl.tau:
-            raise UserError(f"the signal {name!r} has no threshold; set rl.tau.{name}")
+    rl = cfg.rl
+    known = [name for name in rewards.names() if name != TASK]
+    for name in rl.constraints:
+        if name not in known:
+            raise unknown(
+                "configuration key", f"rl.constraints.{name}", (f"rl.constraints.{reward}" for reward in known)
+            )
     try:
-        made = [Constraint(n, rl.tau[n], dual.lam_init, dual.lr, dual.lam_max, dual.min_applicable) for n in signals]
-        return DualAscent(made, dual.kind, kp=dual.kp, kd=dual.kd)
+        constraints = [make_constraint(cfg, name) for name in rl.constraints] if rl.combine == "decoupled" else []
+        return DualAscent(constraints, rl.dual.kind, kp=rl.dual.kp, kd=rl.dual.kd)
     except ValueError as error:
-        raise UserError(f"rl.dual: {error}") from error
+        raise UserError(f"rl.constraints, rl.dual: {error}") from error
 
 
-def make_scorer(cfg: Config, pixels: tuple[int, int], folder: Path | None = None) -> RolloutScorer:
-    """The configured signals, and what is scored only to be logged; the judges' spending is kept in the run's `folder`."""
+def make_constraint(cfg: Config, name: str) -> Constraint:
+    """The constraint rl.constraints.<name>; what it leaves out has the value of rl.dual.
+
+    Raises:
+        ValueError: its values make no constraint.
+    """
+    own, shared = cfg.rl.constraints[name], cfg.rl.dual
+    return Constraint(
+        reward=name,
+        tau=own.tau,
+        lam_init=shared.lam_init if own.lam_init is None else own.lam_init,
+        lr=shared.lr if own.lr is None else own.lr,
+        lam_max=shared.lam_max if own.lam_max is None else own.lam_max,
+        min_applicable=shared.min_applicable if own.min_applicable is None else own.min_applicable,
+    )
+
+
+def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) -> RolloutScorer:
+    """The rewards of the method's constraints, and those that are only logged.
+
+    Args:
+        pixels: the processor's bounds.
+        folder: the run's, where the judges' spending is kept.
+    """
     context = RewardContext(
         build(cfg.judges.training, cfg.data.root, folder),
         mask="correct",
@@ -176,8 +203,11 @@ def make_scorer(cfg: Config, pixels: tuple[int, int], folder: Path | None = None
         box_normaliser=cfg.rl.box_normaliser,
         min_pixels=pixels[0],
         max_pixels=pixels[1],
+        patch_factor=pixels.factor,
+        box_tag=cfg.policy.box_tag,
+        box_frame=cfg.policy.box_frame,
     )
-    return RolloutScorer(cfg.rl.signals, context, cfg.rl.monitor)
+    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,39 @@
 """FaithfulGRPOTrainer: TRL's GRPOTrainer with adaptive constraints (Section 3.3, Eqs. 3 to 6).
 
-TRL's `multi_objective_aggregation="normalize_then_sum"` with None for "not applicable" is Eq. 6 already if its
-`reward_weights` are [1, λ…]. So the method itself is one override, `_calculate_rewards` around `super()`: it sets the weights
-to λ_t and then lets the dual step read the gathered scores (λ_t weighs the batch, the step gives λ_{t+1}). Every option that TRL's
-formula cannot express (masked zero, batch baseline, token whitening, the coupled rewards of Table 2) replaces the advantages
-that `_generate_and_score_completions` returns by those of `rl.advantage.combine`. No TRL method is copied.
-
-Besides: the multipliers are part of every checkpoint (`duals.json`), checkpoints are written aside and renamed, scoring may
-start before the log-prob passes, and a step in which too many judgements fail stops the run after saving a checkpoint.
 A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Constraint("c1", tau=.95)], args=GRPOConfig(…))`.
+docs/rl_step.md shows the order of one step. TRL's methods are overridden around `super()`, and none is copied:
+
+- `_generate`: scoring starts as soon as the rollouts exist, beside the log-prob passes;
+- `_calculate_rewards`: keeps the gathered scores with their failures;
+- `_generate_and_score_completions`: computes the `Step` (`rl.step`), puts its advantages in place of TRL's, and takes the
+  multipliers' step. TRL's own aggregation of rewards trains nothing, whatever `args` say of it; with
+  `multi_objective_aggregation="normalize_then_sum"` a test compares it with ours (the last bits of float32 may differ).
+
+The multipliers are part of every checkpoint (`duals.json`). A step in which too many judgements fail stops the run after
+saving a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from fgrpo.policy import backbone
 from fgrpo.training import checkpoints
-from rl.advantage import Baseline, Coupling, Masked, Whiten, combine, couple, rounded, shares, varying_groups
+from rl.advantage import Baseline, Coupling, Masked, Whiten
 from rl.checks import check_config, check_constraints, check_dataset
-from rl.dual import Constraint, DualAscent, DualStep
-from rl.reward_validation import NoScore, guarded, rollout_id
+from rl.dual import Constraint, DualAscent
+from rl.failures import FailedJudgements, over_the_limit
+from rl.reward_validation import check_reward_models, guarded, rollout_id
+from rl.scored_batch import Gathered, gather
+from rl.step import Step, StepOptions, fgrpo_step
 
 DUALS = "duals.json"
 
@@ -45,36 +49,25 @@ class Scorer(Protocol):
         trainer: GRPOTrainer,
     ) -> None: ...
 
-    def failed(self) -> Sequence[Sequence[bool]]:
-        """Which scores of the local batch are failures: one row a rollout, one column a reward function."""
-        ...
 
-    def why(self, name: str) -> str:
-        """The commonest reason of this reward's failures in the local batch, "" if there are none."""
-        ...
-
-    def sums(self) -> Mapping[str, tuple[float, float | None]]:
-        """What is logged besides, by name: (sum, count) over the local batch, count None for a total; the same names on every
-        process."""
-        ...
-
-
-class FailedJudgements(RuntimeError):
-    """More judgements failed in one step than the run allows. A checkpoint has been saved where one was possible."""
-
-
-class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
+class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
-        constraints: one for each reward function but the first, which is the task reward.
+        reward_funcs: the task's reward first. Each returns a list with a number or None per completion, or an
+            `rl.scored_batch.ScoreColumn`, which also says what failed.
+        constraints: one for each reward function but the first.
         dual: the multipliers; made from `constraints` (adaptive) if not given.
         coupling: None decouples (Eq. 6); "additive" or "multiplicative" make one reward of all columns first (Table 2),
             and take no constraints.
         masked, baseline, whiten: options of `rl.advantage.combine`.
         scorer: starts judging as soon as the rollouts exist.
-        max_failed_share: share of one reward's judgements of a generation batch that may fail, and one of them always unless
-            it is 0; past it the run stops.
+        max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
+            unless it is 0. Beyond it the run stops.
+
+    Attributes:
+        dual: the multipliers.
+        last_step: the `Step` of the last generation batch of training, None before the first.
 
     Raises:
         ValueError: a configuration that would silently not be FGRPO.
@@ -97,10 +90,7 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         max_failed_share: float = 1.0,
         **more: Any,
     ) -> None:
-        if args is None:
-            raise ValueError(
-                "pass args=GRPOConfig(multi_objective_aggregation='normalize_then_sum', …): its default is not FGRPO"
-            )
+        args = GRPOConfig() if args is None else args
         check_config(args)
         check_dataset(train_dataset)
         funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs] * (reward_funcs is not None)
@@ -108,17 +98,13 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
         self.scorer, self.max_failed_share = scorer, max_failed_share
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
-        self.advantages: list[float] = []  # of this process' last generation batch, in its order
+        self.last_step: Step | None = None
         self._inputs: Sequence[dict[str, Any]] = ()
-        self._scores_NK = self._weights_K = torch.empty(0)
-        self._failed_NK: Tensor | None = None
-        super().__init__(model, [guarded(func) for func in funcs], args, train_dataset, *others, **more)
+        self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
+        self._gathered: Gathered | None = None
+        guarded_funcs = [guarded(func, self._returned.__setitem__) for func in funcs]
+        super().__init__(model, guarded_funcs, args, train_dataset, *others, **more)
         check_constraints(self.reward_func_names, self.dual, constraints, coupling)
-
-    @property
-    def _is_trl_formula(self) -> bool:
-        plain = (self.masked, self.baseline, self.whiten) == ("exclude", "group", "sequence")
-        return self.coupling is None and plain
 
     @property
     def _is_training(self) -> bool:
@@ -129,62 +115,6 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         return int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
 
     # -- the seam --------------------------------------------------------------------------------------------------------
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        """Gathered scores (N, K), NaN = no score. Sets `reward_weights` to λ_t, then takes the dual step."""
-        began = time.perf_counter()
-        raw_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._check_models(raw_NK)
-        failed_NK = self._failures(raw_NK)
-        scores_NK = rounded(raw_NK)
-        weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
-        self.reward_weights = torch.tensor(weights, dtype=torch.float32)
-        self._scores_NK, self._weights_K = scores_NK, self.reward_weights.to(scores_NK.device)
-        self._failed_NK = failed_NK
-        if self.coupling is not None:
-            self._scores_NK, self._failed_NK = couple(scores_NK, self.coupling, failed_NK), None
-            self._weights_K = torch.ones(1, device=scores_NK.device)
-        if self._is_training:
-            columns = range(1, scores_NK.shape[1]) if self.dual.constraints else []
-            steps = self.dual.step(scores_NK[:, list(columns)])
-            self._observe(scores_NK, failed_NK, steps)
-            self._log_sums()
-        self.seconds["judging"] += time.perf_counter() - began
-        return scores_NK
-
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's batch; its advantages are replaced where TRL's formula is not the configured one."""
-        began = time.perf_counter()
-        self._inputs = inputs
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not self._is_trl_formula:
-            here = self.accelerator.process_index * len(inputs)
-            output["advantages"] = self._own_advantages(output)[here : here + len(inputs)]
-        self.advantages = output["advantages"].tolist()
-        self.seconds["rollout"] += time.perf_counter() - began
-        return output
-
-    def _own_advantages(self, output: Mapping[str, Any]) -> Tensor:
-        """Advantages (N,) of all processes by the configured formula; they replace TRL's in what it shows of the batch too."""
-        adv_N = combine(
-            self._scores_NK,
-            self._weights_K,
-            self._group_size,
-            masked=self.masked,
-            baseline=self.baseline,
-            whiten=self.whiten,
-            lengths_N=self.accelerator.gather(output["completion_mask"].sum(dim=1)),
-            failed_NK=self._failed_NK,
-        )
-        shown: Any = self._logs["advantages"]
-        for _ in range(min(len(adv_N), len(shown))):
-            shown.pop()
-        shown.extend(adv_N.tolist())
-        if self.coupling is not None:  # TRL has logged the columns' sum
-            figures, reward_N = self._metrics["train" if self._is_training else "eval"], self._scores_NK[:, 0]
-            reward_N = reward_N[~torch.isnan(reward_N)]
-            figures["reward"][-1], figures["reward_std"][-1] = float(reward_N.mean()), float(reward_N.std())
-        return adv_N
 
     def _generate(self, prompts: Any) -> Any:
         """TRL's generation; judging starts as soon as it returns, so that it runs beside the log-prob passes."""
@@ -197,113 +127,87 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
             self.scorer.start(self._inputs, completions, completion_ids, self)
         return result
 
-    # -- the preflight's probe (rl.preflight) ------------------------------------------------------------------------------
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's gathered scores (N, K), NaN = no score; they are kept together with their failures."""
+        began = time.perf_counter()
+        self._returned.clear()
+        scores_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_reward_models(self.reward_funcs, self.reward_func_names, scores_NK, self.state.global_step)
+        self._gathered = gather(scores_NK, self._returned, self.reward_func_names, len(prompts))
+        self.seconds["judging"] += time.perf_counter() - began
+        return scores_NK
 
-    @property
-    def plain_model(self) -> Any:
-        """The policy without wrappers of accelerate and peft."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's batch with the advantages of `rl.step`; in training the multipliers take their step."""
+        began = time.perf_counter()
+        self._inputs = inputs
+        weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
+        self.reward_weights = torch.tensor(weights, dtype=torch.float32)  # λ_t, for what TRL logs itself
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        assert self._gathered is not None
+        gathered, self._gathered = self._gathered, None
+        self._stop_if_failed(gathered)
+        step = fgrpo_step(
+            gathered.scores_NK,
+            gathered.failed_NK,
+            self.dual,
+            self._step_options(),
+            lengths_N=self.accelerator.gather(output["completion_mask"].sum(dim=1)) if self.whiten == "token" else None,
+            rollouts=gathered.batches,
+        )
+        first_row = self.accelerator.process_index * len(inputs)
+        output["advantages"] = step.advantages_N[first_row : first_row + len(inputs)]
+        self._log_step(step)
+        if self._is_training:
+            self.dual.load_state_dict(step.dual_state)
+            self.last_step = step
+        self.seconds["rollout"] += time.perf_counter() - began
+        return output
 
-    def forbidden_ids(self) -> Sequence[int]:
-        """Token ids that the rollout engine has been told never to sample."""
-        if self.use_vllm:
-            bias: dict[Any, float] = (getattr(self.args, "generation_kwargs", None) or {}).get("logit_bias") or {}
-            return [int(token) for token, value in bias.items() if value <= -100]
-        return list(getattr(self.generation_config, "suppress_tokens", None) or ())
+    def _step_options(self) -> StepOptions:
+        return StepOptions(
+            group_size=self._group_size,
+            coupling=self.coupling,
+            masked=self.masked,
+            baseline=self.baseline,
+            whiten=self.whiten,
+            names=tuple(self.reward_func_names),
+            training=self._is_training,
+        )
 
-    def probe(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor | None]:
-        """One group of rollouts for each of `rows` through TRL's own path, of which nothing stays behind.
+    def _log_step(self, step: Step) -> None:
+        """The step's figures beside TRL's, and in place of those that TRL computed from its own aggregation."""
+        figures = self._metrics["train" if self._is_training else "eval"]
+        for key in ("reward", "reward_std"):
+            figures[key].pop()
+        for key, value in step.metrics.items():
+            figures[key].append(value)
+        shown: Any = self._logs["advantages"]
+        for _ in range(min(len(step.advantages_N), len(shown))):
+            shown.pop()
+        shown.extend(step.advantages_N.tolist())
 
-        No reward is asked, no multiplier moves, nothing is logged, and torch's random state is as before. Every process calls
-        it with as many rows.
-
-        Returns:
-            TRL's batch, and the engine's log-probabilities (B, T), NaN where it has none; None if it tells none.
-        """
-        group = int(self.num_generations_eval or self.num_generations or 1)
-        model: Any = self.model
-        inputs = [dict(row) for row in rows for _ in range(group)]
-        shape = (len(inputs) * self.accelerator.num_processes, len(self.reward_func_names))
-        scorer, training = self.scorer, model.training
-        cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        self.scorer = None
-        self._calculate_rewards = lambda *_: torch.zeros(shape, device=self.accelerator.device)  # type: ignore[method-assign]
-        model.eval()
-        try:
-            with torch.random.fork_rng(cuda):
-                batch = GRPOTrainer._generate_and_score_completions(self, inputs)
-        finally:
-            del self._calculate_rewards
-            self.scorer = scorer
-            model.train(training)
-            self._metrics["eval"].clear()
-            shown: Any = self._logs
-            for column in (shown["prompt"], shown["completion"], shown["advantages"], *shown["rewards"].values()):
-                column.clear()
-            self.take_seconds()
-        return batch, self._engine_logprobs(batch)
-
-    def _engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
-        return batch.get("sampling_per_token_logps")
-
-    def logprobs(self, batch: Mapping[str, Any]) -> Tensor:
-        """The trainer's own log-probabilities (B, T) of a batch of `probe`."""
-        fields = ("pixel_values", "image_grid_thw", "num_images", "token_type_ids", "mm_token_type_ids")
-        with torch.no_grad():
-            found: Any = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-                batch["completion_ids"].shape[1],
-                batch_size=self.args.per_device_train_batch_size,
-                **{key: batch[key] for key in fields if key in batch},
-            )
-        logps_BT: Tensor = found[0]
-        return logps_BT
-
-    # -- what a step showed ------------------------------------------------------------------------------------------------
+    # -- checks of a batch -------------------------------------------------------------------------------------------------
 
     def _check_sampled(self, completion_ids: Sequence[Sequence[int]]) -> None:
-        """A sampled picture token would end the next forward pass with "Image features and image tokens do not match"."""
+        """A sampled image token would end the next forward pass with "Image features and image tokens do not match"."""
         config: Any = self.plain_model.config
-        pictures = {getattr(config, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        image_ids = backbone.assumed(config.model_type).placeholder_ids(config)
         for row, ids in enumerate(completion_ids):
-            if not pictures.isdisjoint(ids):
+            if not image_ids.isdisjoint(ids):
                 raise ValueError(
-                    f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains a picture token; "
-                    "forbid them to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
+                    f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains an image token; "
+                    "forbid these tokens to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
                 )
 
-    def _check_models(self, scores_NK: Tensor) -> None:
-        """Reward models answer always, so a NaN of theirs is one too; reward functions are `guarded`."""
-        for column, func in enumerate(self.reward_funcs):
-            bad = [row for row, value in enumerate(scores_NK[:, column].tolist()) if not math.isfinite(value)]
-            if bad and isinstance(func, torch.nn.Module):
-                raise NoScore(
-                    f"the reward model {self.reward_func_names[column]!r} gives {float(scores_NK[bad[0], column])} for rollout "
-                    f"{bad[0]} of step {self.state.global_step} (counted over all processes)"
-                )
-
-    def _failures(self, scores_NK: Tensor) -> Tensor:
-        """Gathered failures (N, K), counted; raises `FailedJudgements` where a reward's are past the allowed share of its own."""
-        if self.scorer is None:
-            return torch.zeros_like(scores_NK, dtype=torch.bool)
-        local = torch.tensor(self.scorer.failed(), dtype=torch.bool, device=scores_NK.device)
-        failed_NK: Tensor = self.accelerator.gather(local)
-        asked_K, failures_K = (failed_NK | ~torch.isnan(scores_NK)).sum(dim=0), failed_NK.sum(dim=0)
-        allowed_K = (self.max_failed_share * asked_K).clamp(min=1.0 if self.max_failed_share else 0.0)
-        worst = int((failures_K - allowed_K).argmax())
-        asked, failures = int(asked_K[worst]), int(failures_K[worst])
-        if failures > allowed_K[worst]:
+    def _stop_if_failed(self, gathered: Gathered) -> None:
+        """Raise `FailedJudgements` where a reward's failures exceed its allowed share."""
+        wrong = over_the_limit(gathered, self.reward_func_names, self.max_failed_share)
+        if wrong is not None:
             self._save_where_possible()
-            why = next(filter(None, gather_object([self.scorer.why(self.reward_func_names[worst])])), "")
             raise FailedJudgements(
-                f"step {self.state.global_step + 1}: {failures} of {asked} judgements of {self.reward_func_names[worst]!r} failed "
-                f"(allowed: {self.max_failed_share:.1%}){f': {why}' if why else ''}; nothing was trained on them. Mend the judge and run "
-                "the same command again"
+                f"step {self.state.global_step + 1}: {wrong}; nothing was trained on them. Fix the judge, then rerun to resume"
             )
-        return failed_NK
 
     def _save_where_possible(self) -> None:
         """A checkpoint of the last finished step, unless there is one or nothing has been trained yet."""
@@ -311,59 +215,31 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         if self.state.global_step > 0 and not present.exists():
             self._save_checkpoint(self.model, trial=None)
 
-    def _observe(self, scores_NK: Tensor, failed_NK: Tensor, steps: Sequence[DualStep]) -> None:
-        """Put the step's constraint figures beside TRL's metrics (`lambda/<name>` is the λ_t that weighed this batch)."""
-        names = self.reward_func_names[1:]
-        by_name = {step.name: step for step in steps}
-        group = self._group_size
-        share_K = None
-        if self.coupling is None:
-            how: Any = {"masked": self.masked, "baseline": self.baseline, "failed_NK": failed_NK}
-            share_K = shares(scores_NK, self._weights_K, group, **how)
-            self._metrics["train"]["task/share"].append(float(share_K[0]))
-        for i, name in enumerate(names, start=1):
-            column_N = scores_NK[:, i]
-            known = ~torch.isnan(column_N)
-            mixed, groups = varying_groups(column_N, group)
-            figures = {
-                f"constraint/{name}/mean": float(column_N[known].double().mean()) if known.any() else None,
-                f"constraint/{name}/n": float(known.sum()),
-                f"constraint/{name}/mixed_share": mixed / groups,
-                f"constraint/{name}/failed": float(failed_NK[:, i].sum()),
-            }
-            if share_K is not None:
-                figures[f"constraint/{name}/share"] = float(share_K[i])
-            if (step := by_name.get(name)) is not None:
-                figures[f"lambda/{name}"] = step.lam_before
-                figures[f"constraint/{name}/violation"] = step.violation
-                figures[f"constraint/{name}/saturated"] = float(step.saturated)
-                figures[f"constraint/{name}/at_bound"] = float(step.at_bound)
-                figures[f"constraint/{name}/steps_to_bound"] = (
-                    None if step.bound_steps is None else float(step.bound_steps)
-                )
-            for key, value in figures.items():
-                if value is not None:
-                    self._metrics["train"][key].append(value)
+    # -- what others read --------------------------------------------------------------------------------------------------
 
-    def _log_sums(self) -> None:
-        """Put the scorer's own figures beside them, over all processes; a mean over nothing is no figure."""
-        sums = dict(self.scorer.sums()) if self.scorer is not None else {}
-        if not sums:
-            return
-        pairs = [(value, 0.0 if count is None else count) for value, count in sums.values()]
-        everywhere: Any = self.accelerator.reduce(
-            torch.tensor(pairs, dtype=torch.float64, device=self.accelerator.device), "sum"
-        )
-        for (name, (_, count)), (value, n) in zip(sums.items(), everywhere.tolist(), strict=True):
-            if count is None or n:
-                self._metrics["train"][name].append(value if count is None else value / n)
+    @property
+    def plain_model(self) -> Any:
+        """The policy without the wrappers of accelerate and peft."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def forbidden_ids(self) -> Sequence[int]:
+        """Token ids that the rollout engine is configured never to sample."""
+        if self.use_vllm:
+            bias: dict[Any, float] = (getattr(self.args, "generation_kwargs", None) or {}).get("logit_bias") or {}
+            return [int(token) for token, value in bias.items() if value <= -100]
+        return list(getattr(self.generation_config, "suppress_tokens", None) or ())
+
+    def engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """The rollout engine's own log-probabilities (B, T) of a batch, NaN where it has none; None if it reports none."""
+        return batch.get("sampling_per_token_logps")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds spent generating, waiting for judges and in the log-prob passes since the last call."""
+        """Seconds since the last call that went to generation, to waiting for judges and to the log-prob passes."""
         spent = dict(self.seconds)
-        rest = spent.pop("rollout") - spent["generation"] - spent["judging"]
+        passes = spent.pop("rollout") - spent["generation"] - spent["judging"]
         self.seconds = dict.fromkeys(self.seconds, 0.0)
-        return {**spent, "logprobs": max(rest, 0.0)}
+        return {**spent, "logprobs": max(passes, 0.0)}
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 
@@ -378,16 +254,16 @@ class FaithfulGRPOTrainer(checkpoints.AsideCheckpoints, GRPOTrainer):
         path = Path(checkpoint) / DUALS
         if not path.exists():
             raise checkpoints.WrongCheckpoint(
-                f"{checkpoint} has no {DUALS}: it was not written by this trainer, and its multipliers are lost"
+                f"{checkpoint} has no {DUALS}: this trainer did not write it, and its multipliers are lost"
             )
         try:
             self.dual.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise checkpoints.WrongCheckpoint(
-                f"{path}: {error}; delete that checkpoint, or give this run a folder of its own"
+                f"{path}: {error}; delete that checkpoint, or give this run its own folder"
             ) from error
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint with its multipliers; half-written ones are passed over."""
+    """The newest complete checkpoint with its multipliers; incomplete ones are skipped."""
     return checkpoints.last_checkpoint(folder, (DUALS, checkpoints.STATE))

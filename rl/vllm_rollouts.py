@@ -42,6 +42,7 @@ from trl.trainer import grpo_trainer
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses, vllm_worker
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
+from fgrpo.policy import backbone
 from fgrpo.policy.adapters import merged
 from fgrpo.schema import Vllm
 from rl.preflight import TOLERANCE
@@ -176,7 +177,10 @@ class GuardedGeneration(VLLMGeneration):
     @contextmanager
     def _colocated(self) -> Iterator[None]:
         """While the engine is built: our arguments beside TRL's, and on a CPU linear layers that stay plain."""
-        arguments: dict[str, Any] = {"dtype": self.dtype, "limit_mm_per_prompt": {"video": 0}}
+        arguments: dict[str, Any] = {
+            "dtype": self.dtype,
+            "limit_mm_per_prompt": backbone.assumed(self.model.config.model_type).vllm_limits(),
+        }
         with ExitStack() as stack:
             if self.accelerator.device.type == "cpu":
                 arguments["enforce_eager"] = True
@@ -230,7 +234,7 @@ class GuardedGeneration(VLLMGeneration):
             with self._reached():
                 return super().generate(prompts, images, num_generations, profiler)
         processor: Any = self.processing_class
-        token = processor.image_token_id
+        token = backbone.assumed(self.model.config.model_type).image_token_id(processor)
         result = super().generate([collapse(p, token) for p in prompts], images, num_generations, profiler)
         for given, read in zip(prompts, result[0], strict=True):
             if list(given) != list(read):
@@ -319,7 +323,7 @@ class VLLMTrainer(FaithfulGRPOTrainer):
 
 def _address(server: str) -> str:
     """The root of the server's address, from an address or an address file."""
-    found = [a.url for a in addresses.found(server)] if addresses.is_pattern(server) else [server]
+    found = [a.url for a in addresses.matching(server)] if addresses.is_pattern(server) else [server]
     if not found:
         raise UserError(
             f"rl.vllm.server is {server}, and no such file is there: no rollout server is up; start one with `make serve-rollouts`"

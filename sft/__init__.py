@@ -1,3 +1,3 @@
-"""Supervised fine-tuning on the traces that the tree search left."""
+"""Supervised fine-tuning on the traces of the tree search."""
 
-import fgrpo as _first  # noqa: F401 - before anything heavy: see there
+import fgrpo as _first  # noqa: F401 - before heavy imports: see fgrpo/__init__.py

@@ -1,8 +1,8 @@
-"""The traces as TRL's SFTTrainer wants them: sharegpt records -> {"prompt", "completion", "images"}, split by question.
+"""SFT records as rows for TRL's SFTTrainer: sharegpt records -> {"prompt", "completion", "images"}, split by question.
 
-A record is {"id", "sample_id", "messages": [user, assistant], "images": [paths]}; the pictures come before the user's text.
-Records that are not of this form, or do not fit, are counted under a reason and left out. Rows with one and with two pictures
-may be mixed. The validation part holds whole questions, so no question is on both sides.
+A record is {"id", "sample_id", "messages": [user, assistant], "images": [paths]}; the images precede the user's text. Malformed
+or overlong records are dropped and counted by reason. Rows with one image and rows with two may be mixed. The split is by
+question, so no question is in both the training and the validation part.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 
 from datasets import Dataset
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 
-TEMPLATE_TOKENS = 24  # what the chat template itself adds to a row, at most
+TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trace: the user's text, the assistant's text, the pictures in order."""
+    """One trace: the user's text, the assistant's text, and the image paths in order."""
 
     id: str
     sample_id: str
@@ -36,10 +37,14 @@ class Row:
 
 
 def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = ()) -> list[Row]:
-    """The usable records of sft.jsonl, of these kinds of traces if any are named (a record without a kind counts as direct).
+    """The usable records of sft.jsonl.
+
+    Args:
+        dropped: counts dropped records by reason.
+        kinds: kinds of traces to use; all if empty. A record without a kind is direct.
 
     Raises:
-        UserError: the file is missing, or nothing in it is usable.
+        UserError: the file is missing, or contains no usable record.
     """
     rows = []
     for record in read_jsonl(path):
@@ -52,12 +57,12 @@ def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = 
         else:
             rows.append(row)
     if not rows:
-        raise UserError(f"{path} has no usable record ({dict(dropped)}); run `make mcts` again")
+        raise UserError(f"{path} has no usable record ({dict(dropped)}). Rerun `make mcts`")
     return rows
 
 
 def _row(record: Mapping[str, Any]) -> Row | str:
-    """A row, or the reason why there is none."""
+    """A row, or the reason why the record is dropped."""
     messages, images = record.get("messages"), record.get("images")
     if not isinstance(messages, list) or [m.get("role") if isinstance(m, dict) else None for m in messages] != [
         "user",
@@ -69,7 +74,7 @@ def _row(record: Mapping[str, Any]) -> Row | str:
         return "empty or no text"
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         return "no picture"
-    if any(SPECIAL_SHAPE.search(str(text)) for text in texts):
+    if any(special_token(str(text)) for text in texts):
         return "special token written out in the text"
     if not all(Path(image).is_file() for image in images):
         return "picture file missing"
@@ -80,41 +85,47 @@ def _row(record: Mapping[str, Any]) -> Row | str:
 
 
 def fitting(
-    rows: Sequence[Row], count_tokens: Callable[[str], int], limit: int, pixels: tuple[int, int], dropped: Counter[str]
+    rows: Sequence[Row], count_tokens: Callable[[str], int], limit: int, pixels: PixelBounds, dropped: Counter[str]
 ) -> list[Row]:
-    """Rows of at most `limit` tokens, image tokens included: a longer one would be cut in the middle of its answer.
+    """Rows of at most `limit` tokens including image tokens; a longer row would be truncated inside its answer.
+
+    Args:
+        count_tokens: number of tokens of a text.
+        pixels: (minimum, maximum) pixels per image of the processor.
+        dropped: counts dropped rows by reason.
 
     Raises:
-        UserError: none is left.
+        UserError: no row fits.
     """
-    kept = []
+    fitting_rows = []
     for row in rows:
         try:
-            seen = sum(image_tokens(path, pixels) for path in row.images)
+            image_token_count = sum(image_tokens(path, pixels) for path in row.images)
         except IMAGE_ERRORS:
             dropped["picture cannot be read"] += 1
             continue
-        if count_tokens(row.prompt) + count_tokens(row.completion) + seen + TEMPLATE_TOKENS > limit:
+        if count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS > limit:
             dropped["longer than sft.max_length"] += 1
         else:
-            kept.append(row)
-    if not kept:
-        raise UserError(f"no trace fits sft.max_length = {limit} tokens; raise it")
-    return kept
+            fitting_rows.append(row)
+    if not fitting_rows:
+        raise UserError(f"no trace fits in sft.max_length = {limit} tokens. Raise sft.max_length")
+    return fitting_rows
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(training, validation) by question: about `share` of the questions validate, chosen by a hash of seed and sample id.
+    """(training, validation) rows, split by question.
 
-    At least one question validates if `share` is above 0 and there are two; a question's side depends on nothing else.
+    About `share` of the questions are for validation, chosen by a hash of seed and sample id only. If `share` is positive and
+    there are at least two questions, both parts get at least one.
     """
     keys = {row.sample_id: _unit(f"{seed}:{row.sample_id}") for row in rows}
-    held = {sample for sample, key in keys.items() if key < share}
-    if not held and share > 0 and len(keys) > 1:
-        held = {min(keys, key=lambda sample: keys[sample])}
-    if held == set(keys):
-        held.discard(max(keys, key=lambda sample: keys[sample]))
-    return [r for r in rows if r.sample_id not in held], [r for r in rows if r.sample_id in held]
+    validation_ids = {sample for sample, key in keys.items() if key < share}
+    if not validation_ids and share > 0 and len(keys) > 1:
+        validation_ids = {min(keys, key=lambda sample: keys[sample])}
+    if validation_ids == set(keys):
+        validation_ids.discard(max(keys, key=lambda sample: keys[sample]))
+    return [r for r in rows if r.sample_id not in validation_ids], [r for r in rows if r.sample_id in validation_ids]
 
 
 def _unit(text: str) -> float:
@@ -122,7 +133,7 @@ def _unit(text: str) -> float:
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Chat-form rows; the pictures are decoded when a row is read."""
+    """Rows in chat form; images are decoded when a row is read."""
     table = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": r.prompt}] for r in rows],

@@ -1,9 +1,9 @@
-"""The SFT stage (Appendix A.2, Table 4): the base model learns the traces' form through TRL's SFTTrainer.
+"""The SFT stage (Appendix A.2, Table 4): the base model learns the format of the traces with TRL's SFTTrainer.
 
 Reads runs/<preset>/mcts/sft.jsonl and the base model; writes runs/<preset>/sft/{metrics.jsonl, checkpoints/, best/, final/}.
-Loss on the completion only, vision tower frozen, cosine schedule, validation by question; `final` is the state with the
-lowest validation loss. A killed run goes on from its last complete checkpoint: `python -m sft.train --preset mini`.
-Ours: how the validation questions are chosen, and how often validation loss is measured.
+Loss on the completion only, frozen vision tower, cosine schedule, validation split by question. `final` is the state with the
+lowest validation loss. A killed run resumes from its last complete checkpoint. Command: `python -m sft.train --preset mini`.
+Ours: the choice of validation questions, and how often the validation loss is measured.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from trl import SFTConfig, SFTTrainer
 
 from fgrpo import cli, config, runs
 from fgrpo.files import read_jsonl
-from fgrpo.images import pixel_bounds
-from fgrpo.policy import adapters, loading
+from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
-from fgrpo.training.checkpoints import SFT_KEPT, AsideCheckpoints, last_checkpoint, save_whole
+from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_final
 from sft import dataset
 
 METRICS = metrics_file.NAME
 
 
-class Trainer(AsideCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer with whole checkpoints."""
+class Trainer(AtomicCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer with atomic checkpoints."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,106 +44,122 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: argparse.Namespace) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not launch.start_if_asked("sft.train", cfg, sys.argv[1:] if argv is None else argv):
+        if not launch.launch_if_needed("sft.train", cfg, sys.argv[1:] if argv is None else argv):
             train(cfg, args.runs)
 
     cli.run(body, cli.parser(__doc__ or ""), argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.training.launch`)."""
+    """Run or resume the stage and return its folder. Every process of the run calls it (see `fgrpo.training.launch`).
+
+    Raises:
+        UserError: the traces are missing, or none is usable.
+    """
     traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts")
     with (
         distributed.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
         distributed.open_run(cfg, "sft", [traces], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.say(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is already done")
             return run.path
-        disable_progress_bar()  # transformers' own: one line is enough
-        trainer, logbook = build_trainer(cfg, run, traces)
-        checkpoint = distributed.on_main(lambda: where_to_go_on(run.path, trainer.args.max_steps))
+        disable_progress_bar()  # of transformers; the stage has its own progress bar
+        trainer, logger = build_trainer(cfg, run, traces)
+        checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
         if checkpoint is not None:
-            distributed.say(f"going on from {checkpoint}")
+            distributed.print_once(f"resuming from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
-            logbook.close()
-        best = keep_best(trainer, run.path)
+            logger.close()
+        best = export_best(trainer, run.path)
         if trainer.accelerator.is_main_process:
             run.finish([METRICS, "checkpoints", "final"], best=best)
         return run.path
 
 
-def where_to_go_on(folder: Path, steps: int) -> Path | None:
-    """The last complete checkpoint, unless the best state before it is lost; then none is left. The main process decides.
+def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
+    """The last complete checkpoint, or None to train from the start. Called on the main process only.
 
-    A run that was killed after its last step, `steps`, has nothing left to do if a best state is kept; without one its last
-    steps are done again, so that the model is there to be written.
+    If the best state before that checkpoint is lost, all checkpoints are deleted and training restarts. A run that was killed
+    after its last step (`steps`) has nothing left to train if a best state exists. Without one, its last steps are repeated so that
+    the final model can be written.
     """
-    known = not math.isinf(best_so_far(folder)[0])
-    checkpoint = last_checkpoint(folder / "checkpoints", before=None if known else steps)
-    if checkpoint is not None and lost_best(folder, checkpoint):
-        print(f"{folder} has lost the state with the lowest validation loss; training from the start")
+    has_best = not math.isinf(best_so_far(folder)[0])
+    checkpoint = last_checkpoint(folder / "checkpoints", before=None if has_best else steps)
+    if checkpoint is not None and best_is_lost(folder, checkpoint):
+        print(f"{folder}: the state with the lowest validation loss is missing; training restarts from step 0")
         shutil.rmtree(folder / "checkpoints")
         return None
     return checkpoint
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written."""
+    """The optimiser step at which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Logbook]:
-    """The trainer, ready to train, and its logbook."""
+def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, LoggingCallback]:
+    """The trainer, ready to train, and its logging callback.
+
+    Args:
+        run: the open run; its counts get the numbers of dropped and used rows.
+        traces: path of sft.jsonl.
+    """
     sft = cfg.sft
-    if loading.device() == "cpu":  # on shared cores a second thread costs more than it brings
+    if loading.device() == "cpu":  # on shared cores a second thread is slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    loading.check_policy(cfg.models.base)
+    model_files.check_policy(cfg.models.base)
     processor = loading.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        pixel_bounds(cfg.models.base),
+        model_files.pixel_bounds(cfg.models.base),
         run.counts,
     )
-    learn, held = dataset.split(rows, cfg.data.validation_share, cfg.seed)
-    run.counts["traces"], run.counts["validation traces"] = len(learn), len(held)
-    args = sft_config(
-        cfg, run.path / "checkpoints", len(learn), bool(held)
-    )  # before the model: ZeRO-3 cuts it as it loads
+    training_rows, validation_rows = dataset.split(rows, cfg.data.validation_share, cfg.seed)
+    run.counts["traces"], run.counts["validation traces"] = len(training_rows), len(validation_rows)
+    # before the model is loaded, because ZeRO-3 partitions it while loading
+    args = sft_config(cfg, run.path / "checkpoints", len(training_rows), bool(validation_rows))
     dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
         loading.freeze_vision(model, projector=sft.freeze_projector)
-    logbook = Logbook(run.path)
+    logger = LoggingCallback(run.path)
     trainer = Trainer(
         model,
         args,
-        train_dataset=dataset.to_dataset(learn),
-        eval_dataset=dataset.to_dataset(held) if held else None,
+        train_dataset=dataset.to_dataset(training_rows),
+        eval_dataset=dataset.to_dataset(validation_rows) if validation_rows else None,
         processing_class=processor,
-        peft_config=adapters.lora_config(sft.lora),
-        callbacks=[logbook],
+        peft_config=adapters.lora_config(sft.lora, model_files.backbone_of(cfg.models.base)),
+        callbacks=[logger],
     )
     trainer.remove_callback(PrinterCallback)
-    logbook.trainer = trainer
-    return trainer, logbook
+    logger.trainer = trainer
+    return trainer, logger
 
 
 def total_steps(cfg: Config, rows: int, world: int) -> int:
-    """Optimiser steps of the run."""
+    """Optimiser steps of the run with `rows` training rows and `world` processes."""
     sft = cfg.sft
     if sft.max_steps > 0:
         return sft.max_steps
     return max(1, math.ceil(rows / (sft.batch_size * sft.gradient_accumulation * world) * sft.epochs))
 
 
-def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int | None = None) -> SFTConfig:
-    """The one place where our configuration becomes TRL's; tests/sft/test_sft.py pins it."""
+def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world: int | None = None) -> SFTConfig:
+    """Our configuration as TRL's; tests/sft/test_sft.py pins the values.
+
+    Args:
+        folder: output folder of the checkpoints.
+        rows: number of training rows.
+        has_validation: whether there are validation rows.
+        world: number of processes; by default that of the current run.
+    """
     sft = cfg.sft
     steps = total_steps(cfg, rows, world or distributed.world_size())
     return SFTConfig(
@@ -153,7 +168,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
         max_steps=steps,
         learning_rate=sft.learning_rate,
         weight_decay=sft.weight_decay,
-        warmup_steps=sft.warmup_ratio,  # below 1, transformers reads it as a share of the run
+        warmup_steps=sft.warmup_ratio,  # transformers treats values below 1 as a share of the run
         lr_scheduler_type=sft.scheduler,
         optim="adamw_torch",
         per_device_train_batch_size=sft.batch_size,
@@ -161,13 +176,13 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
         gradient_accumulation_steps=sft.gradient_accumulation,
         bf16=sft.precision == "bf16",
         gradient_checkpointing=sft.precision == "bf16",
-        max_length=None,  # a cut would fall into image tokens; rows that do not fit were left out
+        max_length=None,  # truncation could split image tokens; overlong rows were dropped
         packing=False,
         completion_only_loss=True,
         remove_unused_columns=False,
         dataloader_pin_memory=loading.device() != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
-        eval_strategy="steps" if validates else "no",
+        eval_strategy="steps" if has_validation else "no",
         eval_steps=max(1, math.ceil(steps / sft.evals)),
         save_strategy="steps",
         save_steps=sft.save_steps,
@@ -180,8 +195,8 @@ def sft_config(cfg: Config, folder: Path, rows: int, validates: bool, world: int
     )
 
 
-class Logbook(TrainerCallback):
-    """metrics.jsonl, one progress line, and the best state so far in best/ (with best.json: step and eval_loss)."""
+class LoggingCallback(TrainerCallback):
+    """Writes metrics.jsonl, shows a progress bar, and saves the best state in best/ (best.json: step and eval_loss)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -212,8 +227,8 @@ class Logbook(TrainerCallback):
         numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         self._out.add({"step": state.global_step, **numbers})
         if self._bar is not None:
-            shown = {k: f"{numbers[k]:.3f}" for k in ("loss", "eval_loss") if k in numbers}
-            self._bar.set_postfix(shown, refresh=False)
+            postfix = {k: f"{numbers[k]:.3f}" for k in ("loss", "eval_loss") if k in numbers}
+            self._bar.set_postfix(postfix, refresh=False)
 
     def on_evaluate(
         self,
@@ -230,7 +245,7 @@ class Logbook(TrainerCallback):
             save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
 
     def close(self) -> None:
-        """Close the file and the progress line."""
+        """Close the metrics file and the progress bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -240,41 +255,45 @@ class Logbook(TrainerCallback):
 
 
 def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
-    """(lowest validation loss, what best.json says); infinity without one."""
-    for name in ("best", "final"):  # final, if the process was killed after it was made
+    """(lowest validation loss, content of best.json); infinity if there is none."""
+    for name in ("best", "final"):  # `final` if the process was killed after exporting it
         if not any((folder / name).glob("*.safetensors")):
             continue
         try:
-            known = json.loads((folder / name / "best.json").read_text(encoding="utf-8"))
-            return float(known["eval_loss"]), dict(known)
-        except (OSError, ValueError, KeyError, TypeError):  # not there
+            best = json.loads((folder / name / "best.json").read_text(encoding="utf-8"))
+            return float(best["eval_loss"]), dict(best)
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             continue
     return math.inf, {}
 
 
-def lost_best(folder: Path, checkpoint: Path) -> bool:
-    """Whether a validation took place up to `checkpoint`, and the state that it left is gone (a half-deleted folder)."""
+def best_is_lost(folder: Path, checkpoint: Path) -> bool:
+    """Whether validation ran up to `checkpoint`, but the best state is missing (a partly deleted folder)."""
     path, step = folder / METRICS, int(checkpoint.name.rsplit("-", 1)[1])
     lines = list(read_jsonl(path)) if path.exists() else []
     validated = not lines or any("eval_loss" in line and line["step"] <= step for line in lines)
     return validated and math.isinf(best_so_far(folder)[0]) and not any((folder / "final").glob("*.safetensors"))
 
 
-def save_state(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
-    """Model, processor and best.json, written aside and renamed."""
-    save_whole(trainer, folder, lambda aside: runs.write_json(aside / "best.json", facts))
+def save_state(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write model, processor and best.json atomically."""
+    save_final(trainer, folder, lambda temporary: runs.write_json(temporary / "best.json", metadata))
 
 
-def keep_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Make `final` of the state with the lowest validation loss, or of the last one where nothing validates."""
-    loss, facts = distributed.on_main(lambda: best_so_far(folder))
+def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Move the state with the lowest validation loss to `final`; without validation, save the last state there.
+
+    Returns:
+        The content of best.json.
+    """
+    loss, metadata = distributed.on_main(lambda: best_so_far(folder))
     if math.isinf(loss):
-        facts = {"step": trainer.state.global_step}
-        save_state(trainer, folder / "final", facts)
+        metadata = {"step": trainer.state.global_step}
+        save_state(trainer, folder / "final", metadata)
     elif trainer.accelerator.is_main_process and (folder / "best").exists():
         shutil.rmtree(folder / "final", ignore_errors=True)
         (folder / "best").replace(folder / "final")
-    return facts
+    return metadata
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ class Replies(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def verdict(self, label: str, **more: object) -> None:
-        """Answer a consistency judge's question as a chat completion; `more` stands beside its choices."""
+        """Answer a consistency judge's question with a chat completion; `more` are further keys of it."""
         message = {"role": "assistant", "content": json.dumps({"why": "", "label": label})}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        same = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        self.reply(200, {**same, "choices": [choice], **more})
+        head = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        self.reply(200, {**head, "choices": [choice], **more})
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -40,7 +40,7 @@ class Replies(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(handler: type[Replies]) -> Iterator[str]:
-    """The address of an OpenAI-compatible endpoint that `handler` answers."""
+    """The address of an OpenAI-compatible endpoint served by `handler`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Stages over many machines: parts and their merge give the bytes of an undivided run, whatever happens to a part."""
+"""Stages on several machines: merged shards have the bytes of an undivided run, whatever happens to a shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fgrpo.inference.base import Request
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from fgrpo.shards import Shard, stage
-from mcts.run import OUTPUTS, distil, grow_parts
+from mcts.run import OUTPUTS, distil, grow_shards
 from miniworld.write.__main__ import write_world
 from tests.data_curation.test_run import COUNTS
 from tests.data_curation.test_run import Scripted as Measured
@@ -34,8 +34,8 @@ THREE = [Shard(i, 3) for i in (1, 2, 3)]
 @pytest.mark.parametrize(("index", "count"), [(1, 1), (1, 3), (3, 3), (7, 8)])
 def test_items_are_split_as_datasets_splits_them(index: int, count: int) -> None:
     items = [f"item {n}" for n in range(13)]
-    theirs = Dataset.from_dict({"x": items}).shard(count, index - 1, contiguous=False)["x"]
-    assert Shard.parse(f"{index}/{count}").take(items) == list(theirs)
+    expected = Dataset.from_dict({"x": items}).shard(count, index - 1, contiguous=False)["x"]
+    assert Shard.parse(f"{index}/{count}").take(items) == list(expected)
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "8", "1/0", "a/b", "-1/2"])
@@ -44,37 +44,37 @@ def test_a_bad_shard_says_how_to_write_it(text: str) -> None:
         Shard.parse(text)
 
 
-def test_parts_have_folders_of_their_own() -> None:
+def test_shards_have_separate_folders() -> None:
     assert stage("mcts", None) == "mcts"
     assert stage("mcts", Shard(3, 8)) == "mcts-parts/3-of-8"
     assert stage("eval/fgrpo", Shard(3, 8)) == "eval-parts/fgrpo/3-of-8"
 
 
-def test_trees_of_three_machines_are_one_machines(tmp_path: Path) -> None:
-    whole = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
+def test_trees_of_three_machines_equal_those_of_one(tmp_path: Path) -> None:
+    undivided = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
     runs = seeded(tmp_path / "parts", 11)
-    asked = 0
+    requested = 0
     for shard in THREE:
         engine = ScriptedEngine()
         distil(CONFIG, runs, engine, shard)
-        asked += len(engine.requests)
+        requested += len(engine.requests)
         again = ScriptedEngine()
         distil(CONFIG, runs, again, shard)
-        assert not again.requests, "a part that is done is not done again"
+        assert not again.requests, "a finished shard is not repeated"
     merging = ScriptedEngine()
     merged = contents(distil(CONFIG, runs, merging))
-    assert not merging.requests and asked
+    assert not merging.requests and requested
     parts = str(tmp_path / "parts").encode()
-    assert {name: data.replace(parts, str(tmp_path).encode()) for name, data in merged.items()} == whole
-    assert set(whole) == set(OUTPUTS)
+    assert {name: data.replace(parts, str(tmp_path).encode()) for name, data in merged.items()} == undivided
+    assert set(undivided) == set(OUTPUTS)
 
 
-def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--jobs 2`: what another number of parts has grown is taken over, and the files are those of an undivided run."""
-    whole = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
+def test_parallel_shards_grow_only_missing_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--jobs 2`: trees of another number of shards are reused, and the files equal those of an undivided run."""
+    undivided = contents(distil(CONFIG, seeded(tmp_path, 11), ScriptedEngine()))
     runs = seeded(tmp_path / "parts", 11)
     distil(CONFIG, runs, ScriptedEngine(), Shard(2, 3))
-    asked: dict[str, int] = {}
+    requested: dict[str, int] = {}
 
     def grown(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
         assert at_once == 2 and list(commands) == ["1/2", "2/2"]
@@ -82,47 +82,47 @@ def test_parts_side_by_side_do_what_is_missing(tmp_path: Path, monkeypatch: pyte
             assert command[command.index("--shard") + 1] == part
             engine = ScriptedEngine()
             distil(CONFIG, runs, engine, Shard.parse(part))
-            asked[part] = len({request.text for request in engine.requests})
+            requested[part] = len({request.text for request in engine.requests})
         return []
 
     monkeypatch.setattr("fgrpo.parallel.run", grown)
     args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(runs), set=[], jobs=2)
-    grow_parts(CONFIG, args)
-    assert sum(asked.values()) == 11 - 4, "the four trees of part 2 of 3 are not grown again"
+    grow_shards(CONFIG, args)
+    assert sum(requested.values()) == 11 - 4, "the four trees of shard 2 of 3 are not grown again"
     for manifest in (runs / "smoke" / "mcts-parts").glob("*/manifest.json"):
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": 5.0}))
     merging = ScriptedEngine()
     merged = contents(distil(CONFIG, runs, merging))
     assert not merging.requests
     here, there = str(tmp_path / "parts").encode(), str(tmp_path).encode()
-    assert {name: data.replace(here, there) for name, data in merged.items()} == whole
+    assert {name: data.replace(here, there) for name, data in merged.items()} == undivided
     assert json.loads((runs / "smoke" / "mcts" / "manifest.json").read_text())["parts_seconds"] == 15.0
-    asked.clear()
-    grow_parts(CONFIG, args)  # done: nothing is started
-    assert not asked
+    requested.clear()
+    grow_shards(CONFIG, args)  # done: nothing is started
+    assert not requested
     monkeypatch.setattr("fgrpo.parallel.run", lambda commands, at_once: ["2/2"])
     (runs / "smoke" / "mcts" / "trees.jsonl").unlink()
     for path in (runs / "smoke" / "mcts-parts").glob("*-of-*"):
         (path / "trees.jsonl").unlink()
-    with pytest.raises(UserError, match="the part 2/2 of the trees failed"):
-        grow_parts(CONFIG, args)
+    with pytest.raises(UserError, match="shard 2/2 of the tree search failed"):
+        grow_shards(CONFIG, args)
 
 
-def test_a_part_that_died_is_finished_by_the_merge(tmp_path: Path) -> None:
-    whole = contents(distil(CONFIG, seeded(tmp_path, 8), ScriptedEngine()))
+def test_a_killed_shard_is_completed_by_the_merge(tmp_path: Path) -> None:
+    undivided = contents(distil(CONFIG, seeded(tmp_path, 8), ScriptedEngine()))
     runs = seeded(tmp_path / "p", 8)
     distil(CONFIG, runs, ScriptedEngine(), Shard(1, 2))
     folder = runs / "smoke" / "mcts-parts" / "1-of-2"
     data = (folder / "trees.jsonl").read_bytes()
-    (folder / "trees.jsonl").write_bytes(data[: len(data) - 30])  # its last line was half written
+    (folder / "trees.jsonl").write_bytes(data[: len(data) - 30])  # a partly written last line
     merging = ScriptedEngine()
     merged = distil(CONFIG, runs, merging)
-    assert 0 < len({request.text for request in merging.requests}) == 5, "the second part, and the torn tree"
+    assert 0 < len({request.text for request in merging.requests}) == 5, "the second shard, and the torn tree"
     got = (merged / "traces.jsonl").read_bytes().replace(str(tmp_path / "p").encode(), str(tmp_path).encode())
-    assert got == whole["traces.jsonl"]
+    assert got == undivided["traces.jsonl"]
 
 
-def test_parts_of_another_configuration_or_still_at_work_are_not_taken(tmp_path: Path) -> None:
+def test_shards_of_another_configuration_or_still_running_are_not_merged(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 4)
     other = load("smoke", overrides=["mcts.trees_in_flight=5", "mcts.simulations=2"])
     distil(other, runs, ScriptedEngine(), Shard(1, 1))
@@ -148,33 +148,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-def test_difficulty_of_three_machines_is_one_machines(world: Config, tmp_path: Path) -> None:
-    whole = data_stage.curate(world, tmp_path / "whole", Measured())
+def test_difficulty_of_three_machines_equals_that_of_one(world: Config, tmp_path: Path) -> None:
+    undivided = data_stage.curate(world, tmp_path / "whole", Measured())
     runs = tmp_path / "parts"
-    with pytest.raises(UserError, match=r"run `python -m data_curation\.run --preset smoke --prepare` first"):
-        data_stage.measure_part(world, THREE[0], runs, Measured())
+    with pytest.raises(UserError, match=r"First run `python -m data_curation\.run --preset smoke --prepare`"):
+        data_stage.measure_shard(world, THREE[0], runs, Measured())
     data_stage.curate(world, runs, Measured(dies_after=0), prepare_only=True)
     engines = [Measured() for _ in THREE]
     for shard, engine in zip(THREE, engines, strict=True):
-        data_stage.measure_part(world, shard, runs, engine)
+        data_stage.measure_shard(world, shard, runs, engine)
     merging = Measured()
     merged = data_stage.curate(world, runs, merging)
     for name in data_stage.OUTPUTS:
-        ours = (merged / name).read_text().replace(str(runs), str(tmp_path / "whole"))
-        assert ours == (whole / name).read_text(), name
+        text = (merged / name).read_text().replace(str(runs), str(tmp_path / "whole"))
+        assert text == (undivided / name).read_text(), name
     everything: list[Request] = [request for engine in (*engines, merging) for request in engine.requests]
     assert len({request.seed for request in everything}) == len(everything), "nothing is rolled out twice"
-    assert sum(len(engine.requests) for engine in engines) > 2 * len(merging.requests), "the parts did most of it"
+    assert sum(len(engine.requests) for engine in engines) > 2 * len(merging.requests), "the shards did most of it"
 
 
-def test_answers_of_three_machines_are_one_machines(world: Config, tmp_path: Path) -> None:
+def test_answers_of_three_machines_equal_those_of_one(world: Config, tmp_path: Path) -> None:
     book = miniworld_truth.book(world.data.root)
     assert book is not None
     names = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
-    whole = eval_stage.evaluate(world, "backbone-cot", root=tmp_path / "whole", sampler=Answering(book))
+    undivided = eval_stage.evaluate(world, "backbone-cot", root=tmp_path / "whole", sampler=Answering(book))
     for shard in THREE:
         eval_stage.evaluate(world, "backbone-cot", root=tmp_path, sampler=Answering(book), shard=shard)
     merging = Answering(book)
     merged = eval_stage.evaluate(world, "backbone-cot", root=tmp_path, sampler=merging)
     assert not merging.asked
-    assert {name: (merged / name).read_bytes() for name in names} == {n: (whole / n).read_bytes() for n in names}
+    assert {name: (merged / name).read_bytes() for name in names} == {n: (undivided / n).read_bytes() for n in names}

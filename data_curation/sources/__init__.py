@@ -1,1 +1,1 @@
-"""One module a data source, each exposing `SOURCE: data_curation.source.Source`; found by module name."""
+"""One module per data source. Each exposes `SOURCE: data_curation.source.Source` and is discovered by module name."""

@@ -1,9 +1,9 @@
-"""SAT, training split (array/SAT, about 172K questions, MIT): pictures lie as bytes inside the rows of one parquet file.
+"""SAT, training split (array/SAT, about 172K questions, MIT): images are stored as bytes in the rows of one parquet file.
 
-Columns image_bytes (list of one or two), question, answers, correct_answer (a text), question_type. One row group of the
-real file is 5.2 GB, so rows are streamed, and each picture is written out once. The real file puts the answers in a fixed
-order: here the order is drawn from the seed and the record's id. It is ordered by question_type ("other" fills the first
-127,405 rows), so `data.sources.sat.pool` should not cut it. No boxes. Appendix A.3.
+Columns: image_bytes (list of one or two), question, answers, correct_answer (text), question_type. One row group of the real file
+is 5.2 GB, so rows are streamed, and each image is written to a file once. The real file has the answers in a fixed order; here
+the seed and the record's id determine the order. The file is sorted by question_type ("other" fills the first 127,405 rows), so
+`data.sources.sat.pool` should not truncate it. No boxes. Appendix A.3.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from data_curation.source import (
     Drop,
     Source,
     convert,
+    image_bytes_size,
+    numbered_rows,
     parquet_files,
-    parquet_rows,
-    picture_bytes_size,
     text_of,
 )
 from fgrpo.types import Sample
@@ -30,41 +30,33 @@ SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 
 def _files(folder: Path) -> list[Path]:
-    """The training split: files named so, or all that are not named after another split."""
-    found = parquet_files(folder)
-    named = [p for p in found if "train" in p.relative_to(folder).as_posix().lower()]
-    return named or [p for p in found if not any(split in p.name.lower() for split in ("test", "val"))]
+    """Files of the training split: those with "train" in their path, else all that are not named after another split."""
+    paths = parquet_files(folder)
+    train = [p for p in paths if "train" in p.relative_to(folder).as_posix().lower()]
+    return train or [p for p in paths if not any(split in p.name.lower() for split in ("test", "val"))]
 
 
-def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
-    n = 0
-    for path in _files(context.folder):
-        for row in parquet_rows(path, COLUMNS):
-            yield f"sat/train/{n}", row
-            n += 1
-
-
-def _pictures(cells: Any, stem: str, images: Path) -> tuple[str, ...]:
-    """Writes the pictures of one row below `images`, unless they are there already with that size."""
+def _image_files(cells: Any, stem: str, images: Path) -> tuple[str, ...]:
+    """Write the images of one row below `images`, unless they exist with the same size; returns their paths."""
     if not isinstance(cells, list) or not cells:
         raise Drop("no_image")
-    found = []
+    encoded = []
     for cell in cells:
-        data = cell.get("bytes") if isinstance(cell, dict) else cell  # the hub's image struct, or plain bytes
+        data = cell.get("bytes") if isinstance(cell, dict) else cell  # an image struct of the hub, or plain bytes
         if not isinstance(data, bytes) or not data:
             raise Drop("no_image")
-        kind = picture_bytes_size(data)[2]
+        kind = image_bytes_size(data)[2]
         if kind not in SUFFIXES:
             raise Drop("corrupt_image")
-        found.append((data, SUFFIXES[kind]))
+        encoded.append((data, SUFFIXES[kind]))
     paths = []
-    for k, (data, suffix) in enumerate(found):
+    for k, (data, suffix) in enumerate(encoded):
         path = images / f"{stem}_{k}.{suffix}"
         if not path.exists() or path.stat().st_size != len(data):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(path.name + ".part")
-            aside.write_bytes(data)
-            aside.replace(path)
+            partial = path.with_name(path.name + ".part")
+            partial.write_bytes(data)
+            partial.replace(path)
         paths.append(str(path))
     return tuple(paths)
 
@@ -78,11 +70,11 @@ def _read(context: Context) -> Iterator[Sample]:
         if answer not in answers:
             raise Drop("answer_not_among_options")
         n = int(record_id.rsplit("/", 1)[1])
-        pictures = _pictures(row["image_bytes"], f"{n // 1000:04d}/{n}", context.images)
+        paths = _image_files(row["image_bytes"], f"{n // 1000:04d}/{n}", context.images)
         random.Random(f"{context.seed}/{record_id}/choices").shuffle(answers)
-        return Sample(record_id, pictures, question, tuple(answers), answer, None, {"type": row["question_type"]})
+        return Sample(record_id, paths, question, tuple(answers), answer, None, {"type": row["question_type"]})
 
-    return convert(_records(context), sample, context.tally)
+    return convert(numbered_rows(_files(context.folder), COLUMNS, "sat/train"), sample, context.tally)
 
 
 SOURCE = Source("sat", "SAT", "array/SAT (MIT)", _files, _read)

@@ -1,7 +1,7 @@
-"""TreeVGR-RL-37K (HaochenWang/TreeVGR-RL-37K): about 30K free-form V* questions, then about 7K VisDrone ones with letters.
+"""TreeVGR-RL-37K (HaochenWang/TreeVGR-RL-37K): about 30K free-form V* questions, then about 7K VisDrone questions with letters.
 
-One parquet: images ["images/0.jpg"], problem "<image>\\n…", answer, target_instances [{bbox in pixels, label, name}].
-Lettered options are taken out of the problem and the letter becomes the option's text; free-form answers become multiple
+One parquet file: images ["images/0.jpg"], problem "<image>\\n…", answer, target_instances [{bbox in pixels, label, name}].
+Lettered options are split from the problem, and the letter is replaced by the option's text. Free-form answers become multiple
 choice. Boxes stay in original pixels. Section 3.3, Appendix A.3.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
@@ -18,18 +17,17 @@ from data_curation.source import (
     Context,
     Drop,
     Source,
-    Tally,
-    box_of,
+    boxes_of,
     convert,
+    image_below,
+    image_size,
+    numbered_rows,
     parquet_files,
-    parquet_rows,
-    picture_below,
-    picture_size,
     text_of,
     tidy_boxes,
 )
 from fgrpo.options import letter_index, split_options
-from fgrpo.types import Box, Sample
+from fgrpo.types import Sample
 
 COLUMNS = ("images", "problem", "answer", "target_instances")
 _IMAGE_TAG = re.compile(r"<image>\s*", re.IGNORECASE)
@@ -38,16 +36,8 @@ _LETTER = re.compile(r"\(?[A-H]\)?\.?")
 GROUP = "vstar"
 
 
-def _files(folder: Path) -> list[Path]:
-    return parquet_files(folder)
-
-
 def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
-    n = 0
-    for path in _files(context.folder):
-        for row in parquet_rows(path, COLUMNS):
-            yield f"treevgr/train/{n}", row
-            n += 1
+    return numbered_rows(parquet_files(context.folder), COLUMNS, "treevgr/train")
 
 
 def _problem(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -60,20 +50,9 @@ def _problem(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     return question, choices
 
 
-def _boxes(cells: Any, tally: Tally) -> tuple[Box, ...]:
-    boxes = []
-    for cell in cells or ():
-        box = box_of((cell or {}).get("bbox"))
-        if box is None:
-            tally.notes["unreadable_box"] += 1
-        else:
-            boxes.append(box)
-    return tuple(boxes)
-
-
 def _read(context: Context) -> Iterator[Sample]:
     pool = AnswerPool()
-    for _, row in _records(context):  # first pass: answers, to draw distractors from
+    for _, row in _records(context):  # first pass: collect answers as distractors
         try:
             question, choices = _problem(row)
             if not choices and not _LETTER.fullmatch(text_of(row, "answer")):
@@ -95,15 +74,16 @@ def _read(context: Context) -> Iterator[Sample]:
         elif len(words(answer)) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")
         else:
-            made = make_choices(GROUP, question, answer, pool, rng, context.choices)
-            if made is None:
+            generated = make_choices(GROUP, question, answer, pool, rng, context.choices)
+            if generated is None:
                 raise Drop("no_distractors")
-            choices = made
+            choices = generated
         images = row["images"] or []
         if len(images) != 1:
             raise Drop("not_one_image")
-        path = picture_below(context.folder, images[0])
-        boxes = tidy_boxes(_boxes(row["target_instances"], context.tally), picture_size(path), context.tally)
+        path = image_below(context.folder, images[0])
+        coordinates = ((instance or {}).get("bbox") for instance in row["target_instances"] or ())
+        boxes = tidy_boxes(boxes_of(coordinates, context.tally), image_size(path), context.tally)
         if not boxes:
             context.tally.notes["no_box"] += 1
         return Sample(record_id, (str(path),), question, choices, answer, boxes or None)
@@ -111,4 +91,4 @@ def _read(context: Context) -> Iterator[Sample]:
     yield from convert(_records(context), sample, context.tally)
 
 
-SOURCE = Source("treevgr", "TreeVGR-RL-37K", "HaochenWang/TreeVGR-RL-37K", _files, _read)
+SOURCE = Source("treevgr", "TreeVGR-RL-37K", "HaochenWang/TreeVGR-RL-37K", parquet_files, _read)

@@ -1,10 +1,10 @@
-"""VGR (BytedanceDouyinContent/VGR, text CC0): conversations whose reply holds the boxes; pictures of LLaVA-NeXT's tree.
+"""VGR (BytedanceDouyinContent/VGR, text CC0): conversations whose reply contains the boxes; images of LLaVA-NeXT's tree.
 
-Parquet `vgr_shortcot`, `vgr_longcot`: image (path below `llava_next_raw_format/`), conversations. A box in the reply is
-`<SOT>[x1, y1, x2, y2]<EOT><image>`; tags in lower case, without their partner, and pixel integers occur. A box is in units
-of the picture if none of its numbers exceeds 1 (by more than a box running over the edge would), else in pixels. Sets of documents, diagrams and charts are dropped. The
-short form is a rewriting of the long one, so the second record of a question about a picture is dropped. Of a conversation
-with several exchanges the first counts, and that is noted. Appendix A.3.
+Parquet files `vgr_shortcot` and `vgr_longcot`: image (path below `llava_next_raw_format/`), conversations. A box in the reply is
+`<SOT>[x1, y1, x2, y2]<EOT><image>`; lower-case tags, unpaired tags and integer pixels occur. A box is in units of the image if
+no number exceeds 1 (beyond the excess of a box that crosses the edge), else in pixels. Sets of documents, diagrams and charts
+are dropped. The short form rewrites the long one, so the second record of a question about an image is dropped. Of a
+conversation with several exchanges only the first is used, which is noted. Appendix A.3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
@@ -24,10 +23,10 @@ from data_curation.source import (
     Tally,
     box_of,
     convert,
+    image_below,
+    image_size,
     parquet_files,
     parquet_rows,
-    picture_below,
-    picture_size,
     tidy_boxes,
 )
 from fgrpo.options import letter_index, split_options
@@ -41,40 +40,35 @@ _LIST = rf"\[{','.join([_NUMBER] * 4)}\]"
 _BOX = re.compile(rf"<sot>\s*{_LIST}(?:\s*<eot>)?|{_LIST}\s*<eot>", re.IGNORECASE)
 _TAG = re.compile(r"</?\s*(?:sot|eot|image)\s*>", re.IGNORECASE)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_SAID = re.compile(r"\banswer(?: is)?\s*:?\s+(.+)$", re.IGNORECASE)
+_ANSWER_PHRASE = re.compile(r"\banswer(?: is)?\s*:?\s+(.+)$", re.IGNORECASE)
 _DIRECT = re.compile(
     r"\n?\s*answer (?:the question )?(?:with|using) (?:the option's letter|a single word)[^\n]*$", re.IGNORECASE
 )
 
 
-def _files(folder: Path) -> list[Path]:
-    return parquet_files(folder)
-
-
 def read_boxes(reply: str, tally: Tally) -> tuple[Box, ...]:
-    """The boxes of a reply; tags that belong to no readable box are noted as "orphan_tag"."""
+    """The boxes of a reply; a tag without a readable box is noted once per reply as "orphan_tag"."""
     boxes = []
-    for found in _BOX.finditer(reply):
-        box = box_of([v for v in found.groups() if v is not None], unit_allowed=True)
+    for match in _BOX.finditer(reply):
+        box = box_of([v for v in match.groups() if v is not None], unit_allowed=True)
         if box is not None:
             boxes.append(box)
-    rest = _BOX.sub(" ", reply)
-    if re.search(r"<\s*(?:sot|eot)\s*>", rest, re.IGNORECASE):
+    if re.search(r"<\s*(?:sot|eot)\s*>", _BOX.sub(" ", reply), re.IGNORECASE):
         tally.notes["orphan_tag"] += 1
     return tuple(boxes)
 
 
 def read_answer(reply: str) -> str:
-    """The reply's final answer: its answer block, else what follows "the answer is", else its last line. May be empty."""
+    """The final answer of a reply: its answer block, else the text after "the answer is", else its last line. May be empty."""
     block = _ANSWER.findall(reply)
     text = block[-1] if block else re.split(r"</think>", reply, flags=re.IGNORECASE)[-1]
-    if re.search(r"<think>", text, re.IGNORECASE):  # thoughts that never end
+    if re.search(r"<think>", text, re.IGNORECASE):  # an unclosed think block
         return ""
     lines = [line for line in _TAG.sub(" ", _BOX.sub(" ", text)).splitlines() if line.strip()]
     if not lines:
         return ""
-    said = None if block else _SAID.search(clean(lines[-1]))
-    return clean(said.group(1) if said else lines[-1])
+    phrase = None if block else _ANSWER_PHRASE.search(clean(lines[-1]))
+    return clean(phrase.group(1) if phrase else lines[-1])
 
 
 def _turns(row: dict[str, Any]) -> tuple[str, str]:
@@ -91,7 +85,7 @@ def _turns(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in _files(context.folder):
+    for path in parquet_files(context.folder):
         kind = "longcot" if "long" in path.name.lower() else "shortcot"
         for n, row in enumerate(parquet_rows(path, COLUMNS)):
             yield f"vgr/{kind}/{path.stem}.{n}" if path.stem != f"vgr_{kind}" else f"vgr/{kind}/{n}", row
@@ -109,7 +103,7 @@ def _set_of(image: Any) -> str:
 def _read(context: Context) -> Iterator[Sample]:
     tree = next((context.folder / name for name in TREES if (context.folder / name).is_dir()), context.folder)
     pool, seen = AnswerPool(), set[bytes]()
-    for _, row in _records(context):  # first pass: answers, to draw distractors from
+    for _, row in _records(context):  # first pass: collect answers as distractors
         try:
             pool.add(_set_of(row["image"]), *_first_pass(row))
         except Drop:
@@ -127,19 +121,19 @@ def _read(context: Context) -> Iterator[Sample]:
         rng = random.Random(f"{context.seed}/{record_id}/choices")
         if choices:
             index = letter_index(answer, choices)
-            named = [i for i, c in enumerate(choices) if clean(c).lower() == answer.lower()]
-            if index is None and len(named) != 1:
+            matching = [i for i, c in enumerate(choices) if clean(c).lower() == answer.lower()]
+            if index is None and len(matching) != 1:
                 raise Drop("answer_not_among_options")
-            answer = choices[named[0] if index is None else index]
+            answer = choices[matching[0] if index is None else index]
         else:
             if len(words(answer)) > MAX_WORDS:
                 raise Drop("answer_is_a_sentence")
-            made = make_choices(group, question, answer, pool, rng, context.choices)
-            if made is None:
+            generated = make_choices(group, question, answer, pool, rng, context.choices)
+            if generated is None:
                 raise Drop("no_distractors")
-            choices = made
-        path = picture_below(tree, row["image"])
-        boxes = tidy_boxes(read_boxes(reply, context.tally), picture_size(path), context.tally)
+            choices = generated
+        path = image_below(tree, row["image"])
+        boxes = tidy_boxes(read_boxes(reply, context.tally), image_size(path), context.tally)
         if not boxes:
             context.tally.notes["no_box"] += 1
         digest = hashlib.sha256(f"{row['image']}\n{question}".encode()).digest()[:12]
@@ -157,4 +151,4 @@ def _first_pass(row: dict[str, Any]) -> tuple[str, str]:
     return stem, "" if choices else read_answer(reply)
 
 
-SOURCE = Source("vgr", "VGR", "BytedanceDouyinContent/VGR (CC0; pictures of LLaVA-NeXT)", _files, _read)
+SOURCE = Source("vgr", "VGR", "BytedanceDouyinContent/VGR (CC0; images of LLaVA-NeXT)", parquet_files, _read)

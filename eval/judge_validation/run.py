@@ -33,10 +33,11 @@ from eval.judge_validation.page import NAME, add
 from eval.judge_validation.stats import FAILED, Agreement, Pair, compare, error_rate
 from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, TASKS, Generations, Item, Stored
 from fgrpo import runs, schema
+from fgrpo.boxes import PixelBounds
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
-from fgrpo.images import pixel_bounds
+from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base
 from judges.base import JudgeSet
@@ -143,7 +144,7 @@ def _compare_now(
     judge: str,
     samples: Mapping[str, Sample],
     rollouts: Sequence[Rollout],
-    pixels: tuple[int, int],
+    pixels: PixelBounds,
 ) -> list[Section]:
     """`judge` on the items of the run's own judge, and on its consistent traces with swapped answers."""
     first = generations.judged[0].only({rollout.id for rollout in rollouts})
@@ -171,13 +172,13 @@ def _agreements(config: schema.Config, one: Stored, other: Stored) -> list[dict[
     return [agreement.to_dict() for agreement in agreements]
 
 
-def _pixels(folder: Path, config: schema.Config) -> tuple[int, int]:
-    """The pixel bounds of the policy's processor: as the evaluation recorded them, else the base model's."""
+def _pixels(folder: Path, config: schema.Config) -> PixelBounds:
+    """The bounds of the policy's processor: as the evaluation record them, else the base model's."""
     record = folder / "scoring.json"
     if record.is_file():
         try:
-            least, most = json.loads(record.read_text(encoding="utf-8"))["judges"]["pixels"]
-            return int(least), int(most)
+            least, most, factor = json.loads(record.read_text(encoding="utf-8"))["judges"]["pixels"]
+            return PixelBounds(int(least), int(most), int(factor))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{record} is broken ({error!r}); rerun `make eval` for this model") from error
     return pixel_bounds(config.models.base)

@@ -16,7 +16,7 @@ from typing import Any
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
-from fgrpo.boxes import model_size
+from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
@@ -233,14 +233,14 @@ def questions(path: Path) -> dict[str, Sample]:
 
 
 def judged_items(
-    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: tuple[int, int]
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: PixelBounds
 ) -> list[Item]:
     """The items that `stored`'s judge rated, for another judge: the same traces, sentences and answers, word for word.
 
     Boxes are assumed to have this project's own tag and frame.
 
     Args:
-        pixels: pixel bounds of the policy's processor, for the frame of boxes (`fgrpo.images.pixel_bounds`).
+        pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.policy.model_files.pixel_bounds`).
     """
     items: list[Item] = []
     for rollout in rollouts:
@@ -262,7 +262,7 @@ def judged_items(
     return items
 
 
-def _sizes(sample: Sample, pixels: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def _sizes(sample: Sample, pixels: PixelBounds) -> tuple[tuple[int, int], ...]:
     try:
         return tuple(model_size(image_size(path), *pixels) for path in sample.images)
     except IMAGE_ERRORS:

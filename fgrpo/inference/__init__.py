@@ -7,10 +7,10 @@ from fgrpo.schema import Config
 
 
 def build(config: Config, model_path: str) -> Sampler:
-    """The engine that the configuration names, over `model_path`. Imports torch for the engines in process only.
+    """The engine that the configuration names, over `model_path`. Imports torch only for the engines in process.
 
     Args:
-        model_path: a saved folder or hub name. Of an endpoint it is also the name of the served model, unless
+        model_path: a saved folder or hub name. For an endpoint it is also the name of the served model, unless
             `engine.model_name` gives another.
 
     Raises:

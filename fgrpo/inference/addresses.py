@@ -1,8 +1,8 @@
-"""Where servers answer: address files that `fgrpo.inference.serve` writes, and how a stage's list of endpoints is read.
+"""Addresses of servers: the address files that `fgrpo.inference.serve` writes, and how a stage reads its list of endpoints.
 
 An endpoint is an http address, or the path (or pattern) of address files such as `runs/paper-7b/serve/*.json`. Of the files
-that a pattern finds, those count whose server serves the model that is asked for, so one pattern does for every role. A file
-is looked up when a stage starts: a server that moved to another port needs no change of the configuration.
+that match a pattern, those of servers of the required model count, so one pattern serves every role. A stage reads them when it
+starts: a server that moved to another port needs no change of the configuration.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fgrpo.errors import UserError
 from fgrpo.runs import write_json
@@ -22,7 +23,7 @@ HTTP = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Address:
-    """One running server: its role, the name its model is served under, its /v1 address, and whose process it is."""
+    """One running server: its role, the served name of its model, its /v1 address, its host and process id."""
 
     role: str
     model: str
@@ -32,7 +33,7 @@ class Address:
 
 
 def write(path: Path, address: Address) -> None:
-    """Write an address file (aside, then renamed)."""
+    """Write an address file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(address))
 
@@ -41,13 +42,13 @@ def read(path: Path) -> Address:
     """The address in a file.
 
     Raises:
-        UserError: the file is gone, or is no address file.
+        UserError: the file is missing, or is no address file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Address(**{field.name: found[field.name] for field in fields(Address)})
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Address(**{field.name: content[field.name] for field in fields(Address)})
     except FileNotFoundError as error:
-        raise UserError(f"{path} is gone: its server has stopped; start it again") from error
+        raise UserError(f"{path} is missing: its server has stopped; start it again") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no address file ({error}); `make serve-…` writes them; delete this one") from error
 
@@ -57,39 +58,60 @@ def is_pattern(entry: str) -> bool:
     return entry.endswith(SUFFIX) and not entry.startswith(HTTP)
 
 
-def found(entry: str) -> Iterator[Address]:
-    """The addresses in the files that `entry` names, in the order of their names."""
+def matching(entry: str) -> Iterator[Address]:
+    """The addresses in the files that match `entry`, sorted by file name. Raises UserError as `read` does."""
     for name in sorted(glob.glob(entry)):
         yield read(Path(name))
 
 
 def resolve(entries: Sequence[str], model: str, key: str = "the endpoints") -> tuple[str, ...]:
-    """The http addresses that `entries` mean for `model`; an empty list stays empty.
+    """The http addresses of `entries` that serve `model`, without duplicates; an empty list stays empty.
 
     Args:
         entries: http addresses, and paths or patterns of address files.
-        model: the served model's name; address files of other models are passed over.
+        model: the served model's name; address files of other models are skipped.
         key: the configuration key, for the error.
 
     Raises:
-        UserError: files are named and none of them has the address of a server of `model` (says what they serve).
+        UserError: no address file is one of a server of `model`, and no http address is there (says what is served).
     """
-    out: list[str] = []
-    others: list[str] = []
+    urls: list[str] = []
+    other_models: list[str] = []
     for entry in entries:
         if not is_pattern(entry):
-            out.append(entry)
+            urls.append(entry)
             continue
-        for address in found(entry):
+        for address in matching(entry):
             if address.model == model:
-                out.append(address.url)
+                urls.append(address.url)
             else:
-                others.append(address.model)
-    if entries and not out:
-        serving = f"servers are up for {', '.join(sorted(set(others)))} only" if others else "no server has written one"
+                other_models.append(address.model)
+    if entries and not urls:
+        state = (
+            f"servers are up for {', '.join(sorted(set(other_models)))} only"
+            if other_models
+            else "no server has written one"
+        )
         raise UserError(
-            f"{key} {', '.join(entries)}: no address of a server of {model} ({serving}); start one "
+            f"{key} {', '.join(entries)}: no address of a server of {model} ({state}); start one "
             "(`make serve-teacher`, `serve-judge`, `serve-extractor`, `serve-base`, or `serve-model MODEL=…`), "
             'or give addresses such as ["http://host:8000/v1"]'
         )
-    return tuple(dict.fromkeys(out))
+    return tuple(dict.fromkeys(urls))
+
+
+def normal_url(endpoint: str) -> str:
+    """The address of an endpoint's API root; "/v1" is added where there is no path.
+
+    Raises:
+        UserError: not an http address, or one with a password, which would appear in logs and manifests.
+    """
+    parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise UserError(
+            f"the endpoint at {parts.hostname} has a user or password in its address; remove it and put the key into "
+            "OPENAI_API_KEY (for a judge: the variable that its api_key_env names)"
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UserError(f"{endpoint!r} is not an endpoint; write it as http://host:port/v1")
+    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")

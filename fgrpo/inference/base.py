@@ -1,7 +1,7 @@
-"""The interface every sampling engine has: ask for `n` continuations of one prompt, concurrently with others.
+"""The interface of every sampling engine: `n` continuations of one prompt, concurrently with others.
 
-Callers start as many `sample` coroutines as they like; an engine batches what is asked for at the same time. Image and
-other special tokens can never be sampled, whatever the engine.
+Callers start as many `sample` coroutines as they like; an engine batches requests that arrive together. No engine ever samples
+image tokens or other special tokens.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fgrpo.policy.tokens import SPECIAL_SHAPE
+from fgrpo.policy.tokens import special_token
 
-FORBIDDEN_BIAS = -100.0  # vLLM's lower bound of a token's bias
+FORBIDDEN_BIAS = -100.0  # vLLM's lower bound for a token's bias
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt: pictures (paths), the user's text, and the beginning of the assistant's turn that is already there.
+    """One prompt: images (paths), the user's text, and the existing beginning of the assistant's turn.
 
     `stop` strings end a continuation and are part of its text. `temperature` 0 is greedy. `seed` makes the continuations
-    of this request repeatable in an engine that supports it.
+    of this request repeatable if the engine supports it.
     """
 
     images: tuple[str, ...]
@@ -38,7 +38,7 @@ class Request:
 class Completion:
     """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution.
 
-    `prompt_tokens` are those that an endpoint says it read for the request, on its first continuation; 0 where none says.
+    `prompt_tokens` are those that an endpoint reports for the request, on its first continuation; 0 without a report.
     """
 
     text: str
@@ -57,34 +57,34 @@ class Sampler(Protocol):
 
 
 class SamplingError(RuntimeError):
-    """A request that failed for good, after the engine's own retries; names the request."""
+    """A request that failed for good, after the engine's own retries. Its message names the request."""
 
 
 class Unreachable(SamplingError):
-    """No connection to any server in all attempts: another request would fare no better."""
+    """No connection to any server in all attempts: another request would fail too."""
 
 
 def describe(request: Request) -> str:
-    """A request in one line, for errors."""
-    shown = request.text if len(request.text) <= 80 else request.text[:77] + "..."
-    return f"request {shown!r} with pictures {list(request.images)}"
+    """A request in one line, for error messages."""
+    text = request.text if len(request.text) <= 80 else request.text[:77] + "..."
+    return f"request {text!r} with images {list(request.images)}"
 
 
 def check(request: Request) -> None:
-    """Refuse what no engine could serve.
+    """Refuse a request that no engine could serve.
 
     Raises:
-        SamplingError: a parameter out of range, or a special token written out in the text ("<|image_pad|>" in a question
-            would count as a picture).
+        SamplingError: a parameter out of range, or a special token written out in the text (an image token in a question
+            would count as an image).
     """
-    wrong = None
+    problem = None
     if request.n < 1 or request.max_new_tokens < 1:
-        wrong = f"n={request.n} and max_new_tokens={request.max_new_tokens} must be at least 1"
+        problem = f"n={request.n} and max_new_tokens={request.max_new_tokens} must be at least 1"
     elif not 0 <= request.temperature < float("inf") or not 0 < request.top_p <= 1:
-        wrong = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
+        problem = f"temperature={request.temperature} must be 0 or more, and top_p={request.top_p} in (0, 1]"
     elif any(not stop for stop in request.stop):
-        wrong = "a stop string is empty"
-    elif found := SPECIAL_SHAPE.search(request.text) or SPECIAL_SHAPE.search(request.prefix):
-        wrong = f"its text holds the special token {found.group(0)!r}; take it out of the data"
-    if wrong:
-        raise SamplingError(f"{describe(request)}: {wrong}")
+        problem = "a stop string is empty"
+    elif special := special_token(request.text) or special_token(request.prefix):
+        problem = f"its text holds the special token {special!r}; remove it from the data"
+    if problem:
+        raise SamplingError(f"{describe(request)}: {problem}")

@@ -1,7 +1,7 @@
-"""What asking a model cost: requests, tokens, money, and a cap past which nothing more is asked.
+"""What a model costs: requests, tokens, money, and a cap past which no more requests are sent.
 
 Prices are money per million tokens, in whatever currency the configuration means; without them a meter says so and counts
-tokens alone. A ledger (a jsonl file of a run's folder, one line a reply) makes a meter go on where a killed process stopped,
+tokens alone. A ledger (a jsonl file in a run's folder, one line per reply) lets a meter resume where a killed process stopped,
 and lets several processes of one run see each other's spending.
 """
 
@@ -21,7 +21,9 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """Prices (money per million tokens that a model reads and writes) and caps on money and tokens; None = not known, no cap.
+    """Prices (money per million tokens that a model reads and writes), and caps on money and tokens.
+
+    None means that a price is not known, or that there is no cap.
 
     Raises:
         UserError: a cap on money without both prices.
@@ -36,23 +38,26 @@ class Budget:
         if self.money_cap is not None and self.price(1, 1) is None:
             raise UserError(
                 f"a cap of {self.money_cap:g} on money needs prices; set prompt_price and completion_price (money per million "
-                "tokens) beside it, or token_cap instead"
+                "tokens) as well, or token_cap instead"
             )
 
     def price(self, prompt: int, completion: int) -> float | None:
-        """What so many tokens cost; None where a price is not known."""
+        """The cost of this many tokens; None where a price is not known."""
         if self.prompt_price is None or self.completion_price is None:
             return None
         return (prompt * self.prompt_price + completion * self.completion_price) / MILLION
 
 
 @dataclass
-class Meter:
-    """Requests and tokens so far, safe between threads; `name` is the model asked, which its ledger's lines carry.
+class UsageMeter:
+    """Requests and tokens so far, safe between threads; `name` is the model, which its ledger's lines hold.
 
     `reserve` is called before a request and `settle` after it, so that requests in flight count too: a cap is never passed by
-    more than the estimates of the reservations are off. `stopped` says in words why a request was refused (None: none was):
-    it stays, since what was refused is missing whatever fits in later.
+    more than the error of the reservations' estimates. `stopped` is the reason of the last refused request (None: none was). It
+    stays, since the refused request is missing whatever fits in later.
+
+    `faults` counts requests that went wrong, by kind, whether a later attempt succeeded or not. `retries` are further attempts,
+    and `waited_s` the seconds of wait before them.
     """
 
     requests: int = 0
@@ -60,24 +65,27 @@ class Meter:
     completion_tokens: int = 0
     name: str = field(default="", kw_only=True)
     budget: Budget = field(default_factory=Budget, kw_only=True)
+    retries: int = field(default=0, kw_only=True)
+    waited_s: float = field(default=0.0, kw_only=True)
+    faults: dict[str, int] = field(default_factory=dict, kw_only=True)
     stopped: str | None = field(default=None, init=False)
     _reserved: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
     _ledger: _Ledger | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def keep(self, path: str | Path) -> None:
-        """Go on from the ledger at `path`, and write to it from now on. Raises UserError if it is broken."""
+        """Resume from the ledger at `path`, and write to it from now on. Raises UserError if it is broken."""
         with self._lock:
             self._ledger = _Ledger(Path(path), self.name)
             self._read()
 
     @property
     def money(self) -> float | None:
-        """What the tokens so far cost; None where a price is not known."""
+        """The cost of the tokens so far; None where a price is not known."""
         return self.budget.price(self.prompt_tokens, self.completion_tokens)
 
     def reserve(self, prompt: int, completion: int) -> str | None:
-        """Set room aside for a request of about so many tokens; or say why there is none."""
+        """Reserve a request of about this many tokens; returns the reason if a cap does not allow it."""
         with self._lock:
             reason = self._full(prompt, completion)
             if reason is None:
@@ -88,7 +96,7 @@ class Meter:
             return reason
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
-        """Give `reserved` back and count what was `used` (None: the request brought no reply)."""
+        """Release `reserved` and count the tokens `used` (None: the request got no reply)."""
         with self._lock:
             self._reserved = (self._reserved[0] - reserved[0], self._reserved[1] - reserved[1])
             if used is None:
@@ -105,6 +113,17 @@ class Meter:
         with self._lock:
             self.requests += 1
         self.settle((0, 0), (prompt, completion))
+
+    def wait(self, seconds: float) -> None:
+        """Count a retry and the wait before it."""
+        with self._lock:
+            self.retries += 1
+            self.waited_s += seconds
+
+    def fault(self, kind: str) -> None:
+        """Count a request that went wrong."""
+        with self._lock:
+            self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def __str__(self) -> str:
         """Short, for a progress bar: "1.2M tokens, 3.40 of 50.00"."""
@@ -138,11 +157,11 @@ class Meter:
 
 
 class _Ledger:
-    """One line a reply, appended in one write; `read` sums up those of one name, also other processes'."""
+    """One line per reply, appended in one write; `read` sums the lines of one name, also those of other processes."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
-        self._at, self._sum = 0, [0, 0]
+        self._read_bytes, self._sum = 0, [0, 0]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         data = os.pread(self._file, os.fstat(self._file).st_size, 0)
@@ -158,9 +177,9 @@ class _Ledger:
         os.write(self._file, line.encode() + b"\n")
 
     def read(self) -> tuple[int, int]:
-        data = os.pread(self._file, os.fstat(self._file).st_size - self._at, self._at)
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        data = os.pread(self._file, os.fstat(self._file).st_size - self._read_bytes, self._read_bytes)
+        complete = data[: data.rfind(b"\n") + 1]
+        for line in complete.splitlines():
             try:
                 row = json.loads(line)
                 if row["model"] == self._name:
@@ -169,9 +188,9 @@ class _Ledger:
             except (ValueError, KeyError, TypeError):
                 if line.strip():
                     raise UserError(
-                        f"{self._path} holds a line that is no spending ({line[:80]!r}); delete that line to carry on"
+                        f"{self._path} holds a line that is no spending ({line[:80]!r}); delete that line, then rerun to resume"
                     ) from None
-        self._at += len(whole)
+        self._read_bytes += len(complete)
         return self._sum[0], self._sum[1]
 
 

@@ -1,12 +1,11 @@
-"""Autoregressive decoding of a Qwen2.5-VL in one batch: shared prompts are read once, finished rows leave the batch.
+"""Autoregressive decoding of a policy in one batch: shared prompts are read once, finished rows leave the batch.
 
-The forward pass is transformers' own. What differs from `model.generate`, which it equals under greedy decoding (tested):
-a prompt asked for several times is prefilled once; keys and values go into preallocated room instead of being
-concatenated at every step; rows that have finished are dropped; every row has its own parameters and its own stream of
-uniform numbers, so that what a row samples does not depend on its neighbours. On one CPU core with the mini model that is
-about three times as fast.
+The forward pass is transformers' own. It equals `model.generate` under greedy decoding (tested), with these differences:
+a prompt of several rows is prefilled once; keys and values go into preallocated buffers instead of being concatenated at
+every step; finished rows are dropped; every row has its own parameters and its own stream of uniform numbers, so that the
+samples of a row do not depend on its neighbors. On one CPU core with the mini model that is about three times as fast.
 
-Sampling is by inversion of the cumulative distribution: one uniform number a token. Log-probabilities are those of the
+Sampling inverts the cumulative distribution: one uniform number per token. Log-probabilities are those of the
 model's plain distribution, before temperature, top-p and forbidden tokens, as vLLM reports them and as the trainer
 computes them. Shapes: B rows, U different prompts, L tokens, V vocabulary, H hidden.
 """
@@ -15,21 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+from fgrpo.policy import backbone
 
-SHRINK_AT = 0.8  # finished rows leave once the active ones fall to this share of the batch
+SHRINK_AT = 0.8  # finished rows leave once the active rows are at most this share of the batch
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with expanded image tokens, the pictures' features (image tokens, H) and grids (pictures, 3)."""
+    """Token ids with expanded image tokens, the images' features (image tokens, H) and grids (images, 3)."""
 
     ids: tuple[int, ...]
     features: torch.Tensor | None = None
@@ -38,7 +36,7 @@ class Prompt:
 
 @dataclass
 class Row:
-    """One continuation to sample: which prompt, how, and `uniforms` (one number in [0, 1) a token; none if greedy)."""
+    """One continuation to sample: its prompt, its parameters, and `uniforms` (one number in [0, 1) per token; none if greedy)."""
 
     prompt: int
     max_new_tokens: int
@@ -54,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What decoding knows of the tokens: their bytes, which end a turn, which may never be sampled."""
+    """The tokens as decoding needs them: their bytes, which ones end a turn, which ones are never sampled."""
 
     pieces: tuple[bytes, ...]
     eos: frozenset[int]
@@ -62,14 +60,14 @@ class Vocabulary:
     pad: int
 
 
-class _Room(DynamicLayer):
-    """Keys and values of one layer in preallocated room (B, heads, L + new tokens, head size)."""
+class _PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer in preallocated buffers (B, heads, L + new tokens, head size)."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows_B: torch.Tensor, room: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows_B: torch.Tensor, new_tokens: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         _, heads, self._length, size = keys.shape
-        shape = (len(rows_B), heads, self._length + room, size)
+        shape = (len(rows_B), heads, self._length + new_tokens, size)
         self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
         self._keys[:, :, : self._length] = keys[rows_B]
         self._values[:, :, : self._length] = values[rows_B]
@@ -95,26 +93,24 @@ class _Room(DynamicLayer):
 
 
 @torch.inference_mode()
-def decode(
-    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], rows: Sequence[Row], vocabulary: Vocabulary
-) -> None:
-    """Sample every row to its end; `ids`, `logprobs`, `text` and `finish` of the rows are filled in.
+def decode(model: Any, prompts: Sequence[Prompt], rows: Sequence[Row], vocabulary: Vocabulary) -> None:
+    """Sample every row to its end; fills in the rows' `ids`, `logprobs`, `text` and `finish`.
 
-    `ids` hold the end-of-turn token where the model gave one; `text` does not.
+    `ids` include the end-of-turn token if the model sampled one; `text` does not.
     """
     device = model.device
     owner_B = torch.tensor([row.prompt for row in rows], device=device)
-    room = max(row.max_new_tokens for row in rows)
+    new_tokens = max(row.max_new_tokens for row in rows)
     logits_UV, cache, mask_UL, next_U = _prefill(model, prompts, vocabulary.pad)
-    read: Any = cache.layers
-    layers = [_Room(layer.keys, layer.values, owner_B, room) for layer in read]
-    del cache, read
+    prompt_layers: Any = cache.layers
+    layers = [_PreallocatedLayer(layer.keys, layer.values, owner_B, new_tokens) for layer in prompt_layers]
+    del cache, prompt_layers
     cache_B = Cache(layers=list(layers))
-    mask = torch.cat([mask_UL[owner_B], mask_UL.new_ones(len(rows), room)], dim=1)
+    mask = torch.cat([mask_UL[owner_B], mask_UL.new_ones(len(rows), new_tokens)], dim=1)
     length, logits_BV, position_B = mask_UL.shape[1], logits_UV[owner_B], next_U[owner_B]
     choose = _Chooser(rows, vocabulary, logits_BV)
     alive = list(rows)
-    for step in range(room):
+    for step in range(new_tokens):
         token_B, logprob_B = choose(logits_BV, step)
         for row, token, logprob in zip(alive, token_B.tolist(), logprob_B.tolist(), strict=True):
             if row.finish is None:
@@ -123,11 +119,11 @@ def decode(
         if not active:
             return
         if len(active) <= SHRINK_AT * len(alive):
-            kept = torch.tensor(active, device=device)
+            active_B = torch.tensor(active, device=device)
             for layer in layers:
-                layer.keep(kept)
-            mask, position_B, token_B = mask[kept], position_B[kept], token_B[kept]
-            choose.keep(kept)
+                layer.keep(active_B)
+            mask, position_B, token_B = mask[active_B], position_B[active_B], token_B[active_B]
+            choose.keep(active_B)
             alive = [alive[i] for i in active]
         length += 1
         logits_BV = model(
@@ -142,24 +138,20 @@ def decode(
 
 
 def _prefill(
-    model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[Prompt], pad: int
+    model: Any, prompts: Sequence[Prompt], pad: int
 ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
     """One forward pass over the prompts, left-padded: last logits (U, V), cache, mask (U, L), next position (U)."""
+    family = backbone.of_model(model)
     longest = max(len(prompt.ids) for prompt in prompts)
     ids_UL = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
     mask_UL = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
-    pictures_UL = (ids_UL == model.config.image_token_id) & (mask_UL == 1)
+    pictures_UL = (ids_UL == family.image_token_id(model.config)) & (mask_UL == 1)
     embeds_ULH = model.get_input_embeddings()(ids_UL)
     features = [prompt.features for prompt in prompts if prompt.features is not None]
     grids = [prompt.grids for prompt in prompts if prompt.grids is not None]
     if features:
         embeds_ULH = embeds_ULH.masked_scatter(pictures_UL[..., None], torch.cat(features).to(embeds_ULH))
-    position_3UL, _ = model.model.get_rope_index(
-        ids_UL,
-        mm_token_type_ids=pictures_UL.int(),
-        image_grid_thw=torch.cat(grids) if grids else None,
-        attention_mask=mask_UL,
-    )
+    position_3UL = family.positions(model, ids_UL, pictures_UL, torch.cat(grids) if grids else None, mask_UL)
     cache = DynamicCache(config=model.config)
     logits_UV = model(
         inputs_embeds=embeds_ULH,
@@ -173,7 +165,7 @@ def _prefill(
 
 
 class _Chooser:
-    """Picks one token a row: greedy where the temperature is 0, else by inversion of the tempered, top-p cut CDF."""
+    """Picks one token per row: greedy at temperature 0, otherwise by inversion of the tempered CDF, truncated at top-p."""
 
     def __init__(self, rows: Sequence[Row], vocabulary: Vocabulary, logits_BV: torch.Tensor) -> None:
         device = logits_BV.device
@@ -199,7 +191,7 @@ class _Chooser:
         hot_B = self._temperature_B > 0
         if step < self._uniform_BT.shape[1] and bool(hot_B.any()):
             scaled_BV = allowed_BV / self._temperature_B.where(hot_B, torch.ones_like(self._temperature_B))[:, None]
-            probs_BV = _cut_top_p(scaled_BV.softmax(dim=-1), self._top_p_B)
+            probs_BV = _truncate_top_p(scaled_BV.softmax(dim=-1), self._top_p_B)
             token_B = invert(probs_BV, self._uniform_BT[:, step]).where(hot_B, token_B)
         logprob_B = plain_BV.gather(1, token_B[:, None])[:, 0] - plain_BV.logsumexp(dim=-1)
         return token_B, logprob_B
@@ -213,19 +205,19 @@ def invert(probs_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf_BV, below_B[:, None], right=True)[:, 0]
 
 
-def _cut_top_p(probs_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
-    """Keep the fewest most likely tokens whose probability reaches top_p (always at least one)."""
+def _truncate_top_p(probs_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """Keep the fewest most likely tokens whose probabilities reach top_p together (always at least one)."""
     if bool((top_p_B >= 1).all()):
         return probs_BV
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
     before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
-    cut_BV = (before_BV >= top_p_B[:, None]) & (top_p_B[:, None] < 1)
-    cut_BV[:, 0] = False
-    return probs_BV.masked_fill(torch.zeros_like(cut_BV).scatter(1, order_BV, cut_BV), 0.0)
+    is_cut_BV = (before_BV >= top_p_B[:, None]) & (top_p_B[:, None] < 1)
+    is_cut_BV[:, 0] = False
+    return probs_BV.masked_fill(torch.zeros_like(is_cut_BV).scatter(1, order_BV, is_cut_BV), 0.0)
 
 
 def _append(row: Row, token: int, logprob: float, vocabulary: Vocabulary) -> None:
-    """Add a token to a row, and see whether the row ends: end of turn, a stop string (kept), or no room."""
+    """Add a token to a row, and end the row at an end of turn, after a stop string (which stays), or at its length."""
     row.ids.append(token)
     row.logprobs.append(logprob)
     if token in vocabulary.eos:
@@ -234,9 +226,9 @@ def _append(row: Row, token: int, logprob: float, vocabulary: Vocabulary) -> Non
     piece = vocabulary.pieces[token]
     row.text += piece
     for stop in row.stop:
-        at = row.text.find(stop, max(0, len(row.text) - len(piece) - len(stop) + 1))
-        if at >= 0:
-            del row.text[at + len(stop) :]
+        start = row.text.find(stop, max(0, len(row.text) - len(piece) - len(stop) + 1))
+        if start >= 0:
+            del row.text[start + len(stop) :]
             row.finish = "stop"
     if row.finish is None and len(row.ids) >= row.max_new_tokens:
         row.finish = "length"

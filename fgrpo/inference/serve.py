@@ -1,11 +1,10 @@
 """Serve a model of a preset with vLLM: `make serve-teacher|serve-judge|serve-extractor|serve-base|serve-model PRESET=…`.
 
-Chooses the flags by role and preset (`serve` in configs/paper.yaml: pictures a prompt, context, tensor and data parallel), looks
-at the model and the GPUs before anything is started, waits until the server is healthy, and writes its address to
-runs/<preset>/serve/<name>.json, which a stage finds through `endpoints` (`fgrpo.inference.addresses`). Runs until ctrl-C or SIGTERM; then
-it stops the server that it started, and nothing else, and takes the address file away; killed, it leaves no server either. With
-`--run` it serves for as long as one command runs, whose "{url}" becomes the address. On a machine without GPUs the flags are the
-CPU's.
+Chooses the flags by role and preset (`serve` in configs/paper.yaml: images per prompt, context, tensor and data parallelism), and
+checks the model and the GPUs before it starts anything. Waits until the server is healthy, and writes its address to
+runs/<preset>/serve/<name>.json, which a stage reads through `endpoints` (`fgrpo.inference.addresses`). Runs until ctrl-C or SIGTERM; then
+it stops the server that it started, and nothing else, and deletes the address file. If it is killed, it leaves no server either. With
+`--run` it serves while one command runs, in which "{url}" becomes the address. On a machine without GPUs it uses the CPU's flags.
 
 Command: `python -m fgrpo.inference.serve teacher --preset paper-7b --port 8000 [--run 'python -m mcts.run --preset paper-7b' ] [-- <vLLM flags>]`.
 """
@@ -32,29 +31,29 @@ from fgrpo.hardware import Gpu, gpus
 from fgrpo.inference import addresses
 from fgrpo.inference.addresses import Address
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
-from fgrpo.policy import model_files
+from fgrpo.policy import backbone, model_files
 from fgrpo.process_guard import Guard
 from fgrpo.schema import Config, Judge, Serving
 
 ROLES = ("teacher", "judge", "extractor", "base", "rollouts", "model")
-POLICIES = ("teacher", "base", "rollouts", "model")  # roles that are a Qwen2.5-VL
+POLICIES = ("teacher", "base", "rollouts", "model")  # roles whose model is of a known family
 GPU_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
-HEALTHY_S = 1800.0  # a 72B model is read from a network disk
+HEALTHY_S = 1800.0  # reading a 72B model from a network disk
 CPU_HEALTHY_S = 600.0
-# What TRL's client needs of a server (trl/scripts/vllm_serve.py says it): its raw endpoints, log-probabilities of the tempered
+# What TRL's client needs from a server (see trl/scripts/vllm_serve.py): raw endpoints, log-probabilities of the tempered
 # distribution, and weights over NCCL from a GPU (from a CPU they come as a file, rl/vllm_rollouts.py).
 ROLLOUT_FLAGS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
 COMPACT_JSON = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
 NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
-ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # lets weights be replaced: never on an open network
-# On a CPU vLLM's worker gets a part of ours, without which new weights would not reach all of its layers.
+ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # allows weights to be replaced: never on an open network
+# On a CPU, vLLM's worker needs our extension; without it new weights would not reach all of its layers.
 CPU_ROLLOUT_FLAGS = (*ROLLOUT_FLAGS, "--worker-extension-cls", "fgrpo.inference.vllm_extension.PlainLinears")
 CPU_ROLLOUT_ENVIRONMENT = {**CPU_ENVIRONMENT, **ROLLOUT_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True)
 class Order:
-    """What will be served: the model (which is also its served name), and how `vllm serve` is called."""
+    """A server to start: the model (also its served name), and the flags and environment of `vllm serve`."""
 
     role: str
     model: str
@@ -63,14 +62,16 @@ class Order:
 
 
 def model_of(config: Config, role: str, model: str | None = None, root: str | Path = "runs") -> str:
-    """The model that the preset gives a role (rollouts: what SFT left).
+    """The model of a role in the preset (rollouts: the result of SFT).
 
     Raises:
         UserError: an unknown role, a judge that is no served model (the oracle, OpenAI's own), or no model named.
     """
     if role == "model":
         if not model:
-            raise UserError("say which model to serve: MODEL=runs/<preset>/rl-fgrpo/final, or a name of the hub")
+            raise UserError(
+                "the role model needs the model to serve: MODEL=runs/<preset>/rl-fgrpo/final, or a name of the hub"
+            )
         return model
     if role == "rollouts":
         return model or str(runs.require(runs.folder(config, "sft", root) / "final", "sft"))
@@ -90,24 +91,24 @@ def check_model(role: str, model: str) -> dict[str, object]:
     """The model's configuration, if it can play the role.
 
     Raises:
-        UserError: no such model, a policy that is no Qwen2.5-VL, or a grounding judge that takes no pictures.
+        UserError: no such model, a policy of an unknown family, or a grounding judge that takes no images.
     """
-    found = model_files.check_policy(model) if role in POLICIES else model_files.config_of(model)
-    if role == "judge" and not model_files.sees(found):
+    model_config = model_files.check_policy(model) if role in POLICIES else model_files.config_of(model)
+    if role == "judge" and not model_files.sees(model_config):
         raise UserError(
-            f"the judge {model} takes no pictures (type {found.get('model_type')!r}), and grounding is judged with them; "
+            f"the judge {model} takes no images (type {model_config.get('model_type')!r}), and grounding is judged with them; "
             "set judges.training.model to a vision-language model"
         )
-    return found
+    return model_config
 
 
 def judge_flags(config: Config, role: str) -> tuple[str, ...]:
-    """What a judge's server needs: JSON without white space, which a model can fill a reply with, and to open the pictures
-    below the data's root where they are sent by their names (`images: file`)."""
+    """Flags of a judge's server: JSON without white space, with which a model could fill a reply. With `images: file` also the
+    permission to open the images below the data's root, which are sent by name."""
     if role not in ("judge", "extractor"):
         return ()
-    wanted = config.judges.training if role == "judge" else config.judges.extraction
-    if wanted.images != "file":
+    judge = config.judges.training if role == "judge" else config.judges.extraction
+    if judge.images != "file":
         return COMPACT_JSON
     return (*COMPACT_JSON, "--allowed-local-media-path", str(Path(config.data.root).resolve()))
 
@@ -120,19 +121,19 @@ def order(
     extra: Sequence[str] = (),
     root: str | Path = "runs",
 ) -> Order:
-    """How to serve a role on these GPUs (none: on the CPU).
+    """The server of a role on these GPUs (none: on the CPU).
 
     Args:
-        extra: flags for `vllm serve` that win over ours.
+        extra: flags for `vllm serve` that override ours.
 
     Raises:
         UserError: the model cannot play the role, or there are too few GPUs.
     """
     name = model_of(config, role, model, root)
-    found = check_model(role, name)
+    model_config = check_model(role, name)
     serving: Serving = getattr(config.serve, role)
-    reach = model_files.positions(found)
-    context = ["--max-model-len", str(min(serving.context, reach or serving.context))]
+    positions = model_files.positions(model_config)
+    context = ["--max-model-len", str(min(serving.context, positions or serving.context))]
     if any(flag.split("=")[0] in ("--max-model-len", "--hf-overrides") for flag in extra):
         context = []
     special = ROLLOUT_FLAGS if role == "rollouts" else judge_flags(config, role)
@@ -141,17 +142,17 @@ def order(
         return Order(role, name, (*CPU_FLAGS, *context, *CPU_ROLLOUT_FLAGS, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
     if not devices:
         return Order(role, name, (*CPU_FLAGS, *context, *special, *extra), dict(CPU_ENVIRONMENT))
-    wanted = serving.tensor_parallel * serving.data_parallel
-    if wanted > len(devices):
+    needed = serving.tensor_parallel * serving.data_parallel
+    if needed > len(devices):
         raise UserError(
-            f"serving the {role} takes {wanted} GPUs (serve.{role}.tensor_parallel {serving.tensor_parallel} x "
+            f"serving the {role} takes {needed} GPUs (serve.{role}.tensor_parallel {serving.tensor_parallel} x "
             f"data_parallel {serving.data_parallel}) and {len(devices)} are here; "
-            f'SET="serve.{role}.tensor_parallel={len(devices)} serve.{role}.data_parallel=1", or ask for more'
+            f'SET="serve.{role}.tensor_parallel={len(devices)} serve.{role}.data_parallel=1", or use more GPUs'
         )
-    pictures = json.dumps({"image": serving.images, "video": 0})
+    images = json.dumps(backbone.assumed(model_config.get("model_type")).vllm_limits(serving.images))
     flags = [
         *("--dtype", serving.dtype, *context),
-        *(("--limit-mm-per-prompt", pictures) if model_files.sees(found) else ()),
+        *(("--limit-mm-per-prompt", images) if model_files.sees(model_config) else ()),
         *("--tensor-parallel-size", str(serving.tensor_parallel)),
         *(("--data-parallel-size", str(serving.data_parallel)) if serving.data_parallel > 1 else ()),
         *("--gpu-memory-utilization", f"{serving.memory_share:g}"),
@@ -161,17 +162,17 @@ def order(
 
 
 def address_file(config: Config, root: str | Path, name: str) -> Path:
-    """Where the address of the server called `name` stands."""
+    """The address file of the server `name`."""
     return runs.folder(config, "serve", root) / f"{name}{addresses.SUFFIX}"
 
 
 def check_free(path: Path) -> None:
-    """UserError if the server of this name is up already."""
+    """Raises UserError if the server of this name is up already."""
     if path.exists():
-        there = addresses.read(path)
-        if healthy(there.url):
+        running = addresses.read(path)
+        if healthy(running.url):
             raise UserError(
-                f"{there.model} is served at {there.url} already ({path}); stop that one, or give this one a --name"
+                f"{running.model} is served at {running.url} already ({path}); stop that server, or start this one with another --name"
             )
 
 
@@ -182,11 +183,11 @@ def serve(
 
     Args:
         path: the address file.
-        host: where to listen; `shown_as`: the name under which others reach it.
-        command: words of a command; "{url}" in them becomes the address.
+        host: the interface to listen on; `shown_as`: the host name in its address.
+        command: a command's arguments; "{url}" in them becomes the address.
 
     Raises:
-        UserError: the port is in use, the server died or never got healthy (with its last log lines).
+        UserError: the port is in use, the server died or never became healthy (shows its last log lines).
     """
     check_free(path)
     log = path.with_suffix(".log")
@@ -201,13 +202,13 @@ def serve(
     )
     print(f"starting: {shlex.join(server.command())}\nlog: {log}", flush=True)
     with ExitStack() as stack:
-        stack.callback(Guard().release)  # ends the server where this process is killed and cannot
+        stack.callback(Guard().release)  # ends the server if this process is killed
         stack.enter_context(server)
         url = f"http://{shown_as}:{server.port}/v1"
         addresses.write(path, Address(ordered.role, ordered.model, url, shown_as, server.pid))
         try:
             if command:
-                return _while([word.replace("{url}", url) for word in command])
+                return _run([argument.replace("{url}", url) for argument in command])
             print(f"{ordered.model} is served at {url}; the address is in {path}; ctrl-C stops it", flush=True)
             server.wait()
         except KeyboardInterrupt:
@@ -218,8 +219,8 @@ def serve(
     return 0
 
 
-def _while(command: Sequence[str]) -> int:
-    """Run a command to its end; it is asked to end when we are interrupted."""
+def _run(command: Sequence[str]) -> int:
+    """Run a command to its end; terminate it if this process is interrupted."""
     with subprocess.Popen(command) as running:
         try:
             return running.wait()
@@ -228,7 +229,7 @@ def _while(command: Sequence[str]) -> int:
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:
-    """SIGTERM (Slurm's, `kill`'s) and a terminal that closes end it as ctrl-C does."""
+    """Handle SIGTERM (from Slurm or `kill`) and a closing terminal like ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -257,21 +258,21 @@ def main() -> None:
         if code:
             sys.exit(code)
 
-    arguments = cli.parser("serve a model of a preset with vLLM; words after -- are further flags of `vllm serve`")
-    arguments.add_argument("role", choices=ROLES, help="whose model: judge is the training judge")
-    arguments.add_argument("--model", help="another model than the preset's (role model: which one)")
+    arguments = cli.parser("serve a model of a preset with vLLM; arguments after -- are further flags of `vllm serve`")
+    arguments.add_argument("role", choices=ROLES, help="the role whose model to serve; judge is the training judge")
+    arguments.add_argument("--model", help="a model instead of the preset's (required by the role model)")
     arguments.add_argument("--name", help="name of the address file (default: the role); several servers need several")
     arguments.add_argument("--port", type=int, help="default: a free one")
     arguments.add_argument(
         "--public", action="store_true", help="listen on all interfaces, for stages on other machines"
     )
-    arguments.add_argument("--timeout", type=float, metavar="SECONDS", help="how long it may take to get healthy")
-    arguments.add_argument("--cpu", action="store_true", help="serve on the CPU even where there are GPUs")
+    arguments.add_argument("--timeout", type=float, metavar="SECONDS", help="time until it must be healthy")
+    arguments.add_argument("--cpu", action="store_true", help="serve on the CPU even if there are GPUs")
     arguments.add_argument("--run", metavar="COMMAND", help="serve while this command runs; {url} in it is the address")
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    extra = words[cut + 1 :]
-    cli.run(body, arguments, words[:cut])
+    argv = sys.argv[1:]
+    end = argv.index("--") if "--" in argv else len(argv)
+    extra = argv[end + 1 :]
+    cli.run(body, arguments, argv[:end])
 
 
 if __name__ == "__main__":

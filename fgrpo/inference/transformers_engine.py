@@ -1,12 +1,12 @@
-"""Sampling from a local Qwen2.5-VL: whatever is asked for at the same time is decoded in one batch.
+"""Sampling from a local model: requests that arrive together are decoded in one batch.
 
-`sample` queues a request; a pump takes the oldest and those most like it, up to `batch_size` rows, and decodes them in a
-worker thread, so that the event loop lives. Requests may differ in every parameter. A picture goes through the vision tower
-once and its features are kept (`FEATURE_BYTES`), which is right as long as nobody trains the model meanwhile.
+`sample` queues a request. A pump takes the oldest request and those most like it, up to `batch_size` rows, and decodes them in
+a worker thread, so that the event loop stays responsive. Requests may differ in every parameter. An image goes through the
+vision tower once and its features are cached (`FEATURE_BYTES`), which is correct as long as the model is not being trained.
 
-A request with a seed gives the same text whatever it is batched with: each continuation has its own random numbers, keyed
-by seed, prompt and index (float arithmetic aside, whose last digits depend on the batch's shape). Its numbers differ from
-those a vLLM server would draw for the seed.
+A request with a seed gives the same text in any batch: each continuation has its own random numbers, keyed by seed, prompt
+and index. (Except for float arithmetic, whose last digits depend on the batch's shape.) The numbers differ from those that a
+vLLM server would draw for the seed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import Completion, Request, SamplingError, check, describe
 from fgrpo.inference.decode import Prompt, Row, Vocabulary, decode
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
+from fgrpo.policy.backbone import Backbone
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import PreTrainedTokenizerBase
 
 FEATURE_BYTES = 512 * 2**20
-SETTLE_TURNS = 3  # turns of the event loop the pump waits for other coroutines to ask as well
+SETTLE_TURNS = 3  # turns of the event loop for which the pump waits for requests of other coroutines
 
 
 @dataclass
-class _Asked:
+class _Queued:
     request: Request
     future: asyncio.Future[list[Completion]]
     order: int
@@ -49,19 +50,20 @@ class TransformersSampler:
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        processor: Qwen2_5_VLProcessor,
+        model: Any,
+        processor: Any,
         batch_size: int = 160,
         *,
         context_length: int | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
         text_config: Any = model.config.text_config
-        self.vocabulary = vocabulary_of(processor.tokenizer, text_config.vocab_size)
+        self._family = backbone.of_model(model)
+        self.vocabulary = vocabulary_of(processor.tokenizer, text_config.vocab_size, self._family)
         limit = int(text_config.max_position_embeddings)
         self._context = min(limit, context_length or limit)
         self._features = FeatureCache(model, processor)
-        self._waiting: list[_Asked] = []
+        self._waiting: list[_Queued] = []
         self._order = 0
         self._pump: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
@@ -70,28 +72,28 @@ class TransformersSampler:
     def load(
         cls, path: str | Path, dtype: str = "float32", batch_size: int = 160, *, context_length: int | None = None
     ) -> TransformersSampler:
-        """A sampler over the model saved at `path`, on the GPU where there is one; `context_length` as in `schema.Engine`."""
+        """A sampler over the model saved at `path`, on a GPU if there is one; `context_length` as in `schema.Engine`."""
         model, processor = loading.load_policy(path, dtype)
-        model.to(device=torch.device(loading.device()))  # type: ignore[call-arg]
+        model.to(device=torch.device(loading.device()))
         return cls(model, processor, batch_size, context_length=context_length)
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         """`request.n` continuations.
 
         Raises:
-            SamplingError: the request cannot be served: a bad parameter, an unreadable picture, a prompt beyond the context.
+            SamplingError: the request cannot be served: a bad parameter, an unreadable image, a prompt beyond the context.
         """
         check(request)
         loop = asyncio.get_running_loop()
-        asked = _Asked(request, loop.create_future(), self._order, len(request.text) + len(request.prefix))
+        queued = _Queued(request, loop.create_future(), self._order, len(request.text) + len(request.prefix))
         self._order += 1
-        self._waiting.append(asked)
+        self._waiting.append(queued)
         if self._pump is None or self._pump.done() or self._pump.get_loop() is not loop:
             self._pump = loop.create_task(self._serve())
-        return await asked.future
+        return await queued.future
 
     async def close(self) -> None:
-        """Finish what is being decoded and let the thread go."""
+        """Finish the current batch and end the thread."""
         self._pool.shutdown(wait=True)
 
     async def _serve(self) -> None:
@@ -105,83 +107,83 @@ class TransformersSampler:
             batch = self._take()
             try:
                 results = await loop.run_in_executor(self._pool, self.complete, [a.request for a in batch])
-            except Exception as error:  # noqa: BLE001 - handed to those who wait for this batch
+            except Exception as error:  # noqa: BLE001 - passed on to the requests of this batch
                 results = [_memory_error(error, sum(a.request.n for a in batch)) or error] * len(batch)
-            for asked, result in zip(batch, results, strict=True):
-                if asked.future.done():
+            for queued, result in zip(batch, results, strict=True):
+                if queued.future.done():
                     continue
                 if isinstance(result, Exception):
-                    asked.future.set_exception(result)
+                    queued.future.set_exception(result)
                 else:
-                    asked.future.set_result(result)
+                    queued.future.set_result(result)
 
-    def _take(self) -> list[_Asked]:
-        """The oldest request and those nearest to it in token limit and length, at most `batch_size` continuations."""
+    def _take(self) -> list[_Queued]:
+        """The oldest request and those closest to it in token limit and length, at most `batch_size` continuations."""
         oldest = min(self._waiting, key=lambda a: a.order)
         limit = oldest.request.max_new_tokens
 
-        def distance(asked: _Asked) -> tuple[bool, bool, int, int]:
+        def distance(queued: _Queued) -> tuple[bool, bool, int, int]:
             return (
-                asked is not oldest,
-                asked.request.max_new_tokens != limit,
-                abs(asked.size - oldest.size),
-                asked.order,
+                queued is not oldest,
+                queued.request.max_new_tokens != limit,
+                abs(queued.size - oldest.size),
+                queued.order,
             )
 
-        batch: list[_Asked] = []
+        batch: list[_Queued] = []
         rows = 0
-        for asked in sorted(self._waiting, key=distance):
-            if batch and rows + asked.request.n > self.batch_size:
+        for queued in sorted(self._waiting, key=distance):
+            if batch and rows + queued.request.n > self.batch_size:
                 break
-            batch.append(asked)
-            rows += asked.request.n
+            batch.append(queued)
+            rows += queued.request.n
         taken = {a.order for a in batch}
         self._waiting = [a for a in self._waiting if a.order not in taken]
         return batch
 
     def complete(self, requests: Sequence[Request]) -> list[list[Completion] | Exception]:
-        """Serve `requests` now, in this thread: completions, or the error, of each in order."""
+        """Serve `requests` now, in this thread; returns the completions or the error of each, in order."""
         problems = self._features.read(sorted({path for request in requests for path in request.images}))
         prompts: dict[tuple[tuple[str, ...], str, str], int] = {}
         built: list[Prompt] = []
         rows: list[Row] = []
         answers: list[list[Row] | Exception] = []
         for request in requests:
-            bad = [problems[path] for path in request.images if path in problems]
+            unreadable = [problems[path] for path in request.images if path in problems]
             key = (request.images, request.text, request.prefix)
             try:
-                if bad:
-                    raise SamplingError(f"{describe(request)}: {bad[0]}")
+                if unreadable:
+                    raise SamplingError(f"{describe(request)}: {unreadable[0]}")
                 if key not in prompts:
                     built.append(self._prompt(request))
                     prompts[key] = len(built) - 1
-                self._check_room(request, len(built[prompts[key]].ids))
+                self._check_length(request, len(built[prompts[key]].ids))
             except SamplingError as error:
                 answers.append(error)
                 continue
-            mine = [_row(request, prompts[key], index) for index in range(request.n)]
-            rows += mine
-            answers.append(mine)
+            request_rows = [_row(request, prompts[key], index) for index in range(request.n)]
+            rows += request_rows
+            answers.append(request_rows)
         for start in range(0, len(rows), self.batch_size):
             self._decode(built, rows[start : start + self.batch_size])
         return [a if isinstance(a, Exception) else [_completion(row) for row in a] for a in answers]
 
     def _decode(self, prompts: Sequence[Prompt], rows: Sequence[Row]) -> None:
         used = sorted({row.prompt for row in rows})
-        place = {prompt: i for i, prompt in enumerate(used)}
+        index_of = {prompt: i for i, prompt in enumerate(used)}
         for row in rows:
-            row.prompt = place[row.prompt]
+            row.prompt = index_of[row.prompt]
         decode(self.model, [prompts[i] for i in used], rows, self.vocabulary)
 
     def _prompt(self, request: Request) -> Prompt:
-        seen = [self._features[path] for path in request.images]
+        images = [self._features[path] for path in request.images]
         rendered = loading.render_prompt(self.processor, request.images, request.text, request.prefix)
-        ids = loading.tokenize_prompt(self.processor, rendered, [len(features) for features, _ in seen])
-        if not seen:
+        ids = loading.tokenize_prompt(self.processor, rendered, [len(features) for features, _ in images], self._family)
+        if not images:
             return Prompt(tuple(ids))
-        return Prompt(tuple(ids), torch.cat([f for f, _ in seen]), torch.stack([grid for _, grid in seen]))
+        return Prompt(tuple(ids), torch.cat([f for f, _ in images]), torch.stack([grid for _, grid in images]))
 
-    def _check_room(self, request: Request, length: int) -> None:
+    def _check_length(self, request: Request, length: int) -> None:
         if length + request.max_new_tokens > self._context:
             raise SamplingError(
                 f"{describe(request)}: {length} prompt tokens and {request.max_new_tokens} new ones exceed the "
@@ -190,35 +192,35 @@ class TransformersSampler:
 
 
 class FeatureCache:
-    """Vision features of picture files, computed in batches, the least recently used forgotten past `FEATURE_BYTES`."""
+    """Vision features of image files, computed in batches. Past `FEATURE_BYTES` the least recently used are dropped."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
-        self._model, self._images = model, processor.image_processor
-        self._kept: OrderedDict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._now: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._image_processor = model, processor.image_processor
+        self._cached: OrderedDict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._current: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._bytes = 0
 
     def __getitem__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (image tokens, H) and grid (3) of a picture that the last `read` was asked for."""
-        return self._now[path]
+        """Features (image tokens, H) and grid (3) of an image of the last `read`."""
+        return self._current[path]
 
     @torch.inference_mode()
     def read(self, paths: Sequence[str]) -> dict[str, str]:
-        """Make the features of `paths` available; returns what is wrong with those that cannot be read."""
+        """Make the features of `paths` available; returns the problem of each image that cannot be read."""
         problems: dict[str, str] = {}
         missing: dict[str, tuple[tuple[str, int, int], object]] = {}
-        self._now = {}
+        self._current = {}
         for path in paths:
             try:
                 stat = Path(path).stat()
                 key = (path, stat.st_mtime_ns, stat.st_size)
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    self._now[path] = self._kept[key]
+                if key in self._cached:
+                    self._cached.move_to_end(key)
+                    self._current[path] = self._cached[key]
                 else:
                     missing[path] = (key, open_rgb(path))
             except OSError as error:
-                problems[path] = f"the picture {path} cannot be read ({error.strerror})"
+                problems[path] = f"the image {path} cannot be read ({error.strerror})"
             except UserError as error:
                 problems[path] = str(error)
         if missing:
@@ -227,32 +229,35 @@ class FeatureCache:
 
     def _compute(self, missing: dict[str, tuple[tuple[str, int, int], object]]) -> None:
         model = self._model
-        pixels = self._images(images=[picture for _, picture in missing.values()], return_tensors="pt")
+        pixels = self._image_processor(images=[image for _, image in missing.values()], return_tensors="pt")
         grids = pixels["image_grid_thw"].to(model.device)
-        features = model.model.get_image_features(pixels["pixel_values"].to(model.device), grids).pooler_output
+        features = backbone.of_model(model).image_features(model, pixels["pixel_values"].to(model.device), grids)
         for (path, (key, _)), feature, grid in zip(missing.items(), features, grids, strict=True):
-            self._kept[key] = self._now[path] = (feature.clone(), grid)  # a clone, or one picture keeps the whole batch
+            self._cached[key] = self._current[path] = (
+                feature.clone(),
+                grid,
+            )  # a clone, or one image keeps the batch alive
             self._bytes += feature.numel() * feature.element_size()
-        while self._bytes > FEATURE_BYTES and len(self._kept) > 1:
-            _, (old, _) = self._kept.popitem(last=False)
-            self._bytes -= old.numel() * old.element_size()
+        while self._bytes > FEATURE_BYTES and len(self._cached) > 1:
+            _, (oldest, _) = self._cached.popitem(last=False)
+            self._bytes -= oldest.numel() * oldest.element_size()
 
 
 def _memory_error(error: Exception, rows: int) -> UserError | None:
-    """What to do about `error` where it says that memory ran out, on a GPU or on the CPU; None if it says something else."""
-    words = str(error)
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "not enough memory" not in words:
+    """A UserError with advice if `error` means that memory ran out, on a GPU or on the CPU; otherwise None."""
+    message = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "not enough memory" not in message:
         return None
-    found = UserError(
-        f"out of memory while {rows} continuations were decoded together ({(words.splitlines() or ['MemoryError'])[0]}); lower "
-        "the batch size (eval.batch_size in evaluation, engine.batch_size elsewhere) and run again: what was generated is kept"
+    user_error = UserError(
+        f"out of memory while {rows} continuations were decoded together ({(message.splitlines() or ['MemoryError'])[0]}); lower "
+        "the batch size (eval.batch_size in evaluation, engine.batch_size elsewhere), then rerun to resume"
     )
-    found.__cause__ = error
-    return found
+    user_error.__cause__ = error
+    return user_error
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
-    """Bytes of every token of a byte-level BPE tokenizer (Qwen's kind), which ones end a turn, which are forbidden.
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, family: Backbone | None = None) -> Vocabulary:
+    """The vocabulary of a byte-level BPE tokenizer such as Qwen's: bytes, ends of turn, forbidden tokens.
 
     Raises:
         UserError: the tokenizer is of another kind.
@@ -261,7 +266,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
         *range(33, 127),
         *range(161, 173),
         *range(174, 256),
-    ]  # GPT-2's byte alphabet: the others follow from 256
+    ]  # GPT-2's byte alphabet: the other bytes follow from 256
     others = [byte for byte in range(256) if byte not in set(printable)]
     byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     added = tokenizer.added_tokens_decoder
@@ -274,10 +279,10 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
             pieces.append(bytes(byte_of[c] for c in token))
         except KeyError:
             raise UserError(
-                f"token {token!r} is not byte-level; the transformers engine needs Qwen's tokenizer"
+                f"token {token!r} is not byte-level; the transformers engine needs a byte-level BPE tokenizer"
             ) from None
     pieces += [b""] * (size - len(pieces))
-    forbidden = loading.forbidden_token_ids(tokenizer, size)
+    forbidden = loading.forbidden_token_ids(tokenizer, size, family)
     return Vocabulary(tuple(pieces), frozenset({tokenizer.eos_token_id}), tuple(forbidden), tokenizer.pad_token_id)
 
 

@@ -1,7 +1,7 @@
-"""Sampling from vLLM without a server: the engine is started beside this process and ends with it (Appendix B.1).
+"""Sampling from vLLM without a server: the engine starts with this process and ends with it (Appendix B.1).
 
-Requests are what the server would be sent, rendered here: the same prompt ids (`fgrpo.policy.loading.render_prompt`), pictures, sampling
-parameters and forbidden tokens, so the three engines give the same tokens under greedy decoding in float32 (tested on the
+Requests are what a server would get, rendered here: the same prompt ids (`fgrpo.policy.loading.render_prompt`), images, sampling
+parameters and forbidden tokens. So the three engines give the same tokens under greedy decoding in float32 (tested on the
 real vLLM for CPU). The interpreter needs vLLM: requirements/gpu.txt, or `.venv-vllm` for CPU
 (`.venv-vllm/bin/python -m eval.run --set engine.kind=vllm …`).
 """
@@ -20,21 +20,21 @@ from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
-from fgrpo.policy import loading, tokens
+from fgrpo.policy import loading, model_files, tokens
 from fgrpo.process_guard import Guard
 
-PICTURES = 8  # in one prompt at most
-# vLLM 0.31 cannot rewind a CPU generator, so there a prompt with a seed must not be cut in two (fgrpo.inference.vllm_server.CPU_FLAGS)
+IMAGES = 8  # per prompt at most
+# vLLM 0.31 cannot rewind a CPU generator, so there a seeded prompt must not be split (fgrpo.inference.vllm_server.CPU_FLAGS)
 CPU_ARGUMENTS: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
 class VLLMSampler:
-    """A `Sampler` over a vLLM engine of its own. Made by `load`; belongs to the event loop that first samples."""
+    """A `Sampler` over a vLLM engine of its own, from `load`. It belongs to the event loop that samples first."""
 
     def __init__(self, engine: Any, processor: Any, forbidden: Sequence[int], path: str, guard: Guard) -> None:
         self._engine, self._processor, self._path, self._guard = engine, processor, path, guard
         self._bias = dict.fromkeys(forbidden, FORBIDDEN_BIAS)
-        self._names = itertools.count()
+        self._request_ids = itertools.count()
 
     @classmethod
     def load(
@@ -51,14 +51,14 @@ class VLLMSampler:
 
         Args:
             dtype: "float32", "bfloat16" or "float16".
-            batch_size: sequences decoded at a time at most.
-            context_length: prompt and reply in tokens at most; the model's own limit where that is smaller, or None.
-            memory: share of the GPU's memory the engine may take.
+            batch_size: sequences decoded together at most.
+            context_length: tokens of prompt and reply at most; the model's own limit if that is smaller, or with None.
+            memory: share of the GPU's memory that the engine may take.
             tensor_parallel: GPUs that share one copy of the model.
 
         Raises:
-            UserError: no vLLM in this interpreter, not a Qwen2.5-VL, or an engine that does not start (for instance for
-                want of memory; says which settings to lower).
+            UserError: no vLLM in this interpreter, an unknown model family, or an engine that does not start (for lack of
+                memory, for example; the message says which settings to lower).
         """
         try:
             from vllm import AsyncEngineArgs
@@ -69,13 +69,13 @@ class VLLMSampler:
                 "requirements/gpu.txt, run with .venv-vllm/bin/python (`make setup-vllm`), or serve the model and set "
                 "engine.kind=openai"
             ) from error
-        limit = context_of(loading.check_policy(path))
+        limit = context_of(model_files.check_policy(path))
         arguments: dict[str, Any] = {
             "model": str(path),
             "dtype": dtype,
             "max_model_len": min(limit, context_length or limit),
             "max_num_seqs": batch_size,
-            "limit_mm_per_prompt": {"image": PICTURES, "video": 0},
+            "limit_mm_per_prompt": model_files.backbone_of(path).vllm_limits(IMAGES),
             "generation_config": "vllm",  # not the sampling defaults of the model's own file
             "gpu_memory_utilization": memory,
             "tensor_parallel_size": tensor_parallel,
@@ -91,7 +91,7 @@ class VLLMSampler:
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             guard.release()
             raise UserError(
-                f"vLLM's engine over {path} did not start ({_first_line(error)}; its own words stand above); if memory ran "
+                f"vLLM's engine over {path} did not start ({_first_line(error)}; its own messages are above); if memory ran "
                 "out, lower engine.gpu_memory, eval.context_length or the batch size (eval.batch_size)"
             ) from error
         return cls(engine, loading.load_processor(path), tokens.forbidden_token_ids(str(path)), str(path), guard)
@@ -100,7 +100,7 @@ class VLLMSampler:
         """`request.n` continuations.
 
         Raises:
-            SamplingError: the request cannot be served: a bad parameter, an unreadable picture, a prompt beyond the context.
+            SamplingError: the request cannot be served: a bad parameter, an unreadable image, a prompt beyond the context.
             UserError: the engine has died.
         """
         from vllm.exceptions import VLLMError
@@ -113,19 +113,21 @@ class VLLMSampler:
             raise SamplingError(f"{describe(request)}: {error}") from error
         last: Any = None
         try:
-            async for output in self._engine.generate(prompt, self._parameters(request), str(next(self._names))):
+            async for output in self._engine.generate(prompt, self._parameters(request), str(next(self._request_ids))):
                 last = output
         except EngineDeadError as error:
             raise UserError(
-                f"vLLM's engine over {self._path} died (its own words stand above); if memory ran out, lower "
-                "engine.gpu_memory, eval.context_length or the batch size (eval.batch_size); what was generated is kept"
+                f"vLLM's engine over {self._path} died (its own messages are above); if memory ran out, lower "
+                "engine.gpu_memory, eval.context_length or the batch size (eval.batch_size), then rerun to resume"
             ) from error
         except (ValueError, VLLMError) as error:
             raise SamplingError(f"{describe(request)}: {_first_line(error)}") from error
-        found = sorted(last.outputs, key=lambda output: output.index) if last is not None else []
-        if len(found) != request.n:
-            raise SamplingError(f"{describe(request)}: {request.n} continuations were asked for and {len(found)} came")
-        return [_completion(request, output) for output in found]
+        outputs = sorted(last.outputs, key=lambda output: output.index) if last is not None else []
+        if len(outputs) != request.n:
+            raise SamplingError(
+                f"{describe(request)}: {request.n} continuations were requested and {len(outputs)} came"
+            )
+        return [_completion(request, output) for output in outputs]
 
     async def close(self) -> None:
         """Stop the engine."""
@@ -133,10 +135,10 @@ class VLLMSampler:
             self._engine.shutdown()
             self._engine = None
             self._guard.release()
-            gc.collect()  # it refers to itself, and its finaliser would meet a half torn down interpreter
+            gc.collect()  # it refers to itself, and its finalizer would run while the interpreter shuts down
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        """What vLLM takes: the rendered text, one image token a picture, and the pictures."""
+        """vLLM's input: the rendered text with one image token per image, and the images."""
         text = loading.render_prompt(self._processor, request.images, request.text, request.prefix)
         if not request.images:
             return {"prompt": text}
@@ -161,7 +163,7 @@ class VLLMSampler:
 
 
 def context_of(config: dict[str, Any]) -> int:
-    """The model's longest sequence in tokens, of its config.json (older files have no `text_config`)."""
+    """The model's longest sequence in tokens, from its config.json (older files have no `text_config`)."""
     text = config.get("text_config") or config
     return int(text.get("max_position_embeddings") or config["max_position_embeddings"])
 
@@ -170,7 +172,7 @@ def _completion(request: Request, output: Any) -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise SamplingError(f"{describe(request)}: the engine ended with {output.finish_reason!r}")
     ids = tuple(output.token_ids)
-    logprobs = tuple(float(found[token].logprob) for token, found in zip(ids, output.logprobs or (), strict=True))
+    logprobs = tuple(float(by_token[token].logprob) for token, by_token in zip(ids, output.logprobs or (), strict=True))
     return Completion(output.text, output.finish_reason, ids, logprobs)
 
 

@@ -1,7 +1,7 @@
-"""The extension of a rollout server's worker on CPU: `vllm serve … --worker-extension-cls fgrpo.inference.vllm_extension.PlainLinears`.
+"""The extension of a rollout server's worker on CPU.
 
-vLLM imports it before it loads the model, and the import is what keeps linear layers plain (`fgrpo.inference.vllm_worker`), for the
-worker's life. Import it nowhere else.
+`vllm serve … --worker-extension-cls fgrpo.inference.vllm_extension.PlainLinears` imports it before the model is loaded. The import
+itself keeps linear layers plain (`fgrpo.inference.vllm_worker`) for the worker's life: do not import it anywhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _guard.__enter__()
 
 
 class PlainLinears:
-    """Methods that vLLM's worker gets; the trainer calls them through the server's /collective_rpc."""
+    """Methods added to vLLM's worker; the trainer calls them through the server's /collective_rpc."""
 
     model_runner: Any
 

@@ -1,8 +1,8 @@
-"""Starting a vLLM server, waiting until it answers, and stopping it: what serves a teacher, a judge, or a test.
+"""Starts a vLLM server, waits until it is healthy, and stops it: the server of a teacher, a judge, or a test.
 
-The server runs in a session of its own, so that stopping it reaches the workers it started and nothing else. Its output goes
-to a log file, whose last lines are shown when it dies or never gets healthy. Flags for the CPU (float32, eager, little room
-for the KV cache, one thread) are those of `CPU_FLAGS` and `CPU_ENVIRONMENT`.
+The server runs in a session of its own, so that stopping it reaches its workers and nothing else. Its output goes to a log
+file, whose last lines are shown when it dies or never becomes healthy. `CPU_FLAGS` and `CPU_ENVIRONMENT` are for the CPU
+(float32, eager, little memory for the KV cache, one thread).
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Self
 from tqdm import tqdm
 
 from fgrpo.errors import UserError
+from fgrpo.policy import backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_LINES = 25
 PATIENCE_S = 20.0
 CPU_FLAGS = (
     *("--dtype", "float32", "--enforce-eager"),
-    *("--limit-mm-per-prompt", json.dumps({"image": 4, "video": 0})),
-    # vLLM 0.31 rewinds a request's random generator when it cuts a prompt in two; a CPU generator cannot be rewound, and the
-    # engine dies ("CPU Generator does not use offset") at the first seeded request that is cut
+    *("--limit-mm-per-prompt", json.dumps(backbone.default().vllm_limits(4))),
+    # vLLM 0.31 rewinds a request's random generator when it splits a prompt; a CPU generator cannot be rewound, and the
+    # engine dies ("CPU Generator does not use offset") at the first seeded request that is split
     "--no-enable-chunked-prefill",
 )
 CPU_ENVIRONMENT = {
@@ -46,7 +47,7 @@ CPU_ENVIRONMENT = {
 
 
 class Server:
-    """A `vllm serve` process on the loopback, or where `host` says. Use as a context manager, or `start` and `stop`."""
+    """A `vllm serve` process on the loopback interface, or on `host`. Use as a context manager, or `start` and `stop`."""
 
     def __init__(
         self,
@@ -84,19 +85,19 @@ class Server:
 
     def command(self) -> list[str]:
         """The command line."""
-        where = ["--host", self.host, "--port", str(self.port)]
-        return [str(executable()), "serve", self.model, "--served-model-name", self.name, *where, *self._flags]
+        address = ["--host", self.host, "--port", str(self.port)]
+        return [str(executable()), "serve", self.model, "--served-model-name", self.name, *address, *self._flags]
 
     def start(self) -> Self:
-        """Start it and wait until it is healthy.
+        """Start the server and wait until it is healthy.
 
         Raises:
-            UserError: no vLLM, the port is in use, the server died, or it was not healthy in time (with its last log lines).
+            UserError: no vLLM, the port is in use, the server died, or it was not healthy in time (shows its last log lines).
         """
         command = self.command()
         if _port_in_use(self.host, self.port):
             raise UserError(
-                f"port {self.port} of {self.host} is in use; stop what listens there or choose another port"
+                f"port {self.port} of {self.host} is in use; stop the process that listens there, or choose another port"
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as out:
@@ -112,7 +113,7 @@ class Server:
 
     def _wait(self) -> None:
         assert self._process is not None
-        shown = tqdm(
+        bar = tqdm(
             total=int(self.timeout_s),
             desc=f"waiting for vLLM to serve {self.name}",
             unit="s",
@@ -120,7 +121,7 @@ class Server:
             mininterval=5,
         )
         started = time.monotonic()
-        with shown:
+        with bar:
             while (waited := time.monotonic() - started) < self.timeout_s:
                 if self._process.poll() is not None:
                     raise UserError(
@@ -129,31 +130,31 @@ class Server:
                 if healthy(self.url):
                     return
                 time.sleep(0.5)
-                shown.update(int(waited) - shown.n)
+                bar.update(int(waited) - bar.n)
         raise UserError(f"the vLLM server was not healthy after {self.timeout_s:.0f} s; {self.tail()}")
 
     @property
     def pid(self) -> int:
-        """Its process; 0 when it is not running."""
+        """Its process id; 0 when it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
     def wait(self) -> None:
-        """Return when the server ends by itself.
+        """Wait until the server ends by itself, or until interrupted.
 
         Raises:
-            UserError: always then, with its last log lines; it is interrupted otherwise.
+            UserError: the server ended (shows its last log lines).
         """
         assert self._process is not None
         code = self._process.wait()
         raise UserError(f"the vLLM server of {self.name} ended with {code}; {self.tail()}")
 
     def tail(self) -> str:
-        """Where its log is, and the last lines of it."""
+        """The path and the last lines of its log, for messages."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return f"its log is {self.log} and ends with\n" + "\n".join(text.splitlines()[-LOG_LINES:])
 
     def stop(self) -> None:
-        """Stop the server and the workers it started: asked first, then killed."""
+        """Stop the server and its workers: terminate first, then kill."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -177,19 +178,19 @@ def executable() -> Path:
         if path is not None and Path(path).is_file():
             return Path(path)
     raise UserError(
-        "no vllm command found; run `make setup-vllm` (CPU), or install requirements/gpu.txt on a GPU machine"
+        "there is no vllm command; run `make setup-vllm` (CPU), or install requirements/gpu.txt on a GPU machine"
     )
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on at present."""
+    """A port without a listener at present."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def healthy(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether the server at `url` (its /v1 address) says that it is well."""
+    """Whether the server at `url` (its /v1 address) reports that it is healthy."""
     try:
         with urllib.request.urlopen(url.removesuffix("/v1") + "/health", timeout=timeout_s) as reply:
             return bool(reply.status == 200)
@@ -203,7 +204,7 @@ def _port_in_use(host: str, port: int) -> bool:
 
 
 def _group_signalled(group: int, sign: int) -> bool:
-    """Send `sign` to the process group; False if it is gone."""
+    """Send `sign` to the process group; False if the group has ended."""
     try:
         os.killpg(group, sign)
     except ProcessLookupError:

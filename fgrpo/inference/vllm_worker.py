@@ -1,9 +1,9 @@
-"""Part of a vLLM worker on CPU whose weights are going to be replaced: its linear layers stay plain.
+"""Part of a vLLM worker on CPU whose weights will be replaced: its linear layers stay plain.
 
 vLLM's CPU backend packs each linear layer when it loads it and computes with the packed copy. vLLM 0.31 packs again when it
-reloads weights, but not an output layer tied to the embeddings: that one goes on with the old weights, in silence. With
-`plain_linears` around the loading nothing is packed, and every layer computes with the tensor that is replaced. Behind a
-server, `fgrpo.inference.vllm_extension` sees to it.
+reloads weights, but not an output layer tied to the embeddings: that one keeps the old weights, silently. If a
+model is loaded inside `plain_linears`, nothing is packed, and every layer computes with the tensor that is replaced. In a
+server, `fgrpo.inference.vllm_extension` does this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXTENSION = "fgrpo.inference.vllm_extension.PlainLinears"
 
 
 def leave_plain(layer: Any, remove_weight: bool) -> None:
-    """In place of vLLM's packing of a linear layer."""
+    """Replaces vLLM's packing of a linear layer."""
     layer.cpu_linear = torch.nn.functional.linear
 
 
@@ -31,12 +31,12 @@ def packed(model: torch.nn.Module) -> list[str]:
 
 @contextmanager
 def plain_linears() -> Iterator[None]:
-    """Models that are loaded meanwhile compute with their weights themselves; `packed` tells whether it worked."""
+    """Inside, models are loaded so that they compute with their weights themselves; check with `packed`."""
     from vllm.model_executor.layers import utils
 
-    was = getattr(utils, NAME)
+    original = getattr(utils, NAME)
     setattr(utils, NAME, leave_plain)
     try:
         yield
     finally:
-        setattr(utils, NAME, was)
+        setattr(utils, NAME, original)

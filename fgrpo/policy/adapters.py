@@ -1,7 +1,7 @@
-"""Low-rank adapters (peft) on a policy: which layers get them, and the whole model that they amount to.
+"""Low-rank adapters (peft) on a policy: their layers, and the merged model.
 
-A stage that trains adapters leaves a whole model as its `final`, with the adapters merged, so that whatever reads a model
-(the next stage, evaluation, a vLLM server) needs to know nothing of them; the adapters themselves lie in `final/adapter`.
+A stage that trains adapters writes a merged model as its `final`. So the readers of a model (the next stage, evaluation, a
+vLLM server) need no support for adapters. The adapters themselves are in `final/adapter`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Lora
 
 FOLDER = "adapter"
-LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def lora_config(lora: Lora | None) -> Any:
-    """peft's configuration: every linear layer of the language model, none of the vision tower; None for full fine-tuning."""
+def lora_config(lora: Lora | None, family: Backbone) -> Any:
+    """peft's configuration for adapters on `family.lora_targets`; None for full fine-tuning."""
     if lora is None:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LAYERS, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=family.lora_targets,
+        task_type="CAUSAL_LM",
     )
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether `model` is a base model with adapters."""
+    """Whether `model` is a base model with peft adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a PEFT model as its base model has them, each adapter's product added to a copy."""
+    """Names and tensors of a peft model under its base model's names, with each adapter's product added to a copy."""
     layers = dict(model.named_modules())
     for name, tensor in model.named_parameters():
-        plain = (
+        base_name = (
             name.removeprefix("base_model.model.").replace(".base_layer", "").replace("modules_to_save.default.", "")
         )
         if model.prefix in name or "original_module" in name:
@@ -48,15 +52,15 @@ def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
         layer = layers.get(name.rsplit(".base_layer.", 1)[0]) if name.endswith(".base_layer.weight") else None
         if layer is not None:
             deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-            yield plain, sum(deltas, tensor.data)
+            yield base_name, sum(deltas, tensor.data)
         else:
-            yield plain, tensor.data
+            yield base_name, tensor.data
 
 
 def save_merged(trainer: Any, folder: Path) -> None:
-    """Write the whole model that a trainer's base model and adapters amount to, and the adapters below it.
+    """Write the merged model of a trainer's base model and adapters to `folder`, and the adapters to its sub-folder.
 
-    Every process calls it; the main one writes. The trainer's own weights stay as they are.
+    Every process must call it; the main process writes. The trainer's own weights stay unchanged.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     with _gathered(trainer, model), torch.no_grad():
@@ -70,7 +74,7 @@ def save_merged(trainer: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _gathered(trainer: Any, model: Any) -> Iterator[None]:
-    """Whole parameters, also where ZeRO-3 has spread them over the processes."""
+    """Gather full parameters where ZeRO-3 shards them over the processes."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         yield

@@ -1,45 +1,54 @@
 """Which tokens sampling must never give, read from a saved tokenizer's files without torch or transformers.
 
-`fgrpo.policy.loading.forbidden_token_ids` gives the same ids from a loaded tokenizer (tested to agree); this is for processes that reach
-their model through an endpoint.
+`fgrpo.policy.loading.forbidden_token_ids` gives the same ids from a loaded tokenizer (tested to agree). This module is for
+processes that reach their model through an endpoint.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
+from fgrpo.policy import backbone
 
-SPECIAL_SHAPE = re.compile(r"<\|[a-z0-9_]+\|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+
+
+def special_token(text: str) -> str | None:
+    """The first special token of any known family that is written out in `text`, None if there is none."""
+    match = _special_tokens(tuple(backbone.names())).search(text)
+    return match.group(0) if match else None
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(families: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{backbone.lookup(name).special_tokens})" for name in families))
 
 
 def forbidden_token_ids(model: str) -> tuple[int, ...]:
     """Ids of special and vision tokens except the end of a turn, and of output rows beyond the tokenizer's vocabulary.
 
     Args:
-        model: a saved folder, or a hub name whose tokenizer files are in the cache or can be fetched (a few megabytes).
+        model: a saved folder, or a hub name whose tokenizer files are in the cache or can be downloaded (a few megabytes).
 
     Raises:
-        UserError: the files are not to be had, or are broken.
+        UserError: the files are not available, or are broken.
     """
     tokenizer, settings, config = (_json(model, name) for name in FILES)
+    shape = re.compile(backbone.assumed(config.get("model_type")).special_tokens)
     try:
         added = tokenizer["added_tokens"]
         size = 1 + max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in added)])
         text_config = config.get("text_config") or config
         rows = int(text_config.get("vocab_size", size))
         eos = _content(settings.get("eos_token"))
-        special = {
-            t["id"] for t in added if (t["special"] or SPECIAL_SHAPE.fullmatch(t["content"])) and t["content"] != eos
-        }
+        special = {t["id"] for t in added if (t["special"] or shape.fullmatch(t["content"])) and t["content"] != eos}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer files of {model} are not what they should be ({error!r}); fetch them again"
-        ) from error
+        raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
     return tuple(sorted(special | set(range(size, rows))))
 
 
@@ -57,8 +66,8 @@ def _json(model: str, name: str) -> dict[str, Any]:
             path = Path(hf_hub_download(model, name))
         except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
             raise UserError(
-                f"{model} is neither a folder nor a hub model whose {name} can be had, so nobody knows which tokens must "
-                f"not be sampled; fetch it with `hf download {model} {' '.join(FILES)}`"
+                f"{model} is neither a folder nor a hub model whose {name} is available, so the tokens that must not be "
+                f"sampled are unknown; download it with `hf download {model} {' '.join(FILES)}`"
             ) from error
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

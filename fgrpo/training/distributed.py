@@ -1,8 +1,9 @@
-"""What the processes of one training run must agree on: how they talk, who writes, what was decided.
+"""Coordination of the processes of one training run: their backend, the main process, and broadcast decisions.
 
-Each process of a run (a rank) executes the same stage. Only the main one opens the run folder, decides from the disk and
-writes; the others hear of it (`on_main`). DeepSpeed's files reach accelerate through its own environment variables, so that
-a stage started by `fgrpo.training.launch`, by accelerate or by torchrun is the same run. Imports torch inside functions only.
+Each process of a run (a rank) executes the same stage. Only the main process opens the run folder, reads the disk to
+decide, and writes; it broadcasts its decisions (`on_main`). DeepSpeed's file reaches accelerate through accelerate's own
+environment variables. So a stage started by `fgrpo.training.launch`, accelerate or torchrun is the same run. Imports torch
+inside functions only.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from fgrpo.errors import UserError
 from fgrpo.process_guard import end_with_parent
 from fgrpo.schema import Config
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def world_size() -> int:
-    """Processes of this run, as torchrun and accelerate announce them."""
+    """Number of processes of this run, as torchrun and accelerate set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process among them; 0 is the main one."""
+    """The rank of this process; 0 is the main process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_started() -> bool:
-    """Whether a launcher has started this process (also as the only one)."""
+    """Whether a launcher started this process, even as the only one."""
     return "LOCAL_RANK" in os.environ
 
 
 def trainer_arguments(deepspeed: str | None, timeout_s: int) -> dict[str, Any]:
-    """What transformers' arguments must say about several processes; gloo carries them on a CPU.
+    """transformers' training arguments for several processes; on a CPU the backend is gloo.
 
-    DeepSpeed's own file is not among them: accelerate reads it from the environment (`session`), since transformers cannot
-    be told of a backend beside one.
+    DeepSpeed's file is not among them: transformers accepts no backend next to one, so accelerate reads the file from the
+    environment (`session`).
     """
     import torch
 
@@ -54,11 +55,11 @@ def trainer_arguments(deepspeed: str | None, timeout_s: int) -> dict[str, Any]:
 
 @contextmanager
 def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
-    """The processes of one training run meet here, before anything else.
+    """Connect the processes of one training run; call it before anything else.
 
     Args:
         deepspeed: the DeepSpeed file of the configuration.
-        timeout_s: how long they wait for one another before the run ends with an error.
+        timeout_s: how long processes wait for one another before the run fails.
     """
     if not is_started():
         yield
@@ -66,20 +67,20 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
-    end_with_parent()  # nobody is left waiting for processes that are gone
+    end_with_parent()  # no process waits for peers that are gone
     kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     on_cpu = not torch.cuda.is_available()
     if deepspeed is not None:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(Path(deepspeed).resolve())
         os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "true"
-        # DeepSpeed calls functions of torch by their old names, and torch says so at each call of each process
+        # DeepSpeed calls functions of torch by deprecated names, and torch warns at each call of each process
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         if on_cpu:
             without_built_ops()
     else:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
-        if on_cpu:  # accelerate would call it cpu:0, a place that torch.load does not know when a run goes on
+        if on_cpu:  # accelerate would name it cpu:0, which torch.load does not accept on resume
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._reset_state()  # of an earlier session in this process
     PartialState(cpu=on_cpu and deepspeed is None, backend="gloo" if on_cpu else None, **kwargs)
@@ -88,47 +89,48 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
 
 
 def without_built_ops() -> None:
-    """On a CPU DeepSpeed would build a faster exchange between processes at its first use, which takes a compiler and two
-    minutes; torch's own (gloo) does the same. `deepspeed.ops` says that edits to this table persist.
+    """Keep DeepSpeed on a CPU from compiling its own communication backend; torch's gloo does the same work.
+
+    Compiling takes a compiler and two minutes. `deepspeed.ops` documents that edits to this table persist.
     """
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def on_main(work: Callable[[], Found]) -> Found:
-    """What `work` returns on the main process, told to all; every process calls it. The result must be picklable.
+def on_main(work: Callable[[], Result]) -> Result:
+    """Run `work` on the main process and broadcast its picklable result; every process must call it.
 
     Raises:
-        UserError: the main process' own, on all of them.
+        UserError: that of the main process, on all processes.
     """
     if world_size() == 1:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    told: list[Any] = [None, None]
+    broadcast: list[Any] = [None, None]  # result, error message
     if rank() == 0:
         try:
-            told[0] = work()
+            broadcast[0] = work()
         except UserError as error:
-            told[1] = str(error)
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise UserError(told[1])
-    found: Found = told[0]
-    return found
+            broadcast[1] = str(error)
+    broadcast_object_list(broadcast)
+    if broadcast[1] is not None:
+        raise UserError(broadcast[1])
+    result: Result = broadcast[0]
+    return result
 
 
 @contextmanager
 def open_run(config: Config, stage: str, inputs: Iterable[str | Path], root: str | Path) -> Iterator[runs.Run]:
-    """`runs.Run.open` on the main process; the others get the same folder, to be read only."""
-    held: list[runs.Run] = []
-    on_main(lambda: held.append(runs.Run.open(config, stage, inputs, root)))
-    with held[0] if held else runs.Run(runs.folder(config, stage, root), stage, config, {}, None) as run:
+    """`runs.Run.open` on the main process; the other processes get the same folder without its lock, for reading."""
+    opened: list[runs.Run] = []
+    on_main(lambda: opened.append(runs.Run.open(config, stage, inputs, root)))
+    with opened[0] if opened else runs.Run(runs.folder(config, stage, root), stage, config, {}, None) as run:
         yield run
 
 
-def say(text: str) -> None:
-    """Print, once a run."""
+def print_once(text: str) -> None:
+    """Print on the main process only."""
     if rank() == 0:
         print(text, flush=True)

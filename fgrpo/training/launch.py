@@ -1,9 +1,9 @@
-"""Starts a training stage as the `launch` section says: here, or in several processes through accelerate.
+"""Starts a training stage as the `launch` section says: in this process, or in several through accelerate.
 
-Command: `python -m fgrpo.training.launch sft.train --preset paper-7b` (which `make sft` calls); `python -m sft.train` comes here too where
-the preset asks for more than one process. On several machines the same command runs on each, with MASTER_ADDR (the first
-machine) and MACHINE_RANK (0, 1, …) in the environment; Slurm's SLURM_NODEID is understood. A process that fails ends the
-whole run, with one line that says why.
+Command: `python -m fgrpo.training.launch sft.train --preset paper-7b` (called by `make sft`). `python -m sft.train` starts
+the processes in the same way where the preset sets more than one. On several machines, run the same command on each with
+MASTER_ADDR (the first machine) and MACHINE_RANK (0, 1, …) in the environment; Slurm's SLURM_NODEID also works. A process
+that fails ends the run, with one line that names the reason.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo import INTERRUPTED, cli, config, hardware
+from fgrpo import INTERRUPTED, cli, config, hardware, runs
 from fgrpo.errors import UserError, unknown
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 
 STAGES = {"sft.train": "sft", "rl.train": "rl"}
 ACCELERATE = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
-NOTHING = "<NONE>"  # what torch has for the words of a process that left none, such as a killed one
+NO_MESSAGE = "<NONE>"  # torch's message of a process that left none, such as a killed one
 MACHINE_RANKS = ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a stage's processes are: on each of `machines`, `processes`, one a GPU; `stage` is its configuration section."""
+    """The processes of a stage: `processes` on each of `machines`, one per GPU; `stage` is its configuration section."""
 
     stage: str
     machines: int
@@ -41,59 +41,59 @@ class Layout:
 
     @property
     def is_plain(self) -> bool:
-        """One process without DeepSpeed: nothing to launch."""
+        """Whether it is one process without DeepSpeed, so that there is nothing to launch."""
         return self.machines * self.processes == 1 and self.deepspeed is None
 
 
 def layout(cfg: Config, stage: str) -> Layout:
-    """What the preset asks for; `stage` is "sft" or "rl"."""
+    """The layout that the preset sets; `stage` is "sft" or "rl"."""
     section: Any = getattr(cfg, stage)
     processes = getattr(cfg.launch, f"{stage}_processes")
     return Layout(stage, cfg.launch.machines, processes, section.deepspeed, section.precision == "bf16")
 
 
-def check(wanted: Layout, preset: str, gpus: int) -> None:
-    """Refuse what this machine cannot start.
+def check(required: Layout, preset: str, gpus: int) -> None:
+    """Refuse a layout that this machine cannot start.
 
     Args:
-        gpus: how many this machine has.
+        gpus: number of GPUs of this machine.
 
     Raises:
         UserError: too few GPUs, or a DeepSpeed file that cannot work here.
     """
-    key = f"launch.{wanted.stage}_processes"
-    if wanted.needs_gpu and gpus == 0:
+    key = f"launch.{required.stage}_processes"
+    if required.needs_gpu and gpus == 0:
         raise UserError(
-            f"{preset} trains in bf16 on {wanted.processes} GPUs a machine, and there is none here; "
-            f"run it where there are, or look at the code with PRESET=mini"
+            f"{preset} trains in bf16 on {required.processes} GPUs per machine, and this machine has none; "
+            "run it on a GPU machine, or use PRESET=mini on this one"
         )
-    if 0 < gpus < wanted.processes:
+    if 0 < gpus < required.processes:
         raise UserError(
-            f"{key} is {wanted.processes} (one process a GPU), and this machine has {gpus}; set {key}={gpus}"
-            + (", and sft.gradient_accumulation so that a step sees as many traces" if wanted.stage == "sft" else "")
+            f"{key} is {required.processes} (one process per GPU), and this machine has {gpus}; set {key}={gpus}"
+            + (", and raise sft.gradient_accumulation to keep the traces per step" if required.stage == "sft" else "")
         )
-    hardware.check_deepspeed(wanted.deepspeed, f"{wanted.stage}.deepspeed")
+    hardware.check_deepspeed(required.deepspeed, f"{required.stage}.deepspeed")
 
 
 def command(module: str, cfg: Config, argv: Sequence[str]) -> list[str]:
-    """The words after `accelerate launch`.
+    """The arguments of `accelerate launch`.
 
     Raises:
-        UserError: several machines, and it is not known which is the first or which this one is.
+        UserError: several machines, and the address of the first or the rank of this one is unknown.
     """
-    wanted, launch = layout(cfg, STAGES[module]), cfg.launch
-    words = ["--config_file", str(ACCELERATE / ("ddp.yaml" if wanted.deepspeed is None else "deepspeed.yaml"))]
-    if wanted.deepspeed is not None:
-        words += ["--deepspeed_config_file", wanted.deepspeed]
-    words += ["--num_machines", str(wanted.machines), "--num_processes", str(wanted.machines * wanted.processes)]
-    if wanted.machines == 1:
+    required, launch = layout(cfg, STAGES[module]), cfg.launch
+    words = ["--config_file", str(ACCELERATE / ("ddp.yaml" if required.deepspeed is None else "deepspeed.yaml"))]
+    if required.deepspeed is not None:
+        words += ["--deepspeed_config_file", required.deepspeed]
+    words += ["--num_machines", str(required.machines), "--num_processes", str(required.machines * required.processes)]
+    if required.machines == 1:
         words += ["--machine_rank", "0", "--main_process_port", "0"]  # a free one
     else:
         address = os.environ.get("MASTER_ADDR") or launch.address
         number = next((os.environ[name] for name in MACHINE_RANKS if name in os.environ), None)
         if address is None or number is None:
             raise UserError(
-                f"{wanted.machines} machines train together, and {'MASTER_ADDR' if address is None else 'MACHINE_RANK'} is not set; "
+                f"{required.machines} machines train together, and {'MASTER_ADDR' if address is None else 'MACHINE_RANK'} is not set; "
                 "start the same command on each with MASTER_ADDR=<first machine> and MACHINE_RANK=0, 1, …"
             )
         port = os.environ.get("MASTER_PORT", str(launch.port))
@@ -106,7 +106,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
 
     Raises:
         UserError: this machine cannot start them.
-        SystemExit: one of them failed, after one line about it; the others have been ended.
+        SystemExit: one process failed; one line reports it, and the launcher has ended the others.
     """
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -119,7 +119,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # `_report` prints their message
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException as error:
@@ -131,29 +131,31 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
 
 def _report(error: Any) -> int:
     """Print one line about the process that failed first; returns the exit code."""
-    told = {n: f for n, f in error.failures.items() if f.error_file_data.get("message", NOTHING) not in ("", NOTHING)}
+    reported = {
+        n: f for n, f in error.failures.items() if f.error_file_data.get("message", NO_MESSAGE) not in ("", NO_MESSAGE)
+    }
     killed = {n: f for n, f in error.failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM}
-    number, failure = min((told or killed or error.failures).items(), key=lambda pair: pair[1].timestamp)
+    number, failure = min((reported or killed or error.failures).items(), key=lambda pair: pair[1].timestamp)
     code = int(failure.exitcode)
     if code == cli.INTERRUPTED_CODE:
         print(INTERRUPTED, file=sys.stderr)
         return code
-    if told:
-        said = str(failure.error_file_data["message"])
+    if reported:
+        message = str(failure.error_file_data["message"])
     elif code < 0:
-        why = " (out of memory?)" if code == -signal.SIGKILL else ""
-        said = (
-            f"process {number} was ended by {failure.signal_name()}{why}, and the others with it; the same command goes on from "
-            "the last checkpoint"
+        guess = " (out of memory?)" if code == -signal.SIGKILL else ""
+        message = (
+            f"process {number} was ended by {failure.signal_name()}{guess}, and the others with it; "
+            "rerun to resume from the last checkpoint"
         )
     else:
-        said = f"process {number} failed: its own message is above; the others have been ended"
-    print(f"error: {said}", file=sys.stderr)
+        message = f"process {number} failed (its own message is above), and the others were ended"
+    print(f"error: {message}", file=sys.stderr)
     return code if code > 0 else 1
 
 
-def start_if_asked(module: str, cfg: Config, argv: Sequence[str]) -> bool:
-    """Whether `cfg` asks for processes that are not running yet; they have been started then, and are done."""
+def launch_if_needed(module: str, cfg: Config, argv: Sequence[str]) -> bool:
+    """Start the processes that `cfg` sets, unless they run already, and wait for them; returns whether it did so."""
     if distributed.is_started() or layout(cfg, STAGES[module]).is_plain:
         return False
     start(module, cfg, argv)
@@ -161,7 +163,7 @@ def start_if_asked(module: str, cfg: Config, argv: Sequence[str]) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: a stage's module, then its own arguments."""
+    """Command line: the module of a stage, then its own arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in STAGES:
         sys.exit(f"error: {unknown('training stage', words[0] if words else '', STAGES)}")
@@ -169,7 +171,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: Any) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        if not start_if_asked(module, cfg, rest):
+        stage = "sft" if STAGES[module] == "sft" else f"{STAGES[module]}-{cfg.method}"
+        if layout(cfg, STAGES[module]).machines == 1 and runs.is_done(
+            cfg, stage, args.runs
+        ):  # before torch is imported
+            print(f"{runs.folder(cfg, stage, args.runs)} is done already")
+        elif not launch_if_needed(module, cfg, rest):
             sys.argv = [module, *rest]
             runpy.run_module(module, run_name="__main__", alter_sys=True)
 

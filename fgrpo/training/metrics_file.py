@@ -1,8 +1,8 @@
-"""A training stage's metrics.jsonl: one line a log entry, cut back on resume, and whole again where lines were lost.
+"""A training stage's metrics.jsonl: one line per log entry, truncated on resume, completed where lines were lost.
 
-A checkpoint carries the log up to its step too (transformers' `log_history`). So when a run goes on from a checkpoint and the
-file is shorter than the checkpoint's own log (deleted, cut, damaged), the lost lines are taken from there, and it says so:
-figures over the run's steps do not silently begin late.
+A checkpoint also holds the log up to its step (transformers' `log_history`). If a resumed run finds fewer lines in the file
+than in that log (deleted, truncated, damaged), it restores them from there and reports it. So no figure over the steps of a
+run silently starts late.
 """
 
 from __future__ import annotations
@@ -18,40 +18,43 @@ from fgrpo.errors import UserError
 from fgrpo.files import json_line, read_jsonl, write_jsonl
 
 NAME = "metrics.jsonl"
-_AT_THE_END = "train_runtime"  # transformers' last entry: no step's
+_SUMMARY_KEY = "train_runtime"  # in transformers' last entry, which belongs to no step
 
 
 class MetricsFile:
-    """The file `folder`/metrics.jsonl, opened to go on after optimiser step `step`."""
+    """The file `folder`/metrics.jsonl, opened for lines after optimiser step `step`."""
 
     def __init__(self, folder: Path, step: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Open it: lines after `step` are forgotten (those steps are done again), lost ones come from `history`."""
+        """Open the file. Lines after `step` are dropped, since those steps run again; lost lines come from `history`."""
         path = folder / NAME
-        lines, lost = mended(_readable(path), step, history)
-        if lost:
-            words = f"{path} lacked the lines of {len(lost)} steps up to step {step} ({_shown(lost)}); "
-            print(words + "they were taken from the checkpoint's own log", file=sys.stderr)
+        lines, restored = restore_lines(_readable(path), step, history)
+        if restored:
+            print(
+                f"{path} lacked the lines of {len(restored)} steps up to step {step} ({_shortened(restored)}); "
+                "they were restored from the checkpoint's own log",
+                file=sys.stderr,
+            )
         write_jsonl(path, lines)
         self._out = path.open("a", encoding="utf-8")
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append one line; what is not a finite number becomes null (JSON has no NaN)."""
+        """Append one line; numbers that are not finite become null (JSON has no NaN)."""
         self._out.write(json_line({key: plain(value) for key, value in line.items()}) + "\n")
         self._out.flush()
 
     def close(self) -> None:
-        """Close the file; nothing happens the second time."""
+        """Close the file; a second call does nothing."""
         self._out.close()
 
 
-def mended(
+def restore_lines(
     lines: Sequence[Mapping[str, Any]], step: int, history: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """(the lines up to `step` in order, the steps whose lines `history` had to give)."""
-    there, known = _by_step(lines, step), _by_step(history, step)
-    lost = [n for n in sorted(known) if len(there.get(n, ())) < len(known[n])]
-    chosen = {**there, **{n: known[n] for n in lost}}
-    return [line for n in sorted(chosen) for line in chosen[n]], lost
+    """(the lines up to `step` in order, the steps whose lines come from `history`)."""
+    in_file, in_history = _by_step(lines, step), _by_step(history, step)
+    lost = [n for n in sorted(in_history) if len(in_file.get(n, ())) < len(in_history[n])]
+    complete = {**in_file, **{n: in_history[n] for n in lost}}
+    return [line for n in sorted(complete) for line in complete[n]], lost
 
 
 def plain(value: Any) -> Any:
@@ -60,25 +63,25 @@ def plain(value: Any) -> Any:
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], last: int) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        if "step" in line and line["step"] <= last and _AT_THE_END not in line:
-            found[line["step"]].append({"step": line["step"], **{key: plain(value) for key, value in line.items()}})
-    return found
+        if "step" in line and line["step"] <= last and _SUMMARY_KEY not in line:
+            steps[line["step"]].append({"step": line["step"], **{key: plain(value) for key, value in line.items()}})
+    return steps
 
 
 def _readable(path: Path) -> list[dict[str, Any]]:
-    """Lines of the file up to the first that is broken; none if it is not there."""
+    """Lines of the file before the first broken one; none if the file is missing."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         try:
             for line in read_jsonl(path):
                 lines.append(line)
         except UserError as error:
-            print(f"{error}; going on with the lines before it", file=sys.stderr)
+            print(f"{error}; resuming with the lines before it", file=sys.stderr)
     return lines
 
 
-def _shown(steps: Sequence[int]) -> str:
+def _shortened(steps: Sequence[int]) -> str:
     first = ", ".join(map(str, steps[:5]))
     return first if len(steps) <= 5 else f"{first}, …, {steps[-1]}"

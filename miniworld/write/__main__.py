@@ -1,8 +1,9 @@
-"""Writes all of the miniature world's data below `data.root`: four training sources, seven benchmark columns, the truth.
+"""Writes all data of the miniature world below `data.root`: four training sources, seven benchmark columns, and the truth book.
 
-Stage "world": `runs/<preset>/world/` keeps the progress, the pictures' scenes by data set and the manifest; the data itself
-is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). A data set is written aside and renamed
-into place, so a kill costs at most one; what is complete is not written again.
+Stage "world": `runs/<preset>/world/` contains the progress, the scenes of each data set's images, and the manifest. The data itself
+is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). Each data set is written atomically, so a kill
+loses at most one; complete data sets are not written again.
+
 Command: `python -m miniworld.write --preset mini`.
 """
 
@@ -19,33 +20,37 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.plugins import load_plugin, plugin_names
-from fgrpo.runs import Run
+from fgrpo.runs import Run, folder, is_done
 from fgrpo.schema import Config
 from miniworld.truth import FILE
 from miniworld.write.studio import Studio, Writer
 
-MARKER = "MINIATURE"  # says that a data root is ours to write
+MARKER = "MINIATURE"  # marks a data root as written by this module
 PROGRESS = "written.jsonl"
 
 
 def writers() -> dict[str, Writer]:
-    """Every module of this package that writes a data set, by name."""
+    """The writers of all data sets, by module name."""
     package, constant = "miniworld.write", "WRITER"
     return {name: load_plugin(package, name, constant, "writer") for name in plugin_names(package, constant)}
 
 
 def write_world(config: Config, runs: str | Path = "runs") -> Path:
-    """Write what is missing and return the data root.
+    """Write the missing data and return the data root.
 
     Raises:
-        UserError: the preset has no miniature world, or the root holds data that is not ours.
+        UserError: the preset has no miniature world, or the root contains other data.
     """
     if config.world is None:
-        raise UserError(f"the preset {config.preset!r} has no miniature world (world: null); its data is downloaded")
+        raise UserError(
+            f"the preset {config.preset!r} has no miniature world (world: null). Run `make data-download` for its data"
+        )
     root = Path(config.data.root)
+    if is_done(config, "world", runs) and not _broken(folder(config, "world", runs), root):
+        return root
     with Run.open(config, "world", root=runs) as stage:
-        if stage.is_done and _is_whole(stage.path, root):
-            return root
+        if stage.is_done:
+            _forget(stage.path, _broken(stage.path, root))
         (stage.path / "done").unlink(missing_ok=True)
         _claim(root)
         with stage.append(PROGRESS) as progress:
@@ -72,50 +77,51 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
 
 def _write_one(name: str, writer: Writer, count: int, seed: int, root: Path) -> Studio:
     target = root / writer.folder
-    aside = target.with_name(target.name + ".part")
-    for old in (aside, target):
+    partial = target.with_name(target.name + ".part")
+    for old in (partial, target):
         if old.exists():
             shutil.rmtree(old)
     studio = Studio(seed, name, writer.part)
-    writer.write(aside, count, studio)
-    aside.rename(target)
+    writer.write(partial, count, studio)
+    partial.rename(target)
     return studio
 
 
 def _claim(root: Path) -> None:
     if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
         raise UserError(
-            f"{root} holds data that is not the miniature world's; choose another data.root, or empty that folder"
+            f"{root} contains data that is not the miniature world's. Set another data.root, or empty that folder"
         )
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text("written by python -m miniworld.write; may be overwritten by it\n", encoding="utf-8")
 
 
 def _write_book(stage: Path, root: Path) -> None:
-    """The truth book of all data sets, one line a picture."""
-    aside = root / (FILE + ".part")
-    with aside.open("wb") as out:
+    """Write the truth book of all data sets, one line per image."""
+    partial = root / (FILE + ".part")
+    with partial.open("wb") as out:
         for name in writers():
             out.write((stage / f"scenes-{name}.jsonl").read_bytes())
-    aside.replace(root / FILE)
+    partial.replace(root / FILE)
 
 
 def _files(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_file())
 
 
-def _is_whole(stage: Path, root: Path) -> bool:
-    """Whether every file that was written is there with its size; forgets the progress of data sets that are not."""
-    broken = [
+def _broken(stage: Path, root: Path) -> list[str]:
+    """Files that were written and are missing or of another size."""
+    return [
         row["id"]
         for row in read_jsonl(stage / "files.jsonl")
         if not (root / row["id"]).is_file() or (root / row["id"]).stat().st_size != row["bytes"]
     ]
-    if not broken:
-        return True
-    kept = [r for r in read_jsonl(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
-    write_jsonl(stage / PROGRESS, kept)
-    return False
+
+
+def _forget(stage: Path, broken: list[str]) -> None:
+    """Drop the progress of the data sets that `broken` files belong to."""
+    rows = [r for r in read_jsonl(stage / PROGRESS) if not any(name.startswith(r["folder"] + "/") for name in broken)]
+    write_jsonl(stage / PROGRESS, rows)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """CV-Bench (nyu-visionx/CV-Bench): `test_2d.parquet` (Count, Relation) and `test_3d.parquet` (Depth, Distance).
 
-`count` questions in each file; benchmark columns CVB-2D and CVB-3D.
+Each file has `count` questions; benchmark columns CVB-2D and CVB-3D.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""MindCube tinybench (MLL-Lab/MindCube): two views of the same things, options inside the question.
+"""MindCube tinybench (MLL-Lab/MindCube): two views of the same things, with the options inside the question.
 
-File `data/raw/MindCube_tinybench.jsonl`; pictures relative to `data/`. The miniature world has one kind of change of view,
-so the settings among, around and rotation of the ids are names here.
+File `data/raw/MindCube_tinybench.jsonl`; image paths are relative to `data/`. The miniature world has one kind of view change, so
+the settings among, around and rotation in the ids are only names here.
 """
 
 from __future__ import annotations

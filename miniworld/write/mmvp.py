@@ -1,6 +1,6 @@
 """MMVP (MMVP/MMVP): `Questions.csv` and `MMVP Images/<Index>.jpg`; rows (1,2), (3,4), … are near-identical pairs.
 
-The two pictures of a pair have the same question and opposite answers. `count` questions, so half as many pairs.
+The two images of a pair have the same question and opposite answers. There are `count` questions, hence half as many pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _write(folder: Path, count: int, studio: Studio) -> None:
         table = csv.writer(out)
         table.writerow(COLUMNS)
         for n, pair, rng in studio.pairs(FAMILIES, (count + 1) // 2):
-            jitter = rng.getrandbits(64)  # one light for both pictures, so that they differ in nothing else
+            jitter = rng.getrandbits(64)  # the same jitter for both images, so that they differ in nothing else
             for k, q in enumerate(pair):
                 index = 2 * n + k + 1
                 if index > count:

@@ -1,7 +1,7 @@
-"""OmniSpatial (qizekun/OmniSpatial): `data.json` with 0-based answers; the picture is `<task_type>/<id before "_">.png`.
+"""OmniSpatial (qizekun/OmniSpatial): `data.json` with 0-based answers; the image is `<task_type>/<id before "_">.png`.
 
-All questions ask how the scene looks from behind. They are dealt to two task types, so that ids repeat across types as they
-do in the real file.
+All questions ask about the scene as seen from behind. They alternate between two task types, so that ids repeat across types as
+in the real file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """RealWorldQA (xai-org/RealworldQA): parquet with image, question, answer.
 
-Options and the sentence that asks for the letter alone stand inside the question.
+The question contains the options and the sentence that requests the letter only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SAT, training split (array/SAT): one parquet file with the pictures' bytes inside the rows.
+"""SAT, training split (array/SAT): one parquet file with the images' bytes inside the rows.
 
 Columns: image_bytes (list of one or two files), question, answers (two texts), correct_answer (text), question_type.
 """
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
 
 
 def rows(studio: Studio, families: tuple[str, ...], count: int) -> list[dict[str, object]]:
-    """Rows of SAT's schema, in either split."""
+    """Rows of SAT's schema, for either split."""
     return [
         {
             "image_bytes": [studio.png(scene, rng) for scene in q.scenes],

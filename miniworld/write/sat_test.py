@@ -1,4 +1,4 @@
-"""SAT-Real (array/SAT, test split): the training split's columns, two answers a question; benchmark column SAT-Real."""
+"""SAT-Real (array/SAT, test split): the columns of the training split, two answers per question; benchmark column SAT-Real."""
 
 from __future__ import annotations
 

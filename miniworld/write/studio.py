@@ -1,8 +1,8 @@
-"""What every writer needs: questions of its own part of the world, pictures as file bytes, and the book of the truth.
+"""Shared code of all writers: questions of their part of the world, images as file bytes, and entries of the truth book.
 
-Scenes are divided once and for all into a training part and a benchmark part, by a hash of the scene itself, so that no
-benchmark shows a scene that training has shown. A picture's key is taken from its bytes decoded again, because JPEG
-changes pixels. The paper has no such world; formats are those of the data sets' cards (Appendix A.3, B.1).
+A hash of each scene assigns it to the training or the benchmark part, so no benchmark shows a training scene. An image's key is
+computed from its decoded bytes, because JPEG changes pixels. The paper has no such world; the formats are those of the data
+sets' cards (Appendix A.3, B.1).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from miniworld.scene import Scene
 from miniworld.truth import entry
 
 Part = Literal["train", "bench"]
-BENCH_SHARE = 4  # one scene in this many belongs to the benchmarks
+BENCH_SHARE = 4  # one in this many scenes belongs to the benchmarks
 JPEG_QUALITY = 98
-HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how the hub stores a picture in a column
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the hub's column type for images
 
 
 def part_of(scene: Scene) -> Part:
-    """The part of the world that `scene` belongs to; the order of its things does not matter."""
+    """The part of the world that `scene` belongs to; independent of the order of its things."""
     things = sorted(json.dumps(thing, sort_keys=True) for thing in scene.to_dict()["things"])
     digest = hashlib.sha256("\n".join(things).encode()).digest()
     return "bench" if int.from_bytes(digest[:4], "big") % BENCH_SHARE == 0 else "train"
 
 
 class Studio:
-    """Draws questions of one part and turns their scenes into picture files, keeping book of what each file shows.
+    """Draws questions of one part and encodes their scenes as image files; `entries` records the scene of each file.
 
-    The same (seed, name) give the same questions and bytes; question `n` does not depend on the questions before it.
+    The same (seed, name) give the same questions and bytes; question `n` does not depend on earlier questions.
     """
 
     def __init__(self, seed: int, name: str, part: Part) -> None:
@@ -49,11 +49,11 @@ class Studio:
         self.entries: list[dict[str, object]] = []
 
     def rng(self, n: int) -> random.Random:
-        """The source of chance of question `n`."""
+        """The random generator of question `n`."""
         return random.Random(f"{self.seed}/{self.name}/{n}")
 
     def questions(self, families: Sequence[str], count: int) -> Iterator[tuple[int, qs.Question, random.Random]]:
-        """`count` questions, the families in turn: (n, question, the source of chance for its pictures)."""
+        """`count` questions, cycling through the families: (n, question, the random generator for its images)."""
         for n in range(count):
             rng = self.rng(n)
             while True:
@@ -65,7 +65,7 @@ class Studio:
     def pairs(
         self, families: Sequence[str], count: int
     ) -> Iterator[tuple[int, tuple[qs.Question, qs.Question], random.Random]]:
-        """`count` pairs with one text, two nearly identical pictures and opposite answers."""
+        """`count` pairs of questions with the same text, near-identical images and opposite answers."""
         for n in range(count):
             rng = self.rng(n)
             while True:
@@ -75,14 +75,14 @@ class Studio:
             yield n, pair, rng
 
     def png(self, scene: Scene, rng: random.Random) -> bytes:
-        """A PNG file of the scene, with jitter from `rng`; booked."""
-        return self._book(scene, _encode(render(scene, rng), "PNG"))
+        """A PNG file of the scene with jitter from `rng`; its entry is recorded."""
+        return self._record(scene, _encode(render(scene, rng), "PNG"))
 
     def jpeg(self, scene: Scene, rng: random.Random) -> bytes:
-        """A JPEG file of the scene (quality 98, no chroma subsampling), with jitter from `rng`; booked as it decodes."""
-        return self._book(scene, _encode(render(scene, rng), "JPEG", quality=JPEG_QUALITY, subsampling=0))
+        """A JPEG file of the scene (quality 98, no chroma subsampling) with jitter from `rng`; its decoded entry is recorded."""
+        return self._record(scene, _encode(render(scene, rng), "JPEG", quality=JPEG_QUALITY, subsampling=0))
 
-    def _book(self, scene: Scene, data: bytes) -> bytes:
+    def _record(self, scene: Scene, data: bytes) -> bytes:
         with Image.open(io.BytesIO(data)) as decoded:
             self.entries.append(entry(decoded.convert("RGB"), scene))
         return data
@@ -104,30 +104,30 @@ def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def save(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, making its folder."""
+    """Write `data` to `path`; creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
 def parquet(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write a parquet file with small row groups, as a big one would be streamed."""
+    """Write a parquet file with small row groups, like a large streamed file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, row_group_size=256)
 
 
 def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def lettered(choices: Sequence[str], style: str = "{letter}. {choice}", between: str = " ") -> str:
-    """Options in words: "A. left B. right", or "(a) left (b) right" with another style."""
+    """Options as text: "A. left B. right", or "(a) left (b) right" with another style."""
     return between.join(
         style.format(letter=chr(65 + i), lower=chr(97 + i), choice=choice) for i, choice in enumerate(choices)
     )
 
 
 def letter(question: qs.Question) -> str:
-    """The letter of the true option."""
+    """The letter of the correct option."""
     return chr(65 + question.choices.index(question.answer))

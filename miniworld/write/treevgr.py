@@ -12,7 +12,7 @@ import pyarrow as pa
 from miniworld.write.studio import Studio, Writer, letter, lettered, parquet, save
 
 FAMILIES = ("hrel", "vrel", "depth", "nearer")
-LETTERED_SHARE = 5  # the last one in this many rows has lettered options (7K of 37K in the real file)
+LETTERED_SHARE = 5  # the last 1/5 of the rows has lettered options (7K of 37K in the real file)
 SCHEMA = pa.schema(
     [
         ("images", pa.list_(pa.string())),
@@ -30,7 +30,7 @@ def _write(folder: Path, count: int, studio: Studio) -> None:
     rows: list[dict[str, object]] = []
     for n, q, rng in studio.questions(FAMILIES, count):
         save(folder / "images" / f"{n}.jpg", studio.jpeg(q.scenes[0], rng))
-        things = [thing for name in q.asked if (thing := q.scenes[0].by_name(name)) is not None]
+        things = [thing for name in q.targets if (thing := q.scenes[0].by_name(name)) is not None]
         has_letters = n >= count - count // LETTERED_SHARE
         options = "\n" + lettered(q.choices, between="\n") if has_letters else ""
         rows.append(

@@ -1,8 +1,8 @@
-"""VGR (BytedanceDouyinContent/VGR): conversations whose reply holds the boxes, pictures from LLaVA-NeXT's tree.
+"""VGR (BytedanceDouyinContent/VGR): conversations whose reply contains the boxes, with images from LLaVA-NeXT's tree.
 
-Files `vgr_shortcot.parquet` and `vgr_longcot.parquet`: image (path below `llava_next_raw_format/`), conversations. Boxes
-are `<SOT>[x1, y1, x2, y2]<EOT><image>` with floats between 0 and 1. The short form states the answer after the boxes, the
-long form has a sentence for each box and the statement.
+Files `vgr_shortcot.parquet` and `vgr_longcot.parquet`: image (path below `llava_next_raw_format/`), conversations. Boxes are
+`<SOT>[x1, y1, x2, y2]<EOT><image>` with floats between 0 and 1. The short form states the answer after the boxes; the long form
+has one sentence per box and the statement.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SCHEMA = pa.schema(
 
 
 def box_text(box: tuple[int, int, int, int]) -> str:
-    """A box in VGR's form, normalised by the picture's side."""
+    """A box in VGR's format, divided by the image's side."""
     return "<SOT>[" + ", ".join(f"{v / PIXELS:.4f}" for v in box) + "]<EOT><image>"
 
 
 def _reply(q: qs.Question, long: bool) -> str:
-    things = [thing for name in q.asked if (thing := q.scenes[0].by_name(name)) is not None]
+    things = [thing for name in q.targets if (thing := q.scenes[0].by_name(name)) is not None]
     sentences = [f"The {t.name} is at {box_text(t.box)}." for t in things]
     statement = [qs.conclusion(q, q.answer)] if long else []
     return f"<think>{' '.join([*sentences, *statement])}</think>\n<answer>{q.answer}</answer>"

@@ -1,6 +1,6 @@
 """VisCoT (deepcs233/Visual-CoT): `metadata/<set>_cot_train.jsonl`, free-form answers, boxes in original pixels.
 
-Keys: question, answer, full_answer, image (a bare name), width, height, bboxs, dataset, split. Pictures lie below
+Keys: question, answer, full_answer, image (file name only), width, height, bboxs, dataset, split. Images are in
 `cot_images/<set>/`.
 """
 
@@ -13,7 +13,7 @@ from miniworld import questions as qs
 from miniworld.scene import PIXELS
 from miniworld.write.studio import Studio, Writer, jsonl, save
 
-SETS = {"count": "openimages", "nearer": "vsr", "hrel": "gqa"}  # family -> the set whose questions are most like it
+SETS = {"count": "openimages", "nearer": "vsr", "hrel": "gqa"}  # family -> the set with the most similar questions
 
 
 def _write(folder: Path, count: int, studio: Studio) -> None:
@@ -21,7 +21,7 @@ def _write(folder: Path, count: int, studio: Studio) -> None:
     for n, q, rng in studio.questions(tuple(SETS), count):
         kind, name = SETS[q.family], f"{n:07d}.jpg"
         save(folder / "cot_images" / kind / name, studio.jpeg(q.scenes[0], rng))
-        things = [thing for asked in q.asked if (thing := q.scenes[0].by_name(asked)) is not None]
+        things = [thing for target in q.targets if (thing := q.scenes[0].by_name(target)) is not None]
         rows[kind].append(
             {
                 "question": q.text,

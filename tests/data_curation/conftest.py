@@ -26,14 +26,14 @@ def photo() -> Image.Image:
 
 
 def shipped() -> dict[str, Path]:
-    """Photographs as packages ship them: two of scikit-learn's, one of matplotlib's (upright)."""
+    """Photographs that packages ship: two of scikit-learn's, one of matplotlib's (upright)."""
     import matplotlib
     import sklearn.datasets
 
-    theirs = Path(sklearn.datasets.__file__).parent / "images"
+    folder = Path(sklearn.datasets.__file__).parent / "images"
     return {
-        "china": theirs / "china.jpg",
-        "flower": theirs / "flower.jpg",
+        "china": folder / "china.jpg",
+        "flower": folder / "flower.jpg",
         "hopper": Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
     }
 
@@ -49,7 +49,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | No
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
-def save_picture(path: Path, image: Image.Image) -> None:
+def save_image(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on the loopback: the two calls that listing and fetching make, with ranges, and faults on demand."""
+"""A fake hub on the loopback interface: the two calls for listing and fetching, with ranges, and faults on demand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class FakeHub:
-    """Serves `repos` (name -> path -> content). `lfs` paths have a SHA-256, the others git's hash.
+    """Serves `repos` (name -> path -> content). Large files have a SHA-256, the others git's blob hash.
 
     Attributes:
-        cut: path -> bytes after which the connection breaks, once for each entry of the list.
-        lies: paths whose content arrives damaged, so many times.
-        down: nothing is answered any more.
-        portal: a page of another kind is answered instead of the listing.
+        cut: path -> number of bytes after which the connection breaks, once per entry of the list.
+        lies: number of times that the content of a path arrives damaged.
+        down: no request is answered.
+        portal: the listing returns an unrelated page.
         sent: bytes sent, by path.
+        ranges: (path, Range header) of each ranged request.
     """
 
     def __init__(self, repos: dict[str, dict[str, bytes]], gated: tuple[str, ...] = ()) -> None:
@@ -65,21 +66,21 @@ class FakeHub:
         self._http.server_close()
 
     def answer(self, to: Any, *, send: bool) -> None:
-        """One request."""
+        """Answer one request."""
         path = unquote(urlsplit(to.path).path)
         if self.down:
             to.close_connection = True
             to.connection.close()
             return
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
-            self._info(to, found.group(1))
-        elif (found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)) and is_lfs(found.group(2)):
-            to.send_response(302)  # large files lie elsewhere, as on the real hub
-            to.send_header("Location", f"{self.url}/cdn/{quote(found.group(1))}/{quote(found.group(2))}?signed=yes")
+        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
+            self._info(to, match.group(1))
+        elif (match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)) and is_lfs(match.group(2)):
+            to.send_response(302)  # large files are on another host, as on the real hub
+            to.send_header("Location", f"{self.url}/cdn/{quote(match.group(1))}/{quote(match.group(2))}?signed=yes")
             to.send_header("Content-Length", "0")
             to.end_headers()
-        elif found := re.fullmatch(r"/(?:datasets|cdn)/([^/]+/[^/]+)/(?:resolve/[^/]+/)?(.+)", path):
-            self._file(to, found.group(1), found.group(2), send)
+        elif match := re.fullmatch(r"/(?:datasets|cdn)/([^/]+/[^/]+)/(?:resolve/[^/]+/)?(.+)", path):
+            self._file(to, match.group(1), match.group(2), send)
         else:
             self._refuse(to, 404, "EntryNotFound")
 
@@ -125,10 +126,10 @@ class FakeHub:
             return
         etag = sha256(content) if is_lfs(name) else git_digest(content)
         start = 0
-        wanted = to.headers.get("Range")
-        if send and wanted:
-            self.ranges.append((name, wanted))
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        byte_range = to.headers.get("Range")
+        if send and byte_range:
+            self.ranges.append((name, byte_range))
+            start = int(byte_range.removeprefix("bytes=").split("-")[0])
         to.send_response(206 if start else 200)
         to.send_header("ETag", f'"{etag}"')
         to.send_header("X-Repo-Commit", COMMIT)

@@ -1,4 +1,4 @@
-"""Free-form answers as multiple choice: alternatives of the question, closed kinds, answers of the same kind."""
+"""Free-form answers as multiple choice: alternatives in the question, closed kinds, answers of the same kind."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def test_alternatives_that_the_question_names(question: str, answer: str, expect
     [("yes", {"yes", "no"}), ("No", {"Yes", "No"}), ("true", {"true", "false"}), ("Left", {"Left", "Right"})],
 )
 def test_answers_with_an_opposite(answer: str, expected: set[str]) -> None:
-    made = make_choices("gqa", "Is that so?", answer, AnswerPool(), random.Random(0), 4)
-    assert made is not None and set(made) == expected
+    choices = make_choices("gqa", "Is that so?", answer, AnswerPool(), random.Random(0), 4)
+    assert choices is not None and set(choices) == expected
 
 
 @pytest.mark.parametrize("answer", ["3", "0", "three", "twelve", "40"])
 def test_numbers_get_their_neighbours(answer: str) -> None:
-    made = make_choices("gqa", "How many?", answer, AnswerPool(), random.Random(0), 4)
-    assert made is not None and answer in made and len(set(made)) == 4
+    choices = make_choices("gqa", "How many?", answer, AnswerPool(), random.Random(0), 4)
+    assert choices is not None and answer in choices and len(set(choices)) == 4
     if answer.isdecimal():
-        assert all(abs(int(choice) - int(answer)) <= 3 and int(choice) >= 0 for choice in made)
+        assert all(abs(int(choice) - int(answer)) <= 3 and int(choice) >= 0 for choice in choices)
 
 
-def test_more_options_than_a_closed_kind_has_and_rows_of_figures_raise_nothing() -> None:
-    made = make_choices("gqa", "What color?", "red", AnswerPool(), random.Random(0), 40)
-    assert made is not None and len(made) == 15
+def test_large_option_counts_and_long_digit_strings_raise_nothing() -> None:
+    choices = make_choices("gqa", "What color?", "red", AnswerPool(), random.Random(0), 40)
+    assert choices is not None and len(choices) == 15
     assert make_choices("gqa", "What is the code?", "9" * 5000, AnswerPool(), random.Random(0), 4) is None
 
 
@@ -66,23 +66,23 @@ def test_distractors_come_from_questions_of_the_same_kind_first() -> None:
     for thing in ("dog", "cat", "horse"):
         pool.add("gqa", "What is the man riding?", thing)
     pool.add("vsr", "What is the man wearing?", "helmet")
-    made = make_choices("gqa", "What is the woman wearing?", "hat", pool, random.Random(1), 4)
-    assert made is not None and set(made) == {"hat", "scarf", "coat", "tie"}
+    choices = make_choices("gqa", "What is the woman wearing?", "hat", pool, random.Random(1), 4)
+    assert choices is not None and set(choices) == {"hat", "scarf", "coat", "tie"}
 
 
-def test_an_option_that_would_be_true_as_well_is_never_drawn() -> None:
+def test_an_option_that_is_also_correct_is_never_drawn() -> None:
     pool = AnswerPool()
     for thing in ("dog", "brown dog", "puppy", "cat", "yes", "left", "red"):
         pool.add("gqa", "What is that?", thing)
-    made = make_choices("gqa", "What is that?", "dog", pool, random.Random(0), 4, also_true=("puppy",))
-    assert made is not None and set(made) == {"dog", "cat"}
+    choices = make_choices("gqa", "What is that?", "dog", pool, random.Random(0), 4, also_true=("puppy",))
+    assert choices is not None and set(choices) == {"dog", "cat"}
 
 
-def test_none_where_nothing_is_known() -> None:
+def test_none_without_any_distractor() -> None:
     assert make_choices("gqa", "What brand is it?", "Acme", AnswerPool(), random.Random(0), 4) is None
 
 
-def test_the_order_depends_on_the_source_of_chance_alone() -> None:
+def test_the_order_depends_on_the_random_generator_only() -> None:
     def order(seed: int) -> tuple[str, ...] | None:
         return make_choices("g", "Which of the two is it, cat or dog?", "dog", AnswerPool(), random.Random(seed), 4)
 
@@ -91,9 +91,9 @@ def test_the_order_depends_on_the_source_of_chance_alone() -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=20), st.integers(0, 9))
-def test_whatever_the_text_the_answer_stands_among_the_options_once(question: str, answer: str, seed: int) -> None:
+def test_for_any_text_the_answer_occurs_once_among_the_options(question: str, answer: str, seed: int) -> None:
     answer = clean(answer)
     pool = AnswerPool()
     pool.add("g", question, "something else")
-    made = make_choices("g", question, answer, pool, random.Random(seed), 4)
-    assert made is None or (made.count(answer) == 1 and len(set(made)) == len(made) >= 2)
+    choices = make_choices("g", question, answer, pool, random.Random(seed), 4)
+    assert choices is None or (choices.count(answer) == 1 and len(set(choices)) == len(choices) >= 2)

@@ -1,4 +1,4 @@
-"""The data stage from the writers' files to seed and RL set: chosen by difficulty, disjoint, resumable, failures counted."""
+"""The data stage from the writers' files to seed and RL set: selected by difficulty, disjoint, resumable, failures counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTS += [f"data.sources.{name}.rl=8" for name in ("sat", "vgr", "viscot", "tre
 
 
 class Scripted:
-    """A sampler whose answers depend on the request alone; it can be told to die or to refuse some questions."""
+    """A sampler whose answers depend on the request only; it can be killed or refuse some questions."""
 
     def __init__(self, dies_after: int | None = None, refuses: str | None = None, always: str | None = None) -> None:
         self.dies_after, self.refuses, self.always = dies_after, refuses, always
@@ -41,10 +41,10 @@ class Scripted:
         self.requests.append(request)
         if self.refuses is not None and self.refuses in request.text:
             raise SamplingError("the endpoint is gone")
-        asked = parse_question(request.text)
-        assert asked is not None
+        parsed = parse_question(request.text)
+        assert parsed is not None
         rng = random.Random(request.seed)
-        answers = [self.always or rng.choice(asked.options) for _ in range(request.n)]
+        answers = [self.always or rng.choice(parsed.options) for _ in range(request.n)]
         return [Completion(f"I look.</think><answer>{a}</answer>", "stop") for a in answers]
 
     async def close(self) -> None:
@@ -64,15 +64,15 @@ def samples(path: Path) -> list[Sample]:
     return [Sample.from_dict(row) for row in read_jsonl(path)]
 
 
-def test_the_stage(config: Config, tmp_path: Path) -> None:
+def test_the_stage_selects_seed_and_rl_samples_and_reports_them(config: Config, tmp_path: Path) -> None:
     engine = Scripted()
     folder = curate(config, tmp_path, engine)
-    seeds, chosen = samples(folder / "seed.jsonl"), samples(folder / "rl.jsonl")
+    seeds, rl_samples = samples(folder / "seed.jsonl"), samples(folder / "rl.jsonl")
     measured = {row["id"]: row for row in read_jsonl(folder / "difficulty.jsonl")}
     assert [sum(s.source == name for s in seeds) for name in ("sat", "vgr", "viscot", "treevgr")] == [4, 4, 4, 0]
-    assert [sum(s.source == name for s in chosen) for name in ("sat", "vgr", "viscot", "treevgr")] == [8, 8, 8, 8]
-    assert not {s.id for s in seeds} & {s.id for s in chosen}
-    for sample in chosen:
+    assert [sum(s.source == name for s in rl_samples) for name in ("sat", "vgr", "viscot", "treevgr")] == [8, 8, 8, 8]
+    assert not {s.id for s in seeds} & {s.id for s in rl_samples}
+    for sample in rl_samples:
         row = measured[sample.id]
         assert sample.meta["difficulty"] == row["mean"] == sum(row["correct"]) / 4
         assert 0 < row["mean"] < 1 or fraction(config.seed, f"trivial/{sample.id}") < config.data.keep_trivial
@@ -81,7 +81,7 @@ def test_the_stage(config: Config, tmp_path: Path) -> None:
         assert all(Path(image).is_file() for image in sample.images)
     assert all((r.prefix, r.n, r.max_new_tokens) == ("<think>", 4, 80) for r in engine.requests)
     assert len({r.seed for r in engine.requests}) == len(engine.requests) == len(measured)
-    assert {s.source for s in chosen[:12]} == {"sat", "vgr", "viscot", "treevgr"}  # sources are mixed
+    assert {s.source for s in rl_samples[:12]} == {"sat", "vgr", "viscot", "treevgr"}  # sources are mixed
     manifest = json.loads((folder / "manifest.json").read_text())
     assert sum(manifest["difficulty"]["all"].values()) == len(measured) == manifest["counts"]["rollouts/scored"]
     assert json.loads((folder / "dropped.json").read_text())["sat"] == {
@@ -95,7 +95,7 @@ def test_the_stage(config: Config, tmp_path: Path) -> None:
     for mean, count in manifest["difficulty"]["sat"].items():
         assert re.search(rf"^{mean}  #+ {count}$", report, re.MULTILINE)
     clusters = json.loads((folder / "clusters.json").read_text())
-    assert {name: sum(c["size"] for c in found) for name, found in clusters.items() if found} == dict.fromkeys(
+    assert {name: sum(c["size"] for c in group) for name, group in clusters.items() if group} == dict.fromkeys(
         ("sat", "vgr", "viscot"), 40
     )
     largest = max(clusters["vgr"], key=lambda c: c["size"])
@@ -114,39 +114,41 @@ def test_a_second_run_samples_nothing(config: Config, tmp_path: Path) -> None:
 def test_a_damaged_pool_is_read_again(config: Config, tmp_path: Path, damage: Callable[[str], str]) -> None:
     folder = curate(config, tmp_path, Scripted())
     pool, before = folder / "pool" / "sat.jsonl", (folder / "rl.jsonl").read_bytes()
-    whole = pool.read_text()
-    pool.write_text(damage(whole))
+    reference = pool.read_text()
+    pool.write_text(damage(reference))
     (folder / "done").unlink()
     curate(config, tmp_path, Scripted())
-    assert pool.read_text() == whole and (folder / "rl.jsonl").read_bytes() == before
+    assert pool.read_text() == reference and (folder / "rl.jsonl").read_bytes() == before
 
 
-def test_a_kill_and_a_torn_line_end_in_the_same_sets_with_nothing_sampled_twice(config: Config, tmp_path: Path) -> None:
-    whole = curate(config, tmp_path / "whole", Scripted())
+def test_after_a_kill_and_a_torn_line_the_sets_are_equal_and_nothing_is_sampled_twice(
+    config: Config, tmp_path: Path
+) -> None:
+    reference = curate(config, tmp_path / "whole", Scripted())
     first, second = Scripted(dies_after=20), Scripted()
     with pytest.raises(KeyboardInterrupt):
         curate(config, tmp_path / "torn", first)
     path = tmp_path / "torn" / "smoke" / "data" / "difficulty.jsonl"
-    kept = path.read_bytes()
-    assert kept.count(b"\n") == 20
-    path.write_bytes(kept[:-30])  # the last line was half written
+    written_bytes = path.read_bytes()
+    assert written_bytes.count(b"\n") == 20
+    path.write_bytes(written_bytes[:-30])  # a partly written last line
     folder = curate(config, tmp_path / "torn", second)
     for name in ("seed.jsonl", "rl.jsonl", "dropped.json", "report.md"):
-        ours = (folder / name).read_text().replace(str(tmp_path / "torn"), str(tmp_path / "whole"))
-        assert ours == (whole / name).read_text(), name
+        text = (folder / name).read_text().replace(str(tmp_path / "torn"), str(tmp_path / "whole"))
+        assert text == (reference / name).read_text(), name
     rows = [row["id"] for row in read_jsonl(path)]
     assert len(rows) == len(set(rows))
-    assert len(first.requests) + len(second.requests) == len(rows) + 1  # the torn one alone was done again
+    assert len(first.requests) + len(second.requests) == len(rows) + 1  # only the torn one was repeated
 
 
 def test_questions_are_embedded_once_however_often_the_stage_is_killed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    embedded_counts: list[int] = []
     real = clustering.select
 
     def counted(questions: Sequence[str], *rest: Any) -> list[clustering.Cluster]:
-        asked.append(len(questions))
+        embedded_counts.append(len(questions))
         return real(questions, *rest)
 
     monkeypatch.setattr(clustering, "select", counted)
@@ -154,29 +156,29 @@ def test_questions_are_embedded_once_however_often_the_stage_is_killed(
         curate(config, tmp_path, Scripted(dies_after=20))
     first = (tmp_path / "smoke" / "data" / "seed.jsonl").read_bytes()
     folder = curate(config, tmp_path, Scripted())
-    assert len(asked) == 4 and (folder / "seed.jsonl").read_bytes() == first
+    assert len(embedded_counts) == 4 and (folder / "seed.jsonl").read_bytes() == first
     (folder / "done").unlink()
     (folder / "selected.json").write_text('{"sat": [[3, [0')
     curate(config, tmp_path, Scripted())
-    assert len(asked) == 8 and (folder / "seed.jsonl").read_bytes() == first  # a damaged file is made again
+    assert len(embedded_counts) == 8 and (folder / "seed.jsonl").read_bytes() == first  # a damaged file is rebuilt
 
 
-def test_fewer_survivors_than_asked_are_all_taken_and_said(config: Config, tmp_path: Path) -> None:
+def test_too_few_usable_samples_are_all_taken_and_reported(config: Config, tmp_path: Path) -> None:
     folder = curate(config, tmp_path, Scripted(always="nothing of the kind"))
-    chosen = samples(folder / "rl.jsonl")
+    rl_samples = samples(folder / "rl.jsonl")
     measured = list(read_jsonl(folder / "difficulty.jsonl"))
     assert {row["mean"] for row in measured} == {0.0}
     assert len(measured) == 4 * 40 - 12  # every candidate was looked at
-    assert [s.id for s in chosen] != [] and all(
-        is_kept(0.0, s.id, config.data.keep_trivial, config.seed) for s in chosen
+    assert [s.id for s in rl_samples] != [] and all(
+        is_kept(0.0, s.id, config.data.keep_trivial, config.seed) for s in rl_samples
     )
-    assert "RL samples**, since no more survived" in (folder / "report.md").read_text()
+    assert "RL samples**, because no more are usable" in (folder / "report.md").read_text()
 
 
-def test_an_engine_that_fails_too_often_stops_the_stage_and_keeps_what_is_measured(
+def test_an_engine_that_fails_too_often_stops_the_stage_and_keeps_measured_samples(
     config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"could not be rolled out, the last one .*: the endpoint is gone"):
+    with pytest.raises(UserError, match=r"could not be rolled out; last failure: .*: the endpoint is gone"):
         curate(config, tmp_path, Scripted(refuses="Is the"))
     folder = tmp_path / "smoke" / "data"
     assert not (folder / "done").exists()
@@ -194,18 +196,18 @@ def test_a_few_failures_are_counted_and_never_wrong_answers(config: Config, tmp_
     assert not any("behind" in s.question for s in samples(folder / "rl.jsonl"))
 
 
-def test_missing_data_says_what_writes_it(config: Config, tmp_path: Path) -> None:
+def test_missing_data_names_the_command_that_writes_it(config: Config, tmp_path: Path) -> None:
     empty = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "none")})})
     with pytest.raises(UserError, match=r"no annotation files of sat .*miniworld\.write.*array/SAT"):
         curate(empty, tmp_path, Scripted())
 
 
-def test_a_data_set_of_which_nothing_can_be_used_names_the_reasons(config: Config, tmp_path: Path) -> None:
+def test_a_data_set_without_usable_records_names_the_reasons(config: Config, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(config.data.root, root)
     shutil.rmtree(root / "train" / "VGR" / "llava_next_raw_format")
     broken = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
-    with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* can be used: missing_image \d+"):
+    with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* is usable: missing_image \d+"):
         curate(broken, tmp_path / "runs", Scripted())
 
 
@@ -219,6 +221,6 @@ def test_the_trivial_share_is_kept_by_hash() -> None:
     assert order(0, ids) != order(1, ids) and sorted(order(0, ids)) == list(range(4000))
 
 
-def test_the_histogram_is_by_source_and_over_all() -> None:
+def test_the_histogram_is_per_source_and_for_all() -> None:
     means = {"sat/train/0": 0.0, "sat/train/1": 0.25, "vgr/shortcot/0": 0.25}
     assert histogram(means) == {"all": {"0.00": 1, "0.25": 2}, "sat": {"0.00": 1, "0.25": 1}, "vgr": {"0.25": 1}}

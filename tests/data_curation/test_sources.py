@@ -1,4 +1,4 @@
-"""Each source reads a small file in its genuine format with every trap in it, and counts each dropped record."""
+"""Each source reads a small file in its genuine format that contains every known defect, and counts each dropped record."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_curation.source import Drop, Tally, names, parquet_rows, picture_size, source, tidy_boxes
+from data_curation.source import Drop, Tally, image_size, names, parquet_rows, source, tidy_boxes
 from fgrpo.errors import UserError
 from fgrpo.types import Box
 from miniworld.write.sat import SCHEMA as SAT_SCHEMA
 
-from .conftest import Reader, encoded, save_picture, shipped, write_parquet
+from .conftest import Reader, encoded, save_image, shipped, write_parquet
 
 
 def by_id(samples: list[Any]) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def by_id(samples: list[Any]) -> dict[str, Any]:
 
 # --- SAT -------------------------------------------------------------------------------------------------------------
 def sat_row(
-    pictures: list[bytes] | None, answers: list[str], correct: str, question: str = "Which way?"
+    images: list[bytes] | None, answers: list[str], correct: str, question: str = "Which way?"
 ) -> dict[str, Any]:
     return {
-        "image_bytes": pictures, "question": question, "answers": answers, "correct_answer": correct, "question_type": "other"
+        "image_bytes": images, "question": question, "answers": answers, "correct_answer": correct, "question_type": "other"
     }  # fmt: skip
 
 
@@ -78,9 +78,9 @@ def test_sat_draws_the_option_order_from_the_seed(tmp_path: Path, read: Reader, 
     assert 15 < sum(c == ("left", "right") for c in orders[0]) < 45
 
 
-def test_sat_writes_a_picture_once(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+def test_sat_writes_an_image_once(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     png = encoded(photo.resize((32, 32)), "PNG")
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the hub's other form of a picture
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the hub's other form of an image
     schema = SAT_SCHEMA.set(0, pa.field("image_bytes", pa.list_(struct)))
     write_parquet(
         tmp_path / "SAT" / "SAT_train.parquet", [sat_row([{"bytes": png, "path": None}], ["a", "b"], "a")], schema
@@ -101,8 +101,8 @@ def vgr_row(image: str | None, question: str, reply: str | None) -> dict[str, An
 
 def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     tree = tmp_path / "VGR" / "llava_next_raw_format"
-    save_picture(tree / "coco" / "train2017" / "1.jpg", photo)
-    save_picture(tree / "gqa" / "images" / "2.png", photo)
+    save_image(tree / "coco" / "train2017" / "1.jpg", photo)
+    save_image(tree / "gqa" / "images" / "2.png", photo)
     coco, gqa = "coco/train2017/1.jpg", "gqa/images/2.png"
     unit = "<SOT>[0.1, 0.2, 0.5, 0.6]<EOT><image>"
     rows = [
@@ -133,7 +133,7 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     rows[4]["conversations"] += [{"from": "human", "value": "And a dog?"}, {"from": "gpt", "value": "No."}]
     write_parquet(tmp_path / "VGR" / "vgr_shortcot.parquet", rows)
     samples, tally = read("vgr", tmp_path / "VGR")
-    found = by_id(samples)
+    by_sample_id = by_id(samples)
     assert tally.dropped == {
         "duplicate_question": 1,
         "not_natural_images": 5,
@@ -151,16 +151,16 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     assert tally.notes == {  # of records that stay
         "orphan_tag": 1, "only_first_exchange": 1, "box_clipped": 2, "box_without_area": 1, "no_box": 1,
     }  # fmt: skip
-    assert found["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
-    assert found["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
-    second = found["vgr/shortcot/1"]
+    assert by_sample_id["vgr/shortcot/0"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"),)
+    assert by_sample_id["vgr/shortcot/0"].question == "Is the car left or right of the tree?"
+    second = by_sample_id["vgr/shortcot/1"]
     assert (second.question, second.choices, second.answer) == ("What colour is it?", ("red", "green"), "green")
     assert second.boxes == (Box(10, 20, 300, 400, "original"),)
-    assert found["vgr/shortcot/2"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"), Box(0.2, 0.2, 0.6, 0.7, "unit"))
-    assert found["vgr/shortcot/3"].boxes == (Box(560, 20, 640, 100, "original"),)
-    assert found["vgr/shortcot/3"].answer == "3" and len(found["vgr/shortcot/3"].choices) == 4
-    assert found["vgr/shortcot/5"].boxes == (Box(0.5, 0.5, 1.0, 0.9, "unit"),)
-    assert found["vgr/shortcot/4"].boxes is None and set(found["vgr/shortcot/4"].choices) == {"Yes", "No"}
+    assert by_sample_id["vgr/shortcot/2"].boxes == (Box(0.1, 0.2, 0.5, 0.6, "unit"), Box(0.2, 0.2, 0.6, 0.7, "unit"))
+    assert by_sample_id["vgr/shortcot/3"].boxes == (Box(560, 20, 640, 100, "original"),)
+    assert by_sample_id["vgr/shortcot/3"].answer == "3" and len(by_sample_id["vgr/shortcot/3"].choices) == 4
+    assert by_sample_id["vgr/shortcot/5"].boxes == (Box(0.5, 0.5, 1.0, 0.9, "unit"),)
+    assert by_sample_id["vgr/shortcot/4"].boxes is None and set(by_sample_id["vgr/shortcot/4"].choices) == {"Yes", "No"}
 
 
 # --- VisCoT ----------------------------------------------------------------------------------------------------------
@@ -208,21 +208,21 @@ def viscot_rows() -> dict[str, list[dict[str, Any]]]:
 
 def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     folder = tmp_path / "VisCoT"
-    pictures = folder / "cot_images"
-    save_picture(pictures / "gqa" / "1.jpg", photo)
-    save_picture(pictures / "textvqa" / "1.jpg", photo.resize((320, 200)))  # the same name in another set
-    save_picture(pictures / "textvqa" / "t.jpg", photo)
-    save_picture(pictures / "v7w" / "v.jpg", photo)
-    save_picture(pictures / "openimages" / "only.jpg", photo)
-    save_picture(pictures / "cub" / "c.jpg", photo)
-    (pictures / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    images = folder / "cot_images"
+    save_image(images / "gqa" / "1.jpg", photo)
+    save_image(images / "textvqa" / "1.jpg", photo.resize((320, 200)))  # the same name in another set
+    save_image(images / "textvqa" / "t.jpg", photo)
+    save_image(images / "v7w" / "v.jpg", photo)
+    save_image(images / "openimages" / "only.jpg", photo)
+    save_image(images / "cub" / "c.jpg", photo)
+    (images / "gqa" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     for kind, rows in viscot_rows().items():
         path = folder / "metadata" / f"{kind}_cot_train.jsonl"
         path.parent.mkdir(exist_ok=True)
         torn = '{"question": "torn' if kind == "vsr" else ""
         path.write_text("".join(json.dumps(r) + "\n" for r in rows) + torn, encoding="utf-8")
     samples, tally = read("viscot", folder)
-    found = by_id(samples)
+    by_sample_id = by_id(samples)
     assert tally.dropped == {
         "document_set": 5,
         "answer_is_a_sentence": 1,
@@ -236,16 +236,16 @@ def test_viscot(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     }
     assert tally.notes == {"unreadable_box": 1, "image_in_another_folder": 1}
     assert tally.kept == len(samples) == 11
-    assert found["viscot/train/gqa.0"].images == (str(pictures / "gqa" / "1.jpg"),)
-    assert set(found["viscot/train/gqa.0"].choices) == {"left", "right"}
-    assert found["viscot/train/gqa.1"].boxes == (Box(10, 20, 100, 200, "original"),)
-    assert len(found["viscot/train/gqa.1"].choices) == 4
-    assert found["viscot/train/textcap.0"].images == (str(pictures / "textvqa" / "t.jpg"),)
-    assert found["viscot/train/visual7w.0"].images == (str(pictures / "v7w" / "v.jpg"),)
-    assert found["viscot/train/gqa.11"].boxes is None
-    holding = found["viscot/train/gqa.2"]
+    assert by_sample_id["viscot/train/gqa.0"].images == (str(images / "gqa" / "1.jpg"),)
+    assert set(by_sample_id["viscot/train/gqa.0"].choices) == {"left", "right"}
+    assert by_sample_id["viscot/train/gqa.1"].boxes == (Box(10, 20, 100, 200, "original"),)
+    assert len(by_sample_id["viscot/train/gqa.1"].choices) == 4
+    assert by_sample_id["viscot/train/textcap.0"].images == (str(images / "textvqa" / "t.jpg"),)
+    assert by_sample_id["viscot/train/visual7w.0"].images == (str(images / "v7w" / "v.jpg"),)
+    assert by_sample_id["viscot/train/gqa.11"].boxes is None
+    holding = by_sample_id["viscot/train/gqa.2"]
     assert "parasol" not in holding.choices and {"umbrella", "kite"} <= set(holding.choices)
-    kite = found["viscot/train/gqa.4"]
+    kite = by_sample_id["viscot/train/gqa.4"]
     assert (
         kite.answer == "kite" and "red kite" not in kite.choices
     )  # an option that contains the answer would be true too
@@ -259,7 +259,7 @@ def treevgr_row(problem: str, answer: str, boxes: list[list[float]], images: lis
 
 def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     folder = tmp_path / "TreeVGR-RL-37K"
-    save_picture(folder / "images" / "0.jpg", photo)
+    save_image(folder / "images" / "0.jpg", photo)
     box = [[10.0, 20.0, 100.0, 200.0]]
     rows = [
         treevgr_row("<image>\nIs the lamp left or right of the door?", "left", box),
@@ -278,7 +278,7 @@ def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     ]
     write_parquet(folder / "train.parquet", rows)
     samples, tally = read("treevgr", folder)
-    found = by_id(samples)
+    by_sample_id = by_id(samples)
     assert tally.dropped == {
         "answer_not_among_options": 1,
         "letter_without_options": 1,
@@ -290,14 +290,15 @@ def test_treevgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
         "no_distractors": 1,
     }
     assert tally.notes == {"no_box": 1}
-    assert found["treevgr/train/0"].question == "Is the lamp left or right of the door?"
+    assert by_sample_id["treevgr/train/0"].question == "Is the lamp left or right of the door?"
     assert (
-        found["treevgr/train/1"].answer == "Red" and found["treevgr/train/1"].answer in found["treevgr/train/1"].choices
+        by_sample_id["treevgr/train/1"].answer == "Red"
+        and by_sample_id["treevgr/train/1"].answer in by_sample_id["treevgr/train/1"].choices
     )
-    cars = found["treevgr/train/2"]
+    cars = by_sample_id["treevgr/train/2"]
     assert (cars.question, cars.choices, cars.answer) == ("How many cars are there?", ("3", "5", "7"), "5")
     assert cars.boxes == (Box(10, 20, 100, 200, "original"),)  # twice the same box is one box
-    assert found["treevgr/train/12"].boxes == (Box(0, 0, 1, 1, "original"),)
+    assert by_sample_id["treevgr/train/12"].boxes == (Box(0, 0, 1, 1, "original"),)
 
 
 # --- real photographs, and what no machine takes --------------------------------------------------------------------
@@ -321,9 +322,9 @@ def test_photographs_as_packages_ship_them(name: str, tmp_path: Path, read: Read
     assert tally.notes == {"box_beyond_image" if beyond else "box_clipped": 1}
 
 
-def test_names_and_numbers_that_no_machine_takes_are_counted(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+def test_overlong_names_and_numbers_are_counted(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     folder = tmp_path / "VisCoT"
-    save_picture(folder / "cot_images" / "gqa" / "1.jpg", photo)
+    save_image(folder / "cot_images" / "gqa" / "1.jpg", photo)
     rows = [
         viscot_row("Is it wet or dry?", "wet", "1.jpg", [[10, 20, 10**400, 200], [10, 20, 100, 200]]),
         viscot_row("Is it on or off?", "on", "a" * 300 + ".jpg", [[10, 20, 100, 200]]),
@@ -338,7 +339,7 @@ def test_names_and_numbers_that_no_machine_takes_are_counted(tmp_path: Path, rea
 
 
 # --- what all share --------------------------------------------------------------------------------------------------
-def test_sources_are_found_by_module_name() -> None:
+def test_sources_are_discovered_by_module_name() -> None:
     assert set(names()) >= {"sat", "treevgr", "vgr", "viscot"}
     assert all(source(name).name == name for name in names())
     with pytest.raises(UserError, match="did you mean 'viscot'"):
@@ -346,13 +347,13 @@ def test_sources_are_found_by_module_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["sat", "vgr", "treevgr"])
-def test_a_corrupt_parquet_is_one_clear_line(name: str, tmp_path: Path, read: Reader) -> None:
+def test_a_corrupt_parquet_file_is_a_clear_error(name: str, tmp_path: Path, read: Reader) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 this is no parquet PAR1")
     with pytest.raises(UserError, match=r"train\.parquet cannot be read as parquet after row 0"):
         read(name, tmp_path)
 
 
-def test_a_parquet_that_breaks_off_half_way_names_the_row(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_names_the_row(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     table = pa.table({"a": [f"{i:064d}" for i in range(5000)]})
     pq.write_table(table, path, compression="none", row_group_size=500, use_dictionary=False, write_page_checksum=True)
@@ -370,7 +371,7 @@ def test_a_missing_column_is_named(tmp_path: Path, read: Reader) -> None:
         read("treevgr", tmp_path)
 
 
-def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_a_row_group_is_never_completely_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "big.parquet"
     schema = pa.schema([("image_bytes", pa.list_(pa.binary())), ("question", pa.string())])
     size, rows = 64 << 10, 512  # 32 MiB in one row group
@@ -407,7 +408,7 @@ def test_boxes_are_clipped_dropped_and_counted_once() -> None:
     assert tally.notes == {"box_clipped": 1, "box_beyond_image": 1, "box_without_area": 1}
 
 
-def test_a_photograph_that_exif_turns_is_dropped_since_its_boxes_could_mean_either(
+def test_a_photograph_rotated_by_exif_is_dropped_because_its_boxes_are_ambiguous(
     tmp_path: Path, read: Reader, photo: Image.Image
 ) -> None:
     folder = tmp_path / "TreeVGR-RL-37K"
@@ -422,13 +423,13 @@ def test_a_photograph_that_exif_turns_is_dropped_since_its_boxes_could_mean_eith
     assert [s.id for s in samples] == ["treevgr/train/1"] and tally.dropped == {"turned_by_exif": 2}
 
 
-def test_a_truncated_photograph_is_found_without_decoding_it(tmp_path: Path, photo: Image.Image) -> None:
-    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+def test_a_truncated_photograph_is_detected_without_decoding_it(tmp_path: Path, photo: Image.Image) -> None:
+    whole, truncated = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     photo.save(whole)
-    cut.write_bytes(whole.read_bytes()[:-2000])
-    assert picture_size(whole) == (640, 427)
+    truncated.write_bytes(whole.read_bytes()[:-2000])
+    assert image_size(whole) == (640, 427)
     longer = tmp_path / "longer.jpg"
     longer.write_bytes(whole.read_bytes() + b"a camera's own bytes" * 50)
-    assert picture_size(longer) == (640, 427)
+    assert image_size(longer) == (640, 427)
     with pytest.raises(Drop, match="corrupt_image"):
-        picture_size(cut)
+        image_size(truncated)

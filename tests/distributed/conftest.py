@@ -74,7 +74,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         trace = questions.trace(question)
         turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": trace}]
         traces += [{"id": f"{n}/{k}", "sample_id": f"sat/{n}", "messages": turns, "images": paths} for k in range(2)]
-        things = [question.scenes[-1].by_name(name) for name in question.asked]
+        things = [question.scenes[-1].by_name(name) for name in question.targets]
         boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing) if n % 2 else None
         sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
         samples.append(sample.to_dict())

@@ -1,4 +1,4 @@
-"""A training stage whose process 1 ends as `FAILS` says, while process 0 waits for it: `test_launch.py` starts it."""
+"""A training stage whose process 1 fails as FAILS sets, while process 0 waits for it. `test_launch.py` starts it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from fgrpo.training import distributed
 
 
 def body(_: object) -> None:
-    how = os.environ["FAILS"]
+    failure = os.environ["FAILS"]
     with distributed.session(None, 3600):
-        if how == "main":
+        if failure == "main":
             distributed.on_main(lambda: _raise(UserError("the input x is missing; run `make mcts`")))
         if distributed.rank() == 1:
-            if how == "killed":
+            if failure == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             _raise(
-                OSError(errno.ENOSPC, "No space left on device", "checkpoints/x") if how == "disk" else KeyError("bug")
+                OSError(errno.ENOSPC, "No space left on device", "checkpoints/x")
+                if failure == "disk"
+                else KeyError("bug")
             )
         distributed.on_main(lambda: None)  # waits for process 1, for ever
 

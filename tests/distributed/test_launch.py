@@ -1,4 +1,4 @@
-"""Starting a stage: what accelerate is told, what is refused before, and how a run ends when one process does."""
+"""Starting a stage: the arguments for accelerate, what is refused early, and how a run ends when one process fails."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ def test_the_paper_preset_goes_through_accelerate_and_deepspeed() -> None:
     cfg = config.load("paper-7b")
     words = launch.command("sft.train", cfg, ["--preset", "paper-7b"])
     assert words[-4:] == ["--module", "sft.train", "--preset", "paper-7b"]
-    said = flags(words[:-4])
-    assert (said["--num_processes"], said["--num_machines"], said["--main_process_port"]) == ("8", "1", "0")
-    assert Path(said["--config_file"]).name == "deepspeed.yaml" and Path(said["--config_file"]).is_file()
-    assert said["--deepspeed_config_file"] == "configs/deepspeed/zero3.json"
+    arguments = flags(words[:-4])
+    assert (arguments["--num_processes"], arguments["--num_machines"], arguments["--main_process_port"]) == (
+        "8",
+        "1",
+        "0",
+    )
+    assert Path(arguments["--config_file"]).name == "deepspeed.yaml" and Path(arguments["--config_file"]).is_file()
+    assert arguments["--deepspeed_config_file"] == "configs/deepspeed/zero3.json"
     assert not launch.layout(cfg, "sft").is_plain and launch.layout(config.load("mini"), "rl").is_plain
     ddp = launch.command("rl.train", config.load("mini", overrides=["launch.rl_processes=2"]), [])
     assert Path(flags(ddp)["--config_file"]).name == "ddp.yaml" and "--deepspeed_config_file" not in ddp
@@ -55,24 +59,28 @@ def test_several_machines_know_the_first_and_their_own_place(monkeypatch: pytest
     with pytest.raises(UserError, match="MACHINE_RANK is not set"):
         launch.command("sft.train", cfg, [])
     monkeypatch.setenv("SLURM_NODEID", "1")
-    said = flags(launch.command("sft.train", cfg, []))
-    assert (said["--num_processes"], said["--machine_rank"], said["--main_process_ip"]) == ("16", "1", "first")
-    assert said["--main_process_port"] == str(cfg.launch.port)
+    arguments = flags(launch.command("sft.train", cfg, []))
+    assert (arguments["--num_processes"], arguments["--machine_rank"], arguments["--main_process_ip"]) == (
+        "16",
+        "1",
+        "first",
+    )
+    assert arguments["--main_process_port"] == str(cfg.launch.port)
 
 
 @pytest.mark.parametrize(
     ("overrides", "gpus", "words"),
     [
-        ([], 0, r"paper-7b trains in bf16 on 8 GPUs a machine, and there is none here"),
+        ([], 0, r"paper-7b trains in bf16 on 8 GPUs per machine, and this machine has none"),
         (
             [],
             4,
-            r"launch\.sft_processes is 8 \(one process a GPU\), and this machine has 4; set launch\.sft_processes=4",
+            r"launch\.sft_processes is 8 \(one process per GPU\), and this machine has 4; set launch\.sft_processes=4",
         ),
-        (["sft.deepspeed=gone.json"], 8, r"sft\.deepspeed: there is no file gone\.json"),
+        (["sft.deepspeed=gone.json"], 8, r"sft\.deepspeed: gone\.json is missing"),
     ],
 )
-def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words: str) -> None:
+def test_what_cannot_start_is_refused_early(overrides: list[str], gpus: int, words: str) -> None:
     cfg = config.load("paper-7b", overrides=overrides)
     with pytest.raises(UserError, match=words):
         launch.check(launch.layout(cfg, "sft"), "paper-7b", gpus)
@@ -90,7 +98,7 @@ def test_what_cannot_start_is_said_before(overrides: list[str], gpus: int, words
         ('{"train_batch_size": 8}', "sets train_batch_size, which follows from the preset"),
         (
             '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
-            r"builds its own Adam with g\+\+.*apt install",
+            r"compiles its own Adam with g\+\+.*apt install",
         ),
     ],
 )
@@ -107,10 +115,10 @@ def test_deepspeed_files_that_cannot_work(
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_once(
+def test_an_interrupted_run_reports_once(
     sign: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The processes leave the last word to the launcher, which torch ends by an exception."""
+    """The processes leave the message to the launcher, which torch ends by an exception."""
     from accelerate.commands import launch as accelerates
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
@@ -128,35 +136,35 @@ def test_an_interrupted_run_says_so_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "code", "words"),
+    ("fails", "code", "words"),
     [
         ("main", 2, "error: the input x is missing; run `make mcts`"),
         ("disk", 2, "error: no space left on the disk (checkpoints/x)"),
         ("killed", 1, "error: process 1 was ended by SIGKILL (out of memory?)"),
     ],
 )
-def test_one_process_that_fails_ends_the_run_with_one_line(how: str, code: int, words: str) -> None:
+def test_one_process_that_fails_ends_the_run_with_one_line(fails: str, code: int, words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STARTER],
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT, "FAILS": how},
+        env={**os.environ, **ENVIRONMENT, "FAILS": fails},
         cwd=ROOT,
         timeout=GENEROUS,
         check=False,
     )
-    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == code and len(said) == 1 and said[0].startswith(words), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == code and len(errors) == 1 and errors[0].startswith(words), done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_whole_checkpoint_and_nobody_behind(small: Small, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_complete_checkpoint_and_no_process(small: Small, tmp_path: Path) -> None:
     """The real command under ZeRO-3; process 1 dies after the checkpoint of step 2."""
     root = small.root("sft-killed")
     overrides = small.sft("launch.sft_processes=2", "sft.deepspeed=configs/deepspeed/zero3.json", "sft.max_steps=4000")
     words = [sys.executable, "-m", "fgrpo.training.launch", "sft.train", "--runs", str(root), "--set", *overrides]
-    log = tmp_path / "log"  # a file, since a pipe that nobody reads stops the run once it is full
+    log = tmp_path / "log"  # a file, since an unread pipe blocks the run once it is full
     with log.open("w") as out:
         started = subprocess.Popen(words, stderr=out, env={**os.environ, **ENVIRONMENT}, cwd=ROOT)
     folder = root / "mini" / "sft" / "checkpoints"
@@ -169,13 +177,16 @@ def test_a_killed_process_leaves_a_whole_checkpoint_and_nobody_behind(small: Sma
     finally:
         started.kill()
         started.wait()
-    said = log.read_text()
-    assert started.returncode == 1 and "error: process 1 was ended by SIGKILL" in said, said[-3000:]
-    assert "Warning" not in said, said[:3000]
+    output = log.read_text()
+    assert started.returncode == 1 and "error: process 1 was ended by SIGKILL" in output, output[-3000:]
+    assert "Warning" not in output, output[:3000]
     assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    found = last_checkpoint(folder)
-    assert found is not None and json.loads((found / "processes.json").read_text()) == {"processes": 2, "zero": 3}
-    assert len(list(found.glob("global_step*/*optim_states.pt"))) == 2
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None and json.loads((checkpoint / "processes.json").read_text()) == {
+        "processes": 2,
+        "zero": 3,
+    }
+    assert len(list(checkpoint.glob("global_step*/*optim_states.pt"))) == 2
 
 
 def _children(pid: int) -> list[int]:

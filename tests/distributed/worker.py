@@ -40,10 +40,12 @@ class Replayed(FaithfulGRPOTrainer):
             out.append([*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id])
         return out, None
 
-    def _calculate_rewards(self, *args: Any) -> Any:
-        scores = super()._calculate_rewards(*args)
-        self.seen.append({"weights": self._weights_K.tolist(), "lambda": self.dual.lam, "rows": len(scores)})
-        return scores
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        step = self.last_step
+        assert step is not None
+        self.seen.append({"weights": step.weights_K.tolist(), "lambda": self.dual.lam, "rows": len(step.scores_NK)})
+        return output
 
 
 def run(job: dict[str, Any], texts: dict[str, list[str]]) -> list[dict[str, Any]]:

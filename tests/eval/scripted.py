@@ -36,14 +36,14 @@ class Scripted:
         scenes = self.book.scenes(request.images)
         asked = parse_question(request.text)
         assert scenes is not None and asked is not None
-        picture = asked.picture if asked.picture is not None else len(scenes) - 1
+        picture = asked.image_index if asked.image_index is not None else len(scenes) - 1
         lines = []
         for name in asked.names:
             thing = scenes[picture].by_name(name)
             assert thing is not None
             shift = rng.choice((0, 0, 4, 20))
             box = tuple(min(112, v + shift) for v in thing.box)
-            lines.append(box_sentence(name, box, asked.picture))  # type: ignore[arg-type]
+            lines.append(box_sentence(name, box, asked.image_index))  # type: ignore[arg-type]
         stated, other = rng.sample(asked.options[:2], 2)
         answer = other if rng.random() < self.inconsistent else stated
         lines.append(f"The answer is {stated}.")

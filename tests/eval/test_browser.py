@@ -94,12 +94,12 @@ def test_boxes_are_drawn_where_they_belong(tmp_path: Path, width: int) -> None:
     paint.rectangle((true[0], true[1], true[2] - 1, true[3] - 1), fill=(0, 255, 255))
     picture.save(tmp_path / "p.png")
     seen = (196, 112)  # as a processor resizes it that allows 224 x 112 pixels
-    assert boxes.model_size(size, 784, 224 * 112) == seen
+    assert boxes.model_size(size, 784, 224 * 112, 28) == seen
     written = [round(v * seen[i % 2] / size[i % 2]) for i, v in enumerate(predicted)]
     sample = Sample("mmvp/test/1", (str(tmp_path / "p.png"),), "Q?", ("x", "y"), "x", (Box(*true, frame="original"),))
     text = f"<think>It is at <bbox>{written}</bbox>.</think><answer>x</answer>"
     record = EvalRecord("r", "mmvp", "fgrpo", sample.id, {"accuracy": Score.of(1.0)}, {"kind": "greedy"})
-    (tmp_path / SCORING).write_text(json.dumps({"judges": {"pixels": [784, 224 * 112]}}))
+    (tmp_path / SCORING).write_text(json.dumps({"judges": {"pixels": [784, 224 * 112, 28]}}))
     column = (Result("fgrpo", "FGRPO", tmp_path, {}), models.load("fgrpo"), record, Rollout("r", sample.id, text))
     built = examples.build("r", sample, [column], "MMVP")
     page_of([built], tmp_path / "index.html")

@@ -270,7 +270,7 @@ def test_evaluation_sees_pictures_as_the_processor_does(world: Config, tmp_path:
     sample = Sample("x/y/0", (str(picture),), "q", ("a", "b"), "a", (Box(0, 0, 56, 112, "original"),))
     text = "<think><bbox>[0,0,28,56]</bbox></think><answer>a</answer>"
     spec, judges = models.load("fgrpo"), build(world.judges.evaluation, world.data.root)
-    for pixels, value in (((784, 56 * 56), 1.0), ((784, 12544), 0.25)):
+    for pixels, value in (((784, 56 * 56, 28), 1.0), ((784, 12544, 28), 0.25)):
         scorer = score.Scorer(spec, "fgrpo", judges, pixels=pixels)
         record = asyncio.run(scorer.score([(sample, Rollout("r", sample.id, text))]))[0]
         found = record.scores["spatial_grounding"].value

@@ -8,12 +8,12 @@ from PIL import Image
 
 from eval import models
 from eval.downscale_images import fit
-from fgrpo import boxes
 from fgrpo.config import load
 from fgrpo.images import image_size, image_tokens
+from fgrpo.policy import backbone
 from fgrpo.types import Sample
 
-BOUNDS = (boxes.MIN_PIXELS, boxes.MAX_PIXELS)
+BOUNDS = backbone.default().pixels
 
 
 def sample(folder: Path, *sizes: tuple[int, int]) -> Sample:

@@ -265,7 +265,7 @@ def test_command_on_a_stored_run(
     command(monkeypatch, f"--run={folder}")
     printed = capsys.readouterr().out
     assert "qwen and gpt (rescored)" in printed and "| CONSISTENT | 1 | 0 |" in printed
-    monkeypatch.setattr(run, "_pixels", lambda folder, config: (3136, 12845056))
+    monkeypatch.setattr(run, "_pixels", lambda folder, config: (3136, 12845056, 28))
     monkeypatch.setattr(run.base, "build", lambda chosen, root: text_oracle())
     command(monkeypatch, f"--run={folder}", "--judge=oracle")
     printed = capsys.readouterr().out

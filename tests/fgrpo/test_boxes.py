@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgrpo.boxes import MAX_PIXELS, MIN_PIXELS, ciou, convert, iou, match, model_size, smart_resize
+from fgrpo.boxes import PixelBounds, ciou, convert, iou, match, model_size, smart_resize
 from fgrpo.types import FRAMES, Box
+
+PROCESSOR = PixelBounds(3136, 12845056, 28)  # Qwen2.5-VL's published settings
 
 Four = tuple[float, float, float, float]
 number = st.floats(-1e4, 1e4)
@@ -112,16 +114,16 @@ def test_matching_is_optimal() -> None:
 
     for n, m in [*itertools.product(range(1, 5), repeat=2), (6, 6), (6, 3), (5, 6)]:
         pred, gt = some(n), some(m)
-        found = match(pred, gt)
+        pairs = match(pred, gt)
         small, large = sorted((n, m))
         best = max(
             sum(ciou(pred[i], gt[j]) if n <= m else ciou(pred[j], gt[i]) for i, j in enumerate(order))
             for order in itertools.permutations(range(large), small)
         )
-        assert len(found) == small
-        assert len({i for i, _, _ in found}) == len({j for _, j, _ in found}) == small
-        assert all(value == pytest.approx(ciou(pred[i], gt[j])) for i, j, value in found)
-        assert sum(value for _, _, value in found) == pytest.approx(best)
+        assert len(pairs) == small
+        assert len({i for i, _, _ in pairs}) == len({j for _, j, _ in pairs}) == small
+        assert all(value == pytest.approx(ciou(pred[i], gt[j])) for i, j, value in pairs)
+        assert sum(value for _, _, value in pairs) == pytest.approx(best)
 
 
 def test_matching_with_an_empty_side() -> None:
@@ -145,27 +147,28 @@ def test_smart_resize_is_transformers_own() -> None:
     sizes = [(rng.randint(1, 4000), rng.randint(1, 4000)) for _ in range(3000)]
     sizes += [(14, 14), (42, 42), (70, 98), (28, 5600), (112, 112), (1, 1), (1, 200), (5000, 8000)]
     for height, width in sizes:
-        for bounds in ({"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}, {"min_pixels": 784, "max_pixels": 12544}):
+        for processor in (PROCESSOR, PixelBounds(784, 12544, 28)):
+            bounds = processor._asdict()
             if max(height, width) / min(height, width) > 200:
                 with pytest.raises(ValueError):
                     smart_resize(height, width, **bounds)
             else:
-                assert smart_resize(height, width, **bounds) == theirs(height, width, factor=28, **bounds)
+                assert smart_resize(height, width, **bounds) == theirs(height, width, **bounds)
 
 
 def test_smart_resize_rounds_halves_to_even() -> None:
-    assert smart_resize(70, 98) == (56, 112)  # 2.5 -> 2, 3.5 -> 4
+    assert smart_resize(70, 98, **PROCESSOR._asdict()) == (56, 112)  # 2.5 -> 2, 3.5 -> 4
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1), (1, 201), (402, 2)])
-def test_impossible_pictures(size: tuple[int, int]) -> None:
+def test_impossible_image_sizes(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError):
-        smart_resize(*size)
+        smart_resize(*size, **PROCESSOR._asdict())
 
 
 def test_conversions_between_all_frames() -> None:
     original = (640, 480)
-    seen = model_size(original)
+    seen = model_size(original, *PROCESSOR)
     assert seen == (644, 476)
     for one, other in itertools.product(FRAMES, repeat=2):
         there = convert(convert(Box(64, 48, 320, 240, "original"), one, original, seen), other, original, seen)

@@ -1,4 +1,4 @@
-"""What goes wrong while a checkpoint is read: only what says something of the checkpoint may advise to delete it."""
+"""Errors while a checkpoint is read: only errors of the checkpoint itself may advise to delete it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import pytest
 import torch
 
-from fgrpo.training.checkpoints import WrongCheckpoint, _fits
+from fgrpo.training.checkpoints import WrongCheckpoint, _reading
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from fgrpo.training.checkpoints import WrongCheckpoint, _fits
     ],
 )
 def test_the_machines_faults_are_not_the_checkpoints(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, _fits("checkpoint-2"):
+    with pytest.raises(type(error)) as raised, _reading("checkpoint-2"):
         raise error
     assert raised.value is error
 
@@ -35,9 +35,9 @@ def test_the_machines_faults_are_not_the_checkpoints(error: Exception) -> None:
         EOFError(),
     ],
 )
-def test_a_broken_checkpoint_is_said_to_be_broken(error: Exception) -> None:
+def test_a_broken_checkpoint_is_reported_as_broken(error: Exception) -> None:
     with (
-        pytest.raises(WrongCheckpoint, match=r"checkpoint-2 cannot be gone on from .*delete that folder"),
-        _fits("checkpoint-2"),
+        pytest.raises(WrongCheckpoint, match=r"cannot resume from checkpoint-2 .*delete that folder"),
+        _reading("checkpoint-2"),
     ):
         raise error

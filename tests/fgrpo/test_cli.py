@@ -1,4 +1,4 @@
-"""How a command ends: one line and an exit code for what the user can mend, 130 for ctrl-C, a traceback for our own faults."""
+"""How a command ends: one line and an exit code for errors the user can fix, 130 for ctrl-C, a traceback for our bugs."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[obj
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 2, "no space left"),
         (ExceptionGroup("tasks", [ValueError("x"), FULL]), 2, "no space left on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/runs"), 2, "/runs: permission denied"),
-        (KeyboardInterrupt(), 130, "the same command carries on"),
+        (KeyboardInterrupt(), 130, "rerun to resume"),
     ],
 )
 def test_one_line_and_a_code(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found, line = ended(error, capsys)
-    assert found == code and words in line and len(line.splitlines()) == 1
+    exit_code, line = ended(error, capsys)
+    assert exit_code == code and words in line and len(line.splitlines()) == 1
 
 
-def test_our_own_faults_keep_their_traceback() -> None:
+def test_our_own_bugs_keep_their_traceback() -> None:
     def body(_: object) -> None:
         raise KeyError("a bug")
 
@@ -83,8 +83,8 @@ def test_every_stage_imports_fgrpo_first(stage: str) -> None:
     assert isinstance(first, ast.Import) and first.names[0].name == "fgrpo"
 
 
-def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that says it must itself be readable by an old Python."""
+def test_an_old_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old Python must be able to parse the file that refuses it."""
     source = (ROOT / "fgrpo" / "__init__.py").read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 7))
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))

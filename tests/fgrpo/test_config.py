@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from fgrpo.config import CONFIGS, STAGE_KEYS, load, stage_slice, write_slices
+from fgrpo.config import CONFIGS, STAGE_KEYS, load, stage_slice
 from fgrpo.errors import UserError
 
 PRESETS = sorted(p.stem for p in (CONFIGS / "scale").glob("*.yaml"))
@@ -29,7 +27,9 @@ def test_method_files_stay_small() -> None:
 def test_later_layers_win_and_overrides_last() -> None:
     assert load("paper-7b").rl.learning_rate == 1e-6
     assert load("mini").rl.learning_rate == 1.5e-4
-    assert load("mini", overrides=["rl.learning_rate=0.5", "rl.tau.consistency=0.5"]).rl.learning_rate == 0.5
+    assert (
+        load("mini", overrides=["rl.learning_rate=0.5", "rl.constraints.consistency.tau=0.5"]).rl.learning_rate == 0.5
+    )
     assert load("smoke").judges.training.backend == "oracle", "smoke extends mini"
 
 
@@ -74,15 +74,22 @@ def test_a_rollout_server_at_another_address_is_no_other_run() -> None:
     assert stage_slice(load("mini", "fgrpo", ["rl.rollout_engine=vllm-server"]), "rl-fgrpo") != stage_slice(moved, "rl")
 
 
-def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before(tmp_path: Path) -> None:
-    first = write_slices("mini", [], tmp_path)
-    assert {"data", "mcts", "sft", "eval", "rl-fgrpo", "rl-grpo-t"} <= set(first)
-    assert write_slices("mini", [], tmp_path) == []
-    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".slices").iterdir()}
-    changed = write_slices("mini", ["rl.kl_coef=0.5"], tmp_path)
-    assert changed == [f"rl-{method}" for method in METHODS]
-    for path in (tmp_path / ".slices").iterdir():
-        assert (path.stat().st_mtime_ns == stamps[path.name]) != (path.stem in changed), path
+def slices(*overrides: str) -> dict[str, object]:
+    """The slice of each stage; one for RL per method."""
+    configs = {method: load("mini", method, overrides) for method in METHODS}
+    before = {stage: stage_slice(configs["fgrpo"], stage) for stage in STAGE_KEYS if stage != "rl"}
+    return before | {f"rl-{method}": stage_slice(config, f"rl-{method}") for method, config in configs.items()}
+
+
+def changed(*overrides: str) -> set[str]:
+    """The stages whose slice `overrides` change."""
+    before, after = slices(), slices(*overrides)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+def test_editing_one_rl_number_changes_the_rl_slices_and_nothing_before() -> None:
+    assert changed() == set()
+    assert changed("rl.kl_coef=0.5") == {f"rl-{method}" for method in METHODS}
 
 
 def test_an_unknown_scheduler_is_named_before_anything_is_loaded() -> None:
@@ -90,9 +97,8 @@ def test_an_unknown_scheduler_is_named_before_anything_is_loaded() -> None:
         load("mini", overrides=["sft.scheduler=cosin"])
 
 
-def test_sft_runs_again_when_its_validation_share_changes(tmp_path: Path) -> None:
-    write_slices("mini", [], tmp_path)
-    assert {"data", "sft"} == set(write_slices("mini", ["data.validation_share=0.5"], tmp_path))
+def test_sft_runs_again_when_its_validation_share_changes() -> None:
+    assert changed("data.validation_share=0.5") == {"data", "sft"}
 
 
 def test_stage_slices_cover_run_folder_names() -> None:
@@ -123,7 +129,11 @@ def test_paper_values_restated_independently() -> None:
         8192,
         1024,
     )
-    assert c.rl.tau == {"consistency": 0.95, "spatial_grounding": 0.65, "semantic_grounding": 0.95}
+    assert {name: constraint.tau for name, constraint in c.rl.constraints.items()} == {
+        "consistency": 0.95,
+        "spatial_grounding": 0.65,
+        "semantic_grounding": 0.95,
+    }
     assert c.rl.dual.model_dump() == {
         "kind": "adaptive",
         "lr": 0.05,
@@ -153,13 +163,21 @@ def test_paper_values_restated_independently() -> None:
 
 def test_the_six_methods_are_the_rows_of_tables_2_and_3() -> None:
     rows = {
-        m: (len(load("mini", m).rl.signals), load("mini", m).rl.combine, load("mini", m).rl.dual.kind) for m in METHODS
+        m: (len(load("mini", m).rl.constraints), load("mini", m).rl.combine, load("mini", m).rl.dual.kind)
+        for m in METHODS
     }
     assert rows == {
-        "grpo-t": (0, "decoupled", "adaptive"),
+        "grpo-t": (0, "none", "adaptive"),
         "grpo-additive": (3, "additive", "adaptive"),
         "grpo-multiplicative": (2, "multiplicative", "adaptive"),
         "fgrpo-consistency": (1, "decoupled", "adaptive"),
         "fgrpo": (3, "decoupled", "adaptive"),
         "fgrpo-fixed": (3, "decoupled", "fixed"),
     }
+
+
+def test_the_policys_boxes_are_part_of_every_run_that_reads_them() -> None:
+    """SFT trains on finished texts and reads no boxes; the world writes none of the policy's."""
+    plain, other = load("mini"), load("mini", overrides=["policy.box_tag=box", "policy.box_frame=thousand"])
+    changed = {stage for stage in STAGE_KEYS if stage_slice(plain, stage) != stage_slice(other, stage)}
+    assert changed == {"data", "mcts", "rl", "eval"}

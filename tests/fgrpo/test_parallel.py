@@ -1,4 +1,4 @@
-"""Commands side by side: so many at a time, each with its line of the terminal and its share of the cores; failures by name."""
+"""Parallel commands: a limited number at a time, each with its terminal line and its share of the cores; failures by name."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ def test_all_run_and_those_that_fail_are_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     commands = {name: [sys.executable, "-c", NOTES, name, str(tmp_path)] for name in "abcde"}
     assert sorted(parallel.run(commands, 2)) == ["b", "d"]
-    told = {name: json.loads((tmp_path / name).read_text()) for name in commands}
-    assert {here["TQDM_POSITION"] for here in told.values()} == {"0", "1"}
+    environments = {name: json.loads((tmp_path / name).read_text()) for name in commands}
+    assert {environment["TQDM_POSITION"] for environment in environments.values()} == {"0", "1"}
     threads = str(max(1, (os.cpu_count() or 1) // 2))
-    assert all(here["OMP_NUM_THREADS"] == threads and here["FGRPO_SIDE_BY_SIDE"] == "1" for here in told.values())
+    assert all(
+        environment["OMP_NUM_THREADS"] == threads and environment["FGRPO_SIDE_BY_SIDE"] == "1"
+        for environment in environments.values()
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert parallel.run({"a": commands["a"]}, 2) == []
     assert json.loads((tmp_path / "a").read_text())["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
-def test_nobody_is_left_when_the_parent_is_killed(sign: signal.Signals) -> None:
+def test_no_process_is_left_when_the_parent_is_killed(sign: signal.Signals) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert [parent.stdout.readline() for _ in range(2)] == ["here\n"] * 2
@@ -58,7 +61,7 @@ def test_nobody_is_left_when_the_parent_is_killed(sign: signal.Signals) -> None:
     deadline = time.monotonic() + 120
     while any(child.is_running() and child.status() != "zombie" for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
-    left = [child for child in children if child.is_running() and child.status() != "zombie"]
-    for child in left:
+    alive = [child for child in children if child.is_running() and child.status() != "zombie"]
+    for child in alive:
         child.kill()
-    assert not left
+    assert not alive

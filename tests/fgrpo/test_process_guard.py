@@ -1,4 +1,4 @@
-"""What a killed process leaves behind is ended; what a finished one handed over is not touched."""
+"""The guard ends what a killed process leaves behind, and leaves released processes alone."""
 
 from __future__ import annotations
 

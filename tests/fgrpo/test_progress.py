@@ -1,4 +1,4 @@
-"""Bars of processes side by side stay readable in a log file."""
+"""Bars of parallel processes stay readable in a log file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from fgrpo import progress
 
 
-def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+def test_a_log_file_gets_complete_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
     monkeypatch.setenv("TQDM_POSITION", "1")  # the second of two bars: no cursor movements in a file
     out = io.StringIO()
     with progress.bar("rl-fgrpo", 4, "step", initial=1, out=out) as bar:
@@ -53,7 +53,7 @@ def test_a_terminal_gets_a_bar_on_the_line_it_was_given(columns: int) -> None:
     assert ("\x1b[A" in shown) == (columns > 0)
 
 
-def test_what_it_cost_stands_beside_the_bar() -> None:
+def test_the_bar_shows_the_status() -> None:
     out = io.StringIO()
     with progress.bar("score", 4, "answer", out=out) as shown:
         shown.mininterval = 0.0

@@ -22,7 +22,7 @@ def test_unknown_placeholder_and_prompt() -> None:
         prompts.read("thinc")
 
 
-def test_pictures_come_first_and_in_order() -> None:
+def test_images_come_first_and_in_order() -> None:
     content = prompts.messages(Sample("a/b/1", ("1.png", "2.png"), "q", (), "x"), "{question}")[0]["content"]
     assert [part.get("image", part.get("text")) for part in content] == ["1.png", "2.png", "q"]
 

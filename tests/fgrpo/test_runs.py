@@ -11,7 +11,7 @@ import pytest
 
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.runs import Run, folder, require
+from fgrpo.runs import Run, folder, is_done, require
 
 CONFIG = load("mini")
 
@@ -53,20 +53,20 @@ def test_a_folder_that_lost_a_file_inside_is_not_done(tmp_path: Path) -> None:
         assert not run.is_done
 
 
-def test_folders_put_aside_never_meet(tmp_path: Path) -> None:
+def test_superseded_folders_never_collide(tmp_path: Path) -> None:
     for k, c_puct in enumerate((2.0, 1.0, 3.0, 4.0)):
         if k == 3:
             (tmp_path / "mini" / ".superseded" / "mcts.0" / "traces.jsonl").unlink()
             (tmp_path / "mini" / ".superseded" / "mcts.0" / "config.json").unlink()
-            for rest in (tmp_path / "mini" / ".superseded" / "mcts.0").iterdir():
-                rest.unlink()
+            for file in (tmp_path / "mini" / ".superseded" / "mcts.0").iterdir():
+                file.unlink()
             (tmp_path / "mini" / ".superseded" / "mcts.0").rmdir()
         finish(tmp_path, load("mini", overrides=[f"mcts.c_puct={c_puct}"]), text=f"{k}\n")
-    kept = {p.parent.name: p.read_text() for p in tmp_path.glob("mini/.superseded/*/traces.jsonl")}
-    assert kept == {"mcts.0": "2\n", "mcts.1": "1\n"}
+    superseded = {p.parent.name: p.read_text() for p in tmp_path.glob("mini/.superseded/*/traces.jsonl")}
+    assert superseded == {"mcts.0": "2\n", "mcts.1": "1\n"}
 
 
-def test_another_configuration_moves_the_old_folder_aside(tmp_path: Path) -> None:
+def test_another_configuration_supersedes_the_old_folder(tmp_path: Path) -> None:
     finish(tmp_path, text="old\n")
     other = load("mini", overrides=["mcts.c_puct=1.0"])
     with Run.open(other, "mcts", root=tmp_path) as run:
@@ -128,3 +128,34 @@ def test_a_moved_run_root_keeps_what_is_done(tmp_path: Path) -> None:
     first.rename(second)
     with Run.open(CONFIG, "mcts", (second / "mini" / "data" / "seed.jsonl",), root=second) as run:
         assert run.is_done
+
+
+def test_is_done_tells_without_opening_the_folder(tmp_path: Path) -> None:
+    """The same answer as `Run.open` gives, with the lock held by another process and nothing changed."""
+    seed = tmp_path / "mini" / "data" / "seed.jsonl"
+    seed.parent.mkdir(parents=True)
+    seed.write_text("one\n")
+    assert not is_done(CONFIG, "mcts", tmp_path)
+    path = finish(tmp_path, inputs=(seed,))
+    with Run.open(CONFIG, "mcts", [seed], root=tmp_path):
+        assert is_done(CONFIG, "mcts", tmp_path) and is_done(CONFIG, "mcts", tmp_path, [seed])
+    assert not is_done(load("mini", overrides=["mcts.simulations=3"]), "mcts", tmp_path)  # another configuration
+    assert not is_done(CONFIG, "mcts", tmp_path, [])  # other inputs
+    seed.write_text("two\n")
+    assert not is_done(CONFIG, "mcts", tmp_path)  # the same input with other content
+    seed.write_text("one\n")
+    (path / "traces.jsonl").write_text("longer than it was\n")
+    assert not is_done(CONFIG, "mcts", tmp_path) and (path / "done").exists()
+    (path / "traces.jsonl").write_text("x\n")
+    assert is_done(CONFIG, "mcts", tmp_path)
+    seed.unlink()
+    assert not is_done(CONFIG, "mcts", tmp_path)
+
+
+def test_an_input_outside_the_root_is_left_to_the_stage(tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere" / "rows.jsonl"
+    outside.parent.mkdir()
+    outside.write_text("one\n")
+    root = tmp_path / "runs"
+    finish(root, inputs=(outside,))
+    assert not is_done(CONFIG, "mcts", root) and is_done(CONFIG, "mcts", root, [outside])

@@ -15,7 +15,7 @@ import torch
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import Completion, Request, SamplingError
-from fgrpo.inference.decode import _cut_top_p, invert
+from fgrpo.inference.decode import _truncate_top_p, invert
 from fgrpo.inference.transformers_engine import TransformersSampler
 from fgrpo.policy import loading, tokens
 from miniworld import questions
@@ -213,14 +213,14 @@ def test_inversion_has_the_right_frequencies() -> None:
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     probs = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.5, 0.1, 0.3, 0.1], [0.5, 0.1, 0.3, 0.1]])
-    cut = _cut_top_p(probs, torch.tensor([0.7, 0.01, 1.0]))
+    cut = _truncate_top_p(probs, torch.tensor([0.7, 0.01, 1.0]))
     assert torch.equal(cut, torch.tensor([[0.5, 0, 0.3, 0], [0.5, 0, 0, 0], [0.5, 0.1, 0.3, 0.1]]))
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (None, "neither a folder"),
+        (None, "neither a folder with a model"),
         ({}, "no config.json"),
         ({"config.json": "{"}, "not JSON"),
         ({"config.json": '{"model_type": "llama"}'}, "'llama'"),
@@ -244,7 +244,7 @@ def test_vision_is_frozen_and_nothing_else() -> None:
     frozen = loading.freeze_vision(model, projector=True)
     assert frozen == sum(p.numel() for p in model.model.visual.parameters())
     assert all(p.requires_grad != name.startswith("model.visual.") for name, p in model.named_parameters())
-    with pytest.raises(UserError, match="visual"):
+    with pytest.raises(UserError, match="known model families"):
         loading.freeze_vision(torch.nn.Linear(2, 2), projector=True)
 
 

@@ -122,9 +122,9 @@ def test_without_gpus_the_flags_are_the_cpus() -> None:
 
 def test_what_cannot_work_is_said_before_it_starts(tmp_path: Path) -> None:
     config = paper(tmp_path)
-    with pytest.raises(UserError, match=r"type 'qwen3'; this needs a Qwen2\.5-VL"):
+    with pytest.raises(UserError, match=r"type 'qwen3'; known model families: qwen2_5_vl"):
         serve.order(config, "teacher", H100, config.judges.extraction.model)
-    with pytest.raises(UserError, match="takes no pictures"):
+    with pytest.raises(UserError, match="takes no images"):
         serve.order(config, "judge", H100, config.judges.extraction.model)
     with pytest.raises(UserError, match=r"takes 4 GPUs .* and 2 are here"):
         serve.order(config, "teacher", H100[:2])

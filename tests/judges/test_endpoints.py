@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import judges.endpoint
+import fgrpo.inference.endpoint
 from fgrpo.errors import UserError
+from fgrpo.inference.endpoint import Pace
 from fgrpo.inference.vllm_server import free_port
 from judges.base import JudgeSet, build
-from judges.endpoint import Pace
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
@@ -41,7 +41,7 @@ async def settled(judges: JudgeSet, is_settled: Any) -> None:
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 500, 3000])
 def test_no_minute_holds_more_than_its_worth(per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(judges.endpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: now)
     pace, turns = Pace(per_minute), []
     for n in range(3 * per_minute):
         now += pace.take()
@@ -52,8 +52,8 @@ def test_no_minute_holds_more_than_its_worth(per_minute: int, monkeypatch: pytes
     assert turns[-1] - turns[0] < 62.0 * 3 + 90.0 + 1e-6  # and it does not dawdle
 
 
-def test_what_was_set_aside_and_not_used_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges.endpoint.time, "monotonic", lambda: 1000.0)
+def test_an_unused_reservation_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: 1000.0)
     thrifty, wasteful = Pace(1000), Pace(1000)
     for _ in range(5):
         thrifty.take(500)
@@ -71,7 +71,7 @@ def test_requests_are_spread_over_the_minute(limit: dict[str, int], fault_server
             config = judge_config(server.url, concurrency=64, **limit)
             judges = build(config, "unused")
             begin = time.monotonic()
-            if "tokens_per_minute" in limit:  # a server that says nothing of usage is charged what was set aside
+            if "tokens_per_minute" in limit:  # a server that reports no usage is charged the reservation
                 server.behave = lambda n, body: {"body": _without_usage()}
             assert not any(v.failed for v in await judges.ask(CONSISTENCY_TASK, items(0, 50)))
             # requests: 20 in the first burst, then 20 a second; tokens: as many of 500, and a call is set aside at a little more
@@ -96,7 +96,7 @@ def test_a_dead_endpoint_is_left_alone_and_found_again(fault_server: Any, judge_
             verdicts = await judges.ask(CONSISTENCY_TASK, items(0, 300))
             assert not any(v.failed for v in verdicts)
             tried = judges.meter.faults["no connection"]
-            assert 5 <= tried < 60, "the dead endpoint was asked again and again"
+            assert 5 <= tried < 60, "the dead endpoint got request after request"
             async with fault_server(lambda n, body: YES, port) as back:
                 await settled(judges, lambda: len(back.bodies) > 3)
                 await judges.close()
@@ -156,7 +156,7 @@ def test_an_endpoint_without_the_model_is_named_with_what_it_serves(fault_server
     asyncio.run(go())
 
 
-def test_who_does_not_say_what_it_used_cannot_pass_the_cap(fault_server: Any, judge_config: Any) -> None:
+def test_a_server_without_usage_cannot_pass_the_cap(fault_server: Any, judge_config: Any) -> None:
     async def go() -> None:
         async with fault_server(lambda n, body: {"body": _without_usage()}) as server:
             judges = build(judge_config(server.url, token_cap=6000), "unused")
@@ -169,7 +169,7 @@ def test_who_does_not_say_what_it_used_cannot_pass_the_cap(fault_server: Any, ju
 
 
 def test_a_cap_stops_cleanly_and_outlives_the_process(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
-    """Each reply costs 1; a call is set aside at more than that, so the cap is never passed."""
+    """Each reply costs 1; a call reserves more than that, so the cap is never passed."""
     priced = {"prompt_price": 100_000.0, "completion_price": 100_000.0, "concurrency": 2}
 
     async def go() -> None:

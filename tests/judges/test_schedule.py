@@ -16,9 +16,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from fgrpo.inference.client import Client
 from judges.backends.openai import BACKEND
 from judges.base import Meter
-from judges.client import OpenAITransport
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
 SLOTS, ROLLOUTS, SERVICE_S, LIMIT_S = 64, 2000, 0.5, 4.0
@@ -49,7 +49,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
 
-class Client:
+class Connection:
     """Stands in for the connection: takes a while, then answers or fails as a server would.
 
     `busy_s` is what it occupied, `chain_s` the same for each rollout, whose attempts cannot run beside each other.
@@ -104,20 +104,20 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
     The last one may take the longest chain of attempts and waits of a single rollout more: it can be among the last to begin,
     and nobody knows beforehand which it will be (Graham's bound for lists of jobs).
     """
-    client, made = Client(), OpenAITransport._endpoint
+    connection, made = Connection(), Client._endpoint
 
-    def stubbed(self: OpenAITransport, *more: Any) -> Any:
+    def stubbed(self: Client, *more: Any) -> Any:
         endpoint = made(self, *more)
-        endpoint.client = client  # type: ignore[assignment]
+        endpoint.connection = connection  # type: ignore[assignment]
         return endpoint
 
     def waiting(self: Meter, seconds: float) -> None:
-        client.chain_s[ROLLOUT.get()] += seconds
+        connection.chain_s[ROLLOUT.get()] += seconds
         waits(self, seconds)
 
     waits = Meter.wait
     monkeypatch.setattr(Meter, "wait", waiting)
-    monkeypatch.setattr(OpenAITransport, "_endpoint", stubbed)
+    monkeypatch.setattr(Client, "_endpoint", stubbed)
     random.seed(0)  # of the back-off
     config = judge_config("http://x/v1", concurrency=SLOTS, attempts=14, timeout_s=LIMIT_S, backoff_s=0.5)
     done: list[float] = []
@@ -141,8 +141,8 @@ def test_faults_cost_hardly_more_than_they_must(judge_config: Any, monkeypatch: 
     finally:
         loop.close()
     assert sum(meter.faults.values()) == meter.retries > 700 and meter.faults["time-out"] > 100
-    assert client.most == SLOTS and len(done) == ROLLOUTS
-    slots, chain = client.busy_s / SLOTS, max(client.chain_s.values())
+    assert connection.most == SLOTS and len(done) == ROLLOUTS
+    slots, chain = connection.busy_s / SLOTS, max(connection.chain_s.values())
     nearly_all, wall = sorted(done)[ROLLOUTS * 99 // 100], max(done)
     print(
         f"slots {slots:.1f} s, longest chain {chain:.1f} s, 99% {nearly_all:.1f} s, all {wall:.1f} s, waited {meter.waited_s:.0f} s"

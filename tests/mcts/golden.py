@@ -1,5 +1,6 @@
-"""Golden trees: whole trees after every iteration, with script and settings. `python -m tests.mcts.golden` writes them anew;
-look at the difference before you keep it.
+"""Golden trees: complete trees after every iteration, with script and settings.
+
+`python -m tests.mcts.golden` rewrites them; review the diff before committing it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.mcts.scripted import sample, settings
 
 GOLDEN = Path(__file__).resolve().parent / "golden_trees"
 
-# Look at the whole (W) or at parts; a wrong part leads astray, most of the time.
+# Look at the full image (W) or at parts (P, Q); a wrong part usually leads to a wrong answer.
 SCRIPT: dict[str, list[tuple[float, str]]] = {
     "": [
         (0.5, "W <bbox>[0,0,100,100]</bbox>"),
@@ -49,22 +50,26 @@ CASES = {
 }
 
 
-async def grown(script: Script, chosen: Settings) -> list[dict[str, Any]]:
+async def snapshots(script: Script, search_settings: Settings) -> list[dict[str, Any]]:
     """The tree after each iteration."""
-    tree = Tree(sample(), chosen)
+    tree = Tree(sample(), search_settings)
     teacher = ScriptedTeacher(script)
-    after: list[dict[str, Any]] = []
-    for _ in range(chosen.simulations):
+    trees: list[dict[str, Any]] = []
+    for _ in range(search_settings.simulations):
         await iterate(tree, teacher)
-        after.append(tree.to_dict())
-    return after
+        trees.append(tree.to_dict())
+    return trees
 
 
 def write(cases: Mapping[str, Settings] = CASES) -> None:
-    """Write every golden file."""
+    """Write all golden files."""
     GOLDEN.mkdir(exist_ok=True)
-    for name, chosen in cases.items():
-        stored = {"settings": asdict(chosen), "script": SCRIPT, "trees": asyncio.run(grown(SCRIPT, chosen))}
+    for name, search_settings in cases.items():
+        stored = {
+            "settings": asdict(search_settings),
+            "script": SCRIPT,
+            "trees": asyncio.run(snapshots(SCRIPT, search_settings)),
+        }
         (GOLDEN / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""An engine that says what a script says, and small trees made by hand."""
+"""An engine with scripted replies, and small hand-made trees."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def sample(name: str = "toy/train/1", answer: str = "left") -> Sample:
 
 
 class ScriptedEngine:
-    """A `Sampler` whose text is a pure function of the request; it can fail, and counts what it was asked.
+    """A `Sampler` whose text is a pure function of the request; it records requests and can fail.
 
-    By default each step is "step <n> <bbox>…</bbox>." with a box of its own, and after three steps an answer.
+    By default each step is "Step <n> looks at <bbox>…</bbox>." with a distinct box, and an answer follows after three steps.
     """
 
     def __init__(self, fails: Callable[[Request], bool] = lambda request: False, lines: int = 3) -> None:
@@ -76,7 +76,7 @@ class ScriptedEngine:
 
 
 def node(node_id: str, step: str, *children: Node, answer: str | None = None, ends: Sequence[str] = ()) -> Node:
-    """A node by hand; an answer "left" is right. `ends` are rollout texts, `…<answer>left</answer>` being right."""
+    """A hand-made node. The answer "left" is right; `ends` are rollout texts, and `…<answer>left</answer>` is right."""
     outcomes = [Outcome(text, text.split("<answer>")[1].split("<")[0], float("<answer>left<" in text)) for text in ends]
     reward = None if answer is None else float(answer == "left")
     return Node(node_id, step, answer, reward, outcomes=outcomes, children=list(children))

@@ -1,4 +1,4 @@
-"""Damaged files, bad teachers, kills at awkward moments, two processes: a clear error or a counted drop, never a silent loss."""
+"""Damaged files, bad teachers, kills at critical moments, two processes: a clear error or a counted drop, never a silent loss."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def damage(item: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"answer": ...}, r"question 2 \(sat/train/1\) is no sample \(KeyError\('answer'\)\)"),
-        ({"id": ...}, r"question 2 \(without id\) is no sample"),
-        ({"images": None}, r"is no sample \(TypeError"),
-        ({"boxes": [{"xyxy": [1, 2, 3], "frame": "original"}]}, r"is no sample \(ValueError"),
-        ({"question": 7}, r"is no sample \(AttributeError"),
+        ({"answer": ...}, r"question 2 \(sat/train/1\) is not a valid sample \(KeyError\('answer'\)\)"),
+        ({"id": ...}, r"question 2 \(without id\) is not a valid sample"),
+        ({"images": None}, r"is not a valid sample \(TypeError"),
+        ({"boxes": [{"xyxy": [1, 2, 3], "frame": "original"}]}, r"is not a valid sample \(ValueError"),
+        ({"question": 7}, r"is not a valid sample \(AttributeError"),
         ({"question": " "}, "has no question"),
         ({"answer": "up"}, "not among its options"),
         ({"id": "sat/train/0"}, "occurs twice"),
@@ -48,7 +48,7 @@ def test_a_damaged_seed_question_is_named(tmp_path: Path, changes: dict[str, Any
     write_jsonl(path, [items[0], damage(items[1], **changes), items[2]])
     with pytest.raises(UserError, match=reason) as failed:
         distil(CONFIG, runs, ScriptedEngine())
-    assert "run `make data` again, or mend that line" in str(failed.value)
+    assert "Fix that line, or delete" in str(failed.value) and "rerun `make data`" in str(failed.value)
 
 
 def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
@@ -57,25 +57,25 @@ def test_a_damaged_tree_is_named(tmp_path: Path) -> None:
     trees = list(read_jsonl(folder / "trees.jsonl"))
     del trees[1]["root"]["outcomes"]
     write_jsonl(folder / "trees.jsonl", trees)
-    with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*delete its line"):
+    with pytest.raises(UserError, match=r"tree 'sat/train/1' is damaged.*Delete its line"):
         distil(CONFIG, tmp_path / "runs", ScriptedEngine())
 
 
 class BadTeacher:
-    """Writes what `says` makes of a request; what else an engine does it does not."""
+    """An engine whose replies are `reply_of(request, index)`."""
 
-    def __init__(self, says: Callable[[Request, int], tuple[str, Literal["stop", "length"]]]) -> None:
-        self._says = says
+    def __init__(self, reply_of: Callable[[Request, int], tuple[str, Literal["stop", "length"]]]) -> None:
+        self._reply_of = reply_of
 
     async def sample(self, request: Request) -> Sequence[Completion]:
-        texts = [self._says(request, i) for i in range(request.n)]
+        texts = [self._reply_of(request, i) for i in range(request.n)]
         return [Completion(text, finish, (0,) * 5, (-0.5,) * 5) for text, finish in texts]
 
     async def close(self) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("says", "reason"),
+    ("reply_of", "reason"),
     [
         (lambda request, i: ("and on and on", "length"), "no usable first step: 9 unended"),
         (lambda request, i: ("see <|image_pad|><|image_pad|>\n", "stop"), "no usable first step: 9 special token"),
@@ -83,18 +83,20 @@ class BadTeacher:
     ],
     ids=["never ends a step", "emits image tokens", "says nothing"],
 )
-def test_a_teacher_that_gives_no_step_stops_the_stage_in_words(tmp_path: Path, says: Any, reason: str) -> None:
+def test_a_teacher_without_a_usable_step_stops_the_stage_with_the_reason(
+    tmp_path: Path, reply_of: Any, reason: str
+) -> None:
     with pytest.raises(UserError, match=reason):
-        distil(CONFIG, seeded(tmp_path, 4), BadTeacher(says))
+        distil(CONFIG, seeded(tmp_path, 4), BadTeacher(reply_of))
 
 
-def test_a_teacher_that_repeats_itself_ends_in_words(tmp_path: Path) -> None:
-    def says(request: Request, index: int) -> tuple[str, Literal["stop", "length"]]:
+def test_a_teacher_that_repeats_itself_stops_the_stage_with_the_reason(tmp_path: Path) -> None:
+    def reply_of(request: Request, index: int) -> tuple[str, Literal["stop", "length"]]:
         return ("The same line.\n" * (1 if "\n" in request.stop else 30), "stop" if "\n" in request.stop else "length")
 
     runs = seeded(tmp_path, 4)
     with pytest.raises(UserError, match="no correct chain in 4 trees"):
-        distil(CONFIG, runs, BadTeacher(says))
+        distil(CONFIG, runs, BadTeacher(reply_of))
     report = (runs / "smoke" / "mcts" / "report.md").read_text()
     assert "| duplicate |" in report and "| repeated_text |" in report and "| unended |" in report
     tree = next(iter(read_jsonl(runs / "smoke" / "mcts" / "trees.jsonl")))
@@ -102,7 +104,7 @@ def test_a_teacher_that_repeats_itself_ends_in_words(tmp_path: Path) -> None:
     assert tree["root"]["children"][0]["closed"]
 
 
-def test_what_a_teacher_does_wrong_now_and_then_is_counted_and_in_no_trace(tmp_path: Path) -> None:
+def test_occasional_teacher_errors_are_counted_and_never_reach_a_trace(tmp_path: Path) -> None:
     good = ScriptedEngine()
 
     class Sloppy(BadTeacher):
@@ -147,14 +149,14 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
-    assert (distil(CONFIG, runs, ScriptedEngine()) / "done").exists()  # the lock went with its process
+    assert (distil(CONFIG, runs, ScriptedEngine()) / "done").exists()  # the lock was released with its process
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Represents a kill: no handler catches it."""
 
 
-def test_a_kill_at_any_rename_of_the_end_leaves_a_run_that_ends_in_the_same_bytes(
+def test_a_kill_at_any_final_rename_leaves_a_run_that_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = seeded(tmp_path, 5)
@@ -185,7 +187,7 @@ def test_a_kill_at_any_rename_of_the_end_leaves_a_run_that_ends_in_the_same_byte
     assert kills == len(OUTPUTS) == 6
 
 
-def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
+def test_the_manifest_and_the_progress_bar_show_usage_and_cost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     priced = CONFIG.model_copy(
@@ -202,17 +204,17 @@ def test_the_manifest_and_the_bar_say_what_trees_took_and_cost(
     silent = distil(
         priced, seeded(tmp_path / "silent", 4), ScriptedEngine()
     )  # an engine that does not say what it read
-    said = json.loads((silent / "manifest.json").read_text())
-    assert said["cost"] is None and said["per_tree"]["read_tokens"] is None
+    silent_manifest = json.loads((silent / "manifest.json").read_text())
+    assert silent_manifest["cost"] is None and silent_manifest["per_tree"]["read_tokens"] is None
     in_process = capsys.readouterr().err.rsplit("4/4", 1)[1]
-    for bar, stage in ((over_http, manifest), (in_process, said)):
+    for bar, stage in ((over_http, manifest), (in_process, silent_manifest)):
         assert f"{stage['counts']['requests']:,} calls, {stage['counts']['accepted']:,} chains, " in bar
-    assert "tokens, 0.0" in over_http and "tokens written, cost not known, 0 failed" in in_process
+    assert "tokens, 0.0" in over_http and "completion tokens, cost unknown, 0 failed" in in_process
     report = (folder / "report.md").read_text()
     assert f"{counts['requests'] / 4:.1f} requests" in report and "of the trees' steps name a region" in report
 
 
-def test_what_failed_trees_cost_is_in_the_manifest(tmp_path: Path) -> None:
+def test_the_cost_of_failed_trees_is_in_the_manifest(tmp_path: Path) -> None:
     priced = CONFIG.model_copy(
         update={"engine": CONFIG.engine.model_copy(update={"prompt_price": 0.0, "completion_price": 1e6})}
     )
@@ -236,7 +238,7 @@ def test_what_failed_trees_cost_is_in_the_manifest(tmp_path: Path) -> None:
     assert manifest["per_tree"]["tokens"] == round(manifest["counts"]["tokens"] / 7, 2)  # of the trees that there are
 
 
-def test_a_price_or_the_number_of_trees_in_flight_does_not_make_another_run(tmp_path: Path) -> None:
+def test_a_price_or_the_number_of_trees_in_flight_does_not_change_the_run_identity(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 3)
     folder = distil(CONFIG, runs, ScriptedEngine())
     before = (folder / "manifest.json").read_bytes()

@@ -1,4 +1,4 @@
-"""The stage: records, order, resume after a kill, torn lines, failing trees, the viewer's escaping."""
+"""The stage: records, order, resume after a kill, torn lines, failing trees, escaping in the viewer."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CONFIG = load("smoke", overrides=["mcts.trees_in_flight=5"])
 
 
 def seeded(root: Path, count: int, config: Config = CONFIG) -> Path:
-    """Run folders in which the data stage left `count` seed questions."""
-    picture = root / "picture.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (112, 112), "white").save(picture)
+    """A runs folder in which the data stage has written `count` seed questions."""
+    image_file = root / "picture.png"
+    image_file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (112, 112), "white").save(image_file)
     folder = root / "runs" / config.preset / "data"
     folder.mkdir(parents=True)
     write_jsonl(
         folder / "seed.jsonl",
         (
             Sample(
-                f"sat/train/{i}", (str(picture),), f"Left or right, <b>{i}</b>?", ("left", "right"), "left"
+                f"sat/train/{i}", (str(image_file),), f"Left or right, <b>{i}</b>?", ("left", "right"), "left"
             ).to_dict()
             for i in range(count)
         ),
@@ -78,7 +78,7 @@ def test_the_stage_writes_trees_traces_and_records_in_the_order_of_the_seeds(tmp
     assert manifest["counts"]["requests"] == len(engine.requests)
     assert manifest["counts"]["completions"] == sum(request.n for request in engine.requests)
     assert all(request.prefix.startswith("<think>") for request in engine.requests)
-    assert distil(CONFIG, tmp_path / "runs", engine) == folder  # done: nothing more is asked
+    assert distil(CONFIG, tmp_path / "runs", engine) == folder  # done: no further request
     assert manifest["counts"]["requests"] == len(engine.requests)
 
 
@@ -115,7 +115,7 @@ distil(CONFIG, Path(sys.argv[1]), Slow())
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    whole = contents(distil(CONFIG, seeded(tmp_path, 16), ScriptedEngine()))
+    undisturbed = contents(distil(CONFIG, seeded(tmp_path, 16), ScriptedEngine()))
     runs = tmp_path / "runs"
     mcts = runs / "smoke" / "mcts"
     subprocess.run(["rm", "-r", str(mcts)], check=True)
@@ -127,18 +127,18 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     before = read_ids(mcts / "trees.jsonl")
     assert 0 < len(before) < 16 and not (mcts / "done").exists()
     engine = ScriptedEngine()
-    assert contents(distil(CONFIG, runs, engine)) == whole
-    asked = {request.text for request in engine.requests}
-    assert len(asked) == 16 - len(before)  # what was finished is not done again
+    assert contents(distil(CONFIG, runs, engine)) == undisturbed
+    questions = {request.text for request in engine.requests}
+    assert len(questions) == 16 - len(before)  # finished trees are not grown again
 
 
-def test_a_torn_line_is_cut_off_and_its_tree_grown_again(tmp_path: Path) -> None:
+def test_a_torn_line_is_dropped_and_its_tree_is_grown_again(tmp_path: Path) -> None:
     folder = distil(CONFIG, seeded(tmp_path, 4), ScriptedEngine())
-    whole = contents(folder)
+    undisturbed = contents(folder)
     (folder / "done").unlink()
-    data = whole["trees.jsonl"]
+    data = undisturbed["trees.jsonl"]
     (folder / "trees.jsonl").write_bytes(data[: len(data) - 40])
-    assert contents(distil(CONFIG, tmp_path / "runs", ScriptedEngine())) == whole
+    assert contents(distil(CONFIG, tmp_path / "runs", ScriptedEngine())) == undisturbed
 
 
 def bad_question(number: int) -> ScriptedEngine:
@@ -148,12 +148,12 @@ def bad_question(number: int) -> ScriptedEngine:
     return ScriptedEngine(fails)
 
 
-def test_a_question_that_fails_is_counted_with_its_reason_and_tried_again(tmp_path: Path) -> None:
+def test_a_failed_question_is_counted_with_its_reason_and_retried(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 8)
     folder = distil(CONFIG, runs, bad_question(3))
     (failed,) = read_jsonl(folder / "failed.jsonl")
     assert failed["id"] == "sat/train/3" and "3 step" in failed["reason"]
-    assert failed["requests"] == 3 and failed["tokens"] == failed["completions"] == 0  # what was spent on it
+    assert failed["requests"] == 3 and failed["tokens"] == failed["completions"] == 0  # its usage
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts["failed_trees"] == 1 and counts["failed_trees/requests"] == 3
     assert "sat/train/3: no usable first step" in (folder / "report.md").read_text()
@@ -164,18 +164,18 @@ def test_a_question_that_fails_is_counted_with_its_reason_and_tried_again(tmp_pa
     assert (again / "traces.jsonl").read_bytes() == (undisturbed / "traces.jsonl").read_bytes()
 
 
-def test_an_endpoint_that_is_gone_stops_the_stage_and_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_down_stops_the_stage_and_keeps_finished_trees(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 12)
     engine = ScriptedEngine(lambda request: len(engine.requests) > 150)
-    with pytest.raises(UserError, match=r"of 12 trees failed.*run again"):
+    with pytest.raises(UserError, match=r"of 12 trees failed.*rerun to resume"):
         distil(CONFIG, runs, engine)
-    kept = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
-    assert 0 < len(kept) < 12 and not (runs / "smoke" / "mcts" / "done").exists()
+    finished = read_ids(runs / "smoke" / "mcts" / "trees.jsonl")
+    assert 0 < len(finished) < 12 and not (runs / "smoke" / "mcts" / "done").exists()
     folder = distil(CONFIG, runs, ScriptedEngine())
     assert len(read_ids(folder / "trees.jsonl")) == 12
 
 
-def test_a_teacher_that_is_never_right_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_teacher_that_is_never_right_is_an_error(tmp_path: Path) -> None:
     runs = seeded(tmp_path, 2)
     path = runs / "smoke" / "data" / "seed.jsonl"
     write_jsonl(path, [{**item, "answer": "neither", "choices": []} for item in list(read_jsonl(path))])
@@ -183,14 +183,14 @@ def test_a_teacher_that_is_never_right_is_an_error_that_says_so(tmp_path: Path) 
         distil(CONFIG, runs, ScriptedEngine())
 
 
-def test_missing_or_empty_seeds_name_the_way_out(tmp_path: Path) -> None:
+def test_missing_or_empty_seeds_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make data"):
         distil(CONFIG, tmp_path, ScriptedEngine())
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="contains no questions"):
         distil(CONFIG, seeded(tmp_path, 0), ScriptedEngine())
 
 
-def test_no_more_searches_at_a_time_than_trees_in_flight(tmp_path: Path) -> None:
+def test_concurrent_searches_are_limited_to_trees_in_flight(tmp_path: Path) -> None:
     alive: list[str] = []
     most = 0
 
@@ -209,7 +209,7 @@ def test_no_more_searches_at_a_time_than_trees_in_flight(tmp_path: Path) -> None
     assert most == CONFIG.mcts.trees_in_flight
 
 
-def test_the_viewer_escapes_what_data_and_models_wrote(tmp_path: Path) -> None:
+def test_the_viewer_escapes_text_of_data_and_models(tmp_path: Path) -> None:
     page = (distil(CONFIG, seeded(tmp_path, 3), ScriptedEngine()) / "viewer.html").read_text()
     assert "<b>0</b>" not in page and "&lt;b&gt;0&lt;/b&gt;" in page
     assert "&lt;think&gt;" in page and page.count("data:image/png;base64,") == 3

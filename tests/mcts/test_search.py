@@ -1,22 +1,25 @@
-"""Search: golden trees replayed step by step, where visits go, what an expansion refuses, and bad teachers."""
+"""Search: golden trees replayed step by step, where visits go, what an expansion rejects, and bad teachers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fgrpo.inference.base import SamplingError
-from mcts.search import TreeFailed, backup, expand, fault, search, seed_of, select
+from fgrpo.types import Box
+from mcts.search import TreeFailed, backup, expand, iterate, rejection_reason, search, seed_of, select
 from mcts.teacher import Ending, Step
 from mcts.tree import Node, Settings, Tree
 from perf.prior import needed, share_of_best
 from perf.scripted import ScriptedTeacher
-from tests.mcts.golden import GOLDEN, grown
+from tests.mcts.golden import GOLDEN, snapshots
 from tests.mcts.scripted import sample, settings
 
 
@@ -24,7 +27,7 @@ from tests.mcts.scripted import sample, settings
 def test_golden_trees_replay_step_by_step(path: Path) -> None:
     stored = json.loads(path.read_text(encoding="utf-8"))
     assert len(stored["trees"]) == stored["settings"]["simulations"]
-    again = asyncio.run(grown(stored["script"], Settings(**stored["settings"])))
+    again = asyncio.run(snapshots(stored["script"], Settings(**stored["settings"])))
     for number, (old, new) in enumerate(zip(stored["trees"], again, strict=True)):
         assert json.loads(json.dumps(new)) == old, f"iteration {number}"
         assert Tree.from_dict(old).to_dict() == old
@@ -44,14 +47,14 @@ def test_the_golden_puct_tree_adds_up() -> None:
             assert sum(child.prior for child in node.children) == pytest.approx(1, abs=1e-5)
 
 
-def of_equation_7(children: list[dict[str, Any]], chosen: dict[str, Any]) -> list[float]:
-    """The scores of a stored node's children, written out here once more."""
-    total, c = sum(child["visits"] for child in children), chosen["c_puct"]
+def equation_7_scores(children: list[dict[str, Any]], search_settings: dict[str, Any]) -> list[float]:
+    """The scores of a stored node's children, computed independently."""
+    total, c = sum(child["visits"] for child in children), search_settings["c_puct"]
     out = []
     for child in children:
         n = child["visits"]
         q = child["value_sum"] / n if n else 0.0
-        if chosen["selection"] == "ucb1":
+        if search_settings["selection"] == "ucb1":
             out.append(q + c * math.sqrt(math.log(total) / n) if n else math.inf)
         else:
             out.append(q + c * child["prior"] * math.sqrt(total) / (1 + n))
@@ -67,25 +70,25 @@ def test_each_golden_iteration_goes_where_eq_7_says_and_backs_up_along_that_path
     stored = json.loads(path.read_text(encoding="utf-8"))
     empty = Tree(sample(), Settings(**stored["settings"])).to_dict()
     for before, after in zip([empty, *stored["trees"]], stored["trees"], strict=False):
-        node, walked = before["root"], [before["root"]["id"]]
+        node, path_ids = before["root"], [before["root"]["id"]]
         while node["children"]:
-            scores = of_equation_7(node["children"], stored["settings"])
+            scores = equation_7_scores(node["children"], stored["settings"])
             node = node["children"][scores.index(max(scores))]
-            walked.append(node["id"])
+            path_ids.append(node["id"])
         old, new = stored_nodes(before["root"]), stored_nodes(after["root"])
-        born = [new[name] for name in new if name not in old]
-        assert all(one["id"].rpartition(".")[0] == walked[-1] for one in born)
-        reached = [new[walked[-1]], *born]
+        new_nodes = [new[name] for name in new if name not in old]
+        assert all(one["id"].rpartition(".")[0] == path_ids[-1] for one in new_nodes)
+        extended = [new[path_ids[-1]], *new_nodes]
         rewards = [
             o["reward"]
-            for one in reached
+            for one in extended
             for o in one["outcomes"][len(old.get(one["id"], one | {"outcomes": []})["outcomes"]) :]
         ]
-        rewards += [one["reward"] for one in (born or reached) if one["answer"] is not None]
+        rewards += [one["reward"] for one in (new_nodes or extended) if one["answer"] is not None]
         assert rewards
         for name, one in old.items():
             grown_by = (new[name]["visits"] - one["visits"], new[name]["value_sum"] - one["value_sum"])
-            assert grown_by == ((len(rewards), sum(rewards)) if name in walked else (0, 0)), name
+            assert grown_by == ((len(rewards), sum(rewards)) if name in path_ids else (0, 0)), name
 
 
 def test_backup_counts_a_visit_at_every_node_of_the_path() -> None:
@@ -102,13 +105,13 @@ def test_visits_concentrate_on_the_best_path() -> None:
 
 
 def test_an_informative_prior_needs_fewer_simulations_than_ucb1() -> None:
-    """Until the tree itself holds the right answer; `python -m perf.prior` prints the numbers of mcts/README.md."""
+    """Simulations until the tree contains the right answer; `python -m perf.prior` prints the numbers of mcts/README.md."""
     informed, uniform, ucb1 = (needed(0.6, 12, **ways) for ways in ({}, {"prior": "uniform"}, {"selection": "ucb1"}))
     assert informed < 0.7 * uniform
     assert informed < 0.5 * ucb1
 
 
-def test_an_expansion_asks_again_for_what_is_missing_and_gives_up() -> None:
+def test_an_expansion_requests_missing_steps_again_up_to_a_limit() -> None:
     script = {"": [(0.98, "same"), (0.02, "other")], "same": [(1.0, "s</think><answer>left</answer>")]}
     teacher = ScriptedTeacher(script)
     tree = Tree(sample(), settings(expand_attempts=3, seed=3))
@@ -119,19 +122,19 @@ def test_an_expansion_asks_again_for_what_is_missing_and_gives_up() -> None:
     assert tree.counts["rejected/duplicate"] == tree.counts["completions"] - 1 == 6  # 3, then 2, then 2
 
 
-def test_what_an_expansion_refuses() -> None:
+def test_an_expansion_rejects_repeated_steps() -> None:
     box, line = "<bbox>[0,0,10,10]</bbox>", Node("0.0", "The cat is at <bbox>[0,0,10,10]</bbox>.")
     path = [Node("0"), line]
 
     def of(text: str, answer: str | None = None) -> Step:
         return Step(text, answer, 0.0, 1)
 
-    assert fault(of("A dog."), path, [of("A  dog.")]) == "duplicate"
-    assert fault(of("A dog.", "left"), path, [of("A dog.", "right")]) is None
-    assert fault(of(line.step), path, []) == "repeated_text"
-    assert fault(of(f"Still at {box}."), path, []) == "repeated_box"
-    assert fault(of("Now <bbox>[0, 0, 10, 10]</bbox>."), path, []) == "repeated_box"
-    assert fault(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
+    assert rejection_reason(of("A dog."), path, [of("A  dog.")]) == "duplicate"
+    assert rejection_reason(of("A dog.", "left"), path, [of("A dog.", "right")]) is None
+    assert rejection_reason(of(line.step), path, []) == "repeated_text"
+    assert rejection_reason(of(f"Still at {box}."), path, []) == "repeated_box"
+    assert rejection_reason(of("Now <bbox>[0, 0, 10, 10]</bbox>."), path, []) == "repeated_box"
+    assert rejection_reason(of("Zoom to <bbox>[0,0,5,5]</bbox>."), path, []) is None
 
 
 def test_the_progressive_zoom_is_enforced_where_the_configuration_says_so() -> None:
@@ -139,12 +142,14 @@ def test_the_progressive_zoom_is_enforced_where_the_configuration_says_so() -> N
     path.append(Node("0.0.0.0", "Here <bbox>[0,0,20,10]</bbox> and <bbox>[0,0,2,2]</bbox>."))
 
     def refused(text: str, zoom: str) -> str | None:
-        return fault(Step(text, None, 0.0, 1), path, [], zoom)
+        return rejection_reason(Step(text, None, 0.0, 1), path, [], zoom)
 
     wider, equal = "There <bbox>[50,50,70,61]</bbox>.", "There <bbox>[50,50,70,60]</bbox>."
     assert [refused(t, "strict") for t in (wider, equal, "So it is left.")] == ["zoomed_out", None, None]
     assert refused(wider, "prompt") is None
-    assert fault(Step(wider, None, 0.0, 1), path[:1], [], "strict") is None  # the first region may be any
+    assert (
+        rejection_reason(Step(wider, None, 0.0, 1), path[:1], [], "strict") is None
+    )  # the first region may have any size
     tree = Tree(sample(), settings(zoom="strict", seed=1))
     script = {
         "": [(1.0, "Small <bbox>[0,0,5,5]</bbox>")],
@@ -166,7 +171,7 @@ def test_prior_is_the_softmax_of_log_probabilities_or_uniform() -> None:
 
 
 class BrokenTeacher:
-    """Fails every k-th request; its steps are all different, its rollouts all right."""
+    """Fails every k-th request; all its steps are distinct and all its rollouts right."""
 
     def __init__(self, every: int, problem: str | None = None) -> None:
         self.requests, self.read_tokens = 0, 0
@@ -189,7 +194,7 @@ class BrokenTeacher:
 def test_failed_requests_are_counted_and_back_nothing_up() -> None:
     tree = asyncio.run(search(Tree(sample(), settings()), BrokenTeacher(5)))
     failures = tree.counts["failed/step"] + tree.counts["failed/rollout"]
-    assert failures > 0 and tree.root.value == 1.0  # a failure is no wrong answer
+    assert failures > 0 and tree.root.value == 1.0  # a failure is not a wrong answer
     assert tree.root.visits == sum(len(node.outcomes) for node in tree.root.walk())
 
 
@@ -236,3 +241,28 @@ def test_seeds_depend_on_all_their_parts_and_fit_31_bits() -> None:
     }
     assert len(seeds) == 32 and all(0 <= seed < 2**31 for seed in seeds)
     assert seed_of(0, "sat/train/1", "0.1", "step", 0) == seed_of(0, "sat/train/1", "0.1", "step", 0)
+
+
+def test_boxes_are_read_with_the_configured_tag(tmp_path: Path) -> None:
+    """The search refuses repeated boxes, counts zooms and shows boxes by `policy.box_tag` and `policy.box_frame`."""
+    from fgrpo.schema import Policy
+    from mcts import report, viewer
+
+    script = {"": [(1.0, "A <box>[0,0,500,500]</box>")]}
+    script["A <box>[0,0,500,500]</box>"] = [(1.0, "Again <box>[0,0,500,500]</box>")]
+    counts = []
+    for policy in (Policy(box_tag="box", box_frame="thousand"), Policy(box_tag="bbox", box_frame="model")):
+        tree = Tree(sample(), settings(children=1, rollouts=0, simulations=2), policy=policy)
+        asyncio.run(iterate(tree, ScriptedTeacher(script)))
+        asyncio.run(iterate(tree, ScriptedTeacher(script)))
+        tally = report.Tally()
+        tally.add(tree, [])
+        counts.append((tree.counts["rejected/repeated_box"] > 0, tally.counts["steps/boxed"] > 0))
+        assert tree.to_dict()["settings"] == asdict(tree.settings), "the policy is the configuration's, not the tree's"
+        if policy.box_tag == "box":
+            assert viewer.boxes_of(tree) == [Box(0, 0, 500, 500, "thousand")]
+    assert counts == [(True, True), (False, False)]
+    path = tmp_path / "x.png"
+    Image.new("RGB", (112, 112)).save(path)
+    (drawn,) = viewer._embedded_image(str(path), [Box(0, 0, 500, 500, "thousand")])["boxes"]
+    assert (drawn["width"], drawn["height"]) == (56, 56)  # of the 112 pixels that the model sees

@@ -1,4 +1,4 @@
-"""What the teacher makes of an engine's text: steps, closings in pieces, blank lines, endless and broken steps."""
+"""How the teacher parses an engine's text: steps, closings over several lines, blank lines, truncated and broken steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MCTS = load("mini", overrides=["mcts.temperature=0.6", "mcts.top_p=0.9"]).mcts
 
 
 class Replies:
-    """An engine that gives its replies one after the other, whatever is asked."""
+    """An engine that returns its replies in order, whatever the request."""
 
     def __init__(self, *replies: tuple[str, str]) -> None:
-        self.left, self.asked = list(replies), list[Request]()
+        self.left, self.requests = list(replies), list[Request]()
 
     async def sample(self, request: Request) -> Sequence[Completion]:
-        self.asked.append(request)
+        self.requests.append(request)
         out = []
         for _ in range(request.n):
             text, finish = self.left.pop(0)
@@ -38,12 +38,12 @@ def steps(*replies: tuple[str, str], n: int = 1) -> tuple[list, Replies, Sampler
     return asyncio.run(teacher.steps("<think>a\n", n, 7)), engine, teacher
 
 
-def test_a_step_is_asked_for_up_to_a_line_break_or_the_end_of_the_answer() -> None:
+def test_a_step_stops_at_a_line_break_or_the_end_of_the_answer() -> None:
     (step,), engine, teacher = steps(("The cat sits.\n", "stop"))
     assert (step.text, step.answer, step.problem, step.logprob, step.tokens) == ("The cat sits.", None, None, -1.5, 2)
-    (asked,) = engine.asked
-    assert asked.stop == ("\n", "</answer>") and asked.prefix == "<think>a\n" and asked.seed == 7
-    assert (asked.temperature, asked.top_p, asked.max_new_tokens) == (0.6, 0.9, MCTS.step_max_new_tokens)
+    (requests,) = engine.requests
+    assert requests.stop == ("\n", "</answer>") and requests.prefix == "<think>a\n" and requests.seed == 7
+    assert (requests.temperature, requests.top_p, requests.max_new_tokens) == (0.6, 0.9, MCTS.step_max_new_tokens)
     assert teacher.requests == 1
 
 
@@ -63,11 +63,11 @@ def test_a_closing_step_carries_its_answer() -> None:
 def test_a_trace_closed_over_several_lines_is_one_step(replies: list[tuple[str, str]]) -> None:
     (step,), engine, teacher = steps(*replies)
     assert (step.text, step.answer, step.problem, step.tokens) == ("So left.", "left", None, 2 * len(replies))
-    assert engine.asked[1].stop == ("</answer>",) and engine.asked[1].prefix == "<think>a\n" + replies[0][0]
+    assert engine.requests[1].stop == ("</answer>",) and engine.requests[1].prefix == "<think>a\n" + replies[0][0]
     assert teacher.requests == len(replies)
 
 
-def test_a_blank_line_is_read_past_and_a_bare_closing_has_no_step_of_its_own() -> None:
+def test_a_blank_line_is_skipped_and_a_bare_closing_has_no_step_text() -> None:
     (step,), _, _ = steps(("\n", "stop"), ("The cat.\n", "stop"))
     assert (step.text, step.problem) == ("The cat.", None)
     (step,), _, _ = steps(("</think>\n", "stop"), ("<answer>left</answer>", "stop"))
@@ -90,7 +90,7 @@ def test_a_blank_line_is_read_past_and_a_bare_closing_has_no_step_of_its_own() -
         ([("half \ufffd of it\n", "stop")], "broken_text"),
     ],
 )
-def test_what_cannot_be_used_has_a_problem_and_raises_nothing(replies: list[tuple[str, str]], problem: str) -> None:
+def test_unusable_text_has_a_problem_and_raises_nothing(replies: list[tuple[str, str]], problem: str) -> None:
     (step,), _, _ = steps(*replies)
     assert step.problem == problem
 
@@ -103,4 +103,4 @@ def test_endings_run_to_the_answer() -> None:
     engine = Replies(("b</think><answer>left</answer>", "stop"), ("b b b", "length"))
     endings = asyncio.run(SamplerTeacher(engine, sample(), "?", MCTS).endings("<think>a\n", 2, 3))
     assert [e.finished for e in endings] == [True, False]
-    assert engine.asked[0].stop == ("</answer>",) and engine.asked[0].n == 2
+    assert engine.requests[0].stop == ("</answer>",) and engine.requests[0].n == 2

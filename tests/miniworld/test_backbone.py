@@ -1,4 +1,4 @@
-"""The shipped backbone: small, explained, and able to do what the demo builds on."""
+"""The shipped backbone: small, documented, and as capable as the demo requires."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_provenance_and_size() -> None:
 
 
 def test_figures_hold_on_fresh_scenes() -> None:
-    """Direct answers well above chance, replies well formed, answers that follow statements (fresh seed, loose bounds)."""
+    """Direct answers well above chance, well-formed replies, answers that follow statements (new seed, loose bounds)."""
     model, _ = loading.load_policy(FOLDER)
     codec = fast.Codec()
     exam = backbone_eval.Exam.draw(model.model.visual, qs.CORE, 32, seed=99)

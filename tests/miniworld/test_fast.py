@@ -1,4 +1,4 @@
-"""What the backbone is trained with equals the real model's forward on the real processor's output."""
+"""The forward pass of the backbone's training equals the real model's on the real processor's output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def loaded(saved: Path) -> tuple[Any, Any]:
     return loading.load_policy(saved)
 
 
-def ask(processor: Any, family: str) -> tuple[qs.Question, list[Any], str]:
+def prepare(processor: Any, family: str) -> tuple[qs.Question, list[Any], str]:
     rng = random.Random(family)
     q = qs.make(family, rng)
     images = [render(scene, rng) for scene in q.scenes]
@@ -42,7 +42,7 @@ def ask(processor: Any, family: str) -> tuple[qs.Question, list[Any], str]:
 def test_loss_equals_the_full_forward(loaded: tuple[Any, Any], family: str) -> None:
     model, processor = loaded
     codec = fast.Codec()
-    q, images, text = ask(processor, family)
+    q, images, text = prepare(processor, family)
     inputs = processor(text=[text + qs.trace(q)], images=images, return_tensors="pt")
     ids = [*codec.prompt(q.text, len(images)), *codec.encode(qs.trace(q))]
     assert inputs["input_ids"][0].tolist() == ids
@@ -64,11 +64,11 @@ def test_loss_equals_the_full_forward(loaded: tuple[Any, Any], family: str) -> N
 def test_generation_equals_transformers(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     codec = fast.Codec()
-    asked = [ask(processor, family) for family in ("hrel", "count")]
-    prompts = [codec.prompt(q.text, len(images)) for q, images, _ in asked]
-    features = fast.features_of(model.model.visual, [image for _, images, _ in asked for image in images])
-    mine = fast.generate(model, codec, prompts, features, 6)
-    for (_, images, text), new in zip(asked, mine, strict=True):
+    prepared = [prepare(processor, family) for family in ("hrel", "count")]
+    prompts = [codec.prompt(q.text, len(images)) for q, images, _ in prepared]
+    features = fast.features_of(model.model.visual, [image for _, images, _ in prepared for image in images])
+    generated = fast.generate(model, codec, prompts, features, 6)
+    for (_, images, text), new in zip(prepared, generated, strict=True):
         inputs = processor(text=[text], images=images, return_tensors="pt")
         banned = [[t] for t in codec.special if t != codec.end]
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False, bad_words_ids=banned)

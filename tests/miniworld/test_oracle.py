@@ -1,4 +1,4 @@
-"""The oracle's verdicts: true sentences pass, planted errors of every kind do not."""
+"""The oracle's verdicts: true sentences pass, planted errors of every kind fail."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_true_sentences(sentence: str) -> None:
         "There are two circles.",
         "There are three circles and more.",
         "There is a purple square.",
-        "In the second picture, the red circle is left of the blue square.",  # there is one picture
+        "In the second picture, the red circle is left of the blue square.",  # there is one image
         "The red circle moved left.",
         "The red circle is left.",
         "Look at the yellow triangle.",  # not there
@@ -102,13 +102,15 @@ def test_repetition_needs_new_evidence() -> None:
     statement = "The red circle is left of the blue square."
     assert verdict(BOX, [BOX]) == "INCORRECT"
     assert verdict(statement, [BOX, statement]) == "INCORRECT"
-    assert verdict("The blue square is right of the red circle.", [statement]) == "INCORRECT"  # the same, turned round
+    assert (
+        verdict("The blue square is right of the red circle.", [statement]) == "INCORRECT"
+    )  # the same claim, reversed
     assert verdict(statement, [statement, BOX]) == "CORRECT"
-    assert verdict(statement, [BOX, statement, BOX]) == "INCORRECT"  # that box was no news
+    assert verdict(statement, [BOX, statement, BOX]) == "INCORRECT"  # the box was not new
     wrong = "The red circle is at <bbox>[60,40,84,64]</bbox>."
     assert verdict(statement, [statement, wrong]) == "INCORRECT"  # a false box is no evidence
     close = "The red circle is at <bbox>[8,8,20,24]</bbox>."
-    assert verdict(BOX, [BOX, close]) == "INCORRECT"  # nothing makes the same box new
+    assert verdict(BOX, [BOX, close]) == "INCORRECT"  # the same box is never new
 
 
 def test_repetition_in_other_words() -> None:
@@ -124,62 +126,64 @@ def test_repetition_in_other_words() -> None:
         "Seen from behind, the red circle is above the blue square.",
     )
     assert verdict(behind) == "CORRECT" and verdict(behind, [above]) == "INCORRECT"
-    asked = "Is the red circle nearer to the blue square or the green triangle?"
+    parsed = "Is the red circle nearer to the blue square or the green triangle?"
     short = "The red circle is nearer to the blue square."
     assert (
-        verdict("The red circle is nearer to the blue square than the green triangle.", [short], asked) == "INCORRECT"
+        verdict("The red circle is nearer to the blue square than the green triangle.", [short], parsed) == "INCORRECT"
     )
     other_view = "In the second picture, the red circle is left of the blue square."
     label, _ = oracle.judge_sentence([SCENE, SCENE], QUESTION, [statement, "In the first picture, " + BOX], statement)
-    assert label == "INCORRECT"  # no picture is named: the last one is meant, and that box lies in the first
+    assert label == "INCORRECT"  # without a named image the last one is meant, but that box is in the first
     assert oracle.judge_sentence([SCENE, SCENE], QUESTION, [statement], other_view)[0] == "INCORRECT"
 
 
 @pytest.mark.parametrize("family", qs.FAMILIES)
-def test_every_family_agrees_with_its_truth(family: str) -> None:
+def test_verdicts_agree_with_the_truth_of_every_family(family: str) -> None:
     rng = random.Random(f"oracle/{family}")
     for _ in range(150):
         q = qs.make(family, rng)
-        said = qs.steps(q)
-        asked = parse_question("Look.\n" + q.text + "\nA. left B. right")
-        assert asked is not None and asked.family == family and asked.options == q.choices
-        for i, sentence in enumerate(said):
-            assert oracle.judge_sentence(q.scenes, q.text, said[:i], sentence)[0] == "CORRECT"
+        sentences = qs.steps(q)
+        parsed = parse_question("Look.\n" + q.text + "\nA. left B. right")
+        assert parsed is not None and parsed.family == family and parsed.options == q.choices
+        for i, sentence in enumerate(sentences):
+            assert oracle.judge_sentence(q.scenes, q.text, sentences[:i], sentence)[0] == "CORRECT"
         for word in q.choices:
             statement = qs.conclusion(q, word)
-            label, _ = oracle.judge_sentence(q.scenes, q.text, said[:-1], statement)
+            label, _ = oracle.judge_sentence(q.scenes, q.text, sentences[:-1], statement)
             assert label == ("CORRECT" if word == q.answer else "INCORRECT")
-            think = "\n".join([*said[:-1], statement])
+            think = "\n".join([*sentences[:-1], statement])
             assert oracle.stated_answer(q.text, think) == word
             for answer in q.choices:
                 assert oracle.judge_conclusion(q.text, think, answer, q.choices)[0] == (answer == word)
 
 
 def test_two_thousand_scenes_with_planted_errors() -> None:
-    """Every kind of error, over all families, gets the verdict that the scene dictates: all sentences, and the answer."""
+    """Every kind of error in every family gets the verdict that the scene dictates, for all sentences and the answer."""
     rng = random.Random("planted")
-    asked = [qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng) for n in range(SCENES)]
+    parsed = [qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng) for n in range(SCENES)]
     judged: Counter[str] = Counter()
     for kind in (*ERRORS, *CONTROLS):
         families: Counter[str] = Counter()
-        for q in asked:
-            made = plant(kind, q, rng)
-            said = made.sentences
-            labels = tuple(oracle.judge_sentence(q.scenes, q.text, said[:i], s)[0] for i, s in enumerate(said))
-            holds, why = oracle.judge_conclusion(q.text, made.think, made.answer, q.choices)
-            assert labels == made.labels, (kind, q.text, said, made.labels)
-            assert holds == made.consistent, (kind, q.text, said, made.answer, why)
+        for q in parsed:
+            trace = plant(kind, q, rng)
+            sentences = trace.sentences
+            labels = tuple(
+                oracle.judge_sentence(q.scenes, q.text, sentences[:i], s)[0] for i, s in enumerate(sentences)
+            )
+            holds, why = oracle.judge_conclusion(q.text, trace.think, trace.answer, q.choices)
+            assert labels == trace.labels, (kind, q.text, sentences, trace.labels)
+            assert holds == trace.consistent, (kind, q.text, sentences, trace.answer, why)
             families[q.family] += 1
-            judged.update(labels[i] for i in made.places)
+            judged.update(labels[i] for i in trace.places)
         assert sum(families.values()) == SCENES and min(families.values()) == SCENES // len(qs.FAMILIES)
     assert min(judged[label] for label in ("CORRECT", "INCORRECT", "SKIP")) > SCENES
 
 
-def test_each_kind_of_error_differs_from_the_truth_as_it_says() -> None:
+def test_each_kind_of_error_has_the_labels_of_its_kind() -> None:
     rng = random.Random("kinds")
     for n in range(400):
         q = qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng)
-        made = {kind: plant(kind, q, rng) for kind in (*ERRORS, *CONTROLS)}
+        trace = {kind: plant(kind, q, rng) for kind in (*ERRORS, *CONTROLS)}
         for kind in (
             "wrong_object",
             "wrong_attribute",
@@ -188,63 +192,65 @@ def test_each_kind_of_error_differs_from_the_truth_as_it_says() -> None:
             "repeated_claim",
             "contradiction",
         ):
-            assert "INCORRECT" in made[kind].labels and {made[kind].labels[i] for i in made[kind].places} == {
+            assert "INCORRECT" in trace[kind].labels and {trace[kind].labels[i] for i in trace[kind].places} == {
                 "INCORRECT"
             }
         for kind in ("true", "imprecise_box", "repeated_with_evidence", "flipped_answer", "no_conclusion"):
-            assert set(made[kind].labels) == {"CORRECT"}, kind
-        assert set(made["pure_filler"].labels) == {"SKIP"}
-        inconsistent = {kind for kind, m in made.items() if not m.consistent}
+            assert set(trace[kind].labels) == {"CORRECT"}, kind
+        assert set(trace["pure_filler"].labels) == {"SKIP"}
+        inconsistent = {kind for kind, m in trace.items() if not m.consistent}
         assert inconsistent - {"wrong_object"} == {"flipped_answer", "pure_filler", "no_conclusion", "contradiction"}
-        assert made["flipped_answer"].sentences == made["true"].sentences and made["flipped_answer"].answer != q.answer
-        right = {kind for kind, m in made.items() if m.answer == q.answer}
-        assert right >= set(made) - {"flipped_answer", "wrong_relation"}
+        assert (
+            trace["flipped_answer"].sentences == trace["true"].sentences and trace["flipped_answer"].answer != q.answer
+        )
+        right = {kind for kind, m in trace.items() if m.answer == q.answer}
+        assert right >= set(trace) - {"flipped_answer", "wrong_relation"}
 
 
-def test_the_truth_can_be_read_off_the_pixels() -> None:
-    """A second opinion on the scenes: things are found by their colour in the picture, and the question answered from that."""
+def test_the_truth_can_be_derived_from_the_pixels() -> None:
+    """An independent check: locate things by colour in the image and answer the question from that."""
     rng = random.Random("pixels")
     for n in range(240):
         q = qs.make(qs.FAMILIES[n % len(qs.FAMILIES)], rng)
-        seen = [boxes_by_color(scene) for scene in q.scenes]
-        for scene, boxes in zip(q.scenes, seen, strict=True):
+        boxes_per_image = [boxes_by_color(scene) for scene in q.scenes]
+        for scene, boxes in zip(q.scenes, boxes_per_image, strict=True):
             assert set(boxes) == {t.color for t in scene.things}
             for t in scene.things:
                 assert np.abs(np.array(boxes[t.color]) - np.array(t.box)).max() <= 2  # ticks are drawn over the things
-        at = [{name: middle(boxes[name.split()[0]]) for name in q.asked} for boxes in seen]
-        here = at[q.picture or 0]
+        at = [{name: middle(boxes[name.split()[0]]) for name in q.targets} for boxes in boxes_per_image]
+        here = at[q.image_index or 0]
         if q.family == "count":
             noun = q.text.split()[2]
-            assert noun != "things" or q.answer == ("zero", "one", "two", "three", "four")[len(seen[0])]
+            assert noun != "things" or q.answer == ("zero", "one", "two", "three", "four")[len(boxes_per_image[0])]
         elif q.family == "moved":
-            assert q.answer == ("left" if at[1][q.asked[0]][0] < at[0][q.asked[0]][0] else "right")
+            assert q.answer == ("left" if at[1][q.targets[0]][0] < at[0][q.targets[0]][0] else "right")
         elif q.family == "nearer":
-            a, b, c = (np.array(here[name]) for name in q.asked)
-            assert q.answer == q.asked[1 if np.hypot(*(a - b)) < np.hypot(*(a - c)) else 2]
+            a, b, c = (np.array(here[name]) for name in q.targets)
+            assert q.answer == q.targets[1 if np.hypot(*(a - b)) < np.hypot(*(a - c)) else 2]
         elif q.family == "depth":
-            a, b = (seen[0][name.split()[0]] for name in q.asked)
+            a, b = (boxes_per_image[0][name.split()[0]] for name in q.targets)
             assert q.answer == ("closer" if b[2] - b[0] < a[2] - a[0] else "farther")
         else:
-            (ax, ay), (bx, by) = (here[name] for name in q.asked)
+            (ax, ay), (bx, by) = (here[name] for name in q.targets)
             word = ("left" if ax < bx else "right") if q.axis == "hrel" else ("above" if ay < by else "below")
             assert q.answer == ({"left": "right", "right": "left"}[word] if q.family == "behind" else word)
 
 
 def boxes_by_color(scene: Scene) -> dict[str, tuple[int, int, int, int]]:
     pixels = np.asarray(render(scene))
-    found = {}
+    boxes = {}
     for color, rgb in COLORS.items():
         rows, columns = np.nonzero((pixels == rgb).all(axis=2))
         if len(rows):
-            found[color] = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-    return found
+            boxes[color] = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    return boxes
 
 
 def middle(box: tuple[int, int, int, int]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def test_conclusion_needs_a_statement_on_what_is_asked() -> None:
+def test_a_conclusion_requires_a_relevant_statement() -> None:
     choices = ("left", "right")
 
     def follows(think: str, answer: str) -> bool:
@@ -263,7 +269,7 @@ def test_conclusion_needs_a_statement_on_what_is_asked() -> None:
     assert not follows(both, "left") and not follows(both, "right")
 
 
-def test_a_correction_takes_back_what_stood_before() -> None:
+def test_a_correction_retracts_earlier_statements() -> None:
     cue = "\nWait, this seems off. Let's try something else.\n"
     think = "The red circle is right of the blue square." + cue + "The red circle is left of the blue square."
     assert oracle.judge_conclusion(QUESTION, think, "left", ("left", "right"))[0]
@@ -282,9 +288,9 @@ PIECES = st.sampled_from(
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)), st.text())
 def test_no_text_makes_the_oracle_raise(text: str, question: str) -> None:
     calls: list[Callable[[str], object]] = [
-        lambda asked: oracle.judge_sentence([SCENE], asked, [text], text),
-        lambda asked: oracle.judge_conclusion(asked, text, text, ("left", "right")),
-        lambda asked: oracle.stated_answer(asked, text),
+        lambda parsed: oracle.judge_sentence([SCENE], parsed, [text], text),
+        lambda parsed: oracle.judge_conclusion(parsed, text, text, ("left", "right")),
+        lambda parsed: oracle.stated_answer(parsed, text),
     ]
     for call in calls:
         call(question)

@@ -1,4 +1,4 @@
-"""The tokenizer: whole words and numbers, every text comes back, Qwen's special tokens."""
+"""The tokenizer: single tokens for words and numbers, lossless round trip, Qwen's special tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_one_token(text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
-def test_every_text_comes_back(text: str) -> None:
+def test_every_text_round_trips(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_traces_are_short_and_come_back_without_special_tokens() -> None:
+def test_traces_are_short_and_round_trip_without_special_tokens() -> None:
     rng = random.Random(0)
     for family in qs.FAMILIES:
         text = qs.trace(qs.make(family, rng))
@@ -38,17 +38,17 @@ def test_traces_are_short_and_come_back_without_special_tokens() -> None:
     assert length("Wait, this seems off. Let's try something else.") <= 14
 
 
-def test_steps_are_encoded_apart() -> None:
-    """A search that grows a trace step by step sees the ids of the whole text."""
+def test_steps_can_be_encoded_separately() -> None:
+    """A search that extends a trace step by step sees the ids of the complete text."""
     q = qs.make("hrel", random.Random(0))
     first, *rest = qs.trace(q).split("\n")
     parts = [first + "\n", "\n".join(rest)]
     assert [i for part in parts for i in TOKENIZER.encode(part).ids] == TOKENIZER.encode("".join(parts)).ids
 
 
-def test_special_tokens_exist_and_numbers_elsewhere_fall_apart() -> None:
+def test_special_tokens_exist_and_unknown_ones_raise() -> None:
     ids = [tok.token_id(TOKENIZER, t) for t in tok.SPECIAL]
     assert len(set(ids)) == len(ids) and max(ids) == TOKENIZER.get_vocab_size() - 1
     assert all(length(t) == 1 for t in tok.SPECIAL)
     with pytest.raises(KeyError):
-        tok.token_id(TOKENIZER, "<|nobody|>")
+        tok.token_id(TOKENIZER, "<|unknown|>")

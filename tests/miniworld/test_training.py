@@ -1,4 +1,4 @@
-"""What the backbone is taught with, and that its training survives a kill."""
+"""The backbone's lessons, and resume of its training after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from fgrpo.errors import UserError
 from miniworld import fast, language_phase, oracle, train_backbone, vision_phase
 from miniworld import questions as qs
-from miniworld.curriculum import NO_LOSS, Lesson, Pool, Teacher
+from miniworld.curriculum import NO_LOSS, Lesson, LessonSampler, Pool
 from miniworld.recipe import CORE, FAMILIES, REASONED, Recipe, learning_rate
 from miniworld.scene import sample_scene
 
@@ -23,11 +23,11 @@ RECIPE = replace(Recipe().quick(), singles=12, pairs=3)
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return Teacher(fast.Codec(), Pool(12, 6, "test"))
+def teacher() -> LessonSampler:
+    return LessonSampler(fast.Codec(), Pool(12, 6, "test"))
 
 
-def learned(teacher: Teacher, lesson: Lesson) -> str:
+def learned(teacher: LessonSampler, lesson: Lesson) -> str:
     assert len(lesson.ids) == len(lesson.labels)
     assert all(label in (NO_LOSS, token) for label, token in zip(lesson.labels, lesson.ids, strict=True))
     return teacher.codec.decode([t for t in lesson.labels if t != NO_LOSS])
@@ -39,22 +39,25 @@ def test_shares_sum_to_one() -> None:
         assert set(shares) <= set(qs.FAMILIES)
 
 
-def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: Teacher) -> None:
+def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: LessonSampler) -> None:
     rng = random.Random(0)
     mix = Recipe().direct.mixes[-1][1]
     for _ in range(60):
         lesson = teacher.direct(rng, mix, 3)
-        scenes = tuple(teacher.pool.scenes[i] for i in lesson.pictures)
+        scenes = tuple(teacher.pool.scenes[i] for i in lesson.image_indices)
         assert lesson.ids.count(teacher.codec.image) == fast.IMAGE_TOKENS * len(scenes)
         turns = teacher.codec.tokenizer.decode(lesson.ids, skip_special_tokens=False).split("<|im_start|>user\n")[1:]
         assert len(turns) <= 3
         for turn in turns:
             question, reply = turn.split("<|im_end|>\n<|im_start|>assistant\n")
             if "<bbox>" in reply:
-                said = reply.removesuffix("\n").removesuffix("<|im_end|>").split("\n")
-                for i, sentence in enumerate(said):
-                    assert oracle.judge_sentence(scenes, question, said[:i], sentence)[0] == "CORRECT", (question, said)
-        for token, targets in lesson.looks:
+                sentences = reply.removesuffix("\n").removesuffix("<|im_end|>").split("\n")
+                for i, sentence in enumerate(sentences):
+                    assert oracle.judge_sentence(scenes, question, sentences[:i], sentence)[0] == "CORRECT", (
+                        question,
+                        sentences,
+                    )
+        for token, targets in lesson.attention_targets:
             color = teacher.codec.decode([lesson.ids[token]]).strip()
             for target in targets:
                 assert lesson.ids[target] == teacher.codec.image
@@ -63,7 +66,7 @@ def test_direct_lessons_are_true_and_look_at_the_named_thing(teacher: Teacher) -
                 assert any(t.color == color and t.cell == (row, column) for scene in scenes for t in scene.things)
 
 
-def test_reasoning_is_taught_on_what_the_text_decides(teacher: Teacher) -> None:
+def test_reasoning_has_loss_on_what_the_text_determines(teacher: LessonSampler) -> None:
     rng = random.Random(1)
     derived = teacher.reasoning(rng, {"hrel": 1.0}, unrelated=True, derive=True)
     word = learned(teacher, derived).split()
@@ -76,21 +79,21 @@ def test_reasoning_is_taught_on_what_the_text_decides(teacher: Teacher) -> None:
         question, reply = teacher.codec.decode(lesson.ids).split("user\n")[1].split("\nassistant\n")
         think, answer = reply.removeprefix("<think>").removesuffix("</answer>").split("</think><answer>")
         assert oracle.judge_conclusion(question, think, answer, ())[0]  # nothing contradicts itself
-    look = teacher.looking(rng, {"vrel": 1.0})
+    look = teacher.locating(rng, {"vrel": 1.0})
     assert learned(teacher, look).count("<bbox>") == 2 and "</think>" not in learned(teacher, look)
 
 
-def test_alignment_is_small_where_attention_is_right(teacher: Teacher) -> None:
+def test_alignment_is_small_where_attention_is_right(teacher: LessonSampler) -> None:
     from miniworld import backbone_model as bm
 
     model = bm.build(0)
     teacher.pool.compute(model.model.visual)
     lesson = teacher.direct(random.Random(2), Recipe().direct.mixes[0][1], 2)
     batch = fast.Batch(teacher.codec, [lesson.ids], [lesson.labels])
-    embeds = fast.embed(model, batch, teacher.pool.features_MKH[list(lesson.pictures)])
+    embeds = fast.embed(model, batch, teacher.pool.features_MKH[list(lesson.image_indices)])
     loss = language_phase.alignment_loss(model, batch, embeds, [lesson])
-    everything = [(token, tuple(range(token + 1))) for token, _ in lesson.looks]
-    none = language_phase.alignment_loss(model, batch, embeds, [replace(lesson, looks=everything)])
+    everything = [(token, tuple(range(token + 1))) for token, _ in lesson.attention_targets]
+    none = language_phase.alignment_loss(model, batch, embeds, [replace(lesson, attention_targets=everything)])
     assert loss > 0.5 and abs(none.item()) < 1e-5
 
 
@@ -109,7 +112,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates[0] < 0.2 and max(rates) == max(rates[:20]) and rates[-1] < 0.06
 
 
-def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_backbone, "CHECKPOINT_EVERY", 1)
 
     def go(folder: Path) -> train_backbone.Training:
@@ -118,10 +121,10 @@ def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch
         train_backbone.train_vision(training)
         pool = Pool(RECIPE.singles, RECIPE.pairs, "pool")
         pool.compute(training.model.model.visual)
-        train_backbone.train_language(training, "follow", RECIPE.follow, Teacher(training.codec, pool))
+        train_backbone.train_language(training, "follow", RECIPE.follow, LessonSampler(training.codec, pool))
         return training
 
-    whole = go(tmp_path / "whole").model.state_dict()
+    reference = go(tmp_path / "whole").model.state_dict()
     real, calls = language_phase.step, 0
 
     def killed(*args: object) -> object:
@@ -136,6 +139,6 @@ def test_a_killed_run_carries_on_to_the_same_weights(tmp_path: Path, monkeypatch
         go(tmp_path / "killed")
     again = go(tmp_path / "killed").model.state_dict()
     assert calls == 3  # the first step was not run again
-    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert all(torch.equal(value, again[name]) for name, value in reference.items())
     with pytest.raises(UserError, match="another recipe"):
         train_backbone.Training(tmp_path / "killed", replace(RECIPE, seed=9))

@@ -1,4 +1,4 @@
-"""Scenes, pictures, questions and the truth book: deterministic, within their own rules, recovered from files."""
+"""Scenes, images, questions and the truth book: deterministic, consistent with their own rules, recovered from files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_scenes_keep_their_rules() -> None:
         assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
 
 
-def test_the_same_seed_draws_the_same_picture() -> None:
+def test_the_same_seed_draws_the_same_image() -> None:
     def draw(seed: int) -> str:
         rng = random.Random(seed)
         return image_key(render(sample_scene(rng), rng))
@@ -67,20 +67,20 @@ def test_questions_are_balanced_and_name_their_options(family: str) -> None:
     for q in questions:
         assert q.answer in q.choices and all(c in q.text for c in q.choices)
         assert len(q.scenes) == (2 if family in ("view", "moved") else 1)
-        assert all(q.scenes[q.picture or 0].by_name(name) for name in q.asked)
+        assert all(q.scenes[q.image_index or 0].by_name(name) for name in q.targets)
 
 
 @pytest.mark.parametrize("family", ["hrel", "vrel"])
-def test_pairs_differ_in_the_answer_alone(family: str) -> None:
+def test_pairs_differ_only_in_the_answer(family: str) -> None:
     rng = random.Random(3)
     for _ in range(100):
         one, two = qs.pair(family, rng)
         assert one.text == two.text and one.answer == rel.OPPOSITE[two.answer]
         for q in (one, two):
-            a, b = (q.scenes[0].by_name(name) for name in q.asked)
+            a, b = (q.scenes[0].by_name(name) for name in q.targets)
             assert a and b and rel.relation(family, a.box, b.box) == q.answer
         changed = [s for s, t in zip(one.scenes[0].things, two.scenes[0].things, strict=True) if s != t]
-        assert {t.name for t in changed} == set(one.asked)
+        assert {t.name for t in changed} == set(one.targets)
 
 
 def test_unknown_family() -> None:
@@ -88,7 +88,7 @@ def test_unknown_family() -> None:
         qs.make("sideways", random.Random(0))
 
 
-def test_truth_book_finds_scenes_by_pixels(tmp_path: Path) -> None:
+def test_the_truth_book_looks_up_scenes_by_pixels(tmp_path: Path) -> None:
     rng = random.Random(1)
     scenes = [sample_scene(rng) for _ in range(3)]
     images = [render(scene, rng) for scene in scenes]
@@ -104,7 +104,7 @@ def test_truth_book_finds_scenes_by_pixels(tmp_path: Path) -> None:
         book.scenes([tmp_path / "nowhere.png"])
 
 
-def test_truth_book_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_truth_book_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no scenes\.jsonl"):
         TruthBook.load(tmp_path)
     (tmp_path / "scenes.jsonl").write_text('{"key": "x"}\n')

@@ -1,4 +1,4 @@
-"""Writers of the miniature data: genuine formats, disjoint parts, a true book, deterministic, resumable."""
+"""Writers of the miniature data: genuine formats, disjoint parts, a correct truth book, deterministic, resumable."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def read_source(name: str, root: Path, out: Path) -> tuple[list[source.Sample], source.Tally]:
-    found, tally = source.source(name), source.Tally()
-    return list(found.read(source.Context(root / "train" / found.folder, out, 0, 4, tally))), tally
+    data_set, tally = source.source(name), source.Tally()
+    return list(data_set.read(source.Context(root / "train" / data_set.folder, out, 0, 4, tally))), tally
 
 
 def test_there_are_ten_writers() -> None:
@@ -54,7 +54,7 @@ def test_there_are_ten_writers() -> None:
 
 
 @pytest.mark.parametrize("name", ["sat", "vgr", "viscot", "treevgr"])
-def test_the_loaders_read_every_training_record_and_the_truth_bears_it_out(
+def test_the_loaders_read_every_training_record_and_it_is_true(
     name: str, world: tuple[Config, Path], tmp_path: Path
 ) -> None:
     samples, tally = read_source(name, world[1], tmp_path)
@@ -65,7 +65,7 @@ def test_the_loaders_read_every_training_record_and_the_truth_bears_it_out(
         assert scenes is not None
         assert all(part_of(scene) == "train" for scene in scenes)
         assert sample.answer in sample.choices
-        # the answer is the true one: its statement is borne out by the scene
+        # only the statement of the gold answer is true in the scene
         verdicts = {
             c: oracle.judge_sentence(scenes, sample.question, [], statement(sample.question, c))[0]
             for c in sample.choices
@@ -79,7 +79,7 @@ def test_the_loaders_read_every_training_record_and_the_truth_bears_it_out(
 
 
 def statement(question: str, choice: str) -> str:
-    """The sentence that answers `question` with `choice`, by hand."""
+    """The sentence that answers `question` with `choice`, written independently."""
     plain = question.lower().removeprefix("seen from behind, ")
     lead = "Seen from behind, the" if plain != question.lower() else "The"
     names = parse_question(question).names  # type: ignore[union-attr]
@@ -109,7 +109,7 @@ def test_the_benchmark_loaders_read_every_question(name: str, world: tuple[Confi
     assert len({s.answer for s in loaded.samples}) >= 2
 
 
-def test_mmvp_pairs_differ_in_the_picture_and_the_answer_alone(world: tuple[Config, Path]) -> None:
+def test_mmvp_pairs_differ_only_in_image_and_answer(world: tuple[Config, Path]) -> None:
     folder = world[1] / "bench" / "MMVP"
     rows = list(csv.DictReader((folder / "Questions.csv").open(encoding="utf-8")))
     book = TruthBook.load(world[1])
@@ -124,18 +124,18 @@ def test_mmvp_pairs_differ_in_the_picture_and_the_answer_alone(world: tuple[Conf
         assert {t.name for t in scenes[0].things} == {t.name for t in scenes[1].things}
 
 
-def test_the_book_is_keyed_by_the_file_as_it_decodes(world: tuple[Config, Path]) -> None:
+def test_the_truth_book_is_keyed_by_the_decoded_file(world: tuple[Config, Path]) -> None:
     book = TruthBook.load(world[1])
-    picture = world[1] / "bench" / "MMVP" / "MMVP Images" / "1.jpg"
-    scenes = book.scenes([picture])
+    image_file = world[1] / "bench" / "MMVP" / "MMVP Images" / "1.jpg"
+    scenes = book.scenes([image_file])
     assert scenes is not None
-    assert book.scenes([picture]) == (Scene.from_dict(scenes[0].to_dict()),)
+    assert book.scenes([image_file]) == (Scene.from_dict(scenes[0].to_dict()),)
     from miniworld.render import render
 
-    assert image_key(render(scenes[0])) != image_key(picture)  # JPEG and jitter: never the picture as drawn
+    assert image_key(render(scenes[0])) != image_key(image_file)  # JPEG and jitter: never the image as drawn
 
 
-def test_lettered_and_free_form_rows_stand_in_treevgr(world: tuple[Config, Path]) -> None:
+def test_treevgr_has_lettered_and_free_form_rows(world: tuple[Config, Path]) -> None:
     rows = pq.read_table(world[1] / "train" / "TreeVGR-RL-37K" / "TreeVGR-RL-37K.parquet").to_pylist()
     lettered = [r for r in rows if len(r["answer"]) == 1]
     assert len(lettered) == TRAIN // 5
@@ -143,7 +143,7 @@ def test_lettered_and_free_form_rows_stand_in_treevgr(world: tuple[Config, Path]
     assert all("\nA. " in r["problem"] for r in lettered)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(world: tuple[Config, Path], tmp_path: Path) -> None:
+def test_the_bytes_depend_on_the_seed(world: tuple[Config, Path], tmp_path: Path) -> None:
     again = write_world(config_for(tmp_path / "same"), tmp_path / "same" / "runs")
     assert digests(again) == digests(world[1])
     other = write_world(config_for(tmp_path / "other", "seed=1"), tmp_path / "other" / "runs")
@@ -164,16 +164,16 @@ def test_a_second_run_writes_nothing_and_a_lost_file_comes_back(tmp_path: Path) 
     ]
 
 
-def test_it_never_overwrites_data_that_is_not_its_own(tmp_path: Path) -> None:
+def test_it_never_overwrites_other_data(tmp_path: Path) -> None:
     config = config_for(tmp_path)
-    mine = tmp_path / "data" / "train" / "SAT" / "SAT_train.parquet"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"172K real questions")
+    real_file = tmp_path / "data" / "train" / "SAT" / "SAT_train.parquet"
+    real_file.parent.mkdir(parents=True)
+    real_file.write_bytes(b"172K real questions")
     with pytest.raises(UserError, match="not the miniature world's"):
         write_world(config, tmp_path / "runs")
-    assert mine.read_bytes() == b"172K real questions"
+    assert real_file.read_bytes() == b"172K real questions"
 
 
-def test_a_preset_without_a_world_says_so(tmp_path: Path) -> None:
+def test_a_preset_without_a_world_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no miniature world"):
         write_world(load("paper-7b"), tmp_path)

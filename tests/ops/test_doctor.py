@@ -70,7 +70,7 @@ def test_an_old_driver_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(1, "12.4")
     monkeypatch.setattr(doctor, "torch_build", lambda: "13.0")
     (line,) = failures(doctor.devices())
-    assert "built for CUDA 13.0, the driver knows 12.4" in line
+    assert "built for CUDA 13.0, the driver supports 12.4" in line
 
 
 def test_a_compiler_of_another_cuda_is_said(tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_compiler_of_another_cuda_is_said(tmp_path: Path, machine, monkeypatch
 def test_too_few_gpus_for_the_preset(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(4)
     lines = failures(doctor.layout(load("paper-7b")))
-    assert any("sft runs 8 processes, one a GPU, and 4 are here" in line for line in lines)
+    assert any("sft runs 8 processes, one per GPU, and this machine has 4" in line for line in lines)
     assert any("SET=launch.rl_processes=4" in line for line in lines)
     machine(0)
     assert all("PRESET=mini" in line for line in failures(doctor.layout(load("paper-7b"))))
@@ -98,7 +98,7 @@ def test_too_small_gpus_for_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("T4", 15.0)] * 8)
     lines = failures(doctor.layout(load("paper-7b")))
     assert len(lines) == 2
-    assert all("of a GPU that has 15" in line and "OVERLAY=lora" in line for line in lines)
+    assert all("a GPU has 15" in line and "OVERLAY=lora" in line for line in lines)
 
 
 def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_full_disk_and_missing_models(monkeypatch: pytest.MonkeyPatch, tmp_pat
     usage = type("Usage", (), {"free": 1e9})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     assert any("1 GB free for runs" in line for line in failures(doctor.disk(load("mini"), str(tmp_path))))
-    assert any("wanted" in line for line in failures(doctor.disk(load("paper-7b"), str(tmp_path))))
+    assert any("needed" in line for line in failures(doctor.disk(load("paper-7b"), str(tmp_path))))
     (line,) = failures(doctor.models(load("mini", overrides=[f"models.base={tmp_path}/none"])))[:1]
     assert "no base model in" in line
 
@@ -150,8 +150,8 @@ def test_half_a_download_and_missing_annotations_fail(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "SAT_train.parquet.part").write_text("half")
     lines = failures(doctor.data(load("paper-7b", overrides=[f"data.root={tmp_path}"])))
-    assert "half a download" in lines[0]
-    assert any("no data in" in line and "SAT" in line for line in lines), "a half file is no annotation file"
+    assert "incomplete download" in lines[0]
+    assert any("no data in" in line and "SAT" in line for line in lines), "an incomplete file is no annotation file"
 
 
 class Models(http.server.BaseHTTPRequestHandler):
@@ -176,14 +176,16 @@ def test_endpoints_by_address_file(tmp_path: Path, server: str) -> None:
     pattern = f"engine.endpoints=[{tmp_path}/*.json]"
     config = load("paper-7b", overrides=[pattern, "models.teacher=m", "judges.evaluation.backend=oracle"])
     waiting = [f for f in connectivity.endpoints(config) if f.what.startswith("teacher")]
-    assert [(f.state, f.advice.split(",")[0]) for f in waiting] == [("warn", "make serve-teacher")]
+    assert [(f.state, f.advice.split(",")[0]) for f in waiting] == [
+        ("warn", "run `make serve-teacher` before its stage")
+    ]
     addresses.write(tmp_path / "teacher.json", Address("teacher", "m", f"{server}/v1", "h", 1))
     assert Finding("ok", f"teacher: {server}/v1 serves m") in list(connectivity.endpoints(config))
     other = load("paper-7b", overrides=[f"engine.endpoints=[{server}/v1]", "models.teacher=other"])
     assert any(
         "serves m, not other or Qwen/Qwen2.5-VL-7B-Instruct" in line for line in failures(connectivity.endpoints(other))
     )
-    assert list(connectivity.endpoints(load("mini"))) == [], "oracles ask nobody"
+    assert list(connectivity.endpoints(load("mini"))) == [], "oracles need no endpoint"
 
 
 def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
         )
         assert f"port {port} (launch.port) is in use" in line
         (line,) = failures(connectivity.ports(load("paper-7b", overrides=[f"rl.vllm.server=http://127.0.0.1:{port}"])))
-        assert "is taken by something that is no vLLM server" in line
+        assert "is in use by something that is not a vLLM server" in line
     assert [
         f.state for f in connectivity.ports(load("paper-7b", overrides=[f"rl.vllm.server=http://127.0.0.1:{port}"]))
     ] == ["warn"]

@@ -110,10 +110,10 @@ def test_every_line_has_its_formula_and_every_assumption_its_source() -> None:
     text = "\n".join(report(load("paper-7b"), Assumptions(["sampling.teacher=123"]), "nowhere"))
     for words in (
         "6,000 trees x 8 simulations x 3 children x (1 step + 2 rollouts)",
-        "a tree asks for 72 continuations where every proposal is taken, for 120 at most where many are rejected, likely for 55",
+        "a tree needs 72 continuations if every proposal is accepted, at most 120 if many are rejected, likely 55",
         "8,292,166,656 parameters",
-        "GPU hours: likely tokens (written) / sampling.<who samples> / 3600",
-        "57,344 bytes a token (2 x 28 layers x 512 wide x 2)",
+        "GPU hours: likely tokens (written) / sampling.<sampler> / 3600",
+        "57,344 bytes per token (2 x 28 layers x 512 wide x 2)",
         "3 checkpoints x (2 bytes x 8,292,166,656 saved + 12 x 7,615,616,512 trained)",
         "set judges.training.prompt_price and completion_price for its cost",
     ):
@@ -148,7 +148,7 @@ def test_judge_cost_at_configured_prices() -> None:
     assert f"{letters.calls * 200:,} tokens read, at most {letters.calls * 16:,} written" in plan.judge_cost(
         letters, Assumptions(), None
     )
-    assert "asks nobody" in plan.judge_cost(small, Assumptions(), None)
+    assert "calls no model" in plan.judge_cost(small, Assumptions(), None)
 
 
 def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
 def test_unknown_assumptions_are_named() -> None:
     with pytest.raises(UserError, match=r"unknown assumption 'sampling\.techer'; did you mean 'sampling\.teacher'"):
         Assumptions(["sampling.techer=1"])
-    with pytest.raises(UserError, match="is a number, not 'fast'"):
+    with pytest.raises(UserError, match="must be a number, got 'fast'"):
         Assumptions(["sampling.teacher=fast"])
 
 

@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 render(scene, rng).save(path)
                 scenes.write(json.dumps({"key": truth.image_key(path), "scene": scene.to_dict()}) + "\n")
                 paths.append(str(path))
-            things = [question.scenes[-1].by_name(name) for name in question.asked]
+            things = [question.scenes[-1].by_name(name) for name in question.targets]
             boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing) if n % 2 else None
             sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
             rows.write(json.dumps(sample.to_dict()) + "\n")
@@ -103,9 +103,8 @@ class Watch:
         def watched(inputs: Any) -> Any:
             out = inner(inputs)
             lengths = out["completion_mask"].sum(dim=1)
-            self.seen.append(
-                (trainer._scores_NK.clone(), trainer.reward_weights.clone(), out["advantages"].clone(), lengths)
-            )
+            step = trainer.last_step
+            self.seen.append((step.scores_NK, step.weights_K, out["advantages"].clone(), lengths))
             return out
 
         trainer._generate_and_score_completions = watched

@@ -24,8 +24,9 @@ from fgrpo.policy import adapters, loading
 from fgrpo.types import Score
 from rl import tracking, train
 from rl.dual import Constraint
-from rl.logging_callback import Alarms, Logbook
-from rl.scoring import RolloutScorer, ScoredBatch
+from rl.logging_callback import Alarms, LoggingCallback, progress_text
+from rl.scored_batch import ScoredBatch
+from rl.scoring import RolloutScorer
 from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
@@ -36,7 +37,7 @@ def test_rollouts_stand_alone(world: Path, chain: Path) -> None:
     path = folder / "rollouts" / "000002.parquet"
     table = pd.read_parquet(path)
     documented = json.loads(pq.read_schema(path).metadata[b"columns"])
-    rewards = {"task", *config.load("mini", "fgrpo").rl.signals}
+    rewards = {"task", *config.load("mini", "fgrpo").rl.constraints}
     assert len(table) == 8
     assert rewards <= set(table.columns) and {c for c in table.columns if "/" not in c} - rewards <= set(documented)
     for row in table.to_dict("records"):
@@ -91,7 +92,8 @@ def test_what_is_wrong_is_said_before_the_policy_is_loaded(world: Path, chain: P
 
     monkeypatch.setattr(train.loading, "load_policy", too_late)
     for wrong, words in (
-        ("rl.tau={consistency: 0.9, spatial_grounding: 0.4, semantic_grounding: 0.7, spatial: 0.5}", "rl.tau.spatial"),
+        ("rl.constraints.spatial={tau: 0.5}", "did you mean 'rl.constraints.spatial_grounding'"),
+        ("rl.constraints.task.tau=0.5", "unknown configuration key 'rl.constraints.task'"),
         ("rl.dual.lam_init=9", "lam_init 9.0 is outside"),
         ("judges.training.backend=oracel", "did you mean 'oracle'"),
         ("rl.micro_batch=3", "rl.micro_batch"),
@@ -158,24 +160,28 @@ def test_alarms_in_words() -> None:
 
 
 def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
-    """Two updates on a generation are two lines with its figures; what is wrong is said at the first."""
+    """Two updates on a generation are two lines with its figures; the alarm comes with the first."""
     lines: list[dict[str, Any]] = []
-    scorer = SimpleNamespace(names=(), monitored=(), batch=None)
-    book = Logbook(tmp_path, scorer, 6, (784, 12544))  # type: ignore[arg-type]
-    book.trainer = SimpleNamespace(  # type: ignore[assignment]
-        take_seconds=dict, advantages=(), accelerator=SimpleNamespace(num_processes=1)
-    )
-    book._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
-    book._write_rollouts = lambda _: None  # type: ignore[method-assign]
-    book._alarms = Alarms([Constraint("c", 0.95)])
-    for step in range(1, 7):
-        generation = (step - 1) // 2
-        scorer.batch = ScoredBatch(2 * generation, (), (), (), {})
-        logs = {"constraint/c/at_bound": 49.0 + generation, "constraint/c/mixed_share": 1.0} if step % 2 else {}
-        state: Any = SimpleNamespace(global_step=step, log_history=[{}])
-        book.on_log(None, state, None, logs)  # type: ignore[arg-type]
+    callback = LoggingCallback(tmp_path, 6, (784, 12544))
+    callback.trainer = SimpleNamespace(take_seconds=dict, last_step=None)  # type: ignore[assignment]
+    callback._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
+    callback._alarms = Alarms([Constraint("c", 0.95)])
+    for number in range(1, 7):
+        if number % 2:
+            metrics = {"constraint/c/at_bound": 49.0 + number // 2, "constraint/c/mixed_share": 1.0}
+            callback.trainer.last_step = SimpleNamespace(metrics=metrics, rollouts=())  # type: ignore[union-attr,assignment]
+        state: Any = SimpleNamespace(global_step=number, log_history=[{}])
+        callback.on_log(None, state, None, {})  # type: ignore[arg-type]
     assert [line["step"] for line in lines if "alarms" in line] == [3]
     assert lines[2]["constraint/c/at_bound"] == lines[3]["constraint/c/at_bound"] == 50
+
+
+def test_the_progress_line_names_constraints_by_their_reports_symbol() -> None:
+    line = {"accuracy": 0.5, "inconsistency": 0.25, "lambda/consistency": 1.2, "constraint/consistency/mean": 0.75}
+    assert progress_text(line, ["consistency"], None) == "acc 0.50, C 0.75 λ 1.20"
+    scores = {"task": (), "consistency": (Score.of(1.0),)}
+    step = SimpleNamespace(rollouts=(ScoredBatch(0, (), (), (), scores),))
+    assert progress_text(line, [], step) == "acc 0.50, inconsistency 0.25"  # type: ignore[arg-type]
 
 
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path: Path, monkeypatch) -> None:

@@ -8,9 +8,10 @@ import torch
 from trl import GRPOTrainer
 
 from fgrpo.inference import decode as decoder
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
 from rl import length_bucketing
 from rl.in_process_trainer import FeatureMemo, LocalTrainer
+from rl.probe import Probe
 
 TOLERANCE = 2e-4  # float32, another order of summation
 
@@ -43,7 +44,7 @@ def test_padding_changes_nothing(make, monkeypatch) -> None:
     trainer = make(overrides=("rl.max_response_length=60",))
     rows = [row for n in (1, 2) for row in trainer.train_dataset if len(row["images"]) == n][:3]
     rows += [row for row in trainer.train_dataset if len(row["images"]) == 2][:2]
-    batch, _ = trainer.probe(rows)
+    batch, _ = Probe(trainer).rollout(rows)
     kept, widths = batch["completion_ids"].shape[1], []
     fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     given = {key: batch[key] for key in fields}
@@ -121,4 +122,4 @@ def test_a_trained_tower_is_not_memorised(policy) -> None:
 
     model, _ = loading.load_policy(policy)
     with pytest.raises(ValueError, match="trained"):
-        FeatureMemo().install(model.model.visual)
+        FeatureMemo().install(model.model.visual, backbone.of_model(model))

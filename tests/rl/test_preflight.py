@@ -132,7 +132,7 @@ def test_a_sampled_image_token_is_named(make, monkeypatch) -> None:
     monkeypatch.setattr(
         trainer, "_generate_single_turn", lambda ids, *_: ([[5, config.image_token_id]] * len(ids), None)
     )
-    with pytest.raises(ValueError, match="rollout 000000/0/0000 contains a picture token"):
+    with pytest.raises(ValueError, match="rollout 000000/0/0000 contains an image token"):
         preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
 
 

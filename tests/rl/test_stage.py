@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
 from rl import arguments, data, train
-from rl.logging_callback import cut_back
+from rl.dual import Constraint
+from rl.logging_callback import truncate_rollouts
+from rl.scored_batch import ScoreColumn
 from rl.scoring import RolloutScorer
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
@@ -113,7 +116,7 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
 
         scorer._rewards[name] = counted  # type: ignore[assignment]
 
-    async def run() -> list[list[float | None]]:
+    async def run() -> list[ScoreColumn]:
         scorer.start(
             rows,
             [[{"role": "assistant", "content": t}] for t in texts],
@@ -128,7 +131,7 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
     assert spatial[0] is None  # no boxes annotated
     assert set(calls.values()) == {1}
     assert scorer.names == ("task", "consistency", "spatial_grounding", "semantic_grounding")
-    assert not any(any(row) for row in scorer.failed())
+    assert not any(reason for column in (task, consistency, spatial, semantic) for reason in column.failures)
     assert semantic[1] is None
 
 
@@ -137,7 +140,7 @@ def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
     for n in (2, 3):
         (tmp_path / "rollouts" / f"{n:06d}.parquet").touch()
     (tmp_path / "rollouts" / "000004.part").touch()
-    assert cut_back(tmp_path, 2) == [2]
+    assert truncate_rollouts(tmp_path, 2) == [2]
     assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["000002.parquet"]
 
 
@@ -178,7 +181,7 @@ def test_the_other_rows_of_tables_2_and_3_train_too(world: Path, chain: Path, me
     one, two = read_jsonl(folder / "metrics.jsonl")
     assert math.isfinite(one["loss"]) and math.isfinite(two["loss"])
     weighed = {key.removeprefix("lambda/") for key in one if key.startswith("lambda/")}
-    assert weighed == (set(cfg.rl.signals) if cfg.rl.combine == "decoupled" else set())
+    assert weighed == (set(cfg.rl.constraints) if cfg.rl.combine == "decoupled" else set())
     if method == "fgrpo-fixed":  # an adaptive multiplier would have moved: its constraint is violated
         assert one["constraint/spatial_grounding/n"] > 0 and one["constraint/spatial_grounding/violation"] > 0
         assert {two[f"lambda/{name}"] for name in weighed} == {1.0}
@@ -222,11 +225,14 @@ def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path,
     async def dead(self: RolloutScorer, step: int, items: Any, texts: Any, tokens: Any) -> Any:
         batch = await real(self, step, items, texts, tokens)
         if step == 1:
-            batch.scores["consistency"] = tuple(Score.failure("connection refused") for _ in items)
+            dead_column = tuple(Score.failure("connection refused") for _ in items)
+            return replace(batch, scores={**batch.scores, "consistency": dead_column})
         return batch
 
     monkeypatch.setattr(RolloutScorer, "_score", dead)
-    with pytest.raises(UserError, match=r"step 2: 8 of 8 judgements of 'consistency' failed"):
+    with pytest.raises(
+        UserError, match=r"step 2: 8 of 8 judgements of 'consistency' failed .*: connection refused; .*rerun"
+    ):
         train.train(cfg, chain)
     folder = chain / "mini" / "rl-fgrpo"
     lam = json.loads((folder / "checkpoints" / "checkpoint-1" / "duals.json").read_text())["states"]["consistency"][
@@ -239,8 +245,54 @@ def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path,
     assert lines[1]["lambda/consistency"] == lam and math.isfinite(lam)
 
 
-def test_a_signal_without_threshold_is_named(world: Path) -> None:
-    cfg = mini(world)
-    broken = cfg.model_copy(update={"rl": cfg.rl.model_copy(update={"tau": {"consistency": 0.9}})})
-    with pytest.raises(UserError, match=r"rl\.tau\.spatial_grounding"):
-        train.make_dual(broken)
+def test_each_constraint_has_its_own_values_and_the_duals_for_the_rest() -> None:
+    """YAML to `Constraint`, each field of each name; thresholds are in the reward's own unit."""
+    own = "{tau: -3.5, lr: 0.2, lam_init: 0.0, lam_max: 9.0, min_applicable: 0}"
+    cfg = config.load(
+        "mini",
+        "fgrpo",
+        [f"rl.constraints.consistency={own}", "rl.constraints.spatial_grounding.tau=0.4", "rl.dual.lr=0.01"],
+    )
+    assert train.make_dual(cfg).constraints == (
+        Constraint("consistency", -3.5, 0.0, 0.2, 9.0, 0),
+        Constraint("spatial_grounding", 0.4, 1.0, 0.01, 5.0, 8),
+        Constraint("semantic_grounding", 0.85, 1.0, 0.01, 5.0, 8),
+    )
+
+
+def test_which_constraints_a_method_has() -> None:
+    """null removes one of a lower layer, an override adds one; without multipliers where rewards are coupled or absent."""
+    names = ("consistency", "spatial_grounding", "semantic_grounding")
+    override = ["rl.constraints.consistency.tau=0.9"]
+    expected = {
+        "fgrpo": (names, names),
+        "fgrpo-fixed": (names, names),
+        "fgrpo-consistency": (names[:1], names[:1]),
+        "grpo-additive": (names, ()),
+        "grpo-multiplicative": (names[::2], ()),
+        "grpo-t": ((), ()),
+    }
+    for method, (rewards, constrained) in expected.items():
+        cfg = config.load("mini", method, override)
+        assert train.make_scorer(cfg, (784, 12544)).names == ("task", *rewards), method
+        assert tuple(c.reward for c in train.make_dual(cfg).constraints) == constrained, method
+    without = config.load("mini", "fgrpo", ["rl.constraints.semantic_grounding=null"])
+    assert list(without.rl.constraints) == ["consistency", "spatial_grounding"]
+
+
+def test_boxes_are_read_with_the_policys_tag_and_frame(world: Path) -> None:
+    """policy.box_tag and policy.box_frame reach the parser and the rewards' context."""
+    cfg = mini(world, "policy.box_tag=box", "policy.box_frame=thousand")
+    scorer = train.make_scorer(cfg, (784, 12544))
+    assert (scorer._context.box_tag, scorer._context.box_frame) == ("box", "thousand")
+    row = next(read_jsonl(world / "rl.jsonl"))
+    text = "<think><box>[1,2,3,4]</box> <bbox>[5,6,7,8]</bbox></think><answer>a</answer>"
+
+    async def run() -> ScoreColumn:
+        scorer.start([{"sample": json.dumps(row)}], [text], [[1]], trainer_stub(asyncio.get_running_loop()))
+        return await scorer.reward_funcs()[0](prompts=[0])
+
+    batch = asyncio.run(run()).batch
+    assert batch is not None
+    ((box,),) = (item.response.boxes for item in batch.items)
+    assert (list(box), box.frame) == ([1, 2, 3, 4], "thousand")

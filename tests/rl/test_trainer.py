@@ -9,44 +9,92 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from trl import GRPOTrainer
 
+from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.training.checkpoints import PROCESSES
+from rl import advantage, train
 from rl.advantage import combine, couple
 from rl.dual import Constraint, DualAscent
+from rl.reward_validation import check_reward_models
+from rl.scored_batch import ScoreColumn
 from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
-from tests.rl.conftest import Watch, scattered, scorer
+from tests.rl.conftest import OVERRIDES, Watch, scattered, scorer
 
 
-def test_trl_advantages_are_eq_6(make) -> None:
-    """The alarm for TRL upgrades: what TRL trains on equals the pure function, masked and constant groups included."""
-    trainer = make(steps=3)
-    watch = Watch(trainer)
-    trainer.train()
-    assert len(watch.seen) == 3
-    assert any(torch.isnan(scores).any() for scores, *_ in watch.seen)
-    for scores, weights, adv, _ in watch.seen:
-        assert torch.allclose(adv, combine(scores, weights, 4), atol=1e-6)
-        assert adv.abs().max() > 0.1
+@pytest.fixture
+def trls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The advantages of each batch by TRL's own aggregation, before ours take their place."""
+    seen: list[torch.Tensor] = []
+    inner = GRPOTrainer._generate_and_score_completions
+
+    def watched(self: Any, inputs: Any) -> Any:
+        output = inner(self, inputs)
+        seen.append(output["advantages"].clone())
+        return output
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", watched)
+    return seen
 
 
-def test_rows_of_which_nothing_is_known_are_trls_too(make) -> None:
-    """The task reward may be missing as well; such a row has 0 and is in no statistic, in TRL and in the pure function."""
+@pytest.mark.parametrize("missing", [(0.0, 0.3, 0.5), (0.4, 0.5, 0.6)], ids=["task always known", "unknown rows"])
+def test_trls_advantages_are_eq_6(make, trls: list[torch.Tensor], missing: tuple[float, float, float]) -> None:
+    """The alarm for TRL upgrades: its aggregation of the same scores and weights equals ours, masked groups included.
+
+    Scores are binary fractions, of which float32 means are exact: TRL has no guard for constant groups. A row of which
+    nothing is known has 0 and is in no statistic.
+    """
+    levels = (3, 2, 5)
     funcs = [
-        scorer("task", scattered(1, 0.4)),
-        scorer("one", scattered(2, 0.5, 2)),
-        scorer("two", scattered(3, 0.6, 4)),
+        scorer(name, scattered(salt, share, level))
+        for salt, (name, share, level) in enumerate(zip(("task", "one", "two"), missing, levels, strict=True), start=1)
     ]
     trainer = make(funcs, steps=3)
     watch = Watch(trainer)
     trainer.train()
-    unknown = [scores.isnan().all(dim=1) for scores, *_ in watch.seen]
-    assert sum(int(rows.sum()) for rows in unknown) == 5
-    for (scores, weights, adv, _), rows in zip(watch.seen, unknown, strict=True):
-        assert torch.allclose(adv, combine(scores, weights, 4), atol=1e-6)
+    assert len(watch.seen) == len(trls) == 3
+    unknown = 0
+    for (scores, weights, adv, _), trl in zip(watch.seen, trls, strict=True):
+        rows = scores.isnan().all(dim=1)
+        unknown += int(rows.sum())
+        assert torch.isnan(scores).any()
+        assert torch.allclose(adv, trl, atol=1e-6) and torch.equal(adv, combine(scores, weights, 4))
         assert not adv[rows].any() and adv[~rows].abs().max() > 0.1
+    assert (unknown > 0) == (missing[0] > 0)
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (config.CONFIGS / "method").glob("*.yaml")))
+def test_combine_is_what_trains(world: Path, chain: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the method, the policy moves by what `rl.advantage.combine` returns: with its signs changed, elsewhere."""
+    real = advantage.combine
+    cfg = config.load("mini", method, [f"data.root={world}", *OVERRIDES, "rl.max_steps=2", "rl.max_response_length=60"])
+
+    def trained(name: str) -> tuple[torch.Tensor, list[float]]:
+        root = chain.parent / name
+        (root / "mini").mkdir(parents=True)
+        for stage in ("data", "sft"):
+            (root / "mini" / stage).symlink_to(chain / "mini" / stage)
+        folder = train.train(cfg, root)
+        weights = load_file(folder / "final" / "model.safetensors")
+        advantages = [x for file in sorted((folder / "rollouts").iterdir()) for x in pd.read_parquet(file)["advantage"]]
+        return torch.cat([tensor.flatten() for tensor in weights.values()]), advantages
+
+    plain, written = trained("plain")
+    calls: list[torch.Tensor] = []
+
+    def turned(*args: Any, **more: Any) -> torch.Tensor:
+        calls.append(-real(*args, **more))
+        return calls[-1]
+
+    monkeypatch.setattr(advantage, "combine", turned)
+    other, written_then = trained("turned")
+    assert written_then == torch.cat(calls).tolist() and any(written)
+    assert len(calls) == 2 and not torch.equal(plain, other)
 
 
 def test_lambda_weighs_the_batch_and_then_moves(make) -> None:
@@ -82,7 +130,7 @@ def test_coupled_rewards_are_one_column(make, kind: str) -> None:
     trainer.train()
     adv = watch.seen[0][2]
     reward = couple(raw[0], kind)
-    assert torch.allclose(adv, combine(reward, torch.ones(1), 4), atol=1e-6)
+    assert torch.equal(adv, combine(reward, torch.ones(1), 4))
     assert trainer.state.log_history[0]["reward"] == pytest.approx(float(reward.mean()))  # not the columns' sum
     assert list(trainer._logs["advantages"]) == adv.tolist()
 
@@ -93,20 +141,14 @@ def test_a_failed_score_is_in_no_statistic(make, masked: str) -> None:
     failed = torch.zeros(8, 2, dtype=torch.bool)
     failed[1, 1] = True
 
-    class Judge:
-        """A scorer that knows what has failed."""
-
-        def start(self, *_: Any) -> None: ...
-
-        def failed(self) -> list[list[bool]]:
-            return failed.tolist()
-
-        def sums(self) -> dict[str, Any]:
-            return {}
-
     values = [1.0, None, None, 0.0, 1.0, 0.0, 1.0, 1.0]
-    funcs = [scorer("task", scattered(1)), scorer("one", lambda _, row: values[row])]
-    trainer = make(funcs, [Constraint("one", 0.9, min_applicable=6)], steps=1, scorer=Judge(), masked=masked)
+
+    def one(**_: Any) -> ScoreColumn:
+        return ScoreColumn(values, [None, "timeout", *[None] * 6])
+
+    trainer = make(
+        [scorer("task", scattered(1)), one], [Constraint("one", 0.9, min_applicable=6)], steps=1, masked=masked
+    )
     watch = Watch(trainer)
     trainer.train()
     ((scores, weights, adv, _),) = watch.seen
@@ -197,7 +239,7 @@ def test_a_torn_checkpoint_is_refused_in_words(make, tmp_path: Path, name: str) 
     assert folder is not None
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"checkpoint-2 cannot be gone on from .*delete that folder"):
+    with pytest.raises(UserError, match=r"cannot resume from .*checkpoint-2 .*delete that folder"):
         make(steps=4).train(resume_from_checkpoint=str(folder))
 
 
@@ -221,14 +263,14 @@ def test_a_score_that_is_no_number_is_named(make, value: float, word: str, kind:
         trainer.train()
 
 
-def test_a_reward_model_that_says_nan_is_named(make) -> None:
+def test_a_reward_model_that_says_nan_is_named() -> None:
     class Model(torch.nn.Module):
         config = type("Config", (), {"_name_or_path": "models/judge"})()
 
-    trainer = make()
-    trainer.reward_funcs[1] = Model()
+    functions = [scorer("task", scattered(1)), Model(), scorer("two", scattered(2))]
+    scores = torch.tensor([[1.0, 0.0, math.nan], [1.0, 0.0, 1.0], [math.nan, math.nan, 1.0]])
     with pytest.raises(ValueError, match=r"reward model 'one' gives nan for rollout 2 of step 0"):
-        trainer._check_models(torch.tensor([[1.0, 0.0, math.nan], [1.0, 0.0, 1.0], [math.nan, math.nan, 1.0]]))
+        check_reward_models(functions, ["task", "one", "two"], scores, 0)
 
 
 def test_a_reward_of_the_wrong_length_is_named(make) -> None:
@@ -243,7 +285,6 @@ def test_a_reward_of_the_wrong_length_is_named(make) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tweak": {"multi_objective_aggregation": "sum_then_normalize"}}, "normalize_then_sum"),
         ({"tweak": {"reward_weights": [1.0, 1.0, 1.0]}}, "reward_weights"),
         ({"tweak": {"num_generations": 1}}, "at least 2"),
         ({"tweak": {"scale_rewards": "none"}}, "scale_rewards"),
@@ -305,12 +346,6 @@ def test_judging_runs_beside_the_log_prob_passes(make) -> None:
                 return [float(n % 2) for n in range(len(completions))]
 
             self.pending = asyncio.run_coroutine_threadsafe(work(), trainer.async_loop)
-
-        def failed(self) -> list[list[bool]]:
-            return [[False, False]] * 8
-
-        def sums(self) -> dict[str, Any]:
-            return {}
 
         async def judged(self, **_: Any) -> list[float]:
             return await asyncio.wrap_future(self.pending)

@@ -43,6 +43,7 @@ def client(**answers: tuple[int, Any]) -> tuple[RolloutClient, Session]:
 def generation(mode: str = "server") -> GuardedGeneration:
     made = GuardedGeneration.__new__(GuardedGeneration)
     made.mode, made.server_base_url, made.processing_class = mode, "http://there", SimpleNamespace(image_token_id=PAD)
+    made.model = SimpleNamespace(config=SimpleNamespace(model_type="qwen2_5_vl"))
     return made
 
 

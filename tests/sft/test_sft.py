@@ -1,4 +1,4 @@
-"""The SFT stage: rows, split, what is trained and what is not, best state, going on after a kill."""
+"""The SFT stage: rows, split, trained and frozen parameters, best state, resume after a kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/mini/mcts/sft.jsonl with sixteen traces of eight questions, one and two pictures, and a copy of the policy."""
+    """runs/mini/mcts/sft.jsonl with sixteen traces of eight questions, one and two images, and a copy of the policy."""
     folder = tmp_path_factory.mktemp("sft")
     shutil.copytree(ROOT / "miniworld" / "backbone", folder / "backbone")
     rng = random.Random(4)
@@ -95,7 +95,7 @@ def test_bad_records_are_counted_under_a_reason(
         dataset.read_rows(path, Counter())
 
 
-def test_only_the_wanted_kinds_of_traces_are_trained_on(world: Path, tmp_path: Path) -> None:
+def test_only_the_configured_kinds_of_traces_are_trained_on(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "sft.jsonl"
     kinds: list[dict[str, Any]] = [{"kind": "direct"}, {"kind": "corrected"}, {}, {"kind": ["corrected"]}]
     write_jsonl(path, [{**record(world), "id": str(i), **kind} for i, kind in enumerate(kinds)])
@@ -106,23 +106,25 @@ def test_only_the_wanted_kinds_of_traces_are_trained_on(world: Path, tmp_path: P
     assert len(dataset.read_rows(path, Counter())) == 4
 
 
-def test_rows_that_do_not_fit_are_left_out(world: Path) -> None:
+def test_overlong_rows_are_dropped(world: Path) -> None:
     rows = dataset.read_rows(world / "runs" / "mini" / "mcts" / "sft.jsonl", Counter())
     dropped: Counter[str] = Counter()
-    size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px picture takes 16 + 2 tokens; ten tokens a text
+    size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px image takes 16 + 2 tokens; ten tokens a text
     kept = dataset.fitting(rows, lambda text: 10, size, (784, 12544), dropped)
     assert {len(row.images) for row in kept} == {1} and dropped == {"longer than sft.max_length": 8}
-    with pytest.raises(UserError, match="no trace fits"):
+    with pytest.raises(UserError, match="no trace fits in"):
         dataset.fitting(rows, lambda text: 10, 10, (784, 12544), Counter())
 
 
 def test_the_split_is_by_question_and_by_the_seed() -> None:
     rows = [dataset.Row(f"{n}/{k}", f"s{n}", "q", "a", ("x",)) for n in range(200) for k in range(3)]
-    learn, held = dataset.split(rows, 0.1, 0)
-    assert not {r.sample_id for r in learn} & {r.sample_id for r in held} and len(learn) + len(held) == len(rows)
-    assert 5 <= len({r.sample_id for r in held}) <= 40
-    assert dataset.split(rows[::-1], 0.1, 0)[1] == held[::-1]
-    assert dataset.split(rows, 0.1, 1)[1] != held
+    training, validation = dataset.split(rows, 0.1, 0)
+    assert not {r.sample_id for r in training} & {r.sample_id for r in validation} and len(training) + len(
+        validation
+    ) == len(rows)
+    assert 5 <= len({r.sample_id for r in validation}) <= 40
+    assert dataset.split(rows[::-1], 0.1, 0)[1] == validation[::-1]
+    assert dataset.split(rows, 0.1, 1)[1] != validation
     assert dataset.split(rows, 0.0, 0)[1] == []
     few = [dataset.Row("a", "s1", "q", "a", ("x",)), dataset.Row("b", "s2", "q", "a", ("x",))]
     assert [len(part) for part in dataset.split(few, 0.001, 0)] == [1, 1]
@@ -160,7 +162,7 @@ def test_the_loss_is_on_the_completion_only(world: Path, tmp_path: Path) -> None
     assert not (batch["labels"] == trainer.model.config.image_token_id).any()
 
 
-def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
+def test_from_traces_to_final_and_a_second_run_does_nothing(world: Path) -> None:
     cfg = mini(world)
     folder = train.train(cfg, world / "runs")
     lines = list(read_jsonl(folder / "metrics.jsonl"))
@@ -176,7 +178,7 @@ def test_from_traces_to_final_and_again_nothing(world: Path) -> None:
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     train.train(cfg, world / "runs")
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
-    (folder / "final" / "model.safetensors").unlink()  # half-deleted: the best state is nowhere else
+    (folder / "final" / "model.safetensors").unlink()  # partly deleted: no other copy of the best state exists
     train.train(cfg, world / "runs")
     again = load_file(folder / "final" / "model.safetensors")
     assert all(torch.equal(tuned[name], again[name]) for name in tuned)
@@ -192,30 +194,30 @@ def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tm
     assert moved and all("visual.merger." in name for name in moved)
 
 
-def test_it_goes_on_after_a_kill_as_if_nothing_had_been(world: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, monkeypatch) -> None:
     cfg = mini(world, "data.validation_share=0.31")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "two" / "mini" / "mcts")
-    whole = train.train(cfg, tmp_path / "one")
-    real = train.Logbook.on_step_end
+    reference = train.train(cfg, tmp_path / "one")
+    real = train.LoggingCallback.on_step_end
 
-    def dies(self: train.Logbook, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == 3:
             raise KeyboardInterrupt
         real(self, args, state, control, **more)
 
-    monkeypatch.setattr(train.Logbook, "on_step_end", dies)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
     with pytest.raises(KeyboardInterrupt):
         train.train(cfg, tmp_path / "two")
-    monkeypatch.setattr(train.Logbook, "on_step_end", real)
-    parts = train.train(cfg, tmp_path / "two")
-    one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (whole, parts))
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
+    resumed = train.train(cfg, tmp_path / "two")
+    one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (reference, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    steps = [[line["step"] for line in read_jsonl(f / "metrics.jsonl")] for f in (whole, parts)]
+    steps = [[line["step"] for line in read_jsonl(f / "metrics.jsonl")] for f in (reference, resumed)]
     assert steps[0] == steps[1]
-    final = load_file(parts / "final" / "model.safetensors")
-    (parts / "done").unlink()  # killed after the last step: nothing is trained, the same state is kept
+    final = load_file(resumed / "final" / "model.safetensors")
+    (resumed / "done").unlink()  # killed after the last step: no training, same final state
     train.train(cfg, tmp_path / "two")
-    again = load_file(parts / "final" / "model.safetensors")
+    again = load_file(resumed / "final" / "model.safetensors")
     assert all(torch.equal(final[name], again[name]) for name in final)
-    assert steps[0] == [line["step"] for line in read_jsonl(parts / "metrics.jsonl")]
+    assert steps[0] == [line["step"] for line in read_jsonl(resumed / "metrics.jsonl")]

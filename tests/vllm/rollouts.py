@@ -29,6 +29,7 @@ from fgrpo.errors import UserError
 from fgrpo.policy import adapters, loading
 from fgrpo.schema import Config, Lora
 from fgrpo.training import distributed
+from rl.probe import Probe
 from rl.vllm_rollouts import GuardedGeneration
 
 
@@ -51,9 +52,10 @@ def trained_weights(trainer: Any, *, merged: bool = True) -> dict[str, torch.Ten
 
 def probed(trainer: Any, rows: list[Any]) -> float:
     """Mean difference of log-probabilities a token over fresh rollouts of `rows`."""
-    batch, engine = trainer.probe(rows)
+    probe = Probe(trainer)
+    batch, engine = probe.rollout(rows)
     mask = batch["completion_mask"].bool()
-    return float((trainer.logprobs(batch) - engine)[mask].abs().mean())
+    return float((probe.logprobs(batch) - engine)[mask].abs().mean())
 
 
 @contextmanager
@@ -150,10 +152,10 @@ def main() -> None:
             sys.stdin.readline()
             adapted.generation.vllm_client.session.get_adapter("http://").max_retries.total = 0
             try:
-                adapted.probe([adapted.train_dataset[0]])
+                Probe(adapted).rollout([adapted.train_dataset[0]])
             except UserError as error:
                 report["gone"] = str(error)
-    distributed.say(json.dumps(report))
+    distributed.print_once(json.dumps(report))
 
 
 if __name__ == "__main__":

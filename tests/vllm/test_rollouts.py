@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             paths.append(str(world / f"{n}-{k}.png"))
             render(scene, rng).save(paths[-1])
             scenes.append({"key": truth.image_key(paths[-1]), "scene": scene.to_dict()})
-        things = [question.scenes[-1].by_name(name) for name in question.asked]
+        things = [question.scenes[-1].by_name(name) for name in question.targets]
         boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing)
         sample = Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes)
         rows.append(sample.to_dict())

@@ -1,0 +1,34 @@
+"""A TRL script with FaithfulGRPOTrainer in GRPOTrainer's place. It runs offline on a CPU: `python -m examples.drop_in`."""
+
+import tempfile
+
+from datasets import Dataset
+from trl import GRPOConfig
+
+from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
+from rl.dual import Constraint
+from rl.trainer import FaithfulGRPOTrainer  # instead of trl.GRPOTrainer
+
+
+def correct(completions, answer, **_):  # the task reward comes first
+    return [float(gold in text) for gold, text in zip(answer, completions, strict=True)]
+
+
+def brief(completions, **_):  # None = not applicable, never 0
+    return [1 / len(text.split()) if text.strip() else None for text in completions]
+
+
+model, tokenizer = tiny_model()
+with tempfile.TemporaryDirectory() as folder:
+    trainer = FaithfulGRPOTrainer(
+        model,
+        reward_funcs=[correct, brief],
+        constraints=[Constraint("brief", tau=0.5)],  # one per reward function after the first
+        args=GRPOConfig(
+            folder, multi_objective_aggregation="normalize_then_sum", max_steps=10, logging_steps=5, **ON_A_CPU
+        ),
+        train_dataset=Dataset.from_dict(PROMPTS),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+print(f"after {trainer.state.global_step} steps the multiplier of `brief` is {trainer.dual.lam['brief']:.3f}")

@@ -1,0 +1,83 @@
+"""The Makefile: phony targets in the right order, and no rule that decides by a file whether a stage runs again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fgrpo.config import CONFIGS
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+STAMPS = {".venv/.stamp", ".venv-vllm/.stamp"}  # set-up alone is decided by files
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+def modules(*words: str) -> list[str]:
+    """The modules that `make <words>` would run, in order."""
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return re.findall(r"-m (?:fgrpo\.training\.launch )?([\w.]+)", done.stdout)
+
+
+def test_every_target_is_phony() -> None:
+    joined = MAKEFILE.replace("\\\n", " ")
+    (line,) = re.findall(r"^\.PHONY: (.*)$", joined, re.M)
+    assert "rl-,$(METHODS)" in line and "serve-,$(SERVED)" in line
+    phony = set(re.sub(r"\$\(addprefix .*?\)\)", "", line).split())
+    targets = set(re.findall(r"^([\w./-]+):(?!=)", joined, re.M)) - {".PHONY"}
+    assert {target for target in targets - STAMPS if not target.startswith("serve-")} == phony
+    assert "/done" not in MAKEFILE and "FORCE" not in MAKEFILE
+
+
+def test_a_later_stage_alone_makes_what_comes_before_it() -> None:
+    before = ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
+    assert modules("sft", "PRESET=smoke") == before
+    assert modules("rl-fgrpo", "PRESET=smoke") == [*before, "rl.train"]
+    assert modules("eval", "PRESET=smoke") == ["miniworld.write", "eval.run"]
+    assert modules("bench", "PRESET=smoke") == [*before, "perf.run"]
+
+
+def test_a_preset_without_a_world_writes_none() -> None:
+    assert modules("sft", "PRESET=paper-7b") == ["data_curation.run", "mcts.run", "sft.train"]
+
+
+def test_the_demo() -> None:
+    stages = modules("demo", "PRESET=smoke")
+    assert stages[:4] == ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
+    assert stages[4:6] == ["rl.train", "rl.train"] and stages[-4:] == [
+        "eval.run",
+        "eval.figures",
+        "eval.report",
+        "eval.tables",
+    ]
+    done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "-j2 rl-grpo-t rl-fgrpo" in done.stdout  # in parallel
+    assert re.search(r"TQDM_POSITION=1 .*rl\.train .*--method fgrpo", done.stdout)
+
+
+def test_settings_reach_the_stages() -> None:
+    words = ["rl-fgrpo", "PRESET=paper-7b", "OVERLAY=lora,one-node", "SET=rl.kl_coef=0.03 rl.max_steps=5"]
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if "-m" in line]
+    wanted = "--preset paper-7b --overlay lora,one-node --set rl.kl_coef=0.03 rl.max_steps=5"
+    assert len(lines) == 4 and all(wanted in line for line in lines)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_target(method: str) -> None:
+    assert modules(f"rl-{method}", "PRESET=mini")[-1] == "rl.train"
+
+
+def test_a_method_without_a_file_is_named() -> None:
+    done = subprocess.run(["make", "rl-fgrpx"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode and "fgrpx" in done.stderr and "fgrpo" in done.stderr
+
+
+def test_help_lists_every_public_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"^  make (\S+)", done.stdout, re.M))
+    assert {"help", "setup", "demo", "test", "check", "data", "mcts", "sft", "eval", "plan", "doctor"} <= listed
+    assert {f"rl-{method}" for method in METHODS} <= listed
