@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def help_of(module: str) -> str:
     argv, out = sys.argv, io.StringIO()
     sys.argv = [module, "--help"]
     try:
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the module may be imported already
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = argv
