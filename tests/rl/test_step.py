@@ -51,7 +51,9 @@ def test_coupled_columns_have_no_multipliers() -> None:
     assert torch.equal(step.advantages_N, combine(reward, torch.ones(1), 2))
     assert step.weights_K.tolist() == [1.0, 1.0] and step.dual_steps == ()
     assert step.metrics["reward"] == pytest.approx((3 + 1 + 1) / 3)  # row 1 has failed
-    assert not [key for key in step.metrics if key.startswith("lambda/") or key.endswith("share") and "mixed" not in key]
+    assert not [
+        key for key in step.metrics if key.startswith("lambda/") or (key.endswith("share") and "mixed" not in key)
+    ]
 
 
 @pytest.mark.parametrize(
