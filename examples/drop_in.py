@@ -24,9 +24,7 @@ with tempfile.TemporaryDirectory() as folder:
         model,
         reward_funcs=[correct, brief],
         constraints=[Constraint("brief", tau=0.5)],  # one per reward function after the first
-        args=GRPOConfig(
-            folder, multi_objective_aggregation="normalize_then_sum", max_steps=10, logging_steps=5, **ON_A_CPU
-        ),
+        args=GRPOConfig(folder, max_steps=10, logging_steps=5, **ON_A_CPU),
         train_dataset=Dataset.from_dict(PROMPTS),
         processing_class=tokenizer,
     )

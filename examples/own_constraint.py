@@ -26,9 +26,7 @@ def one_side(completions, **_):  # None where the text names no side: not applic
 model, tokenizer = tiny_model()
 constraint = Constraint("one_side", tau=0.9, lr=0.2, min_applicable=2)
 with tempfile.TemporaryDirectory() as folder:
-    args = GRPOConfig(
-        folder, multi_objective_aggregation="normalize_then_sum", max_steps=16, logging_steps=1, **ON_A_CPU
-    )
+    args = GRPOConfig(folder, max_steps=16, logging_steps=1, **ON_A_CPU)
     trainer = FaithfulGRPOTrainer(
         model,
         reward_funcs=[correct, one_side],

@@ -122,7 +122,7 @@ def body(args: argparse.Namespace) -> None:
     rate = rollouts_per_second()
     show(
         "Pure parts",
-        f"One core. The advantages of a batch at the paper's scale are {ROLLOUTS} rollouts by 4 rewards.",
+        f"One core. The advantages of a batch at the paper's scale are {ROLLOUTS} rollouts by 4 score columns.",
         ("part", "figure"),
         [
             (f"`combine` and dual step, {ROLLOUTS} x 4", f"{milliseconds:.1f} ms"),

@@ -1,14 +1,16 @@
 """Advantages of one rollout batch from its score columns: Eq. 6 and the coupled baselines of Table 2. Pure; torch only.
 
+Every method trains on what `combine` returns (`rl.step`), and on nothing else.
+
 Shapes: N rollouts in groups of `group_size` neighbours (one prompt each), K score columns of which column 0 is the task
 reward. NaN means "no score" (not applicable, or the judge failed), never zero.
 
 Decoupled (Eq. 6): each column is normalised within its group over its own applicable rollouts, weighted by [1, λ…], summed
-and whitened over the batch. Coupled (Table 2): `couple` turns the columns into ONE reward column, which then goes through
-the same `combine`; so all six rows of Tables 2 and 3 are options of this file.
+and whitened over the batch. Coupled (Table 2): `couple` turns the columns into ONE reward column, which then passes through
+the same `combine`. So all six rows of Tables 2 and 3 are options of this file.
 
-Where the paper is silent (docs/deviations.md): masked rollouts stay out of group statistics (`masked`), a signal that is
-constant in a group says nothing about it (`baseline`), whitening counts sequences (`whiten`).
+Where the paper is silent (docs/deviations.md): masked rollouts stay out of group statistics (`masked`), a column that is
+constant in a group contributes nothing there (`baseline`), whitening counts sequences (`whiten`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-EPS = 1e-4  # TRL's; a smaller one turns float round-off in constant groups into signal
+EPS = 1e-4  # TRL's
 _CONSTANT = 1e-6  # a spread below this share of the largest value is round-off, not variance
 
 Masked = Literal["exclude", "zero"]
@@ -42,43 +44,46 @@ def combine(
 ) -> Tensor:
     """Advantages adv_N = whiten(sum_k weight_k * normalise(score_k)), Eq. 6.
 
-    A group with fewer than two applicable members, or without variance, contributes 0 for that signal. Rows whose scores
+    A group with fewer than two applicable members, or without variance, contributes 0 for that column. Rows whose scores
     are all NaN get 0 and stay out of the whitening statistics. Standard deviations have ddof 1.
 
     Args:
         scores_NK: scores; NaN = no score. Rows of one group stand together.
         weights_K: [1, λ…].
-        group_size: rollouts a prompt, at least 2.
+        group_size: rollouts per prompt, at least 2.
         masked: "exclude" leaves NaN out of the group's mean and deviation (Eq. 5's reading); "zero" counts it as 0 in them, so
             a masked rollout gets an advantage too.
-        baseline: "batch" lets a signal speak where it is constant inside a group: its applicable rollouts are then centred on
-            (and scaled by) the batch's applicable rollouts. "group" gives them 0.
+        baseline: where a column is constant within a group, "group" gives its rollouts 0. "batch" centres and scales its
+            applicable rollouts there by those of the batch.
         whiten: "sequence" (each rollout counts once), "token" (each counts `lengths_N` times; verl), or "none".
         lengths_N: completion lengths in tokens, for `whiten="token"` only.
-        failed_NK: which NaN are failures rather than "not applicable": those are unknown, so never a 0, whatever `masked` says.
+        failed_NK: which NaN are failures rather than "not applicable". Those are unknown, so never 0, whatever `masked` is.
         eps: added to each standard deviation.
-        whiten_eps: added to the batch's instead, where a stack uses two (verl); None: `eps`.
+        whiten_eps: added to the batch's deviation where a framework uses two (verl); None: `eps`.
 
     Raises:
         ValueError: shapes do not fit, a score is infinite, group size below 2, an unknown option.
     """
     scores_NK, weights_K = _checked(scores_NK, weights_K, group_size)
-    normal_NK, scorable_N = _signals(scores_NK, group_size, masked, baseline, failed_NK, eps)
+    normal_NK, scorable_N = _normalised_columns(scores_NK, group_size, masked, baseline, failed_NK, eps)
     total_N = (normal_NK * weights_K).sum(dim=1)
     adv_N = _whitened(total_N, scorable_N, whiten, lengths_N, eps if whiten_eps is None else whiten_eps)
     return torch.where(scorable_N, adv_N, 0.0)
 
 
 def couple(scores_NK: Tensor, kind: Coupling, failed_NK: Tensor | None = None) -> Tensor:
-    """One reward column of shape (N, 1) from the task's and the signals' columns, before any normalisation (Table 2).
+    """One reward column of shape (N, 1) from the task's and the constraints' columns, before any normalisation (Table 2).
 
-    "additive": R_task + R_C + …, a signal that is not applicable adds nothing. "multiplicative": R_task * R_C * …, a signal
-    that is not applicable gates nothing (factor 1): a wrong answer keeps its format reward, a right one with an inconsistent
+    "additive": R_task + R_C + …; a score that is not applicable adds nothing. "multiplicative": R_task * R_C * …; a score
+    that is not applicable is a factor of 1. So a wrong answer keeps its format reward, and a correct one with an inconsistent
     trace falls to 0. A rollout with a failed score has no reward (NaN): its sum is unknown, not smaller.
 
     Args:
         scores_NK: column 0 is the task reward.
         failed_NK: which of the NaN are failures rather than "not applicable".
+
+    Raises:
+        ValueError: not a table of scores, or an unknown kind.
     """
     if scores_NK.ndim != 2 or scores_NK.shape[1] < 1:
         raise ValueError(f"scores must be (rollouts, columns), got {tuple(scores_NK.shape)}")
@@ -95,7 +100,7 @@ def couple(scores_NK: Tensor, kind: Coupling, failed_NK: Tensor | None = None) -
 
 
 def varying_groups(scores_N: Tensor, group_size: int) -> tuple[int, int]:
-    """(groups in which this signal varies over its applicable rollouts, groups). Only the first kind teach anything."""
+    """(groups in which this column varies over its applicable rollouts, groups). Only the former give a policy gradient."""
     grouped = scores_N.view(-1, group_size, 1)
     known = ~torch.isnan(grouped)
     _, varies = _normalise(torch.nan_to_num(grouped, nan=0.0), known, EPS)
@@ -117,7 +122,7 @@ def shares(
     the task's is 1 / (1 + sum λ²). The options are those of `combine`.
     """
     scores_NK, weights_K = _checked(scores_NK, weights_K, group_size)
-    normal_NK, _ = _signals(scores_NK, group_size, masked, baseline, failed_NK, EPS)
+    normal_NK, _ = _normalised_columns(scores_NK, group_size, masked, baseline, failed_NK, EPS)
     power_K = normal_NK.double().var(dim=0, correction=0) * weights_K.double().square()
     total = power_K.sum()
     return power_K / total if total > 0 else torch.zeros_like(power_K)
@@ -129,7 +134,7 @@ def _checked(scores_NK: Tensor, weights_K: Tensor, group_size: int) -> tuple[Ten
     if not scores_NK.dtype.is_floating_point:
         scores_NK = scores_NK.to(torch.float32)
     if group_size < 2:
-        raise ValueError(f"a group of {group_size} has no baseline; use at least 2 rollouts a prompt")
+        raise ValueError(f"a group of {group_size} has no baseline; use at least 2 rollouts per prompt")
     if scores_NK.shape[0] % group_size:
         raise ValueError(f"{scores_NK.shape[0]} rollouts do not divide into groups of {group_size}")
     if weights_K.shape != scores_NK.shape[1:]:
@@ -140,10 +145,10 @@ def _checked(scores_NK: Tensor, weights_K: Tensor, group_size: int) -> tuple[Ten
     return scores_NK, weights_K.to(scores_NK)
 
 
-def _signals(
+def _normalised_columns(
     scores_NK: Tensor, group_size: int, masked: Masked, baseline: Baseline, failed_NK: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Each column normalised (N, K), 0 where it says nothing; and the rows (N,) of which anything is known."""
+    """Each column normalised (N, K), 0 where it is unknown or constant; and the rows (N,) of which anything is known."""
     known_NK = ~torch.isnan(scores_NK)
     scorable_N = known_NK.any(dim=1)
     if masked == "zero":  # what failed is not 0, nor are rows about which nothing is known
@@ -178,12 +183,12 @@ def _normalise(values: Tensor, known: Tensor, eps: float) -> tuple[Tensor, Tenso
 
 
 def _whitened(total_N: Tensor, scorable_N: Tensor, whiten: Whiten, lengths_N: Tensor | None, eps: float) -> Tensor:
-    """Centre and scale over the batch's scorable rows, each counted once or once a token."""
+    """Centre and scale over the batch's scorable rows, each counted once or once per token."""
     if whiten == "none":
         return total_N
     if whiten == "token":
         if lengths_N is None or lengths_N.shape != total_N.shape:
-            raise ValueError("whiten='token' needs lengths_N, one completion length a rollout")
+            raise ValueError("whiten='token' needs lengths_N, one completion length per rollout")
         count_N = lengths_N.to(total_N) * scorable_N
     elif whiten == "sequence":
         count_N = scorable_N.to(total_N)

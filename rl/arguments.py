@@ -1,9 +1,10 @@
-"""The one place where our configuration becomes TRL's (Table 5); tests/rl/test_stage.py pins every value.
+"""Translates the configuration into TRL's arguments (Table 5); tests/rl/test_stage.py pins every value.
 
 Choices: `loss_type` is config.rl.loss, by default "grpo": the mean over a rollout's tokens, then over rollouts. That is
-GRPO's own form, does not depend on how a batch is cut into micro-batches, and weighs rollouts as sequence whitening does
+GRPO's own form, does not depend on how a batch is split into micro-batches, and weighs rollouts as sequence whitening does
 (TRL's default "dapo" weighs tokens). KL is TRL's k3 estimate inside the loss. TRL's `epsilon` bounds the ratio from below.
-Data order is ours (`rl.data.order`), so TRL does not shuffle.
+Data order is ours (`rl.data.order`), so TRL does not shuffle. So are advantages (`rl.step`): TRL's aggregation options only keep
+its own logged figures comparable.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fgrpo.training import distributed
 
 
 def updates_per_generation(rl: Rl) -> int:
-    """Optimiser steps that one generation batch serves (2 in Table 5).
+    """Optimizer steps that one generation batch serves (2 in Table 5).
 
     Raises:
         UserError: the rollout batch is not a multiple of the global batch.
@@ -35,7 +36,7 @@ def updates_per_generation(rl: Rl) -> int:
 
 
 def total_steps(rl: Rl, prompts: int) -> int:
-    """Optimiser steps of the run: `max_steps` rounded up to whole generations, or `epochs` over `prompts` prompts."""
+    """Optimizer steps of the run: `max_steps` rounded up to complete generations, or `epochs` over `prompts` prompts."""
     updates = updates_per_generation(rl)
     if rl.max_steps > 0:
         return -(-rl.max_steps // updates) * updates
@@ -48,10 +49,10 @@ def grpo_config(
     """TRL's arguments for one RL run.
 
     Args:
-        folder: where checkpoints go.
-        steps: optimiser steps of the whole run (`total_steps`).
+        folder: of the checkpoints.
+        steps: optimizer steps of the run (`total_steps`).
         forbidden: token ids that must never be sampled.
-        world: number of processes; from the environment if not given.
+        world: number of processes; None: from the environment.
 
     Raises:
         UserError: batch sizes that do not divide (names the keys).
@@ -72,7 +73,7 @@ def grpo_config(
 
 
 def check_batches(rl: Rl, processes: int) -> None:
-    """Whether `processes` can share an update, and updates a generation.
+    """Check that processes can share an update, and updates a generation.
 
     Raises:
         UserError: batch sizes that do not divide (names the keys).
@@ -131,7 +132,7 @@ def _machine(config: Config) -> dict[str, Any]:
 
 
 def _bookkeeping(rl: Rl) -> dict[str, Any]:
-    """Checkpoints at whole generations, and a log line a step."""
+    """Checkpoints between generations, and a log line per step."""
     updates = updates_per_generation(rl)
     return {
         "save_strategy": "steps",
@@ -145,7 +146,7 @@ def _bookkeeping(rl: Rl) -> dict[str, Any]:
 
 
 def _engine(config: Config, forbidden: Sequence[int]) -> dict[str, Any]:
-    """Who generates, and that image and special tokens cannot be sampled by it."""
+    """The rollout engine, which must not sample image and special tokens."""
     rl = config.rl
     if rl.rollout_engine == "transformers":
         return {"generation_kwargs": {"suppress_tokens": list(forbidden)} if forbidden else None}

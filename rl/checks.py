@@ -1,4 +1,4 @@
-"""Refuses, in plain words, configurations that TRL would accept and that would silently not be FGRPO."""
+"""Refuses configurations that TRL would accept and that would silently not be FGRPO."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rl.dual import Constraint, DualAscent
 
 
 def check_config(args: GRPOConfig) -> None:
-    """Weights, scaling, group size and checkpoint rhythm of a TRL configuration.
+    """Reward weights, scaling, group size and save steps of a TRL configuration.
 
     Raises:
-        ValueError: says what is wrong and what to set.
+        ValueError: names the argument and what to set.
     """
     if args.reward_weights is not None:
         raise ValueError(
-            "reward_weights are the multipliers here and belong to the trainer; leave them out and set lam_init"
+            "reward_weights are the multipliers, which the trainer sets; leave them out and set lam_init of the constraints"
         )
     if args.scale_rewards not in ("group", True):
         raise ValueError(
-            f"scale_rewards={args.scale_rewards!r} has no effect on decoupled advantages; leave it at 'group'"
+            f"scale_rewards={args.scale_rewards!r} has no effect on the advantages (rl.advantage.combine); leave it at 'group'"
         )
     if (args.num_generations or 0) < 2:
         raise ValueError(
@@ -37,14 +37,14 @@ def check_config(args: GRPOConfig) -> None:
 
 
 def _check_saving(args: GRPOConfig) -> None:
-    """One dual step a generation: a checkpoint between two updates of one generation would take it twice on resume."""
+    """One dual step per generation: resuming between two updates of one generation would take it twice."""
     micro_steps = (args.steps_per_generation or 1) * args.num_iterations
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "no":
         return
     if strategy == "steps":
         if args.save_steps < 1:
-            raise ValueError(f"save_steps={args.save_steps} is a share of the run; give a whole number of steps")
+            raise ValueError(f"save_steps={args.save_steps} is a share of the run; set a whole number of steps")
         for key in ("save_steps", "max_steps"):  # the last step is saved too
             steps = int(getattr(args, key))
             if steps > 0 and steps * args.gradient_accumulation_steps % micro_steps:
@@ -62,48 +62,50 @@ def _check_saving(args: GRPOConfig) -> None:
 def check_constraints(
     names: Sequence[str], dual: DualAscent, constraints: Sequence[Constraint], coupling: str | None
 ) -> None:
-    """Reward functions are the task's followed by one for each constraint, in order; a coupled reward has no constraints.
+    """Reward functions are the task's, then one per constraint, in order; a coupled reward has no constraints.
 
     Raises:
-        ValueError: a constraint that nobody scores, a reward that constrains nothing, two columns of one name.
+        ValueError: a constraint without a reward function, a reward without a constraint, two columns of one name.
     """
     if constraints and [c.reward for c in constraints] != [c.reward for c in dual.constraints]:
         raise ValueError("pass either constraints or a dual made of the same ones, not two different sets")
-    wanted = [c.reward for c in dual.constraints]
+    constrained = [c.reward for c in dual.constraints]
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(
-            f"two reward functions are called {twice[0]!r}; the task reward is one column (format and accuracy added up)"
+            f"two reward functions are called {twice[0]!r}; the task reward must be one column (add format and accuracy)"
         )
     if coupling is not None:
-        if wanted:
-            raise ValueError(f"a coupled reward ({coupling}) has no multipliers; leave the constraints {wanted} out")
+        if constrained:
+            raise ValueError(
+                f"a coupled reward ({coupling}) has no multipliers; leave out the constraints {constrained}"
+            )
         if coupling not in ("additive", "multiplicative"):
             raise ValueError(f"coupling is None, 'additive' or 'multiplicative', got {coupling!r}")
         return
     if not names:
         raise ValueError("the first reward function must be the task reward")
-    for name in wanted:
+    for name in constrained:
         if name == names[0]:
             raise ValueError(
                 f"{name!r} is the first reward function, so it is the task reward, and cannot be a constraint too"
             )
         if name not in names:
             raise ValueError(
-                f"no reward function is called {name!r}, which a constraint names; there are {list(names)}"
+                f"no reward function is called {name!r}, as a constraint requires; there are {list(names)}"
             )
-    if list(names[1:]) != wanted:
+    if list(names[1:]) != constrained:
         raise ValueError(
-            f"after the task reward {names[0]!r} come the constraints in their order; reward functions {list(names[1:])}, constraints "
-            f"{wanted}. Two task columns must be one (format and accuracy added up)"
+            f"after the task reward {names[0]!r}, the constraints must follow in their order; reward functions {list(names[1:])}, constraints "
+            f"{constrained}. Two task columns must be one (add format and accuracy)"
         )
 
 
 def check_dataset(dataset: Any) -> None:
-    """Every row has pictures, or none has: TRL decides by the first row of a batch.
+    """Every row has images, or none has: TRL decides by the first row of a batch.
 
     Raises:
-        ValueError: the data set is empty, or mixes rows with and without pictures.
+        ValueError: the data set is empty, or mixes rows with and without images.
     """
     if dataset is None or not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
         return
@@ -120,5 +122,5 @@ def check_dataset(dataset: Any) -> None:
             without = stored.null_count
         if 0 < without < len(stored):
             raise ValueError(
-                f"{without} of {len(stored)} rows have no picture and the others have; train on rows with pictures, or without"
+                f"{without} of {len(stored)} rows have no image and the others have; train on rows with images, or on rows without"
             )

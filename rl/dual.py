@@ -1,4 +1,4 @@
-"""Dual ascent on the constraints' multipliers: Eqs. 4 and 5, Table 6. Knows nothing of any trainer.
+"""Dual ascent on the constraints' multipliers: Eqs. 4 and 5, Table 6. Independent of any trainer.
 
 Per generation batch: `weights()` gives [1, λ…] for the batch at hand, then `step(scores_NC)` moves λ by that batch's
 scores, so the primal step uses λ_t and the dual step gives λ_{t+1} (the paper does not say which; docs/deviations.md).
@@ -6,9 +6,9 @@ scores, so the primal step uses λ_t and the dual step gives λ_{t+1} (the paper
     (5) mean_k = sum_i m_ki R_ki / sum_i m_ki     over the whole batch; skipped below `min_applicable` applicable rollouts
     (4) λ_k <- clip(λ_k - lr (mean_k - τ_k), 0, λ_max)
 
-Kinds: "adaptive" (the paper), "fixed" (Table 3: never steps), "pid" (ours, after Stooke et al. 2020, in velocity form:
+Kinds: "adaptive" (the paper), "fixed" (Table 3: never steps), "pid" (own_names, after Stooke et al. 2020, in velocity form:
 λ moves by lr e_t + kp (e_t - e_{t-1}) + kd (e_t - 2 e_{t-1} + e_{t-2}) with e = τ - mean, and is then clipped. Since the
-integral is λ itself, the bound bounds it and nothing winds up behind it; kp = kd = 0 is "adaptive" exactly).
+integral is λ itself, the bound also bounds the integral, and there is no wind-up. kp = kd = 0 is exactly "adaptive").
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ Kind = Literal["adaptive", "fixed", "pid"]
 
 @dataclass(frozen=True)
 class Constraint:
-    """E[reward] >= tau. `reward` is the reward's name; the other defaults are those of the public interface (Table 6)."""
+    """E[reward] >= tau (Eq. 2). The defaults are Table 6's.
+
+    Attributes:
+        reward: the reward's name.
+        tau: threshold, in the reward's own unit.
+        lam_init, lam_max: first value and upper bound of the multiplier.
+        lr: dual learning rate.
+        min_applicable: below this many applicable rollouts the multiplier does not move.
+
+    Raises:
+        ValueError: a value that is not finite or out of bounds.
+    """
 
     reward: str
     tau: float
@@ -50,11 +61,19 @@ class Constraint:
 
 @dataclass(frozen=True)
 class DualStep:
-    """What one step saw and did for one constraint. `mean` is None without an applicable rollout.
+    """One constraint's dual step.
 
-    `violation` is τ - mean (positive: violated). `bound_steps` says how many steps at this violation lead to λ's bound
-    (λ_max if violated, 0 if satisfied); None if it is there already or does not move. `at_bound` counts the steps in a row
-    that λ has been at λ_max while violated.
+    Attributes:
+        name: the constraint's reward.
+        mean: over the applicable rollouts; None without one.
+        applicable: number of rollouts with a score.
+        violation: τ - mean; positive: violated.
+        lam_before, lam: λ before and after the step.
+        moved: whether the step updated λ.
+        saturated: whether λ is at λ_max while the constraint is violated.
+        bound_steps: how many steps at this violation lead to λ's bound (λ_max if violated, 0 if satisfied); None if it is there
+            already or does not move.
+        at_bound: for how many steps in a row λ has been at λ_max while violated.
     """
 
     name: str
@@ -78,7 +97,7 @@ class _State:
 
 
 class DualAscent:
-    """The multipliers of several constraints. All state is in `state_dict`, and belongs into every checkpoint."""
+    """The multipliers of several constraints. All state is in `state_dict`, which belongs in every checkpoint."""
 
     def __init__(
         self, constraints: Iterable[Constraint], kind: Kind = "adaptive", *, kp: float = 0.0, kd: float = 0.0
@@ -92,7 +111,7 @@ class DualAscent:
         names = [c.reward for c in self.constraints]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"constraint {twice[0]!r} is given twice")
+            raise ValueError(f"constraint {twice[0]!r} appears twice")
         if kind not in ("adaptive", "fixed", "pid"):
             raise ValueError(f"the dual kind is 'adaptive', 'fixed' or 'pid', got {kind!r}")
         if kp < 0 or kd < 0:
@@ -115,7 +134,7 @@ class DualAscent:
         Every process must pass the same gathered scores; then all hold the same multipliers.
 
         Raises:
-            ValueError: not one column a constraint, or an infinite score.
+            ValueError: not one column per constraint, or an infinite score.
         """
         scores = torch.as_tensor(scores_NC, dtype=torch.float64).cpu()
         if scores.ndim != 2 or scores.shape[1] != len(self.constraints):
@@ -154,7 +173,7 @@ class DualAscent:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON: the constraints (to recognise another set) and each one's state."""
+        """Plain JSON: the constraints (to detect another set) and the state of each."""
         return {
             "kind": self.kind,
             "kp": self.kp,
@@ -164,19 +183,19 @@ class DualAscent:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over a saved state; nothing is changed if it does not fit.
+        """Load a saved state; nothing changes if it does not fit.
 
         Raises:
             ValueError: it belongs to another set of constraints (names both), or is malformed or out of bounds.
         """
         try:
-            theirs = [str(c["reward"]) for c in saved["constraints"]]
+            saved_names = [str(c["reward"]) for c in saved["constraints"]]
             loaded = {str(name): _State(**state) for name, state in saved["states"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved dual state: {error!r}") from error
-        ours = [c.reward for c in self.constraints]
-        if theirs != ours or sorted(loaded) != sorted(ours):
-            raise ValueError(f"the saved multipliers belong to the constraints {theirs}, this run has {ours}")
+        own_names = [c.reward for c in self.constraints]
+        if saved_names != own_names or sorted(loaded) != sorted(own_names):
+            raise ValueError(f"the saved multipliers belong to the constraints {saved_names}, this run has {own_names}")
         for c in self.constraints:
             lam = loaded[c.reward].lam
             if not (isinstance(lam, (int, float)) and 0.0 <= lam <= c.lam_max):

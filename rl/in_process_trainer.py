@@ -1,11 +1,11 @@
-"""Rollouts in this process, for machines without vLLM: the same trainer, its generation twice as fast (docs/benchmarks.md).
+"""Rollouts in this process, for machines without vLLM: the same trainer with generation twice as fast (docs/benchmarks.md).
 
-Three things that TRL's own path does more often than it must:
-- generation goes through the project's decoder (`fgrpo.inference.decode`): the prompt of a group is read once, keys and values
-  have their room, finished rows leave the batch; sampled from torch's global generator, so it resumes like the rest;
-- a frozen vision tower sees each picture once (`FeatureMemo`), not five times in each of three passes (generation, reference,
-  update). It keeps features by the pixels' hash, is the identity in value, and is used only where the tower is frozen;
-- padding is not computed: rollouts of about the same length go through the model together (`rl.length_bucketing`).
+It avoids three repetitions of TRL's own path:
+- generation uses the project's decoder (`fgrpo.inference.decode`): the prompt of a group is read once, keys and values are
+  preallocated, finished rows leave the batch. It samples from torch's global generator, so it resumes like everything else;
+- a frozen vision tower encodes each image once (`FeatureMemo`), not five times in each of three passes (generation, reference,
+  update). Features are stored by the pixels' hash and have the same values; used only where the tower is frozen;
+- padding is not computed: rollouts of about equal length pass through the model together (`rl.length_bucketing`).
 """
 
 from __future__ import annotations
@@ -27,52 +27,54 @@ from rl.trainer import FaithfulGRPOTrainer
 
 
 class FeatureMemo:
-    """Features of a frozen vision tower by picture; shared by models whose towers are equal."""
+    """Features of a frozen vision tower by image; shared by models whose towers are equal."""
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, Tensor] = {}
+        self._features: dict[bytes, Tensor] = {}
 
     def clear(self) -> None:
-        """Forget everything; call it when a new generation batch begins."""
-        self._kept.clear()
+        """Drop all features; called when a new generation batch begins."""
+        self._features.clear()
 
     def install(self, tower: torch.nn.Module, family: Backbone) -> None:
-        """Let `tower` look here first. Its results must not depend on anything but its input: all parameters frozen.
+        """Make `tower` look up its features here first. All its parameters must be frozen, so that results depend on the input alone.
 
         Raises:
             ValueError: a parameter of the tower is trained.
         """
         if any(parameter.requires_grad for parameter in tower.parameters()):
-            raise ValueError("the vision tower is trained, so its features change and cannot be kept")
-        plain = tower.forward
+            raise ValueError("the vision tower is trained, so its features change and cannot be stored")
+        encode = tower.forward
         merged = family.patches_per_token(tower)
 
         def forward(hidden_states: Tensor, grid_thw: Tensor, **more: Any) -> BaseModelOutputWithPooling:
             patches = grid_thw.prod(dim=-1).tolist()
-            pictures = torch.split(hidden_states, patches)
-            keys = [_key(picture, grid) for picture, grid in zip(pictures, grid_thw.tolist(), strict=True)]
-            missing = {key: i for i, key in enumerate(keys) if key not in self._kept}
+            images = torch.split(hidden_states, patches)
+            keys = [_key(image, grid) for image, grid in zip(images, grid_thw.tolist(), strict=True)]
+            missing = {key: i for i, key in enumerate(keys) if key not in self._features}
             if missing:
-                which = list(missing.values())
+                chosen = list(missing.values())
                 with torch.no_grad():
-                    out = plain(torch.cat([pictures[i] for i in which]), grid_thw=grid_thw[which], **more).pooler_output
-                sizes = [patches[i] // merged for i in which]
-                self._kept.update(zip(missing, (part.clone() for part in torch.split(out, sizes)), strict=True))
-            features: Any = torch.cat([self._kept[key] for key in keys])
+                    out = encode(
+                        torch.cat([images[i] for i in chosen]), grid_thw=grid_thw[chosen], **more
+                    ).pooler_output
+                sizes = [patches[i] // merged for i in chosen]
+                self._features.update(zip(missing, (part.clone() for part in torch.split(out, sizes)), strict=True))
+            features: Any = torch.cat([self._features[key] for key in keys])
             return BaseModelOutputWithPooling(pooler_output=features)
 
         tower.forward = forward
 
 
 class LocalTrainer(FaithfulGRPOTrainer):
-    """FaithfulGRPOTrainer whose rollouts come from this process's own decoder (one model, not sharded)."""
+    """FaithfulGRPOTrainer whose rollouts come from this process' own decoder (one model, not sharded)."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         family = backbone.of_model(self.plain_model)
         self._vocabulary = vocabulary_of(self._tokenizer, self.plain_model.config.get_text_config().vocab_size, family)
         self._memo: FeatureMemo | None = None
-        self._rolled: list[list[float]] = []  # log-probabilities of the last generation
+        self._sampled_logprobs: list[list[float]] = []  # log-probabilities of the last generation
         models: list[Any] = [m for m in (self.plain_model, self.ref_model) if m is not None]
         towers = [family.vision_tower(self.accelerator.unwrap_model(m)) for m in models]
         for tower in towers[1:]:
@@ -88,10 +90,10 @@ class LocalTrainer(FaithfulGRPOTrainer):
         return self._vocabulary.forbidden
 
     def engine_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """The decoder's (B, T), which are those at temperature 1: at another one there is nothing to compare."""
+        """The decoder's (B, T), which are at temperature 1; None at another temperature, where they cannot be compared."""
         if self.temperature != 1.0:
             return None
-        rows = [torch.tensor(row) for row in self._rolled]
+        rows = [torch.tensor(row) for row in self._sampled_logprobs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan).to(
             self.accelerator.device
         )
@@ -109,17 +111,17 @@ class LocalTrainer(FaithfulGRPOTrainer):
         num_generations: int,
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], None]:
-        """Completion ids for `prompt_ids`, in which the rollouts of one prompt stand together."""
+        """Completion ids for `prompt_ids`, in which the rollouts of one prompt are adjacent."""
         if len(prompt_ids) % num_generations:  # a group spread over processes: every row is its own prompt
             num_generations = 1
-        policy, longest = self.plain_model, int(self.max_completion_length or 1)
+        policy, limit = self.plain_model, int(self.max_completion_length or 1)
         heads = range(0, len(prompt_ids), num_generations)
-        nothing: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(prompt_ids)
-        features = self._features(policy, images, multimodal_fields) if images else nothing
+        no_images: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(prompt_ids)
+        features = self._features(policy, images, multimodal_fields) if images else no_images
         prompts = [Prompt(tuple(prompt_ids[i]), *features[i]) for i in heads]
-        uniforms_BT = torch.rand(len(prompt_ids), longest, dtype=torch.float64)
+        uniforms_BT = torch.rand(len(prompt_ids), limit, dtype=torch.float64)
         rows = [
-            Row(i // num_generations, longest, self.temperature, self.top_p, (), uniforms_BT[i])
+            Row(i // num_generations, limit, self.temperature, self.top_p, (), uniforms_BT[i])
             for i in range(len(prompt_ids))
         ]
         training = policy.training
@@ -128,7 +130,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
             decode(policy, prompts, rows, self._vocabulary)
         finally:
             policy.train(training)
-        self._rolled = [row.logprobs for row in rows]
+        self._sampled_logprobs = [row.logprobs for row in rows]
         return [row.ids for row in rows], None
 
     def _get_per_token_logps_and_entropies(
@@ -142,45 +144,49 @@ class LocalTrainer(FaithfulGRPOTrainer):
         compute_aux_loss: bool = False,
         **fields: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's own, piece by piece (`rl.length_bucketing`); 0 at what is padding."""
+        """TRL's own, piece by piece (`rl.length_bucketing`); 0 for padding."""
         by_token = {key: fields.pop(key) for key in length_bucketing.BY_TOKEN if fields.get(key) is not None}
         images_B = fields.get("num_images")
         order: list[int] = []
         parts = []
         most = length_bucketing.ROWS if input_ids.device.type == "cpu" else len(input_ids)
-        for piece in length_bucketing.cut(attention_mask, logits_to_keep, min(most, batch_size or most)):
+        for piece in length_bucketing.split(attention_mask, logits_to_keep, min(most, batch_size or most)):
             rows, columns = piece.rows, piece.columns
             tokens = {key: field[rows, columns] for key, field in by_token.items()}
-            pictures = length_bucketing.of_pictures(fields, rows, images_B) if images_B is not None else {}
-            *found, _ = super()._get_per_token_logps_and_entropies(
-                model, input_ids[rows, columns], attention_mask[rows, columns], piece.kept,
-                compute_entropy=compute_entropy, **tokens, **pictures,
+            of_images = length_bucketing.image_fields(fields, rows, images_B) if images_B is not None else {}
+            *result, _ = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, columns], attention_mask[rows, columns], piece.completion,
+                compute_entropy=compute_entropy, **tokens, **of_images,
             )  # fmt: skip
             order += rows
             parts.append(
-                [torch.nn.functional.pad(part, (0, logits_to_keep - piece.kept)) for part in found if part is not None]
+                [
+                    torch.nn.functional.pad(part, (0, logits_to_keep - piece.completion))
+                    for part in result
+                    if part is not None
+                ]
             )
-        back = torch.argsort(torch.tensor(order))
-        logps_BT, *entropies_BT = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+        original = torch.argsort(torch.tensor(order))
+        logps_BT, *entropies_BT = (torch.cat(column)[original] for column in zip(*parts, strict=True))
         return logps_BT, entropies_BT[0] if entropies_BT else None, None
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:
-        """For each row, its pictures' features (image tokens, H) and grids (pictures, 3)."""
+        """For each row, its images' features (image tokens, H) and grids (images, 3)."""
         grids = torch.as_tensor(fields["image_grid_thw"]).to(policy.device)
         pixels = torch.as_tensor(fields["pixel_values"]).to(policy.device)
         with torch.no_grad():
-            found = backbone.of_model(policy).image_features(policy, pixels, grids)
+            features = backbone.of_model(policy).image_features(policy, pixels, grids)
         rows: list[tuple[Tensor | None, Tensor | None]] = []
         at = 0
-        for pictures in images:
-            count = len(pictures or ())
-            rows.append((torch.cat(found[at : at + count]), grids[at : at + count]) if count else (None, None))
+        for of_row in images:
+            count = len(of_row or ())
+            rows.append((torch.cat(features[at : at + count]), grids[at : at + count]) if count else (None, None))
             at += count
         return rows
 
 
-def _key(picture: Tensor, grid: Sequence[int]) -> bytes:
-    pixels = picture.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+def _key(image: Tensor, grid: Sequence[int]) -> bytes:
+    pixels = image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return xxhash.xxh3_128_digest(pixels) + repr(grid).encode()
 
 

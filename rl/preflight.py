@@ -1,13 +1,13 @@
-"""What is checked before the first step, so that a run of days does not die, or quietly learn the wrong thing, hours later.
+"""Checks before the first step, so that a run of days does not fail, or silently learn the wrong thing, hours later.
 
-- boxes carry their frame and fit their picture (`check_boxes`);
-- prompts as the processor really makes them have the length that was reckoned with, and fit (`check_prompts`);
+- boxes carry their frame and fit their image (`check_boxes`);
+- prompts as the processor really makes them have the estimated length, and fit (`check_prompts`);
 - their image tokens are as many as the vision tower gives features (`check_prompts`; EasyR1 #266, TRL #3847);
-- tokens of pictures cannot be sampled, by any engine (`check_sampling`; R1-V #180);
+- image tokens cannot be sampled, by any engine (`check_sampling`; R1-V #180);
 - the rollout engine and the trainer agree on the log-probabilities of a probe batch (`check_probe`; TRL #6294).
 
-The stage hangs `Preflight` into the trainer; it runs when everything is loaded and placed, also when a run goes on, changes
-no random state, and asks no judge. Seconds on the mini model.
+The stage adds `Preflight` to the trainer's callbacks. It runs when everything is loaded and placed, also on resume, changes no
+random state, and calls no judge. It takes seconds on the mini model.
 """
 
 from __future__ import annotations
@@ -33,64 +33,65 @@ from fgrpo.types import FRAMES, Box, Sample
 from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 
-# Mean |difference| a token; a wrong picture or prompt costs 0.5 and more. An engine's log-probabilities are those among what
-# may be sampled, the trainer's among all tokens: the mass of the forbidden ones is part of the difference (a policy after a
-# few steps of SFT: 0.0005, in one small batch of eight above 0.001).
+# Mean |difference| per token; a wrong image or prompt costs 0.5 and more. An engine's log-probabilities are over the tokens
+# that it may sample, the trainer's over all tokens: the mass of the forbidden ones is part of the difference (a policy after
+# a few steps of SFT: 0.0005, in one small batch of eight above 0.001).
 TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
-SLACK = 0.01  # of a picture's side, by which an annotated box may stand out
-PROBED = 8  # prompts that are made in full
+SLACK = 0.01  # share of an image's side by which an annotated box may stick out
+PROBED = 8  # prompts that are processed in full
 
 
 def check_boxes(questions: str | Path, pixels: boxes.PixelBounds, sources: Collection[str]) -> None:
-    """Every box of rl.jsonl says its frame, has an extent and lies in its picture; boxes of `sources` are rewarded.
+    """Every rewarded box of rl.jsonl names its frame, has an extent and fits its image.
 
-    A sample with several pictures is held to the largest: which one a box belongs to is not annotated.
+    With several images the largest counts: which one a box belongs to is not annotated.
 
     Args:
         pixels: the processor's bounds.
+        sources: whose boxes are rewarded (first part of a sample's id).
 
     Raises:
-        UserError: names how many samples are wrong, the first of them and what is wrong with it.
+        UserError: says how many samples are wrong, and what is wrong with the first.
     """
-    wrong = []
+    faults = []
     for row in read_jsonl(questions):
         rewarded = str(row.get("id", "")).split("/", 1)[0] in sources and row.get("boxes")
         if rewarded and (fault := _box_fault(row, pixels)):
-            wrong.append(f"{row['id']}: {fault}")
-    if wrong:
+            faults.append(f"{row['id']}: {fault}")
+    if faults:
         raise UserError(
-            f"{questions}: the boxes of {len(wrong)} samples are wrong, and spatial grounding would be measured against them. "
-            f"First: {wrong[0]}. Mend the source and run `make data` again"
+            f"{questions}: the boxes of {len(faults)} samples are wrong, and spatial grounding would be measured against them. "
+            f"First: {faults[0]}. Fix the source, then rerun `make data`"
         )
 
 
 def _box_fault(row: Mapping[str, Any], pixels: boxes.PixelBounds) -> str | None:
-    for given in row["boxes"]:
-        if not isinstance(given, dict) or given.get("frame") not in FRAMES:
-            return f"the box {given!r} does not say its frame, one of {', '.join(FRAMES)}"
+    for annotated in row["boxes"]:
+        if not isinstance(annotated, dict) or annotated.get("frame") not in FRAMES:
+            return f"the box {annotated!r} does not name its frame, one of {', '.join(FRAMES)}"
         try:
-            box = Box.from_dict(given)
+            box = Box.from_dict(annotated)
             is_valid = box.is_valid
         except (KeyError, TypeError, ValueError):
-            return f"the box {given!r} does not have four numbers (xyxy)"
+            return f"the box {annotated!r} does not have four numbers (xyxy)"
         if not is_valid:
             return f"the box {list(box)} has no extent"
         try:
             extents = [_extent(path, box.frame, pixels) for path in row["images"]]
         except IMAGE_ERRORS:
-            continue  # such a sample is left out, and counted, by `rl.data.fitting`
+            continue  # `rl.data.fitting` drops and counts such a sample
         width, height = max(e[0] for e in extents), max(e[1] for e in extents)
         if (
             min(box.x1, box.y1) < -SLACK * max(width, height)
             or box.x2 > width * (1 + SLACK)
             or box.y2 > height * (1 + SLACK)
         ):
-            return f"the box {list(box)} does not fit a picture of {width:g} x {height:g} ({box.frame} frame)"
+            return f"the box {list(box)} does not fit an image of {width:g} x {height:g} ({box.frame} frame)"
     return None
 
 
 def _extent(path: str, frame: str, pixels: boxes.PixelBounds) -> tuple[float, float]:
-    """Width and height of a picture in a frame's units."""
+    """Width and height of an image in a frame's units."""
     if frame in ("unit", "thousand"):
         side = 1.0 if frame == "unit" else 1000.0
         return side, side
@@ -103,11 +104,13 @@ def check_prompts(
     """Prompts of `rows`, made as the trainer makes them: their length, and image tokens against features.
 
     Args:
+        rows: rows of the training data, see `probe_rows`.
         limit: rl.max_prompt_length.
+        pixels: the processor's bounds.
 
     Raises:
         UserError: a prompt is longer than `limit`, or leaves the model no room for a response; image tokens that are not as
-            many as the features, or not as many as `pictures.image_tokens` reckons.
+            many as the features, or not as many as `fgrpo.images.image_tokens` estimates.
     """
     model = trainer.plain_model
     ids, images, fields = trainer._tokenize_prompts(
@@ -128,49 +131,48 @@ def check_prompts(
     if not images:
         return
     token = backbone.of_model(model).image_token_id(model.config)
-    counted = [row.count(token) for row in ids]
+    token_counts = [row.count(token) for row in ids]
     grids = torch.as_tensor(fields["image_grid_thw"])
-    per_picture = _features(model, torch.as_tensor(fields["pixel_values"]), grids)
+    per_image = _features(model, torch.as_tensor(fields["pixel_values"]), grids)
     at = 0
-    for sample, found in zip(samples, counted, strict=True):
-        mine = per_picture[at : at + len(sample.images)]
+    for sample, count in zip(samples, token_counts, strict=True):
+        features = per_image[at : at + len(sample.images)]
         at += len(sample.images)
-        if found != sum(mine):
+        if count != sum(features):
             raise UserError(
-                f"the prompt of {sample.id} has {found} image tokens, and its pictures give {sum(mine)} features; the processor "
+                f"the prompt of {sample.id} has {count} image tokens, and its images give {sum(features)} features; the processor "
                 "belongs to another model than the weights: save or download both again"
             )
-        reckoned = [image_tokens(path, pixels) - MARKERS for path in sample.images]
-        if reckoned != mine:
+        estimated = [image_tokens(path, pixels) - MARKERS for path in sample.images]
+        if estimated != features:
             raise UserError(
-                f"the pictures of {sample.id} take {mine} tokens, and {reckoned} were reckoned with from the processor's bounds "
-                f"{tuple(pixels)}; min_pixels and max_pixels of the processor's file are not those it works with"
+                f"the images of {sample.id} take {features} tokens, but {estimated} were estimated from the processor's bounds {tuple(pixels)}; "
+                "the processor does not work with the min_pixels and max_pixels of its file"
             )
 
 
 def _features(model: Any, pixel_values: Tensor, grids: Tensor) -> list[int]:
-    """How many features the vision tower gives for each picture."""
+    """How many features the vision tower gives for each image."""
     with torch.no_grad():
-        found = backbone.of_model(model).image_features(model, pixel_values.to(model.device), grids.to(model.device))
-    return [len(part) for part in found]
+        features = backbone.of_model(model).image_features(model, pixel_values.to(model.device), grids.to(model.device))
+    return [len(part) for part in features]
 
 
 def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> None:
-    """The rollout engine has been told never to sample `forbidden`, and the image tokens are among them.
+    """The rollout engine is configured never to sample `forbidden`, and image tokens are among them.
 
     Raises:
-        UserError: it has not.
+        UserError: it may sample one.
     """
     model = trainer.plain_model
-    needed = backbone.of_model(model).vision_token_ids(model.config)
-    told = set(trainer.forbidden_ids())
-    missing = sorted((set(forbidden) | needed) - told)
+    of_images = backbone.of_model(model).vision_token_ids(model.config)
+    missing = sorted((set(forbidden) | of_images) - set(trainer.forbidden_ids()))
     if missing:
         name = trainer._tokenizer.convert_ids_to_tokens(missing[0])
         key = "logit_bias" if trainer.use_vllm else "suppress_tokens"
         raise UserError(
-            f"the rollout engine may sample {name} and {len(missing) - 1} more tokens that no text has; a sampled image token ends "
-            f"the run in its next forward pass. Give generation_kwargs={{'{key}': …}} the ids of fgrpo.policy.loading.forbidden_token_ids"
+            f"the rollout engine may sample {name} and {len(missing) - 1} more tokens that have no text; a sampled image token would "
+            f"end the run in its next forward pass. Set generation_kwargs={{'{key}': …}} to fgrpo.policy.loading.forbidden_token_ids"
         )
 
 
@@ -179,8 +181,8 @@ def check_probe(
 ) -> float | None:
     """Roll out `rows` and compare the engine's log-probabilities of what it sampled with the trainer's own.
 
-    Returns the mean absolute difference a token; None where the engine does not tell its own (transformers' generate, which
-    runs the very same weights, and the in-process decoder at a temperature other than 1).
+    Returns the mean absolute difference per token. None where the engine does not report its own: transformers' generate, which
+    runs the same weights, and the in-process decoder at a temperature other than 1.
 
     Raises:
         UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
@@ -192,34 +194,34 @@ def check_probe(
     if sampled:
         names = trainer._tokenizer.convert_ids_to_tokens(sorted(sampled))
         raise UserError(
-            f"the rollout engine sampled {', '.join(names)} although it was told not to; is its version the pinned one?"
+            f"the rollout engine sampled {', '.join(names)} although they are forbidden; is its version the pinned one?"
         )
     if engine is None:
         return None
-    ours = probe.logprobs(batch)
+    of_trainer = probe.logprobs(batch)
     known = mask & torch.isfinite(engine)
-    difference = float((ours - engine)[known].abs().mean())
+    difference = float((of_trainer - engine)[known].abs().mean())
     if not difference <= tolerance:
         raise UserError(
-            f"the rollout engine and the trainer differ by {difference:.3g} a token in the log-probabilities of {int(known.sum())} probe "
-            f"tokens (allowed: {tolerance:g}): they do not run the same weights on the same prompt and pictures. See that both have "
-            "one checkpoint, one processor and one precision"
+            f"the rollout engine and the trainer differ by {difference:.3g} per token in the log-probabilities of {int(known.sum())} probe "
+            f"tokens (allowed: {tolerance:g}): they do not run the same weights on the same prompt and images. Check that both have "
+            "the same checkpoint, processor and precision"
         )
     return difference
 
 
 class Preflight(TrainerCallback):
-    """All of the above when training begins.
+    """Runs all checks when training begins.
 
     Args:
         questions: rl.jsonl.
         pixels: the processor's bounds.
         forbidden: ids that must not be sampled.
-        cfg: what else was configured.
+        cfg: the run's configuration.
 
     Attributes:
         trainer: set after it is built.
-        difference: what `check_probe` found.
+        difference: the result of `check_probe`, None before it.
     """
 
     def __init__(self, questions: Path, pixels: boxes.PixelBounds, forbidden: Sequence[int], cfg: Config) -> None:
@@ -236,17 +238,17 @@ class Preflight(TrainerCallback):
         rows = probe_rows(self.trainer.train_dataset)
         check_prompts(self.trainer, rows, rl.max_prompt_length, self.pixels)
         tolerance = rl.vllm.max_logprob_diff or TOLERANCE[rl.precision]
-        self.difference = found = check_probe(self.trainer, rows[:1], self.forbidden, tolerance)
-        agreed = (
-            "" if found is None else f"; rollout engine and trainer differ by {found:.1g} a token (log-probabilities)"
+        self.difference = check_probe(self.trainer, rows[:1], self.forbidden, tolerance)
+        difference = (
+            ""
+            if self.difference is None
+            else f"; log-probabilities of engine and trainer differ by {self.difference:.1g}"
         )
-        distributed.print_once(
-            f"preflight: boxes, prompts, image tokens and forbidden tokens are as they should be{agreed}"
-        )
+        distributed.print_once(f"preflight passed: boxes, prompts, image tokens, forbidden tokens{difference}")
 
 
 def probe_rows(dataset: Any) -> list[dict[str, Any]]:
-    """A few rows of the training data: the first, and those with the longest question and the most pictures."""
+    """A few rows of the training data: the first, and those with the most images and the longest question."""
     samples = [Sample.from_dict(json.loads(text)) for text in dataset.with_format(None)[:]["sample"]]
     by_length = sorted(
         range(len(samples)), key=lambda i: (len(samples[i].images), len(samples[i].question)), reverse=True

@@ -1,8 +1,8 @@
-"""One Weights & Biases run for one run folder, however often it is gone on with: its id is kept in `wandb_id`.
+"""One Weights & Biases run per run folder, however often it resumes: its id is stored in `wandb_id`.
 
-transformers' callback logs into the run that is open. Without a key (WANDB_API_KEY, or what `wandb login` left in .netrc) the
-run is kept on this machine (offline) below the run folder, and `wandb sync` sends it later; parts of an offline run that went
-on are sent under the one id.
+transformers' callback logs into the open run. Without a key (WANDB_API_KEY, or the one that `wandb login` wrote to .netrc) the
+run is stored offline in the run folder, and `wandb sync` uploads it later. Parts of an offline run that resumed are uploaded
+under the same id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROJECT = "faithful-grpo"
 
 @contextmanager
 def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
-    """Track what happens inside, if rl.report_to says so and this is the main process; gives the run's id."""
+    """Track the block if rl.report_to is "wandb" and this is the main process; yields the run's id, else None."""
     if cfg.rl.report_to != "wandb" or distributed.rank() != 0:
         yield None
         return
@@ -40,16 +40,16 @@ def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
         dir=str(folder),
         config=cfg.model_dump(mode="json"),
     )
-    ended_well = False
+    succeeded = False
     try:
         yield run_id
-        ended_well = True
+        succeeded = True
     finally:
-        run.finish(exit_code=0 if ended_well else 1)
+        run.finish(exit_code=0 if succeeded else 1)
 
 
 def _has_key() -> bool:
-    """Whether wandb would find a key without asking for one."""
+    """Whether wandb would find a key without a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -60,13 +60,13 @@ def _has_key() -> bool:
 
 
 def _run_id(file: Path) -> str:
-    """The id in `file`; a new one is written there."""
+    """The id in `file`; a new one is written there if it has none."""
     from wandb.sdk.lib.runid import generate_id
 
     if file.exists() and (known := file.read_text(encoding="utf-8").strip()):
         return known
-    made = str(generate_id())
-    aside = file.with_name(file.name + ".part")
-    aside.write_text(made + "\n", encoding="utf-8")
-    aside.replace(file)
-    return made
+    new = str(generate_id())
+    part = file.with_name(file.name + ".part")
+    part.write_text(new + "\n", encoding="utf-8")
+    part.replace(file)
+    return new

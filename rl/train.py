@@ -1,8 +1,8 @@
 """The RL stage: GRPO-T, FGRPO and the other rows of Tables 2 and 3, from one SFT checkpoint (Section 3.3, Tables 5 and 6).
 
 Reads runs/<preset>/data/rl.jsonl and runs/<preset>/sft/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
-checkpoints/, final/}. A killed run goes on from its last complete checkpoint: `python -m rl.train --preset mini --method fgrpo`.
-Differs from the paper only where docs/deviations.md says so; which row of the tables is run is configuration alone.
+checkpoints/, final/}. A killed run resumes from its last complete checkpoint: `python -m rl.train --preset mini --method fgrpo`.
+Differs from the paper only where docs/deviations.md says so. Configuration alone selects the row of the tables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
-    """Run the stage, or go on with it; returns its folder. Every process of the run calls it (see `fgrpo.training.launch`).
+    """Run or resume the stage; returns its folder. Every process of the run calls it (see `fgrpo.training.launch`).
 
     Raises:
         UserError: an input is missing, the disk is full, too many judgements failed (the last good checkpoint stays).
@@ -63,20 +63,20 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
-            distributed.print_once(f"{run.path} is done already")
+            distributed.print_once(f"{run.path} is already done")
             return run.path
-        disable_progress_bar()  # transformers' own: one line is enough
-        trainer, logbook = build_trainer(cfg, run, questions, policy)
+        disable_progress_bar()  # transformers' own; the stage has one progress line
+        trainer, log = build_trainer(cfg, run, questions, policy)
         checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
         if checkpoint is not None:
-            distributed.print_once(f"going on from {checkpoint}")
+            distributed.print_once(f"resuming from {checkpoint}")
         try:
             with tracked(cfg, run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error
         finally:
-            logbook.close()
+            log.close()
         checkpoints.save_final(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
             run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
@@ -86,36 +86,34 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def build_trainer(
     cfg: Config, run: runs.Run, questions: Path, policy: Path
 ) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
-    """The trainer of one method, ready to train, and its logbook."""
+    """The trainer of one method, ready to train, and its logging callback."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # what may be wrong goes before what takes long
+    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
     scorer = make_scorer(cfg, pixels, run.path)
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
-    if (
-        loading.device() == "cpu"
-    ):  # on shared cores a second thread costs more than it brings; two methods run side by side
+    if loading.device() == "cpu":  # a second thread costs more than it brings where two methods share the cores
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     processor = loading.load_processor(policy)
     template = prompts.read(cfg.prompts.think)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, run.counts)
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))
-    wanted = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
-    dataset = data.to_dataset(samples, template).select(data.order(len(samples), wanted, cfg.seed))
+    prompt_count = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
+    dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
     forbidden = loading.forbidden_token_ids(
         processor.tokenizer, loading.text_vocabulary(policy), model_files.backbone_of(policy)
     )
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
-    )  # before the model: ZeRO-3 cuts it as it loads
+    )  # first: ZeRO-3 shards the model as it loads
     dtype = loading.training_dtype(rl.precision, rl.deepspeed, adapters=rl.lora is not None)
     model, _ = loading.load_policy(policy, dtype, rl.attention)
     if rl.freeze_vision:
         loading.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
-    logbook = LoggingCallback(run.path, steps, pixels)
+    log = LoggingCallback(run.path, steps, pixels)
     trainer = kind(
         model,
         scorer.reward_funcs(),
@@ -123,7 +121,7 @@ def build_trainer(
         dataset,
         processing_class=processor,
         peft_config=adapters.lora_config(rl.lora, model_files.backbone_of(policy)),
-        callbacks=[preflight, logbook],
+        callbacks=[preflight, log],
         dual=dual,
         coupling=rl.combine if rl.combine in ("additive", "multiplicative") else None,
         masked=rl.masked,
@@ -133,16 +131,16 @@ def build_trainer(
         max_failed_share=rl.max_failed_share,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not a process'
-    preflight.trainer = logbook.trainer = trainer
-    return trainer, logbook
+    trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not one process'
+    preflight.trainer = log.trainer = trainer
+    return trainer, log
 
 
 def trainer_of(cfg: Config) -> Callable[..., FaithfulGRPOTrainer]:
-    """The trainer whose rollouts come from the configured engine.
+    """The class of trainer for the configured rollout engine.
 
     Raises:
-        UserError: vLLM is asked for and not here.
+        UserError: vLLM is configured and not installed.
     """
     if cfg.rl.rollout_engine != "transformers":
         from rl import vllm_rollouts

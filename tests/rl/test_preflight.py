@@ -30,16 +30,16 @@ def rows(trainer: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("box", "words"),
     [
-        ({"xyxy": [4, 4, 40, 40]}, "does not say its frame"),
-        ({"xyxy": [4, 4, 40, 40], "frame": "percent"}, "does not say its frame"),
+        ({"xyxy": [4, 4, 40, 40]}, "does not name its frame"),
+        ({"xyxy": [4, 4, 40, 40], "frame": "percent"}, "does not name its frame"),
         ({"xyxy": [4, 4, 40], "frame": "model"}, "does not have four numbers"),
         ({"xyxy": [4, 4, 40, "wide"], "frame": "model"}, "does not have four numbers"),
         ({"frame": "model"}, "does not have four numbers"),
         ({"xyxy": [40, 4, 4, 40], "frame": "model"}, "has no extent"),
-        ({"xyxy": [4, 4, 40, 140], "frame": "model"}, "does not fit a picture of 112 x 112"),
+        ({"xyxy": [4, 4, 40, 140], "frame": "model"}, "does not fit an image of 112 x 112"),
         ({"xyxy": [-9, 4, 40, 40], "frame": "original"}, "does not fit"),
-        ({"xyxy": [4, 4, 40, 1040], "frame": "thousand"}, "does not fit a picture of 1000 x 1000"),
-        ({"xyxy": [4, 4, 40, 40], "frame": "unit"}, "does not fit a picture of 1 x 1"),
+        ({"xyxy": [4, 4, 40, 1040], "frame": "thousand"}, "does not fit an image of 1000 x 1000"),
+        ({"xyxy": [4, 4, 40, 40], "frame": "unit"}, "does not fit an image of 1 x 1"),
     ],
 )
 def test_boxes(world: Path, tmp_path: Path, box: dict[str, Any], words: str) -> None:
@@ -59,14 +59,14 @@ def test_prompts_fit_and_their_tokens_are_features(make, monkeypatch) -> None:
     preflight.check_prompts(trainer, probe, 256, PIXELS)
     with pytest.raises(UserError, match=r"prompt of vgr/train/\d+ has \d+ tokens, and rl.max_prompt_length is 20"):
         preflight.check_prompts(trainer, probe, 20, PIXELS)
-    with pytest.raises(UserError, match=r"were reckoned with from the processor's bounds"):
+    with pytest.raises(UserError, match=r"were estimated from the processor's bounds"):
         preflight.check_prompts(trainer, probe, 256, (784, 784))
     trainer.max_completion_length = 10**6
     with pytest.raises(UserError, match="more than the model's context"):
         preflight.check_prompts(trainer, probe, 256, PIXELS)
     trainer.max_completion_length = 10
     monkeypatch.setattr(trainer.processing_class.image_processor, "merge_size", 1)
-    with pytest.raises(UserError, match=r"has \d+ image tokens, and its pictures give \d+ features"):
+    with pytest.raises(UserError, match=r"has \d+ image tokens, and its images give \d+ features"):
         preflight.check_prompts(trainer, probe, 256, PIXELS)
 
 
@@ -116,7 +116,7 @@ def test_an_engine_with_other_weights_is_found_out(make, monkeypatch) -> None:
 
     monkeypatch.setattr(trainer, "_generate_single_turn", stale)
     with pytest.raises(
-        UserError, match=r"engine and the trainer differ by .* a token .*probe tokens \(allowed: 0.001\)"
+        UserError, match=r"engine and the trainer differ by .* per token .*probe tokens \(allowed: 0.001\)"
     ):
         preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
 

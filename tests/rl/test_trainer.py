@@ -312,7 +312,7 @@ def test_rows_with_and_without_pictures_are_refused() -> None:
     from rl.checks import check_dataset
 
     rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "images": [["x.png"], [], ["x.png", "y.png"]]})
-    with pytest.raises(ValueError, match="1 of 3 rows have no picture"):
+    with pytest.raises(ValueError, match="1 of 3 rows have no image"):
         check_dataset(rows)
     check_dataset(rows.select([0, 2]))
     with pytest.raises(ValueError, match="empty"):
