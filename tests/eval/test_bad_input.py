@@ -59,7 +59,7 @@ def engine(world: Config) -> Scripted:
 def checkpoint(world: Config, root: Path, stage: str = "rl-fgrpo") -> None:
     folder = root / world.preset / stage / "final"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(stage)
+    (folder / "config.json").write_text(json.dumps({"stage": stage}))
     shutil.copy(ROOT / "miniworld/backbone/processor_config.json", folder)
 
 

@@ -29,7 +29,7 @@ FILES = ("generations.jsonl", "scores.jsonl", "verdicts.jsonl", "summary.json")
 def checkpoint(config: Config, root: Path, stage: str) -> None:
     folder = root / config.preset / stage / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(stage)
+    (folder / "config.json").write_text(json.dumps({"stage": stage}))
     shutil.copy(BACKBONE / "processor_config.json", folder)
 
 
@@ -106,7 +106,7 @@ def test_other_judges_keep_the_generations(world: Config, tmp_path: Path) -> Non
 def test_a_new_checkpoint_starts_afresh(world: Config, tmp_path: Path) -> None:
     checkpoint(world, tmp_path, "rl-fgrpo")
     run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, engine(world))
-    (tmp_path / world.preset / "rl-fgrpo/final/config.json").write_text("trained again")
+    (tmp_path / world.preset / "rl-fgrpo/final/config.json").write_text('{"trained": "again"}')
     fresh = engine(world)
     run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, fresh)
     assert fresh.asked

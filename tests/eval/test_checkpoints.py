@@ -19,7 +19,7 @@ BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
 
 def checkpoint(folder: Path, content: str) -> None:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(content)
+    (folder / "config.json").write_text(json.dumps({"content": content}))
     shutil.copy(BACKBONE / "processor_config.json", folder)
 
 
