@@ -38,6 +38,9 @@ __all__ = [
     "write",
 ]
 
+COMPARISON_NOTE = (
+    "On the same questions (differences in points, means over questions; better or worse if the interval excludes 0):"
+)
 Comparisons = dict[str, dict[str, Entry]]  # name ("grpo-t-vs-fgrpo-greedy") -> metric -> entry
 
 
@@ -117,11 +120,12 @@ class Overview:
 
     def text(self) -> str:
         """For a terminal."""
-        return "\n".join([self.table.text(), "", *self.lines])
+        return "\n".join([self.table.text(), *(["", COMPARISON_NOTE, *self.lines] if self.lines else [])])
 
     def markdown(self) -> str:
         """As a Markdown table with a list of comparisons."""
-        return "\n".join([self.table.markdown(), *(f"- {line}" for line in self.lines)]) + "\n"
+        listed = [COMPARISON_NOTE, "", *(f"- {line}" for line in self.lines)] if self.lines else []
+        return "\n".join([self.table.markdown(), *listed]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "table": self.table.to_dict(), "comparisons": list(self.lines)}
@@ -150,10 +154,6 @@ def overview(results: Mapping[str, Result], config: Config, comparisons: Compari
         entries = comparisons.get(comparison_name(results[one], results[other], kind))
         if entries is not None and one in names:
             lines.append(f"{results[one].title} → {results[other].title}: {_differences(entries, shown)}")
-    if lines:
-        lines.insert(
-            0, "On the same questions (differences in points, means over questions; clear if the interval excludes 0):"
-        )
     return Overview(kind, table, tuple(lines))
 
 
