@@ -38,11 +38,11 @@ def pairs(results: Mapping[str, Result], config: Config) -> list[tuple[str, str]
     first, goal = order[0], _goal(order, config)
     known = [name for name in results if name in models.names()]
     bases = [n for n in known if n not in order and models.load(n).is_own and models.load(n).mode == "think"]
-    found = [(base, first) for base in bases]
+    chosen = [(base, first) for base in bases]
     if first != goal:
-        found += [(first, name) for name in order[1:] if name in config.eval.models]
-    found += [(name, goal) for name in order if name != goal]
-    return list(dict.fromkeys(found))
+        chosen += [(first, name) for name in order[1:] if name in config.eval.models]
+    chosen += [(name, goal) for name in order if name != goal]
+    return list(dict.fromkeys(chosen))
 
 
 def main_pair(results: Mapping[str, Result], config: Config) -> tuple[str, str] | None:

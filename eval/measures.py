@@ -66,12 +66,12 @@ FORMAT = Measure("format", Report("format", "format", pooled=True), compared=Fal
 
 def reward_measures() -> tuple[Measure, ...]:
     """The measures of all rewards that are reported, by their `order`, then by name."""
-    found = []
+    rewarded = []
     for name in rewards.names():
         report = rewards.report_of(rewards.load(name))
         if report is not None:
-            found.append(Measure(name, report, is_reward=True))
-    return tuple(sorted(found, key=lambda measure: (measure.report.order, measure.score)))
+            rewarded.append(Measure(name, report, is_reward=True))
+    return tuple(sorted(rewarded, key=lambda measure: (measure.report.order, measure.score)))
 
 
 def measures() -> tuple[Measure, ...]:
