@@ -1,17 +1,18 @@
-"""Rollouts by vLLM through TRL, behind its own server or inside the trainer's process, and what keeps them on the policy.
+"""Rollouts by vLLM through TRL, behind its own server or inside the trainer's process, with guards that keep them on policy.
 
 TRL's `VLLMGeneration` and `VLLMClient` do the work; `GuardedGeneration` and `RolloutClient` add, around `super()`, what TRL
-1.16 with vLLM 0.31 lacks. Every guard is checked by what it brings about, so another version that undoes one is an error:
-- colocated, TRL hands vLLM prompts whose image tokens are expanded already, and vLLM expands them again: runs are collapsed
-  before generation, and the prompt that vLLM read must be the trainer's to the token. Behind a server TRL places the
-  pictures itself, and the number of tokens that the server counted for each must be the trainer's.
-- after new weights, features of pictures and keys of prompts that the old ones made are dropped (TRL drops the keys alone).
-- on a CPU vLLM computes with packed copies of its linear layers, which later weights do not all reach: they are left plain
-  (`fgrpo.inference.vllm_worker`), and a server gets the weights as a file (TRL's own way is NCCL), which it has to be able to read.
-- vLLM seeds the process it is in by rank alone: the run's seed is set again after the engine is there.
+1.16 with vLLM 0.31 lacks. The effect of every guard is checked, so another version that undoes one is an error:
+- colocated, TRL passes vLLM prompts whose image tokens are already expanded, and vLLM expands them again. Runs of them are
+  collapsed before generation, and the prompt that vLLM read must equal the trainer's to the token. Behind a server TRL places
+  the images itself, and the number of tokens that the server counted for each must equal the trainer's.
+- after new weights, image features and prompt keys computed with the old ones are dropped (TRL drops the keys only).
+- on a CPU vLLM computes with packed copies of its linear layers, not all of which later weights reach. They are left plain
+  (`fgrpo.inference.vllm_worker`), and a server gets the weights as a file (TRL uses NCCL), which it must be able to read.
+- vLLM seeds its process by rank alone: the run's seed is set again once the engine is built.
 - adapters are merged into the tensors that are sent, not into the policy and out again, which would round its weights.
-Whatever slips through shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every
-generation (`sampling/…` in metrics.jsonl), and past a bound (`rl.preflight.TOLERANCE`, or rl.vllm.max_logprob_diff) the run stops before it trains on them.
+Anything else shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every generation
+(`sampling/…` in metrics.jsonl). Beyond a bound (`rl.preflight.TOLERANCE`, or rl.vllm.max_logprob_diff) the run stops before it
+trains on them.
 Needs an environment with vLLM: on CPU `.venv-vllm/bin/python -m rl.train … --set rl.rollout_engine=vllm-server`.
 """
 
@@ -54,19 +55,19 @@ RESETS = ("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache")
 
 
 class RolloutFault(UserError):
-    """The rollout engine is gone, refuses, or does not sample from the policy that is trained."""
+    """The rollout engine is unreachable, fails, or does not sample from the policy that is trained."""
 
 
 def collapse(ids: Sequence[int], image_token: int) -> list[int]:
-    """Token ids in which each run of `image_token` is one token, as vLLM wants them beside the pictures."""
+    """Token ids in which each run of `image_token` is one token, as vLLM expects them with the images."""
     return [token for i, token in enumerate(ids) if token != image_token or i == 0 or ids[i - 1] != image_token]
 
 
 class RolloutClient(VLLMClient):
-    """TRL's client; weights go over NCCL from a GPU (TRL's way), through a file from a CPU, and old features are dropped.
+    """TRL's client. Weights travel over NCCL from a GPU (as in TRL), by file from a CPU; old features are dropped.
 
     Args:
-        reply_s: seconds that one answer of the server may take.
+        reply_s: seconds that one reply of the server may take.
     """
 
     def __init__(self, *args: Any, reply_s: float, **more: Any) -> None:
@@ -75,7 +76,7 @@ class RolloutClient(VLLMClient):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def init_communicator(self, device: Any = 0) -> None:
-        """Join the server's weight transfer; on a CPU only make sure that the server lets itself be told about weights."""
+        """Join the server's weight transfer; on a CPU only check that the server accepts weights by file."""
         if not isinstance(device, int) and torch.device(device).type == "cpu":
             self.get_server_info()
             self._check_plain()
@@ -84,55 +85,55 @@ class RolloutClient(VLLMClient):
             super().init_communicator(device)
 
     def update_named_params(self, metadata: Any, named_params: Iterator[tuple[str, Tensor]]) -> None:
-        """Give the server new weights; afterwards it has nothing left that the old ones computed."""
+        """Send the server new weights; then drop everything that it computed with the old ones."""
         if self._folder is None:
             super().update_named_params(metadata, named_params)
         else:
             weights = {name: tensor.detach().clone().contiguous() for name, tensor in named_params}
-            aside = Path(self._folder.name) / "part"
-            save_file(weights, aside)
-            aside.replace(aside.with_name(WEIGHTS))
-            self.tell("pause?mode=wait")
-            self.tell("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": self._folder.name}})
+            part = Path(self._folder.name) / "part"
+            save_file(weights, part)
+            part.replace(part.with_name(WEIGHTS))
+            self.post("pause?mode=wait")
+            self.post("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": self._folder.name}})
         for reset in RESETS:
-            self.tell(reset)
+            self.post(reset)
         if self._folder is not None:
-            self.tell("resume")
+            self.post("resume")
 
     def _check_plain(self) -> None:
-        """The server's worker is ours, and new weights reach all of its layers."""
-        told = self.session.post(f"{self.base_url}/collective_rpc", json={"method": "packed_layers"})
-        packed = told.json()["results"][0]["packed"] if told.ok else ["all"]
+        """The server runs our worker extension, and new weights reach all of its layers."""
+        response = self.session.post(f"{self.base_url}/collective_rpc", json={"method": "packed_layers"})
+        packed = response.json()["results"][0]["packed"] if response.ok else ["all"]
         if packed:
             raise RolloutFault(
                 f"the rollout server {self.base_url} computes on a CPU with packed layers ({packed[0]}), which new weights would not "
                 f"reach; start it with `make serve-rollouts`, or with --worker-extension-cls {vllm_worker.EXTENSION}"
             )
 
-    def tell(self, what: str, body: Mapping[str, Any] | None = None) -> requests.Response:
+    def post(self, command: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         """Post to one of the server's development endpoints.
 
         Raises:
             RolloutFault: it did not succeed.
         """
-        response = self.session.post(f"{self.base_url}/{what}", json=body)
+        response = self.session.post(f"{self.base_url}/{command}", json=body)
         failed = response.ok and response.content and response.json() == {"success": False}
         if not response.ok or failed:
             raise RolloutFault(
-                f"the rollout server {self.base_url} did not do {what!r} ({response.status_code} {response.text[:300]}); see its log"
+                f"the rollout server {self.base_url} did not do {command!r} ({response.status_code} {response.text[:300]}); see its log"
             )
         return response
 
 
 class GuardedGeneration(VLLMGeneration):
-    """TRL's vLLM generation with the guards of the module's docstring.
+    """TRL's vLLM generation with the guards described in the module's docstring.
 
     Args:
         rollouts: the configuration's rl.vllm.
         dtype: of the colocated engine, "float32" or "bfloat16".
 
     Raises:
-        UserError: there is no vLLM here, no server, or a guard cannot be installed.
+        UserError: vLLM is not installed, no server runs, or a guard cannot be installed.
     """
 
     def __init__(self, *args: Any, rollouts: Vllm, dtype: str, **more: Any) -> None:
@@ -146,7 +147,7 @@ class GuardedGeneration(VLLMGeneration):
                 self.server_base_url = _address(str(self.server_base_url)) if self.accelerator.is_main_process else None
                 client = partial(RolloutClient, reply_s=self.rollouts.reply_s)
                 stack.enter_context(_replaced(vllm_generation, "VLLMClient", client))
-                stack.enter_context(self._reached())
+                stack.enter_context(self._connection_errors_explained())
             else:
                 stack.enter_context(self._colocated())
             super()._init_vllm()
@@ -155,18 +156,18 @@ class GuardedGeneration(VLLMGeneration):
         packed = vllm_worker.packed(self.engine_model()) if self.mode == "colocate" else ()
         if packed:
             raise RolloutFault(
-                f"this vLLM packs its linear layers ({packed[0]}, …) past the guard, so new weights would not reach them; install "
+                f"this vLLM packs its linear layers ({packed[0]}, …) despite the guard, so new weights would not reach them; install "
                 "the pinned vLLM, or use rl.rollout_engine=vllm-server"
             )
 
     def _check_server(self) -> None:
-        """The server tells the log-probabilities that are compared, in the trainer's precision, and has room for a rollout."""
-        told = self.vllm_client.get_server_info()["model_config"]
-        wanted = {"dtype": f"torch.{self.dtype}", "logprobs_mode": "processed_logprobs"}
-        wrong = [f"{key} {told[key]} (wanted: {value})" for key, value in wanted.items() if told[key] != value]
-        if told["max_model_len"] < (self.max_model_length or 0):
+        """The server reports the log-probabilities that are compared, in the trainer's precision, and has room for a rollout."""
+        served = self.vllm_client.get_server_info()["model_config"]
+        required = {"dtype": f"torch.{self.dtype}", "logprobs_mode": "processed_logprobs"}
+        wrong = [f"{key} {served[key]} (required: {value})" for key, value in required.items() if served[key] != value]
+        if served["max_model_len"] < (self.max_model_length or 0):
             wrong.append(
-                f"max_model_len {told['max_model_len']} (wanted: {self.max_model_length}, prompt and response)"
+                f"max_model_len {served['max_model_len']} (required: {self.max_model_length}, prompt and response)"
             )
         if wrong:
             raise RolloutFault(
@@ -176,7 +177,7 @@ class GuardedGeneration(VLLMGeneration):
 
     @contextmanager
     def _colocated(self) -> Iterator[None]:
-        """While the engine is built: our arguments beside TRL's, and on a CPU linear layers that stay plain."""
+        """While the engine is built: our arguments added to TRL's, and on a CPU linear layers that stay plain."""
         arguments: dict[str, Any] = {
             "dtype": self.dtype,
             "limit_mm_per_prompt": backbone.assumed(self.model.config.model_type).vllm_limits(),
@@ -191,8 +192,8 @@ class GuardedGeneration(VLLMGeneration):
             yield
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Failures to reach the server, in words."""
+    def _connection_errors_explained(self) -> Iterator[None]:
+        """Turns failures to reach the server into a `RolloutFault`."""
         try:
             yield
         except (requests.RequestException, ConnectionError) as error:
@@ -200,7 +201,7 @@ class GuardedGeneration(VLLMGeneration):
             reason = str(getattr(error.args[0] if error.args else None, "reason", error)).split(": ", 1)[-1]
             raise RolloutFault(
                 f"the rollout server {where} (rl.vllm.server) does not answer: {(reason.splitlines() or ['?'])[0]:.200}. Start it again "
-                "with the same model and run the same command: the run goes on from its last checkpoint"
+                "with the same model, then rerun to resume from the last checkpoint"
             ) from error
 
     def engine_model(self) -> nn.Module:
@@ -209,13 +210,13 @@ class GuardedGeneration(VLLMGeneration):
         return model
 
     def sync_weights(self) -> None:
-        """Give vLLM the trainer's weights; what the old ones computed is forgotten.
+        """Send vLLM the trainer's weights, and drop everything computed with the old ones.
 
         Raises:
-            RolloutFault: the server is gone or refuses, or the engine still holds blocks.
+            RolloutFault: the server is unreachable or fails, or the engine still holds blocks.
         """
         began = time.perf_counter()
-        with self._reached():
+        with self._connection_errors_explained():
             super().sync_weights()
         if self.mode == "colocate":
             self.llm.reset_mm_cache()
@@ -225,22 +226,22 @@ class GuardedGeneration(VLLMGeneration):
         self.sync_seconds += time.perf_counter() - began
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
-        """TRL's `generate`; the prompts that vLLM read are `prompts`, to the token.
+        """TRL's `generate`; checks that vLLM read exactly `prompts`, to the token.
 
         Raises:
-            RolloutFault: the server is gone, or the engine counted other image tokens than the trainer.
+            RolloutFault: the server is unreachable, or the engine counted other image tokens than the trainer.
         """
         if self.mode == "server":
-            with self._reached():
+            with self._connection_errors_explained():
                 return super().generate(prompts, images, num_generations, profiler)
         processor: Any = self.processing_class
         token = backbone.assumed(self.model.config.model_type).image_token_id(processor)
         result = super().generate([collapse(p, token) for p in prompts], images, num_generations, profiler)
-        for given, read in zip(prompts, result[0], strict=True):
-            if list(given) != list(read):
+        for sent, read in zip(prompts, result[0], strict=True):
+            if list(sent) != list(read):
                 raise RolloutFault(
-                    f"vLLM read a prompt of {len(read)} tokens ({read.count(token)} for pictures) where the trainer has {len(given)} "
-                    f"({list(given).count(token)}); do their processors agree, and is vLLM the pinned version?"
+                    f"vLLM read a prompt of {len(read)} tokens ({read.count(token)} for images) where the trainer has {len(sent)} "
+                    f"({list(sent).count(token)}); do their processors agree, and is vLLM the pinned version?"
                 )
         return result
 
@@ -248,16 +249,16 @@ class GuardedGeneration(VLLMGeneration):
         placed = super()._place_features(features, prompt_ids)
         if features is not None and placed is not None:
             pairs = zip(features["mm_placeholders"]["image"], placed["mm_placeholders"]["image"], strict=True)
-            for counted, ours in pairs:
-                if counted["length"] != ours["length"]:
+            for counted, own in pairs:
+                if counted["length"] != own["length"]:
                     raise RolloutFault(
-                        f"the rollout server makes {counted['length']} tokens of a picture of which the trainer makes "
-                        f"{ours['length']}; serve the policy's own folder, with its processor"
+                        f"the rollout server makes {counted['length']} tokens of an image of which the trainer makes "
+                        f"{own['length']}; serve the policy's own folder, with its processor"
                     )
         return placed
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors for vLLM; of a policy with adapters W + BA, while W stays as it is to the bit."""
+        """Names and tensors for vLLM. With adapters these are W + BA, and the policy's own W stays bit for bit as it is."""
         if not is_peft_model(self.model) or self._dist.is_fsdp:
             yield from super()._iter_named_params()
             return
@@ -272,7 +273,7 @@ class VLLMTrainer(FaithfulGRPOTrainer):
         rollouts: the configuration's rl.vllm.
 
     Raises:
-        UserError: no vLLM, no server, or a guard that cannot be installed.
+        UserError: vLLM is not installed, no server runs, or a guard cannot be installed.
     """
 
     def __init__(self, *args: Any, rollouts: Vllm, **more: Any) -> None:
@@ -284,14 +285,14 @@ class VLLMTrainer(FaithfulGRPOTrainer):
         with _replaced(grpo_trainer, "VLLMGeneration", guarded):
             super().__init__(*args, **more)
         if not isinstance(self.generation, GuardedGeneration):
-            raise RolloutFault("TRL built its vLLM engine past the guards; install the pinned TRL")
+            raise RolloutFault("TRL built its vLLM engine without the guards; install the pinned TRL")
         set_seed(self.args.seed + self.accelerator.process_index // rollouts.tensor_parallel)
 
     @property
     def generation(self) -> GuardedGeneration:
         """The engine."""
-        found: Any = self.vllm_generation
-        return found
+        generation: Any = self.vllm_generation
+        return generation
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -299,66 +300,66 @@ class VLLMTrainer(FaithfulGRPOTrainer):
         return output
 
     def check_difference(self, difference: float) -> None:
-        """Stop where the rollouts are not the policy's.
+        """Stop where the rollouts do not come from the policy.
 
         Args:
             difference: mean over tokens of |log p(trainer) - log p(engine)|.
 
         Raises:
-            RolloutFault: it is past the allowed one, or not a number.
+            RolloutFault: it exceeds the allowed one, or is not a number.
         """
         if not difference <= self.bound:
             raise RolloutFault(
-                f"step {self.state.global_step + 1}: the engine's log-probabilities are {difference:.3g} a token from the trainer's "
-                f"(allowed: {self.bound:g}, rl.vllm.max_logprob_diff), so the rollouts are not the policy's; nothing was trained on "
-                "them. Was the server restarted or given to another run? Are its precision and processor the trainer's?"
+                f"step {self.state.global_step + 1}: the engine's log-probabilities differ by {difference:.3g} per token from the "
+                f"trainer's (allowed: {self.bound:g}, rl.vllm.max_logprob_diff), so the rollouts do not come from the policy; nothing was "
+                "trained on them. Check that no other run uses the server, and that its precision and processor are the trainer's"
             )
 
     def take_seconds(self) -> dict[str, float]:
-        """As the base class, with the weight sync (`sync`) taken out of `generation`."""
+        """As in the base class, with the weight sync (`sync`) separate from `generation`."""
         spent, sync = super().take_seconds(), self.generation.sync_seconds
         self.generation.sync_seconds = 0.0
         return {**spent, "generation": max(spent["generation"] - sync, 0.0), "sync": sync}
 
 
 def _address(server: str) -> str:
-    """The root of the server's address, from an address or an address file."""
-    found = [a.url for a in addresses.matching(server)] if addresses.is_pattern(server) else [server]
-    if not found:
+    """The root of the server's URL, from a URL or an address file."""
+    urls = [a.url for a in addresses.matching(server)] if addresses.is_pattern(server) else [server]
+    if not urls:
         raise UserError(
-            f"rl.vllm.server is {server}, and no such file is there: no rollout server is up; start one with `make serve-rollouts`"
+            f"rl.vllm.server is {server}, which does not exist: no rollout server runs; start one with `make serve-rollouts`"
         )
-    return found[0].rstrip("/").removesuffix("/v1")
+    return urls[0].rstrip("/").removesuffix("/v1")
 
 
 def require_vllm() -> None:
-    """Refuse vLLM rollouts in an environment without vLLM.
+    """Check that vLLM is installed.
 
     Raises:
-        UserError: says which interpreter to take.
+        UserError: it is not; names the interpreter to use.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            f"rl.rollout_engine wants vLLM, which {sys.executable} does not have; on a CPU run `make setup-vllm` and start the stage "
+            f"rl.rollout_engine requires vLLM, which {sys.executable} does not have; on a CPU run `make setup-vllm` and start the stage "
             "with .venv-vllm/bin/python, on a GPU install requirements/gpu.txt, or set rl.rollout_engine=transformers"
         )
 
 
 @contextmanager
 def _replaced(module: Any, name: str, by: Any) -> Iterator[None]:
-    """`module.name` is `by` for a while.
+    """Replace `module.name` by `by` within the block.
 
     Raises:
-        UserError: there is no such name: another version, in which the guard would guard nothing.
+        UserError: there is no such name: in another version the guard would have no effect.
     """
     if not hasattr(module, name):
         raise UserError(
             f"{module.__name__} has no {name}, which a guard of vLLM rollouts replaces; install the pinned TRL and vLLM, or set "
             "rl.rollout_engine=transformers"
         )
-    was = getattr(module, name)
+    original = getattr(module, name)
     setattr(module, name, by)
     try:
         yield
     finally:
-        setattr(module, name, was)
+        setattr(module, name, original)

@@ -88,7 +88,7 @@ def test_a_server_that_does_not_forget_is_an_error(answer: tuple[int, Any]) -> N
     sender, _ = client(reset_prefix_cache=answer)
     sender._folder = None
     with pytest.raises(RolloutFault, match="did not do 'reset_prefix_cache'"):
-        sender.tell("reset_prefix_cache")
+        sender.post("reset_prefix_cache")
 
 
 def test_a_server_that_is_gone_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_other_image_tokens_than_the_trainers_are_an_error(monkeypatch: pytest.M
     monkeypatch.setattr(
         vllm_rollouts.VLLMGeneration, "generate", lambda *_, **__: ([[1, PAD, PAD, PAD, 2]], [[5]], [[0.0]], None)
     )
-    with pytest.raises(RolloutFault, match=r"5 tokens \(3 for pictures\) where the trainer has 4 \(2\)"):
+    with pytest.raises(RolloutFault, match=r"5 tokens \(3 for images\) where the trainer has 4 \(2\)"):
         generation("colocate").generate([[1, PAD, PAD, 2]], None, 1)
     features = {"mm_placeholders": {"image": [{"offset": 0, "length": 3}]}}
-    with pytest.raises(RolloutFault, match="makes 3 tokens of a picture of which the trainer makes 2"):
+    with pytest.raises(RolloutFault, match="makes 3 tokens of an image of which the trainer makes 2"):
         generation()._place_features(features, [1, PAD, PAD, 2])
     right = {"mm_placeholders": {"image": [{"offset": 0, "length": 2}]}}
     assert generation()._place_features(right, [1, PAD, PAD, 2])["mm_placeholders"]["image"][0]["offset"] == 1
@@ -117,9 +117,9 @@ def test_other_image_tokens_than_the_trainers_are_an_error(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"dtype": "torch.bfloat16"}, r"dtype torch\.bfloat16 \(wanted: torch\.float32\)"),
+        ({"dtype": "torch.bfloat16"}, r"dtype torch\.bfloat16 \(required: torch\.float32\)"),
         ({"logprobs_mode": "raw_logprobs"}, "logprobs_mode raw_logprobs"),
-        ({"max_model_len": 511}, r"max_model_len 511 \(wanted: 512"),
+        ({"max_model_len": 511}, r"max_model_len 511 \(required: 512"),
         ({}, None),
     ],
 )

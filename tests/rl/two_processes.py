@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl import GRPOTrainer
 
 from rl.dual import Constraint
 from rl.trainer import FaithfulGRPOTrainer
@@ -17,24 +18,34 @@ from tests.rl.conftest import Watch, build_trainer, scattered, scorer
 
 
 def main(world: Path, policy: Path, folder: Path, rank: int) -> None:
-    """Two trainers: TRL's own formula, and an option that it lacks."""
+    """Two trainers: the default options, and options that TRL lacks; TRL's own advantages are noted too."""
     columns = [
         scorer("task", scattered(1 + 10 * rank, 0.4)),
         scorer("one", scattered(2 + 10 * rank, 0.5, 2)),
-        scorer("two", scattered(3 + 10 * rank, 0.6, 4)),
+        scorer("two", scattered(3 + 10 * rank, 0.6, 5)),
     ]
     constraints = [Constraint("one", 0.9, min_applicable=1), Constraint("two", 0.6, 2.0, min_applicable=1)]
     found: dict[str, Any] = {}
-    for name, options in (("trl", {}), ("token", {"whiten": "token", "masked": "zero"})):
+    trls: list[torch.Tensor] = []
+    inner = GRPOTrainer._generate_and_score_completions
+
+    def watched(self: Any, inputs: Any) -> Any:
+        output = inner(self, inputs)
+        trls.append(output["advantages"].clone())
+        return output
+
+    GRPOTrainer._generate_and_score_completions = watched
+    for name, options in (("plain", {}), ("token", {"whiten": "token", "masked": "zero"})):
         trainer = build_trainer(
             world, policy, folder / name, columns, constraints, steps=3, kind=FaithfulGRPOTrainer,
             overrides=("rl.micro_batch=4",), tweak={"save_strategy": "no"}, **options,
         )  # fmt: skip
         watch = Watch(trainer)
+        trls.clear()
         trainer.train()
         weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
         found[name] = {
-            "seen": watch.seen,
+            "seen": [(*seen, trl) for seen, trl in zip(watch.seen, trls, strict=True)],
             "dual": trainer.dual.state_dict(),
             "weights": weights,
             "world": trainer.accelerator.num_processes,

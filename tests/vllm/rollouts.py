@@ -37,7 +37,7 @@ def engine_weights(generation: GuardedGeneration, scratch: Path) -> dict[str, to
     if generation.mode == "colocate":
         return effective(generation.engine_model())
     path = scratch / "engine.safetensors"
-    generation.vllm_client.tell("collective_rpc", {"method": "write_weights", "args": [str(path)]})
+    generation.vllm_client.post("collective_rpc", {"method": "write_weights", "args": [str(path)]})
     return load_file(path)
 
 
