@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from fgrpo import config
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import adapters, loading
@@ -125,7 +126,7 @@ def test_a_full_disk_harms_no_checkpoint(world: Path, chain: Path, monkeypatch, 
 
 
 def test_a_reward_that_makes_a_score_of_nan_is_named_with_the_rollout(world: Path) -> None:
-    scorer = train.make_scorer(mini(world), (784, 12544))
+    scorer = train.make_scorer(mini(world), PixelBounds(784, 12544, 28))
     rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
 
     async def broken(items: Any, context: Any) -> list[Score]:
@@ -161,7 +162,7 @@ def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     """Two updates on a generation are two lines with its figures; what is wrong is said at the first."""
     lines: list[dict[str, Any]] = []
     scorer = SimpleNamespace(names=(), monitored=(), batch=None)
-    book = Logbook(tmp_path, scorer, 6, (784, 12544))  # type: ignore[arg-type]
+    book = Logbook(tmp_path, scorer, 6, PixelBounds(784, 12544, 28))  # type: ignore[arg-type]
     book.trainer = SimpleNamespace(  # type: ignore[assignment]
         take_seconds=dict, advantages=(), accelerator=SimpleNamespace(num_processes=1)
     )

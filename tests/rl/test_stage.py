@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fgrpo import config
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
@@ -100,7 +101,7 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
 
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
     cfg = mini(world)
-    scorer = train.make_scorer(cfg, (784, 12544))
+    scorer = train.make_scorer(cfg, PixelBounds(784, 12544, 28))
     rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
     gold = json.loads(rows[0]["sample"])["answer"]
     texts = [f"<think>Nothing is said here.</think><answer>{gold}</answer>", "no form at all"]
