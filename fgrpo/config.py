@@ -178,9 +178,7 @@ def _explain(error: ValidationError) -> UserError:
     if first["type"] == "extra_forbidden":
         return unknown("configuration key", key, known_keys())
     if key.endswith("api_key_env"):  # the value may be the secret itself, so the message leaves it out
-        return UserError(
-            f"configuration key {key!r} must be the name of an environment variable, not the API key itself"
-        )
+        return UserError(f"configuration key {key!r} is the name of an environment variable, not the API key itself")
     return UserError(f"configuration key {key!r}: {first['msg']} (got {first.get('input')!r})")
 
 

@@ -90,14 +90,14 @@ def pixel_bounds(model: str | Path) -> PixelBounds:
     """How `model`'s processor resizes images.
 
     Args:
-        model: a saved folder, or a name. For a name, the files in the hub's cache count. A model without them there (one
-            that is only served) has the published bounds of the default family.
+        model: a saved folder, or a name. For a name, the files in the hub's cache count; a model without a processor file
+            there (one that is only served) has the published bounds of its family. Without a readable config.json, the
+            family is the default one (loading reports a broken file).
 
     Raises:
         UserError: the folder has no processor file, or a broken one.
     """
-    config = _local_file(model, "config.json")
-    family = backbone.default() if config is None else backbone.assumed(_read_json(config).get("model_type"))
+    family = _assumed_family(_local_file(model, "config.json"))
     for name in family.processor_files:
         file = _local_file(model, name)
         if file is not None:
@@ -105,6 +105,17 @@ def pixel_bounds(model: str | Path) -> PixelBounds:
     if Path(model).is_dir():
         raise UserError(f"{model} has none of {', '.join(family.processor_files)}; copy the base model's file there")
     return family.pixels
+
+
+def _assumed_family(config: Path | None) -> Backbone:
+    """The family that a config.json states, the default one if it states none that is known."""
+    if config is None:
+        return backbone.default()
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a model to load is checked by `check_policy`; a served one needs no config.json
+        return backbone.default()
+    return backbone.assumed(data.get("model_type") if isinstance(data, dict) else None)
 
 
 def _local_file(model: str | Path, name: str) -> Path | None:

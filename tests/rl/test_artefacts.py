@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from fgrpo import config
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import adapters, loading
@@ -127,7 +128,7 @@ def test_a_full_disk_harms_no_checkpoint(world: Path, chain: Path, monkeypatch, 
 
 
 def test_a_reward_that_makes_a_score_of_nan_is_named_with_the_rollout(world: Path) -> None:
-    scorer = train.make_scorer(mini(world), (784, 12544))
+    scorer = train.make_scorer(mini(world), PixelBounds(784, 12544, 28))
     rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
 
     async def broken(items: Any, context: Any) -> list[Score]:
@@ -162,7 +163,7 @@ def test_alarms_in_words() -> None:
 def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     """Two updates on a generation are two lines with its figures; the alarm comes with the first."""
     lines: list[dict[str, Any]] = []
-    callback = LoggingCallback(tmp_path, 6, (784, 12544))
+    callback = LoggingCallback(tmp_path, 6, PixelBounds(784, 12544, 28))
     callback.trainer = SimpleNamespace(take_seconds=dict, last_step=None)  # type: ignore[assignment]
     callback._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
     callback._alarms = Alarms([Constraint("c", 0.95)])

@@ -92,7 +92,7 @@ def test_kept_features_equal_computed_ones(policy) -> None:
     grids = torch.tensor([[1, 8, 8], [1, 4, 4]])
     plain = tower(pixels, grid_thw=grids).pooler_output
     memo = FeatureMemo()
-    memo.install(tower)
+    memo.install(tower, backbone.of_model(model))
     calls: list[int] = []
     tower.patch_embed.register_forward_hook(lambda module, given, out: calls.append(len(out)))
     five = [0, 1, 0, 0, 1]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import loading
@@ -16,7 +17,7 @@ from rl import preflight
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.conftest import mini
 
-PIXELS = (784, 12544)
+PIXELS = PixelBounds(784, 12544, 28)
 
 
 def forbidden(trainer: Any) -> list[int]:
@@ -60,7 +61,7 @@ def test_prompts_fit_and_their_tokens_are_features(make, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"prompt of vgr/train/\d+ has \d+ tokens, and rl.max_prompt_length is 20"):
         preflight.check_prompts(trainer, probe, 20, PIXELS)
     with pytest.raises(UserError, match=r"were estimated from the processor's bounds"):
-        preflight.check_prompts(trainer, probe, 256, (784, 784))
+        preflight.check_prompts(trainer, probe, 256, PixelBounds(784, 784, 28))
     trainer.max_completion_length = 10**6
     with pytest.raises(UserError, match="more than the model's context"):
         preflight.check_prompts(trainer, probe, 256, PIXELS)

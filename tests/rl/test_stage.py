@@ -17,6 +17,7 @@ import pytest
 
 import rewards
 from fgrpo import config
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
@@ -107,7 +108,7 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
 
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:
     cfg = mini(world)
-    scorer = train.make_scorer(cfg, (784, 12544))
+    scorer = train.make_scorer(cfg, PixelBounds(784, 12544, 28))
     rows = [{"sample": json.dumps(row)} for row in read_jsonl(world / "rl.jsonl")][:2]
     gold = json.loads(rows[0]["sample"])["answer"]
     texts = [f"<think>Nothing is said here.</think><answer>{gold}</answer>", "no form at all"]
@@ -278,7 +279,7 @@ def test_which_constraints_a_method_has() -> None:
     }
     for method, (scored, constrained) in expected.items():
         cfg = config.load("mini", method, override)
-        assert train.make_scorer(cfg, (784, 12544)).names == ("task", *scored), method
+        assert train.make_scorer(cfg, PixelBounds(784, 12544, 28)).names == ("task", *scored), method
         assert tuple(c.reward for c in train.make_dual(cfg).constraints) == constrained, method
     without = config.load("mini", "fgrpo", ["rl.constraints.semantic_grounding=null"])
     assert list(without.rl.constraints) == ["consistency", "spatial_grounding"]
@@ -287,7 +288,7 @@ def test_which_constraints_a_method_has() -> None:
 def test_boxes_are_read_with_the_policys_tag_and_frame(world: Path) -> None:
     """policy.box_tag and policy.box_frame reach the parser and the rewards' context."""
     cfg = mini(world, "policy.box_tag=box", "policy.box_frame=thousand")
-    scorer = train.make_scorer(cfg, (784, 12544))
+    scorer = train.make_scorer(cfg, PixelBounds(784, 12544, 28))
     assert (scorer._context.box_tag, scorer._context.box_frame) == ("box", "thousand")
     row = next(read_jsonl(world / "rl.jsonl"))
     text = "<think><box>[1,2,3,4]</box> <bbox>[5,6,7,8]</bbox></think><answer>a</answer>"

@@ -89,7 +89,7 @@ def test_the_engine_never_samples_a_picture_token(offline: dict[str, Any]) -> No
 def test_what_it_cannot_serve_is_a_refusal_in_words(offline: dict[str, Any]) -> None:
     assert "context" in offline["too long"] or "longer than" in offline["too long"], offline["too long"]
     assert "8" in offline["too many pictures"], offline["too many pictures"]
-    assert "the picture nowhere.png is missing" in offline["no picture there"]
+    assert "the image nowhere.png is missing" in offline["no picture there"]
 
 
 def test_without_vllm_the_engine_says_where_to_get_it(settings: list[str]) -> None:
