@@ -332,9 +332,9 @@ class Judge(Section):
     first wait between attempts). Of each endpoint: `concurrency` and, of this process, `requests_per_minute` and
     `tokens_per_minute`; `patience_s` is how long calls wait for endpoints that are all down before they fail at once. `cache`
     is an SQLite file of replies. `prompt_price` and `completion_price` are money per million tokens; past `money_cap` or
-    `token_cap` (of a run folder, over all its processes) nothing more is asked. `images`: sent as base64, or as file:// names
+    `token_cap` (of a run folder, over all its processes) no further call is made. `images`: sent as base64, or as file:// names
     that the server may open. `box_frame`: the frame of boxes that the judge model reads (Qwen3-VL: 0-1000). `sentence_calls`:
-    one grounding call a sentence instead of one a rollout. `engine`: arguments of vLLM's LLM for the backend `vllm`. For the
+    one grounding call per sentence instead of one per rollout. `engine`: arguments of vLLM's LLM for the backend `vllm`. For the
     backend `replay`, `model` is the file of recorded verdicts.
     """
 

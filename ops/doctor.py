@@ -75,16 +75,16 @@ def versions(wanted: dict[str, str], source: str) -> Iterator[Finding]:
     """Compare installed versions with the pins: a core package that differs fails, another one is a warning."""
     others = []
     for name, version in wanted.items():
-        found = installed(name)
+        present = installed(name)
         if name not in CORE:
-            if found != version:
-                others.append(f"{name} {found or 'missing'} (pinned {version})")
-        elif found is None:
+            if present != version:
+                others.append(f"{name} {present or 'missing'} (pinned {version})")
+        elif present is None:
             yield Finding("fail", f"{name} is missing", "run `make setup`")
-        elif found != version:
+        elif present != version:
             yield Finding(
                 "fail",
-                f"{name} {found}, pinned {version} in {source}",
+                f"{name} {present}, pinned {version} in {source}",
                 f"pip install {name}=={version}, or `make setup`",
             )
     if others:
@@ -100,8 +100,8 @@ def torch_build() -> str | None:
     if spec is None or spec.origin is None:
         return None
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    found = re.search(r"^cuda[^=]*= *'([^']+)'", text, re.M)
-    return found.group(1) if found else None
+    match = re.search(r"^cuda[^=]*= *'([^']+)'", text, re.M)
+    return match.group(1) if match else None
 
 
 def devices() -> Iterator[Finding]:
@@ -134,9 +134,9 @@ def compiler() -> Iterator[Finding]:
     if tool is None or build is None:
         return
     text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    if found and found.group(1) != build.split(".")[0]:
-        words = f"nvcc is CUDA {found.group(1)}.{found.group(2)}, and torch was built for {build}"
+    match = re.search(r"release (\d+)\.(\d+)", text)
+    if match and match.group(1) != build.split(".")[0]:
+        words = f"nvcc is CUDA {match.group(1)}.{match.group(2)}, and torch was built for {build}"
         yield Finding("warn", words, f"conda install -c conda-forge cuda-nvcc cuda-version={build}")
     else:
         yield Finding("ok", "nvcc and torch have the same CUDA version")
@@ -168,19 +168,19 @@ def vllm(config: Config) -> Iterator[Finding]:
     wanted = pins(ROOT / "requirements" / "gpu.txt").get("vllm", "")
     needed = config.rl.rollout_engine != "transformers"
     state: Literal["warn", "fail"] = "fail" if needed else "warn"
-    found = installed("vllm")
+    present = installed("vllm")
     beside = sorted((ROOT / ".venv-vllm").glob("lib/python3*/site-packages/vllm-*.dist-info"))
-    if found is None and beside:
-        found = beside[-1].name.removeprefix("vllm-").removesuffix(".dist-info").split("+")[0]
-    if found is None:
+    if present is None and beside:
+        present = beside[-1].name.removeprefix("vllm-").removesuffix(".dist-info").split("+")[0]
+    if present is None:
         advice = "create the environment from requirements/gpu.txt (GPU), or run `make setup-vllm` (CPU, for tests)"
         yield Finding(
             state, "no vLLM" + (f", and rl.rollout_engine is {config.rl.rollout_engine}" if needed else ""), advice
         )
-    elif found != wanted:
-        yield Finding(state, f"vLLM {found}, pinned {wanted}", f"pip install vllm=={wanted}")
+    elif present != wanted:
+        yield Finding(state, f"vLLM {present}, pinned {wanted}", f"pip install vllm=={wanted}")
     else:
-        yield Finding("ok", f"vLLM {found}")
+        yield Finding("ok", f"vLLM {present}")
 
 
 def tools(config: Config) -> Iterator[Finding]:
@@ -293,34 +293,34 @@ def models(config: Config) -> Iterator[Finding]:
 
 def layout(config: Config) -> Iterator[Finding]:
     """Check that this machine has enough GPUs, and GPU memory, to train and serve the preset."""
-    found = gpus()
+    devices = gpus()
     trained = {stage: getattr(config, stage).precision == "bf16" for stage in ("sft", "rl")}
     for stage, needs in trained.items():
         wanted = getattr(config.launch, f"{stage}_processes")
-        if needs and wanted > len(found):
+        if needs and wanted > len(devices):
             advice = (
-                f"SET=launch.{stage}_processes={len(found)}"
-                if found
+                f"SET=launch.{stage}_processes={len(devices)}"
+                if devices
                 else "train on a GPU machine; PRESET=mini runs on a CPU"
             )
             yield Finding(
-                "fail", f"{stage} runs {wanted} processes, one per GPU, and this machine has {len(found)}", advice
+                "fail", f"{stage} runs {wanted} processes, one per GPU, and this machine has {len(devices)}", advice
             )
         elif needs:
             yield Finding("ok", f"{wanted} GPUs for {stage}")
-    if found and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
+    if devices and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
         advice = "pip install flash-attn --no-build-isolation; without it torch's own attention runs, which is slower"
         yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
-    if found and any(trained.values()):
-        yield from _memory(config, min(gpu.gib for gpu in found))
-    if config.engine.kind == "openai" and found:
+    if devices and any(trained.values()):
+        yield from _memory(config, min(gpu.gib for gpu in devices))
+    if config.engine.kind == "openai" and devices:
         for role in ("teacher", "judge"):
             serving: Serving = getattr(config.serve, role)
             wanted = serving.tensor_parallel * serving.data_parallel
-            if wanted > len(found):
-                advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(found)}"
+            if wanted > len(devices):
+                advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(devices)}"
                 yield Finding(
-                    "warn", f"serving the {role} takes {wanted} GPUs, and this machine has {len(found)}", advice
+                    "warn", f"serving the {role} takes {wanted} GPUs, and this machine has {len(devices)}", advice
                 )
 
 

@@ -180,13 +180,13 @@ def overhead() -> None:
         "the service, filling a cache": lambda url, n, cache: service(url, items(CALLS, n), cache=cache),
         "the service, from the cache": lambda url, n, cache: service(url, items(CALLS, n), cache=cache),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
+    measurements: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     with served(0.0, 0.0) as url, TemporaryDirectory() as folder:
         for n in range(ROUNDS + 1):
             for name, work in kinds.items():
-                found[name].append(measured(work(url, n * CALLS, f"{folder}/cache.sqlite")))
-    base, rows = found[BASE][1:], []
-    for name, all_rounds in found.items():
+                measurements[name].append(measured(work(url, n * CALLS, f"{folder}/cache.sqlite")))
+    base, rows = measurements[BASE][1:], []
+    for name, all_rounds in measurements.items():
         rounds = all_rounds[1:]
         more = [median([r[k] - b[k] for r, b in zip(rounds, base, strict=True)]) for k in (0, 1)]
         beyond = ("–", "–") if rounds == base else tuple(f"{m:+.2f} ms" for m in more)

@@ -63,21 +63,21 @@ def lines(args: argparse.Namespace, engine: str, root: Path, server: str | None 
     if done.returncode:
         raise UserError(f"the run with the engine {engine} failed (see above)")
     folder = runs.folder(load(args, args.method), f"rl-{args.method}", root)
-    found = list(read_jsonl(folder / "metrics.jsonl"))[WARM_UP:]
+    lines_of = list(read_jsonl(folder / "metrics.jsonl"))[WARM_UP:]
     folder.rename(folder.with_name(f"{folder.name}-{engine}"))
-    return found
+    return lines_of
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """What every engine's run wrote."""
     with borrowed_stages(args) as root, TemporaryDirectory() as scratch:
-        found = {engine: lines(args, engine, root) for engine in ("generate", "local", "colocate")}
+        lines_of = {engine: lines(args, engine, root) for engine in ("generate", "local", "colocate")}
         cfg = load(args, args.method)
         ordered = order(cfg, "rollouts", [], str(runs.folder(cfg, "sft", root) / "final"))
         log = Path(scratch) / "server.log"
         with Server(ordered.model, log=log, flags=ordered.flags, environment=ordered.environment) as server:
-            found["server"] = lines(args, "server", root, server.url)
-    return found
+            lines_of["server"] = lines(args, "server", root, server.url)
+    return lines_of
 
 
 def table(args: argparse.Namespace) -> None:
@@ -85,13 +85,13 @@ def table(args: argparse.Namespace) -> None:
     if not PYTHON.is_file():
         print("## Rollout engines\n\nNot measured: vLLM's environment is missing (`make setup-vllm`).\n")
         return
-    found = measure(args)
+    lines_of = measure(args)
     rl = load(args, args.method).rl
     rollouts = rl.rollout_batch * rl.group_size
-    rate = {engine: rollouts / median([line["seconds/generation"] for line in ran]) for engine, ran in found.items()}
+    rate = {engine: rollouts / median([line["seconds/generation"] for line in ran]) for engine, ran in lines_of.items()}
     rows = []
     for engine, (words, _) in ENGINES.items():
-        ran = found[engine]
+        ran = lines_of[engine]
         synced = median([1000 * line["seconds/sync"] for line in ran]) if "seconds/sync" in ran[0] else None
         share = median(
             [(line["seconds/generation"] + line.get("seconds/sync", 0)) / line["seconds/step"] for line in ran]

@@ -40,10 +40,10 @@ def ours(cfg: Config, model: Any, processor: Any, samples: list[Sample], templat
         for i, s in enumerate(samples)
     ]
     began = time.perf_counter()
-    found = engine.complete(requests)
+    completed = engine.complete(requests)
     spent = time.perf_counter() - began
     tokens = 0
-    for completions in found:
+    for completions in completed:
         if isinstance(completions, Exception):
             raise completions
         tokens += sum(len(c.token_ids) for c in completions)

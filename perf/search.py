@@ -32,7 +32,7 @@ from perf import common
 from perf.endpoint import MODEL
 from perf.scripted import write
 
-PICTURE = (640, 427)
+IMAGE_SIZE = (640, 427)
 LEAST_BUSY = 0.95
 
 
@@ -48,14 +48,14 @@ class AtOnce:
         """Nothing to close."""
 
 
-def run_trees(config: Config, trees: int, engine: Sampler, *, pictures: bool) -> tuple[float, dict[str, int]]:
+def run_trees(config: Config, trees: int, engine: Sampler, *, with_images: bool) -> tuple[float, dict[str, int]]:
     """Run the stage on `trees` questions in a temporary folder: (CPU seconds of this process, counts of the manifest)."""
     with tempfile.TemporaryDirectory() as root:
-        picture = Path(root) / "picture.jpg"
-        Image.effect_noise(PICTURE, 64).convert("RGB").save(picture)
+        image = Path(root) / "image.jpg"
+        Image.effect_noise(IMAGE_SIZE, 64).convert("RGB").save(image)
         seeds = Path(root) / config.preset / "data" / "seed.jsonl"
         seeds.parent.mkdir(parents=True)
-        images = (str(picture),) if pictures else ()
+        images = (str(image),) if with_images else ()
         ids = (f"sat/train/{i}" for i in range(trees))
         write_jsonl(seeds, (Sample(i, images, "Left or right?", ("left", "right"), "left").to_dict() for i in ids))
         started = time.process_time()
@@ -73,13 +73,13 @@ def over_http(config: Config, trees: int, slots: int, service_ms: float) -> tupl
     try:
         url = process.stdout.readline().strip()
         engine = OpenAISampler([url], MODEL, forbidden=(), concurrency=config.engine.concurrency)
-        _, counts = run_trees(config, trees, engine, pictures=True)
+        _, counts = run_trees(config, trees, engine, with_images=True)
         process.stdin.close()
-        found = json.loads(process.stdout.readline())
+        answer = json.loads(process.stdout.readline())
     finally:
         process.terminate()
         process.wait()
-    return float(found["busy"]), counts
+    return float(answer["busy"]), counts
 
 
 def busy_words(config: Config, args: argparse.Namespace) -> str:
@@ -88,7 +88,7 @@ def busy_words(config: Config, args: argparse.Namespace) -> str:
     per_tree, per_chain = counts["requests"] / counts["trees"], counts["requests"] / counts["accepted"]
     return (
         f"Over HTTP, an endpoint in another process with {args.slots} slots and {args.service_ms:g} ms per request, images of "
-        f"{PICTURE[0]} x {PICTURE[1]}, {config.mcts.trees_in_flight} trees in flight, {args.http_trees} trees: slots busy "
+        f"{IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {config.mcts.trees_in_flight} trees in flight, {args.http_trees} trees: slots busy "
         f"**{busy:.1%}** of the time{'' if busy >= LEAST_BUSY else f' (**below the required {LEAST_BUSY:.0%}**)'} from the first request to the last reply; {per_tree:.1f} requests "
         f"({counts['completions'] / counts['trees']:.1f} continuations) per tree, {per_chain:.2f} requests per accepted chain."
     )
@@ -106,7 +106,7 @@ def main() -> None:
     words = [busy_words(config, args)] if args.http_trees else []
     rows, first = [], None
     for trees in args.trees:
-        seconds, _ = run_trees(config, trees, AtOnce(), pictures=False)
+        seconds, _ = run_trees(config, trees, AtOnce(), with_images=False)
         row = (seconds / trees, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         first = first or row
         rows.append((f"{trees:,}", f"{row[0] / first[0]:.2f}", f"{row[1] / first[1]:.2f}"))

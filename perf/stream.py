@@ -43,9 +43,9 @@ def main() -> None:
             continue
         first = None
         for count in args.rows:
-            found = measured(name, count, write)
-            first = first or found
-            rows.append(_row(f"{name}, {count:,} rows", found, first, count))
+            result = measured(name, count, write)
+            first = first or result
+            rows.append(_row(f"{name}, {count:,} rows", result, first, count))
     if args.gigabytes:
         rows_in = max(1, round(args.gigabytes * 1e9 / CELL))
         small = measured("sat", 500, write_row_group)
@@ -56,14 +56,14 @@ def main() -> None:
     common.show("Loaders", words, ("read", "rows per second", "peak memory, MB", "over the first of its kind"), rows)
 
 
-def _row(title: str, found: dict[str, float], first: dict[str, float], expected: int) -> tuple[str, ...]:
-    if found["rows"] != expected:
-        sys.exit(f"error: {title}: {found['rows']} rows were read")
+def _row(title: str, result: dict[str, float], first: dict[str, float], expected: int) -> tuple[str, ...]:
+    if result["rows"] != expected:
+        sys.exit(f"error: {title}: {result['rows']} rows were read")
     return (
         title,
-        f"{found['rows'] / found['seconds']:,.0f}",
-        f"{found['peak'] / 1024:.0f}",
-        f"{found['peak'] / first['peak']:.2f}",
+        f"{result['rows'] / result['seconds']:,.0f}",
+        f"{result['peak'] / 1024:.0f}",
+        f"{result['peak'] / first['peak']:.2f}",
     )
 
 
@@ -78,8 +78,8 @@ def measured(name: str, count: int, write: Any) -> dict[str, float]:
             text=True,
             check=True,
         )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def read(name: str, folder: str) -> dict[str, float]:
@@ -96,7 +96,7 @@ def read(name: str, folder: str) -> dict[str, float]:
     return {"rows": count, "seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
-def _picture(path: Path) -> None:
+def _write_image(path: Path) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def write_treevgr(folder: str, count: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _picture(Path(folder) / "images" / "0.jpg")
+    _write_image(Path(folder) / "images" / "0.jpg")
     box = [{"bbox": [10.0, 20.0, 100.0, 200.0], "label": "thing", "name": "a thing"}]
     out: Any = None
     batch: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ def write_treevgr(folder: str, count: int) -> None:
 
 def write_viscot(folder: str, count: int) -> None:
     """A VisCoT data set with `count` records of one set over one image."""
-    _picture(Path(folder) / "cot_image_data" / "gqa" / "1.jpg")
+    _write_image(Path(folder) / "cot_image_data" / "gqa" / "1.jpg")
     metadata = Path(folder) / "metadata" / "gqa_cot_train.jsonl"
     metadata.parent.mkdir()
     with metadata.open("w", encoding="utf-8") as out:

@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace, processes: int, deepspeed: str | None) -> 
         )
         if done.returncode:
             raise UserError(f"{processes} processes with sft.deepspeed={deepspeed} failed (see above)")
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -104,9 +104,9 @@ def compare(args: argparse.Namespace) -> None:
     parameters = 0
     for _ in range(ROUNDS):
         for name, (processes, deepspeed) in LAYOUTS.items():
-            found = measure(args, processes, deepspeed)
-            steps[name] += found["steps"]
-            parameters = int(found["parameters"])
+            result = measure(args, processes, deepspeed)
+            steps[name] += result["steps"]
+            parameters = int(result["parameters"])
     plain = median(steps["one process, plain"])
     rows = [(name, f"{median(values) / plain:.2f}", len(values)) for name, values in steps.items()]
     where = "one per GPU" if torch.cuda.is_available() else "on one machine's cores, over gloo"

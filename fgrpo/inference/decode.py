@@ -145,13 +145,13 @@ def _prefill(
     longest = max(len(prompt.ids) for prompt in prompts)
     ids_UL = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
     mask_UL = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
-    pictures_UL = (ids_UL == family.image_token_id(model.config)) & (mask_UL == 1)
+    is_image_UL = (ids_UL == family.image_token_id(model.config)) & (mask_UL == 1)
     embeds_ULH = model.get_input_embeddings()(ids_UL)
     features = [prompt.features for prompt in prompts if prompt.features is not None]
     grids = [prompt.grids for prompt in prompts if prompt.grids is not None]
     if features:
-        embeds_ULH = embeds_ULH.masked_scatter(pictures_UL[..., None], torch.cat(features).to(embeds_ULH))
-    position_3UL = family.positions(model, ids_UL, pictures_UL, torch.cat(grids) if grids else None, mask_UL)
+        embeds_ULH = embeds_ULH.masked_scatter(is_image_UL[..., None], torch.cat(features).to(embeds_ULH))
+    position_3UL = family.positions(model, ids_UL, is_image_UL, torch.cat(grids) if grids else None, mask_UL)
     cache = DynamicCache(config=model.config)
     logits_UV = model(
         inputs_embeds=embeds_ULH,
