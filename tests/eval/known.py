@@ -91,7 +91,7 @@ def store(config: Config, root: Path, model: str, records: Sequence[EvalRecord])
     jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in records))
     found = {
         "model": model,
-        "title": TITLES[model],
+        "title": TITLES.get(model, model),
         "mode": "think",
         **summary.summarise(records, ["mmvp"], config.eval),
     }

@@ -134,7 +134,7 @@ def test_boxes_are_read_as_the_model_file_says(sample: Sample) -> None:
 
 def test_the_extraction_judge_reads_options_and_answer_span_and_its_letter_is_the_option(sample: Sample) -> None:
     judges = judges_that(extraction=lambda item: {"a": Verdict("A"), "b": Verdict("b", "because"), "0": Verdict("0"),
-                                                  "f": Verdict(None, "gone", failed=True), "c": Verdict("C")}[item.id])  # fmt: skip
+                                                  "f": Verdict("B", "gone", failed=True), "c": Verdict("C")}[item.id])  # fmt: skip
     unclear = "<think>It is red and left.</think><answer>hard to say</answer>"
     pairs = [(sample, Rollout(name, sample.id, unclear)) for name in "ab0fc"]
     clear = (sample, Rollout("x", sample.id, unclear.replace("hard to say", "right")))
@@ -177,7 +177,8 @@ def test_verdicts_are_filed_under_their_own_names_and_failed_scores_are_scored_a
     sample: Sample, tmp_path: Path
 ) -> None:
     rollouts = [Rollout(name, sample.id, TEXT.format("right")) for name in ("r0", "r1")]
-    jsonl.write(tmp_path / "generations.jsonl", (r.to_dict() for r in rollouts))
+    others = [Rollout("elsewhere", "mmvp/test/0", TEXT.format("right"))]  # of a benchmark that is not asked for
+    jsonl.write(tmp_path / "generations.jsonl", (r.to_dict() for r in [*others, *rollouts]))
     judges = judges_that(
         consistency=lambda item: Verdict("INCONSISTENT", f"of {item.id}"),
         grounding=lambda item: (
@@ -323,3 +324,74 @@ def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, t
     assert "pair_accuracy" not in found["greedy"]["benchmarks"]["cvb_2d"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["benchmarks"], manifest["model"]) == (["mmvp", "cvb_2d"], "fgrpo")
+
+
+class Counting(Scripted):
+    """Counts what it is asked over all evaluations of a test."""
+
+    total = 0
+
+    async def sample(self, request: Request) -> Any:
+        Counting.total += 1
+        return await super().sample(request)
+
+
+@pytest.mark.parametrize(
+    ("override", "generates", "scores"),
+    [
+        ("eval.temperature=0.5", True, True),
+        ("eval.max_new_tokens=95", True, True),
+        ("eval.context_length=511", True, True),
+        ("eval.sampled_rollouts=2", True, True),
+        ("eval.sampled_temperature=0.9", True, True),
+        ("eval.dtype=bfloat16", True, True),
+        ("seed=3", True, True),
+        ("prompts.think=think", True, True),
+        ("rl.box_normaliser=gt", False, True),
+        ("judges.evaluation.model=another", False, True),
+        ("judges.extraction.model=another", False, True),
+        ("eval.bootstrap_samples=60", False, False),
+        ("eval.confidence=0.9", False, False),
+        ("eval.batch_size=7", None, None),
+        ("judges.training.model=another", None, None),
+        ("rl.learning_rate=1", None, None),
+    ],
+)
+def test_what_a_change_of_the_configuration_redoes(
+    world: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    generates: bool | None,
+    scores: bool | None,
+) -> None:
+    """None: nothing at all. Answers depend on the decoding, scores on the judges and boxes, the summary on the intervals."""
+    key, value = override.split("=")
+    changed = load_again(world, key, value)
+    folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"], engine=Counting)
+    before, asked = (folder / "summary.json").stat().st_mtime_ns, Counting.total
+    done: list[int] = []
+    real = score.Scorer.score
+
+    async def counted(self: Any, pairs: Any) -> Any:
+        done.append(len(pairs))
+        return await real(self, pairs)
+
+    monkeypatch.setattr(score.Scorer, "score", counted)
+    folder = evaluate(changed, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"], engine=Counting)
+    assert (Counting.total > asked) == bool(generates)
+    assert bool(sum(done)) == bool(scores)
+    assert ((folder / "summary.json").stat().st_mtime_ns > before) == (scores is not None)
+
+
+def load_again(config: Config, key: str, value: str) -> Config:
+    """`config` with one key changed."""
+    import yaml
+
+    plain = config.model_dump(mode="json")
+    *sections, last = key.split(".")
+    place = plain
+    for section in sections:
+        place = place[section]
+    place[last] = yaml.safe_load(value)
+    return Config.model_validate(plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known import HIGHER_IS_BETTER, SEVEN, TITLES, evaluate, expected, setting, small_world
+from known import HIGHER_IS_BETTER, SEVEN, TITLES, evaluate, expected, records_of, setting, small_world, store
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -52,7 +53,12 @@ def curves(axis: Axes) -> dict[str, list[float]]:
     """The thin line of single steps before each labelled one, by its label."""
     lines = [line for line in axis.lines if len(line.get_xdata()) > 2]
     pairs = zip(lines[::2], lines[1::2], strict=True)
-    return {str(smooth.get_label()): list(map(float, raw.get_ydata())) for raw, smooth in pairs}
+    found = {}
+    for raw, smooth in pairs:
+        values = list(map(float, raw.get_ydata()))
+        assert list(smooth.get_ydata()) == pytest.approx(list(figures.smooth(values, figures.window_of(len(values)))))
+        found[str(smooth.get_label())] = values
+    return found
 
 
 def test_figure_3_shows_each_metric_under_its_title_by_data_set_and_model(
@@ -84,6 +90,25 @@ def test_figure_3_shows_each_metric_under_its_title_by_data_set_and_model(
     labels = [text.get_text() for legend in drawn["figure3"].legends for text in legend.get_texts()]
     assert labels == ["GRPO-T", "FGRPO"]
     assert "sampled" in drawn["figure3"].get_supxlabel()
+
+
+def test_figure_3_shows_greedy_answers_where_no_model_has_others(tmp_path: Path, drawn: dict[str, Figure]) -> None:
+    config = setting()
+    for model in TITLES:
+        store(config, tmp_path, model, [r for r in records_of(model) if r.meta["kind"] == "greedy"])
+    figures.draw(config, tmp_path)
+    assert "greedy" in drawn["figure3"].get_supxlabel()
+    for axis, metric in zip(drawn["figure3"].axes, ("semantic", "inconsistency"), strict=True):
+        bars = [c for c in axis.containers if hasattr(c[0], "get_height")]
+        for model, container in zip(TITLES, bars, strict=True):
+            assert container[-1].get_height() == pytest.approx(expected(model, "greedy", metric, "average"))
+
+
+def test_a_thick_line_is_the_centred_mean_of_the_thin_one() -> None:
+    assert figures.smooth([0.0, 1.0, 5.0, None, 3.0, 7.0], 3) == pytest.approx([0.5, 2.0, 3.0, 4.0, 5.0, 5.0])
+    assert figures.smooth([None, None, None, 4.0], 2) == pytest.approx([math.nan, math.nan, 4.0, 4.0], nan_ok=True)
+    assert figures.smooth([1.0, 2.0, 3.0], 1) == pytest.approx([1.0, 2.0, 3.0])
+    assert [figures.window_of(steps) for steps in (1, 16, 200)] == [1, 2, 25]
 
 
 def step_line(n: int, method: int) -> dict[str, Any]:

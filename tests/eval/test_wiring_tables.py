@@ -24,6 +24,7 @@ from known import (
     record,
     rows_of,
     setting,
+    store,
     table_named,
 )
 
@@ -145,6 +146,9 @@ def test_cells_carry_their_own_interval(stored: tuple[Config, Path], built: list
         cell = cells["benchmarks"][name]["accuracy"]
         bounds = f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
         assert row[base.benchmark(name).title] == f"{100 * cell['value']:.1f} {bounds}"
+    cell = cells["benchmarks"]["mmvp"]["pair_accuracy"]
+    bounds = f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    assert row[f"{base.benchmark('mmvp').title} pairs"] == f"{100 * cell['value']:.1f} {bounds}"
     (shown, *_) = tables.main_tables(find(config, root), config)
     cell = cells["average"]["accuracy"]
     assert rows_of(shown)["FGRPO"]["average"] == f"55.0 ±{50 * (cell['high'] - cell['low']):.1f}"
@@ -258,6 +262,22 @@ def compared(
     found_entries = tables.compare(sides[0], sides[1], "greedy", config)
     (row,) = rows_of(tables.comparison_table(sides[0], sides[1], "greedy", found_entries)).values()
     return found_entries[metric], row
+
+
+def test_which_models_are_compared(tmp_path: Path) -> None:
+    """Before and after RL, the two methods, and each ablation with the full method; for both decodings, where both have it."""
+    config = setting()
+    ablations = ("grpo-additive", "grpo-multiplicative", "fgrpo-consistency", "fgrpo-fixed")
+    for model in ("backbone-cot", "sft", "grpo-t", "fgrpo", *ablations):
+        kinds = ("greedy",) if model == "fgrpo-fixed" else KINDS
+        store(config, tmp_path, model, [record(model, "mmvp", 0, kind, {"accuracy": 1.0}) for kind in kinds])
+    _, everything, _ = tables.build(config, tmp_path)
+    both = ["backbone-cot-vs-sft", "sft-vs-grpo-t", "sft-vs-fgrpo", "grpo-t-vs-fgrpo"]
+    both += [f"{name}-vs-fgrpo" for name in ablations[:3]]
+    expected_names = {f"{pair}-{kind}" for pair in both for kind in KINDS} | {"fgrpo-fixed-vs-fgrpo-greedy"}
+    assert {t.name for t in everything if "-vs-" in t.name} == expected_names
+    titles = {"accuracy-greedy": 8, "accuracy-sampled": 7, "faithfulness-greedy": 8, "faithfulness-sampled": 7}
+    assert {name: len(table_named(everything, name).rows) for name in titles} == titles
 
 
 @pytest.mark.parametrize("metric", METRICS)
