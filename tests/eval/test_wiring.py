@@ -313,6 +313,54 @@ def test_configuration_and_processor_reach_spatial_grounding(
         assert values == pytest.approx([value] * len(values), abs=1e-3)
 
 
+def test_an_evaluation_whose_judge_fails_is_not_finished(world: Config, tmp_path: Path) -> None:
+    (tmp_path / "verdicts.jsonl").touch()  # nothing was recorded, so every verdict is missing
+    judge = world.judges.evaluation.model_copy(update={"backend": "replay", "model": str(tmp_path / "verdicts.jsonl")})
+    config = world.model_copy(update={"judges": world.judges.model_copy(update={"evaluation": judge})})
+    with pytest.raises(UserError, match=r"judgements of consistency failed, such as: 'not recorded'"):
+        evaluate(config, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"])
+    folder = tmp_path / config.preset / "eval" / "fgrpo"
+    assert not (folder / "done").exists() and not (folder / "summary.json").exists()
+    assert (folder / "generations.jsonl").stat().st_size > 0
+
+
+def test_an_evaluation_past_its_cap_is_not_finished(
+    world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from judges.base import Meter
+
+    monkeypatch.setattr(Meter, "stopped", property(lambda _: "the cap is reached", lambda *_: None))
+    with pytest.raises(UserError, match=r"the cap is reached; .*money_cap or token_cap"):
+        evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"])
+    assert not (tmp_path / world.preset / "eval" / "fgrpo" / "done").exists()
+
+
+def test_the_command_line_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def evaluation(*args: Any, **more: Any) -> Path:
+        seen.append((args, more))
+        return tmp_path
+
+    monkeypatch.setattr(run, "evaluate", evaluation)
+    given = [
+        "--model",
+        "gpt-4o,gpt-5-nano",
+        "--benchmarks",
+        "mmvp,cvb_2d",
+        "--runs",
+        str(tmp_path),
+        "--set",
+        "eval.limit=3",
+    ]
+    monkeypatch.setattr("sys.argv", ["eval.run", "--preset", "paper-7b", "--method", "grpo-t", *given])
+    run.main()
+    for (args, more), name in zip(seen, ("gpt-4o", "gpt-5-nano"), strict=True):
+        config, *others = args
+        assert (config.preset, config.method, config.eval.limit) == ("paper-7b", "grpo-t", 3)
+        assert others == [name, ("mmvp", "cvb_2d"), str(tmp_path)] and more == {"shard": None}
+
+
 def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, tmp_path: Path) -> None:
     folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.3, 0.3, benchmarks=["mmvp", "cvb_2d"])
     found = json.loads((folder / "summary.json").read_text())

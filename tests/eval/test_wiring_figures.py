@@ -247,6 +247,34 @@ def test_the_cards_of_the_page_are_the_averages_of_the_two_methods(page: tuple[C
     assert "GRPO-T against FGRPO" in text and "sampled answers at temperature 1" in text
 
 
+def test_a_card_has_a_dash_for_the_model_without_that_metric(stored: tuple[Config, Path]) -> None:
+    results = list(find(*stored).values())
+    del results[0].summary["greedy"]["average"]["spatial"]
+    cards = {card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy")}
+    assert cards == {
+        "accuracy, %": ["30.0", "55.0"], "inconsistency ↓, %": ["60.0", "20.0"], "flip ↓, %": ["25.0", "15.0"],
+        "semantic ↑, %": ["35.0", "70.0"], "spatial ↑, %": ["–", "40.0"],
+    }  # fmt: skip
+    for result in results:
+        result.summary["greedy"]["average"].pop("spatial", None)
+    assert "spatial ↑, %" not in {card["name"] for card in report.cards(results, "greedy")}
+
+
+def test_the_commands_of_figures_and_report_read_the_runs_folder(
+    page: tuple[Config, Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(figures, "draw", lambda config, root: seen.append((config, root)) or [Path("figure3.png")])
+    monkeypatch.setattr(report, "write", lambda config, root: seen.append((config, root)) or Path("index.html"))
+    monkeypatch.setattr(
+        "sys.argv", ["x", "--preset", "smoke", "--method", "grpo-t", "--runs", "there", "--set", "seed=7"]
+    )
+    figures.main()
+    report.main()
+    assert [(c.preset, c.method, c.seed, root) for c, root in seen] == [("smoke", "grpo-t", 7, "there")] * 2
+    assert capsys.readouterr().out == "figure: figure3.png\nreport: index.html\n"
+
+
 def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_heading(
     page: tuple[Config, Path, str],
 ) -> None:
@@ -264,6 +292,7 @@ def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_head
     assert section('<h2 id="results">', "<h2>On the same questions") == tuple(results)
     shown, folded = section("<h2>On the same questions", '<h2 id="figures">')
     assert shown == [title["grpo-t-vs-fgrpo-sampled"]] and folded == [title["grpo-t-vs-fgrpo-greedy"]]
+    assert "The same for greedy answers" in text
     paper = text[text.index('<h2 id="paper">') :]
     assert [html.unescape(t) for t in re.findall("<h3>(.*?)</h3>", paper)] == [title[f"table{n}"] for n in (1, 2, 3)]
     for table in everything:

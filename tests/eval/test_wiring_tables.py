@@ -220,6 +220,24 @@ def test_files_of_the_tables_hold_the_tables(stored: tuple[Config, Path], built:
     assert shown[0].name == "grpo-t-vs-fgrpo-sampled"  # the most telling one comes first
 
 
+def test_the_command_prints_the_comparison_and_where_everything_is(
+    stored: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, root = stored
+    monkeypatch.setattr("sys.argv", ["eval.tables", "--runs", str(root), "--set", "eval.bootstrap_samples=40"])
+    tables.main()
+    text = capsys.readouterr().out
+    assert text.startswith("GRPO-T against FGRPO (sampled") and f"tables: {root / config.preset / 'tables'}" in text
+    assert "report:" not in text
+    page = root / config.preset / "report" / "index.html"
+    page.parent.mkdir()
+    page.touch()
+    tables.main()
+    assert f"report: {page}" in capsys.readouterr().out
+    page.unlink()
+    page.parent.rmdir()
+
+
 def test_the_paired_comparison_goes_from_the_first_model_to_the_second(
     stored: tuple[Config, Path], built: list[Any]
 ) -> None:

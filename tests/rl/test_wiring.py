@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from rl import train
 from rl.advantage import combine
 from rl.preflight import Preflight
 from rl.trainer import FaithfulGRPOTrainer
-from tests.rl.conftest import build_trainer, earlier_stages, mini
+from tests.rl.conftest import OVERRIDES, build_trainer, earlier_stages, mini
 
 NAMES = ("consistency", "spatial_grounding", "semantic_grounding")
 PIXELS = (784, 12544)
@@ -185,6 +186,31 @@ def test_which_part_of_the_visual_module_is_frozen(world: Path, built: Callable[
     assert 0 < len(questions) < 12  # some prompts are longer than that, and are left out
 
 
+def test_a_drop_in_has_the_papers_options(ready: Any) -> None:
+    assert options_of(ready) == {
+        "coupling": None, "masked": "exclude", "baseline": "group", "whiten": "sequence", "max_failed_share": 1.0,
+    }  # fmt: skip
+
+
+def test_the_command_line_reaches_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(train, "train", lambda *args: seen.append(args))
+    arguments = [
+        "--preset",
+        "mini",
+        "--method",
+        "fgrpo-fixed",
+        "--runs",
+        "elsewhere",
+        "--set",
+        "seed=7",
+        "rl.max_steps=3",
+    ]
+    train.main(arguments)
+    ((cfg, root),) = seen
+    assert (cfg.preset, cfg.method, cfg.seed, cfg.rl.max_steps, root) == ("mini", "fgrpo-fixed", 7, 3, "elsewhere")
+
+
 # --- options -> what the rewards are given --------------------------------------------------------------------------------
 
 
@@ -302,8 +328,39 @@ def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[st
     assert (second["step"], second["lambda/consistency"]) == (2, 1.05)
     assert second["lambda/spatial_grounding"] == pytest.approx(1 + 1 / 70)
     assert second["lambda/semantic_grounding"] == 1.0
-    assert (second["constraint/consistency/at_bound"], second["constraint/spatial_grounding/mixed_share"]) == (2, 0)
+    assert (second["constraint/consistency/at_bound"], second["constraint/consistency/saturated"]) == (2, 1)
+    assert second["constraint/spatial_grounding/mixed_share"] == 0
     assert (second["accuracy"], second["format"], second["failed"]) == (1 / 2, 1, 0)
+
+
+def test_the_seconds_of_a_step_are_those_of_its_parts(lines: tuple[list[dict[str, Any]], Path]) -> None:
+    for line in lines[0]:
+        parts = {key.removeprefix("seconds/"): line[key] for key in line if key.startswith("seconds/")}
+        whole = parts.pop("step")
+        assert set(parts) == {"generation", "judging", "logprobs", "update"} and min(parts.values()) >= 0
+        assert sum(parts.values()) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rewards"),
+    [("additive", [3.25, 1.5, 4, 3.75, None, None, None, 1.25]), ("multiplicative", [2, 0, 1, 1, 1, None, None, 1])],
+)
+def test_a_coupled_reward_worked_by_hand(
+    world: Path, chain: Path, written: Any, kind: str, rewards: list[float | None]
+) -> None:
+    """Sum of four columns, or product of three; what does not apply adds or gates nothing, a failure leaves no reward."""
+    written(**BATCHES)
+    more = [f"data.root={world}", *OVERRIDES, *BY_HAND, "rl.max_steps=1"]
+    folder = train.train(config.load("mini", f"grpo-{kind}", more), chain)
+    (line,) = jsonl.read(folder / "metrics.jsonl")
+    known = [reward for reward in rewards if reward is not None]
+    assert line["reward"] == pytest.approx(sum(known) / len(known))
+    assert not [key for key in line if key.startswith("lambda/") or key.endswith("/share")]
+    means = {"consistency": 5 / 6, "semantic_grounding": 3 / 4}
+    assert {n: line[f"constraint/{n}/mean"] for n in means} == {n: pytest.approx(v) for n, v in means.items()}
+    rows = pd.read_parquet(folder / "rollouts" / "000001.parquet").to_dict("list")
+    reward_N1 = torch.tensor([[math.nan if reward is None else float(reward)] for reward in rewards])
+    assert rows["advantage"] == pytest.approx(combine(reward_N1, torch.ones(1), 2).tolist(), abs=1e-5)
 
 
 def test_rollouts_are_filed_with_their_own_scores_and_advantages(lines: tuple[list[dict[str, Any]], Path]) -> None:
@@ -390,6 +447,24 @@ def test_one_failure_is_allowed_unless_the_share_is_zero(
         assert (train.train(cfg, chain) / "done").exists()
 
 
+def test_the_last_good_checkpoint_stays_as_it_is(world: Path, chain: Path, written: Any, monkeypatch) -> None:
+    """The checkpoint of step 1 is there when step 2 fails, and no other is written."""
+    saved: list[int] = []
+    real = FaithfulGRPOTrainer._save_checkpoint
+
+    def save(self: Any, *args: Any, **more: Any) -> None:
+        saved.append(self.state.global_step)
+        real(self, *args, **more)
+
+    monkeypatch.setattr(FaithfulGRPOTrainer, "_save_checkpoint", save)
+    written(**{**failing("consistency", 0), "consistency": [[1.0] * 8, ["failed"] * 8]})
+    with pytest.raises(UserError, match="step 2: 8 of 8 judgements of 'consistency' failed"):
+        train.train(mini(world, "rl.save_steps=1", "rl.max_steps=3"), chain)
+    assert saved == [1]
+    state = json.loads((chain / "mini/rl-fgrpo/checkpoints/checkpoint-1/duals.json").read_text())["states"]
+    assert state["consistency"]["lam"] == pytest.approx(1 - 0.05 * (1 - 0.95))
+
+
 def test_the_commonest_reason_of_that_reward_is_told(world: Path, chain: Path, written: Any) -> None:
     tables = failing("consistency", 4)
     tables["consistency"][0] = ["failed", "failed", "failed", *[1.0] * 5]  # row 0 timed out, two endpoints were gone
@@ -452,6 +527,32 @@ def test_prompts_are_held_to_the_configured_length(ready: Any, world: Path) -> N
         begin(preflight(ready, world / "rl.jsonl", mini(world, "rl.max_prompt_length=30")))
 
 
+def longest_prompt(ready: Any, world: Path) -> int:
+    """Tokens of the longest prompt that is checked: the limit is raised to each one that is found too long."""
+    limit = 1
+    while True:
+        try:
+            begin(preflight(ready, world / "rl.jsonl", mini(world, f"rl.max_prompt_length={limit}")))
+            return limit
+        except UserError as error:
+            found = re.search(r"has (\d+) tokens", str(error))
+            assert found and int(found.group(1)) > limit
+            limit = int(found.group(1))
+
+
+def test_a_prompt_may_take_the_limit_and_fill_the_context(ready: Any, world: Path, monkeypatch) -> None:
+    longest = longest_prompt(ready, world)
+    assert 30 < longest < 256
+    context = ready.plain_model.config.get_text_config().max_position_embeddings
+    monkeypatch.setattr(ready, "max_completion_length", context - longest + 1)
+    with pytest.raises(UserError, match=rf"has {longest} tokens; .*context of {context}"):
+        begin(preflight(ready, world / "rl.jsonl", mini(world)))
+    monkeypatch.setattr(ready, "max_completion_length", context - longest)
+    monkeypatch.setattr(ready, "probe", lambda rows: pytest.fail("the prompts fit"))
+    with pytest.raises(pytest.fail.Exception, match="the prompts fit"):  # the probe, which comes next, is reached
+        begin(preflight(ready, world / "rl.jsonl", mini(world)))
+
+
 def test_prompts_and_responses_are_held_to_the_models_context(ready: Any, world: Path, monkeypatch) -> None:
     monkeypatch.setattr(ready, "max_completion_length", 10**6)
     with pytest.raises(UserError, match="more than the model's context"):
@@ -471,9 +572,11 @@ def test_image_tokens_are_held_to_the_processors_bounds(ready: Any, world: Path,
 
 
 def test_what_may_not_be_sampled_is_held_to_what_the_engine_was_told(ready: Any, world: Path) -> None:
-    (word,) = ready._tokenizer.convert_tokens_to_ids(["<think>"])
-    with pytest.raises(UserError, match=r"may sample <think> and 0 more"):
-        begin(preflight(ready, world / "rl.jsonl", mini(world), forbidden=[word]))
+    words = ready._tokenizer.convert_tokens_to_ids(["<think>", "<answer>"])
+    for forbidden in ([min(words)], words):
+        name, more = ready._tokenizer.convert_ids_to_tokens(min(words)), len(forbidden) - 1
+        with pytest.raises(UserError, match=rf"may sample {name} and {more} more"):
+            begin(preflight(ready, world / "rl.jsonl", mini(world), forbidden=forbidden))
 
 
 def test_image_tokens_may_never_be_sampled(make, world: Path) -> None:
