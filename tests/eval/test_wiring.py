@@ -374,6 +374,42 @@ def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, t
     assert (manifest["benchmarks"], manifest["model"]) == (["mmvp", "cvb_2d"], "fgrpo")
 
 
+class Asked(Scripted):
+    """Answers with what it was asked, and keeps that."""
+
+    requests: list[Request] = []  # noqa: RUF012  # of all engines, as a run makes its own
+
+    async def sample(self, request: Request) -> Any:
+        from fgrpo.sampling.base import Completion
+
+        Asked.requests.append(request)
+        finish = "length" if request.temperature else "stop"
+        return [Completion(f"{request.temperature} {request.text}", finish, (1,) * (3 if request.temperature else 5))]
+
+
+def test_each_request_carries_its_question_and_decoding_and_its_answer_comes_back(
+    world: Config, tmp_path: Path
+) -> None:
+    config = load_again(load_again(world, "eval.sampled_temperature", "0.7"), "eval.max_new_tokens", "77")
+    Asked.requests.clear()
+    folder = evaluate(config, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp", "cvb_2d"], engine=Asked)
+    samples = {s.id: s for name in ("mmvp", "cvb_2d") for s in base.load(name, config).samples}
+    rollouts = [Rollout.from_dict(item) for item in jsonl.read(folder / "generations.jsonl")]
+    by_text = {(r.text, r.images, r.temperature): r for r in Asked.requests}
+    assert len(rollouts) == len(Asked.requests) == 2 * len(samples)
+    for rollout in rollouts:
+        sample = samples[rollout.sample_id]
+        sampled = rollout.id != rollout.sample_id
+        temperature = 0.7 if sampled else 0.0
+        text = rollout.text.removeprefix(f"{temperature} ")
+        request = by_text[text, sample.images, temperature]
+        assert sample.question in text and request.max_new_tokens == 77
+        assert (rollout.meta["kind"], rollout.finish) == (("sampled", "length") if sampled else ("greedy", "stop"))
+        assert rollout.tokens == (3 if sampled else 5)
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert (counts["finish/stop"], counts["finish/length"]) == (len(samples), len(samples))
+
+
 class Counting(Scripted):
     """Counts what it is asked over all evaluations of a test."""
 

@@ -159,6 +159,10 @@ def test_options_of_the_yaml_are_options_of_the_trainer(world: Path, built: Call
     from rl import data
 
     assert order == [f"vgr/train/{n}" for n in data.order(12, 8, 5)]
+    rows = trainer.train_dataset.with_format(None)[:]
+    for prompt, images, text in zip(rows["prompt"], rows["images"], rows["sample"], strict=True):
+        question = json.loads(text)
+        assert question["question"] in prompt[0]["content"] and images == question["images"]
     kinds = [type(c).__name__ for c in trainer.callback_handler.callbacks]
     assert PrinterCallback.__name__ not in kinds and "Preflight" in kinds
     visual = trainer.model.model.visual
