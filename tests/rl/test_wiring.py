@@ -183,11 +183,11 @@ def test_a_coupled_reward_reaches_the_trainer(world: Path, built: Callable[..., 
 
 
 def test_which_part_of_the_visual_module_is_frozen(world: Path, built: Callable[..., Any]) -> None:
-    trainer = built(mini(world, "rl.freeze_projector=false", "rl.max_prompt_length=60"))
+    trainer = built(mini(world, "rl.freeze_projector=false", "rl.max_prompt_length=60", "rl.max_steps=6"))
     visual = trainer.model.model.visual
     assert {n.split(".")[0] for n, p in visual.named_parameters() if p.requires_grad} == {"merger"}
     questions = {json.loads(text)["id"] for text in trainer.train_dataset.with_format(None)[:]["sample"]}
-    assert 0 < len(questions) < 12  # some prompts are longer than that, and are left out
+    assert 0 < len(questions) < 12  # a pass over all questions, and some of their prompts are longer than that
 
 
 def test_a_drop_in_has_the_papers_options(ready: Any) -> None:
@@ -335,6 +335,17 @@ def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[st
     assert (second["constraint/consistency/at_bound"], second["constraint/consistency/saturated"]) == (2, 1)
     assert second["constraint/spatial_grounding/mixed_share"] == 0
     assert (second["accuracy"], second["format"], second["failed"]) == (1 / 2, 1, 0)
+
+
+def test_a_masked_score_may_count_as_zero_and_a_failed_one_never(world: Path, chain: Path, written: Any) -> None:
+    """Consistency differs in three pairs then; spatial grounding not in the third, where one of the two scores has failed."""
+    written(**BATCHES)
+    folder = train.train(mini(world, *BY_HAND, "rl.masked=zero", "rl.max_steps=1"), chain)
+    (line,) = jsonl.read(folder / "metrics.jsonl")
+    shares = [line["task/share"], *(line[f"constraint/{name}/share"] for name in NAMES)]
+    assert shares == pytest.approx([3 / 10, 3 / 10, 3 / 10, 1 / 10], abs=2e-3)
+    means = {"consistency": 5 / 6, "spatial_grounding": 4 / 7, "semantic_grounding": 3 / 4}  # Eq. 5 has no zeros
+    assert {n: line[f"constraint/{n}/mean"] for n in NAMES} == {n: pytest.approx(v) for n, v in means.items()}
 
 
 def test_the_seconds_of_a_step_are_those_of_its_parts(lines: tuple[list[dict[str, Any]], Path]) -> None:
