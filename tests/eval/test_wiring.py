@@ -335,6 +335,47 @@ def test_an_evaluation_past_its_cap_is_not_finished(
     assert not (tmp_path / world.preset / "eval" / "fgrpo" / "done").exists()
 
 
+def test_what_a_benchmark_left_out_is_in_the_manifest(
+    world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = base.load
+
+    def load_with_drops(name: str, config: Config) -> Any:
+        loaded = real(name, config)
+        loaded.dropped["no image"] += 2 if name == "mmvp" else 3
+        return loaded
+
+    monkeypatch.setattr(base, "load", load_with_drops)
+    folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp", "cvb_2d"])
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert {name: n for name, n in counts.items() if "no image" in name} == {
+        "mmvp/left out: no image": 2, "cvb_2d/left out: no image": 3,
+    }  # fmt: skip
+    states = [
+        f"{m}/{s.state}" for r in jsonl.read(folder / "scores.jsonl") for m, s in EvalRecord.from_dict(r).scores.items()
+    ]
+    assert {name: n for name, n in counts.items() if name.startswith("accuracy/")} == {
+        name: states.count(name) for name in set(states) if name.startswith("accuracy/")
+    }
+
+
+def test_a_part_of_the_answers_takes_more_benchmarks_later(world: Config, tmp_path: Path) -> None:
+    from fgrpo.shards import Shard
+
+    book = truth.book(world.data.root)
+    assert book is not None
+    evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp"])
+    asked = []
+    for benchmarks in (["cvb_2d"], ["cvb_2d"], ["cvb_2d", "sat_real"]):
+        engine = Scripted(book)
+        folder = run.evaluate(world, "fgrpo", benchmarks, tmp_path, engine, Shard(1, 2))
+        asked.append(len(engine.asked))
+    assert asked[0] > 0 and asked[1] == 0 and asked[2] > 0
+    answers = [item["sample_id"].split("/")[0] for item in jsonl.read(folder / "generations.jsonl")]
+    assert set(answers) == {"cvb_2d", "sat_real"} and len(answers) == asked[0] + asked[2]
+    assert not (folder / "scores.jsonl").exists()
+
+
 def test_the_command_line_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
 

@@ -232,6 +232,19 @@ def test_the_task_reward_is_the_sum_of_its_two_parts(text: str, form: int, accur
     assert (got.value, dict(got.detail)) == (form + accuracy, {"format": form, "accuracy": accuracy})
 
 
+def test_rules_at_their_edges() -> None:
+    from rewards.consistency import is_contentless
+    from rewards.semantic_grounding import sentences
+    from rewards.task import matches
+
+    assert is_contentless("<bold> left </bold>") and not is_contentless("It is left")  # tags are no words
+    assert is_contentless("在左边") and not is_contentless("球在左边")  # three letters of such a script, and four
+    for minus in "-−–—":
+        assert matches(f"{minus}5", "-5", ("5", "-5")) and not matches(f"{minus}5", "5", ("5", "-5"))
+    found = sentences("The car is red. 2. The bus is blue.")  # the number of a list ends no sentence
+    assert [s.text for s in found] == ["The car is red.", "2. The bus is blue."]
+
+
 def test_a_reward_is_found_under_its_own_name() -> None:
     for name in names():
         assert type(load(name)).__module__ == f"rewards.{name}" and load(name).name == name
