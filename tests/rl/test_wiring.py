@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from transformers import PrinterCallback, Trainer
 
 from fgrpo import config, hf, jsonl
@@ -28,7 +29,7 @@ from rl import train
 from rl.advantage import combine
 from rl.preflight import Preflight
 from rl.trainer import FaithfulGRPOTrainer
-from tests.rl.conftest import OVERRIDES, build_trainer, earlier_stages, mini
+from tests.rl.conftest import OVERRIDES, build_trainer, earlier_stages, mini, scattered, scorer
 
 NAMES = ("consistency", "spatial_grounding", "semantic_grounding")
 PIXELS = (784, 12544)
@@ -63,6 +64,12 @@ def preflight(trainer: Any, questions: Path, cfg: config.Config, pixels: tuple[i
 def begin(check: Any, step: int = 0, last: int = 1) -> None:
     """What happens when training begins at `step`."""
     check.on_train_begin(None, SimpleNamespace(global_step=step, max_steps=last), None)
+
+
+def generation(trainer_class: Any) -> str:
+    """Who generates for a trainer, or for one that is yet to be built."""
+    kind = getattr(trainer_class, "func", trainer_class)
+    return {"LocalTrainer": "in process", "FaithfulGRPOTrainer": "TRL", "VLLMTrainer": "vLLM"}[kind.__name__]
 
 
 class Built(Exception):
@@ -188,6 +195,25 @@ def test_which_part_of_the_visual_module_is_frozen(world: Path, built: Callable[
     assert {n.split(".")[0] for n, p in visual.named_parameters() if p.requires_grad} == {"merger"}
     questions = {json.loads(text)["id"] for text in trainer.train_dataset.with_format(None)[:]["sample"]}
     assert 0 < len(questions) < 12  # a pass over all questions, and some of their prompts are longer than that
+
+
+def test_the_configured_engine_generates(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl import vllm_rollouts
+
+    monkeypatch.setattr(vllm_rollouts, "require_vllm", lambda: None)
+    for overrides, engine in (
+        ([], "in process"), (["rl.deepspeed=configs/deepspeed/zero3.json"], "TRL"),
+        (["rl.rollout_engine=vllm-server"], "vLLM"), (["rl.rollout_engine=vllm-colocate"], "vLLM"),
+    ):  # fmt: skip
+        assert generation(train.trainer_of(mini(world, *overrides))) == engine
+
+
+def test_one_reward_function_needs_no_list(make, world: Path) -> None:
+    full = make(steps=1)
+    plain = FaithfulGRPOTrainer(
+        full.model, scorer("task", scattered(1)), full.args, full.train_dataset, processing_class=full.processing_class
+    )
+    assert (plain.reward_func_names, plain.dual.weights()) == (["task"], [1.0])
 
 
 def test_a_drop_in_has_the_papers_options(ready: Any) -> None:
@@ -535,6 +561,28 @@ def test_boxes_are_checked_for_the_rewarded_sources_and_in_the_processors_pixels
     begin(preflight(ready, good, mini(world)))
     with pytest.raises(UserError, match="does not fit a picture of 56 x 56"):
         begin(preflight(ready, good, mini(world), (784, 3136)))
+
+
+def test_a_box_may_lie_in_the_largest_of_several_images(ready: Any, world: Path, tmp_path: Path) -> None:
+    paths = []
+    for n, size in enumerate([(56, 168), (168, 56)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.png")
+        paths.append(str(tmp_path / f"{n}.png"))
+    first, *rest = jsonl.read(world / "rl.jsonl")
+    for box, fits in (
+        ([100, 4, 160, 40], True),
+        ([4, 100, 40, 160], True),
+        ([4, 4, 180, 40], False),
+        ([4, 4, 40, 180], False),
+    ):
+        boxes = [{"xyxy": box, "frame": "original"}]
+        jsonl.write(tmp_path / "rl.jsonl", [{**first, "images": paths, "boxes": boxes}, *rest])
+        check = preflight(ready, tmp_path / "rl.jsonl", mini(world))
+        if fits:
+            begin(check)
+        else:
+            with pytest.raises(UserError, match="does not fit a picture of 168 x 168"):
+                begin(check)
 
 
 def test_prompts_are_held_to_the_configured_length(ready: Any, world: Path) -> None:
