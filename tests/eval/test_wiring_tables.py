@@ -1,0 +1,340 @@
+"""Hand-overs of evaluation: scores -> summary -> cells of the tables, and the paired comparison of two models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from known import (
+    HIGHER_IS_BETTER,
+    KINDS,
+    LOST,
+    METRICS,
+    QUESTIONS,
+    SCORES,
+    SEVEN,
+    TITLES,
+    expected,
+    number,
+    record,
+    rows_of,
+    setting,
+    store,
+    table_named,
+)
+
+from eval import base, summary, tables
+from eval.results import Result, find
+from fgrpo import jsonl
+from fgrpo.schema import Config
+from fgrpo.types import EvalRecord
+
+
+@pytest.fixture(scope="module")
+def built(stored: tuple[Config, Path]) -> list[Any]:
+    """Every table."""
+    _, everything, _ = tables.build(*stored)
+    return everything
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", TITLES)
+def test_each_metric_of_the_summary_is_that_of_its_score_benchmark_and_decoding(
+    stored: tuple[Config, Path], model: str, kind: str
+) -> None:
+    found = find(*stored)[model].summary[kind]
+    for metric in (*METRICS, "format"):
+        for place in (*SEVEN, "average"):
+            cell = found["average"][metric] if place == "average" else found["benchmarks"][place][metric]
+            assert 100 * cell["value"] == pytest.approx(expected(model, kind, metric, place)), (metric, place)
+            assert cell["n"] == QUESTIONS * (7 if place == "average" else 1)
+            assert cell["low"] <= cell["value"] + 1e-9 and cell["value"] <= cell["high"] + 1e-9
+    truncated, unresolved = LOST[model] if kind == "greedy" else (0, 0)
+    counts = found["counts"]
+    assert (counts["rollouts"], counts["truncated"], counts["unresolved"]) == (140, 7 * truncated, 7 * unresolved)
+    cells = found["benchmarks"]["mindcube"]
+    shares = {"truncated": truncated / 20, "unresolved": unresolved / 20, "refused": 0.0}
+    assert {name: (cells[name]["value"], cells[name]["n"]) for name in shares} == {
+        n: (v, 20) for n, v in shares.items()
+    }
+    assert [name for name, cells in found["benchmarks"].items() if "pair_accuracy" in cells] == ["mmvp"]
+
+
+def test_some_averages_are_over_benchmarks_and_some_over_questions() -> None:
+    """Three questions of one benchmark, one of another: 1/3 and 1 make 2/3 as a mean of benchmarks and 1/2 over questions."""
+    settings = setting().eval
+    values = [("cvb_2d", 1.0), ("cvb_2d", 0.0), ("cvb_2d", 0.0), ("mmvp", 1.0)]
+    found = [record("fgrpo", name, n, "greedy", dict.fromkeys(SCORES, v)) for n, (name, v) in enumerate(values)]
+    average = summary.summarise(found, (), settings)["greedy"]["average"]
+    by_question = {"flip", "statement", "format"}
+    for metric in SCORES:
+        assert average[metric]["value"] == pytest.approx(1 / 2 if metric in by_question else 2 / 3), metric
+    assert average["accuracy"]["benchmarks"] == 2 and average["accuracy"]["n"] == 4
+
+
+def test_what_has_no_score_is_in_no_average_and_a_benchmark_without_any_neither() -> None:
+    found = [
+        record("fgrpo", "cvb_2d", 0, "greedy", {"accuracy": 1.0, "inconsistency": None, "flip": None}),
+        record("fgrpo", "cvb_2d", 1, "greedy", {"accuracy": 0.0, "inconsistency": 1.0, "flip": None}),
+        record(
+            "fgrpo", "mmvp", 2, "greedy", {"accuracy": 1.0, "inconsistency": None, "flip": None}, answer_from="judge"
+        ),
+        record("fgrpo", "mmvp", 3, "greedy", {}, finish="error", answer_from="refused"),
+    ]
+    part = summary.summarise(found, (), setting().eval)["greedy"]
+    assert part["average"]["inconsistency"] | {"low": 0, "high": 0} == {
+        "value": 1.0, "low": 0, "high": 0, "n": 1, "benchmarks": 1,
+    }  # fmt: skip
+    assert "flip" not in part["average"] and "inconsistency" not in part["benchmarks"]["mmvp"]
+    assert part["benchmarks"]["mmvp"]["refused"]["value"] == 0.5 and part["counts"]["refused"] == 1
+    assert part["benchmarks"]["mmvp"]["accuracy_by_rules"] | {"low": 0, "high": 0} == {
+        "value": 0.0, "low": 0, "high": 0, "n": 1,
+    }  # fmt: skip
+    assert part["counts"]["states"] == {
+        "accuracy/scored": 3, "consistency/not_applicable": 2, "consistency/scored": 1, "flip/not_applicable": 3,
+    }  # fmt: skip
+
+
+def test_trials_of_one_question_are_resampled_together() -> None:
+    """Both orders of a question agree always, so that the interval is that of half as many questions; confidence widens it."""
+    alone = [record("fgrpo", "sat_real", n, "greedy", {"accuracy": float(n // 2 % 2)}) for n in range(40)]
+    together = [dataclasses.replace(r, meta={**r.meta, "group": str(n // 2)}) for n, r in enumerate(alone)]
+    config = setting("eval.bootstrap_samples=2000")
+
+    def width(records: Sequence[EvalRecord], place: str, settings: Any = config.eval) -> float:
+        found = summary.summarise(records, (), settings)["greedy"]
+        cell = found["average"]["accuracy"] if place == "average" else found["benchmarks"][place]["accuracy"]
+        return float(cell["high"] - cell["low"])
+
+    for place in ("sat_real", "average"):
+        assert width(together, place) > 1.25 * width(alone, place), place
+        assert width(alone, place, setting("eval.confidence=0.5").eval) < 0.5 * width(alone, place), place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cell_of_the_main_tables(built: list[Any], kind: str) -> None:
+    accuracy, faithful = (table_named(built, f"{name}-{kind}") for name in ("accuracy", "faithfulness"))
+    titles = {base.benchmark(name).title: name for name in SEVEN} | {"average": "average"}
+    assert list(accuracy.headings)[1:9] == list(titles)
+    for model, title in TITLES.items():
+        row = rows_of(accuracy)[title]
+        for heading, place in titles.items():
+            assert number(row[heading]) == expected(model, kind, "accuracy", place), heading
+        row = rows_of(faithful)[title]
+        for metric in METRICS:
+            (heading,) = [h for h in row if h.startswith(metric)]
+            assert number(row[heading]) == expected(model, kind, metric, "average"), heading
+            assert heading.endswith("↑" if metric in HIGHER_IS_BETTER else "↓")
+        truncated, unresolved = LOST[model] if kind == "greedy" else (0, 0)
+        *_, format_share, cut, lost = row.values()
+        assert number(format_share) == expected(model, kind, "format", "average")
+        assert (number(cut), number(lost)) == (5.0 * truncated, 5.0 * unresolved)
+    words = {"greedy": "greedy", "sampled": "sampled"}[kind]
+    assert words in accuracy.title and words in faithful.title
+
+
+def test_cells_carry_their_own_interval(stored: tuple[Config, Path], built: list[Any]) -> None:
+    config, root = stored
+    cells = find(config, root)["fgrpo"].summary["greedy"]
+    row = rows_of(table_named(built, "accuracy-greedy"))["FGRPO"]
+    for name in SEVEN:
+        cell = cells["benchmarks"][name]["accuracy"]
+        bounds = f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+        assert row[base.benchmark(name).title] == f"{100 * cell['value']:.1f} {bounds}"
+    cell = cells["benchmarks"]["mmvp"]["pair_accuracy"]
+    bounds = f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    assert row[f"{base.benchmark('mmvp').title} pairs"] == f"{100 * cell['value']:.1f} {bounds}"
+    (shown, *_) = tables.main_tables(find(config, root), config)
+    cell = cells["average"]["accuracy"]
+    assert rows_of(shown)["FGRPO"]["average"] == f"55.0 ±{50 * (cell['high'] - cell['low']):.1f}"
+
+
+def test_pairs_are_shown_for_the_benchmark_that_has_them() -> None:
+    """Both members right in one pair of two: pairs 50, questions 75."""
+    config = setting()
+    found = [record("fgrpo", "mmvp", n, "greedy", {"accuracy": float(n != 3)}, group=str(n // 2)) for n in range(4)]
+    found += [record("fgrpo", "mmvp", n, "sampled", {"accuracy": float(n > 1)}, group=str(n // 2)) for n in range(4)]
+    figures_of = summary.summarise(found, ["mmvp"], config.eval)
+    result = Result("fgrpo", "FGRPO", Path("nowhere"), figures_of)
+    for kind, pairs, questions in (("greedy", 50.0, 75.0), ("sampled", 50.0, 50.0)):
+        row = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}"))["FGRPO"]
+        title = base.benchmark("mmvp").title
+        assert (number(row[f"{title} pairs"]), number(row[title])) == (pairs, questions)
+
+
+def test_ours_stands_in_the_papers_cell_of_the_same_model_and_benchmark(built: list[Any]) -> None:
+    """The paper's figures are typed off its tables here once more."""
+    titles = [base.benchmark(name).title for name in SEVEN]
+    paper = {
+        "table1": {
+            "GRPO-T 7B": dict(zip((*titles, "average"), (80.0, 85.9, 41.7, 74.0, 40.9, 66.7, 67.0, 65.2), strict=True)),
+            "FGRPO 7B": dict(zip((*titles, "average"), (82.4, 87.0, 49.3, 73.3, 44.8, 67.6, 65.7, 67.2), strict=True)),
+        },
+        "table2": {
+            "Task only (GRPO-T)": {"accuracy ↑": 65.2, "inconsistency ↓": 26.1},
+            "FGRPO": {"accuracy ↑": 67.2, "inconsistency ↓": 1.7},
+        },
+        "table3": {
+            "GRPO-T": {"accuracy ↑": 65.2, "inconsistency ↓": 26.1},
+            "Adaptive multipliers": {"accuracy ↑": 67.2, "inconsistency ↓": 1.7},
+        },
+    }
+    places = dict(zip(titles, SEVEN, strict=True)) | dict.fromkeys(
+        ("average", "accuracy ↑", "inconsistency ↓"), "average"
+    )
+    for name, rows in paper.items():
+        shown = rows_of(table_named(built, name))
+        for title, cells in rows.items():
+            model = "grpo-t" if "GRPO-T" in title else "fgrpo"
+            for heading, theirs in cells.items():
+                metric = "inconsistency" if heading.startswith("inconsistency") else "accuracy"
+                ours = expected(model, "greedy", metric, places[heading])
+                found = re.fullmatch(r"([\d.]+)(?: ±[\d.]+)? / ([\d.]+) \(([+-][\d.]+)\)", shown[title][heading])
+                assert found, shown[title][heading]
+                assert (float(found[1]), float(found[2])) == (ours, theirs), (name, title, heading)
+                assert float(found[3]) == pytest.approx(ours - theirs, abs=0.11)
+        others = [row for title, row in shown.items() if title not in rows]
+        assert others and all(cell.startswith("– / ") for row in others for cell in list(row.values())[1:])
+
+
+def test_files_of_the_tables_hold_the_tables(stored: tuple[Config, Path], built: list[Any]) -> None:
+    config, root = stored
+    shown, everything, out = tables.build(config, root)
+    data = json.loads((out / "tables.json").read_text())
+    assert [t.rows for t in everything] == [t.rows for t in built]
+    assert set(data["tables"]) == {t.name for t in built}
+    for table in built:
+        assert data["tables"][table.name]["rows"] == [list(row) for row in table.rows]
+        assert data["tables"][table.name]["headings"] == list(table.headings)
+        text = (out / f"{table.name}.md").read_text()
+        assert table.title in text and all(f"| {row[0]} |" in text for row in table.rows)
+        assert (out / f"{table.name}.tex").is_file()
+    assert {name: figures["greedy"]["average"]["flip"]["value"] for name, figures in data["summaries"].items()} == {
+        "grpo-t": pytest.approx(0.25), "fgrpo": pytest.approx(0.15),
+    }  # fmt: skip
+    assert shown[0].name == "grpo-t-vs-fgrpo-sampled"  # the most telling one comes first
+
+
+def test_the_command_prints_the_comparison_and_where_everything_is(
+    stored: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, root = stored
+    monkeypatch.setattr("sys.argv", ["eval.tables", "--runs", str(root), "--set", "eval.bootstrap_samples=40"])
+    tables.main()
+    text = capsys.readouterr().out
+    assert text.startswith("GRPO-T against FGRPO (sampled") and f"tables: {root / config.preset / 'tables'}" in text
+    assert "report:" not in text
+    page = root / config.preset / "report" / "index.html"
+    page.parent.mkdir()
+    page.touch()
+    tables.main()
+    assert f"report: {page}" in capsys.readouterr().out
+    page.unlink()
+    page.parent.rmdir()
+
+
+def test_the_paired_comparison_goes_from_the_first_model_to_the_second(
+    stored: tuple[Config, Path], built: list[Any]
+) -> None:
+    config, root = stored
+    data = json.loads((root / config.preset / "tables" / "tables.json").read_text())["comparisons"]
+    for kind in KINDS:
+        entries, rows = data[f"grpo-t-vs-fgrpo-{kind}"], rows_of(table_named(built, f"grpo-t-vs-fgrpo-{kind}"))
+        assert [number(m) if m[0].isdigit() else m.split()[0] for m in rows] == list(METRICS)
+        for metric, row in zip(METRICS, rows.values(), strict=True):
+            before, after = (expected(model, kind, metric, "average") for model in ("grpo-t", "fgrpo"))
+            entry = entries[metric]
+            assert (100 * entry["a"], 100 * entry["b"], entry["n"]) == (
+                pytest.approx(before),
+                pytest.approx(after),
+                140,
+            )
+            gap = entry["difference"]
+            assert 100 * gap["value"] == pytest.approx(after - before)
+            assert gap["low"] - 1e-9 <= gap["value"] <= gap["high"] + 1e-9
+            assert row["GRPO-T → FGRPO"] == f"{before:.1f} → {after:.1f}"
+            assert number(row["difference"].removeprefix("+")) == pytest.approx(after - before)
+            assert row["n"] == "140"
+            better = (after > before) == (metric in HIGHER_IS_BETTER)
+            assert row[""] == ("better" if better else "worse"), metric
+            assert ("mcnemar" in entry) == (metric in ("accuracy", "inconsistency"))
+
+
+def compared(
+    tmp_path: Path, metric: str, pairs: Sequence[tuple[float | None, float | None]]
+) -> tuple[Any, dict[str, str]]:
+    """(entry, row) of one metric for two models with these values, one pair a question."""
+    config = setting("eval.bootstrap_samples=400")
+    sides = []
+    for k, name in enumerate(("grpo-t", "fgrpo")):
+        found = [record(name, "cvb_2d", n, "greedy", {metric: pair[k]}) for n, pair in enumerate(pairs)]
+        folder = tmp_path / f"{metric}-{name}"
+        folder.mkdir()
+        jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in found))
+        sides.append(Result(name, TITLES[name], folder, {}))
+    found_entries = tables.compare(sides[0], sides[1], "greedy", config)
+    (row,) = rows_of(tables.comparison_table(sides[0], sides[1], "greedy", found_entries)).values()
+    return found_entries[metric], row
+
+
+def test_which_models_are_compared(tmp_path: Path) -> None:
+    """Before and after RL, the two methods, and each ablation with the full method; for both decodings, where both have it."""
+    config = setting()
+    ablations = ("grpo-additive", "grpo-multiplicative", "fgrpo-consistency", "fgrpo-fixed")
+    for model in ("backbone-cot", "sft", "grpo-t", "fgrpo", *ablations):
+        kinds = ("greedy",) if model == "fgrpo-fixed" else KINDS
+        store(config, tmp_path, model, [record(model, "mmvp", 0, kind, {"accuracy": 1.0}) for kind in kinds])
+    _, everything, _ = tables.build(config, tmp_path)
+    both = ["backbone-cot-vs-sft", "sft-vs-grpo-t", "sft-vs-fgrpo", "grpo-t-vs-fgrpo"]
+    both += [f"{name}-vs-fgrpo" for name in ablations[:3]]
+    expected_names = {f"{pair}-{kind}" for pair in both for kind in KINDS} | {"fgrpo-fixed-vs-fgrpo-greedy"}
+    assert {t.name for t in everything if "-vs-" in t.name} == expected_names
+    titles = {"accuracy-greedy": 8, "accuracy-sampled": 7, "faithfulness-greedy": 8, "faithfulness-sampled": 7}
+    assert {name: len(table_named(everything, name).rows) for name in titles} == titles
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_more_is_better_or_worse_as_the_metric_is(tmp_path: Path, metric: str) -> None:
+    good, bad = ("better", "worse") if metric in HIGHER_IS_BETTER else ("worse", "better")
+    for folder, pairs, word in (
+        ("up", [(0.0, 1.0)] * 9 + [(0.0, 0.0)], good),
+        ("down", [(1.0, 0.0)] * 9 + [(0.0, 0.0)], bad),
+        ("same", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)] * 3, "no clear change"),
+    ):
+        (tmp_path / folder).mkdir()
+        assert compared(tmp_path / folder, metric, pairs)[1][""] == word, folder
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "inconsistency"])
+def test_the_discordant_questions_are_counted_on_the_side_that_has_them(tmp_path: Path, metric: str) -> None:
+    """1 question of the first alone, 5 of the second alone, 4 of both, 2 of none; two without a value in one of them."""
+    pairs = [(1.0, 0.0), *[(0.0, 1.0)] * 5, *[(1.0, 1.0)] * 4, *[(0.0, 0.0)] * 2, (None, 1.0), (1.0, None)]
+    entry, row = compared(tmp_path, metric, pairs)
+    assert (entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"]) == (1, 5)
+    assert entry["mcnemar"]["p"] == pytest.approx(14 / 64)
+    assert entry["flipped"] == [f"cvb_2d/test/{n}" for n in range(6)]
+    assert (entry["n"], entry["a"], entry["b"]) == (12, pytest.approx(5 / 12), pytest.approx(9 / 12))
+    assert (row["only first / second"], row["McNemar p"], row["n"]) == ("1 / 5", "0.22", "12")
+    assert row["GRPO-T → FGRPO"] == "41.7 → 75.0" and row["difference"].startswith("+33.3 [")
+
+
+def test_comparisons_are_paired_by_question_not_by_place(tmp_path: Path) -> None:
+    """The second model's answers are stored in another order, and it lacks one of them."""
+    config = setting()
+    sides = []
+    for name, order in (("grpo-t", (0, 1, 2, 3)), ("fgrpo", (2, 1, 0))):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = [record(name, "cvb_2d", n, "greedy", {"accuracy": float(n == 0)}) for n in order]
+        found.append(record(name, "cvb_2d", 0, "sampled", {"accuracy": float(name == "fgrpo")}))
+        jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in found))
+        sides.append(Result(name, TITLES[name], folder, {}))
+    entry = tables.compare(sides[0], sides[1], "greedy", config)["accuracy"]
+    assert (entry["n"], entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"], entry["flipped"]) == (3, 0, 0, [])
+    entry = tables.compare(sides[0], sides[1], "sampled", config)["accuracy"]
+    assert (entry["n"], entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"]) == (1, 0, 1)
