@@ -21,18 +21,23 @@ import torch
 from PIL import Image
 from transformers import PrinterCallback, Trainer
 
-from fgrpo import config, hf, jsonl
+from fgrpo import config
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.policy import loading
 from fgrpo.response import parse
 from fgrpo.types import Score
-from rl import train
+from rewards import base as reward_base
+from rl import data, train
 from rl.advantage import combine
 from rl.preflight import Preflight
+from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.conftest import OVERRIDES, build_trainer, earlier_stages, mini, scattered, scorer
 
 NAMES = ("consistency", "spatial_grounding", "semantic_grounding")
-PIXELS = (784, 12544)
+PIXELS = PixelBounds(784, 12544, 28)
 
 
 # --- internal names of the stage, in one place --------------------------------------------------------------------------
@@ -40,7 +45,12 @@ PIXELS = (784, 12544)
 
 def thresholds(values: Mapping[str, float]) -> str:
     """The override that gives constraints these thresholds."""
-    return "rl.tau={" + ", ".join(f"{name}: {tau}" for name, tau in values.items()) + "}"
+    return "rl.constraints={" + ", ".join(f"{name}: {{tau: {tau}}}" for name, tau in values.items()) + "}"
+
+
+def without(*names: str) -> str:
+    """The override that removes these constraints."""
+    return "rl.constraints={" + ", ".join(f"{name}: null" for name in names) + "}"
 
 
 def dual_of(cfg: config.Config) -> dict[str, Any]:
@@ -54,9 +64,9 @@ def options_of(trainer: Any) -> dict[str, Any]:
     return {name: getattr(trainer, name) for name in names}
 
 
-def preflight(trainer: Any, questions: Path, cfg: config.Config, pixels: tuple[int, int] = PIXELS, **more: Any) -> Any:
-    """The checks before the first step, hung into a trainer."""
-    check = Preflight(questions, pixels, more.get("forbidden", hf.forbidden_token_ids(trainer._tokenizer)), cfg)
+def preflight(trainer: Any, questions: Path, cfg: config.Config, pixels: PixelBounds = PIXELS, **more: Any) -> Any:
+    """The checks before the first step, for this trainer."""
+    check = Preflight(questions, pixels, more.get("forbidden", loading.forbidden_token_ids(trainer._tokenizer)), cfg)
     check.trainer = trainer
     return check
 
@@ -150,21 +160,19 @@ def test_options_of_the_yaml_are_options_of_the_trainer(world: Path, built: Call
         "rl.baseline=batch",
         "rl.whiten=token",
         "rl.max_failed_share=0.3",
-        "rl.signals=[spatial_grounding, consistency]",
+        without("consistency"),
     )
     trainer = built(mini(world, *options, "rl.max_steps=3", "rl.rollout_batch=4", "seed=5"))
     assert options_of(trainer) == {
         "coupling": None, "masked": "zero", "baseline": "batch", "whiten": "token", "max_failed_share": 0.3,
     }  # fmt: skip
-    assert [c.reward for c in trainer.dual.constraints] == ["spatial_grounding", "consistency"]
-    assert trainer.reward_func_names == ["task", "spatial_grounding", "consistency"]
+    assert [c.reward for c in trainer.dual.constraints] == ["spatial_grounding", "semantic_grounding"]
+    assert trainer.reward_func_names == ["task", "spatial_grounding", "semantic_grounding"]
     assert list(trainer.scorer.names) == trainer.reward_func_names
-    assert list(trainer.scorer.monitored) == ["semantic_grounding"]
+    assert list(trainer.scorer.monitored) == ["consistency"]
     assert trainer.args.max_steps == 4  # two updates a generation: 3 becomes 4
     assert len(trainer.train_dataset) == 4 / 2 * 4  # generations, of four prompts
     order = [json.loads(text)["id"] for text in trainer.train_dataset.with_format(None)[:]["sample"]]
-    from rl import data
-
     assert order == [f"vgr/train/{n}" for n in data.order(12, 8, 5)]
     rows = trainer.train_dataset.with_format(None)[:]
     for prompt, images, text in zip(rows["prompt"], rows["images"], rows["sample"], strict=True):
@@ -176,7 +184,7 @@ def test_options_of_the_yaml_are_options_of_the_trainer(world: Path, built: Call
     assert not any(p.requires_grad for p in visual.parameters())  # and the projector with it
     assert any(p.requires_grad for p in trainer.model.parameters())
     assert trainer.args.output_dir.endswith("rl-fgrpo/checkpoints")
-    assert set(hf.forbidden_token_ids(trainer._tokenizer)) <= set(trainer.forbidden_ids())
+    assert set(loading.forbidden_token_ids(trainer._tokenizer)) <= set(trainer.forbidden_ids())
 
 
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])
@@ -249,6 +257,7 @@ class Written:
 
     def __init__(self, name: str, table: Sequence[Sequence[Any]]) -> None:
         self.name, self.table = name, table
+        self.report = reward_base.load(name).report  # type: ignore[attr-defined]
         self.contexts: list[Any] = []
         self.items: list[Any] = []
 
@@ -290,7 +299,7 @@ def test_rewards_are_given_the_options_of_training(world: Path, chain: Path, tmp
         (context,) = reward.contexts
         assert context.mask == "correct" and context.judges.name == "replay"
         assert (context.boxes_from, context.box_normaliser) == (("vgr", "sat"), "gt")
-        assert (context.min_pixels, context.max_pixels) == PIXELS  # the policy's processor's
+        assert (context.min_pixels, context.max_pixels, context.patch_factor) == PIXELS  # the policy's processor's
         assert (context.box_tag, context.box_frame) == ("bbox", "model")
         (items,) = reward.items
         assert [item.rollout_id.split("/", 3)[:3] for item in items] == [["000000", "0", f"{n:04d}"] for n in range(8)]
@@ -323,7 +332,7 @@ def lines(world: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         exchange(patch, BATCHES)
         folder = train.train(mini(world, *BY_HAND), root)
-    return list(jsonl.read(folder / "metrics.jsonl")), folder
+    return list(read_jsonl(folder / "metrics.jsonl")), folder
 
 
 def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[str, Any]], Path]) -> None:
@@ -367,7 +376,7 @@ def test_a_masked_score_may_count_as_zero_and_a_failed_one_never(world: Path, ch
     """Consistency differs in three pairs then; spatial grounding not in the third, where one of the two scores has failed."""
     written(**BATCHES)
     folder = train.train(mini(world, *BY_HAND, "rl.masked=zero", "rl.max_steps=1"), chain)
-    (line,) = jsonl.read(folder / "metrics.jsonl")
+    (line,) = read_jsonl(folder / "metrics.jsonl")
     shares = [line["task/share"], *(line[f"constraint/{name}/share"] for name in NAMES)]
     assert shares == pytest.approx([3 / 10, 3 / 10, 3 / 10, 1 / 10], abs=2e-3)
     means = {"consistency": 5 / 6, "spatial_grounding": 4 / 7, "semantic_grounding": 3 / 4}  # Eq. 5 has no zeros
@@ -393,7 +402,7 @@ def test_a_coupled_reward_worked_by_hand(
     written(**BATCHES)
     more = [f"data.root={world}", *OVERRIDES, *BY_HAND, "rl.max_steps=1"]
     folder = train.train(config.load("mini", f"grpo-{kind}", more), chain)
-    (line,) = jsonl.read(folder / "metrics.jsonl")
+    (line,) = read_jsonl(folder / "metrics.jsonl")
     known = [reward for reward in rewards if reward is not None]
     assert line["reward"] == pytest.approx(sum(known) / len(known))
     assert not [key for key in line if key.startswith("lambda/") or key.endswith("/share")]
@@ -432,8 +441,8 @@ def test_a_reward_that_is_only_watched_is_logged_apart_and_weighs_nothing(
     world: Path, chain: Path, written: Any
 ) -> None:
     written(**BATCHES)
-    options = (*BY_HAND, "rl.signals=[consistency]", "rl.max_steps=1")
-    (line,) = jsonl.read(train.train(mini(world, *options), chain) / "metrics.jsonl")
+    options = (*BY_HAND, without("spatial_grounding", "semantic_grounding"), "rl.max_steps=1")
+    (line,) = read_jsonl(train.train(mini(world, *options), chain) / "metrics.jsonl")
     expected = {
         "monitor/spatial_grounding/mean": 4 / 7, "monitor/spatial_grounding/n": 7, "monitor/semantic_grounding/mean": 3 / 4,
         "monitor/semantic_grounding/n": 2, "failed": 3, "inconsistency": 1 / 6, "reward": (11 + 5) / 8,
@@ -470,7 +479,7 @@ def test_each_rewards_failures_are_held_to_its_own_share(world: Path, chain: Pat
 def test_failures_within_the_share_are_counted_and_trained_without(world: Path, chain: Path, written: Any) -> None:
     written(**failing("spatial_grounding", 2))
     cfg = mini(world, "rl.max_failed_share=0.4", "rl.max_steps=1")
-    (line,) = jsonl.read(train.train(cfg, chain) / "metrics.jsonl")
+    (line,) = read_jsonl(train.train(cfg, chain) / "metrics.jsonl")
     failed = {n: line[f"constraint/{n}/failed"] for n in NAMES}
     assert failed == {n: 2 if n == "spatial_grounding" else 0 for n in NAMES} and line["failed"] == 2
 
@@ -525,8 +534,8 @@ def ready(world: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def with_box(world: Path, folder: Path, box: dict[str, Any]) -> Path:
     """rl.jsonl, its first question with this annotated box."""
-    first, *rest = jsonl.read(world / "rl.jsonl")
-    jsonl.write(folder / "rl.jsonl", [{**first, "boxes": [box]}, *rest])
+    first, *rest = read_jsonl(world / "rl.jsonl")
+    write_jsonl(folder / "rl.jsonl", [{**first, "boxes": [box]}, *rest])
     return folder / "rl.jsonl"
 
 
@@ -559,8 +568,8 @@ def test_boxes_are_checked_for_the_rewarded_sources_and_in_the_processors_pixels
     begin(preflight(ready, bad, mini(world, "data.boxes_from=[treevgr]")))
     good = with_box(world, tmp_path, {"xyxy": [4, 4, 100, 100], "frame": "model"})
     begin(preflight(ready, good, mini(world)))
-    with pytest.raises(UserError, match="does not fit a picture of 56 x 56"):
-        begin(preflight(ready, good, mini(world), (784, 3136)))
+    with pytest.raises(UserError, match="does not fit an image of 56 x 56"):
+        begin(preflight(ready, good, mini(world), PixelBounds(784, 3136, 28)))
 
 
 def test_a_box_may_lie_in_the_largest_of_several_images(ready: Any, world: Path, tmp_path: Path) -> None:
@@ -568,7 +577,7 @@ def test_a_box_may_lie_in_the_largest_of_several_images(ready: Any, world: Path,
     for n, size in enumerate([(56, 168), (168, 56)]):
         Image.new("RGB", size).save(tmp_path / f"{n}.png")
         paths.append(str(tmp_path / f"{n}.png"))
-    first, *rest = jsonl.read(world / "rl.jsonl")
+    first, *rest = read_jsonl(world / "rl.jsonl")
     for box, fits in (
         ([100, 4, 160, 40], True),
         ([4, 100, 40, 160], True),
@@ -576,12 +585,12 @@ def test_a_box_may_lie_in_the_largest_of_several_images(ready: Any, world: Path,
         ([4, 4, 40, 180], False),
     ):
         boxes = [{"xyxy": box, "frame": "original"}]
-        jsonl.write(tmp_path / "rl.jsonl", [{**first, "images": paths, "boxes": boxes}, *rest])
+        write_jsonl(tmp_path / "rl.jsonl", [{**first, "images": paths, "boxes": boxes}, *rest])
         check = preflight(ready, tmp_path / "rl.jsonl", mini(world))
         if fits:
             begin(check)
         else:
-            with pytest.raises(UserError, match="does not fit a picture of 168 x 168"):
+            with pytest.raises(UserError, match="does not fit an image of 168 x 168"):
                 begin(check)
 
 
@@ -611,7 +620,7 @@ def test_a_prompt_may_take_the_limit_and_fill_the_context(ready: Any, world: Pat
     with pytest.raises(UserError, match=rf"has {longest} tokens; .*context of {context}"):
         begin(preflight(ready, world / "rl.jsonl", mini(world)))
     monkeypatch.setattr(ready, "max_completion_length", context - longest)
-    monkeypatch.setattr(ready, "probe", lambda rows: pytest.fail("the prompts fit"))
+    monkeypatch.setattr(Probe, "rollout", lambda *_: pytest.fail("the prompts fit"))
     with pytest.raises(pytest.fail.Exception, match="the prompts fit"):  # the probe, which comes next, is reached
         begin(preflight(ready, world / "rl.jsonl", mini(world)))
 
@@ -624,14 +633,14 @@ def test_prompts_and_responses_are_held_to_the_models_context(ready: Any, world:
 
 def test_image_tokens_are_held_to_the_features(ready: Any, world: Path, monkeypatch) -> None:
     monkeypatch.setattr(ready.processing_class.image_processor, "merge_size", 1)
-    with pytest.raises(UserError, match=r"has \d+ image tokens, and its pictures give \d+ features"):
+    with pytest.raises(UserError, match=r"has \d+ image tokens, and its images give \d+ features"):
         begin(preflight(ready, world / "rl.jsonl", mini(world)))
 
 
 def test_image_tokens_are_held_to_the_processors_bounds(ready: Any, world: Path, tmp_path: Path) -> None:
     cfg = mini(world, "data.boxes_from=[]")
     with pytest.raises(UserError, match="min_pixels and max_pixels of the processor's file"):
-        begin(preflight(ready, world / "rl.jsonl", cfg, (784, 3136)))
+        begin(preflight(ready, world / "rl.jsonl", cfg, PixelBounds(784, 3136, 28)))
 
 
 def test_what_may_not_be_sampled_is_held_to_what_the_engine_was_told(ready: Any, world: Path) -> None:
