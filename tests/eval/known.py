@@ -15,9 +15,9 @@ from typing import Any
 
 from scripted import Scripted
 
-from eval import run, summary, truth
-from fgrpo import jsonl
+from eval import miniworld_truth, run, summary
 from fgrpo.config import load
+from fgrpo.files import write_jsonl
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Score
 
@@ -29,18 +29,26 @@ KINDS = ("greedy", "sampled")
 QUESTIONS = 20
 # How many of QUESTIONS answers on the first benchmark have the score; "wrong" counts inconsistent ones.
 COUNTS = {
-    ("grpo-t", "greedy"): {"accuracy": 3, "wrong": 9, "semantic": 4, "spatial": 0, "flip": 2, "statement": 12, "format": 13},
-    ("grpo-t", "sampled"): {"accuracy": 5, "wrong": 11, "semantic": 6, "spatial": 1, "flip": 3, "statement": 10, "format": 12},
-    ("fgrpo", "greedy"): {"accuracy": 8, "wrong": 1, "semantic": 11, "spatial": 5, "flip": 0, "statement": 13, "format": 12},
-    ("fgrpo", "sampled"): {"accuracy": 10, "wrong": 2, "semantic": 9, "spatial": 7, "flip": 1, "statement": 12, "format": 11},
+    ("grpo-t", "greedy"): {"accuracy": 3, "wrong": 9, "semantic_grounding": 4, "spatial_grounding": 0, "flip": 2, "statement": 12, "format": 13},
+    ("grpo-t", "sampled"): {"accuracy": 5, "wrong": 11, "semantic_grounding": 6, "spatial_grounding": 1, "flip": 3, "statement": 10, "format": 12},
+    ("fgrpo", "greedy"): {"accuracy": 8, "wrong": 1, "semantic_grounding": 11, "spatial_grounding": 5, "flip": 0, "statement": 13, "format": 12},
+    ("fgrpo", "sampled"): {"accuracy": 10, "wrong": 2, "semantic_grounding": 9, "spatial_grounding": 7, "flip": 1, "statement": 12, "format": 11},
 }  # fmt: skip
 LOST = {"grpo-t": (1, 2), "fgrpo": (3, 0)}  # of each benchmark's greedy answers: truncated, unresolved
-METRICS = ("accuracy", "inconsistency", "flip", "semantic", "spatial", "statement")
-HIGHER_IS_BETTER = {"accuracy", "semantic", "spatial", "statement"}
+METRICS = (
+    "accuracy",
+    "inconsistency",
+    "semantic_grounding",
+    "spatial_grounding",
+    "flip",
+    "statement",
+)  # in order of columns
+TITLE_OF = {m: m.replace("_", " ") for m in METRICS}  # in tables, on cards and axes
+HIGHER_IS_BETTER = {"accuracy", "semantic_grounding", "spatial_grounding", "statement"}
 
 
-SCORES = {"accuracy": "accuracy", "inconsistency": "consistency", "semantic": "semantic", "spatial": "spatial",
-          "flip": "flip", "statement": "statement", "format": "format"}  # metric -> score of a record  # fmt: skip
+SCORES = {"accuracy": "accuracy", "inconsistency": "consistency", "semantic_grounding": "semantic_grounding",
+          "spatial_grounding": "spatial_grounding", "flip": "flip", "statement": "statement", "format": "format"}  # metric -> score of a record  # fmt: skip
 
 
 def setting(*overrides: str) -> Config:
@@ -70,7 +78,7 @@ def records_of(model: str) -> list[EvalRecord]:
         count = COUNTS[model, kind]
         values = {m: float(n < count[m] + b) for m in ("accuracy", "flip", "statement", "format")}
         values |= {"inconsistency": float(n < count["wrong"] + b)}
-        values |= {m: (count[m] + b) / QUESTIONS for m in ("semantic", "spatial")}
+        values |= {m: (count[m] + b) / QUESTIONS for m in ("semantic_grounding", "spatial_grounding")}
         truncated, unresolved = LOST[model] if kind == "greedy" else (0, 0)
         meta = {"finish": "length" if n < truncated else "stop"}
         meta |= {"answer_from": "unresolved" if n >= QUESTIONS - unresolved else "rules"}
@@ -88,7 +96,7 @@ def store(config: Config, root: Path, model: str, records: Sequence[EvalRecord])
     """A finished evaluation."""
     folder = root / config.preset / "eval" / model
     folder.mkdir(parents=True)
-    jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in records))
+    write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in records))
     found = {
         "model": model,
         "title": TITLES.get(model, model),
@@ -101,6 +109,11 @@ def store(config: Config, root: Path, model: str, records: Sequence[EvalRecord])
 
 def table_named(found: Sequence[Any], name: str) -> Any:
     return next(t for t in found if t.name == name)
+
+
+def heading(metric: str) -> str:
+    """The title of a metric with the arrow of its direction."""
+    return f"{TITLE_OF[metric]} {'↑' if metric in HIGHER_IS_BETTER else '↓'}"
 
 
 def rows_of(table: Any) -> dict[str, dict[str, str]]:
@@ -119,7 +132,9 @@ def evaluate(world: Config, root: Path, name: str, stage: str, inconsistent: flo
     """Evaluate a checkpoint that `stage` left, with a scripted engine; `max_pixels` is its processor's bound."""
     folder = root / world.preset / stage / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(stage)
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((BACKBONE / "config.json").read_text()), "stage": stage})
+    )
     processor = json.loads((BACKBONE / "processor_config.json").read_text())
     if "max_pixels" in more:
         limits = {"shortest_edge": 784, "longest_edge": more["max_pixels"]}
@@ -128,7 +143,7 @@ def evaluate(world: Config, root: Path, name: str, stage: str, inconsistent: flo
                 {key: value for key, value in (("size", limits), ("max_pixels", more["max_pixels"])) if key in part}
             )
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     engine = more.get("engine", Scripted)(book, inconsistent=inconsistent, wrong=wrong)
     return run.evaluate(world, name, more.get("benchmarks", ()), root, engine)

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,22 @@ from known import evaluate, record, setting
 from PIL import Image
 from scripted import Scripted
 
-from eval import base, models, run, score, summary, truth
-from fgrpo import jsonl
+from eval import base, miniworld_truth, models, run, score, summary
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
-from fgrpo.sampling.base import Request
+from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.inference.base import Completion, Request
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample, Score, Verdict
-from judges.base import JudgeSet
+from judges.backends import replay
+from judges.base import JudgeSet, Meter
+from judges.task import JudgeTask
+from miniworld.language import parse_question
+from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
-REWARDS = {"consistency": "consistency", "semantic": "semantic_grounding", "spatial": "spatial_grounding"}
+REWARDS = ("consistency", "semantic_grounding", "spatial_grounding")
 
 
 def scorer_of(model: str, judges: JudgeSet, *changes: Any, **options: Any) -> Any:
@@ -32,25 +39,33 @@ def scorer_of(model: str, judges: JudgeSet, *changes: Any, **options: Any) -> An
     return score.Scorer(spec, model, judges, **options)
 
 
-class Judge:
-    """Keeps what it was asked; answers by `answer(item)`."""
+class Judges:
+    """Keeps the items of each task; answers by that task's function of the item."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer, self.asked = answer, []  # type: ignore[var-annotated]
+    def __init__(self, answers: Mapping[str, Callable[[Any], Any]]) -> None:
+        self.answers = answers
+        self.items: dict[str, list[Any]] = {task: [] for task in answers}
 
-    async def judge(self, items: Sequence[Any]) -> list[Any]:
-        self.asked.extend(items)
-        return [self.answer(item) for item in items]
+    async def answer(self, task: JudgeTask[Any], items: Sequence[Any]) -> list[tuple[Verdict, ...]]:
+        self.items[task.name].extend(items)
+        answers = [self.answers[task.name](item) for item in items]
+        return [answer if isinstance(answer, tuple) else (answer,) for answer in answers]
 
 
 def judges_that(consistency: Any = None, grounding: Any = None, extraction: Any = None) -> JudgeSet:
     """A set of judges; by default each approves."""
-    return JudgeSet(
-        Judge(consistency or (lambda _: Verdict("CONSISTENT"))),
-        Judge(grounding or (lambda item: tuple(Verdict("CORRECT") for _ in item.sentences))),
-        Judge(extraction or (lambda _: Verdict("B"))),
-        "tester",
-    )
+    answers = {
+        "consistency": consistency or (lambda _: Verdict("CONSISTENT")),
+        "grounding": grounding or (lambda item: tuple(Verdict("CORRECT") for _ in item.sentences)),
+        "extraction": extraction or (lambda _: Verdict("B")),
+    }
+    return JudgeSet(Judges(answers), "tester")
+
+
+def items_of(judges: JudgeSet, task: str) -> list[Any]:
+    """What the judges were asked of this task."""
+    assert isinstance(judges.answerer, Judges)
+    return judges.answerer.items[task]
 
 
 @pytest.fixture
@@ -82,27 +97,32 @@ def test_right_and_wrong_answers_are_judged_alike(sample: Sample) -> None:
         (sample, Rollout(answer, sample.id, TEXT.format(word)))
         for answer, word in (("wrong", "left"), ("good", "right"))
     ]
-    wrong, good = scored(scorer_of("fgrpo", judges, pixels=(784, 12544)), *pairs)
+    wrong, good = scored(scorer_of("fgrpo", judges, pixels=PixelBounds(784, 12544, 28)), *pairs)
     assert [(r.id, r.scores["accuracy"].value, r.scores["consistency"].value) for r in (wrong, good)] == [
         ("wrong", 0.0, 0.0), ("good", 1.0, 1.0),
     ]  # fmt: skip
-    assert [item.id for item in judges.consistency.asked] == ["wrong", "good"]  # type: ignore[attr-defined]
-    assert [item.id for item in judges.grounding.asked] == ["wrong", "good"]  # type: ignore[attr-defined]
-    assert wrong.scores["semantic"].value == good.scores["semantic"].value == 1.0
-    assert wrong.scores["spatial"].value == pytest.approx(1.0)  # whatever its source: no list of sources in evaluation
+    assert [item.id for item in items_of(judges, "consistency")] == ["wrong", "good"]
+    assert [item.id for item in items_of(judges, "grounding")] == ["wrong", "good"]
+    assert wrong.scores["semantic_grounding"].value == good.scores["semantic_grounding"].value == 1.0
+    assert wrong.scores["spatial_grounding"].value == pytest.approx(
+        1.0
+    )  # whatever its source: no list of sources in evaluation
 
 
 def test_each_score_of_a_record_is_that_of_its_own_reward(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = {}
-    for n, (column, name) in enumerate(REWARDS.items(), start=1):
+    for n, name in enumerate(REWARDS, start=1):
 
-        async def reward(items: Any, context: Any, n: int = n, column: str = column) -> list[Score]:
-            contexts[column] = context
+        async def reward(items: Any, context: Any, n: int = n, name: str = name) -> list[Score]:
+            contexts[name] = context
             return [Score.of(n / 10 + k / 100) for k in range(len(items))]
 
-        monkeypatch.setattr(importlib.import_module(f"rewards.{name}"), "REWARD", reward)
+        module = importlib.import_module(f"rewards.{name}")
+        reward.report = module.REWARD.report  # type: ignore[attr-defined]
+        reward.name = name  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "REWARD", reward)
     judges = judges_that()
-    options = {"pixels": (1568, 12544), "box_normaliser": "gt"}
+    options = {"pixels": PixelBounds(1568, 12544, 14), "box_normaliser": "gt"}
     changes = (("box_tag", "box"), ("box_frame", "thousand"))
     pairs = [(sample, Rollout(f"r{k}", sample.id, TEXT.format("right"))) for k in range(2)]
     records = scored(scorer_of("fgrpo", judges, *changes, **options), *pairs)
@@ -112,7 +132,7 @@ def test_each_score_of_a_record_is_that_of_its_own_reward(sample: Sample, monkey
     for context in contexts.values():
         assert context.judges is judges
         assert (context.mask, context.boxes_from, context.box_normaliser) == ("all", None, "gt")
-        assert (context.min_pixels, context.max_pixels) == (1568, 12544)
+        assert (context.min_pixels, context.max_pixels, context.patch_factor) == (1568, 12544, 14)
         assert (context.box_tag, context.box_frame) == ("box", "thousand")
     assert set(contexts) == set(REWARDS)
 
@@ -121,15 +141,17 @@ def test_boxes_are_read_as_the_model_file_says(sample: Sample) -> None:
     """The same answer, with another tag and frame: the right half in thousandths."""
     text = "<think>The red thing is at <box>[500,0,1000,1000]</box>.</think><answer>right</answer>"
     judges = judges_that()
-    changed = scorer_of("fgrpo", judges, ("box_tag", "box"), ("box_frame", "thousand"), pixels=(784, 12544))
-    plain = scorer_of("fgrpo", judges, pixels=(784, 12544))
-    values = [scored(s, (sample, Rollout("r", sample.id, text)))[0].scores["spatial"].value for s in (changed, plain)]
+    changed = scorer_of(
+        "fgrpo", judges, ("box_tag", "box"), ("box_frame", "thousand"), pixels=PixelBounds(784, 12544, 28)
+    )
+    plain = scorer_of("fgrpo", judges, pixels=PixelBounds(784, 12544, 28))
+    values = [
+        scored(s, (sample, Rollout("r", sample.id, text)))[0].scores["spatial_grounding"].value
+        for s in (changed, plain)
+    ]
     assert values == [pytest.approx(1.0), 0.0]
-    (asked, _) = judges.grounding.asked  # type: ignore[attr-defined]
+    (asked, _) = items_of(judges, "grounding")
     assert (asked.box_tag, asked.box_frame, asked.image_sizes) == ("box", "thousand", ((140, 56),))
-    for grounding in ("points", "none"):
-        mute = scorer_of("fgrpo", judges, ("grounding", grounding), pixels=(784, 12544))
-        assert scored(mute, (sample, Rollout("r", sample.id, text)))[0].scores["spatial"].state == "not_applicable"
 
 
 def test_the_extraction_judge_reads_options_and_answer_span_and_its_letter_is_the_option(sample: Sample) -> None:
@@ -139,7 +161,7 @@ def test_the_extraction_judge_reads_options_and_answer_span_and_its_letter_is_th
     pairs = [(sample, Rollout(name, sample.id, unclear)) for name in "ab0fc"]
     clear = (sample, Rollout("x", sample.id, unclear.replace("hard to say", "right")))
     records = {r.id: r for r in scored(scorer_of("fgrpo", judges), pairs[0], clear, *pairs[1:])}
-    asked = judges.extraction.asked  # type: ignore[attr-defined]
+    asked = items_of(judges, "extraction")
     assert [dataclasses.asdict(item) for item in asked] == [
         {"id": name, "choices": ("left", "right"), "answer_span": "hard to say"} for name in "ab0fc"
     ]
@@ -164,21 +186,12 @@ def test_a_record_says_whose_answer_it_is(sample: Sample) -> None:
     assert (found.meta["kind"], found.scores["format"].value) == ("greedy", 0.0)
 
 
-def test_open_questions_are_answered_by_their_text(sample: Sample) -> None:
-    plain = dataclasses.replace(sample, choices=(), answer="two")
-    pairs = [(plain, Rollout(word, plain.id, TEXT.format(word))) for word in ("two", "three")]
-    records = scored(scorer_of("fgrpo", judges_that()), *pairs)
-    assert [(r.scores["accuracy"].value, r.meta["answer"], r.meta["answer_from"]) for r in records] == [
-        (1.0, "two", "rules"), (0.0, "three", "rules"),
-    ]  # fmt: skip
-
-
 def test_verdicts_are_filed_under_their_own_names_and_failed_scores_are_scored_again(
     sample: Sample, tmp_path: Path
 ) -> None:
     rollouts = [Rollout(name, sample.id, TEXT.format("right")) for name in ("r0", "r1")]
-    others = [Rollout("elsewhere", "mmvp/test/0", TEXT.format("right"))]  # of a benchmark that is not asked for
-    jsonl.write(tmp_path / "generations.jsonl", (r.to_dict() for r in [*others, *rollouts]))
+    others = [Rollout("elsewhere", "mmvp/test/0", TEXT.format("right"))]  # of a benchmark that is not requested
+    write_jsonl(tmp_path / "generations.jsonl", (r.to_dict() for r in [*others, *rollouts]))
     judges = judges_that(
         consistency=lambda item: Verdict("INCONSISTENT", f"of {item.id}"),
         grounding=lambda item: (
@@ -190,32 +203,31 @@ def test_verdicts_are_filed_under_their_own_names_and_failed_scores_are_scored_a
     asyncio.run(
         score.score_file(scorer_of("fgrpo", judges), samples, tmp_path / "generations.jsonl", tmp_path, done.append)
     )
-    lines = list(jsonl.read(tmp_path / "verdicts.jsonl"))
+    lines = list(read_jsonl(tmp_path / "verdicts.jsonl"))
     assert [(x["id"], x["answer"], x["answer_from"]) for x in lines] == [
         ("r0", "right", "rules"),
         ("r1", "right", "rules"),
     ]
     assert [(x["consistency"]["reason"], x["consistency"]["value"]) for x in lines] == [("of r0", 0.0), ("of r1", 0.0)]
-    assert [x["semantic"]["value"] for x in lines] == [1.0, None] and lines[1]["semantic"]["failed"]
+    assert [x["semantic_grounding"]["value"] for x in lines] == [1.0, None] and lines[1]["semantic_grounding"]["failed"]
     assert sum(done) == 2
     again = judges_that()
     found = asyncio.run(score.score_file(scorer_of("fgrpo", again), samples, tmp_path / "generations.jsonl", tmp_path))
-    assert [item.id for item in again.consistency.asked] == ["r1"]  # type: ignore[attr-defined]
-    assert [r.id for r in found] == ["r0", "r1"] and [r["id"] for r in jsonl.read(tmp_path / "scores.jsonl")] == [
+    assert [item.id for item in items_of(again, "consistency")] == ["r1"]
+    assert [r.id for r in found] == ["r0", "r1"] and [r["id"] for r in read_jsonl(tmp_path / "scores.jsonl")] == [
         "r0",
         "r1",
     ]
     assert [r.scores["consistency"].value for r in found] == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "consistency", "semantic"])
-def test_failed_judgements_past_the_allowed_share_end_an_evaluation(metric: str) -> None:
-    """The share is of what was judged of that score: of two failures in ten, eight more were not applicable or refused."""
-    config = setting("rl.max_failed_share=0.2")
+def test_the_allowed_share_of_failures_is_of_what_was_judged() -> None:
+    """Two failures of ten judgements are allowed; what is not applicable or refused is not judged."""
+    metric, config = "consistency", setting("rl.max_failed_share=0.2")
 
     def records(failures: int, judged: int) -> list[EvalRecord]:
         states = [Score.failure("gone")] * failures + [Score.of(1.0)] * (judged - failures)
-        others = dict.fromkeys({"accuracy", "consistency", "semantic"} - {metric}, Score.of(1.0))
+        others = dict.fromkeys({"accuracy", "consistency", "semantic_grounding"} - {metric}, Score.of(1.0))
         plain = record("fgrpo", "mmvp", 0, "greedy", {})
         found = [dataclasses.replace(plain, scores={**others, metric: state}) for state in states]
         found += [dataclasses.replace(plain, scores={**others, metric: Score.not_applicable("x")})] * 8
@@ -229,34 +241,30 @@ def test_failed_judgements_past_the_allowed_share_end_an_evaluation(metric: str)
         run.check_failures(records(3, 10), config)
 
 
-def recorded(path: Path, items: Sequence[tuple[Any, Any]]) -> Path:
+def recorded(path: Path, items: Sequence[tuple[JudgeTask[Any], Any, tuple[Verdict, ...]]]) -> Path:
     """A file of verdicts for the backend `replay`."""
-    from judges.backends import replay
-
-    rows = ({"id": replay.item_key(i), "verdicts": [v.to_dict() for v in vs]} for i, vs in items)
-    jsonl.write(path, rows)
+    rows = ({"id": replay.item_key(task, i), "verdicts": [v.to_dict() for v in vs]} for task, i, vs in items)
+    write_jsonl(path, rows)
     return path
 
 
 def test_the_evaluation_judge_judges_and_the_extraction_judge_extracts(tmp_path: Path) -> None:
-    from judges.base import ConsistencyItem, ExtractionItem, GroundingItem
-
     items = (
-        ConsistencyItem("c", "q", ("a", "b"), "It is a.", "a"),
-        GroundingItem("g", (), "q", ("It is a.",), ((),)),
-        ExtractionItem("e", ("a", "b"), "it is"),
+        (CONSISTENCY_TASK, ConsistencyItem("c", "q", ("a", "b"), "It is a.", "a")),
+        (GROUNDING_TASK, GroundingItem("g", (), "q", ("It is a.",), ((),))),
+        (EXTRACTION_TASK, ExtractionItem("e", ("a", "b"), "it is")),
     )
     files = {
-        role: recorded(tmp_path / f"{role}.jsonl", [(i, (Verdict("X", role, judge=role),)) for i in items])
+        role: recorded(tmp_path / f"{role}.jsonl", [(*item, (Verdict("X", role, judge=role),)) for item in items])
         for role in ("training", "evaluation", "extraction")
     }
     config = setting(*(f"judges.{role}={{backend: replay, model: {path}}}" for role, path in files.items()))
     judges = run.evaluation_judges(config)
 
     async def work() -> list[str]:
-        (one,) = await judges.consistency.judge([items[0]])
-        ((two,),) = await judges.grounding.judge([items[1]])
-        (three,) = await judges.extraction.judge([items[2]])
+        (one,) = await judges.ask(items[0][0], [items[0][1]])
+        ((two,),) = await judges.ask_several(items[1][0], [items[1][1]])
+        (three,) = await judges.ask(items[2][0], [items[2][1]])
         return [one.reason, two.reason, three.reason]
 
     assert asyncio.run(work()) == ["evaluation", "evaluation", "extraction"]
@@ -268,12 +276,10 @@ class OneBox(Scripted):
     scale = 1.0
 
     def write(self, request: Request) -> str:
-        from miniworld.language import parse_question
-
         scenes, asked = self.book.scenes(request.images), parse_question(request.text)
         assert scenes is not None and asked is not None
         named = asked.names or (scenes[0].things[0].name,)
-        thing = scenes[asked.picture or 0].by_name(named[0])
+        thing = scenes[asked.image_index or 0].by_name(named[0])
         assert thing is not None
         box = ",".join(f"{self.scale * v:g}" for v in thing.box)
         return f"<think>The thing is at <bbox>[{box}]</bbox>.</think><answer>{asked.options[0]}</answer>"
@@ -301,11 +307,11 @@ def test_configuration_and_processor_reach_spatial_grounding(
     folder = evaluate(
         config, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, engine=engine, max_pixels=pixels, benchmarks=["cvb_2d"]
     )
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     samples = base.load("cvb_2d", world).samples
-    two = {s.id for s in samples if len(truth.with_true_boxes(s, book).boxes or ()) == 2}
-    records = [EvalRecord.from_dict(item) for item in jsonl.read(folder / "scores.jsonl")]
-    values = [r.scores["spatial"].value for r in records if r.sample_id in two]
+    two = {s.id for s in samples if len(miniworld_truth.with_true_boxes(s, book).boxes or ()) == 2}
+    records = [EvalRecord.from_dict(item) for item in read_jsonl(folder / "scores.jsonl")]
+    values = [r.scores["spatial_grounding"].value for r in records if r.sample_id in two]
     assert values and None not in values
     if value is None:
         assert max(values) < 0.9  # read in pixels of a larger image than the model sees
@@ -327,8 +333,6 @@ def test_an_evaluation_whose_judge_fails_is_not_finished(world: Config, tmp_path
 def test_an_evaluation_past_its_cap_is_not_finished(
     world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from judges.base import Meter
-
     monkeypatch.setattr(Meter, "stopped", property(lambda _: "the cap is reached", lambda *_: None))
     with pytest.raises(UserError, match=r"the cap is reached; .*money_cap or token_cap"):
         evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"])
@@ -352,7 +356,7 @@ def test_what_a_benchmark_left_out_is_in_the_manifest(
         "mmvp/left out: no image": 2, "cvb_2d/left out: no image": 3,
     }  # fmt: skip
     states = [
-        f"{m}/{s.state}" for r in jsonl.read(folder / "scores.jsonl") for m, s in EvalRecord.from_dict(r).scores.items()
+        f"{m}/{s.state}" for r in read_jsonl(folder / "scores.jsonl") for m, s in EvalRecord.from_dict(r).scores.items()
     ]
     assert {name: n for name, n in counts.items() if name.startswith("accuracy/")} == {
         name: states.count(name) for name in set(states) if name.startswith("accuracy/")
@@ -362,7 +366,7 @@ def test_what_a_benchmark_left_out_is_in_the_manifest(
 def test_a_part_of_the_answers_takes_more_benchmarks_later(world: Config, tmp_path: Path) -> None:
     from fgrpo.shards import Shard
 
-    book = truth.book(world.data.root)
+    book = miniworld_truth.book(world.data.root)
     assert book is not None
     evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp"])
     asked = []
@@ -371,7 +375,7 @@ def test_a_part_of_the_answers_takes_more_benchmarks_later(world: Config, tmp_pa
         folder = run.evaluate(world, "fgrpo", benchmarks, tmp_path, engine, Shard(1, 2))
         asked.append(len(engine.asked))
     assert asked[0] > 0 and asked[1] == 0 and asked[2] > 0
-    answers = [item["sample_id"].split("/")[0] for item in jsonl.read(folder / "generations.jsonl")]
+    answers = [item["sample_id"].split("/")[0] for item in read_jsonl(folder / "generations.jsonl")]
     assert set(answers) == {"cvb_2d", "sat_real"} and len(answers) == asked[0] + asked[2]
     assert not (folder / "scores.jsonl").exists()
 
@@ -405,7 +409,7 @@ def test_the_command_line_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch
 def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, tmp_path: Path) -> None:
     folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.3, 0.3, benchmarks=["mmvp", "cvb_2d"])
     found = json.loads((folder / "summary.json").read_text())
-    records = [EvalRecord.from_dict(item) for item in jsonl.read(folder / "scores.jsonl")]
+    records = [EvalRecord.from_dict(item) for item in read_jsonl(folder / "scores.jsonl")]
     again = summary.summarise(records, ["mmvp"], world.eval)
     assert {key: value for key, value in found.items() if key in again} == json.loads(json.dumps(again))
     assert (found["model"], found["title"], found["mode"]) == ("fgrpo", "FGRPO", "think")
@@ -421,8 +425,6 @@ class Asked(Scripted):
     requests: list[Request] = []  # noqa: RUF012  # of all engines, as a run makes its own
 
     async def sample(self, request: Request) -> Any:
-        from fgrpo.sampling.base import Completion
-
         Asked.requests.append(request)
         finish = "length" if request.temperature else "stop"
         return [Completion(f"{request.temperature} {request.text}", finish, (1,) * (3 if request.temperature else 5))]
@@ -435,7 +437,7 @@ def test_each_request_carries_its_question_and_decoding_and_its_answer_comes_bac
     Asked.requests.clear()
     folder = evaluate(config, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp", "cvb_2d"], engine=Asked)
     samples = {s.id: s for name in ("mmvp", "cvb_2d") for s in base.load(name, config).samples}
-    rollouts = [Rollout.from_dict(item) for item in jsonl.read(folder / "generations.jsonl")]
+    rollouts = [Rollout.from_dict(item) for item in read_jsonl(folder / "generations.jsonl")]
     by_text = {(r.text, r.images, r.temperature): r for r in Asked.requests}
     assert len(rollouts) == len(Asked.requests) == 2 * len(samples)
     for rollout in rollouts:

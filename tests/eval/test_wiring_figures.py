@@ -16,21 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known import HIGHER_IS_BETTER, SEVEN, TITLES, evaluate, expected, records_of, setting, small_world, store
+from known import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    SEVEN,
+    TITLE_OF,
+    TITLES,
+    evaluate,
+    expected,
+    heading,
+    records_of,
+    setting,
+    small_world,
+    store,
+)
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from eval import base, figures, report, tables
 from eval.results import find
-from fgrpo import jsonl
+from fgrpo.files import write_jsonl
 from fgrpo.response import parse
 from fgrpo.schema import Config
+
+REWARD_METRICS = METRICS[1:4]  # one panel of Figure 3 each
 
 
 def trained_with(thresholds: Mapping[str, float]) -> list[str]:
     """Overrides that give constraints these thresholds."""
-    return ["rl.tau={" + ", ".join(f"{name}: {tau}" for name, tau in thresholds.items()) + "}"]
+    return ["rl.constraints={" + ", ".join(f"{name}: {{tau: {tau}}}" for name, tau in thresholds.items()) + "}"]
 
 
 @pytest.fixture
@@ -67,13 +82,13 @@ def test_figure_3_shows_each_metric_under_its_title_by_data_set_and_model(
 ) -> None:
     config, root = stored
     figures.draw(config, root)
-    above, below = drawn["figure3"].axes
+    axes = drawn["figure3"].axes
     titles = [base.benchmark(name).title for name in SEVEN]
-    assert [t.get_text() for t in below.get_xticklabels()] == [*titles, "average"]
+    assert [t.get_text() for t in axes[-1].get_xticklabels()] == [*titles, "average"]
     cells = {m: find(config, root)[m].summary["sampled"] for m in TITLES}
-    for axis, metric, words in ((above, "semantic", "Semantic grounding"), (below, "inconsistency", "Inconsistent")):
-        assert axis.get_title(loc="left").startswith(words)
-        assert ("higher" in axis.get_title(loc="left")) == (metric in HIGHER_IS_BETTER)
+    for axis, metric in zip(axes, REWARD_METRICS, strict=True):
+        direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
+        assert axis.get_title(loc="left") == f"{TITLE_OF[metric].capitalize()}, % ({direction} is better)"
         bars = [c for c in axis.containers if hasattr(c[0], "get_height")]
         assert [str(c.get_label()) for c in bars] == ["GRPO-T", "FGRPO"]
         ranges = [c for c in axis.collections if isinstance(c, LineCollection)]
@@ -99,7 +114,7 @@ def test_figure_3_shows_greedy_answers_where_no_model_has_others(tmp_path: Path,
         store(config, tmp_path, model, [r for r in records_of(model) if r.meta["kind"] == "greedy"])
     figures.draw(config, tmp_path)
     assert "greedy" in drawn["figure3"].get_supxlabel()
-    for axis, metric in zip(drawn["figure3"].axes, ("semantic", "inconsistency"), strict=True):
+    for axis, metric in zip(drawn["figure3"].axes, REWARD_METRICS, strict=True):
         bars = [c for c in axis.containers if hasattr(c[0], "get_height")]
         for model, container in zip(TITLES, bars, strict=True):
             assert container[-1].get_height() == pytest.approx(expected(model, "greedy", metric, "average"))
@@ -133,7 +148,7 @@ def trained(tmp_path: Path) -> tuple[Config, Path]:
     for k, method in enumerate(TITLES):
         folder = tmp_path / config.preset / f"rl-{method}"
         folder.mkdir(parents=True)
-        jsonl.write(folder / "metrics.jsonl", (step_line(n, k) for n in range(1, 5)))
+        write_jsonl(folder / "metrics.jsonl", (step_line(n, k) for n in range(1, 5)))
         (folder / "config.json").write_text(json.dumps({"config": old.model_dump(mode="json")}))
     return config, tmp_path
 
@@ -143,7 +158,8 @@ def test_figure_4_shows_accuracy_and_inconsistency_of_each_method(
 ) -> None:
     figures.draw(*trained)
     left, right = drawn["figure4"].axes
-    assert left.get_title(loc="left").startswith("Accuracy") and right.get_title(loc="left").startswith("Inconsistent")
+    titles = [axis.get_title(loc="left") for axis in (left, right)]
+    assert titles == ["Accuracy of training rollouts, %", "Inconsistency of training rollouts, %"]
     for axis, key in ((left, "accuracy"), (right, "inconsistency")):
         shown = curves(axis)
         assert list(shown) == ["GRPO-T", "FGRPO"]
@@ -210,12 +226,12 @@ def test_figure_4_of_checkpoints_shows_each_metric_at_its_step(
     shutil.copytree(source / config.preset / "eval" / "fgrpo", root / config.preset / "eval" / "fgrpo")
     shutil.copytree(source / config.preset / "eval" / "grpo-t", root / config.preset / "eval" / "fgrpo@2")
     (root / config.preset / "rl-fgrpo").mkdir()
-    jsonl.write(root / config.preset / "rl-fgrpo" / "metrics.jsonl", (step_line(n, 1) for n in range(1, 5)))
+    write_jsonl(root / config.preset / "rl-fgrpo" / "metrics.jsonl", (step_line(n, 1) for n in range(1, 5)))
     figures.draw(config, root)
     for axis, metric, word in zip(
-        drawn["figure4"].axes, ("accuracy", "inconsistency"), ("Accuracy", "Incons"), strict=True
+        drawn["figure4"].axes, ("accuracy", "inconsistency"), ("Accuracy", "Inconsistency"), strict=True
     ):
-        assert axis.get_title(loc="left").startswith(word)
+        assert axis.get_title(loc="left") == f"{word} of checkpoints, %"
         (line,) = axis.lines
         assert (str(line.get_label()), list(line.get_xdata())) == ("FGRPO", [2, 4])
         values = [expected(model, "greedy", metric, "average") for model in ("grpo-t", "fgrpo")]
@@ -246,46 +262,51 @@ def test_the_cards_of_the_page_are_the_averages_of_the_two_methods(page: tuple[C
     config, root, text = page
     results = find(config, root)
     cards = re.findall(r'<div class="card"><div class="name">(.*?), %</div>(.*?)</div></div></div>', text, re.DOTALL)
-    assert [name.split()[0] for name, _ in cards] == ["accuracy", "inconsistency", "flip", "semantic", "spatial"]
-    for name, body in cards:
+    assert [name for name, _ in cards] == list(map(heading, METRICS[:5]))
+    for metric, (_, body) in zip(METRICS, cards, strict=False):
         sides = re.findall(r'<div class="(\w)"><b>(.*?)</b><small>(.*?)<br>(.*?)</small>', body + "</div>", re.DOTALL)
         assert [(key, title) for key, _, title, _ in sides] == [("a", "GRPO-T"), ("b", "FGRPO")]
         for (_, value, _, bounds), model in zip(sides, TITLES, strict=True):
-            cell = results[model].summary["sampled"]["average"][name.split()[0]]
+            cell = results[model].summary["sampled"]["average"][metric]
             assert value == f"{100 * cell['value']:.1f}"
             assert bounds == f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
-    assert "GRPO-T against FGRPO" in text and "sampled answers at temperature 1" in text
+    assert "GRPO-T against FGRPO" in text and "sampled answers, temperature 1; means of the benchmarks" in text
 
 
 def test_a_card_has_a_dash_for_the_model_without_that_metric(stored: tuple[Config, Path]) -> None:
     results = list(find(*stored).values())
-    del results[0].summary["greedy"]["average"]["spatial"]
+    del results[0].summary["greedy"]["average"]["spatial_grounding"]
     cards = {card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy")}
     assert cards == {
-        "accuracy, %": ["30.0", "55.0"], "inconsistency ↓, %": ["60.0", "20.0"], "flip ↓, %": ["25.0", "15.0"],
-        "semantic ↑, %": ["35.0", "70.0"], "spatial ↑, %": ["–", "40.0"],
+        "accuracy ↑, %": ["30.0", "55.0"], "inconsistency ↓, %": ["60.0", "20.0"], "flip ↓, %": ["25.0", "15.0"],
+        "semantic grounding ↑, %": ["35.0", "70.0"], "spatial grounding ↑, %": ["–", "40.0"],
     }  # fmt: skip
     for result in results:
-        result.summary["greedy"]["average"].pop("spatial", None)
-    assert "spatial ↑, %" not in {card["name"] for card in report.cards(results, "greedy")}
+        result.summary["greedy"]["average"].pop("spatial_grounding", None)
+    assert "spatial grounding ↑, %" not in {card["name"] for card in report.cards(results, "greedy")}
 
 
 def test_the_commands_of_figures_and_report_read_the_runs_folder(
-    page: tuple[Config, Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folders = [tmp_path / "smoke" / stage for stage in ("figures", "report")]
+    for folder in folders:
+        folder.mkdir(parents=True)
     seen: list[Any] = []
     monkeypatch.setattr(figures, "draw", lambda config, root: seen.append((config, root)) or [Path("figure3.png")])
     monkeypatch.setattr(report, "write", lambda config, root: seen.append((config, root)) or Path("index.html"))
     monkeypatch.setattr(
-        "sys.argv", ["x", "--preset", "smoke", "--method", "grpo-t", "--runs", "there", "--set", "seed=7"]
+        "sys.argv", ["x", "--preset", "smoke", "--method", "grpo-t", "--runs", str(tmp_path), "--set", "seed=7"]
     )
     figures.main()
     report.main()
-    assert [(c.preset, c.method, c.seed, root) for c, root in seen] == [("smoke", "grpo-t", 7, "there")] * 2
+    assert [(c.preset, c.method, c.seed, root) for c, root in seen] == [("smoke", "grpo-t", 7, str(tmp_path))] * 2
     assert capsys.readouterr().out == "figure: figure3.png\nreport: index.html\n"
+    stamps = [json.loads((folder / "made_from.json").read_text()) for folder in folders]
+    assert [(stamp["method"], stamp["config"]["seed"]) for stamp in stamps] == [("grpo-t", 7)] * 2
 
 
-def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_heading(
+def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_title(
     page: tuple[Config, Path, str],
 ) -> None:
     config, root, text = page
@@ -302,7 +323,7 @@ def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_head
     assert section('<h2 id="results">', "<h2>On the same questions") == tuple(results)
     shown, folded = section("<h2>On the same questions", '<h2 id="figures">')
     assert shown == [title["grpo-t-vs-fgrpo-sampled"]] and folded == [title["grpo-t-vs-fgrpo-greedy"]]
-    assert "The same for greedy answers" in text
+    assert "The same tables for greedy answers" in text
     paper = text[text.index('<h2 id="paper">') :]
     assert [html.unescape(t) for t in re.findall("<h3>(.*?)</h3>", paper)] == [title[f"table{n}"] for n in (1, 2, 3)]
     for table in everything:
@@ -352,9 +373,9 @@ def test_the_page_shows_each_models_own_answers_and_verdicts(page: tuple[Config,
             correct, consistent = (found.scores[name].value == 1.0 for name in ("accuracy", "consistency"))
             assert ("✓ correct" in column) == correct and ("✗ not correct" in column) == (not correct)
             assert f'class="line {"consistent" if consistent else "inconsistent"}"' in column
-            assert f"spatial grounding {100 * (found.scores['spatial'].value or 0):.0f}%" in column
+            assert f"spatial grounding {100 * (found.scores['spatial_grounding'].value or 0):.0f}%" in column
             own = {t.removeprefix(f"{key}-") for t in tags.split() if t.startswith(f"{key}-")}
-            assert ("right" in own, "inconsistent" in own) == (correct, not consistent)
+            assert ("right" in own, "no-consistency" in own) == (correct, not consistent)
         verdicts = [records[m][rollout_id].scores["consistency"].value for m in TITLES]
         differing += verdicts[0] != verdicts[1]
     assert differing >= 2

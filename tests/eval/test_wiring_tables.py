@@ -18,8 +18,10 @@ from known import (
     QUESTIONS,
     SCORES,
     SEVEN,
+    TITLE_OF,
     TITLES,
     expected,
+    heading,
     number,
     record,
     rows_of,
@@ -28,9 +30,9 @@ from known import (
     table_named,
 )
 
-from eval import base, summary, tables
+from eval import base, comparisons, summary, tables
 from eval.results import Result, find
-from fgrpo import jsonl
+from fgrpo.files import write_jsonl
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord
 
@@ -121,19 +123,17 @@ def test_every_cell_of_the_main_tables(built: list[Any], kind: str) -> None:
     accuracy, faithful = (table_named(built, f"{name}-{kind}") for name in ("accuracy", "faithfulness"))
     titles = {base.benchmark(name).title: name for name in SEVEN} | {"average": "average"}
     assert list(accuracy.headings)[1:9] == list(titles)
+    assert list(faithful.headings) == ["", *map(heading, METRICS), "format ↑", "truncated", "unparsed"]
     for model, title in TITLES.items():
         row = rows_of(accuracy)[title]
-        for heading, place in titles.items():
-            assert number(row[heading]) == expected(model, kind, "accuracy", place), heading
+        for column, place in titles.items():
+            assert number(row[column]) == expected(model, kind, "accuracy", place), column
         row = rows_of(faithful)[title]
         for metric in METRICS:
-            (heading,) = [h for h in row if h.startswith(metric)]
-            assert number(row[heading]) == expected(model, kind, metric, "average"), heading
-            assert heading.endswith("↑" if metric in HIGHER_IS_BETTER else "↓")
+            assert number(row[heading(metric)]) == expected(model, kind, metric, "average"), metric
         truncated, unresolved = LOST[model] if kind == "greedy" else (0, 0)
-        *_, format_share, cut, lost = row.values()
-        assert number(format_share) == expected(model, kind, "format", "average")
-        assert (number(cut), number(lost)) == (5.0 * truncated, 5.0 * unresolved)
+        assert number(row["format ↑"]) == expected(model, kind, "format", "average")
+        assert (number(row["truncated"]), number(row["unparsed"])) == (5.0 * truncated, 5.0 * unresolved)
     words = {"greedy": "greedy", "sampled": "sampled"}[kind]
     assert words in accuracy.title and words in faithful.title
 
@@ -191,12 +191,12 @@ def test_ours_stands_in_the_papers_cell_of_the_same_model_and_benchmark(built: l
         shown = rows_of(table_named(built, name))
         for title, cells in rows.items():
             model = "grpo-t" if "GRPO-T" in title else "fgrpo"
-            for heading, theirs in cells.items():
-                metric = "inconsistency" if heading.startswith("inconsistency") else "accuracy"
-                ours = expected(model, "greedy", metric, places[heading])
-                found = re.fullmatch(r"([\d.]+)(?: ±[\d.]+)? / ([\d.]+) \(([+-][\d.]+)\)", shown[title][heading])
-                assert found, shown[title][heading]
-                assert (float(found[1]), float(found[2])) == (ours, theirs), (name, title, heading)
+            for column, theirs in cells.items():
+                metric = "inconsistency" if column.startswith("inconsistency") else "accuracy"
+                ours = expected(model, "greedy", metric, places[column])
+                found = re.fullmatch(r"([\d.]+)(?: ±[\d.]+)? / ([\d.]+) \(([+-][\d.]+)\)", shown[title][column])
+                assert found, shown[title][column]
+                assert (float(found[1]), float(found[2])) == (ours, theirs), (name, title, column)
                 assert float(found[3]) == pytest.approx(ours - theirs, abs=0.11)
         others = [row for title, row in shown.items() if title not in rows]
         assert others and all(cell.startswith("– / ") for row in others for cell in list(row.values())[1:])
@@ -217,18 +217,31 @@ def test_files_of_the_tables_hold_the_tables(stored: tuple[Config, Path], built:
     assert {name: figures["greedy"]["average"]["flip"]["value"] for name, figures in data["summaries"].items()} == {
         "grpo-t": pytest.approx(0.25), "fgrpo": pytest.approx(0.15),
     }  # fmt: skip
-    assert shown[0].name == "grpo-t-vs-fgrpo-sampled"  # the most telling one comes first
+    assert shown[0].name == "grpo-t-vs-fgrpo-sampled"  # the headline comparison comes first
 
 
-def test_the_command_prints_the_comparison_and_where_everything_is(
+def test_the_command_prints_the_overview_of_these_figures_and_names_the_report(
     stored: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, root = stored
     monkeypatch.setattr("sys.argv", ["eval.tables", "--runs", str(root), "--set", "eval.bootstrap_samples=40"])
     tables.main()
     text = capsys.readouterr().out
-    assert text.startswith("GRPO-T against FGRPO (sampled") and f"tables: {root / config.preset / 'tables'}" in text
-    assert "report:" not in text
+    assert f"tables: {root / config.preset / 'tables'}" in text and "report:" not in text
+    brief = json.loads((root / config.preset / "tables" / "overview.json").read_text())
+    headings, rows = brief["table"]["headings"], brief["table"]["rows"]
+    assert headings == ["", *map(heading, METRICS[:4])]
+    for (model, title), row in zip(TITLES.items(), rows, strict=True):
+        assert row[0] == title
+        assert [number(cell) for cell in row[1:]] == [expected(model, "sampled", m, "average") for m in METRICS[:4]]
+        assert all(cell in text for cell in row)
+    gaps = [
+        expected("fgrpo", "sampled", m, "average") - expected("grpo-t", "sampled", m, "average") for m in METRICS[:4]
+    ]
+    (line,) = brief["comparisons"]
+    assert line == "GRPO-T → FGRPO: " + ", ".join(
+        f"{TITLE_OF[m]} {gap:+.1f} (better)" for m, gap in zip(METRICS[:4], gaps, strict=True)
+    )
     page = root / config.preset / "report" / "index.html"
     page.parent.mkdir()
     page.touch()
@@ -245,7 +258,7 @@ def test_the_paired_comparison_goes_from_the_first_model_to_the_second(
     data = json.loads((root / config.preset / "tables" / "tables.json").read_text())["comparisons"]
     for kind in KINDS:
         entries, rows = data[f"grpo-t-vs-fgrpo-{kind}"], rows_of(table_named(built, f"grpo-t-vs-fgrpo-{kind}"))
-        assert [number(m) if m[0].isdigit() else m.split()[0] for m in rows] == list(METRICS)
+        assert list(rows) == list(map(heading, METRICS))
         for metric, row in zip(METRICS, rows.values(), strict=True):
             before, after = (expected(model, kind, metric, "average") for model in ("grpo-t", "fgrpo"))
             entry = entries[metric]
@@ -275,10 +288,10 @@ def compared(
         found = [record(name, "cvb_2d", n, "greedy", {metric: pair[k]}) for n, pair in enumerate(pairs)]
         folder = tmp_path / f"{metric}-{name}"
         folder.mkdir()
-        jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in found))
+        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in found))
         sides.append(Result(name, TITLES[name], folder, {}))
-    found_entries = tables.compare(sides[0], sides[1], "greedy", config)
-    (row,) = rows_of(tables.comparison_table(sides[0], sides[1], "greedy", found_entries)).values()
+    found_entries = comparisons.compare(sides[0], sides[1], "greedy", config)
+    (row,) = rows_of(comparisons.comparison_table(sides[0], sides[1], "greedy", found_entries)).values()
     return found_entries[metric], row
 
 
@@ -319,7 +332,7 @@ def test_the_discordant_questions_are_counted_on_the_side_that_has_them(tmp_path
     assert entry["mcnemar"]["p"] == pytest.approx(14 / 64)
     assert entry["flipped"] == [f"cvb_2d/test/{n}" for n in range(6)]
     assert (entry["n"], entry["a"], entry["b"]) == (12, pytest.approx(5 / 12), pytest.approx(9 / 12))
-    assert (row["only first / second"], row["McNemar p"], row["n"]) == ("1 / 5", "0.22", "12")
+    assert (row["only A / only B correct"], row["McNemar p"], row["n"]) == ("1 / 5", "0.22", "12")
     assert row["GRPO-T → FGRPO"] == "41.7 → 75.0" and row["difference"].startswith("+33.3 [")
 
 
@@ -332,9 +345,9 @@ def test_comparisons_are_paired_by_question_not_by_place(tmp_path: Path) -> None
         folder.mkdir()
         found = [record(name, "cvb_2d", n, "greedy", {"accuracy": float(n == 0)}) for n in order]
         found.append(record(name, "cvb_2d", 0, "sampled", {"accuracy": float(name == "fgrpo")}))
-        jsonl.write(folder / "scores.jsonl", (r.to_dict() for r in found))
+        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in found))
         sides.append(Result(name, TITLES[name], folder, {}))
-    entry = tables.compare(sides[0], sides[1], "greedy", config)["accuracy"]
+    entry = comparisons.compare(sides[0], sides[1], "greedy", config)["accuracy"]
     assert (entry["n"], entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"], entry["flipped"]) == (3, 0, 0, [])
-    entry = tables.compare(sides[0], sides[1], "sampled", config)["accuracy"]
+    entry = comparisons.compare(sides[0], sides[1], "sampled", config)["accuracy"]
     assert (entry["n"], entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"]) == (1, 0, 1)
