@@ -80,11 +80,11 @@ def mutants(module: str, source: bytes, cosmetic: set[str], skip_names: set[str]
     return list(out.values())
 
 
-def sample(found: Sequence[Mutant], source: bytes, count: int, seed: int) -> list[Mutant]:
+def sample(candidates: Sequence[Mutant], source: bytes, count: int, seed: int) -> list[Mutant]:
     """`count` mutants of one module, at most two per line; a larger count of the same seed contains a smaller one."""
     per_line: Counter[int] = Counter()
     original, chosen = ast.dump(ast.parse(source)), []
-    for mutant in sorted(found, key=lambda m: hashlib.sha256(f"{seed}:{m.id}".encode()).hexdigest()):
+    for mutant in sorted(candidates, key=lambda m: hashlib.sha256(f"{seed}:{m.id}".encode()).hexdigest()):
         is_fault = False
         with contextlib.suppress(SyntaxError):
             is_fault = ast.dump(ast.parse(mutant.apply(source))) != original

@@ -83,14 +83,14 @@ def measure(args: argparse.Namespace, plan: dict[str, Any]) -> None:
         source = (tree / module).read_bytes()
         for stale in (tree / module).parent.glob(f"__pycache__/{Path(module).stem}.*"):
             stale.unlink()
-        found = mutants(module, source, set(plan.get("cosmetic", ())), set(plan.get("skip_names", ())))
-        todo = [m for m in sample(found, source, args.per_module, args.seed) if m.id not in done]
+        candidates = mutants(module, source, set(plan.get("cosmetic", ())), set(plan.get("skip_names", ())))
+        todo = [m for m in sample(candidates, source, args.per_module, args.seed) if m.id not in done]
         if not todo:
             continue
         state, seconds, tail = run_tests(tree, tests, args.timeout)
         if state != "passed":
             raise SystemExit(f"{module}: its tests do not pass without a fault ({state})\n{tail}")
-        print(f"{module}: {len(todo)} of {len(found)} mutants, {seconds:.0f} s without a fault", flush=True)
+        print(f"{module}: {len(todo)} of {len(candidates)} mutants, {seconds:.0f} s without a fault", flush=True)
         for mutant in todo:
             (tree / module).write_bytes(mutant.apply(source))
             try:

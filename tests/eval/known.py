@@ -1,7 +1,7 @@
-"""Two evaluated models whose every figure is known and another one, and readers of tables.
+"""Two evaluated models whose figures are all known and all different, and readers of tables.
 
-Of 20 answers on the first benchmark so many have the score, one more on each further one: the mean of the seven benchmarks is that
-of the fourth. So a crossed wire shows in whatever reads these figures.
+Each count is of 20 answers on the first benchmark, and one more on each further one, so the mean of the seven benchmarks is that
+of the fourth. A crossed wire therefore shows in whatever reads these figures.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def record(
 ) -> EvalRecord:
     """One scored answer; `values` by metric, inconsistency as it is reported."""
     stored = {SCORES[m]: v if v is None or m != "inconsistency" else 1.0 - v for m, v in values.items()}
-    scores = {name: Score.not_applicable("not asked") if v is None else Score.of(v) for name, v in stored.items()}
+    scores = {name: Score.not_applicable("not judged") if v is None else Score.of(v) for name, v in stored.items()}
     rollout = f"{benchmark}/test/{n}" + ("" if kind == "greedy" else "#1")
     facts = {"kind": kind, "group": f"{benchmark}/test/{n}", "finish": "stop", "answer": "a", "answer_from": "rules"}
     return EvalRecord(rollout, benchmark, model, f"{benchmark}/test/{n}", scores, {**facts, "judge": "oracle", **meta})
@@ -87,7 +87,7 @@ def records_of(model: str) -> list[EvalRecord]:
 
 
 def expected(model: str, kind: str, metric: str, place: str) -> float:
-    """Percent, by hand: 5 points an answer."""
+    """Percent, by hand: 5 points per answer."""
     count = COUNTS[model, kind]["wrong" if metric == "inconsistency" else metric]
     return 5.0 * (count + (3 if place == "average" else SEVEN.index(place)))
 
@@ -97,18 +97,18 @@ def store(config: Config, root: Path, model: str, records: Sequence[EvalRecord])
     folder = root / config.preset / "eval" / model
     folder.mkdir(parents=True)
     write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in records))
-    found = {
+    content = {
         "model": model,
         "title": TITLES.get(model, model),
         "mode": "think",
         **summary.summarise(records, ["mmvp"], config.eval),
     }
-    (folder / "summary.json").write_text(json.dumps(found))
+    (folder / "summary.json").write_text(json.dumps(content))
     (folder / "done").touch()
 
 
-def table_named(found: Sequence[Any], name: str) -> Any:
-    return next(t for t in found if t.name == name)
+def table_named(tables: Sequence[Any], name: str) -> Any:
+    return next(t for t in tables if t.name == name)
 
 
 def heading(metric: str) -> str:
@@ -123,9 +123,9 @@ def rows_of(table: Any) -> dict[str, dict[str, str]]:
 
 def number(cell: str) -> float:
     """The first number of a cell."""
-    found = re.match(r"-?\d+(?:\.\d+)?", cell)
-    assert found, cell
-    return float(found.group())
+    match = re.match(r"-?\d+(?:\.\d+)?", cell)
+    assert match, cell
+    return float(match.group())
 
 
 def evaluate(world: Config, root: Path, name: str, stage: str, inconsistent: float, wrong: float, **more: Any) -> Path:

@@ -63,7 +63,7 @@ def judges_that(consistency: Any = None, grounding: Any = None, extraction: Any 
 
 
 def items_of(judges: JudgeSet, task: str) -> list[Any]:
-    """What the judges were asked of this task."""
+    """The items of this task that the judges received."""
     assert isinstance(judges.answerer, Judges)
     return judges.answerer.items[task]
 
@@ -126,9 +126,9 @@ def test_each_score_of_a_record_is_that_of_its_own_reward(sample: Sample, monkey
     changes = (("box_tag", "box"), ("box_frame", "thousand"))
     pairs = [(sample, Rollout(f"r{k}", sample.id, TEXT.format("right"))) for k in range(2)]
     records = scored(scorer_of("fgrpo", judges, *changes, **options), *pairs)
-    for k, found in enumerate(records):
-        values = {column: found.scores[column].value for column in REWARDS}
-        assert values == {column: pytest.approx(n / 10 + k / 100) for n, column in enumerate(REWARDS, start=1)}
+    for k, record_k in enumerate(records):
+        values = {name: record_k.scores[name].value for name in REWARDS}
+        assert values == {name: pytest.approx(n / 10 + k / 100) for n, name in enumerate(REWARDS, start=1)}
     for context in contexts.values():
         assert context.judges is judges
         assert (context.mask, context.boxes_from, context.box_normaliser) == ("all", None, "gt")
@@ -369,14 +369,14 @@ def test_a_part_of_the_answers_takes_more_benchmarks_later(world: Config, tmp_pa
     book = miniworld_truth.book(world.data.root)
     assert book is not None
     evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp"])
-    asked = []
+    requests = []
     for benchmarks in (["cvb_2d"], ["cvb_2d"], ["cvb_2d", "sat_real"]):
         engine = Scripted(book)
         folder = run.evaluate(world, "fgrpo", benchmarks, tmp_path, engine, Shard(1, 2))
-        asked.append(len(engine.asked))
-    assert asked[0] > 0 and asked[1] == 0 and asked[2] > 0
+        requests.append(len(engine.asked))
+    assert requests[0] > 0 and requests[1] == 0 and requests[2] > 0
     answers = [item["sample_id"].split("/")[0] for item in read_jsonl(folder / "generations.jsonl")]
-    assert set(answers) == {"cvb_2d", "sat_real"} and len(answers) == asked[0] + asked[2]
+    assert set(answers) == {"cvb_2d", "sat_real"} and len(answers) == requests[0] + requests[2]
     assert not (folder / "scores.jsonl").exists()
 
 
@@ -419,13 +419,13 @@ def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, t
     assert (manifest["benchmarks"], manifest["model"]) == (["mmvp", "cvb_2d"], "fgrpo")
 
 
-class Asked(Scripted):
-    """Answers with what it was asked, and keeps that."""
+class Echo(Scripted):
+    """Answers with the text of the request, and keeps the requests."""
 
     requests: list[Request] = []  # noqa: RUF012  # of all engines, as a run makes its own
 
     async def sample(self, request: Request) -> Any:
-        Asked.requests.append(request)
+        Echo.requests.append(request)
         finish = "length" if request.temperature else "stop"
         return [Completion(f"{request.temperature} {request.text}", finish, (1,) * (3 if request.temperature else 5))]
 
@@ -434,12 +434,12 @@ def test_each_request_carries_its_question_and_decoding_and_its_answer_comes_bac
     world: Config, tmp_path: Path
 ) -> None:
     config = load_again(load_again(world, "eval.sampled_temperature", "0.7"), "eval.max_new_tokens", "77")
-    Asked.requests.clear()
-    folder = evaluate(config, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp", "cvb_2d"], engine=Asked)
+    Echo.requests.clear()
+    folder = evaluate(config, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp", "cvb_2d"], engine=Echo)
     samples = {s.id: s for name in ("mmvp", "cvb_2d") for s in base.load(name, config).samples}
     rollouts = [Rollout.from_dict(item) for item in read_jsonl(folder / "generations.jsonl")]
-    by_text = {(r.text, r.images, r.temperature): r for r in Asked.requests}
-    assert len(rollouts) == len(Asked.requests) == 2 * len(samples)
+    by_text = {(r.text, r.images, r.temperature): r for r in Echo.requests}
+    assert len(rollouts) == len(Echo.requests) == 2 * len(samples)
     for rollout in rollouts:
         sample = samples[rollout.sample_id]
         sampled = rollout.id != rollout.sample_id
@@ -454,7 +454,7 @@ def test_each_request_carries_its_question_and_decoding_and_its_answer_comes_bac
 
 
 class Counting(Scripted):
-    """Counts what it is asked over all evaluations of a test."""
+    """Counts the requests over all evaluations of a test."""
 
     total = 0
 
@@ -496,7 +496,7 @@ def test_what_a_change_of_the_configuration_redoes(
     key, value = override.split("=")
     changed = load_again(world, key, value)
     folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"], engine=Counting)
-    before, asked = (folder / "summary.json").stat().st_mtime_ns, Counting.total
+    before, requests = (folder / "summary.json").stat().st_mtime_ns, Counting.total
     done: list[int] = []
     real = score.Scorer.score
 
@@ -506,7 +506,7 @@ def test_what_a_change_of_the_configuration_redoes(
 
     monkeypatch.setattr(score.Scorer, "score", counted)
     folder = evaluate(changed, tmp_path, "fgrpo", "rl-fgrpo", 0.2, 0.2, benchmarks=["mmvp"], engine=Counting)
-    assert (Counting.total > asked) == bool(generates)
+    assert (Counting.total > requests) == bool(generates)
     assert bool(sum(done)) == bool(scores)
     assert ((folder / "summary.json").stat().st_mtime_ns > before) == (scores is not None)
 

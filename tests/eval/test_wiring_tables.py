@@ -49,30 +49,30 @@ def built(stored: tuple[Config, Path]) -> list[Any]:
 def test_each_metric_of_the_summary_is_that_of_its_score_benchmark_and_decoding(
     stored: tuple[Config, Path], model: str, kind: str
 ) -> None:
-    found = find(*stored)[model].summary[kind]
+    of_kind = find(*stored)[model].summary[kind]
     for metric in (*METRICS, "format"):
         for place in (*SEVEN, "average"):
-            cell = found["average"][metric] if place == "average" else found["benchmarks"][place][metric]
+            cell = of_kind["average"][metric] if place == "average" else of_kind["benchmarks"][place][metric]
             assert 100 * cell["value"] == pytest.approx(expected(model, kind, metric, place)), (metric, place)
             assert cell["n"] == QUESTIONS * (7 if place == "average" else 1)
             assert cell["low"] <= cell["value"] + 1e-9 and cell["value"] <= cell["high"] + 1e-9
     truncated, unresolved = LOST[model] if kind == "greedy" else (0, 0)
-    counts = found["counts"]
+    counts = of_kind["counts"]
     assert (counts["rollouts"], counts["truncated"], counts["unresolved"]) == (140, 7 * truncated, 7 * unresolved)
-    cells = found["benchmarks"]["mindcube"]
+    cells = of_kind["benchmarks"]["mindcube"]
     shares = {"truncated": truncated / 20, "unresolved": unresolved / 20, "refused": 0.0}
     assert {name: (cells[name]["value"], cells[name]["n"]) for name in shares} == {
         n: (v, 20) for n, v in shares.items()
     }
-    assert [name for name, cells in found["benchmarks"].items() if "pair_accuracy" in cells] == ["mmvp"]
+    assert [name for name, cells in of_kind["benchmarks"].items() if "pair_accuracy" in cells] == ["mmvp"]
 
 
 def test_some_averages_are_over_benchmarks_and_some_over_questions() -> None:
     """Three questions of one benchmark, one of another: 1/3 and 1 make 2/3 as a mean of benchmarks and 1/2 over questions."""
     settings = setting().eval
     values = [("cvb_2d", 1.0), ("cvb_2d", 0.0), ("cvb_2d", 0.0), ("mmvp", 1.0)]
-    found = [record("fgrpo", name, n, "greedy", dict.fromkeys(SCORES, v)) for n, (name, v) in enumerate(values)]
-    average = summary.summarise(found, (), settings)["greedy"]["average"]
+    records = [record("fgrpo", name, n, "greedy", dict.fromkeys(SCORES, v)) for n, (name, v) in enumerate(values)]
+    average = summary.summarise(records, (), settings)["greedy"]["average"]
     by_question = {"flip", "statement", "format"}
     for metric in SCORES:
         assert average[metric]["value"] == pytest.approx(1 / 2 if metric in by_question else 2 / 3), metric
@@ -80,7 +80,7 @@ def test_some_averages_are_over_benchmarks_and_some_over_questions() -> None:
 
 
 def test_what_has_no_score_is_in_no_average_and_a_benchmark_without_any_neither() -> None:
-    found = [
+    records = [
         record("fgrpo", "cvb_2d", 0, "greedy", {"accuracy": 1.0, "inconsistency": None, "flip": None}),
         record("fgrpo", "cvb_2d", 1, "greedy", {"accuracy": 0.0, "inconsistency": 1.0, "flip": None}),
         record(
@@ -88,7 +88,7 @@ def test_what_has_no_score_is_in_no_average_and_a_benchmark_without_any_neither(
         ),
         record("fgrpo", "mmvp", 3, "greedy", {}, finish="error", answer_from="refused"),
     ]
-    part = summary.summarise(found, (), setting().eval)["greedy"]
+    part = summary.summarise(records, (), setting().eval)["greedy"]
     assert part["average"]["inconsistency"] | {"low": 0, "high": 0} == {
         "value": 1.0, "low": 0, "high": 0, "n": 1, "benchmarks": 1,
     }  # fmt: skip
@@ -109,8 +109,8 @@ def test_trials_of_one_question_are_resampled_together() -> None:
     config = setting("eval.bootstrap_samples=2000")
 
     def width(records: Sequence[EvalRecord], place: str, settings: Any = config.eval) -> float:
-        found = summary.summarise(records, (), settings)["greedy"]
-        cell = found["average"]["accuracy"] if place == "average" else found["benchmarks"][place]["accuracy"]
+        of_kind = summary.summarise(records, (), settings)["greedy"]
+        cell = of_kind["average"]["accuracy"] if place == "average" else of_kind["benchmarks"][place]["accuracy"]
         return float(cell["high"] - cell["low"])
 
     for place in ("sat_real", "average"):
@@ -157,9 +157,9 @@ def test_cells_carry_their_own_interval(stored: tuple[Config, Path], built: list
 def test_pairs_are_shown_for_the_benchmark_that_has_them() -> None:
     """Both members right in one pair of two: pairs 50, questions 75."""
     config = setting()
-    found = [record("fgrpo", "mmvp", n, "greedy", {"accuracy": float(n != 3)}, group=str(n // 2)) for n in range(4)]
-    found += [record("fgrpo", "mmvp", n, "sampled", {"accuracy": float(n > 1)}, group=str(n // 2)) for n in range(4)]
-    figures_of = summary.summarise(found, ["mmvp"], config.eval)
+    records = [record("fgrpo", "mmvp", n, "greedy", {"accuracy": float(n != 3)}, group=str(n // 2)) for n in range(4)]
+    records += [record("fgrpo", "mmvp", n, "sampled", {"accuracy": float(n > 1)}, group=str(n // 2)) for n in range(4)]
+    figures_of = summary.summarise(records, ["mmvp"], config.eval)
     result = Result("fgrpo", "FGRPO", Path("nowhere"), figures_of)
     for kind, pairs, questions in (("greedy", 50.0, 75.0), ("sampled", 50.0, 50.0)):
         row = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}"))["FGRPO"]
@@ -167,7 +167,7 @@ def test_pairs_are_shown_for_the_benchmark_that_has_them() -> None:
         assert (number(row[f"{title} pairs"]), number(row[title])) == (pairs, questions)
 
 
-def test_ours_stands_in_the_papers_cell_of_the_same_model_and_benchmark(built: list[Any]) -> None:
+def test_ours_is_in_the_papers_cell_of_the_same_model_and_benchmark(built: list[Any]) -> None:
     """The paper's figures are typed off its tables here once more."""
     titles = [base.benchmark(name).title for name in SEVEN]
     paper = {
@@ -194,10 +194,10 @@ def test_ours_stands_in_the_papers_cell_of_the_same_model_and_benchmark(built: l
             for column, theirs in cells.items():
                 metric = "inconsistency" if column.startswith("inconsistency") else "accuracy"
                 ours = expected(model, "greedy", metric, places[column])
-                found = re.fullmatch(r"([\d.]+)(?: ±[\d.]+)? / ([\d.]+) \(([+-][\d.]+)\)", shown[title][column])
-                assert found, shown[title][column]
-                assert (float(found[1]), float(found[2])) == (ours, theirs), (name, title, column)
-                assert float(found[3]) == pytest.approx(ours - theirs, abs=0.11)
+                match = re.fullmatch(r"([\d.]+)(?: ±[\d.]+)? / ([\d.]+) \(([+-][\d.]+)\)", shown[title][column])
+                assert match, shown[title][column]
+                assert (float(match[1]), float(match[2])) == (ours, theirs), (name, title, column)
+                assert float(match[3]) == pytest.approx(ours - theirs, abs=0.11)
         others = [row for title, row in shown.items() if title not in rows]
         assert others and all(cell.startswith("– / ") for row in others for cell in list(row.values())[1:])
 
@@ -285,14 +285,14 @@ def compared(
     config = setting("eval.bootstrap_samples=400")
     sides = []
     for k, name in enumerate(("grpo-t", "fgrpo")):
-        found = [record(name, "cvb_2d", n, "greedy", {metric: pair[k]}) for n, pair in enumerate(pairs)]
+        records = [record(name, "cvb_2d", n, "greedy", {metric: pair[k]}) for n, pair in enumerate(pairs)]
         folder = tmp_path / f"{metric}-{name}"
         folder.mkdir()
-        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in found))
+        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in records))
         sides.append(Result(name, TITLES[name], folder, {}))
-    found_entries = comparisons.compare(sides[0], sides[1], "greedy", config)
-    (row,) = rows_of(comparisons.comparison_table(sides[0], sides[1], "greedy", found_entries)).values()
-    return found_entries[metric], row
+    entries = comparisons.compare(sides[0], sides[1], "greedy", config)
+    (row,) = rows_of(comparisons.comparison_table(sides[0], sides[1], "greedy", entries)).values()
+    return entries[metric], row
 
 
 def test_which_models_are_compared(tmp_path: Path) -> None:
@@ -343,9 +343,9 @@ def test_comparisons_are_paired_by_question_not_by_place(tmp_path: Path) -> None
     for name, order in (("grpo-t", (0, 1, 2, 3)), ("fgrpo", (2, 1, 0))):
         folder = tmp_path / name
         folder.mkdir()
-        found = [record(name, "cvb_2d", n, "greedy", {"accuracy": float(n == 0)}) for n in order]
-        found.append(record(name, "cvb_2d", 0, "sampled", {"accuracy": float(name == "fgrpo")}))
-        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in found))
+        records = [record(name, "cvb_2d", n, "greedy", {"accuracy": float(n == 0)}) for n in order]
+        records.append(record(name, "cvb_2d", 0, "sampled", {"accuracy": float(name == "fgrpo")}))
+        write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in records))
         sides.append(Result(name, TITLES[name], folder, {}))
     entry = comparisons.compare(sides[0], sides[1], "greedy", config)["accuracy"]
     assert (entry["n"], entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"], entry["flipped"]) == (3, 0, 0, [])
