@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import genuine
+import known
 
 from fgrpo.config import load
 from fgrpo.schema import Config
@@ -40,13 +41,13 @@ def world_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(world_root: Path) -> Config:
     """The smoke configuration over `world_root`."""
-    return load(
-        "smoke",
-        "fgrpo",
-        [
-            f"data.root={world_root}",
-            "world.train_per_source=1",
-            "world.bench_per_benchmark=4",
-            "eval.bootstrap_samples=50",
-        ],
-    )
+    return known.small_world(world_root)
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """(configuration, runs folder) with two finished evaluations whose every figure is known (`known`)."""
+    config, root = known.setting(), tmp_path_factory.mktemp("stored")
+    for model in known.TITLES:
+        known.store(config, root, model, known.records_of(model))
+    return config, root

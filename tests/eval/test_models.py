@@ -69,7 +69,7 @@ def test_free_form_answers_are_scored_by_rules(world: Config) -> None:
         rollout = Rollout("x", sample.id, f"<think>I count.</think><answer>{answer}</answer>")
         record = asyncio.run(scorer.score([(sample, rollout)]))[0]
         assert record.scores["accuracy"].value == value, answer
-        assert record.meta["answer_from"] == "rules"
+        assert (record.meta["answer"], record.meta["answer_from"]) == (answer, "rules")
 
 
 def test_judge_validation_is_a_table_of_its_own(world: Config, tmp_path: Path) -> None:

@@ -273,9 +273,11 @@ def test_how_the_rewards_are_reported() -> None:
     consistency, semantic, spatial = (
         report_of(load(name)) for name in ("consistency", "semantic_grounding", "spatial_grounding")
     )
-    assert consistency == Report("inconsistency", "inconsistency", False, True, False, True, "C", "#009E73")
-    assert semantic == Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2")
-    assert spatial == Report("spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7")
+    assert consistency == Report("inconsistency", "inconsistency", False, True, False, True, "C", "#009E73", order=1)
+    assert semantic == Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2", order=2)
+    assert spatial == Report(
+        "spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7", needs_boxes=True, order=3
+    )
     assert report_of(load("task")) is None, "accuracy and format are reported instead"
     assert [judge_task_of(load(name)) is not None for name in ("consistency", "semantic_grounding")] == [True, True]
     assert judge_task_of(load("spatial_grounding")) is judge_task_of(load("task")) is None

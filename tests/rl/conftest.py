@@ -161,14 +161,19 @@ def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTraine
     return build
 
 
-@pytest.fixture
-def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
-    """A runs folder whose earlier stages are there."""
+def earlier_stages(folder: Path, world: Path, policy: Path) -> Path:
+    """A runs folder in `folder` whose earlier stages are there."""
     for name, source in (("data/rl.jsonl", world / "rl.jsonl"), ("sft/final", policy)):
-        target = tmp_path / "runs" / "mini" / name
+        target = folder / "runs" / "mini" / name
         target.parent.mkdir(parents=True)
         target.symlink_to(source)
-    return tmp_path / "runs"
+    return folder / "runs"
+
+
+@pytest.fixture
+def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
+    """`earlier_stages` in the test's own folder."""
+    return earlier_stages(tmp_path, world, policy)
 
 
 def trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
