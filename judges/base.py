@@ -17,7 +17,6 @@ from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.types import Verdict
 from judges.task import Item, JudgeTask
 
-_BACKENDS = ("judges.backends", "BACKEND")
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
 
@@ -165,7 +164,7 @@ class Backend(Protocol):
 
 def names() -> list[str]:
     """Names of the backends."""
-    return plugin_names(*_BACKENDS)
+    return plugin_names("judges.backends", "BACKEND")
 
 
 def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = None) -> JudgeSet:
@@ -178,7 +177,7 @@ def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = 
     Raises:
         UserError: no such backend (names the nearest), or the backend rejects its configuration.
     """
-    backend: Backend = load_plugin(_BACKENDS[0], config.backend, _BACKENDS[1], "judge backend")
+    backend: Backend = load_plugin("judges.backends", config.backend, "BACKEND", "judge backend")
     judges = backend(config, Path(data_root))
     if run is not None and judges.meter.name:
         judges.meter.keep(Path(run) / budget.LEDGER)

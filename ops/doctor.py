@@ -308,7 +308,11 @@ def layout(config: Config) -> Iterator[Finding]:
             )
         elif needs:
             yield Finding("ok", f"{wanted} GPUs for {stage}")
-    if devices and "flash_attention_2" in (config.sft.attention, config.rl.attention) and installed("flash-attn") is None:
+    if (
+        devices
+        and "flash_attention_2" in (config.sft.attention, config.rl.attention)
+        and installed("flash-attn") is None
+    ):
         advice = "pip install flash-attn --no-build-isolation; without it torch's own attention runs, which is slower"
         yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
     if devices and any(trained.values()):

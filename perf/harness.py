@@ -162,7 +162,9 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
     ideal = SLOTS / SERVICE_S
     first = median(rates["bare client"])
     rows = [("the endpoint's limit", f"{ideal:.1f}", "–")]
-    rows += [(name, f"{median(per_second):.1f}", f"{median(per_second) / first:.2f}") for name, per_second in rates.items()]
+    rows += [
+        (name, f"{median(per_second):.1f}", f"{median(per_second) / first:.2f}") for name, per_second in rates.items()
+    ]
     if python is None:
         rows.append(("lmms-eval (not given: `--lmms`)", "–", "–"))
     words = (

@@ -157,7 +157,7 @@ def lookup(model_type: object, what: str = "the model") -> Backbone:
         raise UserError(
             f"{what} is of type {model_type!r}; known model families: {', '.join(known)} (fgrpo/policy/backbones)"
         )
-    backbone: Backbone = importlib.import_module(f"{backbones.__name__}.{model_type}").BACKBONE
+    backbone: Backbone = importlib.import_module(f"fgrpo.policy.backbones.{model_type}").BACKBONE
     return backbone
 
 

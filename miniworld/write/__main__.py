@@ -31,8 +31,8 @@ PROGRESS = "written.jsonl"
 
 def writers() -> dict[str, Writer]:
     """The writers of all data sets, by module name."""
-    package, constant = "miniworld.write", "WRITER"
-    return {name: load_plugin(package, name, constant, "writer") for name in plugin_names(package, constant)}
+    names = plugin_names("miniworld.write", "WRITER")
+    return {name: load_plugin("miniworld.write", name, "WRITER", "writer") for name in names}
 
 
 def write_world(config: Config, runs: str | Path = "runs") -> Path:

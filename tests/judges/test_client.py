@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.errors import UserError
 from fgrpo.inference.base import Request, SamplingError, Unreachable
 from fgrpo.inference.budget import UsageMeter
@@ -21,13 +22,12 @@ from fgrpo.inference.endpoint import FAILURES_WITH_OTHERS, Endpoint
 from fgrpo.inference.failures import ENDPOINTS_DOWN, NO_CONNECTION, RequestFailed, classify
 from fgrpo.inference.openai_engine import OpenAISampler
 from fgrpo.inference.vllm_server import free_port
-from judges.base import ExtractionItem, Meter
+from judges.base import Meter
 from judges.client import OpenAITransport, Unanswered
-from judges.requests import extraction_call
 
 MODEL = "served-model"
 KEY = "sk-secret-456"
-CALL = extraction_call(ExtractionItem("x", ("left", "right"), "the former"))
+CALL = EXTRACTION_TASK.call(ExtractionItem("x", ("left", "right"), "the former"), "model")
 
 
 @dataclass

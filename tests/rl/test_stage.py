@@ -21,7 +21,6 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
-from rewards import base
 from rl import arguments, data, train
 from rl.dual import Constraint
 from rl.logging_callback import progress_text, truncate_rollouts
@@ -323,14 +322,14 @@ REWARD = Brevity()
 def test_a_constraint_of_ones_own_is_a_file_and_its_yaml(
     world: Path, chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rewards/<name>.py and three lines of YAML: it trains with a threshold in words, is logged and written."""
+    """rewards/<name>.py and three lines of YAML: it trains with a threshold in its own unit (words), is logged and written."""
     folder = tmp_path / "rewards"
     folder.mkdir()
-    for file in base.FOLDER.glob("*.py"):
+    for file in Path(rewards.__path__[0]).glob("*.py"):
         (folder / file.name).symlink_to(file)
     (folder / "brevity.py").write_text(BREVITY)
-    monkeypatch.setattr(base, "FOLDER", folder)
-    monkeypatch.setattr(rewards, "__path__", [*rewards.__path__, str(folder)])
+    monkeypatch.setattr(rewards, "__path__", [str(folder)])
+    monkeypatch.setattr(rewards.__spec__, "submodule_search_locations", [str(folder)])
     configs = tmp_path / "copy"
     shutil.copytree(config.CONFIGS, configs)
     (configs / "method" / "brief.yaml").write_text("rl:\n  constraints:\n    brevity: {tau: -3.5}\n")

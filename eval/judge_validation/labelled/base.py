@@ -14,7 +14,6 @@ from fgrpo.plugins import load_plugin, plugin_names
 from rewards.consistency import ConsistencyItem
 from rewards.semantic_grounding import GroundingItem
 
-_SETS = ("eval.judge_validation.labelled", "LABELLED")
 _SHOWN = 3  # missing images that an error names
 
 
@@ -53,7 +52,7 @@ class Reader(Protocol):
 
 def names() -> list[str]:
     """Names of the labelled sets."""
-    return plugin_names(*_SETS)
+    return plugin_names("eval.judge_validation.labelled", "LABELLED")
 
 
 def load(name: str, path: str | Path) -> Loaded:
@@ -62,7 +61,7 @@ def load(name: str, path: str | Path) -> Loaded:
     Raises:
         UserError: no such set (names the nearest), nothing at `path`, or no usable item (gives the reasons).
     """
-    reader: Reader = load_plugin(_SETS[0], name, _SETS[1], "labelled set")
+    reader: Reader = load_plugin("eval.judge_validation.labelled", name, "LABELLED", "labelled set")
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}, the labelled set {name}, does not exist; give its path as {name}:PATH")
