@@ -1,6 +1,6 @@
 # Every target is phony and one line of `python -m`. Each stage decides by its run folder whether it has work to do: a
 # folder that is done for this configuration and these inputs' content is skipped.
-# PRESET, METHOD, OVERLAY and SET choose the configuration. An overlay is a file of configs/overlay; commas separate several:
+# PRESET, OVERLAY and SET choose the configuration (METHOD: of `make plan`). An overlay is a file of configs/overlay; commas separate several:
 #   make rl-fgrpo PRESET=mini OVERLAY=lora SET="rl.kl_coef=0.02 rl.max_steps=50"
 PRESET ?= mini
 METHOD ?= fgrpo
@@ -30,7 +30,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
-WORLD := world
+WRITTEN_WORLD := world
 JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
@@ -54,7 +54,7 @@ setup-vllm: .venv-vllm/.stamp ## create .venv-vllm with vLLM for CPU (used by te
 # --- stages ----------------------------------------------------------------------------------------------------------
 world: | .venv/.stamp
 	$(PY) -m miniworld.write $(ARGS)
-data: $(WORLD) | .venv/.stamp ## curate the seed and RL sets (mini: write the miniature data sets first)
+data: $(WRITTEN_WORLD) | .venv/.stamp ## curate the seed and RL sets (mini: write the miniature data sets first)
 	$(PY) -m data_curation.run $(ARGS)
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
@@ -64,7 +64,7 @@ $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | .venv/.stamp # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
+eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
 	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
 tables: | .venv/.stamp ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)

@@ -121,11 +121,11 @@ def comparison_table(a: Result, b: Result, kind: str, entries: Mapping[str, Entr
                 str(entry["n"]),
             )
         )
-    headings = ("metric", f"{a.title} → {b.title}", "difference", "", "only A / only B correct", "McNemar p", "n")
+    headings = ("metric", f"{a.title} → {b.title}", "difference", "", "only A / only B", "McNemar p", "n")
     note = (
         f"A is {a.title}, B is {b.title}; the same questions, paired; means over questions, not over benchmarks. n counts the "
-        "questions with a value in both (flip needs a wrong statement in both). Only A / only B correct: questions with the "
-        "property in one model alone; for inconsistency, questions on which that model alone is inconsistent. McNemar's test takes "
+        "questions with a value in both (flip needs a wrong statement in both). Only A / only B: questions with the "
+        "property (correct; inconsistent) in one model alone. McNemar's test takes "
         "answers as independent; where one question has several answers (sampled answers, both orders of SAT-Real), rely on the "
         "interval, which resamples questions."
     )

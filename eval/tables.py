@@ -90,7 +90,7 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval:
         shares = [{"value": counts[name] / counts["rollouts"]} for name in ("truncated", "unresolved")]
         values = [percent(r.cell(kind, "average", m.metric), interval=_interval_of(m, interval)) for m in every]
         cells.append((r.title, *values, *map(percent, shares)))
-    headings = ("", *(m.heading for m in every), "truncated", "unparsed")
+    headings = ("model", *(m.heading for m in every), "truncated", "unparsed")
     pooled = ", ".join(m.report.title for m in every if m.report.pooled)
     note = (
         "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; "
@@ -147,7 +147,7 @@ def overview(results: Mapping[str, Result], config: Config, comparisons: Compari
     shown = (ACCURACY, *reward_measures())
     cells = [(r.title, *(percent(r.cell(kind, "average", m.metric), interval="plus") for m in shown)) for r in rows]
     note = f"Means of the benchmarks, ± half the {100 * config.eval.confidence:.0f}% bootstrap interval over questions."
-    headings = ("", *(m.heading for m in shown))
+    headings = ("model", *(m.heading for m in shown))
     table = Table("overview", f"Results, % ({KINDS[kind]})", headings, tuple(cells), note)
     lines = []
     for one, other in pairs(results, config):

@@ -31,7 +31,7 @@ from fgrpo import boxes, progress
 from fgrpo.images import image_size, portable
 from fgrpo.training import metrics_file
 from rl.dual import Constraint
-from rl.scored_batch import ScoredBatch, report_of
+from rl.scored_batch import ScoredBatch, report_named
 from rl.step import Step
 from rl.trainer import FaithfulGRPOTrainer
 
@@ -265,7 +265,7 @@ def progress_text(line: Mapping[str, Any], constraints: Sequence[str], step: Ste
     if not constraints and step is not None:
         parts += [f"{key} {line[key]:.2f}" for key in _inverted_metrics(step) if line.get(key) is not None]
     for name in constraints:
-        report, mean = report_of(name), line.get(f"constraint/{name}/mean")
+        report, mean = report_named(name), line.get(f"constraint/{name}/mean")
         symbol = report.symbol if report is not None and report.symbol else name
         parts.append(f"{symbol} {'–' if mean is None else f'{mean:.2f}'} λ {line[f'lambda/{name}']:.2f}")
     return ", ".join(parts)
@@ -273,5 +273,5 @@ def progress_text(line: Mapping[str, Any], constraints: Sequence[str], step: Ste
 
 def _inverted_metrics(step: Step) -> list[str]:
     """Metrics of the scored rewards that are reported as their complement ("inconsistency")."""
-    reports = [report_of(name) for name in (step.rollouts[0].scores if step.rollouts else ())]
+    reports = [report_named(name) for name in (step.rollouts[0].scores if step.rollouts else ())]
     return [report.metric for report in reports if report is not None and report.inverted]

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from fgrpo.types import Score
-from rewards.base import Report, RewardItem, load
+from rewards.base import Report, RewardItem, load, names, report_of
 
 TASK = "task"
 
@@ -130,11 +130,11 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
         "boxes_dropped": float(sum(item.response.dropped_boxes for batch in batches for item in batch.items)),
     }
     for key in ("accuracy", "format"):
-        if task:
+        if task and all(key in detail for detail in task):
             out[key] = sum(detail[key] for detail in task) / len(task)
     for name, column in columns.items():
         values = [score.value for score in column if score.value is not None]
-        report = report_of(name)
+        report = report_named(name)
         if report is not None and report.inverted and values:
             out[report.metric] = (len(values) - sum(values)) / len(values)
         if name in batches[0].monitored:
@@ -144,7 +144,6 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
     return out
 
 
-def report_of(name: str) -> Report | None:
-    """How the reward of this name is reported; None if its module does not say."""
-    report: Report | None = getattr(load(name), "report", None)
-    return report
+def report_named(name: str) -> Report | None:
+    """How the reward of this name is reported; None for the task reward, and for a reward that is no file of rewards/."""
+    return report_of(load(name)) if name in names() else None

@@ -88,6 +88,10 @@ def fgrpo_step(
         ValueError: shapes do not fit one another or the options, or a score is infinite.
     """
     names = options.names or ("task", *(constraint.reward for constraint in dual.constraints))
+    if options.coupling is not None and dual.constraints:
+        raise ValueError(
+            f"rewards coupled as {options.coupling!r} take no constraints, but the dual has {len(dual.constraints)}"
+        )
     if scores.ndim != 2 or scores.shape[1] != len(names):
         raise ValueError(f"scores of shape {tuple(scores.shape)}, but the columns are {list(names)}")
     failed_NK = torch.zeros_like(scores, dtype=torch.bool) if failures is None else failures

@@ -176,7 +176,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         )
 
     def _log_step(self, step: Step) -> None:
-        """The step's figures beside TRL's, and in place of those that TRL computed from its own aggregation."""
+        """The step's figures beside TRL's; its reward and deviation replace TRL's (`frac_reward_zero_std` remains TRL's own)."""
         figures = self._metrics["train" if self._is_training else "eval"]
         for key in ("reward", "reward_std"):
             figures[key].pop()

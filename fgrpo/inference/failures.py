@@ -57,7 +57,7 @@ class Failure:
 
 
 class RequestFailed(Exception):
-    """A request that failed for good, after `attempts` attempts (0: none was sent)."""
+    """A request that failed for good, after `attempts` attempts."""
 
     def __init__(self, failure: Failure, attempts: int) -> None:
         super().__init__(f"{failure.kind}: {failure.detail}")

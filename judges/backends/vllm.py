@@ -22,7 +22,7 @@ from typing import Any
 from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
-from fgrpo.policy import tokens
+from fgrpo.policy import backbone, tokens
 from judges.base import Backend, JudgeSet, Meter, make_meter
 from judges.client import CUT_OFF, Unanswered, estimate
 from judges.model_judge import judges_of_model
@@ -61,7 +61,7 @@ class Engine:
             ) from error
         self._name = f"vLLM's engine over the judge {model}"
         defaults: dict[str, Any] = {
-            "limit_mm_per_prompt": {"image": IMAGES_PER_CALL, "video": 0},
+            "limit_mm_per_prompt": backbone.default().vllm_limits(IMAGES_PER_CALL),
             "generation_config": "vllm",
         }
         if current_platform.is_cpu():

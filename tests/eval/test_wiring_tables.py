@@ -332,7 +332,7 @@ def test_the_discordant_questions_are_counted_on_the_side_that_has_them(tmp_path
     assert entry["mcnemar"]["p"] == pytest.approx(14 / 64)
     assert entry["flipped"] == [f"cvb_2d/test/{n}" for n in range(6)]
     assert (entry["n"], entry["a"], entry["b"]) == (12, pytest.approx(5 / 12), pytest.approx(9 / 12))
-    assert (row["only A / only B correct"], row["McNemar p"], row["n"]) == ("1 / 5", "0.22", "12")
+    assert (row["only A / only B"], row["McNemar p"], row["n"]) == ("1 / 5", "0.22", "12")
     assert row["GRPO-T → FGRPO"] == "41.7 → 75.0" and row["difference"].startswith("+33.3 [")
 
 
