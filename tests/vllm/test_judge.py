@@ -12,6 +12,7 @@ import pytest
 
 from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.inference.base import Request
+from fgrpo.inference.client import Client
 from fgrpo.inference.vllm_server import Server
 from fgrpo.policy import loading
 from fgrpo.schema import Judge
@@ -19,6 +20,7 @@ from judges.backends.openai import BACKEND
 from judges.base import JudgeSet, Meter
 from judges.client import OpenAITransport
 from judges.requests import Call
+from judges.task import JudgeTask
 from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
 from rewards.semantic_grounding import GROUNDING_LABELS, GROUNDING_TASK, GroundingItem
 
@@ -47,11 +49,11 @@ def config(server: Server) -> Judge:
     )
 
 
-def judged(config: Judge, role: str, items: list[Any]) -> list[Any]:
+def judged(config: Judge, task: JudgeTask[Any], items: list[Any]) -> list[Any]:
     async def go() -> list[Any]:
         judges: JudgeSet = BACKEND(config, Path("data"))
         try:
-            return list(await getattr(judges, role).judge(items))
+            return list(await (judges.ask_several if task is GROUNDING_TASK else judges.ask)(task, items))
         finally:
             await judges.close()
 
@@ -74,7 +76,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_extraction_is_a_structured_choice(config: Judge, sent: list[dict[str, Any]]) -> None:
     items = [ExtractionItem(str(n), ("left", "right"), span) for n, span in enumerate(["left", "to the right", "?"])]
-    verdicts = judged(config, "extraction", items)
+    verdicts = judged(config, EXTRACTION_TASK, items)
     assert [verdict.failed for verdict in verdicts] == [False] * 3
     assert {verdict.label for verdict in verdicts} <= {"A", "B", "0"}
     assert all(body["structured_outputs"] == {"choice": ["A", "B", "0"]} for body in sent)
@@ -87,7 +89,7 @@ def test_consistency_is_json_of_a_schema(config: Judge, sent: list[dict[str, Any
         )
         for n, answer in enumerate(["left", "right"] * 4)
     ]
-    verdicts = judged(config, "consistency", items)
+    verdicts = judged(config, CONSISTENCY_TASK, items)
     assert all(v.label in CONSISTENCY_LABELS for v in verdicts), [v.reason for v in verdicts]
     assert all(body["response_format"]["type"] == "json_schema" for body in sent) and len(sent) == 2  # equal ones share
 
@@ -106,13 +108,13 @@ def test_pictures_as_base64_and_as_files(config: Judge, greedy: list[Request], s
     """One and two pictures; either way every sentence gets its label, and the same one."""
     items = pictured(greedy)
     assert {len(item.images) for item in items} == {1, 2}
-    answers = judged(config, "grounding", items)
+    answers = judged(config, GROUNDING_TASK, items)
     assert [len(verdicts) for verdicts in answers] == [2] * len(items)
     assert {v.label for verdicts in answers for v in verdicts} <= set(GROUNDING_LABELS), answers
     starts = {part["image_url"]["url"][:7] for body in sent for part in body["messages"][0]["content"][:-1]}
     assert starts == {"data:im"}
     sent.clear()
-    assert judged(config.model_copy(update={"images": "file"}), "grounding", items) == answers
+    assert judged(config.model_copy(update={"images": "file"}), GROUNDING_TASK, items) == answers
     starts = {part["image_url"]["url"][:7] for body in sent for part in body["messages"][0]["content"][:-1]}
     assert starts == {"file://"} and len(sent) == len(items)
 
@@ -122,7 +124,7 @@ def test_a_file_that_the_server_may_not_open_is_a_failed_verdict(config: Judge, 
         outside = Path(elsewhere) / "picture.png"
         outside.write_bytes(Path(greedy[0].images[0]).read_bytes())
         item = GroundingItem("x", (str(outside),), "Where?", (SENTENCE,), ((),), ((112, 112),))
-        ((verdict,),) = judged(config.model_copy(update={"images": "file"}), "grounding", [item])
+        ((verdict,),) = judged(config.model_copy(update={"images": "file"}), GROUNDING_TASK, [item])
     assert verdict.failed and verdict.label is None and verdict.reason.startswith("HTTP 400")
 
 
@@ -130,18 +132,18 @@ def test_64_in_flight_and_a_second_pass_from_the_cache(
     config: Judge, greedy: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = most = 0
-    request = OpenAITransport._request
+    send = Client._send
 
-    async def counted(transport: OpenAITransport, *more: Any) -> str:
+    async def counted(client: Client, *more: Any, **options: Any) -> Any:
         nonlocal now, most
         now += 1
         most = max(most, now)
         try:
-            return await request(transport, *more)
+            return await send(client, *more, **options)
         finally:
             now -= 1
 
-    monkeypatch.setattr(OpenAITransport, "_request", counted)
+    monkeypatch.setattr(Client, "_send", counted)
     many = config.model_copy(update={"concurrency": 64, "cache": str(tmp_path / "cache.sqlite"), "timeout_s": 600.0})
     spans = [ExtractionItem(str(n), ("left", "right"), f"span {n}") for n in range(96)]
     texts = [ConsistencyItem(str(n), "Where?", ("left", "right"), f"{SENTENCE} {n}", "left") for n in range(16)]
@@ -171,6 +173,6 @@ def test_64_in_flight_and_a_second_pass_from_the_cache(
 
 def test_a_picture_too_many_is_a_failed_verdict_and_not_a_score(config: Judge, greedy: list[Request]) -> None:
     item = GroundingItem("many", greedy[0].images * 9, greedy[0].text, (SENTENCE,), ((),), ((112, 112),) * 9)
-    ((verdict,),) = judged(config, "grounding", [item])
+    ((verdict,),) = judged(config, GROUNDING_TASK, [item])
     assert verdict.failed
     assert verdict.label is None

@@ -141,4 +141,4 @@ def test_behind_a_server(root: Path) -> None:
     check_run(report["lora"], 2)
     check_metrics(root / "mini" / "rl-fgrpo" / "metrics.jsonl", STEPS)
     check_metrics(root / "lora" / "mini" / "rl-fgrpo" / "metrics.jsonl", 2)
-    assert "does not answer" in report["gone"] and "goes on from its last checkpoint" in report["gone"]
+    assert "does not answer" in report["gone"] and "resume from the last checkpoint" in report["gone"]
