@@ -20,7 +20,8 @@ from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
 from fgrpo.runs import folder
-from fgrpo.schema import Config, EngineKind, Positive, Rate, Section
+from fgrpo.schema import Config
+from fgrpo.schema_base import EngineKind, Positive, Rate, Section
 from fgrpo.training.checkpoints import PREFIX
 from fgrpo.types import FRAMES, Frame, Sample
 

@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
-EngineKind = Literal["transformers", "vllm", "openai"]
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and values are frozen after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from fgrpo.schema_base import Count, EngineKind, Lora, Positive, Rate, Scheduler, Section, Share
+from fgrpo.schema_rl import Rl
 
 
 class Models(Section):
@@ -129,14 +119,6 @@ class Mcts(Section):
     max_failed_share: Share
 
 
-class Lora(Section):
-    """Low-rank adapters instead of full fine-tuning."""
-
-    rank: Positive
-    alpha: Positive
-    dropout: Share
-
-
 class Launch(Section):
     """How training stages start (`fgrpo.training.launch`): machines, and processes per machine, one per GPU.
 
@@ -222,107 +204,7 @@ class Sft(Section):
     logging_steps: Positive
 
 
-class Dual(Section):
-    """Dual ascent on the multipliers (Eqs. 4 and 5, Table 6); `fixed` never steps (Table 3); `kp`, `kd` belong to `pid`.
-
-    `lr`, `lam_init`, `lam_max` and `min_applicable` are the defaults of the constraints.
-    """
-
-    kind: Literal["adaptive", "fixed", "pid"]
-    lr: Rate
-    kp: Annotated[float, Field(ge=0.0)]
-    kd: Annotated[float, Field(ge=0.0)]
-    lam_init: float
-    lam_max: Rate
-    min_applicable: Count
-
-
-class Constraint(Section):
-    """One constraint, E[reward] >= `tau`: the threshold in the reward's own unit, and what differs from `rl.dual`."""
-
-    tau: Annotated[float, Field(allow_inf_nan=False)]
-    lr: Rate | None = None
-    lam_init: float | None = None
-    lam_max: Rate | None = None
-    min_applicable: Count | None = None
-
-
-class Vllm(Section):
-    """Rollouts by vLLM (`rl.rollout_engine`; rl/vllm_rollouts.py): where its server is, what a colocated engine may take.
-
-    `server` is an http address or an address file, `sync_port` the port over which weights go from a GPU, `reply_s` what one
-    answer may take; `memory_share` and `tensor_parallel` are a colocated engine's. Where the log-probabilities of engine and
-    trainer differ by more than `max_logprob_diff` a token, nothing is trained (None: 0.01 in float32, 0.05 in bf16).
-    """
-
-    server: str = "runs/{preset}/serve/rollouts.json"
-    sync_port: Annotated[int, Field(gt=0, lt=65536)] = 51216
-    start_s: Rate = 240.0
-    reply_s: Rate = 1800.0
-    memory_share: Share = 0.3
-    tensor_parallel: Positive = 1
-    max_logprob_diff: Rate | None = None
-
-
-class Rl(Section):
-    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6).
-
-    `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
-    constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
-    or thresholds), or "none": the task reward alone, whatever constraints the layers name.
-    """
-
-    constraints: dict[str, Constraint]
-    dual: Dual
-    combine: Literal["decoupled", "additive", "multiplicative", "none"]
-    monitor: tuple[str, ...]
-    masked: Literal["exclude", "zero"]
-    baseline: Literal["group", "batch"]
-    whiten: Literal["sequence", "token", "none"]
-    box_normaliser: Literal["max", "gt", "matched"]
-    max_failed_share: Share
-    epochs: Rate
-    max_steps: int
-    learning_rate: Rate
-    weight_decay: float
-    warmup_ratio: Share
-    scheduler: Scheduler
-    group_size: Annotated[int, Field(ge=2)]
-    rollout_batch: Positive
-    global_batch: Positive
-    micro_batch: Positive
-    kl_coef: float
-    epsilon: Rate
-    epsilon_high: Rate
-    max_grad_norm: Rate
-    max_prompt_length: Positive
-    max_response_length: Positive
-    temperature: Rate
-    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
-    freeze_vision: bool
-    freeze_projector: bool
-    precision: Literal["bf16", "fp32"]
-    attention: Literal["flash_attention_2", "sdpa", "eager"]
-    gradient_checkpointing: bool
-    rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
-    vllm: Vllm = Vllm()
-    save_steps: Positive
-    keep_checkpoints: Positive | None = 2
-    deepspeed: str | None
-    lora: Lora | None
-    report_to: Literal["none", "wandb"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed_constraints(cls, layers: Any) -> Any:
-        if not isinstance(layers, dict) or not isinstance(layers.get("constraints"), dict | None):
-            return layers
-        constraints = {} if layers.get("combine") == "none" else layers.get("constraints") or {}
-        present = {name: constraint for name, constraint in constraints.items() if constraint is not None}
-        return {**layers, "constraints": present}
-
-
-_TOKENS_A_LABEL = 48  # twelve words, the label, JSON's marks
+_TOKENS_PER_LABEL = 48  # twelve words, the label, JSON's marks
 
 
 class Judge(Section):
@@ -359,12 +241,12 @@ class Judge(Section):
     images: Literal["base64", "file"] = "base64"
     box_frame: Literal["thousand", "model", "unit"] = "thousand"
     sentence_calls: bool = False
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default_factory=dict)
 
     def room(self, labels: int) -> int:
         """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace
         has too many sentences to be judged."""
-        return self.max_completion_tokens + _TOKENS_A_LABEL * (labels - 1)
+        return self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)
 
 
 # What of a judge cannot change a verdict, and so is no part of what a stage depends on.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fgrpo.policy import backbone, model_files
-from fgrpo.schema import Lora
+from fgrpo.schema_base import Lora
 
 SHAPES = Path(__file__).resolve().parent.parent / "configs" / "shapes"
 Sharding = Literal["zero3", "zero2", "none"]

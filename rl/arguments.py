@@ -18,7 +18,8 @@ from trl import GRPOConfig
 from fgrpo.errors import UserError
 from fgrpo.inference.openai_engine import FORBIDDEN_BIAS
 from fgrpo.policy import loading
-from fgrpo.schema import Config, Rl
+from fgrpo.schema import Config
+from fgrpo.schema_rl import Rl
 from fgrpo.training import distributed
 
 

@@ -45,7 +45,7 @@ from fgrpo.inference import addresses, vllm_worker
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import backbone
 from fgrpo.policy.adapters import merged
-from fgrpo.schema import Vllm
+from fgrpo.schema_rl import Vllm
 from rl.preflight import TOLERANCE
 from rl.trainer import FaithfulGRPOTrainer
 

@@ -73,11 +73,11 @@ def _row(record: Mapping[str, Any]) -> Row | str:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return "empty or no text"
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        return "no picture"
+        return "no image"
     if any(special_token(str(text)) for text in texts):
         return "special token written out in the text"
     if not all(Path(image).is_file() for image in images):
-        return "picture file missing"
+        return "image file missing"
     row_id, sample_id = record.get("id"), record.get("sample_id")
     if not isinstance(row_id, str) or not isinstance(sample_id, str):
         return "no id"
@@ -102,7 +102,7 @@ def fitting(
         try:
             image_token_count = sum(image_tokens(path, pixels) for path in row.images)
         except IMAGE_ERRORS:
-            dropped["picture cannot be read"] += 1
+            dropped["image cannot be read"] += 1
             continue
         if count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS > limit:
             dropped["longer than sft.max_length"] += 1

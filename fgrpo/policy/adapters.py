@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fgrpo.policy.backbone import Backbone
-from fgrpo.schema import Lora
+from fgrpo.schema_base import Lora
 
 FOLDER = "adapter"
 

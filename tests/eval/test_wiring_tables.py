@@ -123,7 +123,7 @@ def test_every_cell_of_the_main_tables(built: list[Any], kind: str) -> None:
     accuracy, faithful = (table_named(built, f"{name}-{kind}") for name in ("accuracy", "faithfulness"))
     titles = {base.benchmark(name).title: name for name in SEVEN} | {"average": "average"}
     assert list(accuracy.headings)[1:9] == list(titles)
-    assert list(faithful.headings) == ["", *map(heading, METRICS), "format ↑", "truncated", "unparsed"]
+    assert list(faithful.headings) == ["model", *map(heading, METRICS), "format ↑", "truncated", "unparsed"]
     for model, title in TITLES.items():
         row = rows_of(accuracy)[title]
         for column, place in titles.items():
@@ -230,7 +230,7 @@ def test_the_command_prints_the_overview_of_these_figures_and_names_the_report(
     assert f"tables: {root / config.preset / 'tables'}" in text and "report:" not in text
     brief = json.loads((root / config.preset / "tables" / "overview.json").read_text())
     headings, rows = brief["table"]["headings"], brief["table"]["rows"]
-    assert headings == ["", *map(heading, METRICS[:4])]
+    assert headings == ["model", *map(heading, METRICS[:4])]
     for (model, title), row in zip(TITLES.items(), rows, strict=True):
         assert row[0] == title
         assert [number(cell) for cell in row[1:]] == [expected(model, "sampled", m, "average") for m in METRICS[:4]]

@@ -15,7 +15,7 @@ from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
 from fgrpo.images import image_tokens
 from fgrpo.policy import adapters, backbone, backbones, loading, model_files, tokens
-from fgrpo.schema import Lora
+from fgrpo.schema_base import Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "miniworld" / "backbone"

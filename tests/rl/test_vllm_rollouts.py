@@ -13,7 +13,7 @@ import torch
 from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses
-from fgrpo.schema import Vllm
+from fgrpo.schema_rl import Vllm
 from rl import arguments, vllm_rollouts
 from rl.vllm_rollouts import GuardedGeneration, RolloutClient, RolloutFault, VLLMTrainer, collapse
 

@@ -27,7 +27,8 @@ import rl.train
 from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.policy import adapters, loading
-from fgrpo.schema import Config, Lora
+from fgrpo.schema import Config
+from fgrpo.schema_base import Lora
 from fgrpo.training import distributed
 from rl.probe import Probe
 from rl.vllm_rollouts import GuardedGeneration

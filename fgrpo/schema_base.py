@@ -1,0 +1,28 @@
+"""What the sections of a configuration share: bounded numbers, the base class, and the section of adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+EngineKind = Literal["transformers", "vllm", "openai"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, and values are frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Lora(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Share
