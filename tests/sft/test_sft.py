@@ -78,7 +78,7 @@ def record(world: Path) -> dict[str, Any]:
             {"messages": [{"role": "user", "content": "<|image_pad|>"}, {"role": "assistant", "content": "b"}]},
             "special token",
         ),
-        ({"images": []}, "no picture"),
+        ({"images": []}, "no image"),
         ({"images": ["gone.png"]}, "missing"),
         ({"sample_id": None}, "no id"),
     ],
