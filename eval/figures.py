@@ -349,17 +349,16 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
         out, made = folder(config, "figures", args.runs), freshness.made_from(config, "figures", args.runs)
-        if args.if_changed and freshness.is_current(out, CAPTION_FILE, made):
+        if args.if_changed and freshness.is_current(out, made):
             print(f"figures: {out} is current")
             return
-        for path in draw(config, args.runs):
+        written = draw(config, args.runs)
+        for path in written:
             print(f"figure: {path}")
-        freshness.stamp(out, made)
+        freshness.stamp(out, made, [*written, out / CAPTION_FILE])
 
     arguments = parser("figures 3, 4 and 8 from the run files")
-    arguments.add_argument(
-        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
-    )
+    arguments.add_argument("--if-changed", action="store_true", help="skip if nothing that the figures show has changed")
     run(body, arguments)
 
 

@@ -1,49 +1,70 @@
-"""Whether figures or the report still show what evaluations and training runs hold, decided by content.
+"""Whether figures or the report still show what the files that they read hold, decided by content.
 
-The folder keeps a stamp, `made_from.json`: the configuration shown and the digest of each file read.
+Their folder keeps a stamp, `made_from.json`: the configuration shown, the digest of each file read, and that of each file written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval import judging, models
 from eval.measures import measures
+from eval.results import PAPER_TABLES
 from fgrpo.config import stage_slice
 from fgrpo.runs import folder, write_json
 from fgrpo.schema import Config
 
 STAMP = "made_from.json"
-READ = ("eval/*/done", "eval/*/summary.json", "eval/*/scores.jsonl", "rl-*/metrics.jsonl", "rl-*/config.json")
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+# Below the preset's folder. "done" counts by its presence: an evaluation that is not finished is not shown.
+RESULTS = ("eval/*/done", "eval/*/summary.json", "eval/*/scores.jsonl", "rl-*/metrics.jsonl", "rl-*/config.json")
+OF_THE_REPORT = (
+    *("eval/*/generations.jsonl", "eval/*/scoring.json"),  # the examples' texts, and in which pixels their boxes are
+    *judging.FILES,
+    *("figures/*.png", "figures/captions.json"),
+)
 
 
 def made_from(config: Config, stage: str, root: str | Path = "runs") -> dict[str, Any]:
-    """What `stage` shows now: the configuration, the measures and {file: sha256}. Stages: "figures", and "report", which embeds them.
+    """What `stage` shows now: the configuration, the measures and {file: sha256}.
 
-    `done` files count by their presence: an evaluation that is not finished is not shown.
+    Args:
+        stage: "figures", or "report", which embeds them.
     """
     top = folder(config, "", root)
-    patterns = (*READ, "figures/*.png", "figures/captions.json") if stage == "report" else READ
-    files = sorted(path for pattern in patterns for path in top.glob(pattern))
-    digests = {
-        path.relative_to(top).as_posix(): "" if path.name == "done" else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
+    patterns = (*RESULTS, *OF_THE_REPORT) if stage == "report" else RESULTS
+    read = {path.relative_to(top).as_posix(): path for pattern in patterns for path in top.glob(pattern)}
+    ours = [PAPER_TABLES, *models.FOLDER.glob("*.yaml"), *TEMPLATES.glob("*.j2")]
+    read |= {f"{path.parent.name}/{path.name}": path for path in ours}
+    return {
+        "config": stage_slice(config, "eval"),
+        "method": config.method,
+        "models": models.names(),
+        "measures": [asdict(measure.report) for measure in measures()],
+        "files": {name: "" if read[name].name == "done" else _digest(read[name]) for name in sorted(read)},
     }
-    headings = [measure.heading for measure in measures()]
-    return {"config": stage_slice(config, "eval"), "method": config.method, "measures": headings, "files": digests}
 
 
-def is_current(out: Path, result: str, made: dict[str, Any]) -> bool:
-    """Whether the folder `out` holds the file `result` and was made from `made`."""
+def is_current(out: Path, made: dict[str, Any]) -> bool:
+    """Whether the files that the folder `out` was stamped with are there, unchanged, and were made from `made`."""
     try:
         stamped = json.loads((out / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no stamp, or a torn one: make it again
+        written = {name: _digest(out / name) for name in stamped["written"]}
+    except (OSError, ValueError, KeyError, TypeError):  # no stamp, a torn one, or a file is gone: make it again
         return False
-    return (out / result).is_file() and bool(stamped == made)
+    return bool(stamped == {**made, "written": written})
 
 
-def stamp(out: Path, made: dict[str, Any]) -> None:
-    """Record what `out` was made from; call it after the last file is written."""
-    write_json(out / STAMP, made)
+def stamp(out: Path, made: dict[str, Any], written: Iterable[Path]) -> None:
+    """Record what `out` was made from and the files `written` in it; call it after the last file is written."""
+    write_json(out / STAMP, {**made, "written": {path.relative_to(out).as_posix(): _digest(path) for path in written}})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

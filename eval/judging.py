@@ -17,6 +17,7 @@ from fgrpo.runs import folder
 from fgrpo.schema import Config
 
 FILE = "judge_validation.json"
+FILES = (f"*/{FILE}", f"eval/*/{FILE}")  # below the preset's folder
 
 
 def build(config: Config, root: str | Path = "runs") -> list[Table]:
@@ -28,7 +29,7 @@ def build(config: Config, root: str | Path = "runs") -> list[Table]:
     top = folder(config, "", root)
     agreements: list[tuple[str, ...]] = []
     errors: list[tuple[str, ...]] = []
-    for path in sorted([*top.glob(f"judge_validation/{FILE}"), *top.glob(f"*/{FILE}"), *top.glob(f"eval/*/{FILE}")]):
+    for path in sorted(path for pattern in FILES for path in top.glob(pattern)):
         where = path.parent.name if path.parent.name != "judge_validation" else ""
         try:
             for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:

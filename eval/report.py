@@ -31,7 +31,6 @@ from fgrpo.files import write_atomic
 from fgrpo.runs import folder
 from fgrpo.schema import Config
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 EACH = 6  # examples per benchmark
 SCRIPT = """
 const pick = id => document.getElementById(id).value;
@@ -64,7 +63,7 @@ class Embedded:
 def render(**context: Any) -> str:
     """The page; every value is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(freshness.TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -196,16 +195,15 @@ def main() -> None:
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
         out, made = folder(config, "report", args.runs), freshness.made_from(config, "report", args.runs)
-        if args.if_changed and freshness.is_current(out, "index.html", made):
+        if args.if_changed and freshness.is_current(out, made):
             print(f"report: {out} is current")
             return
-        print(f"report: {write(config, args.runs)}")
-        freshness.stamp(out, made)
+        page = write(config, args.runs)
+        print(f"report: {page}")
+        freshness.stamp(out, made, [page])
 
     arguments = parser("one self-contained HTML page: tables, figures, examples with boxes and verdicts")
-    arguments.add_argument(
-        "--if-changed", action="store_true", help="skip unless an evaluation or a training run changed"
-    )
+    arguments.add_argument("--if-changed", action="store_true", help="skip if nothing that the page shows has changed")
     run(body, arguments)
 
 

@@ -12,7 +12,7 @@ import pytest
 from scripted import Scripted
 
 import rewards.base as rewards
-from eval import comparisons, examples, figures, measures, miniworld_truth, models, report, run, score, summary, tables
+from eval import comparisons, examples, measures, miniworld_truth, models, run, score, summary, tables
 from eval.results import SCORING, find, read_records
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -70,27 +70,6 @@ def test_two_measures_of_one_metric_are_an_error(brevity: None, monkeypatch: pyt
     monkeypatch.setattr(Brevity, "report", rewards.Report("flip", "flip"))
     with pytest.raises(UserError, match="two measures have the metric 'flip'"):
         measures.measures()
-
-
-def test_a_new_reward_is_scored_tabulated_drawn_and_reported(world: Config, tmp_path: Path, brevity: None) -> None:
-    for name in ("grpo-t", "fgrpo"):
-        folder = evaluate(world, tmp_path, name)
-    assert all("brevity" in r.scores for r in read_records(folder / "scores.jsonl"))
-    assert all("brevity" in line for line in read_jsonl(folder / "verdicts.jsonl"))
-    _, everything, out = tables.build(world, tmp_path)
-    by_name = {t.name: t for t in everything}
-    assert all("long-windedness ↓" in by_name[f"faithfulness-{kind}"].headings for kind in KINDS)
-    row = next(r for r in by_name["grpo-t-vs-fgrpo-greedy"].rows if r[0] == "long-windedness ↓")
-    assert "/" in row[4]  # a 0/1 reward has McNemar's counts
-    assert "long-windedness ↓" in (out / "overview.md").read_text()
-    drawn = figures.figure3(find(world, tmp_path), world)
-    assert drawn is not None
-    assert [axis.get_title() for axis in drawn.axes][-1] == "Long-windedness, % (lower is better)"
-    (text, colour) = figures.constraint_style("brevity")
-    assert (text, colour) == ("brevity", "#123456") and figures.constraint_style("unknown_one")[0] == "unknown one"
-    page = report.write(world, tmp_path).read_text()
-    assert '<div class="name">long-windedness ↓, %</div>' in page
-    assert "FGRPO: brevity fails" in page and "✗ brevity" in page
 
 
 def test_a_reward_added_later_is_scored_without_generating(world: Config, tmp_path: Path, request: Any) -> None:

@@ -289,21 +289,39 @@ def test_a_card_has_a_dash_for_the_model_without_that_metric(stored: tuple[Confi
 def test_the_commands_of_figures_and_report_read_the_runs_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = [tmp_path / "smoke" / stage for stage in ("figures", "report")]
-    for folder in folders:
-        folder.mkdir(parents=True)
+    drawn, page = (tmp_path / "smoke" / name for name in ("figures/figure3.png", "report/index.html"))
+    folders = [drawn.parent, page.parent]
     seen: list[Any] = []
-    monkeypatch.setattr(figures, "draw", lambda config, root: seen.append((config, root)) or [Path("figure3.png")])
-    monkeypatch.setattr(report, "write", lambda config, root: seen.append((config, root)) or Path("index.html"))
-    monkeypatch.setattr(
-        "sys.argv", ["x", "--preset", "smoke", "--method", "grpo-t", "--runs", str(tmp_path), "--set", "seed=7"]
-    )
+
+    def written(file: Path, *others: Path) -> Any:
+        def write(config: Config, root: str) -> Path:
+            seen.append((config, root))
+            for path in (file, *others):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("written")
+            return file
+
+        return write
+
+    draw = written(drawn, drawn.with_name("captions.json"))
+    monkeypatch.setattr(figures, "draw", lambda config, root: [draw(config, root)])
+    monkeypatch.setattr(report, "write", written(page))
+    command = ["x", "--preset", "smoke", "--method", "grpo-t", "--runs", str(tmp_path), "--set", "seed=7"]
+    monkeypatch.setattr("sys.argv", command)
     figures.main()
     report.main()
     assert [(c.preset, c.method, c.seed, root) for c, root in seen] == [("smoke", "grpo-t", 7, str(tmp_path))] * 2
-    assert capsys.readouterr().out == "figure: figure3.png\nreport: index.html\n"
+    assert capsys.readouterr().out == f"figure: {drawn}\nreport: {page}\n"
     stamps = [json.loads((folder / "made_from.json").read_text()) for folder in folders]
     assert [(stamp["method"], stamp["config"]["seed"]) for stamp in stamps] == [("grpo-t", 7)] * 2
+    monkeypatch.setattr("sys.argv", [*command, "--if-changed"])
+    for lost, calls in ((None, 0), (page, 1), (drawn, 1)):  # a figure drawn again to the same bytes leaves the page current
+        seen.clear()
+        if lost is not None:
+            lost.unlink()
+        figures.main()
+        report.main()
+        assert len(seen) == calls and drawn.is_file() and page.is_file()
 
 
 def test_the_page_shows_the_tables_of_its_decoding_first_and_each_under_its_title(

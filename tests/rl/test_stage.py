@@ -6,16 +6,13 @@ import asyncio
 import json
 import math
 import shutil
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-import rewards
 from fgrpo import config
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
@@ -23,7 +20,7 @@ from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.types import Score
 from rl import arguments, data, train
 from rl.dual import Constraint
-from rl.logging_callback import progress_text, truncate_rollouts
+from rl.logging_callback import truncate_rollouts
 from rl.scored_batch import ScoreColumn
 from rl.scoring import RolloutScorer
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
@@ -300,46 +297,3 @@ def test_boxes_are_read_with_the_policys_tag_and_frame(world: Path) -> None:
     assert batch is not None
     ((box,),) = (item.response.boxes for item in batch.items)
     assert (list(box), box.frame) == ([1, 2, 3, 4], "thousand")
-
-
-BREVITY = """
-from fgrpo.types import Score
-from rewards.base import Report
-
-
-class Brevity:
-    name = "brevity"
-    report = Report("brevity", "brevity", symbol="B")
-
-    async def __call__(self, items, context):
-        return [Score.of(-len(item.response.think.split())) for item in items]
-
-
-REWARD = Brevity()
-"""
-
-
-def test_a_constraint_of_ones_own_is_a_file_and_its_yaml(
-    world: Path, chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """rewards/<name>.py and three lines of YAML: it trains with a threshold in its own unit (words), is logged and written."""
-    folder = tmp_path / "rewards"
-    folder.mkdir()
-    for file in Path(rewards.__path__[0]).glob("*.py"):
-        (folder / file.name).symlink_to(file)
-    (folder / "brevity.py").write_text(BREVITY)
-    monkeypatch.setattr(rewards, "__path__", [str(folder)])
-    monkeypatch.setattr(rewards.__spec__, "submodule_search_locations", [str(folder)])
-    configs = tmp_path / "copy"
-    shutil.copytree(config.CONFIGS, configs)
-    (configs / "method" / "brief.yaml").write_text("rl:\n  constraints:\n    brevity: {tau: -3.5}\n")
-    overrides = [f"data.root={world}", *OVERRIDES, "rl.max_steps=2", "rl.max_response_length=60"]
-    cfg = config.load("mini", "brief", overrides, configs=configs)
-    run = train.train(cfg, chain)
-    lines = list(read_jsonl(run / "metrics.jsonl"))
-    assert lines[0]["constraint/brevity/mean"] < -3.5 and lines[1]["lambda/brevity"] > lines[0]["lambda/brevity"] == 1.0
-    assert {f"lambda/{name}" for name in ("brevity", "consistency")} <= set(lines[0])
-    shown = progress_text(lines[0], list(cfg.rl.constraints), None)
-    assert f"B {lines[0]['constraint/brevity/mean']:.2f} λ 1.00" in shown
-    assert "brevity/state" in pq.read_table(run / "rollouts" / "000001.parquet").column_names
-    sys.modules.pop("rewards.brevity")
