@@ -168,7 +168,8 @@ def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str],
         ).T
         axis.bar(xs, heights, width * 0.92, label=result.title, color=colour(result.name, k))
         axis.errorbar(xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5)
-    axis.set_ylim(0, None)
+    if all(bar.get_height() >= 0 or np.isnan(bar.get_height()) for bar in axis.patches):  # type: ignore[attr-defined]
+        axis.set_ylim(0, None)
     axis.grid(axis="x", visible=False)
     axis.axvline(len(places) - 1.37, color="#888888", linewidth=0.8)
 
@@ -262,7 +263,8 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
             )
         above.set_title(title)
         low, high = above.get_ylim()
-        above.set_ylim(max(0.0, low - 0.02), min(1.03, high + 0.04))
+        if all(0.0 <= value <= 1.0 for value in _plotted(above)):  # a score in another unit keeps matplotlib's limits
+            above.set_ylim(max(0.0, low - 0.02), min(1.03, high + 0.04))
         steps = [row["step"] for row in rows]
         below.plot(steps, [row.get(f"lambda/{name}") for row in rows], color=tint, linewidth=2)
         below.set_ylim(0, max(1.1, *(1.1 * float(row.get(f"lambda/{name}") or 0.0) for row in rows)))
@@ -271,6 +273,11 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
     axes[1][0].set_ylabel("multiplier λ")
     figure.suptitle(f"{_title(method)}: constraints above their multipliers", x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def _plotted(axis: Axes) -> list[float]:
+    """The y values of an axis' lines, without gaps."""
+    return [float(y) for line in axis.lines for y in np.asarray(line.get_ydata(), dtype=float) if np.isfinite(y)]
 
 
 def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, tint: str, scale: float, label: str) -> None:
@@ -358,7 +365,9 @@ def main() -> None:
         freshness.stamp(out, made, [*written, out / CAPTION_FILE])
 
     arguments = parser("figures 3, 4 and 8 from the run files")
-    arguments.add_argument("--if-changed", action="store_true", help="skip if nothing that the figures show has changed")
+    arguments.add_argument(
+        "--if-changed", action="store_true", help="skip if nothing that the figures show has changed"
+    )
     run(body, arguments)
 
 

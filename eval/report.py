@@ -63,7 +63,10 @@ class Embedded:
 def render(**context: Any) -> str:
     """The page; every value is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(freshness.TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(freshness.TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(

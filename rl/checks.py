@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +36,18 @@ def check_config(args: GRPOConfig) -> None:
 
 
 def _check_saving(args: GRPOConfig) -> None:
-    """One dual step per generation: resuming between two updates of one generation would take it twice."""
-    micro_steps = (args.steps_per_generation or 1) * args.num_iterations
+    """One dual step per generation: resuming from a checkpoint between a generation and its last update would take it twice.
+
+    A stop after failed judgements saves the last update too, whatever `save_strategy` is.
+    """
+    micro_steps, of_update = (args.steps_per_generation or 1) * args.num_iterations, args.gradient_accumulation_steps
+    if micro_steps % of_update:
+        raise ValueError(
+            f"a generation batch lasts {micro_steps} micro steps (steps_per_generation x num_iterations) and an update takes "
+            f"{of_update} (gradient_accumulation_steps), so generations begin within an update; a run that stops there would "
+            f"take a dual step twice when it resumes. Set steps_per_generation to a multiple of {of_update}"
+        )
+    updates = micro_steps // of_update
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "no":
         return
@@ -47,13 +56,12 @@ def _check_saving(args: GRPOConfig) -> None:
             raise ValueError(f"save_steps={args.save_steps} is a share of the run; set a whole number of steps")
         for key in ("save_steps", "max_steps"):  # the last step is saved too
             steps = int(getattr(args, key))
-            if steps > 0 and steps * args.gradient_accumulation_steps % micro_steps:
-                whole = math.lcm(micro_steps, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+            if steps > 0 and steps % updates:
                 raise ValueError(
                     f"{key}={steps} saves between the updates of one generation batch, and resuming there would take its dual step "
-                    f"twice; make {key} a multiple of {whole}"
+                    f"twice; make {key} a multiple of {updates}"
                 )
-    elif args.gradient_accumulation_steps % micro_steps:
+    elif updates > 1:
         raise ValueError(
             f"save_strategy={strategy!r} may save between the updates of one generation batch; use 'steps'"
         )

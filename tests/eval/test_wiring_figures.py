@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,25 @@ def test_figure_4_shows_runs_that_have_an_accuracy_in_some_step() -> None:
     assert figures.figure4({"grpo-t": [{"step": 1, "loss": 0.1}]}) is None
 
 
+def test_scores_in_a_unit_of_their_own_are_inside_their_panels() -> None:
+    """Words of a trace, negative and far from [0, 1]; shares keep the limits 0 and 1."""
+    rows = [
+        {"step": n, "constraint/brevity/mean": -20.0 + n, "lambda/brevity": 1.0, "constraint/c/mean": 0.2 * n}
+        for n in range(1, 6)
+    ]
+    drawn = figures.figure8("fgrpo", rows, {"brevity": -12.0})
+    assert drawn is not None
+    words, shares = drawn.axes[:2]
+    low, high = words.get_ylim()
+    assert low < -19.0 and -12.0 < high and shares.get_ylim()[1] == 1.03
+    axis = Figure().add_subplot()
+    cell = {"value": -0.03, "low": -0.04, "high": -0.02}
+    axis = Figure().add_subplot()
+    result = SimpleNamespace(title="FGRPO", name="fgrpo", cell=lambda *_: cell)
+    figures._bars(axis, [result], "greedy", ["mmvp", "average"], "brevity")  # type: ignore[list-item]
+    assert axis.get_ylim()[0] < -3.0
+
+
 def test_figure_8_shows_each_mean_with_its_threshold_above_its_multiplier(
     trained: tuple[Config, Path], drawn: dict[str, Figure]
 ) -> None:
@@ -315,7 +335,11 @@ def test_the_commands_of_figures_and_report_read_the_runs_folder(
     stamps = [json.loads((folder / "made_from.json").read_text()) for folder in folders]
     assert [(stamp["method"], stamp["config"]["seed"]) for stamp in stamps] == [("grpo-t", 7)] * 2
     monkeypatch.setattr("sys.argv", [*command, "--if-changed"])
-    for lost, calls in ((None, 0), (page, 1), (drawn, 1)):  # a figure drawn again to the same bytes leaves the page current
+    for lost, calls in (
+        (None, 0),
+        (page, 1),
+        (drawn, 1),
+    ):  # a figure drawn again to the same bytes leaves the page current
         seen.clear()
         if lost is not None:
             lost.unlink()

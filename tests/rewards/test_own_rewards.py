@@ -367,7 +367,9 @@ def test_they_are_columns_and_rows_of_the_tables(chain: tuple[Path, dict[str, An
         assert re.fullmatch(r"\d+ / \d+", compared["hedged traces ↓"][4]), "a 0/1 reward has McNemar's counts"
         assert compared["brevity ↑"][4] == "–"
     overview = (chain[0] / "tables" / "overview.md").read_text()
-    assert "| brevity ↑ | hedged traces ↓ |" in overview and "hedged traces +" in overview.replace("traces -", "traces +")
+    assert "| brevity ↑ | hedged traces ↓ |" in overview and "hedged traces +" in overview.replace(
+        "traces -", "traces +"
+    )
 
 
 def test_they_are_panels_of_the_figures(chain: tuple[Path, dict[str, Any]]) -> None:
@@ -389,7 +391,9 @@ def test_they_are_panels_of_the_figures(chain: tuple[Path, dict[str, Any]]) -> N
         assert means == [[1, 2], [line[f"constraint/{name}/mean"] for line in lines]]
         assert threshold[1] == [tau, tau]
         assert multiplier == [[1, 2], [line[f"lambda/{name}"] for line in lines]]
-    assert "brevity, hedged traces per data set" in json.loads((run / "figures" / "captions.json").read_text())["figure3"]
+    assert (
+        "brevity, hedged traces per data set" in json.loads((run / "figures" / "captions.json").read_text())["figure3"]
+    )
 
 
 def test_they_are_in_the_report(chain: tuple[Path, dict[str, Any]]) -> None:

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.training.checkpoints import PROCESSES
 from rl import advantage, train
 from rl.advantage import combine, couple
+from rl.checks import check_config
 from rl.dual import Constraint, DualAscent
 from rl.reward_validation import check_reward_models
 from rl.scored_batch import ScoreColumn
@@ -283,6 +284,21 @@ def test_a_reward_of_the_wrong_length_is_named(make) -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps_per_generation", "iterations", "accumulation", "save_steps"),
+    [(1, 1, 1, 1), (2, 1, 2, 1), (1, 2, 2, 1), (4, 1, 2, 2), (2, 2, 2, 4)],
+)
+def test_generations_of_whole_updates_are_accepted(
+    steps_per_generation: int, iterations: int, accumulation: int, save_steps: int
+) -> None:
+    args = GRPOConfig(
+        output_dir="out", steps_per_generation=steps_per_generation, num_iterations=iterations, save_steps=save_steps,
+        gradient_accumulation_steps=accumulation, per_device_train_batch_size=8, num_generations=4, bf16=False,
+        use_cpu=True, report_to="none",
+    )  # fmt: skip
+    check_config(args)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tweak": {"reward_weights": [1.0, 1.0, 1.0]}}, "reward_weights"),
@@ -291,6 +307,13 @@ def test_a_reward_of_the_wrong_length_is_named(make) -> None:
         ({"tweak": {"save_steps": 3, "steps_per_generation": 2}}, "multiple"),
         ({"tweak": {"save_steps": 2, "max_steps": 3, "steps_per_generation": 2}}, "max_steps=3 saves between"),
         ({"tweak": {"save_steps": 0.5}}, "whole number"),
+        ({"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 1}}, "begin within an update"),
+        ({"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 3}}, "to a multiple of 2"),
+        (
+            {"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "save_strategy": "no"}},
+            "dual step twice",  # a stop after failed judgements saves nevertheless
+        ),
+        ({"tweak": {"save_strategy": "epoch", "steps_per_generation": 2}}, "'epoch' may save between"),
         ({"constraints": [Constraint("three", 0.5)]}, "no reward function is called 'three'"),
         ({"constraints": [Constraint("one", 0.5)]}, "Two task columns"),
         ({"constraints": [Constraint("task", 0.5)]}, "is the task reward"),
