@@ -18,6 +18,8 @@ from fgrpo.inference.vllm_server import healthy
 from fgrpo.schema import Config, Judge
 
 ENDPOINT_TIMEOUT_S = 5.0
+ENGINE_KEY = "OPENAI_API_KEY"  # the variable that the sampling engine reads; a judge's is its api_key_env
+Users = dict[tuple[str, tuple[str, ...], str], list[str]]  # (address, models, variable of the API key) -> who uses it
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Finding:
 
 def endpoints(config: Config) -> Iterator[Finding]:
     """Check that each endpoint of the engine and the judges answers and serves the model that its stage requests."""
-    users: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # (address, models) -> who uses it
+    users: Users = {}
     if config.engine.kind == "openai":
         if not config.engine.endpoints:
             yield Finding(
@@ -46,29 +48,29 @@ def endpoints(config: Config) -> Iterator[Finding]:
         named = (config.engine.model_name,) if config.engine.model_name else tuple(roles.values())
         for entry in config.engine.endpoints:
             if not addresses.is_pattern(entry):  # one address serves one stage: either model is right
-                users.setdefault((entry, named), []).append("engine")
+                users.setdefault((entry, named, ENGINE_KEY), []).append("engine")
                 continue
             for role, model in roles.items():
-                yield from _collect((entry,), config.engine.model_name or model, role, role, users)
+                yield from _collect((entry,), config.engine.model_name or model, ENGINE_KEY, role, role, users)
     for key, role in (("training", "judge"), ("evaluation", "judge"), ("extraction", "extractor")):
         judge: Judge = getattr(config.judges, key)
         if judge.backend != "openai":
             continue
-        yield from _collect(judge.endpoints, judge.model, f"{key} judge", role, users)
-        if not judge.endpoints and not os.environ.get(judge.api_key_env):
+        yield from _collect(judge.endpoints, judge.model, judge.api_key_env, f"{key} judge", role, users)
+        if not judge.endpoints and not _key(judge.api_key_env):
             advice = f"set {judge.api_key_env}, or set judges.{key}.endpoints to your own server"
             yield Finding("fail", f"the {key} judge {judge.model} has no endpoint and no key", advice)
-    for (url, models), names in users.items():
-        yield endpoint(url, models, ", ".join(names))
+    for (url, models, variable), names in users.items():
+        yield endpoint(url, models, ", ".join(names), variable)
 
 
 def _collect(
-    entries: tuple[str, ...], model: str, user: str, role: str, users: dict[tuple[str, tuple[str, ...]], list[str]]
+    entries: tuple[str, ...], model: str, variable: str, user: str, role: str, users: Users
 ) -> Iterator[Finding]:
     """Add the addresses of `entries` to `users`. An address file that does not exist yet is a warning."""
     try:
         for url in addresses.resolve(entries, model):
-            users.setdefault((url, (model,)), []).append(user)
+            users.setdefault((url, (model,), variable), []).append(user)
     except UserError as error:
         if "is no address file" in str(error):
             yield Finding("fail", str(error))
@@ -76,17 +78,30 @@ def _collect(
             yield Finding("warn", f"{user}: no server of {model} is up", f"run `make serve-{role}` before its stage")
 
 
-def endpoint(url: str, models: tuple[str, ...], role: str) -> Finding:
-    """Check that one endpoint answers and serves one of `models`."""
-    base = url.rstrip("/")
-    key = os.environ.get("OPENAI_API_KEY", "none")
+def _key(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
+
+
+def endpoint(url: str, models: tuple[str, ...], role: str, variable: str) -> Finding:
+    """Check that one endpoint answers and serves one of `models`.
+
+    Args:
+        variable: the environment variable with this endpoint's API key. No other key is sent, and none to where it redirects.
+    """
     try:
-        request = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})
+        request = urllib.request.Request(f"{addresses.normal_url(url)}/models")
+    except UserError as error:
+        return Finding("fail", f"{role}: {error}", "fix the address (http://host:port/v1)")
+    if key := _key(variable):
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
         with urllib.request.urlopen(request, timeout=ENDPOINT_TIMEOUT_S) as reply:
             body: Any = json.load(reply)
         served = [str(entry["id"]) for entry in body["data"]]
     except urllib.error.HTTPError as error:
-        return Finding("fail", f"{role}: {url} answers {error.code}", "check the address (…/v1) and the key")
+        return Finding(
+            "fail", f"{role}: {url} answers {error.code}", f"check the address (…/v1) and the key in {variable}"
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Finding("fail", f"{role}: {url} does not answer ({error})", "start its server, or fix the address")
     matching = [model for model in models if model in served]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -155,7 +156,18 @@ def test_half_a_download_and_missing_annotations_fail(tmp_path: Path) -> None:
 
 
 class Models(http.server.BaseHTTPRequestHandler):
+    """/v1 serves the model m; /moved redirects to it."""
+
+    keys: ClassVar[list[str | None]] = []  # of the requests to /v1/models
+
     def do_GET(self) -> None:
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", "/v1/models")
+            self.end_headers()
+            return
+        if self.path == "/v1/models":
+            self.keys.append(self.headers["Authorization"])
         body = json.dumps({"data": [{"id": "m"}]}).encode() if self.path == "/v1/models" else b""
         self.send_response(200 if body or self.path == "/health" else 404)
         self.end_headers()
@@ -186,6 +198,40 @@ def test_endpoints_by_address_file(tmp_path: Path, server: str) -> None:
         "serves m, not other or Qwen/Qwen2.5-VL-7B-Instruct" in line for line in failures(connectivity.endpoints(other))
     )
     assert list(connectivity.endpoints(load("mini"))) == [], "oracles need no endpoint"
+
+
+def test_a_key_goes_only_to_the_endpoint_it_is_meant_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge's endpoint gets the key of its own variable, or none; so does an address that both use; a redirect gets none."""
+    monkeypatch.setattr(Models, "keys", [])
+    monkeypatch.setenv("OPENAI_API_KEY", "engine-key")
+    monkeypatch.setenv("JUDGE_KEY", " judge-key\n")
+    monkeypatch.delenv("NO_KEY", raising=False)
+
+    def keys(*overrides: str) -> list[str | None]:
+        Models.keys.clear()
+        found = list(
+            connectivity.endpoints(load("paper-7b", overrides=["judges.evaluation.backend=oracle", *overrides]))
+        )
+        assert [f.state for f in found] == ["ok"] * len(Models.keys), found
+        return list(Models.keys)
+
+    def judge(url: str, variable: str) -> list[str]:
+        settings = {"backend": "openai", "model": "m", "endpoints": f"[{url}]", "api_key_env": variable}
+        return [f"judges.training.{key}={value}" for key, value in settings.items()]
+
+    engine = ["engine.kind=openai", f"engine.endpoints=[{server}/v1]", "models.teacher=m"]
+    alone = ["engine.kind=vllm", "judges.extraction.backend=oracle"]
+    assert keys(*alone, *judge(f"{server}/v1", "JUDGE_KEY")) == ["Bearer judge-key"]
+    assert keys(*alone, *judge(f"{server}/v1", "NO_KEY")) == [None]
+    assert keys(*alone, *judge(server, "JUDGE_KEY")) == ["Bearer judge-key"], "/v1 is added, as the stages add it"
+    assert keys(*alone, *judge(f"{server}/moved", "JUDGE_KEY")) == [None]
+    extraction = ["judges.extraction.backend=oracle"]
+    assert keys(*engine, *extraction, *judge(f"{server}/v1", "JUDGE_KEY")) == ["Bearer engine-key", "Bearer judge-key"]
+    assert keys(*engine, *extraction, *judge(f"{server}/v1", "OPENAI_API_KEY")) == ["Bearer engine-key"] * 2
+    secret = connectivity.endpoint(
+        f"http://me:secret@{server.removeprefix('http://')}/v1", ("m",), "judge", "JUDGE_KEY"
+    )
+    assert secret.state == "fail" and "secret" not in str(secret)
 
 
 def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
