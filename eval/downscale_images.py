@@ -16,7 +16,8 @@ from pathlib import Path
 
 from eval.models import ModelSpec, template, user_text
 from fgrpo.boxes import PixelBounds, model_size
-from fgrpo.images import IMAGE_ERRORS, image_tokens, open_rgb
+from fgrpo.images import IMAGE_ERRORS, open_rgb
+from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Config
 from fgrpo.types import Sample
 
@@ -25,16 +26,21 @@ STEP = 0.97  # factor per further attempt, where rounding to whole tokens leaves
 ATTEMPTS = 60
 
 
-def fit(samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: PixelBounds) -> list[Sample]:
+def fit(
+    samples: Sequence[Sample], spec: ModelSpec, config: Config, bounds: PixelBounds, family: Backbone
+) -> list[Sample]:
     """`samples`, with smaller images where they do not fit `eval.context_length`; `meta["shrunk"]` then holds the factor.
 
     Args:
         bounds: least and most pixels of an image, and pixels per token side, as the model's processor resizes it.
+        family: the model's (`fgrpo.policy.model_files.assumed_family`).
     """
     texts = {has: template(spec, config, has_choices=has) for has in (True, False)}
     room = config.eval.context_length - (spec.max_new_tokens or config.eval.max_new_tokens) - FRAME
     cache = Path(config.data.root) / "cache" / "smaller"
-    return [_fit(s, room - _tokens_of(user_text(s, spec, texts[bool(s.choices)])), bounds, cache) for s in samples]
+    return [
+        _fit(s, room - _tokens_of(user_text(s, spec, texts[bool(s.choices)])), bounds, family, cache) for s in samples
+    ]
 
 
 def _tokens_of(text: str) -> int:
@@ -42,9 +48,9 @@ def _tokens_of(text: str) -> int:
     return math.ceil(len(text) / 2)
 
 
-def _fit(sample: Sample, room: int, bounds: PixelBounds, cache: Path) -> Sample:
+def _fit(sample: Sample, room: int, bounds: PixelBounds, family: Backbone, cache: Path) -> Sample:
     try:
-        needed = sum(image_tokens(path, bounds) for path in sample.images)
+        needed = sum(family.prompt_tokens(path, bounds) for path in sample.images)
     except IMAGE_ERRORS:  # a broken image: the engine refuses it and names it
         return sample
     if needed <= room or room <= 0 or sample.boxes:  # no benchmark annotates boxes; in other pixels they would be wrong
@@ -52,7 +58,7 @@ def _fit(sample: Sample, room: int, bounds: PixelBounds, cache: Path) -> Sample:
     share = math.sqrt(room / needed)
     for _ in range(ATTEMPTS):
         paths = tuple(_smaller(path, share, bounds, cache) for path in sample.images)
-        if sum(image_tokens(path, bounds) for path in paths) <= room:
+        if sum(family.prompt_tokens(path, bounds) for path in paths) <= room:
             return replace(sample, images=paths, meta={**sample.meta, "shrunk": round(share, 4)})
         share *= STEP
     return sample  # the processor's smallest size is still too much: the engine refuses it and says so

@@ -16,11 +16,11 @@ from typing import Any
 
 from eval.downscale_images import fit
 from eval.measures import ACCURACY, FLIP, Measure, reward_measures
-from eval.models import ModelSpec
+from eval.models import ModelSpec, location
 from eval.results import SCORING, Result, scored_pixels
 from fgrpo.boxes import convert, model_size
 from fgrpo.images import image_size, open_rgb
-from fgrpo.policy import backbone
+from fgrpo.policy.model_files import assumed_family
 from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
@@ -176,10 +176,10 @@ def build(
     images = tuple(embed(path) for path in sample.images)
     sizes = [(image.width, image.height) for image in images]
     truth = []
+    bounds = scored_pixels(models[0][0].path / SCORING)
     box_images = sample.meta.get("box_images") or [sample.meta.get("box_image", 0)] * len(sample.boxes or ())
     for k, box in zip(box_images, sample.boxes or (), strict=True):
-        model_pixels = model_size(sizes[k], *backbone.default().pixels)
-        truth.append(_shape(k, convert(box, "original", sizes[k], model_pixels), "true"))
+        truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k], *bounds)), "true"))
     columns = tuple(
         _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
         for n, (result, spec, record, rollout) in enumerate(models)
@@ -198,7 +198,10 @@ def _column(
     config: Config | None,
 ) -> Column:
     bounds = scored_pixels(result.path / SCORING)  # of this model's processor
-    seen = sample.images if config is None else fit([replace(sample, boxes=None)], spec, config, bounds)[0].images
+    seen = sample.images
+    if config is not None:
+        family = assumed_family(location(spec, config, result.path.parents[2]))
+        seen = fit([replace(sample, boxes=None)], spec, config, bounds, family)[0].images
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
     lines: list[Line] = []
     shapes: list[Shape] = []

@@ -173,13 +173,18 @@ def steps(name: str, config: Config, root: str | Path = "runs") -> list[int]:
     return sorted(int(step) for step in numbers if step.isdigit())
 
 
+def location(spec: ModelSpec, config: Config, root: str | Path = "runs") -> str:
+    """Hub name or folder of the model's weights, whether they are there or not."""
+    return render(spec.path, run=str(folder(config, "", root)), base=config.models.base)
+
+
 def checkpoint(spec: ModelSpec, config: Config, root: str | Path = "runs") -> str:
     """Hub name or folder of the model's weights.
 
     Raises:
         UserError: a checkpoint that a stage writes is missing (names the make target).
     """
-    path = render(spec.path, run=str(folder(config, "", root)), base=config.models.base)
+    path = location(spec, config, root)
     if spec.made_by is not None and not Path(path).is_dir():
         keep_all = (
             "" if "/checkpoints/" not in spec.path else ", with rl.keep_checkpoints=null to keep every checkpoint"

@@ -30,7 +30,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
-from fgrpo.policy.model_files import pixel_bounds
+from fgrpo.policy.model_files import assumed_family, pixel_bounds
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
 from fgrpo.schema import JUDGE_TRANSPORT, Config
@@ -118,7 +118,7 @@ def _answer_part(
         if folder.is_done and every == _manifest(folder).get("benchmarks"):
             return folder.path
         samples = [s for benchmark in every for s in base.load(benchmark, config).samples]
-        samples = fit(samples, spec, config, pixel_bounds(path))
+        samples = fit(samples, spec, config, pixel_bounds(path), assumed_family(path))
         todo = shard.take(generate.jobs(samples, spec, config))
         asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
         folder.finish(("generations.jsonl",), benchmarks=every, model=name)
@@ -193,7 +193,7 @@ async def _work(
 ) -> None:
     book, pixels = miniworld_truth.book(config.data.root), pixel_bounds(path)
     everything = [s for part in loaded.values() for s in part.samples]
-    samples = {s.id: s for s in fit(everything, spec, config, pixels)}
+    samples = {s.id: s for s in fit(everything, spec, config, pixels, assumed_family(path))}
     shrunk = sum("shrunk" in s.meta for s in samples.values())
     if shrunk:
         folder.counts["questions with downscaled images"] = shrunk

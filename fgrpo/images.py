@@ -19,7 +19,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fgrpo import boxes
 from fgrpo.errors import UserError
 
-MARKERS = 2  # tokens before and after the tokens of one image
 IMAGE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `image_size` and `image_tokens` can raise
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # file formats that every endpoint reads
 PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
@@ -68,7 +67,7 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
-    """Tokens that an image takes in a prompt, with the `MARKERS` around them.
+    """Image tokens of one image, without those around them (`Backbone.prompt_tokens` counts both).
 
     Args:
         bounds: the processor's (`fgrpo.policy.model_files.pixel_bounds`).
@@ -77,7 +76,7 @@ def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
         one of `IMAGE_ERRORS`: as `image_size` and `boxes.smart_resize`.
     """
     width, height = boxes.model_size(image_size(path), *bounds)
-    return (width // bounds.factor) * (height // bounds.factor) + MARKERS
+    return (width // bounds.factor) * (height // bounds.factor)
 
 
 def data_url(path: str) -> str:

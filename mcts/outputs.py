@@ -17,6 +17,7 @@ from fgrpo import prompts, shards
 from fgrpo.errors import UserError
 from fgrpo.files import json_line, write_jsonl
 from fgrpo.inference import budget
+from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from fgrpo.types import Sample, Trace
@@ -63,7 +64,7 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
     template = prompts.read(config.prompts.think)
     store.sort_by_ids(stage.path / TREES, ids)
     tally = report.Tally()
-    gallery = viewer.Gallery()
+    gallery = viewer.Gallery(pixel_bounds(config.models.teacher))
     with ExitStack() as files:
         traces_out = files.enter_context(_AtomicJsonl(stage.path / "traces.jsonl"))
         sft_out = files.enter_context(_AtomicJsonl(stage.path / "sft.jsonl"))

@@ -17,10 +17,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fgrpo.boxes import convert, model_size
+from fgrpo.boxes import PixelBounds, convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
-from fgrpo.policy import backbone
 from fgrpo.response import parse_boxes
 from fgrpo.types import Box, Trace
 from mcts.tree import Tree
@@ -43,8 +42,9 @@ class TreeView:
 class Gallery:
     """Collects the trees of the page: the first few trees of each source that have chains."""
 
-    def __init__(self, per_source: int = TREES_PER_SOURCE) -> None:
-        self._per_source = per_source
+    def __init__(self, pixels: PixelBounds, per_source: int = TREES_PER_SOURCE) -> None:
+        """`pixels`: the bounds of the teacher's processor."""
+        self._pixels, self._per_source = pixels, per_source
         self._counts: Counter[str] = Counter()
         self._views: list[TreeView] = []
 
@@ -55,7 +55,8 @@ class Gallery:
             return
         self._counts[source] += 1
         boxes = boxes_of(tree) if len(tree.sample.images) == 1 else []
-        self._views.append(TreeView(tree, traces, [_embedded_image(path, boxes) for path in tree.sample.images]))
+        images = [_embedded_image(path, boxes, self._pixels) for path in tree.sample.images]
+        self._views.append(TreeView(tree, traces, images))
 
     def page(self, title: str) -> str:
         """The page as HTML."""
@@ -77,13 +78,13 @@ def boxes_of(tree: Tree) -> list[Box]:
     return list(distinct)
 
 
-def _embedded_image(path: str, boxes: Iterable[Box]) -> dict[str, Any]:
+def _embedded_image(path: str, boxes: Iterable[Box], pixels: PixelBounds) -> dict[str, Any]:
     """An image as a data URI, with its boxes in pixels of the image as the model sees it."""
     try:
         image = open_rgb(path)
     except UserError as error:  # the file was removed after the search; the page shows the tree and the error
         return {"uri": "", "problem": str(error), "width": 1, "height": 1, "boxes": []}
-    width, height = seen = model_size(image.size, *backbone.default().pixels)
+    width, height = seen = model_size(image.size, *pixels)
     converted = [convert(box, "model", image.size, seen) for box in boxes]
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()

@@ -19,8 +19,9 @@ from fgrpo import prompts
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
+from fgrpo.images import IMAGE_ERRORS, with_images
 from fgrpo.policy import loading
+from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.tokens import special_token
 from fgrpo.types import Sample
 
@@ -68,13 +69,20 @@ def order(count: int, length: int, seed: int) -> list[int]:
 
 
 def fitting(
-    samples: Iterable[Sample], template: str, processor: Any, limit: int, pixels: PixelBounds, dropped: Counter[str]
+    samples: Iterable[Sample],
+    template: str,
+    processor: Any,
+    limit: int,
+    pixels: PixelBounds,
+    family: Backbone,
+    dropped: Counter[str],
 ) -> list[Sample]:
     """Samples whose prompt (text, image tokens, the chat template's own) has at most `limit` tokens; others are dropped and counted.
 
     Args:
         limit: rl.max_prompt_length.
-        pixels: the processor's bounds (min_pixels, max_pixels).
+        pixels: the processor's bounds.
+        family: the policy's.
         dropped: receives the counts.
 
     Raises:
@@ -85,7 +93,7 @@ def fitting(
     for sample in samples:
         try:
             used = len(tokenizer(prompts.user_text(sample, template))["input_ids"]) + sum(
-                image_tokens(p, pixels) for p in sample.images
+                family.prompt_tokens(path, pixels) for path in sample.images
             )
         except IMAGE_ERRORS:
             dropped["image cannot be read"] += 1

@@ -71,7 +71,7 @@ class LocalTrainer(FaithfulGRPOTrainer):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        family = backbone.of_model(self.plain_model)
+        self._family = family = backbone.of_model(self.plain_model)
         self._vocabulary = vocabulary_of(self._tokenizer, self.plain_model.config.get_text_config().vocab_size, family)
         self._memo: FeatureMemo | None = None
         self._sampled_logprobs: list[list[float]] = []  # log-probabilities of the last generation
@@ -153,7 +153,9 @@ class LocalTrainer(FaithfulGRPOTrainer):
         for piece in length_bucketing.split(attention_mask, logits_to_keep, min(most, batch_size or most)):
             rows, columns = piece.rows, piece.columns
             tokens = {key: field[rows, columns] for key, field in by_token.items()}
-            of_images = length_bucketing.image_fields(fields, rows, images_B) if images_B is not None else {}
+            of_images: dict[str, Any] = {}
+            if images_B is not None:
+                of_images = length_bucketing.image_fields(fields, rows, images_B, self._family.grid_field)
             *result, _ = super()._get_per_token_logps_and_entropies(
                 model, input_ids[rows, columns], attention_mask[rows, columns], piece.completion,
                 compute_entropy=compute_entropy, **tokens, **of_images,
@@ -172,10 +174,10 @@ class LocalTrainer(FaithfulGRPOTrainer):
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:
         """For each row, its images' features (image tokens, H) and grids (images, 3)."""
-        grids = torch.as_tensor(fields["image_grid_thw"]).to(policy.device)
+        grids = torch.as_tensor(fields[self._family.grid_field]).to(policy.device)
         pixels = torch.as_tensor(fields["pixel_values"]).to(policy.device)
         with torch.no_grad():
-            features = backbone.of_model(policy).image_features(policy, pixels, grids)
+            features = self._family.image_features(policy, pixels, grids)
         rows: list[tuple[Tensor | None, Tensor | None]] = []
         at = 0
         for of_row in images:

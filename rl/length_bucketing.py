@@ -46,21 +46,22 @@ def split(mask_BL: Tensor, completion: int, rows_per_piece: int) -> list[Piece]:
 
 
 def image_fields(
-    fields: Mapping[str, Any], rows: Sequence[int], images_B: Sequence[int]
+    fields: Mapping[str, Any], rows: Sequence[int], images_B: Sequence[int], grid_field: str
 ) -> dict[str, Tensor | list[int]]:
-    """`pixel_values` (patches, P), `image_grid_thw` (images, 3) and `num_images` of some rows.
+    """`pixel_values` (patches, P), the grids (images, 3) and `num_images` of some rows.
 
     Args:
         fields: those of the batch.
         rows: which rows.
         images_B: images per row of the batch.
+        grid_field: the name of the grids (`Backbone.grid_field`).
     """
-    grids = fields["image_grid_thw"]
+    grids = fields[grid_field]
     images = torch.split(torch.arange(len(grids)), list(images_B))
     chosen = torch.cat([images[row] for row in rows])
     patches = torch.split(fields["pixel_values"], grids.prod(dim=-1).tolist())
     return {
         "pixel_values": torch.cat([patches[i] for i in chosen.tolist()]),
-        "image_grid_thw": grids[chosen],
+        grid_field: grids[chosen],
         "num_images": [images_B[row] for row in rows],
     }

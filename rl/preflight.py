@@ -25,7 +25,7 @@ from trl.data_utils import prepare_multimodal_messages
 from fgrpo import boxes
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.images import IMAGE_ERRORS, MARKERS, image_size, image_tokens
+from fgrpo.images import IMAGE_ERRORS, image_size, image_tokens
 from fgrpo.policy import backbone
 from fgrpo.schema import Config
 from fgrpo.training import distributed
@@ -130,9 +130,10 @@ def check_prompts(
             )
     if not images:
         return
-    token = backbone.of_model(model).image_token_id(model.config)
+    family = backbone.of_model(model)
+    token = family.image_token_id(model.config)
     token_counts = [row.count(token) for row in ids]
-    grids = torch.as_tensor(fields["image_grid_thw"])
+    grids = torch.as_tensor(fields[family.grid_field])
     per_image = _features(model, torch.as_tensor(fields["pixel_values"]), grids)
     at = 0
     for sample, count in zip(samples, token_counts, strict=True):
@@ -143,7 +144,7 @@ def check_prompts(
                 f"the prompt of {sample.id} has {count} image tokens, and its images give {sum(features)} features; the processor "
                 "belongs to another model than the weights: save or download both again"
             )
-        estimated = [image_tokens(path, pixels) - MARKERS for path in sample.images]
+        estimated = [image_tokens(path, pixels) for path in sample.images]
         if estimated != features:
             raise UserError(
                 f"the images of {sample.id} take {features} tokens, but {estimated} were estimated from the processor's bounds {tuple(pixels)}; "

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from fgrpo.policy import backbone
+
 if TYPE_CHECKING:
     from rl.trainer import FaithfulGRPOTrainer
 
-_IMAGE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "token_type_ids", "mm_token_type_ids")
+_IMAGE_FIELDS = ("pixel_values", "num_images", "token_type_ids", "mm_token_type_ids")  # and `Backbone.grid_field`
 
 
 class Probe:
@@ -39,6 +41,7 @@ class Probe:
 
     def logprobs(self, batch: Mapping[str, Any]) -> Tensor:
         """The trainer's own log-probabilities (B, T) of a batch of `rollout`."""
+        fields = (*_IMAGE_FIELDS, backbone.of_model(self.trainer.plain_model).grid_field)
         with torch.no_grad():
             result: Any = self.trainer._get_per_token_logps_and_entropies(
                 self.trainer.model,
@@ -46,7 +49,7 @@ class Probe:
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].shape[1],
                 batch_size=self.trainer.args.per_device_train_batch_size,
-                **{key: batch[key] for key in _IMAGE_FIELDS if key in batch},
+                **{key: batch[key] for key in fields if key in batch},
             )
         logps_BT: Tensor = result[0]
         return logps_BT

@@ -97,14 +97,13 @@ def build_trainer(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     processor = loading.load_processor(policy)
     template = prompts.read(cfg.prompts.think)
-    samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, run.counts)
+    family = model_files.backbone_of(policy)
+    samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, family, run.counts)
     run.counts["questions"] = len(samples)
     steps = arguments.total_steps(rl, len(samples))
     prompt_count = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
-    forbidden = loading.forbidden_token_ids(
-        processor.tokenizer, loading.text_vocabulary(policy), model_files.backbone_of(policy)
-    )
+    forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy), family)
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # first: ZeRO-3 shards the model as it loads
@@ -120,7 +119,7 @@ def build_trainer(
         args,
         dataset,
         processing_class=processor,
-        peft_config=adapters.lora_config(rl.lora, model_files.backbone_of(policy)),
+        peft_config=adapters.lora_config(rl.lora, family),
         callbacks=[preflight, log],
         dual=dual,
         coupling=rl.combine if rl.combine in ("additive", "multiplicative") else None,

@@ -19,7 +19,8 @@ from datasets import Dataset
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.images import IMAGE_ERRORS, image_tokens, with_images
+from fgrpo.images import IMAGE_ERRORS, with_images
+from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.tokens import special_token
 
 TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
@@ -85,13 +86,19 @@ def _row(record: Mapping[str, Any]) -> Row | str:
 
 
 def fitting(
-    rows: Sequence[Row], count_tokens: Callable[[str], int], limit: int, pixels: PixelBounds, dropped: Counter[str]
+    rows: Sequence[Row],
+    count_tokens: Callable[[str], int],
+    limit: int,
+    pixels: PixelBounds,
+    family: Backbone,
+    dropped: Counter[str],
 ) -> list[Row]:
     """Rows of at most `limit` tokens including image tokens; a longer row would be truncated inside its answer.
 
     Args:
         count_tokens: number of tokens of a text.
-        pixels: (minimum, maximum) pixels per image of the processor.
+        pixels: the processor's bounds.
+        family: the model's.
         dropped: counts dropped rows by reason.
 
     Raises:
@@ -100,7 +107,7 @@ def fitting(
     fitting_rows = []
     for row in rows:
         try:
-            image_token_count = sum(image_tokens(path, pixels) for path in row.images)
+            image_token_count = sum(family.prompt_tokens(path, pixels) for path in row.images)
         except IMAGE_ERRORS:
             dropped["image cannot be read"] += 1
             continue

@@ -111,13 +111,14 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     sft = cfg.sft
     if loading.device() == "cpu":  # on shared cores a second thread is slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    model_files.check_policy(cfg.models.base)
+    family = model_files.backbone_of(cfg.models.base)
     processor = loading.load_processor(cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
         model_files.pixel_bounds(cfg.models.base),
+        family,
         run.counts,
     )
     training_rows, validation_rows = dataset.split(rows, cfg.data.validation_share, cfg.seed)
@@ -135,7 +136,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         train_dataset=dataset.to_dataset(training_rows),
         eval_dataset=dataset.to_dataset(validation_rows) if validation_rows else None,
         processing_class=processor,
-        peft_config=adapters.lora_config(sft.lora, model_files.backbone_of(cfg.models.base)),
+        peft_config=adapters.lora_config(sft.lora, family),
         callbacks=[logger],
     )
     trainer.remove_callback(PrinterCallback)

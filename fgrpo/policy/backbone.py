@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
+from fgrpo.images import image_tokens
 from fgrpo.policy import backbones
-from fgrpo.types import Frame
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +39,9 @@ class Backbone:
         image_token: the text of one image token.
         image_token_attribute: its id, as an attribute of the model's configuration and of the processor.
         video_token_attribute: the id of a video token in the configuration, None if the family has none.
-        marker_attributes: ids of the tokens around an image, in the configuration.
+        marker_attributes: ids of the tokens around an image, in the configuration; each stands there once.
+        grid_field: the processor's output with the grid (images, 3) of each image's patches, also an argument of the model.
         special_tokens: a regular expression for special tokens written out in a text.
-        box_frame: the frame in which the family writes boxes (`policy.box_frame` decides what is read).
-        system_prompt: what the chat template puts before the first user turn, None if nothing.
-        opens_think: whether the chat template ends a prompt with `<think>`.
         lora_projections: linear layers of the language model that get adapters.
         other_modalities: kinds of input besides images that vLLM must exclude; () if vLLM needs no such limits.
     """
@@ -61,10 +59,8 @@ class Backbone:
     image_token_attribute: str
     video_token_attribute: str | None
     marker_attributes: tuple[str, ...]
+    grid_field: str
     special_tokens: str
-    box_frame: Frame
-    system_prompt: str | None
-    opens_think: bool
     lora_projections: tuple[str, ...]
     other_modalities: tuple[str, ...] = ()
 
@@ -114,6 +110,18 @@ class Backbone:
         """`placeholder_ids`, and the ids of the tokens around an image."""
         return self.placeholder_ids(config) | _ids(config, self.marker_attributes)
 
+    def prompt_tokens(self, image: str, bounds: PixelBounds) -> int:
+        """Tokens that an image takes in a prompt: its own, and those around them.
+
+        Args:
+            image: path.
+            bounds: the processor's (`fgrpo.policy.model_files.pixel_bounds`).
+
+        Raises:
+            one of `fgrpo.images.IMAGE_ERRORS`: as `fgrpo.images.image_tokens`.
+        """
+        return image_tokens(image, bounds) + len(self.marker_attributes)
+
     def image_features(self, model: Any, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
         """Features (image tokens, H) of each image; `pixel_values` and `grids` (images, 3) are the processor's."""
         return tuple(model.model.get_image_features(pixel_values, grids).pooler_output)
@@ -128,7 +136,7 @@ class Backbone:
         """Rotary positions (axes, U, L) of prompts whose image tokens are marked; `grids` (images, 3)."""
         positions: Tensor
         positions, _ = model.model.get_rope_index(
-            ids_UL, mm_token_type_ids=is_image_UL.int(), image_grid_thw=grids, attention_mask=mask_UL
+            ids_UL, mm_token_type_ids=is_image_UL.int(), attention_mask=mask_UL, **{self.grid_field: grids}
         )
         return positions
 

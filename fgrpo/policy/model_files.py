@@ -97,7 +97,7 @@ def pixel_bounds(model: str | Path) -> PixelBounds:
     Raises:
         UserError: the folder has no processor file, or a broken one.
     """
-    family = _assumed_family(_local_file(model, "config.json"))
+    family = assumed_family(model)
     for name in family.processor_files:
         file = _local_file(model, name)
         if file is not None:
@@ -107,8 +107,13 @@ def pixel_bounds(model: str | Path) -> PixelBounds:
     return family.pixels
 
 
-def _assumed_family(config: Path | None) -> Backbone:
-    """The family that a config.json states, the default one if it states none that is known."""
+def assumed_family(model: str | Path) -> Backbone:
+    """The family that a model's config.json states; the default one if it states none that is known, or is not at hand.
+
+    Args:
+        model: as in `pixel_bounds`.
+    """
+    config = _local_file(model, "config.json")
     if config is None:
         return backbone.default()
     try:

@@ -9,11 +9,12 @@ from PIL import Image
 from eval import models
 from eval.downscale_images import fit
 from fgrpo.config import load
-from fgrpo.images import image_size, image_tokens
+from fgrpo.images import image_size
 from fgrpo.policy import backbone
 from fgrpo.types import Sample
 
-BOUNDS = backbone.default().pixels
+FAMILY = backbone.default()
+BOUNDS = FAMILY.pixels
 
 
 def sample(folder: Path, *sizes: tuple[int, int]) -> Sample:
@@ -26,26 +27,26 @@ def sample(folder: Path, *sizes: tuple[int, int]) -> Sample:
 
 
 def tokens(found: Sample) -> int:
-    return sum(image_tokens(path, BOUNDS) for path in found.images)
+    return sum(FAMILY.prompt_tokens(path, BOUNDS) for path in found.images)
 
 
 def test_what_fits_is_left_alone(tmp_path: Path) -> None:
     config = load("paper-7b", "fgrpo", [f"data.root={tmp_path}"])
     asked = sample(tmp_path, (1920, 1080), (1920, 1080), (1920, 1080), (1920, 1080))  # 4 x 2,693 tokens
-    assert fit([asked], models.load("fgrpo"), config, BOUNDS) == [asked]
+    assert fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY) == [asked]
 
 
 def test_several_huge_pictures_shrink_by_one_factor(tmp_path: Path) -> None:
     config = load("paper-7b", "fgrpo", [f"data.root={tmp_path}", "eval.context_length=8192"])
     asked = sample(tmp_path, (2800, 1400), (1400, 1400))
-    (found,) = fit([asked], models.load("fgrpo"), config, BOUNDS)
+    (found,) = fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY)
     room = config.eval.context_length - config.eval.max_new_tokens
     assert tokens(asked) > room and 0.8 * room < tokens(found) <= room
     assert found.meta["shrunk"] < 1 and found.id == asked.id
     shares = [b / a for old, new in zip(asked.images, found.images, strict=True)
               for a, b in zip(image_size(old), image_size(new), strict=True)]  # fmt: skip
     assert max(shares) - min(shares) < 0.01
-    assert fit([asked], models.load("fgrpo"), config, BOUNDS) == [found]  # the same files again
+    assert fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY) == [found]  # the same files again
 
 
 def test_a_missing_or_broken_picture_is_left_to_the_engine(tmp_path: Path) -> None:
@@ -54,4 +55,4 @@ def test_a_missing_or_broken_picture_is_left_to_the_engine(tmp_path: Path) -> No
     broken.write_bytes(b"no picture")
     for path in (broken, tmp_path / "gone.png"):
         asked = Sample("own/test/0", (str(path),), "Q?", ("a", "b"), "a")
-        assert fit([asked], models.load("fgrpo"), config, BOUNDS) == [asked]
+        assert fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY) == [asked]

@@ -188,7 +188,7 @@ def test_scores_in_a_unit_of_their_own_are_inside_their_panels() -> None:
     assert drawn is not None
     words, shares = drawn.axes[:2]
     low, high = words.get_ylim()
-    assert low < -19.0 and -12.0 < high and shares.get_ylim()[1] == 1.03
+    assert low < -19.0 and high > -12.0 and shares.get_ylim()[1] == 1.03
     axis = Figure().add_subplot()
     cell = {"value": -0.03, "low": -0.04, "high": -0.02}
     axis = Figure().add_subplot()

@@ -37,10 +37,8 @@ BACKBONE = Backbone(
     image_token_attribute="picture_id",
     video_token_attribute=None,
     marker_attributes=("picture_end_id",),
+    grid_field="patches",
     special_tokens=r"\\[[A-Z]+\\]",
-    box_frame="thousand",
-    system_prompt=None,
-    opens_think=True,
     lora_projections=("c_attn",),
 )
 """
@@ -83,8 +81,12 @@ def test_sizes_and_token_counts_of_images_are_the_familys(toy: Any, saved: Path,
     path = tmp_path / "x.png"
     Image.new("RGB", (64, 40)).save(path)
     assert model_size((64, 40), *bounds) == (64, 32)
-    assert image_tokens(str(path), bounds) == 2 * 1 + 2
-    assert image_tokens(str(path), model_files.pixel_bounds(MINI)) == 2 * 1 + 2  # 56 x 28 pixels, 28 per token
+    mini = model_files.pixel_bounds(MINI)
+    assert image_tokens(str(path), bounds) == 2 * 1
+    assert image_tokens(str(path), mini) == 2 * 1  # 56 x 28 pixels, 28 per token
+    assert toy.prompt_tokens(str(path), bounds) == 2 + 1  # one token ends an image
+    assert model_files.assumed_family(MINI).prompt_tokens(str(path), mini) == 2 + 2
+    assert model_files.assumed_family(saved) is toy and model_files.assumed_family("served") is backbone.default()
     (saved / "toy_processor.json").unlink()
     with pytest.raises(UserError, match=r"has none of toy_processor\.json"):
         model_files.pixel_bounds(saved)
@@ -168,18 +170,19 @@ def test_the_default_family_is_what_transformers_and_its_template_say() -> None:
     assert any(map(family.is_projector, names)) and any(f".{family.language}." in name for name in names)
     assert family.vision_tower(model) is model.model.visual
     prompt = loading.render_prompt(processor, ["an image"], "Where?")
-    assert (f"system\n{family.system_prompt}" in prompt, prompt.rstrip().endswith("<think>")) == (
-        True,
-        family.opens_think,
-    )
     assert prompt.count(family.image_token) == 1
+    bare = loading.render_prompt(processor, [], "Where?")
+    around = len(processor.tokenizer(prompt)["input_ids"]) - len(processor.tokenizer(bare)["input_ids"])
+    assert around == len(family.marker_attributes) + 1, "the tokens around an image, and the image's placeholder"
+    assert family.grid_field in image(images=[Image.new("RGB", (56, 56))])
 
 
-def test_the_policy_is_configured_with_the_frame_of_its_family() -> None:
-    from fgrpo.config import load
-
-    for preset in ("mini", "paper-7b"):
-        assert load(preset).policy.box_frame == backbone.default().box_frame
+def test_positions_take_the_grids_under_the_familys_name(toy: Any) -> None:
+    given: dict[str, Any] = {}
+    rope = SimpleNamespace(get_rope_index=lambda ids, **more: given.update(more) or ("positions", None))
+    is_image: Any = SimpleNamespace(int=lambda: 1)
+    assert toy.positions(SimpleNamespace(model=rope), None, is_image, "grids", "mask") == "positions"
+    assert given["patches"] == "grids"
 
 
 def test_no_other_module_holds_a_fact_about_a_family() -> None:

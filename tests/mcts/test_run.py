@@ -214,3 +214,15 @@ def test_the_viewer_escapes_text_of_data_and_models(tmp_path: Path) -> None:
     assert "<b>0</b>" not in page and "&lt;b&gt;0&lt;/b&gt;" in page
     assert "&lt;think&gt;" in page and page.count("data:image/png;base64,") == 3
     assert "<rect" in page and "<script" not in page
+
+
+def test_the_viewer_draws_in_the_pixels_that_the_teacher_sees(tmp_path: Path) -> None:
+    """The images have 112 x 112 pixels; a processor of at most 56 x 56 shows them to the teacher in that size."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (teacher / "processor_config.json").write_text(json.dumps({"min_pixels": 784, "max_pixels": 56 * 56}))
+    config = load("smoke", overrides=["mcts.trees_in_flight=5", f"models.teacher={teacher}"])
+    for of_run, side in ((config, 56), (CONFIG, 112)):
+        folder = distil(of_run, seeded(tmp_path / str(side), 1, of_run), ScriptedEngine())
+        assert f'viewBox="0 0 {side} {side}"' in (folder / "viewer.html").read_text()

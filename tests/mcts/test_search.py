@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.inference.base import SamplingError
 from fgrpo.types import Box
 from mcts.search import TreeFailed, backup, expand, iterate, rejection_reason, search, seed_of, select
@@ -264,5 +265,8 @@ def test_boxes_are_read_with_the_configured_tag(tmp_path: Path) -> None:
     assert counts == [(True, True), (False, False)]
     path = tmp_path / "x.png"
     Image.new("RGB", (112, 112)).save(path)
-    (drawn,) = viewer._embedded_image(str(path), [Box(0, 0, 500, 500, "thousand")])["boxes"]
-    assert (drawn["width"], drawn["height"]) == (56, 56)  # of the 112 pixels that the model sees
+    for bounds, seen in ((PixelBounds(784, 12544, 28), 112), (PixelBounds(784, 3136, 28), 56)):
+        boxes = [Box(0, 0, 500, 500, "thousand"), Box(0, 0, 28, 28, "model")]
+        half, corner = viewer._embedded_image(str(path), boxes, bounds)["boxes"]
+        assert (half["width"], half["height"]) == (seen / 2, seen / 2)  # of the pixels that the model sees
+        assert (corner["width"], corner["height"]) == (28, 28)

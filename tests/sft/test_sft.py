@@ -18,7 +18,7 @@ from fgrpo import config
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
 from miniworld import questions
 from miniworld.render import render
 from sft import dataset, train
@@ -111,10 +111,10 @@ def test_overlong_rows_are_dropped(world: Path) -> None:
     rows = dataset.read_rows(world / "runs" / "mini" / "mcts" / "sft.jsonl", Counter())
     dropped: Counter[str] = Counter()
     size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px image takes 16 + 2 tokens; ten tokens a text
-    kept = dataset.fitting(rows, lambda text: 10, size, PixelBounds(784, 12544, 28), dropped)
+    kept = dataset.fitting(rows, lambda text: 10, size, PixelBounds(784, 12544, 28), backbone.default(), dropped)
     assert {len(row.images) for row in kept} == {1} and dropped == {"longer than sft.max_length": 8}
     with pytest.raises(UserError, match="no trace fits in"):
-        dataset.fitting(rows, lambda text: 10, 10, PixelBounds(784, 12544, 28), Counter())
+        dataset.fitting(rows, lambda text: 10, 10, PixelBounds(784, 12544, 28), backbone.default(), Counter())
 
 
 def test_the_split_is_by_question_and_by_the_seed() -> None:

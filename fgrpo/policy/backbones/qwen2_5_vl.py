@@ -22,10 +22,8 @@ BACKBONE = Backbone(
     image_token_attribute="image_token_id",
     video_token_attribute="video_token_id",
     marker_attributes=("vision_start_token_id", "vision_end_token_id"),
+    grid_field="image_grid_thw",
     special_tokens=r"<\|[a-z0-9_]+\|>",
-    box_frame="model",
-    system_prompt="You are a helpful assistant.",
-    opens_think=False,
     lora_projections=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     other_modalities=("video",),
 )
