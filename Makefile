@@ -1,16 +1,17 @@
 # Every target is phony and one line of `python -m`. Each stage decides by its run folder whether it has work to do: a
 # folder that is done for this configuration and these inputs' content is skipped.
-# PRESET, OVERLAY and SET choose the configuration (METHOD: of `make plan`). An overlay is a file of configs/overlay; commas separate several:
+# PRESET, METHOD, OVERLAY and SET choose the configuration; `rl-<method>` names its method itself. An overlay is a file of
+# configs/overlay; commas separate several:
 #   make rl-fgrpo PRESET=mini OVERLAY=lora SET="rl.kl_coef=0.02 rl.max_steps=50"
 PRESET ?= mini
-METHOD ?= fgrpo
+METHOD ?=
 OVERLAY ?=
 SET ?=
 MODEL ?=
 BENCHMARKS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
-ARGS = --preset $(PRESET) $(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
+ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
@@ -102,7 +103,7 @@ $(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
 slurm: | .venv/.stamp ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
 	$(PY) -m ops.slurm $(ARGS)
 plan: | .venv/.stamp ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
-	@$(PY) -m ops.plan $(ARGS) --method $(METHOD) $(if $(ASSUME),--assume $(ASSUME))
+	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
 doctor: | .venv/.stamp ## check versions, devices, endpoints and data; say what is missing and what to do

@@ -46,15 +46,15 @@ def borrowed_stages(args: argparse.Namespace) -> Iterator[Path]:
 
 @contextmanager
 def generated_by(trainer: Any = None) -> Iterator[None]:
-    """Inside, the RL stage builds `trainer` instead of `rl.in_process_trainer.LocalTrainer`; None changes nothing."""
+    """Inside, the RL stage builds `trainer` instead of `rl.in_process_trainer.InProcessTrainer`; None changes nothing."""
     import rl.train
 
-    chosen: Any = rl.train.LocalTrainer
-    rl.train.LocalTrainer = chosen if trainer is None else trainer  # type: ignore[misc]
+    chosen: Any = rl.train.InProcessTrainer
+    rl.train.InProcessTrainer = chosen if trainer is None else trainer  # type: ignore[misc]
     try:
         yield
     finally:
-        rl.train.LocalTrainer = chosen  # type: ignore[misc]
+        rl.train.InProcessTrainer = chosen  # type: ignore[misc]
 
 
 def seconds(work: Callable[[], Any]) -> float:

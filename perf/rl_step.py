@@ -11,7 +11,7 @@ from pathlib import Path
 import rl.train
 from fgrpo.files import read_jsonl
 from perf.common import WARM_UP, borrowed_stages, generated_by, load, main, median, show
-from rl.in_process_trainer import LocalTrainer
+from rl.in_process_trainer import InProcessTrainer
 from rl.trainer import FaithfulGRPOTrainer
 
 STEPS = 8
@@ -33,7 +33,7 @@ def profile(args: argparse.Namespace, trainer: type[FaithfulGRPOTrainer]) -> dic
 
 def body(args: argparse.Namespace) -> None:
     """Two runs, one table."""
-    before, after = profile(args, FaithfulGRPOTrainer), profile(args, LocalTrainer)
+    before, after = profile(args, FaithfulGRPOTrainer), profile(args, InProcessTrainer)
     rows = []
     for part, words in {**PARTS, "step": "**whole step**"}.items():
         ratio = f"{before[part] / after[part]:.1f}" if after[part] > 0.01 * after["step"] else "–"
@@ -46,7 +46,7 @@ def body(args: argparse.Namespace) -> None:
         "largest parts are optimized: generation has its own decoder (a group's prompt is read once, finished rows leave the batch), "
         "a frozen vision tower sees each image once per step, and rows are batched with others of similar length, without padding. "
         "What remains is the update: matrix products of forward and backward.",
-        ("part", "TRL's path", "LocalTrainer", "TRL's / ours"),
+        ("part", "TRL's path", "InProcessTrainer", "TRL's / ours"),
         rows,
     )
 

@@ -66,7 +66,7 @@ class FeatureMemo:
         tower.forward = forward
 
 
-class LocalTrainer(FaithfulGRPOTrainer):
+class InProcessTrainer(FaithfulGRPOTrainer):
     """FaithfulGRPOTrainer whose rollouts come from this process' own decoder (one model, not sharded)."""
 
     def __init__(self, *args: Any, **more: Any) -> None:

@@ -30,7 +30,7 @@ from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements
-from rl.in_process_trainer import LocalTrainer
+from rl.in_process_trainer import InProcessTrainer
 from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
 from rl.scored_batch import TASK
@@ -146,7 +146,7 @@ def trainer_of(cfg: Config) -> Callable[..., FaithfulGRPOTrainer]:
 
         vllm_rollouts.require_vllm()
         return partial(vllm_rollouts.VLLMTrainer, rollouts=cfg.rl.vllm)
-    return LocalTrainer if cfg.rl.deepspeed is None else FaithfulGRPOTrainer
+    return InProcessTrainer if cfg.rl.deepspeed is None else FaithfulGRPOTrainer
 
 
 def make_dual(cfg: Config) -> DualAscent:

@@ -80,9 +80,13 @@ def _errors(role: str, rates: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for r in rates:
         interval = f"{100 * r['low']:.1f} – {100 * r['high']:.1f}" if r["n"] else "–"
-        labels = ", ".join(f"{label} {count}" for label, count in r["said"].items())
+        labels = ", ".join(f"{label} {count}" for label, count in r["labels"].items())
         rows.append([_cell(r["kind"]), r["n"], r["wrong"], _percent(r["rate"]), interval, r["failed"], labels])
-    return [f"{role}, by kind:", "", *_table(["kind", "n", "wrong", "error rate", "interval", "failed", "said"], rows)]
+    return [
+        f"{role}, by kind:",
+        "",
+        *_table(["kind", "n", "wrong", "error rate", "interval", "failed", "labels"], rows),
+    ]
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:

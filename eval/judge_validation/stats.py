@@ -63,7 +63,7 @@ class Agreement:
 class ErrorRate:
     """Wrong labels among things of one kind; `low` and `high` are Wilson's interval of `rate`.
 
-    `failed` things have no label and are not in `n`. `said` counts all labels, right and wrong.
+    `failed` things have no label and are not in `n`. `labels` counts all labels, right and wrong.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class ErrorRate:
     rate: float | None
     low: float | None
     high: float | None
-    said: dict[str, int]
+    labels: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -171,7 +171,7 @@ def error_rate(kind: str, ratings: Iterable[tuple[str, str]], confidence: float 
     """How often the rating in (true label, rating) is wrong. `NOT_RATED` ratings count as failed, not as wrong."""
     from scipy.stats import binomtest
 
-    said: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
     n = wrong = failed = 0
     for truth, rating in ratings:
         if rating in NOT_RATED:
@@ -179,10 +179,10 @@ def error_rate(kind: str, ratings: Iterable[tuple[str, str]], confidence: float 
             continue
         n += 1
         wrong += rating != truth
-        said[rating] += 1
+        labels[rating] += 1
     if not n:
         return ErrorRate(kind, 0, 0, failed, None, None, None, {})
     interval = binomtest(wrong, n).proportion_ci(confidence, method="wilson")
     return ErrorRate(
-        kind, n, wrong, failed, wrong / n, float(interval.low), float(interval.high), dict(sorted(said.items()))
+        kind, n, wrong, failed, wrong / n, float(interval.low), float(interval.high), dict(sorted(labels.items()))
     )

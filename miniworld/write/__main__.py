@@ -63,10 +63,10 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
                 write_jsonl(stage.path / f"scenes-{name}.jsonl", studio.entries)
                 if name not in progress:
                     progress.add(
-                        {"id": name, "folder": writer.folder, "questions": count, "pictures": len(studio.entries)}
+                        {"id": name, "folder": writer.folder, "questions": count, "images": len(studio.entries)}
                     )
         _write_book(stage.path, root)
-        stage.counts.update({f"{row['id']}/pictures": row["pictures"] for row in read_jsonl(stage.path / PROGRESS)})
+        stage.counts.update({f"{row['id']}/images": row["images"] for row in read_jsonl(stage.path / PROGRESS)})
         write_jsonl(
             stage.path / "files.jsonl",
             ({"id": str(p.relative_to(root)), "bytes": p.stat().st_size} for p in _files(root)),

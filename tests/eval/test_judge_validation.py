@@ -103,7 +103,7 @@ def test_what_is_no_label_is_counted_apart() -> None:
 
 def test_error_rates() -> None:
     got = error_rate("kind", [("yes", "yes")] * 8 + [("yes", "no")] * 2 + [("no", FAILED)] * 5)
-    assert (got.n, got.wrong, got.failed, got.rate, got.said) == (10, 2, 5, 0.2, {"no": 2, "yes": 8})
+    assert (got.n, got.wrong, got.failed, got.rate, got.labels) == (10, 2, 5, 0.2, {"no": 2, "yes": 8})
     assert (got.low, got.high) == (pytest.approx(0.0567, abs=1e-4), pytest.approx(0.5098, abs=1e-4))  # Wilson, by hand
     assert error_rate("kind", [("no", FAILED)]).rate is None
 
@@ -160,7 +160,7 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
     consistency, grounding = section["agreements"]
     assert consistency["left_out"] == {"erring: failed": len(ERRORS) + len(CONTROLS) - 1}
     assert consistency["kappa"] < 1 and grounding["kappa"] < 1 and consistency["n"] == 8 * 13 - 12
-    assert grounding["confusion"][1][0] == 8  # truth INCORRECT, said CORRECT
+    assert grounding["confusion"][1][0] == 8  # truth INCORRECT, label CORRECT
     exact = asyncio.run(run.rate(perfect, [x.item for x in items]))
     assert exact == [x.truth for x in items]
 

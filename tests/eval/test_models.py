@@ -88,7 +88,7 @@ def test_judge_validation_is_a_table_of_its_own(world: Config, tmp_path: Path) -
         "low": 0.02,
         "high": 0.4,
         "failed": 0,
-        "said": {},
+        "labels": {},
     }
     undefined = {**agreement, "kappa": None, "low": None, "high": None, "agreement": None}
     section = {"title": "run x", "agreements": [agreement, undefined], "errors": {"consistency": [rate]}}

@@ -66,6 +66,24 @@ def test_settings_reach_the_stages() -> None:
     assert len(lines) == 4 and all(wanted in line for line in lines)
 
 
+@pytest.mark.parametrize("target", ["data", "eval", "tables", "figures", "report", "plan"])
+def test_a_method_reaches_every_stage(target: str) -> None:
+    """Figure 8 and the comparisons are of the configuration's method; without METHOD it is the default one."""
+    done = subprocess.run(["make", "-n", target, "METHOD=grpo-t"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if " -m " in line]
+    assert lines and all("--preset mini --method grpo-t" in line for line in lines)
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--method" not in done.stdout
+
+
+def test_a_target_of_a_method_trains_it_whatever_the_method_is() -> None:
+    done = subprocess.run(
+        ["make", "-n", "rl-fgrpo", "METHOD=grpo-t"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in done.stdout.splitlines() if "rl.train" in line]
+    assert line.endswith("--method fgrpo"), "the last one counts"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_target(method: str) -> None:
     assert modules(f"rl-{method}", "PRESET=mini")[-1] == "rl.train"

@@ -24,7 +24,7 @@ from miniworld.render import render
 from rl import data
 from rl.arguments import grpo_config
 from rl.dual import Constraint
-from rl.in_process_trainer import LocalTrainer
+from rl.in_process_trainer import InProcessTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "miniworld" / "backbone"
@@ -120,7 +120,7 @@ def build_trainer(
     tweak: dict[str, Any] | None = None,
     steps: int = 4,
     overrides: Sequence[str] = (),
-    kind: type[Any] = LocalTrainer,
+    kind: type[Any] = InProcessTrainer,
     **more: Any,
 ) -> Any:
     """A trainer over the mini policy; `tweak` changes TRL's arguments."""
@@ -152,7 +152,7 @@ def build_trainer(
 
 
 @pytest.fixture
-def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., LocalTrainer]:
+def make(world: Path, policy: Path, tmp_path: Path) -> Callable[..., InProcessTrainer]:
     """`build_trainer` in the test's own folder, of which `out` names a part."""
 
     def build(*args: Any, out: str = "out", **more: Any) -> Any:

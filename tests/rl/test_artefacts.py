@@ -42,9 +42,9 @@ def test_rollouts_stand_alone(world: Path, chain: Path) -> None:
     assert len(table) == 8
     assert rewards <= set(table.columns) and {c for c in table.columns if "/" not in c} - rewards <= set(documented)
     for row in table.to_dict("records"):
-        sizes = json.loads(row["picture_sizes"])
-        for picture, size in zip(row["pictures"], sizes, strict=True):
-            assert Image.open(io.BytesIO(picture)).size == tuple(size) == (112, 112)
+        sizes = json.loads(row["image_sizes"])
+        for content, size in zip(row["image_bytes"], sizes, strict=True):
+            assert Image.open(io.BytesIO(content)).size == tuple(size) == (112, 112)
         for box in json.loads(row["boxes"]):
             assert all(0 <= value <= 112 for value in box)
         for name in rewards:

@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 from fgrpo.inference import decode as decoder
 from fgrpo.policy import backbone, loading
 from rl import length_bucketing
-from rl.in_process_trainer import FeatureMemo, LocalTrainer
+from rl.in_process_trainer import FeatureMemo, InProcessTrainer
 from rl.probe import Probe
 
 TOLERANCE = 2e-4  # float32, another order of summation
@@ -64,7 +64,7 @@ def test_padding_changes_nothing(make, monkeypatch) -> None:
 
     plain = passed(GRPOTrainer)
     monkeypatch.setattr(length_bucketing, "ROWS", 3)
-    cut = passed(LocalTrainer)
+    cut = passed(InProcessTrainer)
     assert widths[0] == ids_BL.shape and len(widths) == 1 + -(-len(ids_BL) // 3)
     assert sum(a * b for a, b in widths[1:]) < 0.9 * ids_BL.numel()  # less was computed
     assert len(plain) == len(cut) > 30

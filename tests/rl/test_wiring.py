@@ -79,7 +79,7 @@ def begin(check: Any, step: int = 0, last: int = 1) -> None:
 def generation(trainer_class: Any) -> str:
     """Who generates for a trainer, or for one that is yet to be built."""
     kind = getattr(trainer_class, "func", trainer_class)
-    return {"LocalTrainer": "in process", "FaithfulGRPOTrainer": "TRL", "VLLMTrainer": "vLLM"}[kind.__name__]
+    return {"InProcessTrainer": "in process", "FaithfulGRPOTrainer": "TRL", "VLLMTrainer": "vLLM"}[kind.__name__]
 
 
 class Built(Exception):
