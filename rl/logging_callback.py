@@ -24,12 +24,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from fgrpo import boxes, progress
+from fgrpo import boxes
 from fgrpo.images import image_size, portable
-from fgrpo.training import metrics_file
+from fgrpo.training.metrics_callback import MetricsCallback
 from rl.dual import Constraint
 from rl.scored_batch import ScoredBatch, report_named
 from rl.step import Step
@@ -144,20 +143,18 @@ class Alarms:
         return messages
 
 
-class LoggingCallback(TrainerCallback):
+class LoggingCallback(MetricsCallback):
     """Writes the files of one run, on the main process only. Set `trainer` after the trainer is built.
 
     Args:
         folder: the run's.
-        total: optimizer steps of the run.
         pixels: the processor's bounds on the images.
     """
 
-    def __init__(self, folder: Path, total: int, pixels: boxes.PixelBounds) -> None:
-        self.folder, self.total, self.pixels = folder, total, pixels
+    def __init__(self, folder: Path, pixels: boxes.PixelBounds) -> None:
+        super().__init__(folder)
+        self.pixels = pixels
         self.trainer: FaithfulGRPOTrainer | None = None
-        self._bar: tqdm[Any] | None = None
-        self._out: metrics_file.MetricsFile | None = None
         self._last_line_at = time.perf_counter()
         self._written: Step | None = None
         self._of_generation: dict[str, Any] = {}
@@ -168,8 +165,7 @@ class LoggingCallback(TrainerCallback):
             return
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         self._report_lost(truncate_rollouts(self.folder, state.global_step), args, state.global_step)
-        self._out = metrics_file.MetricsFile(self.folder, state.global_step, state.log_history)
-        self._bar = progress.bar(self.folder.name, self.total, "step", initial=state.global_step)
+        super().on_train_begin(args, state, control)
         self._alarms = Alarms(self.trainer.dual.constraints)
         self._last_line_at = time.perf_counter()
 
@@ -183,16 +179,9 @@ class LoggingCallback(TrainerCallback):
                 file=sys.stderr,
             )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.trainer is None or self._out is None or logs is None or "train_runtime" in logs:
-            return
+    def log(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
+        """One line per optimizer step, and the rollouts of a generation with its first update."""
+        assert self.trainer is not None
         now = time.perf_counter()
         step = self.trainer.last_step
         new_step = step if step is not self._written else None  # None: a further update on the same generation
@@ -201,11 +190,12 @@ class LoggingCallback(TrainerCallback):
         self._last_line_at = now
         if new_step is not None and (alarms := self._alarms.of(line)):
             line["alarms"] = alarms
-        self._out.add(line)
+        self.add(line)
         state.log_history[-1].update(line)  # so that a checkpoint carries the file (fgrpo.training.metrics_file)
         if new_step is not None and new_step.rollouts:
             self._write_rollouts(new_step)
-        self._show(line)
+        names = [constraint.reward for constraint in self.trainer.dual.constraints]
+        self.show(line["step"], progress_text(line, names, self._written), line.get("alarms", ()))
 
     def _line(self, number: int, logs: Mapping[str, Any], now: float, step: Step | None) -> dict[str, Any]:
         """The line of optimizer step `number`; `step` is its generation's, where this is the first update on it."""
@@ -228,27 +218,6 @@ class LoggingCallback(TrainerCallback):
         part = path.with_suffix(".part")
         pq.write_table(rollout_table(step, self.pixels), part, compression="zstd")
         os.replace(part, path)
-
-    def _show(self, line: Mapping[str, Any]) -> None:
-        if self._bar is None or self.trainer is None:
-            return
-        for alarm in line.get("alarms", ()):
-            self._bar.write(alarm)
-        names = [constraint.reward for constraint in self.trainer.dual.constraints]
-        self._bar.set_postfix_str(progress_text(line, names, self._written), refresh=False)
-        self._bar.update(line["step"] - self._bar.n)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file and the progress line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        if self._out is not None:
-            self._out.close()
-            self._out = None
 
 
 def progress_text(line: Mapping[str, Any], constraints: Sequence[str], step: Step | None) -> str:

@@ -112,7 +112,7 @@ def build_trainer(
     if rl.freeze_vision:
         loading.freeze_vision(model, projector=rl.freeze_projector)
     preflight = Preflight(questions, pixels, forbidden, cfg)
-    log = LoggingCallback(run.path, steps, pixels)
+    log = LoggingCallback(run.path, pixels)
     trainer = kind(
         model,
         scorer.reward_funcs(),

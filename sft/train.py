@@ -14,13 +14,12 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
@@ -30,6 +29,7 @@ from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
 from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_final
+from fgrpo.training.metrics_callback import MetricsCallback
 from sft import dataset
 
 METRICS = metrics_file.NAME
@@ -196,40 +196,22 @@ def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world
     )
 
 
-class LoggingCallback(TrainerCallback):
-    """Writes metrics.jsonl, shows a progress bar, and saves the best state in best/ (best.json: step and eval_loss)."""
+class LoggingCallback(MetricsCallback):
+    """Writes metrics.jsonl, shows a progress line, and saves the best state in best/ (best.json: step and eval_loss)."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.trainer: Trainer | None = None
-        self._bar: tqdm[Any] | None = None
-        self._out: metrics_file.MetricsFile | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        self._out = metrics_file.MetricsFile(self.folder, state.global_step, state.log_history)
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+        self.show(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if self._out is None or logs is None or "train_runtime" in logs:
-            return
+    def log(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
+        """One line per log entry: its finite numbers."""
         numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        self._out.add({"step": state.global_step, **numbers})
-        if self._bar is not None:
-            postfix = {k: f"{numbers[k]:.3f}" for k in ("loss", "eval_loss") if k in numbers}
-            self._bar.set_postfix(postfix, refresh=False)
+        self.add({"step": state.global_step, **numbers})
+        losses = (f"{key} {numbers[key]:.3f}" for key in ("loss", "eval_loss") if key in numbers)
+        self.show(state.global_step, ", ".join(losses))
 
     def on_evaluate(
         self,
@@ -244,15 +226,6 @@ class LoggingCallback(TrainerCallback):
             return
         if distributed.on_main(lambda: loss < best_so_far(self.folder)[0]):
             save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
-
-    def close(self) -> None:
-        """Close the metrics file and the progress bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        if self._out is not None:
-            self._out.close()
-            self._out = None
 
 
 def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:

@@ -18,7 +18,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import json_line, read_jsonl, write_jsonl
 
 NAME = "metrics.jsonl"
-_SUMMARY_KEY = "train_runtime"  # in transformers' last entry, which belongs to no step
+SUMMARY_KEY = "train_runtime"  # in transformers' last log entry, which belongs to no step
 
 
 class MetricsFile:
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 def _by_step(lines: Sequence[Mapping[str, Any]], last: int) -> dict[int, list[dict[str, Any]]]:
     steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        if "step" in line and line["step"] <= last and _SUMMARY_KEY not in line:
+        if "step" in line and line["step"] <= last and SUMMARY_KEY not in line:
             steps[line["step"]].append({"step": line["step"], **{key: plain(value) for key, value in line.items()}})
     return steps
 

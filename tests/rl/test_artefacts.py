@@ -163,8 +163,9 @@ def test_alarms_in_words() -> None:
 def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     """Two updates on a generation are two lines with its figures; the alarm comes with the first."""
     lines: list[dict[str, Any]] = []
-    callback = LoggingCallback(tmp_path, 6, PixelBounds(784, 12544, 28))
-    callback.trainer = SimpleNamespace(take_seconds=dict, last_step=None)  # type: ignore[assignment]
+    callback = LoggingCallback(tmp_path, PixelBounds(784, 12544, 28))
+    dual = SimpleNamespace(constraints=())
+    callback.trainer = SimpleNamespace(take_seconds=dict, last_step=None, dual=dual)  # type: ignore[assignment]
     callback._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
     callback._alarms = Alarms([Constraint("c", 0.95)])
     for number in range(1, 7):
