@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from eval import models
+from eval import base, models, run
 from eval.downscale_images import fit
 from fgrpo.config import load
 from fgrpo.images import image_size
@@ -56,3 +58,30 @@ def test_a_missing_or_broken_picture_is_left_to_the_engine(tmp_path: Path) -> No
     for path in (broken, tmp_path / "gone.png"):
         asked = Sample("own/test/0", (str(path),), "Q?", ("a", "b"), "a")
         assert fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY) == [asked]
+
+
+def test_tokens_around_an_image_are_the_familys(tmp_path: Path) -> None:
+    config = load("paper-7b", "fgrpo", [f"data.root={tmp_path}", "eval.context_length=8192"])
+    asked = sample(tmp_path, (2800, 1400), (1400, 1400))
+    more = replace(FAMILY, marker_attributes=("a",) * 500)
+    (few,), (many,) = (fit([asked], models.load("fgrpo"), config, BOUNDS, family) for family in (FAMILY, more))
+    assert many.meta["shrunk"] < few.meta["shrunk"]
+
+
+def test_an_evaluation_fits_images_to_the_family_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop(samples: object, spec: object, config: object, bounds: object, family: object) -> None:
+        given.append(family)
+        raise Enough
+
+    monkeypatch.setattr(run, "fit", stop)
+    monkeypatch.setattr(run, "assumed_family", lambda path: f"family of {path}")
+    monkeypatch.setattr(run.base, "load", lambda name, config: base.Loaded(base.benchmark(name), []))
+    config = load("mini", "fgrpo", [f"data.root={tmp_path}"])
+    with pytest.raises(Enough):
+        run.evaluate(config, "backbone-cot", ["mmvp"], tmp_path, object())  # type: ignore[arg-type]
+    assert given == ["family of miniworld/backbone"]

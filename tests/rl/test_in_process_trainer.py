@@ -72,6 +72,15 @@ def test_padding_changes_nothing(make, monkeypatch) -> None:
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.detach().abs().max()))
 
 
+def test_the_images_of_some_rows_by_the_familys_name_of_their_grids() -> None:
+    """Rows with 1, 2 and 0 images of 2, 1 and 3 patches."""
+    fields = {"pixel_values": torch.arange(6), "grids": torch.tensor([[1, 1, 2], [1, 1, 1], [1, 3, 1]])}
+    chosen = length_bucketing.image_fields(fields, [1, 2], [1, 2, 0], "grids")
+    assert chosen["num_images"] == [2, 0] and "image_grid_thw" not in chosen
+    assert torch.equal(torch.as_tensor(chosen["pixel_values"]), torch.tensor([2, 3, 4, 5]))
+    assert torch.equal(torch.as_tensor(chosen["grids"]), fields["grids"][1:])
+
+
 def test_special_tokens_are_never_sampled(make) -> None:
     trainer = make(steps=1, overrides=("rl.temperature=50.0",))  # nearly uniform over what may be sampled
     batches: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import shutil
@@ -13,17 +14,18 @@ from typing import Any
 
 import pytest
 
-from fgrpo import config
+from fgrpo import config, prompts
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.policy import backbone, loading
 from fgrpo.types import Score
 from rl import arguments, data, train
 from rl.dual import Constraint
 from rl.logging_callback import truncate_rollouts
 from rl.scored_batch import ScoreColumn
 from rl.scoring import RolloutScorer
-from tests.rl.conftest import OVERRIDES, mini, trainer_stub
+from tests.rl.conftest import OVERRIDES, POLICY, mini, trainer_stub
 
 
 def test_paper_values_become_trl_arguments() -> None:
@@ -100,6 +102,24 @@ def test_bad_rows_are_counted(world: Path, tmp_path: Path) -> None:
     write_jsonl(path, bad)
     with pytest.raises(UserError, match="no usable question"):
         data.read_samples(path, Counter())
+
+
+def test_prompts_are_counted_with_the_tokens_around_images(world: Path) -> None:
+    processor, template = loading.load_processor(POLICY), prompts.read("mini")
+    pixels, family = PixelBounds(784, 12544, 28), backbone.default()
+    samples = data.read_samples(world / "rl.jsonl", Counter())
+    sample = max(samples, key=lambda s: len(s.images))
+
+    def needed(family: backbone.Backbone) -> int:
+        """The least limit that the sample fits."""
+        for limit in range(400):
+            with contextlib.suppress(UserError):
+                data.fitting([sample], template, processor, limit, pixels, family, Counter())
+                return limit
+        raise AssertionError
+
+    more = replace(family, marker_attributes=(*family.marker_attributes, "another"))
+    assert len(sample.images) == 2 and needed(more) == needed(family) + 2
 
 
 def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> None:

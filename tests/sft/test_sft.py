@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ def test_overlong_rows_are_dropped(world: Path) -> None:
     size = 18 + 20 + dataset.TEMPLATE_TOKENS  # one 112 px image takes 16 + 2 tokens; ten tokens a text
     kept = dataset.fitting(rows, lambda text: 10, size, PixelBounds(784, 12544, 28), backbone.default(), dropped)
     assert {len(row.images) for row in kept} == {1} and dropped == {"longer than sft.max_length": 8}
+    more = replace(backbone.default(), marker_attributes=("a", "b", "c"))
+    with pytest.raises(UserError, match="no trace fits in"):  # one more token around each image
+        dataset.fitting(rows, lambda text: 10, size, PixelBounds(784, 12544, 28), more, Counter())
     with pytest.raises(UserError, match="no trace fits in"):
         dataset.fitting(rows, lambda text: 10, 10, PixelBounds(784, 12544, 28), backbone.default(), Counter())
 
