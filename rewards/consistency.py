@@ -2,17 +2,15 @@
 
 Rules decide first, without a call to the judge:
 - In training (mask "correct") a wrong answer is not applicable.
-- No trace, or a trace without content (":", "Thought process:"; `openers` in sentence_rules.yaml), entails nothing: 0. Model
+- No trace, or a trace without content (":", "Thought process:"; rewards/content.py), entails nothing: 0. Model
   judges accept such traces.
-- Without a single closed answer there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
+- Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
   paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
   these samples out.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +23,10 @@ from miniworld.language import parse_question
 from miniworld.oracle import judge_conclusion
 from rewards.base import Report, Reward, RewardContext, RewardItem
 from rewards.boxes_in_text import without_tags
-from rewards.sentence_rules import rules
+from rewards.content import is_blank, is_contentless
 from rewards.task import is_correct
 
 CONSISTENCY_LABELS = ("CONSISTENT", "INCONSISTENT")
-
-_TAG = re.compile(r"<[^<>]{0,40}>")
-_SPACED_WORD = re.compile(r"[^\W\d_]+")
-_LEAST_WORDS = 3  # "It moved left" has content; "Thought process:" and "left" do not
-_LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 @dataclass(frozen=True)
@@ -75,22 +67,6 @@ CONSISTENCY_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
 """Does the trace entail the answer? Text alone: question, options, trace, answer; no image."""
 
 
-def is_contentless(think: str) -> bool:
-    """Whether a trace has too few words to say anything, once tags and stock openers are removed.
-
-    Judged as a reader would see it: full-width letters count as letters, and invisible characters do not count.
-    """
-    visible = think
-    if not think.isascii():
-        visible = "".join(c for c in unicodedata.normalize("NFKC", think) if unicodedata.category(c) != "Cf")
-    plain = rules().openers.sub(" ", _TAG.sub(" ", visible))
-    words = _SPACED_WORD.findall(plain)
-    if len(words) >= _LEAST_WORDS:
-        return False
-    letters = "".join(word for word in words if not word.isascii())
-    return sum(unicodedata.name(c, "").startswith(_UNSPACED) for c in letters) < _LEAST_LETTERS_UNSPACED
-
-
 class ConsistencyReward:
     """R_C, with detail {"cause": "judge" | "no_answer" | "no_trace"}."""
 
@@ -121,7 +97,7 @@ def _score_by_rule(item: RewardItem, context: RewardContext) -> Score | None:
     """The score of a rollout that needs no judge; None if a judge decides."""
     if context.mask == "correct" and not is_correct(item):
         return Score.not_applicable("the answer is wrong")
-    if not item.response.answer:
+    if is_blank(item.response.answer):
         return Score.of(0.0, "there is no single closed answer", cause="no_answer")
     if is_contentless(item.response.think):
         return Score.of(0.0, "the trace says nothing", cause="no_trace")
