@@ -7,8 +7,10 @@ also carries which scores failed, why, and the rollouts that were scored. The tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -18,6 +20,7 @@ from fgrpo.types import Score
 from rewards.base import Report, RewardItem, load, names, report_of
 
 TASK = "task"
+BY_JUDGE = "judge"  # the cause of a score that no rule gave
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
     """What metrics.jsonl says of the rollouts themselves, over all processes: accuracy, format, inconsistency, monitored rewards.
 
     A mean over no score is left out. A reward whose report is inverted (consistency) is logged as its complement, under its
-    report's metric ("inconsistency").
+    report's metric ("inconsistency"). From the scores' details: `cause/<reward>/<cause>`, the number of scores that a rule gave
+    and why; `count/<reward>/<what>`, sums of "counted"; `monitor/<reward>/<figure>`, means of "monitor".
     """
     if not batches:
         return {}
@@ -137,11 +141,27 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
         report = report_named(name)
         if report is not None and report.inverted and values:
             out[report.metric] = (len(values) - sum(values)) / len(values)
+        out |= _of_details(name, [score.detail for score in column])
         if name in batches[0].monitored:
             out[f"monitor/{name}/n"] = float(len(values))
             if values:
                 out[f"monitor/{name}/mean"] = sum(values) / len(values)
     return out
+
+
+def _of_details(name: str, details: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the details of one reward's scores count and measure."""
+    counts: Counter[str] = Counter()
+    figures: dict[str, list[float]] = {}
+    for detail in details:
+        if detail.get("cause", BY_JUDGE) != BY_JUDGE:
+            counts[f"cause/{name}/{detail['cause']}"] += 1
+        for what, number in detail.get("counted", {}).items():
+            counts[f"count/{name}/{what}"] += number
+        for figure, value in detail.get("monitor", {}).items():
+            figures.setdefault(f"monitor/{name}/{figure}", []).append(value)
+    means = {key: sum(values) / len(values) for key, values in figures.items()}
+    return {key: float(count) for key, count in sorted(counts.items())} | means
 
 
 def report_named(name: str) -> Report | None:
