@@ -196,7 +196,7 @@ def _score(trace: Sequence[Sentence], verdicts: Sequence[Verdict], context: Rewa
     detail = [_labelled(s, judged.get(i), i in again) for i, s in enumerate(trace)]
     over_cap = sum(s.visual for s in trace) - len(judged)
     counted = {"repeated": sum(d["reason"] == REPEATED for d in detail), "over_cap": over_cap}
-    more = {"sentences": detail, "counted": {key: n for key, n in counted.items() if n}}
+    more: dict[str, Any] = {"sentences": detail, "counted": {key: n for key, n in counted.items() if n}}
     by_sentence = [d["label"] == "CORRECT" for d in detail if d["label"] not in (None, "SKIP")]
     if not by_sentence:
         return _unscorable("no sentence with a claim about the image", context, **more)
