@@ -7,6 +7,9 @@ Rules decide first, without a call to the judge:
 - Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
   paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
   these samples out.
+
+A judge with `blind` does not see the answer: it says at which option the trace ends, and code compares. Items whose answer is
+not one option's letter or text, or without options, are judged in the plain form.
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ from typing import Any
 
 from fgrpo.types import Score, Verdict
 from judges.requests import Labelled, Trusted, fence_options
-from judges.task import BoxFrame, JudgeTask, NoAnswer, Truth
+from judges.task import BlindForm, BoxFrame, JudgeTask, NoAnswer, Truth
 from miniworld.language import parse_question
 from miniworld.oracle import judge_conclusion
 from rewards.base import Report, Reward, RewardContext, RewardItem
 from rewards.boxes_in_text import without_tags
 from rewards.content import is_blank, is_contentless
-from rewards.task import is_correct
+from rewards.task import is_correct, matches
 
 CONSISTENCY_LABELS = ("CONSISTENT", "INCONSISTENT")
+NO_OPTION = "0"  # the blind form's label for a trace that ends at no option
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,44 @@ def _oracle(item: ConsistencyItem, truth: Truth) -> list[Labelled]:
     return [("CONSISTENT" if holds else "INCONSISTENT", reason)]
 
 
+def _letters(item: ConsistencyItem) -> tuple[str, ...]:
+    return (*(chr(ord("A") + i) for i in range(len(item.choices))), NO_OPTION)
+
+
+def _answered(item: ConsistencyItem) -> str | None:
+    """The letter of the option that the answer names; None if it names none or several."""
+    named = [i for i, choice in enumerate(item.choices) if matches(item.answer, choice, item.choices)]
+    return chr(ord("A") + named[0]) if len(named) == 1 else None
+
+
+def _render_blind(item: ConsistencyItem, frame: BoxFrame) -> Mapping[str, str]:
+    return {key: text for key, text in _render(item, frame).items() if key != "answer"}
+
+
+def _read_blind(item: ConsistencyItem, letter: str) -> Labelled:
+    where = "no option" if letter == NO_OPTION else f"option {letter}"
+    holds = letter == _answered(item)
+    return CONSISTENCY_LABELS[0 if holds else 1], f"the reasoning ends at {where}"
+
+
+def _oracle_blind(item: ConsistencyItem, truth: Truth) -> list[Labelled]:
+    if parse_question(item.question) is None:
+        raise NoAnswer("not a question of the miniature world")
+    ends = [x for x in _letters(item) if x != NO_OPTION]
+    held = [x for x in ends if judge_conclusion(item.question, item.think, x, item.choices)[0]]
+    return [(held[0], "all statements imply it") if len(held) == 1 else (NO_OPTION, "no single conclusion")]
+
+
+BLIND_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
+    "consistency_blind",
+    Path(__file__).resolve().parent / "prompts" / "consistency_blind.txt",
+    _letters,
+    _render_blind,
+    oracle=_oracle_blind,
+    record_kind="ConsistencyItem/blind",
+)
+"""At which option does the trace end? The judge does not see the answer."""
+
 CONSISTENCY_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
     "consistency",
     Path(__file__).resolve().parent / "prompts" / "consistency.txt",
@@ -63,6 +105,7 @@ CONSISTENCY_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
     _render,
     oracle=_oracle,
     record_kind="ConsistencyItem",
+    blind=BlindForm(BLIND_TASK, lambda item: _answered(item) is not None, _read_blind),
 )
 """Does the trace entail the answer? Text alone: question, options, trace, answer; no image."""
 
