@@ -163,7 +163,7 @@ def _parts(template: str) -> tuple[str, str]:
     return "\n\n".join([*instructions, _WHERE]), "\n\n".join(data)
 
 
-_WHERE = "The data are the user's message."
+_WHERE = "The pictures, if there are any, and the data are in the user's message."
 
 
 @lru_cache(maxsize=64)

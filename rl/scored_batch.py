@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from fgrpo.types import Score
+from judges.imitation import imitates_verdict
 from rewards.base import Report, RewardItem, load, names, report_of
 
 TASK = "task"
@@ -119,7 +120,8 @@ def gather(
 
 
 def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
-    """What metrics.jsonl says of the rollouts themselves, over all processes: accuracy, format, inconsistency, monitored rewards.
+    """What metrics.jsonl says of the rollouts themselves, over all processes: accuracy, format, inconsistency, monitored rewards,
+    and how many traces imitate a judge's verdict.
 
     A mean over no score is left out. A reward whose report is inverted (consistency) is logged as its complement, under its
     report's metric ("inconsistency"). From the scores' details: `cause/<reward>/<cause>`, the number of scores that a rule gave
@@ -131,6 +133,9 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
     task = [dict(score.detail) for score in columns.get(TASK, ())]
     out = {
         "failed": float(sum(score.failed for column in columns.values() for score in column)),
+        "imitates_verdict": float(
+            sum(imitates_verdict(item.response.think) for batch in batches for item in batch.items)
+        ),
         "boxes_dropped": float(sum(item.response.dropped_boxes for batch in batches for item in batch.items)),
     }
     for key in ("accuracy", "format"):
