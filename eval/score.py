@@ -29,7 +29,9 @@ from fgrpo.policy import backbone
 from fgrpo.response import Response, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import JudgeSet
+from judges.imitation import imitates_verdict
 from miniworld.truth import TruthBook
+from rewards.content import is_blank
 
 __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
@@ -111,7 +113,7 @@ class Scorer:
         unread: list[tuple[int, ExtractionItem]] = []
         for i, ((sample, rollout), response) in enumerate(zip(pairs, responses, strict=True)):
             span = response.answer
-            if span is None:
+            if span is None or is_blank(span):
                 answers.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
                 answers.append(_Answer(Score.of(float(same_open_answer(span, sample.answer))), span, "rules"))
@@ -135,6 +137,8 @@ class Scorer:
             "answer_from": answer.source,
             "judge": self.judges.name,
         }
+        if imitates_verdict(rollout.text):
+            meta["imitates_verdict"] = True
         return EvalRecord(rollout.id, sample.source, self.model, sample.id, scores, meta)
 
 

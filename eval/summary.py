@@ -119,5 +119,6 @@ def _counts(rows: Sequence[EvalRecord]) -> dict[str, Any]:
         "truncated": sum(r.meta["finish"] == "length" for r in rows),
         "refused": sum(r.meta["finish"] == "error" for r in rows),
         "unresolved": sum(r.meta["answer_from"] in ("unresolved", "none") for r in rows),
+        "imitates_verdict": sum(bool(r.meta.get("imitates_verdict")) for r in rows),
         "states": dict(sorted(states.items())),
     }

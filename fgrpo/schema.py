@@ -216,7 +216,9 @@ class Judge(Section):
     is an SQLite file of replies. `prompt_price` and `completion_price` are money per million tokens; past `money_cap` or
     `token_cap` (of a run folder, over all its processes) no further call is made. `images`: sent as base64, or as file:// names
     that the server may open. `box_frame`: the frame of boxes that the judge model reads (Qwen3-VL: 0-1000). `sentence_calls`:
-    one grounding call per sentence instead of one per rollout. `engine`: arguments of vLLM's LLM for the backend `vllm`. For the
+    one grounding call per sentence instead of one per rollout. `rubric`, `labels` and `blind` protect judges against traces that
+    address them (docs/judge_validation.md): the rubric as the system's message, labels with a suffix that no trace can know, and
+    consistency without the answer (the judge says where the reasoning ends; code compares). `engine`: arguments of vLLM's LLM for the backend `vllm`. For the
     backend `replay`, `model` is the file of recorded verdicts.
     """
 
@@ -241,6 +243,9 @@ class Judge(Section):
     images: Literal["base64", "file"] = "base64"
     box_frame: Literal["thousand", "model", "unit"] = "thousand"
     sentence_calls: bool = False
+    rubric: Literal["user", "system"] = "user"
+    labels: Literal["plain", "nonce"] = "plain"
+    blind: bool = False
     engine: dict[str, Any] = Field(default_factory=dict)
 
     def room(self, labels: int) -> int:

@@ -56,7 +56,8 @@ class Rl(Section):
 
     `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
-    or thresholds), or "none": the task reward alone, whatever constraints the layers name.
+    or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
+    see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable".
     """
 
     constraints: dict[str, Constraint]
@@ -67,6 +68,8 @@ class Rl(Section):
     baseline: Literal["group", "batch"]
     whiten: Literal["sequence", "token", "none"]
     box_normaliser: Literal["max", "gt", "matched"]
+    unscorable: Literal["zero", "not_applicable"] = "zero"
+    grounding_mean: Literal["sentences", "claims"] = "sentences"
     max_failed_share: Share
     epochs: Rate
     max_steps: int

@@ -91,6 +91,7 @@ class JudgeSet:
         meter: what judging has cost so far.
         close: closes connections and caches.
         delegates: by task name, other sets that answer these tasks (`with_task`).
+        blind: whether tasks are put in their blind form, where they have one.
     """
 
     answerer: Answerer
@@ -99,6 +100,7 @@ class JudgeSet:
     meter: Meter = field(default_factory=Meter)
     close: Callable[[], Awaitable[None]] = _nothing_to_close
     delegates: Mapping[str, JudgeSet] = field(default_factory=dict)
+    blind: bool = False
 
     async def ask(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in order. A failed item is a verdict with `failed=True`.
@@ -130,9 +132,11 @@ class JudgeSet:
         return replace(self, delegates={**self.delegates, task.name: other}, close=close)
 
     def prompt_hashes(self, tasks: Iterable[JudgeTask[Any]]) -> dict[str, str]:
-        """The hash of each task's prompt file by task name, for the tasks that are answered by prompts."""
-        by_name = sorted(tasks, key=lambda task: task.name)
-        return {task.name: task.prompt_hash for task in by_name if self._set_for(task).has_prompts}
+        """The hash of each task's prompt file by task name, for the tasks (and blind forms) that are answered by prompts."""
+        prompted = [(task, self._set_for(task)) for task in tasks]
+        used = [task for task, judges in prompted if judges.has_prompts]
+        used += [task.blind.task for task, judges in prompted if judges.has_prompts and judges.blind and task.blind]
+        return {task.name: task.prompt_hash for task in sorted(used, key=lambda task: task.name)}
 
     @property
     def meters(self) -> tuple[Meter, ...]:

@@ -88,7 +88,8 @@ class CachedClient:
         return [(file_url(path) or url, digest) for path, (url, digest) in zip(paths, data_urls, strict=True)]
 
     def _key_of(self, call: Call, image_digests: Sequence[str]) -> str:
-        content = json_line([call.text, call.schema, call.choices, list(image_digests)])
+        system = [call.system] if call.system else []
+        content = json_line([call.text, call.schema, call.choices, list(image_digests), *system])
         return hashlib.sha256((self._key_prefix + content).encode("utf-8", "backslashreplace")).hexdigest()
 
     async def _ask_model(self, call: Call, urls: Sequence[str], key: str) -> Verdicts:

@@ -89,7 +89,7 @@ class OpenAITransport:
         c = self._config
         body: dict[str, Any] = {
             "model": c.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": messages(call, content),
             "max_completion_tokens": c.room(call.size),
         }
         if c.reasoning_effort is not None:
@@ -104,9 +104,15 @@ class OpenAITransport:
         return body
 
 
+def messages(call: Call, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chat of a call: its system's message, if it has one, and the user's turn."""
+    system = [{"role": "system", "content": call.system}] if call.system else []
+    return [*system, {"role": "user", "content": content}]
+
+
 def estimate(call: Call, urls: Sequence[str], most: int) -> tuple[int, int]:
     """Tokens that a call will read, roughly, and write, at most: its reservation before its reply gives the usage."""
-    return client.estimate(call.text, len(urls), most)
+    return client.estimate(call.system + call.text, len(urls), most)
 
 
 def _limits(config: schema.Judge, endpoints: int) -> Limits:

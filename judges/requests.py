@@ -1,7 +1,7 @@
 """What a judge model receives and how its reply is parsed: the fence around untrusted text, and the reply formats.
 
-Text under test is data. It is normalized (NFKC, no invisible or control characters) and its angle brackets are escaped, so
-that no role tag or closing fence survives. It enters the prompt as a JSON string. A reply in any other format than the
+Text under test is data. It is normalized (NFKC, no invisible or control characters), its angle brackets are escaped and words
+in brackets ("[INST]") are moved apart from them, so that no role tag or closing fence survives. It enters the prompt as a JSON string. A reply in any other format than the
 requested one is `Unusable`; no reply is read leniently.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 Labelled = tuple[str, str]  # label, reason
 
 _LONGEST_REASON = 400
+# Control tokens of other model families: [INST], [/INST], [gMASK], [|user|], ◁think▷. "<…>" is escaped, boxes hold numbers.
+_CONTROL = re.compile(r"([\[◁])(\|?/?[^\W\d][\w ]{0,40}\|?)(?=[\]▷])")
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, invisible, private and unassigned code points
 
 
@@ -29,6 +32,7 @@ class Call:
     """One request to a judge model: images, then text. The reply is JSON of `schema`, or exactly one of `choices`.
 
     Attributes:
+        system: the system's message; empty: there is none.
         role: the task's name; names the JSON schema and the rows of the cache.
         parse: from the reply's text to `size` labels with reasons. Raises `Unusable`.
         size: number of verdicts in the reply.
@@ -42,6 +46,7 @@ class Call:
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
     size: int = 1
+    system: str = ""
 
 
 class Trusted(str):
@@ -65,7 +70,8 @@ _VISIBLE = _VisibleCharacters()
 def fence(text: str) -> Trusted:
     """Untrusted `text` as a JSON string without tags, control characters or invisible characters."""
     visible = unicodedata.normalize("NFKC", text).translate(_VISIBLE)
-    return Trusted(json.dumps(html.escape(visible, quote=False), ensure_ascii=False))
+    harmless = _CONTROL.sub(r"\1 \2 ", visible) if "[" in visible or "◁" in visible else visible
+    return Trusted(json.dumps(html.escape(harmless, quote=False), ensure_ascii=False))
 
 
 def fence_options(choices: Sequence[str]) -> Trusted:

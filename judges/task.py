@@ -9,6 +9,9 @@ task, so that a constraint with a new question needs no edit in this package:
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +24,10 @@ from miniworld.scene import Scene
 
 Item = TypeVar("Item")
 BoxFrame = Literal["thousand", "model", "unit"]
+Rubric = Literal["user", "system"]
+LabelForm = Literal["plain", "nonce"]
+_DATA_LINE = re.compile(r"\w+:(?: \{\w+\})?|\{\w+\}")  # "question: {question}"
+_NONCE_LENGTH = 8
 
 
 class NoAnswer(Exception):
@@ -43,6 +50,21 @@ def _no_images(item: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class BlindForm(Generic[Item]):
+    """A task without what its item asserts: a judge says what it reads, and code compares (`judges.<role>.blind`).
+
+    Attributes:
+        task: the question that is put to the judge instead.
+        applies: whether an item can be put that way; the others are put in the plain form.
+        read: the plain task's label and reason, from the item and the label that the judge gave.
+    """
+
+    task: JudgeTask[Item]
+    applies: Callable[[Item], bool]
+    read: Callable[[Item, str], Labelled]
+
+
+@dataclass(frozen=True)
 class JudgeTask(Generic[Item]):
     """One question to judges. `Item` is a frozen dataclass with an `id` and everything the question is about.
 
@@ -58,6 +80,7 @@ class JudgeTask(Generic[Item]):
         split: one item per verdict, for backends configured with `sentence_calls`; None: an item is always one call.
         oracle: the exact labels with reasons, from the miniature world, `size` of them. None: the oracle fails the item.
         record_kind: the task's name in recordings; `name` if empty.
+        blind: the form of the question for backends configured with `blind`; None: there is none.
     """
 
     name: str
@@ -70,17 +93,23 @@ class JudgeTask(Generic[Item]):
     split: Callable[[Item], list[Item]] | None = None
     oracle: Callable[[Item, Truth], Sequence[Labelled]] | None = None
     record_kind: str = ""
+    blind: BlindForm[Item] | None = None
 
     @property
     def prompt_hash(self) -> str:
         """Short hash of the prompt file, which every verdict carries."""
         return _template(self.prompt)[1]
 
-    def call(self, item: Item, frame: BoxFrame = "thousand") -> Call:
+    def call(
+        self, item: Item, frame: BoxFrame = "thousand", *, rubric: Rubric = "user", labels: LabelForm = "plain"
+    ) -> Call:
         """The request about one item.
 
         Args:
             frame: the frame of boxes that the judge model reads (`judges.<role>.box_frame`).
+            rubric: "system" makes everything but the data (lines of "name: {placeholder}") the system's message; a template
+                without such lines stays one message.
+            labels: "nonce" gives each label a suffix that depends on the whole prompt, so no trace can name a label.
 
         Raises:
             UserError: the prompt file is missing, or has a placeholder that `render` does not fill.
@@ -91,18 +120,50 @@ class JudgeTask(Generic[Item]):
             key: value if isinstance(value, Trusted) else fence(value)
             for key, value in self.render(item, frame).items()
         }
-        labels = self.labels(item) if callable(self.labels) else self.labels
+        instructions, data = _parts(template) if rubric == "system" else ("", template)
+        system, text = prompts.render(instructions, **fields), prompts.render(data, **fields)
+        allowed = self.labels(item) if callable(self.labels) else self.labels
         size = self.size(item)
+        suffix = _suffix(self.name, system, text) if labels == "nonce" else ""
+        shown = tuple(label + suffix for label in allowed)
+        if suffix:
+            note = f'End each label with "{suffix}": {", ".join(json.dumps(label) for label in shown)}.'
+            system, text = (f"{system}\n\n{note}", text) if system else (system, f"{text}\n\n{note}")
+
+        def parse(reply: str) -> tuple[Labelled, ...]:
+            return tuple((label.removesuffix(suffix), why) for label, why in self.reply.parse(reply, shown, size))
+
         return Call(
             self.name,
-            prompts.render(template, **fields),
+            text,
             prompt_hash,
-            lambda reply: self.reply.parse(reply, labels, size),
+            parse,
             self.images(item),
-            self.reply.schema(labels, size),
-            labels if self.reply.is_choice else (),
+            self.reply.schema(shown, size),
+            shown if self.reply.is_choice else (),
             size,
+            system,
         )
+
+
+def _suffix(*parts: str) -> str:
+    """A suffix of labels: the same for an equal prompt, so that replies are found again in a cache."""
+    return "-" + hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:_NONCE_LENGTH]
+
+
+@lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[str, str]:
+    """The instructions and the data of a template: its paragraphs of "name: {placeholder}" lines are the data."""
+    paragraphs = template.split("\n\n")
+    is_data = [all(_DATA_LINE.fullmatch(line) for line in p.splitlines()) for p in paragraphs]
+    if all(is_data) or not any(is_data):
+        return "", template
+    instructions = [p for p, of_data in zip(paragraphs, is_data, strict=True) if not of_data]
+    data = [p for p, of_data in zip(paragraphs, is_data, strict=True) if of_data]
+    return "\n\n".join([*instructions, _WHERE]), "\n\n".join(data)
+
+
+_WHERE = "The pictures, if there are any, and the data are in the user's message."
 
 
 @lru_cache(maxsize=64)

@@ -42,6 +42,9 @@ class RewardContext:
         min_pixels, max_pixels: the processor's bounds on the image that the model sees.
         box_tag, box_frame: how the policy writes boxes.
         patch_factor: pixels per image token side.
+        unscorable: what a right answer without a claim about the image gets from semantic grounding: "not_applicable" (the
+            paper, and evaluation) or "zero" (training under its constraint, so that an empty trace does not escape it).
+        grounding_mean: semantic grounding is the mean over "sentences" (the paper) or over distinct "claims".
     """
 
     judges: JudgeSet
@@ -53,6 +56,8 @@ class RewardContext:
     box_tag: str = "bbox"
     box_frame: Frame = "model"
     patch_factor: int = backbone.default().pixels.factor
+    unscorable: Literal["not_applicable", "zero"] = "not_applicable"
+    grounding_mean: Literal["sentences", "claims"] = "sentences"
 
 
 @dataclass(frozen=True)

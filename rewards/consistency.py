@@ -2,17 +2,18 @@
 
 Rules decide first, without a call to the judge:
 - In training (mask "correct") a wrong answer is not applicable.
-- No trace, or a trace without content (":", "Thought process:"; `openers` in sentence_rules.yaml), entails nothing: 0. Model
+- No trace, or a trace without content (":", "Thought process:"; rewards/content.py), entails nothing: 0. Model
   judges accept such traces.
-- Without a single closed answer there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
+- Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
   paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
   these samples out.
+
+A judge with `blind` does not see the answer: it says at which option the trace ends, and code compares. Items whose answer is
+not one option's letter or text, or without options, are judged in the plain form.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,16 @@ from typing import Any
 
 from fgrpo.types import Score, Verdict
 from judges.requests import Labelled, Trusted, fence_options
-from judges.task import BoxFrame, JudgeTask, NoAnswer, Truth
+from judges.task import BlindForm, BoxFrame, JudgeTask, NoAnswer, Truth
 from miniworld.language import parse_question
 from miniworld.oracle import judge_conclusion
 from rewards.base import Report, Reward, RewardContext, RewardItem
 from rewards.boxes_in_text import without_tags
-from rewards.sentence_rules import rules
-from rewards.task import is_correct
+from rewards.content import is_blank, is_contentless
+from rewards.task import is_correct, matches
 
 CONSISTENCY_LABELS = ("CONSISTENT", "INCONSISTENT")
-
-_TAG = re.compile(r"<[^<>]{0,40}>")
-_SPACED_WORD = re.compile(r"[^\W\d_]+")
-_LEAST_WORDS = 3  # "It moved left" has content; "Thought process:" and "left" do not
-_LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+NO_OPTION = "0"  # the blind form's label for a trace that ends at no option
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,44 @@ def _oracle(item: ConsistencyItem, truth: Truth) -> list[Labelled]:
     return [("CONSISTENT" if holds else "INCONSISTENT", reason)]
 
 
+def _letters(item: ConsistencyItem) -> tuple[str, ...]:
+    return (*(chr(ord("A") + i) for i in range(len(item.choices))), NO_OPTION)
+
+
+def _answered(item: ConsistencyItem) -> str | None:
+    """The letter of the option that the answer names; None if it names none or several."""
+    named = [i for i, choice in enumerate(item.choices) if matches(item.answer, choice, item.choices)]
+    return chr(ord("A") + named[0]) if len(named) == 1 else None
+
+
+def _render_blind(item: ConsistencyItem, frame: BoxFrame) -> Mapping[str, str]:
+    return {key: text for key, text in _render(item, frame).items() if key != "answer"}
+
+
+def _read_blind(item: ConsistencyItem, letter: str) -> Labelled:
+    where = "no option" if letter == NO_OPTION else f"option {letter}"
+    holds = letter == _answered(item)
+    return CONSISTENCY_LABELS[0 if holds else 1], f"the reasoning ends at {where}"
+
+
+def _oracle_blind(item: ConsistencyItem, truth: Truth) -> list[Labelled]:
+    if parse_question(item.question) is None:
+        raise NoAnswer("not a question of the miniature world")
+    ends = [x for x in _letters(item) if x != NO_OPTION]
+    held = [x for x in ends if judge_conclusion(item.question, item.think, x, item.choices)[0]]
+    return [(held[0], "all statements imply it") if len(held) == 1 else (NO_OPTION, "no single conclusion")]
+
+
+BLIND_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
+    "consistency_blind",
+    Path(__file__).resolve().parent / "prompts" / "consistency_blind.txt",
+    _letters,
+    _render_blind,
+    oracle=_oracle_blind,
+    record_kind="ConsistencyItem/blind",
+)
+"""At which option does the trace end? The judge does not see the answer."""
+
 CONSISTENCY_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
     "consistency",
     Path(__file__).resolve().parent / "prompts" / "consistency.txt",
@@ -71,24 +105,9 @@ CONSISTENCY_TASK: JudgeTask[ConsistencyItem] = JudgeTask(
     _render,
     oracle=_oracle,
     record_kind="ConsistencyItem",
+    blind=BlindForm(BLIND_TASK, lambda item: _answered(item) is not None, _read_blind),
 )
 """Does the trace entail the answer? Text alone: question, options, trace, answer; no image."""
-
-
-def is_contentless(think: str) -> bool:
-    """Whether a trace has too few words to say anything, once tags and stock openers are removed.
-
-    Judged as a reader would see it: full-width letters count as letters, and invisible characters do not count.
-    """
-    visible = think
-    if not think.isascii():
-        visible = "".join(c for c in unicodedata.normalize("NFKC", think) if unicodedata.category(c) != "Cf")
-    plain = rules().openers.sub(" ", _TAG.sub(" ", visible))
-    words = _SPACED_WORD.findall(plain)
-    if len(words) >= _LEAST_WORDS:
-        return False
-    letters = "".join(word for word in words if not word.isascii())
-    return sum(unicodedata.name(c, "").startswith(_UNSPACED) for c in letters) < _LEAST_LETTERS_UNSPACED
 
 
 class ConsistencyReward:
@@ -121,7 +140,7 @@ def _score_by_rule(item: RewardItem, context: RewardContext) -> Score | None:
     """The score of a rollout that needs no judge; None if a judge decides."""
     if context.mask == "correct" and not is_correct(item):
         return Score.not_applicable("the answer is wrong")
-    if not item.response.answer:
+    if is_blank(item.response.answer):
         return Score.of(0.0, "there is no single closed answer", cause="no_answer")
     if is_contentless(item.response.think):
         return Score.of(0.0, "the trace says nothing", cause="no_trace")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, overload
 
 from rewards.sentence_rules import Rules, rules
 
@@ -21,7 +24,7 @@ _INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # "U.S", "p.m" before their 
 _WORD = re.compile(r"[^\W\d_]+")
 _ALNUM = re.compile(r"[^\W_]")
 _DIGIT = re.compile(r"\d")
-BOX = re.compile(r"<\w{1,12}>\s*\[")  # the beginning of a box, whatever its tag
+_BOX = re.compile(r"<\w{1,12}>\s*\[")  # the beginning of a box, whatever its tag
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,52 @@ class Sentence:
 
     text: str
     visual: bool
+
+
+class Prefix(Sequence[str]):
+    """The first `size` of `texts`, without a copy: the contexts of all sentences of a trace take linear memory.
+
+    Equal to a tuple of the same texts.
+    """
+
+    __slots__ = ("_size", "_texts")
+
+    def __init__(self, texts: tuple[str, ...], size: int) -> None:
+        self._texts, self._size = texts, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        return self._texts[range(self._size)[index]]
+
+    def __iter__(self) -> Iterator[str]:
+        return islice(iter(self._texts), self._size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (Prefix, tuple)):
+            return NotImplemented
+        return self is other or (len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True)))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, (tuple(self),))
+
+    @staticmethod
+    def shares(one: Sequence[str], other: Sequence[str]) -> bool:
+        """Whether both are prefixes of one tuple, so that the shorter is what the longer begins with."""
+        return isinstance(one, Prefix) and isinstance(other, Prefix) and one._texts is other._texts
 
 
 def sentences(think: str) -> list[Sentence]:
@@ -103,7 +152,7 @@ def _is_visual(text: str, table: Rules) -> bool:
     plain = text.lower()
     if table.trivial.match(plain.rstrip(" .!?。")):
         return False
-    if not table.prefixes.match(plain) or _DIGIT.search(text) or BOX.search(text):
+    if not table.prefixes.match(plain) or _DIGIT.search(text) or _BOX.search(text):
         return True
     words = {word.casefold() for word in _WORD.findall(text)}
     singular = {w[:-1] for w in words if w.endswith("s")} | {w[:-2] for w in words if w.endswith("es")}

@@ -115,13 +115,15 @@ def _row(batch: ScoredBatch, i: int, advantage: float, pixels: boxes.PixelBounds
 
 class Alarms:
     """Messages about what stays wrong for `EVERY` dual steps (generations) in a row: a multiplier at its bound, a constraint
-    that varies in no group."""
+    that varies in no group, a score that paraphrases dilute."""
 
     EVERY = 50
+    DILUTION = 0.05  # mean over sentences minus mean over distinct claims
 
     def __init__(self, constraints: Sequence[Constraint]) -> None:
         self.constraints = constraints
         self._constant: Counter[str] = Counter()  # generations in a row without a group in which it varies
+        self._diluted: Counter[str] = Counter()  # generations in a row above DILUTION
 
     def of(self, line: Mapping[str, Any]) -> list[str]:
         """The alarms that a generation's first line of metrics.jsonl raises."""
@@ -139,6 +141,13 @@ class Alarms:
                 messages.append(
                     f"{name} has varied in no group for {self._constant[name]} steps: it moves λ, but gives no policy gradient "
                     "(with rl.baseline=batch it does)"
+                )
+            dilution = line.get(f"monitor/{name}/dilution") or 0.0
+            self._diluted[name] = self._diluted[name] + 1 if dilution > self.DILUTION else 0
+            if self._diluted[name] and self._diluted[name] % self.EVERY == 0:
+                messages.append(
+                    f"{name} counts sentences and has been {dilution:.2f} above the mean over distinct claims for "
+                    f"{self._diluted[name]} steps: paraphrases dilute what is false (rl.grounding_mean=claims counts each once)"
                 )
         return messages
 

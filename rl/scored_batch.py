@@ -7,17 +7,21 @@ also carries which scores failed, why, and the rollouts that were scored. The tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from fgrpo.types import Score
+from judges.imitation import imitates_verdict
 from rewards.base import Report, RewardItem, load, names, report_of
 
 TASK = "task"
+BY_JUDGE = "judge"  # the cause of a score that no rule gave
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,12 @@ def gather(
 
 
 def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
-    """What metrics.jsonl says of the rollouts themselves, over all processes: accuracy, format, inconsistency, monitored rewards.
+    """What metrics.jsonl says of the rollouts themselves, over all processes: accuracy, format, inconsistency, monitored rewards,
+    and how many traces imitate a judge's verdict.
 
     A mean over no score is left out. A reward whose report is inverted (consistency) is logged as its complement, under its
-    report's metric ("inconsistency").
+    report's metric ("inconsistency"). From the scores' details: `cause/<reward>/<cause>`, the number of scores that a rule gave
+    and why; `count/<reward>/<what>`, sums of "counted"; `monitor/<reward>/<figure>`, means of "monitor".
     """
     if not batches:
         return {}
@@ -127,6 +133,9 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
     task = [dict(score.detail) for score in columns.get(TASK, ())]
     out = {
         "failed": float(sum(score.failed for column in columns.values() for score in column)),
+        "imitates_verdict": float(
+            sum(imitates_verdict(item.response.think) for batch in batches for item in batch.items)
+        ),
         "boxes_dropped": float(sum(item.response.dropped_boxes for batch in batches for item in batch.items)),
     }
     for key in ("accuracy", "format"):
@@ -137,11 +146,27 @@ def batch_metrics(batches: Sequence[ScoredBatch]) -> dict[str, float]:
         report = report_named(name)
         if report is not None and report.inverted and values:
             out[report.metric] = (len(values) - sum(values)) / len(values)
+        out |= _of_details(name, [score.detail for score in column])
         if name in batches[0].monitored:
             out[f"monitor/{name}/n"] = float(len(values))
             if values:
                 out[f"monitor/{name}/mean"] = sum(values) / len(values)
     return out
+
+
+def _of_details(name: str, details: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the details of one reward's scores count and measure."""
+    counts: Counter[str] = Counter()
+    figures: dict[str, list[float]] = {}
+    for detail in details:
+        if detail.get("cause", BY_JUDGE) != BY_JUDGE:
+            counts[f"cause/{name}/{detail['cause']}"] += 1
+        for what, number in detail.get("counted", {}).items():
+            counts[f"count/{name}/{what}"] += number
+        for figure, value in detail.get("monitor", {}).items():
+            figures.setdefault(f"monitor/{name}/{figure}", []).append(value)
+    means = {key: sum(values) / len(values) for key, values in figures.items()}
+    return {key: float(count) for key, count in sorted(counts.items())} | means
 
 
 def report_named(name: str) -> Report | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,8 @@ class RolloutScorer:
     Args:
         constraints: names of rewards (files of rewards/), in the order of the constraints.
         context: judges and options; its mask must be "correct" in training (Table 6). Boxes are read with its tag and frame.
-        monitor: rewards that are scored and logged too, but are no columns: they weigh nothing.
+        monitor: rewards that are scored and logged too, but are no columns: they weigh nothing. What they cannot score is
+            not applicable to them, whatever `context.unscorable` says.
 
     Raises:
         UserError: no reward has such a name (names the nearest).
@@ -38,6 +40,7 @@ class RolloutScorer:
         self.monitored = tuple(name for name in dict.fromkeys(monitor) if name not in self.names)
         self._rewards: dict[str, Reward] = {name: load(name) for name in (*self.names, *self.monitored)}
         self._context = context
+        self._monitor_context = dataclasses.replace(context, unscorable="not_applicable")
         self._pending: concurrent.futures.Future[ScoredBatch] | None = None
 
     def reward_funcs(self) -> list[Callable[..., Any]]:
@@ -92,12 +95,13 @@ class RolloutScorer:
     async def _score_with(self, name: str, items: tuple[RewardItem, ...]) -> list[Score]:
         """One reward's scores. `NoScore`, with the rollout's id, if the reward makes a score of NaN or infinity."""
         reward = self._rewards[name]
+        context = self._monitor_context if name in self.monitored else self._context
         try:
-            return await reward(items, self._context)
+            return await reward(items, context)
         except NotFinite as error:
             for item in items:  # find out which one it is
                 try:
-                    await reward([item], self._context)
+                    await reward([item], context)
                 except NotFinite as alone:
                     raise NoScore(f"the reward {name!r} failed on rollout {item.rollout_id}: {alone}") from alone
             raise NoScore(f"the reward {name!r} failed: {error}") from error

@@ -203,6 +203,8 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         patch_factor=pixels.factor,
         box_tag=cfg.policy.box_tag,
         box_frame=cfg.policy.box_frame,
+        unscorable=cfg.rl.unscorable,
+        grounding_mean=cfg.rl.grounding_mean,
     )
     return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 

@@ -69,7 +69,7 @@ def _agreement(a: dict[str, Any]) -> list[str]:
     lines = [f"**{a['role']}**, {a['n']} ratings in {a['clusters']} rollouts: {shown}.", ""]
     if a["n"]:
         first, second = _cell(a["first"]), _cell(a["second"])
-        lines += _table(
+        lines += table(
             [f"{first} ↓ {second} →", *a["labels"]], [[x, *r] for x, r in zip(a["labels"], a["confusion"], strict=True)]
         )
     left_out = [f"{_cell(reason)}: {count}" for reason, count in a["left_out"].items()]
@@ -82,14 +82,12 @@ def _errors(role: str, rates: Sequence[dict[str, Any]]) -> list[str]:
         interval = f"{100 * r['low']:.1f} – {100 * r['high']:.1f}" if r["n"] else "–"
         labels = ", ".join(f"{label} {count}" for label, count in r["labels"].items())
         rows.append([_cell(r["kind"]), r["n"], r["wrong"], _percent(r["rate"]), interval, r["failed"], labels])
-    return [
-        f"{role}, by kind:",
-        "",
-        *_table(["kind", "n", "wrong", "error rate", "interval", "failed", "labels"], rows),
-    ]
+    head = ["kind", "n", "wrong", "error rate", "interval", "failed", "labels"]
+    return [f"{role}, by kind:", "", *table(head, rows)]
 
 
-def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A Markdown table, with an empty line after it."""
     rule = "|" + "---|" * len(head)
     first, *others = ("| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows))
     return [first, rule, *others, ""]

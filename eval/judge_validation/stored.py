@@ -25,6 +25,7 @@ from fgrpo.types import EvalRecord, Rollout, Sample, Score
 from judges.task import JudgeTask
 from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
 from rewards.semantic_grounding import GROUNDING_LABELS, GROUNDING_TASK, GroundingItem
+from rewards.sentences import Prefix
 
 CONSISTENCY, GROUNDING, EXTRACTION = "consistency", "semantic_grounding", "extraction"
 LABELS = {
@@ -254,9 +255,9 @@ def judged_items(
             items.append(ExtractionItem(rollout.id, sample.choices, response.answer))
         split = stored.grounding.get(rollout.id, MISSING)
         if not isinstance(split, str):
-            texts = [text for text, _ in split]
+            texts = tuple(text for text, _ in split)
             visual = [i for i, (_, label) in enumerate(split) if label is not None]
-            sentences, contexts = tuple(texts[i] for i in visual), tuple(tuple(texts[:i]) for i in visual)
+            sentences, contexts = tuple(texts[i] for i in visual), tuple(Prefix(texts, i) for i in visual)
             sizes = _sizes(sample, pixels)
             items.append(GroundingItem(rollout.id, sample.images, sample.question, sentences, contexts, sizes))
     return items

@@ -26,11 +26,24 @@ NOT_RECORDED = "not recorded"
 
 def item_key(task: JudgeTask[Item], item: Item) -> str:
     """sha256 of the task and the item's fields except the id, with the content of images in place of their paths."""
-    fields: dict[str, Any] = dataclasses.asdict(item)  # type: ignore[call-overload]  # items are dataclasses
+    fields = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}  # type: ignore[arg-type]  # a dataclass
     fields.pop("id")
     fields["images"] = [_image_key(path) for path in task.images(item)]
-    text = json.dumps([task.record_kind or task.name, fields], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in _JSON.iterencode([task.record_kind or task.name, fields]):  # the contexts of a long trace are not held
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} in an item cannot be recorded; use plain values, sequences or dataclasses")
+
+
+_JSON = json.JSONEncoder(sort_keys=True, default=_plain)
 
 
 def _image_key(path: str) -> str:

@@ -24,7 +24,7 @@ from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import backbone, tokens
 from judges.base import Backend, JudgeSet, Meter, make_meter
-from judges.client import CUT_OFF, Unanswered, estimate
+from judges.client import CUT_OFF, Unanswered, estimate, messages
 from judges.model_judge import judges_of_model
 from judges.requests import Call, Unusable
 
@@ -205,7 +205,7 @@ class VLLMTransport:
 
 def _conversation(pending: _Pending) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pending.urls]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": pending.call.text}]}]
+    return messages(pending.call, [*content, {"type": "text", "text": pending.call.text}])
 
 
 def _first_line(error: BaseException) -> str:

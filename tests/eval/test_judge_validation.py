@@ -159,7 +159,7 @@ def test_known_errors_of_a_judge_are_found_by_kind(mini: schema.Config, tmp_path
     assert all(wrong == failed == 0 for _, wrong, failed in got.values())
     consistency, grounding = section["agreements"]
     assert consistency["left_out"] == {"erring: failed": len(ERRORS) + len(CONTROLS) - 1}
-    assert consistency["kappa"] < 1 and grounding["kappa"] < 1 and consistency["n"] == 8 * 13 - 12
+    assert consistency["kappa"] < 1 and grounding["kappa"] < 1 and consistency["n"] == 8 * 14 - 13
     assert grounding["confusion"][1][0] == 8  # truth INCORRECT, label CORRECT
     exact = asyncio.run(run.rate(perfect, [x.item for x in items]))
     assert exact == [x.truth for x in items]

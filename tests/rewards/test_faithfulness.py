@@ -102,7 +102,7 @@ def test_skip_is_left_out_and_context_is_what_precedes(scripted: Any) -> None:
 
 
 def test_saying_it_again_earns_nothing(scripted: Any) -> None:
-    """A judge that accepts repetition: the same words again, without a new box in between, are incorrect all the same."""
+    """A judge that accepts repetition: a claim that was made before is incorrect all the same, whatever stands between."""
     yes = RewardContext(JudgeSet(scripted(lambda i: (Verdict("CORRECT"),) * len(i.sentences))))
 
     def labels(*said: str) -> list[str | None]:
@@ -120,10 +120,12 @@ def test_saying_it_again_earns_nothing(scripted: Any) -> None:
     car, box, other = "The car is red.", "It is at <bbox>[1,2,3,4]</bbox>.", "It is at <box>[5, 6, 7, 8]</box>."
     assert labels(*[car] * 4) == ["CORRECT"] + ["INCORRECT"] * 3
     assert labels(car, "the  CAR is red") == ["CORRECT", "INCORRECT"]
-    assert labels(car, "The car is not red.", "A red car.") == ["CORRECT"] * 3  # other words are the judge's
-    assert labels(car, box, car) == ["CORRECT"] * 3  # a box is new evidence, whatever its tag is called
-    assert labels(car, other, car) == ["CORRECT"] * 3
-    assert labels(box, car, box, car) == ["CORRECT", "CORRECT", "INCORRECT", "INCORRECT"]  # but the same box is not
+    assert labels(car, "The car is not red.", "The bus is red.") == ["CORRECT"] * 3  # other claims are the judge's
+    assert labels(car, "A red car.") == ["CORRECT", "INCORRECT"]
+    assert labels(car, box, car) == ["CORRECT", "CORRECT", "INCORRECT"]  # the claim has earned already
+    assert labels(car, other, car) == ["CORRECT", "CORRECT", "INCORRECT"]
+    assert labels(box, car, box, car) == ["CORRECT", "CORRECT", "INCORRECT", "INCORRECT"]
+    assert labels(box, other) == ["CORRECT"] * 2  # another box is another claim
     assert labels("Let me think.", car, "Let me think.") == [None, "CORRECT", None]
     no = RewardContext(JudgeSet(scripted(lambda i: (Verdict("SKIP"),) * len(i.sentences))))
     (got,) = score("semantic_grounding", items_of(f"<think>{car}\n{car}</think><answer>left</answer>"), no)
@@ -251,7 +253,10 @@ def test_planted_errors_are_scored_as_the_scenes_dictate(kind: str, world: Any) 
     context = RewardContext(oracle(world[0]))
     assert [s.value for s in score("consistency", items, context)] == [float(m.consistent) for m in made]
     for m, got in zip(made, score("semantic_grounding", items, context), strict=True):
-        judged = [label == "CORRECT" for label in m.labels if label != "SKIP"]
+        # a conclusion that is repeated after new evidence is right, says the judge, but it has earned already
+        earned = m.places if kind == "repeated_with_evidence" and "<bbox>" not in m.sentences[-1] else ()
+        labels = [label if i not in earned else "INCORRECT" for i, label in enumerate(m.labels)]
+        judged = [label == "CORRECT" for label in labels if label != "SKIP"]
         assert got.value == (pytest.approx(sum(judged) / len(judged)) if judged else None), m.text
         assert got.state == ("scored" if judged else "not_applicable")
 

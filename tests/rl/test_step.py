@@ -111,7 +111,7 @@ def test_figures_of_the_rollouts_are_over_all_processes() -> None:
     )  # fmt: skip
     assert batch_metrics([one, two]) == {
         "accuracy": pytest.approx(2 / 3), "format": pytest.approx(1 / 3), "inconsistency": 0.5, "failed": 1,
-        "boxes_dropped": 1, "monitor/spatial_grounding/mean": 0.5, "monitor/spatial_grounding/n": 2,
+        "boxes_dropped": 1, "imitates_verdict": 0, "monitor/spatial_grounding/mean": 0.5, "monitor/spatial_grounding/n": 2,
     }  # fmt: skip
     assert batch_metrics([]) == {}
 

@@ -1,0 +1,36 @@
+"""Text that addresses a judge: verdicts, labels, commands and role markers inside a trace. Flagged and counted, never scored.
+
+A flag is a hint for a reader: the fence, the labels' suffix and the blind form (docs/judge_validation.md) protect the verdict.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LABEL = r"(?:IN)?CONSISTENT|(?:IN)?CORRECT"
+_WORD = r"(?:in)?consistent|(?:in)?correct|skip"
+_PATTERNS = (
+    rf"\b(?:{_LABEL})\b",  # labels as the rubric writes them
+    r"(?i:[\"']?\b(?:label|why|verdict)[\"']?\s*[:=])",
+    rf"(?i:\b(?:verdict|label|grade|rating)s?\s+(?:is|are|was|should be|must be)\s+[\"'*]*(?:{_WORD}|[a-z0]\b|yes|no))",
+    r"(?i:\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|rubric|prompt|rules|above|before|previous)\b)",
+    rf"(?i:\b(?:reply|respond|output|return|print|say|write|choose|label it)\b[^.\n]{{0,20}}?[\"'* :](?:{_WORD})\b)",
+    r"(?i:\b(?:note|message|memo|dear|hello|hey|attention|to)\b[\s,:]+(?:to\s+)?(?:the\s+)?(?:judge|grader|evaluator|rater)\b)",
+    r"(?i:\byou are (?:now )?(?:a|an|the) (?:judge|grader|evaluator)\b)",
+    rf"(?i:\b(?:reasoning|trace|chain|sentences?|statements?|claims?)\s+(?:above |below |here )?(?:is|are)\s+(?:\w+ )?(?:{_WORD})\b)",
+    r"(?i:\b(?:final|correct|right) (?:label|verdict)\b)",
+    r"(?i:<\|?/?(?:im_start|im_end|system|assistant|user|eot_id|start_of_turn|end_of_turn)\b)",
+    r"(?i:\[\|?/?(?:inst|gmask|sop|system|assistant|user|endofturn)\b)|<<SYS>>",
+    r"(?im:^\W{0,4}(?:system|assistant|user|human)\s*:)",
+)
+_IMITATION = re.compile("|".join(_PATTERNS))
+_UNSEEN = ("Cf", "Cs", "Co", "Cn")
+
+
+def imitates_verdict(text: str) -> bool:
+    """Whether `text` names a label, commands a judge, or writes a role marker. Read as the judge sees it; linear time."""
+    if not text.isascii():
+        plain = unicodedata.normalize("NFKC", text)
+        text = "".join(c for c in plain if unicodedata.category(c) not in _UNSEEN)
+    return _IMITATION.search(text) is not None

@@ -1,0 +1,141 @@
+"""Whether a trace has content: distinct words that are neither openers nor function words, in any script.
+
+Model judges accept "Thought process:", "Solution" or ":" as reasoning ("One Token to Fool LLM-as-a-Judge", 2025), so rules
+decide about such traces. Text is read as a reader sees it: NFKC, without invisible characters, Latin look-alikes of other
+scripts as Latin. A clause counts if one of its words is neither in `filler_words` nor in `function_words` of
+filler_words.yaml. A trace has content if its counting clauses have enough distinct words (letters, for scripts without blanks
+between words).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import regex
+import yaml
+
+from fgrpo.errors import UserError
+from rewards.sentence_rules import rules
+
+FILE = Path(__file__).resolve().parent / "filler_words.yaml"
+LEAST_WORDS = 3  # "It moved left" has content; "left left left" does not
+LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
+
+_TAG = regex.compile(r"<[^<>]{0,40}>")
+_CLAUSE_END = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Zs}\t'’_-]+")
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*|\p{N}+")  # combining marks do not split a word
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
+_ENDING = regex.compile(
+    r"(?<=\p{Latin}{3})(?:ing|ed|ly|es|s|e|d)$"
+)  # of English words: "solving", "solved", "solve" are one
+_ACCENT = regex.compile(r"[\u0300-\u036f]")
+_LATIN = regex.compile(r"\p{Latin}")
+_LOOKALIKES = str.maketrans("авеєкмнорстхуіјѕԁԛԝαεικνορτυχ", "abeekmhopctxyijsdqwaeikvoptux")
+_UNSEEN = ("Cf", "Cs", "Co", "Cn", "Cc")
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and signs that are drawn as blanks
+
+
+@dataclass(frozen=True)
+class Filler:
+    """The word lists of filler_words.yaml, folded as `_folded` does (`filler_words` also without English endings); `unspaced` matches phrases."""
+
+    function_words: frozenset[str]
+    filler_words: frozenset[str]
+    counters: frozenset[str]
+    unspaced: Any
+
+
+@lru_cache(maxsize=8)
+def filler(path: Path = FILE) -> Filler:
+    """The word lists of `path`. UserError if the file is missing or lacks a list."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        words = {
+            key: frozenset(_folded(word) for line in data[key] for word in str(line).split())
+            for key in ("function_words", "filler_words", "counters")
+        }
+        phrases = sorted({_nfkc(p) for line in data["unspaced"] for p in str(line).split()}, key=len, reverse=True)
+        words["filler_words"] |= {_stem(word) for word in words["filler_words"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: the filler words cannot be read ({error!r}); restore the file from the repository"
+        ) from error
+    return Filler(**words, unspaced=regex.compile("|".join(map(regex.escape, phrases))))
+
+
+def visible(text: str) -> str:
+    """`text` as a reader sees it: NFKC, without invisible characters; line ends stay."""
+    if text.isascii():
+        return text
+    plain = _nfkc(text)
+    return "".join(c for c in plain if c in "\n\r\t" or unicodedata.category(c) not in _UNSEEN)
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether `text` is missing or shows nothing: blanks, invisible characters, combining marks alone."""
+    if text is None:
+        return True
+    shown = (c for c in visible(text) if c not in _BLANK_LETTERS)
+    return not any(unicodedata.category(c)[0] in "LNPS" for c in shown)
+
+
+def is_contentless(think: str) -> bool:
+    """Whether a trace has too few distinct words to say anything, once openers and filler are removed."""
+    table = filler()
+    words: set[str] = set()
+    letters: set[str] = set()
+    plain = rules().openers.sub(" . ", _TAG.sub(" . ", visible(think)))
+    for clause in _CLAUSE_END.split(plain.casefold()):
+        of_clause = [_as_latin(word) for word in _WORD.findall(clause)]
+        if not _has_content(of_clause, table):
+            continue
+        for word in of_clause:
+            unspaced = _UNSPACED.findall(word)
+            letters.update(unspaced)
+            if not unspaced:
+                words.add(word)
+        if len(words) >= LEAST_WORDS or len(letters) >= LEAST_LETTERS_UNSPACED:
+            return False
+    return True
+
+
+def _has_content(words: list[str], table: Filler) -> bool:
+    """Whether a clause has a word of its own. Numbers and single letters need another word beside them ("The answer is B")."""
+    folded = [_folded(word) for word in words]
+    if all(word.isnumeric() or (len(word) == 1 and not _UNSPACED.match(word)) for word in folded):
+        return False
+    is_numbered = not table.counters.isdisjoint(folded)  # "Step 1"
+    for word in folded:
+        if word.isnumeric():
+            if not is_numbered:
+                return True
+        elif _UNSPACED.search(word):
+            if _UNSPACED.search(table.unspaced.sub("", word)):
+                return True
+        elif table.filler_words.isdisjoint((word, _stem(word))) and word not in table.function_words:
+            return True
+    return False
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _folded(word: str) -> str:
+    """`word` without case and without the accents of Latin, Greek and Cyrillic letters."""
+    if word.isascii():
+        return word.casefold()
+    return _nfkc(_ACCENT.sub("", unicodedata.normalize("NFD", word.casefold())))
+
+
+def _stem(word: str) -> str:
+    return _ENDING.sub("", word)
+
+
+def _as_latin(word: str) -> str:
+    """A lower-case word of mixed scripts with its Cyrillic and Greek look-alikes as Latin letters."""
+    return word if word.isascii() or not _LATIN.search(word) else word.translate(_LOOKALIKES)
