@@ -199,7 +199,7 @@ def _column(
 ) -> Column:
     bounds = scored_pixels(result.path / SCORING)  # of this model's processor
     seen = sample.images if config is None else fit([replace(sample, boxes=None)], spec, config, bounds)[0].images
-    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
+    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags)
     lines: list[Line] = []
     shapes: list[Shape] = []
     for sentence in _sentences(record, response.think or rollout.text):

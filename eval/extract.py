@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fgrpo.options import letter, letter_index
-from fgrpo.response import parse
+from fgrpo.response import COMMON, Tags, answer_span
 from rewards.task import matches
 
 _LETTER = r"(?:\((?P<paren>[A-Za-z])\)|(?P<bare>[A-Z])(?![\w'’]))"
@@ -58,27 +58,13 @@ _LEAD = re.compile(
 )
 
 
-def answer_span(text: str) -> str | None:
-    """The span of the answer: the closed answer block, else the text after the trace, else a text without a trace.
-
-    None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
-    """
-    answer = parse(text).answer
-    if answer is not None:
-        return answer or None
-    tail = text.rpartition("</think>")[2]
-    if "<answer>" in tail or ("<think>" in text and "</think>" not in text):
-        return None
-    return tail.replace("</answer>", "").strip() or None
-
-
-def extract_choice(text: str, choices: Sequence[str]) -> int | None:
+def extract_choice(text: str, choices: Sequence[str], tags: Tags = COMMON) -> int | None:
     """Index of the option that `text` (a full response, or an answer alone) chooses; None = leave it to a judge.
 
     A letter counts as "B", "(B)", "B. box", "the answer is B", "…, B" at the end, or as the answer block; never as an article
     or a stray capital. Never guesses.
     """
-    span = answer_span(text)
+    span = answer_span(text, tags)
     if span is None or not choices:
         return None
     for _ in range(2):

@@ -69,6 +69,8 @@ class Report:
         symbol: a letter or two for the progress line of training, for example "C".
         colour: of its curve in figures, "#RRGGBB"; None: the next free one of the palette.
         needs_boxes: not applicable to a model that writes points or no boxes (`grounding` in configs/models).
+        needs_trace: not applicable to a reply that shows no trace at all, in evaluation. Such replies are counted
+            ("no trace visible"). In training the policy has to show one.
         order: place among the rewards' columns and panels; rewards of one place are sorted by name.
     """
 
@@ -81,6 +83,7 @@ class Report:
     symbol: str = ""
     colour: str | None = None
     needs_boxes: bool = False
+    needs_trace: bool = False
     order: int = 100
 
 
