@@ -98,7 +98,7 @@ class Scorer:
         for measure in reward_measures():
             if measure.report.needs_boxes and self.spec.grounding != "boxes":
                 columns[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
-            elif measure.report.needs_trace:
+            elif rewards.needs_trace(rewards.load(measure.score)):
                 columns[measure.score] = await self._of_traces(measure.score, items, context)
             else:
                 columns[measure.score] = await rewards.load(measure.score)(items, context)

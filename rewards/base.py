@@ -69,8 +69,6 @@ class Report:
         symbol: a letter or two for the progress line of training, for example "C".
         colour: of its curve in figures, "#RRGGBB"; None: the next free one of the palette.
         needs_boxes: not applicable to a model that writes points or no boxes (`grounding` in configs/models).
-        needs_trace: not applicable to a reply that shows no trace at all, in evaluation. Such replies are counted
-            ("no trace visible"). In training the policy has to show one.
         order: place among the rewards' columns and panels; rewards of one place are sorted by name.
     """
 
@@ -83,17 +81,18 @@ class Report:
     symbol: str = ""
     colour: str | None = None
     needs_boxes: bool = False
-    needs_trace: bool = False
     order: int = 100
 
 
 class Reward(Protocol):
     """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
 
-    Two further attributes are optional; read them with `report_of` and `judge_task_of`:
+    Three further attributes are optional; read them with `report_of`, `judge_task_of` and `needs_trace`:
 
     - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
     - `judge_task: JudgeTask | None`: its question to a judge.
+    - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
+      ("no trace visible"). In training the policy has to show a trace.
     """
 
     @property
@@ -131,6 +130,11 @@ def judge_task_of(reward: Reward) -> JudgeTask[Any] | None:
     """A reward's question to a judge; None if rules alone decide."""
     task: JudgeTask[Any] | None = getattr(reward, "judge_task", None)
     return task
+
+
+def needs_trace(reward: Reward) -> bool:
+    """Whether evaluation leaves out replies that show no trace at all; False for a reward without such an attribute."""
+    return bool(getattr(reward, "needs_trace", False))
 
 
 def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:

@@ -3,7 +3,7 @@
 Rules decide first, without a call to the judge:
 - In training (mask "correct") a wrong answer is not applicable.
 - No trace, or a trace without content (":", "Thought process:"; `openers` in sentence_rules.yaml), entails nothing: 0. Model
-  judges accept such traces. In evaluation, a reply that shows no trace at all is not applicable (`Report.needs_trace`).
+  judges accept such traces. In evaluation, a reply that shows no trace at all is not applicable (`needs_trace`).
 - Without a single closed answer there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
   paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
   these samples out.
@@ -103,10 +103,10 @@ class ConsistencyReward:
         binary=True,
         symbol="C",
         colour="#009E73",
-        needs_trace=True,
         order=1,
     )
     judge_task: JudgeTask[Any] | None = CONSISTENCY_TASK
+    needs_trace = True
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         scores = [_score_by_rule(item, context) for item in items]
