@@ -1,0 +1,110 @@
+"""The options of a question, as an answer's text is compared with them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from eval.answer_text import canonical, plain
+from eval.answer_words import NOT_AFTER_ARTICLE, YES_NO
+from fgrpo.options import letter_index
+
+_SOFT = frozenset({".", ",", ";", ":", "!", "'", '"', "(", ")", "\n", ".."})
+_ARTICLES = ("the", "a", "an")
+_NUMERIC = re.compile(r"[no][+-]?\.?\d|-$")
+_PLACE = re.compile(r"^(?:to|on|at|in) the (\S.*)$")
+
+
+def key(text: str) -> tuple[str, ...]:
+    """What two texts share that say the same: words and numbers without case, punctuation and a leading article."""
+    out: list[str] = []
+    for token in canonical(text).split(" "):
+        token = token.strip("()") if len(token) == 3 else token
+        if token in _SOFT or not token.strip("."):
+            continue
+        parts = [token] if _NUMERIC.match(token) else token.split("-")
+        out.extend(part.lower() for part in parts if part)
+    is_capital = canonical(text).startswith(("A ", "(A)"))
+    has_article = len(out) > 1 and out[0] in _ARTICLES and not (is_capital and out[1] in NOT_AFTER_ARTICLE)
+    return tuple(out[1:] if has_article and not canonical(text).startswith("(") else out)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options in the order of their letters.
+
+    Attributes:
+        has_letters: whether an answer may name an option by its letter.
+    """
+
+    choices: tuple[str, ...]
+    has_letters: bool = True
+
+    @cached_property
+    def keys(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(key(choice) for choice in self.choices)
+
+    @cached_property
+    def polar(self) -> dict[str, int]:
+        """The options that are "yes" and "no", by word."""
+        return {words[0]: i for i, words in enumerate(self.keys) if words in (("yes",), ("no",))}
+
+    @cached_property
+    def patterns(self) -> tuple[tuple[int, re.Pattern[str]], ...]:
+        """(option, where its text stands in a canonical sentence); an option of one letter stands nowhere."""
+        out = []
+        for index, choice in enumerate(self.choices):
+            tokens = canonical(choice).strip(' .,;:!"').split(" ")
+            tokens = tokens[1:] if len(tokens) > 1 and tokens[0] in _ARTICLES else tokens
+            text = " ".join(tokens)
+            if not text or re.fullmatch(r"\(?[A-Za-z]\)?", text):
+                continue
+            follows = r"(?= [.,!;:]|$)" if text in ("no", "none") else r"(?!\S)"
+            out.append((index, re.compile(rf"(?<!\S){re.escape(text)}{follows}")))
+        return tuple(out)
+
+    def letter(self, capital: str) -> int:
+        """The option of a letter, -1 if it is not offered. A letter that is an option's whole text is that option."""
+        index = letter_index(capital, self.choices)
+        return -1 if index is None else index
+
+    def same(self, text: str, span: str | None = None) -> set[int]:
+        """The options whose text is `text`, or `text` without "to the"; spelling decides between options of one key."""
+        words = key(text)
+        if not words:
+            exact = _exact(span if span is not None else text)
+            return {i for i, choice in enumerate(self.choices) if exact and _exact(choice) == exact}
+        found = {i for i, own in enumerate(self.keys) if own == words}
+        if len(found) > 1:
+            exact = _exact(span if span is not None else text)
+            spelled = {i for i in found if _exact(self.choices[i]) == exact}
+            return spelled if len(spelled) == 1 else found
+        if not found and (self.polar and len(words) == 1 and words[0] in YES_NO):
+            return {self.polar[YES_NO[words[0]]]} if YES_NO[words[0]] in self.polar else set()
+        if not found:
+            shorter = [_PLACE.sub(r"\1", " ".join(own)) for own in self.keys]
+            said = _PLACE.sub(r"\1", " ".join(words)).removesuffix(" side")
+            found = {i for i, own in enumerate(shorter) if own == said}
+            return found if len(found) == 1 else set()
+        return found
+
+    def mentioned(self, sentence: str) -> set[int]:
+        """The options whose words stand in a sentence in a row."""
+        sentence = re.sub(r"(?<!\S)right (?=(?:answer|option|choice|letter)(?!\S))", "correct ", sentence)
+        return {index for index, pattern in self.patterns if pattern.search(sentence)}
+
+    def marked(self, sentence: str, index: int) -> tuple[str, int]:
+        """The sentence with "@index" in place of the option's text, and how often it stands there."""
+        pattern = dict(self.patterns)[index]
+        return pattern.subn(f"@{index}", sentence)
+
+    def is_number(self, index: int) -> bool:
+        return bool(_NUMERIC.match(canonical(self.choices[index])))
+
+    def is_polar(self, index: int) -> bool:
+        return index in self.polar.values()
+
+
+def _exact(text: str) -> str:
+    return " ".join(plain(text).casefold().split()).strip()
