@@ -11,23 +11,30 @@ from eval.answer_words import NOT_AFTER_ARTICLE, YES_NO
 from fgrpo.options import letter_index
 
 _SOFT = frozenset({".", ",", ";", ":", "!", "'", '"', "(", ")", "\n", ".."})
-_ARTICLES = ("the", "a", "an")
 _NUMERIC = re.compile(r"[no][+-]?\.?\d|-$")
 _PLACE = re.compile(r"^(?:to|on|at|in) the (\S.*)$")
 
 
-def key(text: str) -> tuple[str, ...]:
-    """What two texts share that say the same: words and numbers without case, punctuation and a leading article."""
+def key(tokens_text: str) -> tuple[str, ...]:
+    """What two canonical texts share that say the same: words and numbers without punctuation and a leading article."""
+    tokens = tokens_text.split(" ")
+    if len(tokens) > 1 and _is_article(tokens[0], tokens[1]):
+        tokens = tokens[1:]
     out: list[str] = []
-    for token in canonical(text).split(" "):
+    for token in tokens:
         token = token.strip("()") if len(token) == 3 else token
         if token in _SOFT or not token.strip("."):
             continue
         parts = [token] if _NUMERIC.match(token) else token.split("-")
         out.extend(part.lower() for part in parts if part)
-    is_capital = canonical(text).startswith(("A ", "(A)"))
-    has_article = len(out) > 1 and out[0] in _ARTICLES and not (is_capital and out[1] in NOT_AFTER_ARTICLE)
-    return tuple(out[1:] if has_article and not canonical(text).startswith("(") else out)
+    return tuple(out)
+
+
+def _is_article(token: str, following: str) -> bool:
+    """Whether the first token of a text is an article; a capital "A" before "left" or a full stop is a letter."""
+    if not following[0].isalnum():
+        return False
+    return token in ("the", "a", "an") or token == "A" and following not in NOT_AFTER_ARTICLE and not _NUMERIC.match(following)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Options:
 
     @cached_property
     def keys(self) -> tuple[tuple[str, ...], ...]:
-        return tuple(key(choice) for choice in self.choices)
+        return tuple(key(canonical(choice)) for choice in self.choices)
 
     @cached_property
     def polar(self) -> dict[str, int]:
@@ -56,7 +63,7 @@ class Options:
         out = []
         for index, choice in enumerate(self.choices):
             tokens = canonical(choice).strip(' .,;:!"').split(" ")
-            tokens = tokens[1:] if len(tokens) > 1 and tokens[0] in _ARTICLES else tokens
+            tokens = tokens[1:] if len(tokens) > 1 and _is_article(tokens[0], tokens[1]) else tokens
             text = " ".join(tokens)
             if not text or re.fullmatch(r"\(?[A-Za-z]\)?", text):
                 continue
@@ -70,7 +77,10 @@ class Options:
         return -1 if index is None else index
 
     def same(self, text: str, span: str | None = None) -> set[int]:
-        """The options whose text is `text`, or `text` without "to the"; spelling decides between options of one key."""
+        """The options whose text is the canonical `text`, or that without "to the".
+
+        Between options of one key ("its" and "it's") the spelling of `span`, the answer as it was written, decides.
+        """
         words = key(text)
         if not words:
             exact = _exact(span if span is not None else text)
@@ -83,9 +93,8 @@ class Options:
         if not found and (self.polar and len(words) == 1 and words[0] in YES_NO):
             return {self.polar[YES_NO[words[0]]]} if YES_NO[words[0]] in self.polar else set()
         if not found:
-            shorter = [_PLACE.sub(r"\1", " ".join(own)) for own in self.keys]
-            said = _PLACE.sub(r"\1", " ".join(words)).removesuffix(" side")
-            found = {i for i, own in enumerate(shorter) if own == said}
+            said = " ".join(words)
+            found = {i for i, own in enumerate(self.keys) if _same_place(said, " ".join(own))}
             return found if len(found) == 1 else set()
         return found
 
@@ -104,6 +113,13 @@ class Options:
 
     def is_polar(self, index: int) -> bool:
         return index in self.polar.values()
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two texts are equal but for "to the" or "side" in one of them ("left", "on the left side")."""
+    if bool(_PLACE.match(one)) == bool(_PLACE.match(other)):
+        return False
+    return _PLACE.sub(r"\1", one).removesuffix(" side") == _PLACE.sub(r"\1", other).removesuffix(" side")
 
 
 def _exact(text: str) -> str:

@@ -36,7 +36,7 @@ _LATEX = (
 )
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|font|mark|center|h\d)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _DECORATION = re.compile(r'[*`"$#✅✓✔☑👉🎯⭐\ufe0f\\]')
-_BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{<【〔]\s*([A-Za-z])\s*[)\]}>】〕](?!\w)")
+_BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
 _BULLET = re.compile(r"(?m)^\s*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
 
 _TOKEN = re.compile(
@@ -56,7 +56,7 @@ _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some 
 def plain(text: str) -> str:
     """`text` without Markdown, LaTeX, HTML and decoration. Text that is struck out or in unknown commands stays marked."""
     text = visible(text)
-    text = _STRUCK.sub("not {", text)
+    text = _STRUCK.sub("not {", _letters_out(text))
     for _ in range(4):
         text = _FRACTION.sub(r"\1/\2", _COMMANDS.sub(r"\1", text))
     for pattern, plain_form in _LATEX:
@@ -64,7 +64,12 @@ def plain(text: str) -> str:
     unknown = re.sub(r"\\(?=[a-zA-Z])", "¤", text)  # a command that is not known is a sign that no pattern accepts
     text = _DECORATION.sub("", _TAGS.sub(" ", unknown)).replace("_", " ")
     text = _BULLET.sub("", text)
-    return _BRACKETED.sub(lambda m: f" ({m.group(1).upper()}) ", text)
+    return _letters_out(text)
+
+
+def _letters_out(text: str) -> str:
+    """Letters in brackets of any kind as "(B)"."""
+    return _BRACKETED.sub(lambda m: f" ({(m.group(1) or m.group(2)).upper()}) ", text)
 
 
 @lru_cache(maxsize=4096)

@@ -48,10 +48,10 @@ _GROUND = (
     + r"(?: [a-z][a-z'-]*){1,9} ,"
 )
 OPENERS = re.compile(
-    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[-:,>#.=]|->|=>|\.\.+|(?:step|note) :) (?=\S)"
+    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[:,#.='\"]|[>-](?! [no][+-]?\.?\d)|->|=>|\.\.+|(?:step|note) :) (?=\S)"
 )
 _LINK = rf"(?: (?:{_BE}|{_SURE}|[:=]|-|->|=>|that|also known as|\.\.+))"
-_NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "one", "solution")
+_NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "n1", "solution")
 ANSWER = re.compile(
     rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|answer|ans|final|selected option|selection)(?: \.(?= \S))?"
     r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:[a-z]+ )?question| here)?"
@@ -77,12 +77,12 @@ AFTERTHOUGHT = re.compile(
     rf"^(?: [,-])? {_any('for sure', 'i think', 'i believe', 'final answer', 'it is', 'of course', 'is it', 'please', _SURE)}{END}"
 )
 REASON = re.compile(
-    r"(?: [,.(:-]| --)? (?:because|since|as (?=(?:the|it|there|they|this|that|we|i|you|shown|seen|its|in)\b)|given|due to|based on|"
+    r"(?: [,.(:-]| --)? (?:because|since|as(?= (?:the|it|there|they|this|that|we|i|you|shown|seen|its|in)\b)|given|due to|based on|"
     r"considering|which|where|for the (?:following )?reason|given that|seeing)(?= ).*$",
     re.DOTALL,
 )
 REASON_ALONE = re.compile(r"^(?:because|since|explanation|reason(?:ing)?|justification|rationale|note|why)(?!\S)")
-CONTRAST = re.compile(r"^(?: ,)?(?: and)? (?:not|rather than|instead of|never|as opposed to) (.+)$", re.DOTALL)
+CONTRAST = re.compile(r"^(.+?)(?: ,)?(?: and)? (?:not|rather than|instead of|never|as opposed to) (.+)$", re.DOTALL)
 
 DENIAL = _words(
     *("not", "never", "neither", "nor", "no", "none", "nothing", "nobody", "nowhere", "cannot", "without", "incorrect", "wrong"),
@@ -116,7 +116,7 @@ UNSURE = re.compile(
 RETRACTION = _words(
     *("wait", "actually", "hmm+", "sorry", "correction", "oops", "scratch", "second thought", "mistake", "mistaken", "misread"),
     *("changed? my", "change that", "no ,", "on reflection", "strike that", "let me (?:re.*|check|think|correct)", "never mind"),
-    *("the opposite", "reconsider(?:ing)?", "alternatively", "or rather", "i mean", "rather", "disregard", "ignore", "wrong"),
+    *("the opposite", "reconsider(?:ing)?", "alternatively", "or rather", "i mean", "disregard"),
 )
 _IT_WAS = r"(?:that|this|it|which|i)(?: (?:is|was|am|may be|might be|could be|seems|looks)|'s)"
 DISAVOWAL = _words(
@@ -139,10 +139,13 @@ _SCENE = (
     r"(?: of (?:the|this|that|my|your|its|his|her|our|it|them|me|you)(?: [a-z][a-z'-]*){0,6}| (?:in|from|on) (?:the|this|that|my|your|our)"
     r"(?: [a-z][a-z'-]*){0,3} (?:image|picture|photo|photograph|scene|view|frame|viewpoint|perspective|screen|map|video))"
 )
-SIDE = _any("side", "hand side", "hand", "one", "direction", "object", "part", "area", "region", "item", "color", "colour", "in color")
+SIDE = _any("side", "hand side", "hand", "n1", "direction", "object", "part", "area", "region", "item", "color", "colour", "in color")
 PLACED = re.compile(
     rf"^(?:{SUBJECT} {_COPULA}|(?:it|this|that|they|these|there)(?:'s|'re)|i(?: can)? see)?(?: ?{_INTO}(?!\S))*"
     rf" ?@(\d+)(?: {SIDE})?(?P<object>{_NOUN_PHRASE})?(?:{_SCENE})*{END}"
+)
+STANDS = re.compile(
+    rf"^(?:(?:the|a|an) )?@(\d+)(?: {SIDE})? (?:{_COPULA}|can be seen|remains?)(?: (?:there|here|visible|shown|seen|present|depicted))?(?:{_SCENE})*{END}"
 )
 _COUNTED = _any(
     *("there (?:is|are|were|was)", "there's", "there're", "(?:i|we|you)(?: can)? (?:see|count|find|counted|spot|observe)"),
@@ -158,8 +161,8 @@ NUMBER_ENDS = _words(
     *("if", "when", "unless", "not", "no", "apart", "missing", "fold", "tenths", "hundredths", "d", "o'clock", "if", "where"),
 )
 COUNT = re.compile(
-    rf"^(?:{_COUNTED})?(?: (?:exactly|only|just|a total of|precisely|in total|clearly|visible|{{about}}))*(?:^| )@(\d+)(?P<nouns>(?: [a-z][a-z'-]+){{0,4}})"
-    rf"(?: (?:in|on|at|from)(?: (?:the|this|that|front|total|all|each|view|sight|your|my))(?: [a-z][a-z'-]*){{0,5}})?{END}".replace("{about}", "ABOUT")
+    rf"^(?:{_COUNTED}(?= ))?(?:(?:^| )(?:exactly|only|just|a total of|precisely|in total|clearly|visible|ABOUT))*(?:^| )@(\d+)(?P<nouns>(?: [a-z][a-z'-]+){{0,4}})"
+    rf"(?: (?:in|on|at|from)(?: (?:the|this|that|front|total|all|each|view|sight|your|my))(?: [a-z][a-z'-]*){{0,5}})?{END}"
 )
 ABOUT = "about|approximately|around|roughly|circa"
 YES_NO = {"yes": "yes", "yeah": "yes", "yep": "yes", "yup": "yes", "no": "no", "nope": "no"}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval import answer_words as say
-from eval.answer_options import Options, key
+from eval.answer_options import Options
 from eval.answer_text import canonical, unboxed
 from fgrpo.response import COMMON, Tags, answer_span
 
@@ -103,7 +103,7 @@ def _decide(span: str, options: Options) -> int | None:
     if not strong:
         if any(_takes_back(unit) or _OTHER_LETTERS.search(unit) for unit in units):
             return None
-        mentioned = {o for unit in units for o in options.mentioned(unit)}
+        mentioned = {o for unit in units for o in options.mentioned(say.REASON.sub("", unit))}
         return _single(free) if mentioned <= free else None
     chosen = {o for i in strong for o in _strong(claims[i] or _Claim(frozenset(), ""))}
     if len(chosen) != 1 or _BAD in chosen:
@@ -189,11 +189,15 @@ def _claim(unit: str, options: Options) -> _Claim | None:
 
 
 def _claim_of(unit: str, options: Options) -> _Claim | None:
+    if (contrast := say.CONTRAST.match(say.REASON.sub("", unit))) and len(other := _reference(contrast[2], options)) == 1:
+        found = _claim_of(contrast[1], options)  # "A, not B"
+        if found is not None and len(found.options) == 1 and not found.options & {*other, _BAD}:
+            return found if found.how != "free" else _Claim(found.options, "text")
     text, stated = _stripped(unit)
     how = "stated" if stated else ""
-    found = _entire(text, options, stated=stated)
-    if found is not None:
-        return _Claim(frozenset(found), how or "text")
+    claimed = _entire(text, options, stated=stated)
+    if claimed is not None:
+        return _Claim(frozenset(claimed), how or ("text" if options.same(text) else "letter"))
     if options.has_letters:
         bare = say.IT_IS.sub("", text)
         for form in (text, bare) if bare != text else (text,):
@@ -232,9 +236,6 @@ def _lettered(text: str, options: Options) -> set[int] | None:
         return {letter}
     if say.VERDICT.match(main):
         return {letter} | options.mentioned(main)
-    if contrast := say.CONTRAST.match(main):
-        other = _reference(contrast.group(1), options)
-        return {letter} if len(other) == 1 and not other & {letter, _BAD} else {letter, _BAD}
     separator = _SEPARATOR.match(main)
     after = main[separator.end() if separator else 0 :].strip()
     if after and (texts := options.same(after)):
@@ -251,6 +252,8 @@ def _of_label(after: str, letter: int, options: Options) -> set[int]:
     """What the words after "B." or "B," say besides: other options, a denial or a doubt; nothing if they explain."""
     others = {options.letter(found) for groups in _OTHER_LETTERS.findall(after) for found in groups if found}
     others |= options.mentioned(after)
+    if (claim := _claim_of(after, options)) is not None:
+        others |= claim.options
     if say.DENIAL.search(after) or say.POSSIBLE.search(after) or _takes_back(after) or after.endswith("?"):
         others.add(_BAD)
     return others
@@ -291,16 +294,12 @@ def _worded(text: str, options: Options) -> set[int] | None:
         rest = main[m.end() :]
         if say.VERDICT.match(rest) or say.AFTERTHOUGHT.match(rest):
             return {index} | (options.mentioned(main) - {index})
-        if contrast := say.CONTRAST.match(rest):
-            other = _reference(contrast.group(1), options)
-            if len(other) == 1 and not other & {index, _BAD}:
-                return {index}
     return None
 
 
 def _free(text: str, options: Options) -> int | None:
     """The one option in a sentence that a pattern covers completely ("The cup is on the left side of the table.")."""
-    main = say.REASON.sub("", text)
+    main = re.sub(r"^A (?=[a-z])", "a ", say.REASON.sub("", text))
     found = options.mentioned(main)
     if len(found) != 1:
         return None
@@ -312,11 +311,13 @@ def _free(text: str, options: Options) -> int | None:
         marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked) if len(options.choices) > 1 else marked
         m = say.COUNT.match(marked)
         return index if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked) else None
-    m = say.PLACED.match(marked)
-    if m is None or _is_doubted(marked):
+    if _is_doubted(marked):
         return None
-    is_adverb = key(options.choices[index])[-1:] in (("right",), ("left",))
-    if is_adverb and (m.group("object") or re.match(r"^(?:that|this|they|these)(?:'s|'re| is| are)", marked)):
+    m = say.PLACED.match(marked)
+    if m is None:
+        return index if say.STANDS.match(marked) else None
+    is_adverb = options.keys[index][-1:] in (("right",), ("left",))
+    if is_adverb and (m.group("object") or re.match(r"^(?:that|this|they|these|you|i|we)(?:'s|'re|'m| is| are| am)", marked)):
         return None  # "right the", "that is right"
     return index
 
