@@ -17,7 +17,7 @@ _PLACE = re.compile(r"^(?:to|on|at|in) the (\S.*)$")
 
 def key(tokens_text: str) -> tuple[str, ...]:
     """What two canonical texts share that say the same: words and numbers without punctuation and a leading article."""
-    tokens = tokens_text.split(" ")
+    tokens = tokens_text.split()
     if len(tokens) > 1 and _is_article(tokens[0], tokens[1]):
         tokens = tokens[1:]
     out: list[str] = []

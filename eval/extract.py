@@ -92,7 +92,7 @@ def _takes_back(text: str) -> bool:
 def _decide(span: str, options: Options) -> int | None:
     """The option that a span without boxed parts chooses."""
     whole = canonical(span)
-    if (found := _entire(whole.replace("\n", " "), options, span)) is not None:
+    if (found := _entire(" ".join(whole.split()), options, span)) is not None:
         return _single(found)
     if options.polar and (opening := say.OPENING.match(whole)):
         return _polar(opening, whole, options)
