@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from eval.answer_text import canonical, plain
-from eval.answer_words import NOT_AFTER_ARTICLE, YES_NO
+from eval.answer_words import ADJECTIVES, NEVER_AFTER_ARTICLE, YES_NO
 from fgrpo.options import letter_index
 
 _SOFT = frozenset({".", ",", ";", ":", "!", "'", '"', "(", ")", "\n", ".."})
@@ -18,8 +19,7 @@ _PLACE = re.compile(r"^(?:to|on|at|in) the (\S.*)$")
 def key(tokens_text: str) -> tuple[str, ...]:
     """What two canonical texts share that say the same: words and numbers without punctuation and a leading article."""
     tokens = tokens_text.split()
-    if len(tokens) > 1 and _is_article(tokens[0], tokens[1]):
-        tokens = tokens[1:]
+    tokens = tokens[1:] if is_article(tokens) else tokens
     out: list[str] = []
     for token in tokens:
         token = token.strip("()") if len(token) == 3 else token
@@ -30,11 +30,15 @@ def key(tokens_text: str) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _is_article(token: str, following: str) -> bool:
-    """Whether the first token of a text is an article; a capital "A" before "left" or a full stop is a letter."""
-    if not following[0].isalnum():
+def is_article(tokens: Sequence[str]) -> bool:
+    """Whether the first token of a text is an article; a capital "A" before "yes", a lone "left" or a full stop is a letter."""
+    if len(tokens) < 2 or not tokens[1][0].isalnum():
         return False
-    return token in ("the", "a", "an") or token == "A" and following not in NOT_AFTER_ARTICLE and not _NUMERIC.match(following)
+    if tokens[0] != "A":
+        return tokens[0] in ("the", "a", "an")
+    ends = all(token in _SOFT for token in tokens[2:])
+    is_noun = tokens[1] not in NEVER_AFTER_ARTICLE and not (ends and tokens[1] in ADJECTIVES)
+    return is_noun and not _NUMERIC.match(tokens[1])
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Options:
         out = []
         for index, choice in enumerate(self.choices):
             tokens = canonical(choice).strip(' .,;:!"').split(" ")
-            tokens = tokens[1:] if len(tokens) > 1 and _is_article(tokens[0], tokens[1]) else tokens
+            tokens = tokens[1:] if is_article(tokens) else tokens
             text = " ".join(tokens)
             if not text or re.fullmatch(r"\(?[A-Za-z]\)?", text):
                 continue
@@ -105,8 +109,8 @@ class Options:
 
     def marked(self, sentence: str, index: int) -> tuple[str, int]:
         """The sentence with "@index" in place of the option's text, and how often it stands there."""
-        pattern = dict(self.patterns)[index]
-        return pattern.subn(f"@{index}", sentence)
+        pattern = dict(self.patterns).get(index)
+        return pattern.subn(f"@{index}", sentence) if pattern else (sentence, 0)
 
     def is_number(self, index: int) -> bool:
         return bool(_NUMERIC.match(canonical(self.choices[index])))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from functools import lru_cache
 
@@ -35,7 +36,8 @@ _LATEX = (
     (re.compile(r"\\-?minus\b"), "-"),
 )
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|font|mark|center|h\d)(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_DECORATION = re.compile(r'[*`"$#✅✓✔☑👉🎯⭐\ufe0f\\]')
+_DECORATION = re.compile(r'[*`"$#\ufe0f\\]')
+_CROSSES = frozenset("✗✘❌✖❎🚫⛔👎°")  # signs that deny, and the degree
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
 _BULLET = re.compile(r"(?m)^\s*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
 
@@ -55,7 +57,7 @@ _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some 
 
 def plain(text: str) -> str:
     """`text` without Markdown, LaTeX, HTML and decoration. Text that is struck out or in unknown commands stays marked."""
-    text = visible(text)
+    text = "".join(c for c in visible(text) if c.isascii() or unicodedata.category(c) != "So" or c in _CROSSES)
     text = _STRUCK.sub("not {", _letters_out(text))
     for _ in range(4):
         text = _FRACTION.sub(r"\1/\2", _COMMANDS.sub(r"\1", text))

@@ -19,7 +19,7 @@ def _words(*phrases: str) -> re.Pattern[str]:
 
 
 LETTER = r"(?:\([A-Z]\)|[A-Z](?!\S))"
-END = r"(?: [.!,;:)\"'-]| \.\.+)*$"
+END = r"(?: [.!,;:)\]}\"']| \.\.+)*$"
 _BE = _any("is", "was", "are", "be", "would be", "should be", "must be", "will be", "has to be", "seems to be", "appears to be")
 _SURE = _any(
     *("definitely", "certainly", "clearly", "obviously", "surely", "probably", "likely", "most likely", "very likely"),
@@ -48,12 +48,12 @@ _GROUND = (
     + r"(?: [a-z][a-z'-]*){1,9} ,"
 )
 OPENERS = re.compile(
-    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[:,#.='\"]|[>-](?! [no][+-]?\.?\d)|->|=>|\.\.+|(?:step|note) :) (?=\S)"
+    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[:,#.='\"(\[{{∴]|[>-](?! [no][+-]?\.?\d)|->|=>|\.\.+|(?:step|note) :) (?=\S)"
 )
 _LINK = rf"(?: (?:{_BE}|{_SURE}|[:=]|-|->|=>|that|also known as|\.\.+))"
 _NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "n1", "solution")
 ANSWER = re.compile(
-    rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|answer|ans|final|selected option|selection)(?: \.(?= \S))?"
+    rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection)(?: \.(?= \S))?"
     r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:[a-z]+ )?question| here)?"
     rf"(?:{_LINK}|(?= {LETTER}{END})|(?= {LETTER} [.):])|\n)+(?: \n)*(?: (?:option|choice|letter|answer)(?= {LETTER}| [a-z]{END}))?(?: [:-])? (?=\S)"
 )
@@ -96,7 +96,7 @@ DENIAL = _words(
     *("surprised?", "ridiculous", "absurd", "nonsense", "out of the question", "too", "✗", "✘", "❌", "✖", "×", "¬", "≠"),
 )
 DOUBT = _words(
-    *("or", "either", "both", "between", "might", "may", "could", "can", "perhaps", "maybe", "possibly", "possible", "plausible"),
+    *("or", "either", "both", "between", "might", "may", "could", "perhaps", "maybe", "possibly", "possible", "plausible"),
     *("if", "whether", "unless", "until", "when", "while", "once", "suppose", "assume", "assuming", "imagine", "pretend", "would"),
     *("say", "says", "said", "claims?", "claimed", "think", "thinks", "thought", "believe", "believes", "believed", "argue[sd]?"),
     *("tell", "tells", "told", "ask", "asks", "asked", "expect", "expected", "hope", "hoped", "wish", "want", "wonder", "hint"),
@@ -105,7 +105,7 @@ DOUBT = _words(
     *("answers?", "alternatives?", "candidates?", "caption", "naive", "first", "second", "initially", "formerly", "previously"),
     *("used", "before", "almost", "nearly", "partly", "partially", "sometimes", "versus", "vs", "who", "what", "why", "how"),
     *("some", "many", "someone", "everyone", "anyone", "people", "others", "another", "other", "same", "should", "joke", "joking"),
-    *("half", "halfway", "also", "only", "so-called", "alternatively", "otherwise", "depends?", "depending", "mirror(?:ed)?"),
+    *("half", "halfway", "also", "so-called", "alternatively", "otherwise", "depends?", "depending", "mirror(?:ed)?"),
 )
 UNSURE = re.compile(
     r"(?<!\S)(?:(?:not|[a-z]+n't|cannot|dont|cant|never)(?: (?:be|be able to|really|quite|entirely|so|too|very|exactly|100))? "
@@ -142,7 +142,7 @@ _SCENE = (
 SIDE = _any("side", "hand side", "hand", "n1", "direction", "object", "part", "area", "region", "item", "color", "colour", "in color")
 PLACED = re.compile(
     rf"^(?:{SUBJECT} {_COPULA}|(?:it|this|that|they|these|there)(?:'s|'re)|i(?: can)? see)?(?: ?{_INTO}(?!\S))*"
-    rf" ?@(\d+)(?: {SIDE})?(?P<object>{_NOUN_PHRASE})?(?:{_SCENE})*{END}"
+    rf" ?@(\d+)(?: {SIDE})?(?P<object>{_NOUN_PHRASE})?(?:{_SCENE})*(?: to me)?{END}"
 )
 STANDS = re.compile(
     rf"^(?:(?:the|a|an) )?@(\d+)(?: {SIDE})? (?:{_COPULA}|can be seen|remains?)(?: (?:there|here|visible|shown|seen|present|depicted))?(?:{_SCENE})*{END}"
@@ -154,7 +154,7 @@ _COUNTED = _any(
     "of course",
 )
 NUMBER_ENDS = _words(
-    *("more", "fewer", "less", "least", "most", "times", "out", "or", "and", "to", "percent", "hundreds?", "thousands?", "millions?"),
+    *("of", "more", "fewer", "less", "least", "most", "times", "out", "or", "and", "to", "percent", "hundreds?", "thousands?", "millions?"),
     *("billions?", "dozens?", "pairs?", "half", "halves", "quarters?", "thirds?", "point", "plus", "minus", "squared", "cubed", "per"),
     *("by", "x", "than", "minimum", "maximum", "tops", "max", "min", "ish", "over", "under", "below", "above", "up", "upwards", "short"),
     *("nearly", "almost", "about", "approximately", "roughly", "around", "perhaps", "maybe", "possible", "excluding", "except", "but"),
@@ -175,12 +175,18 @@ CONFIRMS = re.compile(
 )
 NEGATED = _words("no", "not", "never", "none", "nothing", "cannot", "[a-z]+n't")
 LIMITED = re.compile(r"^(?:but|and|or|partly|partially|only|maybe|perhaps|probably|almost|mostly)(?!\S)")
-NOT_AFTER_ARTICLE = frozenset(
+NEVER_AFTER_ARTICLE = frozenset(
     {
-        *("left", "right", "above", "below", "yes", "no", "true", "false", "behind", "front", "north", "south", "east", "west"),
-        *("under", "over", "inside", "outside", "near", "far", "on", "in", "up", "down", "beside", "between", "the", "neither"),
-        *("both", "none", "all", "only", "red", "green", "blue", "yellow", "black", "white", "gray", "grey", "brown", "pink"),
-        *("purple", "orange", "closer", "farther", "further", "larger", "smaller", "higher", "lower", "to", "at", "it", "forward"),
-        *("forwards", "backward", "backwards", "clockwise", "counterclockwise", "away", "towards", "toward", "increase", "same"),
+        *("above", "below", "yes", "no", "true", "false", "behind", "under", "over", "inside", "outside", "near", "on", "in"),
+        *("up", "down", "beside", "between", "the", "neither", "both", "none", "all", "only", "to", "at", "it", "clockwise"),
+        *("counterclockwise", "away", "towards", "toward", "same", "forwards", "backwards"),
     }
 )
+ADJECTIVES = frozenset(
+    {
+        *("left", "right", "front", "north", "south", "east", "west", "far", "closer", "farther", "further", "larger", "smaller"),
+        *("higher", "lower", "taller", "shorter", "forward", "backward", "red", "green", "blue", "yellow", "black", "white"),
+        *("gray", "grey", "brown", "pink", "purple", "orange", "big", "small", "large", "open", "closed", "wet", "dry"),
+    }
+)
+"""Words that no noun is: after them a text must go on for a capital "A" to be an article."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval import answer_words as say
-from eval.answer_options import Options
+from eval.answer_options import Options, is_article
 from eval.answer_text import canonical, unboxed
 from fgrpo.response import COMMON, Tags, answer_span
 
@@ -98,6 +98,7 @@ def _decide(span: str, options: Options) -> int | None:
         return _polar(opening, whole, options)
     units = _units(whole)
     claims = _claims(units, options)
+    claims = _without_listing(claims)
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
     if not strong:
@@ -109,7 +110,10 @@ def _decide(span: str, options: Options) -> int | None:
     if len(chosen) != 1 or _BAD in chosen:
         return None
     (choice,) = chosen
-    if any(_casts_doubt(unit, choice, options) for i, unit in enumerate(units) if claims[i] is None or i in strong):
+    marked = [options.marked(unit, choice)[0] for unit in units]  # "C. Cannot tell" is sure of itself
+    if any(say.UNSURE.search(unit) for unit in marked[: strong[0]]):
+        return None
+    if any(_casts_doubt(unit, choice, options) for i, unit in enumerate(marked) if i >= strong[0]):
         return None
     hows = {claims[i].how for i in strong if claims[i] is not None}  # type: ignore[union-attr]
     if "stated" in hows and claims[strong[-1]].how == "stated":  # type: ignore[union-attr]
@@ -118,6 +122,14 @@ def _decide(span: str, options: Options) -> int | None:
         return None
     rest = {o for i, unit in enumerate(units) if i not in strong for o in options.mentioned(unit)}
     return None if "letter" not in hows and "stated" not in hows and rest - chosen else choice
+
+
+def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
+    """The claims without those of a list of the options ("A) left", "B) right") beside a stated answer."""
+    listed = {claim.options for claim in claims if claim is not None and claim.how in ("letter", "text")}
+    if len(listed) < 2 or not any(claim is not None and claim.how == "stated" for claim in claims):
+        return claims
+    return [None if claim is not None and claim.how in ("letter", "text") else claim for claim in claims]
 
 
 def _casts_doubt(unit: str, choice: int, options: Options) -> bool:
@@ -227,7 +239,7 @@ def _entire(text: str, options: Options, span: str | None = None, stated: bool =
 
 def _lettered(text: str, options: Options) -> set[int] | None:
     """The options of a text that begins with a letter: {letter}, {letter, text}, or with `_BAD`."""
-    m = re.match(rf"{say.LETTER}|[a-z](?= [.):])", text)
+    m = re.match(rf"{say.LETTER}|[a-z](?= [.):])|[a-z](?= is (?:the )?(?:correct|right|best)(?!\S))", text)
     if m is None:
         return None
     letter, rest = options.letter(m.group().strip("()")), text[m.end() :]
@@ -237,11 +249,11 @@ def _lettered(text: str, options: Options) -> set[int] | None:
     if say.VERDICT.match(main):
         return {letter} | options.mentioned(main)
     separator = _SEPARATOR.match(main)
+    main_tokens = f"{m.group()}{main}".split()
     after = main[separator.end() if separator else 0 :].strip()
     if after and (texts := options.same(after)):
-        is_article = m.group() == "A" and separator is None and after.split()[0] not in say.NOT_AFTER_ARTICLE
-        return texts if is_article and not after.startswith(("n", "(")) | after[0].isdigit() else {letter} | texts
-    if separator is None:
+        return texts if separator is None and is_article(main_tokens) else {letter} | texts
+    if separator is None or not after:
         return None
     if say.REASON_ALONE.match(after):
         return {letter}
