@@ -37,10 +37,12 @@ _LATEX = (
 )
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|font|mark|center|h\d)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _DECORATION = re.compile(r'[*`"$#\ufe0f\\]')
+_STOPS = str.maketrans({"。": ".", "、": ","})
 _CROSSES = frozenset("✗✘❌✖❎🚫⛔👎°")  # signs that deny, and the degree
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
-_BULLET = re.compile(r"(?m)^\s*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
+_BULLET = re.compile(r"(?m)^[^\S\n]*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
 
+_ABBREVIATION = re.compile(r"(?<!\w)i\.\s?e\.|\bviz\.", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<break>\n)"
     r"|(?P<bracketed>\([A-Z]\))(?!\w)"
@@ -57,7 +59,8 @@ _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some 
 
 def plain(text: str) -> str:
     """`text` without Markdown, LaTeX, HTML and decoration. Text that is struck out or in unknown commands stays marked."""
-    text = "".join(c for c in visible(text) if c.isascii() or unicodedata.category(c) != "So" or c in _CROSSES)
+    text = visible(text).translate(_STOPS)
+    text = "".join(c for c in text if c.isascii() or unicodedata.category(c) != "So" or c in _CROSSES)
     text = _STRUCK.sub("not {", _letters_out(text))
     for _ in range(4):
         text = _FRACTION.sub(r"\1/\2", _COMMANDS.sub(r"\1", text))
@@ -65,7 +68,7 @@ def plain(text: str) -> str:
         text = pattern.sub(plain_form, text)
     unknown = re.sub(r"\\(?=[a-zA-Z])", "¤", text)  # a command that is not known is a sign that no pattern accepts
     text = _DECORATION.sub("", _TAGS.sub(" ", unknown)).replace("_", " ")
-    text = _BULLET.sub("", text)
+    text = _ABBREVIATION.sub("namely", _BULLET.sub("", text))
     return _letters_out(text)
 
 
@@ -74,7 +77,7 @@ def _letters_out(text: str) -> str:
     return _BRACKETED.sub(lambda m: f" ({(m.group(1) or m.group(2)).upper()}) ", text)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def canonical(text: str) -> str:
     """The tokens of `plain(text)`, with one blank between them. Numbers are "n" and their value ("n1000", "n-5", "n2.5")."""
     out: list[str] = []

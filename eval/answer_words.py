@@ -76,6 +76,7 @@ VERDICT = re.compile(
 AFTERTHOUGHT = re.compile(
     rf"^(?: [,-])? {_any('for sure', 'i think', 'i believe', 'final answer', 'it is', 'of course', 'is it', 'please', _SURE)}{END}"
 )
+CONCLUSION = re.compile(r"^(?:so|therefore|thus|hence|consequently)(?!\S)")
 REASON = re.compile(
     r"(?: [,.(:-]| --)? (?:because|since|as(?= (?:the|it|there|they|this|that|we|i|you|shown|seen|its|in)\b)|given|due to|based on|"
     r"considering|which|where|for the (?:following )?reason|given that|seeing)(?= ).*$",
@@ -126,15 +127,15 @@ DISAVOWAL = _words(
 POSSIBLE = _words("or", "also", "too", "possible", "plausible", "could", "might", "may", "maybe", "perhaps", "either", "both", "equally", "alternatively", "possibly")
 SUBJECT = r"(?:[a-z][a-z'-]*(?: [a-z][a-z'-]*){0,11})"
 _COPULA = _any(
-    *("is", "are", "was", "were", "appears?", "seems?", "looks?", "stands?", "sits?", "lies", "faces", "moves?", "moved", "points?"),
+    *("is", "are", "was", "were", "appears?", "seems?", "looks?", "stands?", "sits?", "lies", "stays?", "remains?", "hangs?", "rests?", "faces", "moves?", "moved", "points?"),
     *("turns?", "turned", "goes", "went", "rotated", "located", "positioned", "placed", "facing", "heading", "moving", "shows?"),
 )
 _INTO = _any(
     *("to", "on", "at", "in", "toward", "towards", "the", "a", "an", "its", "their", "his", "her", "your", "my", "further"),
     *("located", "positioned", "placed", "situated", "found", "standing", "sitting", "lying", "facing", "moving", "turning"),
-    *("pointing", "heading", "of color", "colored", "painted", "to be", "also known as", _SURE),
+    *("right", "pointing", "heading", "of color", "colored", "painted", "to be", "also known as", _SURE),
 )
-_NOUN_PHRASE = r"(?: (?:the|a|an|this|that|its|his|her|my|your|their|each))(?: [a-z][a-z'-]*){1,6}"
+_NOUN_PHRASE = r"(?: (?:the|a|an|this|that|its|his|her|my|your|their|each))(?: [a-z][a-z'-]*){1,6}|(?: (?:it|them|him|her|me|you|us))(?!\S)"
 _SCENE = (
     r"(?: of (?:the|this|that|my|your|its|his|her|our|it|them|me|you)(?: [a-z][a-z'-]*){0,6}| (?:in|from|on) (?:the|this|that|my|your|our)"
     r"(?: [a-z][a-z'-]*){0,3} (?:image|picture|photo|photograph|scene|view|frame|viewpoint|perspective|screen|map|video))"
@@ -154,7 +155,7 @@ _COUNTED = _any(
     "of course",
 )
 NUMBER_ENDS = _words(
-    *("of", "more", "fewer", "less", "least", "most", "times", "out", "or", "and", "to", "percent", "hundreds?", "thousands?", "millions?"),
+    *("of", "other", "another", "additional", "extra", "more", "fewer", "less", "least", "most", "times", "out", "or", "and", "to", "percent", "hundreds?", "thousands?", "millions?"),
     *("billions?", "dozens?", "pairs?", "half", "halves", "quarters?", "thirds?", "point", "plus", "minus", "squared", "cubed", "per"),
     *("by", "x", "than", "minimum", "maximum", "tops", "max", "min", "ish", "over", "under", "below", "above", "up", "upwards", "short"),
     *("nearly", "almost", "about", "approximately", "roughly", "around", "perhaps", "maybe", "possible", "excluding", "except", "but"),
@@ -167,7 +168,7 @@ COUNT = re.compile(
 ABOUT = "about|approximately|around|roughly|circa"
 YES_NO = {"yes": "yes", "yeah": "yes", "yep": "yes", "yup": "yes", "no": "no", "nope": "no"}
 OPENING = re.compile(
-    rf"^({'|'.join(YES_NO)})(?: [,.!;:-])?(?:$|(?: \n)+| (?=(?:it|there|they|he|she|this|that|these|those|we|you|i|the|because|since|as)(?:'s|'re)?(?!\S))|(?<=[,.!;:-]) )"
+    rf"^({'|'.join(YES_NO)})(?: [,!;:-]| \.(?! [no]\d))?(?:$|(?: \n)+| (?=(?:it|there|they|he|she|this|that|these|those|we|you|i|the|because|since|as)(?:'s|'re)?(?!\S))|(?<=[,.!;:-]) )"
 )
 CONFIRMS = re.compile(
     r"^(?:it|there|they|he|she|this|that|these|those|we|you|i)(?:'s| is| are| does| do| did| was| were| can| has| have| will| would)"
@@ -179,7 +180,10 @@ NEVER_AFTER_ARTICLE = frozenset(
     {
         *("above", "below", "yes", "no", "true", "false", "behind", "under", "over", "inside", "outside", "near", "on", "in"),
         *("up", "down", "beside", "between", "the", "neither", "both", "none", "all", "only", "to", "at", "it", "clockwise"),
-        *("counterclockwise", "away", "towards", "toward", "same", "forwards", "backwards"),
+        *("counterclockwise", "away", "towards", "toward", "same", "forwards", "backwards", "for", "from", "with", "by", "of"),
+        *("and", "or", "but", "because", "since", "as", "so", "then", "if", "while", "when", "where", "whereas", "meaning"),
+        *("is", "was", "are", "would", "could", "can", "may", "might", "seems", "looks", "this", "that", "there", "they"),
+        *("he", "she", "we", "you", "not", "i", "namely", "rather", "instead", "due", "given", "also", "too"),
     }
 )
 ADJECTIVES = frozenset(

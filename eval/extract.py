@@ -24,7 +24,9 @@ __all__ = ["answer_span", "extract_choice", "same_open_answer"]
 
 _BAD = -1  # a letter that is not offered, or a contradiction: the answer stays undecided
 _LONGEST_UNIT = 1000  # characters; no pattern covers a longer sentence
-_SEPARATOR = re.compile(r"^(?: (?:[.:),=;-]|->|=>|\.\.+))+")
+_LONGEST_LABEL = 200
+_LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
+_SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
 _SENTENCE_END = re.compile(r"(?<=\S) ([.!?;])(?= |$)")
 _DANGLING = re.compile(r"(?: |^)(?:or|and|nor|not|than|of|either|neither|but|[,/&:])$")
 _SUB_CLAUSE = re.compile(
@@ -67,6 +69,8 @@ def same_open_answer(text: str, gold: str) -> bool:
 
 
 def _read(span: str, options: Options) -> int | None:
+    if len(span) > _LONGEST_SPAN:
+        return None
     outside, boxed = unboxed(span)
     if not boxed:
         return _decide(span, options)
@@ -159,14 +163,18 @@ def _units(whole: str) -> list[str]:
         start = 0
         for m in _SENTENCE_END.finditer(line):
             sentence = line[start : m.end()].strip()
-            label = re.sub(r" \.$", "", sentence)
-            if m.group(1) == "." and line[m.end() :].strip() and re.fullmatch(r"\S+|ans(?:wer)?", _stripped(label)[0]) and len(_stripped(label)[0]) <= 3:
+            if m.group(1) == "." and m.end() < len(line) and _is_label(sentence):
                 continue
             units.append(sentence)
             start = m.end()
         if line[start:].strip():
             units.append(line[start:].strip())
     return units
+
+
+def _is_label(sentence: str) -> bool:
+    """Whether a sentence is only a letter or "Ans", perhaps after opening words: "B.", "The answer is (B)."."""
+    return len(sentence) < _LONGEST_LABEL and len(_stripped(sentence.removesuffix(" ."))[0]) <= len("ans")
 
 
 def _stripped(unit: str) -> tuple[str, bool]:
@@ -189,7 +197,7 @@ def _claim(unit: str, options: Options) -> _Claim | None:
     """What a sentence claims; None for a question, and for a sentence that no pattern covers."""
     if len(unit) > _LONGEST_UNIT:
         return None
-    if unit.endswith("?") or say.REASON_ALONE.match(unit):
+    if unit.endswith("?"):
         return None
     if clauses := list(_SUB_CLAUSE.finditer(unit)):
         last = clauses[-1]
@@ -197,7 +205,7 @@ def _claim(unit: str, options: Options) -> _Claim | None:
             found = _claim_of(unit[last.end() :], options)
             if found is not None and found.how == "stated":
                 return found
-    return _claim_of(unit, options)
+    return None if say.REASON_ALONE.match(unit) else _claim_of(unit, options)
 
 
 def _claim_of(unit: str, options: Options) -> _Claim | None:
@@ -207,14 +215,15 @@ def _claim_of(unit: str, options: Options) -> _Claim | None:
             return found if found.how != "free" else _Claim(found.options, "text")
     text, stated = _stripped(unit)
     how = "stated" if stated else ""
+    concluded = "stated" if say.CONCLUSION.match(unit) else how
     claimed = _entire(text, options, stated=stated)
     if claimed is not None:
-        return _Claim(frozenset(claimed), how or ("text" if options.same(text) else "letter"))
+        return _Claim(frozenset(claimed), concluded or ("text" if options.same(text) else "letter"))
     if options.has_letters:
         bare = say.IT_IS.sub("", text)
         for form in (text, bare) if bare != text else (text,):
             if (letters := _lettered(form, options)) is not None:
-                return _Claim(frozenset(letters), how or "letter")
+                return _Claim(frozenset(letters), concluded or "letter")
     if (texts := _worded(text, options)) is not None:
         return _Claim(frozenset(texts), how or "text")
     if options.has_letters and (tail := _tail(text, options)) is not None:
@@ -273,9 +282,8 @@ def _of_label(after: str, letter: int, options: Options) -> set[int]:
 
 def _reference(text: str, options: Options) -> set[int]:
     """The option that a piece of a sentence names, by letter or text; empty if it is more than that."""
-    text = re.sub(r"^(?:(?:on|to|at|in|the|option|choice) )+", "", text)
-    found = _entire(text, options)
-    return set() if found is None else found
+    found = _entire(text, options) or _entire(re.sub(r"^(?:(?:on|to|at|in|the|option|choice) )+", "", text), options)
+    return found or set()
 
 
 def _tail(text: str, options: Options) -> set[int] | None:
@@ -311,7 +319,8 @@ def _worded(text: str, options: Options) -> set[int] | None:
 
 def _free(text: str, options: Options) -> int | None:
     """The one option in a sentence that a pattern covers completely ("The cup is on the left side of the table.")."""
-    main = re.sub(r"^A (?=[a-z])", "a ", say.REASON.sub("", text))
+    main = say.REASON.sub("", text)
+    main = f"a{main[1:]}" if main.startswith("A ") and is_article(main.split()) else main
     found = options.mentioned(main)
     if len(found) != 1:
         return None
@@ -322,7 +331,7 @@ def _free(text: str, options: Options) -> int | None:
     if options.is_number(index):
         marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked) if len(options.choices) > 1 else marked
         m = say.COUNT.match(marked)
-        return index if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked) else None
+        return index if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked.partition("@")[0]) else None
     if _is_doubted(marked):
         return None
     m = say.PLACED.match(marked)
