@@ -42,6 +42,8 @@ _CROSSES = frozenset("✗✘❌✖❎🚫⛔👎°")  # signs that deny, and the
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
 _BULLET = re.compile(r"(?m)^[^\S\n]*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
 
+_QUOTED = re.compile(r"(?<![\w'])'([^'\n]{1,80})'(?![\w'])")
+_HAND = re.compile(r"(?<=left|ight)-(?=hand\b)", re.IGNORECASE)
 _ABBREVIATION = re.compile(r"(?<!\w)i\.\s?e\.|\bviz\.", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<break>\n)"
@@ -68,7 +70,7 @@ def plain(text: str) -> str:
         text = pattern.sub(plain_form, text)
     unknown = re.sub(r"\\(?=[a-zA-Z])", "¤", text)  # a command that is not known is a sign that no pattern accepts
     text = _DECORATION.sub("", _TAGS.sub(" ", unknown)).replace("_", " ")
-    text = _ABBREVIATION.sub("namely", _BULLET.sub("", text))
+    text = _HAND.sub(" ", _QUOTED.sub(r"\1", _ABBREVIATION.sub("namely", _BULLET.sub("", text))))
     return _letters_out(text)
 
 

@@ -19,11 +19,13 @@ def _words(*phrases: str) -> re.Pattern[str]:
 
 
 LETTER = r"(?:\([A-Z]\)|[A-Z](?!\S))"
-END = r"(?: [.!,;:)\]}\"']| \.\.+)*$"
-_BE = _any("is", "was", "are", "be", "would be", "should be", "must be", "will be", "has to be", "seems to be", "appears to be")
+END = r"(?: [.!,;:)\]}\"]| \.\.+)*$"
+_BE = _any(
+    "is", "was", "are", "be", "would be", "should be", "must be", "will be", "has to be", "seems to be", "appears to be"
+)
 _SURE = _any(
     *("definitely", "certainly", "clearly", "obviously", "surely", "probably", "likely", "most likely", "very likely"),
-    *("indeed", "simply", "apparently", "evidently", "therefore", "thus", "then", "just", "exactly", "directly", "actually"),
+    "indeed|simply|apparently|evidently|therefore|thus|then|just|exactly|directly|actually",
 )
 _GOOD = _any(
     *("final", "correct", "right", "best", "overall", "single", "most likely", "most appropriate", "most suitable"),
@@ -31,18 +33,18 @@ _GOOD = _any(
 )
 _I_AM = rf"i(?:'m| am)(?: {_any('quite', 'fairly', 'pretty', 'very', 'rather', 'almost', 'absolutely')})?"
 _OPINION = _any(
-    *("i (?:would |'d )?(?:think|believe|guess|suppose|conclude|say)", "i'd (?:think|say|guess)", "in my (?:opinion|view)"),
+    "i (?:would |'d )?(?:think|believe|guess|suppose|conclude|say)|i'd (?:think|say|guess)|in my (?:opinion|view)",
     rf"{_I_AM} {_any('sure', 'certain', 'confident', 'convinced')}",
     *("my guess is", "it (?:seems|appears|looks)(?: like)?", "(?:we|i|you) (?:can )?(?:see|conclude|find|observe)"),
 )
 _DISCOURSE = _any(
-    *("so", "thus", "therefore", "hence", "then", "ok", "okay", "well", "overall", "finally", "accordingly", "consequently"),
-    *("in (?:conclusion|summary|short|this case)", "to (?:conclude|summarize|summarise|sum up)", "as a result", "all in all"),
+    "so|thus|therefore|hence|then|ok|okay|well|overall|finally|accordingly|consequently",
+    "in (?:conclusion|summary|short|this case)|to (?:conclude|summarize|summarise|sum up)|as a result|all in all",
     *("it follows", "this means", "sure", "great", "and"),
 )
 _GROUND = (
     _any(
-        *("based on", "judging (?:from|by)", "looking (?:closely )?at", "according to", "from", "in", "given", "considering"),
+        "based on|judging (?:from|by)|looking (?:closely )?at|according to|from|in|given|considering",
         *("as (?:seen|shown|visible) in", "after (?:looking at|examining|reviewing|inspecting)"),
     )
     + r"(?: [a-z][a-z'-]*){1,9} ,"
@@ -86,26 +88,26 @@ REASON_ALONE = re.compile(r"^(?:because|since|explanation|reason(?:ing)?|justifi
 CONTRAST = re.compile(r"^(.+?)(?: ,)?(?: and)? (?:not|rather than|instead of|never|as opposed to) (.+)$", re.DOTALL)
 
 DENIAL = _words(
-    *("not", "never", "neither", "nor", "no", "none", "nothing", "nobody", "nowhere", "cannot", "without", "incorrect", "wrong"),
-    *("[a-z]+n't", "dont", "doesnt", "isnt", "wasnt", "arent", "cant", "wont", "didnt", "aint", "unlikely", "improbable"),
-    *("implausible", "impossible", "hardly", "scarcely", "barely", "rarely", "seldom", "except", "excluding", "exclude[sd]?"),
-    *("rather", "instead", "than", "but", "far from", "fails?", "failed", "lacks?", "lacking", "den(?:y|ies|ied)", "reject(?:s|ed)?"),
-    *("rul(?:e|es|ed|ing)", "eliminat(?:e|es|ed|ing)", "dismiss(?:ed)?", "discard(?:ed)?", "refus(?:e|es|ed)", "avoid(?:s|ed)?"),
-    *("opposite", "contrary", "reverse", "false", "untrue", "fake", "mistake", "mistaken", "mistakenly", "error", "erroneous"),
-    *("least", "less", "unless", "outside", "anything", "non", "contradicts?", "contradicted", "unsupported", "invalid", "absent"),
-    *("disagree", "ignore", "excluded", "missing", "deceptive", "trap", "distractor", "illusion", "misleading", "misread"),
-    *("surprised?", "ridiculous", "absurd", "nonsense", "out of the question", "too", "✗", "✘", "❌", "✖", "×", "¬", "≠"),
+    "not|never|neither|nor|no|none|nothing|nobody|nowhere|cannot|without|incorrect|wrong",
+    "[a-z]+n't|dont|doesnt|isnt|wasnt|arent|cant|wont|didnt|aint|unlikely|improbable",
+    "implausible|impossible|hardly|scarcely|barely|rarely|seldom|except|excluding|exclude[sd]?",
+    "rather|instead|than|but|far from|fails?|failed|lacks?|lacking|den(?:y|ies|ied)|reject(?:s|ed)?",
+    "rul(?:e|es|ed|ing)|eliminat(?:e|es|ed|ing)|dismiss(?:ed)?|discard(?:ed)?|refus(?:e|es|ed)|avoid(?:s|ed)?",
+    "opposite|contrary|reverse|false|untrue|fake|mistake|mistaken|mistakenly|error|erroneous",
+    "least|less|unless|outside|anything|non|contradicts?|contradicted|unsupported|invalid|absent",
+    "disagree|ignore|excluded|missing|deceptive|trap|distractor|illusion|misleading|misread",
+    "surprised?|ridiculous|absurd|nonsense|out of the question|too|✗|✘|❌|✖|×|¬|≠",
 )
 DOUBT = _words(
-    *("or", "either", "both", "between", "might", "may", "could", "perhaps", "maybe", "possibly", "possible", "plausible"),
-    *("if", "whether", "unless", "until", "when", "while", "once", "suppose", "assume", "assuming", "imagine", "pretend", "would"),
-    *("say", "says", "said", "claims?", "claimed", "think", "thinks", "thought", "believe", "believes", "believed", "argue[sd]?"),
-    *("tell", "tells", "told", "ask", "asks", "asked", "expect", "expected", "hope", "hoped", "wish", "want", "wonder", "hint"),
-    *("suggests?", "suggested", "supposed(?:ly)?", "allegedly", "guess", "guesses", "guessed", "doubt", "doubts", "doubtful"),
-    *("unsure", "uncertain", "unclear", "unknown", "ambiguous", "uncertainty", "question", "questions", "options?", "choices?"),
-    *("answers?", "alternatives?", "candidates?", "caption", "naive", "first", "second", "initially", "formerly", "previously"),
-    *("used", "before", "almost", "nearly", "partly", "partially", "sometimes", "versus", "vs", "who", "what", "why", "how"),
-    *("some", "many", "someone", "everyone", "anyone", "people", "others", "another", "other", "same", "should", "joke", "joking"),
+    "or|either|both|between|might|may|could|perhaps|maybe|possibly|possible|plausible",
+    "if|whether|unless|until|when|while|once|suppose|assume|assuming|imagine|pretend|would",
+    "say|says|said|claims?|claimed|think|thinks|thought|believe|believes|believed|argue[sd]?",
+    "tell|tells|told|ask|asks|asked|expect|expected|hope|hoped|wish|want|wonder|hint",
+    "suggests?|suggested|supposed(?:ly)?|allegedly|guess|guesses|guessed|doubt|doubts|doubtful",
+    "unsure|uncertain|unclear|unknown|ambiguous|uncertainty|question|questions|options?|choices?",
+    "answers?|alternatives?|candidates?|caption|naive|first|second|initially|formerly|previously",
+    "used|before|almost|nearly|partly|partially|sometimes|versus|vs|who|what|why|how",
+    "some|many|someone|everyone|anyone|people|others|another|other|same|should|joke|joking",
     *("half", "halfway", "also", "so-called", "alternatively", "otherwise", "depends?", "depending", "mirror(?:ed)?"),
 )
 UNSURE = re.compile(
@@ -115,24 +117,44 @@ UNSURE = re.compile(
     r"none of|neither|insufficient|unanswerable|dunno|idk|who knows|random|coin|guessing|joking|kidding)(?!\S)"
 )
 RETRACTION = _words(
-    *("wait", "actually", "hmm+", "sorry", "correction", "oops", "scratch", "second thought", "mistake", "mistaken", "misread"),
-    *("changed? my", "change that", "no ,", "on reflection", "strike that", "let me (?:re.*|check|think|correct)", "never mind"),
+    "wait|actually|hmm+|sorry|correction|oops|scratch|second thought|mistake|mistaken|misread",
+    "changed? my|change that|no ,|on reflection|strike that|let me (?:re.*|check|think|correct)|never mind",
     *("the opposite", "reconsider(?:ing)?", "alternatively", "or rather", "i mean", "disregard"),
 )
 _IT_WAS = r"(?:that|this|it|which|i)(?: (?:is|was|am|may be|might be|could be|seems|looks)|'s)"
 DISAVOWAL = _words(
-    *(rf"{_IT_WAS} {_any('wrong', 'incorrect', 'false', 'mistaken', 'untrue')}", "(?:that|this|it) (?:can't be|cannot be)"),
+    *(
+        rf"{_IT_WAS} {_any('wrong', 'incorrect', 'false', 'mistaken', 'untrue')}",
+        "(?:that|this|it) (?:can't be|cannot be)",
+    ),
     rf"(?:{_IT_WAS} not|(?:that|this|it) (?:isn't|wasn't))(?: {_any('right', 'correct', 'true', 'it', 'so', 'the answer')})?(?= [.!,]|$)",
 )
-POSSIBLE = _words("or", "also", "too", "possible", "plausible", "could", "might", "may", "maybe", "perhaps", "either", "both", "equally", "alternatively", "possibly")
+POSSIBLE = _words(
+    "or",
+    "also",
+    "too",
+    "possible",
+    "plausible",
+    "could",
+    "might",
+    "may",
+    "maybe",
+    "perhaps",
+    "either",
+    "both",
+    "equally",
+    "alternatively",
+    "possibly",
+)
 SUBJECT = r"(?:[a-z][a-z'-]*(?: [a-z][a-z'-]*){0,11})"
 _COPULA = _any(
-    *("is", "are", "was", "were", "appears?", "seems?", "looks?", "stands?", "sits?", "lies", "stays?", "remains?", "hangs?", "rests?", "faces", "moves?", "moved", "points?"),
-    *("turns?", "turned", "goes", "went", "rotated", "located", "positioned", "placed", "facing", "heading", "moving", "shows?"),
+    "is|are|was|were|appears?|seems?|looks?|stands?|sits?|lies|stays?|remains?|hangs?|rests?|faces|moves?|moved|"
+    "points?",
+    "turns?|turned|goes|went|rotated|located|positioned|placed|facing|heading|moving|shows?",
 )
 _INTO = _any(
-    *("to", "on", "at", "in", "toward", "towards", "the", "a", "an", "its", "their", "his", "her", "your", "my", "further"),
-    *("located", "positioned", "placed", "situated", "found", "standing", "sitting", "lying", "facing", "moving", "turning"),
+    "to|on|at|in|toward|towards|the n1|the|a|an|its|their|his|her|your|my|further",
+    "located|positioned|placed|situated|found|standing|sitting|lying|facing|moving|turning",
     *("right", "pointing", "heading", "of color", "colored", "painted", "to be", "also known as", _SURE),
 )
 _NOUN_PHRASE = r"(?: (?:the|a|an|this|that|its|his|her|my|your|their|each))(?: [a-z][a-z'-]*){1,6}|(?: (?:it|them|him|her|me|you|us))(?!\S)"
@@ -140,26 +162,44 @@ _SCENE = (
     r"(?: of (?:the|this|that|my|your|its|his|her|our|it|them|me|you)(?: [a-z][a-z'-]*){0,6}| (?:in|from|on) (?:the|this|that|my|your|our)"
     r"(?: [a-z][a-z'-]*){0,3} (?:image|picture|photo|photograph|scene|view|frame|viewpoint|perspective|screen|map|video))"
 )
-SIDE = _any("side", "hand side", "hand", "n1", "direction", "object", "part", "area", "region", "item", "color", "colour", "in color")
+SIDE = _any(
+    "side",
+    "hand side",
+    "hand",
+    "n1",
+    "direction",
+    "object",
+    "part",
+    "area",
+    "region",
+    "item",
+    "color",
+    "colour",
+    "in color",
+)
 PLACED = re.compile(
     rf"^(?:{SUBJECT} {_COPULA}|(?:it|this|that|they|these|there)(?:'s|'re)|i(?: can)? see)?(?: ?{_INTO}(?!\S))*"
     rf" ?@(\d+)(?: {SIDE})?(?P<object>{_NOUN_PHRASE})?(?:{_SCENE})*(?: to me)?{END}"
 )
 STANDS = re.compile(
-    rf"^(?:(?:the|a|an) )?@(\d+)(?: {SIDE})? (?:{_COPULA}|can be seen|remains?)(?: (?:there|here|visible|shown|seen|present|depicted))?(?:{_SCENE})*{END}"
+    rf"^(?:(?:the|a|an) )?@(\d+)(?: {SIDE})? (?:is|are|was|were|stands?|sits?|lies|appears?|remains?|can be seen)(?: (?:there|here|visible|shown|seen|present|depicted))?(?:{_SCENE})*{END}"
 )
 _COUNTED = _any(
-    *("there (?:is|are|were|was)", "there's", "there're", "(?:i|we|you)(?: can)? (?:see|count|find|counted|spot|observe)"),
+    "there (?:is|are|were|was)|there's|there're|(?:i|we|you)(?: can)? (?:see|count|find|counted|spot|observe)",
     r"(?:the |a )?(?:total|number|count|sum)(?: (?:number|count))?(?: of(?: [a-z'-]+){1,6})?(?: (?:is|are|=|:|equals))+",
-    *("(?:it|they|this|that)(?:'s|'re| is| are| has| have)", rf"{SUBJECT} (?:is|are|has|have|shows?|contains?|equals?|measures?|holds?)"),
+    *(
+        "(?:it|they|this|that)(?:'s|'re| is| are| has| have)",
+        rf"{SUBJECT} (?:is|are|has|have|shows?|contains?|equals?|measures?|holds?)",
+    ),
     "of course",
 )
 NUMBER_ENDS = _words(
-    *("of", "other", "another", "additional", "extra", "more", "fewer", "less", "least", "most", "times", "out", "or", "and", "to", "percent", "hundreds?", "thousands?", "millions?"),
-    *("billions?", "dozens?", "pairs?", "half", "halves", "quarters?", "thirds?", "point", "plus", "minus", "squared", "cubed", "per"),
-    *("by", "x", "than", "minimum", "maximum", "tops", "max", "min", "ish", "over", "under", "below", "above", "up", "upwards", "short"),
-    *("nearly", "almost", "about", "approximately", "roughly", "around", "perhaps", "maybe", "possible", "excluding", "except", "but"),
-    *("if", "when", "unless", "not", "no", "apart", "missing", "fold", "tenths", "hundredths", "d", "o'clock", "if", "where"),
+    "of|other|another|additional|extra|more|fewer|less|least|most|times|out|or|and|to|percent|hundreds?|"
+    "thousands?|millions?",
+    "billions?|dozens?|pairs?|half|halves|quarters?|thirds?|point|plus|minus|squared|cubed|per",
+    "by|x|than|minimum|maximum|tops|max|min|ish|over|under|below|above|up|upwards|short",
+    "nearly|almost|about|approximately|roughly|around|perhaps|maybe|possible|excluding|except|but",
+    "if|when|unless|not|no|apart|missing|fold|tenths|hundredths|d|o'clock|if|where",
 )
 COUNT = re.compile(
     rf"^(?:{_COUNTED}(?= ))?(?:(?:^| )(?:exactly|only|just|a total of|precisely|in total|clearly|visible|ABOUT))*(?:^| )@(\d+)(?P<nouns>(?: [a-z][a-z'-]+){{0,4}})"
@@ -178,18 +218,118 @@ NEGATED = _words("no", "not", "never", "none", "nothing", "cannot", "[a-z]+n't")
 LIMITED = re.compile(r"^(?:but|and|or|partly|partially|only|maybe|perhaps|probably|almost|mostly)(?!\S)")
 NEVER_AFTER_ARTICLE = frozenset(
     {
-        *("above", "below", "yes", "no", "true", "false", "behind", "under", "over", "inside", "outside", "near", "on", "in"),
-        *("up", "down", "beside", "between", "the", "neither", "both", "none", "all", "only", "to", "at", "it", "clockwise"),
-        *("counterclockwise", "away", "towards", "toward", "same", "forwards", "backwards", "for", "from", "with", "by", "of"),
-        *("and", "or", "but", "because", "since", "as", "so", "then", "if", "while", "when", "where", "whereas", "meaning"),
-        *("is", "was", "are", "would", "could", "can", "may", "might", "seems", "looks", "this", "that", "there", "they"),
+        *(
+            "above",
+            "below",
+            "yes",
+            "no",
+            "true",
+            "false",
+            "behind",
+            "under",
+            "over",
+            "inside",
+            "outside",
+            "near",
+            "on",
+            "in",
+        ),
+        *(
+            "up",
+            "down",
+            "beside",
+            "between",
+            "the",
+            "neither",
+            "both",
+            "none",
+            "all",
+            "only",
+            "to",
+            "at",
+            "it",
+            "clockwise",
+        ),
+        *(
+            "counterclockwise",
+            "away",
+            "towards",
+            "toward",
+            "same",
+            "forwards",
+            "backwards",
+            "for",
+            "from",
+            "with",
+            "by",
+            "of",
+        ),
+        *(
+            "and",
+            "or",
+            "but",
+            "because",
+            "since",
+            "as",
+            "so",
+            "then",
+            "if",
+            "while",
+            "when",
+            "where",
+            "whereas",
+            "meaning",
+        ),
+        *(
+            "is",
+            "was",
+            "are",
+            "would",
+            "could",
+            "can",
+            "may",
+            "might",
+            "seems",
+            "looks",
+            "this",
+            "that",
+            "there",
+            "they",
+        ),
         *("he", "she", "we", "you", "not", "i", "namely", "rather", "instead", "due", "given", "also", "too"),
     }
 )
 ADJECTIVES = frozenset(
     {
-        *("left", "right", "front", "north", "south", "east", "west", "far", "closer", "farther", "further", "larger", "smaller"),
-        *("higher", "lower", "taller", "shorter", "forward", "backward", "red", "green", "blue", "yellow", "black", "white"),
+        *(
+            "left",
+            "right",
+            "front",
+            "north",
+            "south",
+            "east",
+            "west",
+            "far",
+            "closer",
+            "farther",
+            "further",
+            "larger",
+            "smaller",
+        ),
+        *(
+            "higher",
+            "lower",
+            "taller",
+            "shorter",
+            "forward",
+            "backward",
+            "red",
+            "green",
+            "blue",
+            "yellow",
+            "black",
+            "white",
+        ),
         *("gray", "grey", "brown", "pink", "purple", "orange", "big", "small", "large", "open", "closed", "wet", "dry"),
     }
 )

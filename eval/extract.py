@@ -24,6 +24,7 @@ __all__ = ["answer_span", "extract_choice", "same_open_answer"]
 
 _BAD = -1  # a letter that is not offered, or a contradiction: the answer stays undecided
 _LONGEST_UNIT = 1000  # characters; no pattern covers a longer sentence
+_LABEL = re.compile(rf"{say.LETTER}|[a-z]|ans")
 _LONGEST_LABEL = 200
 _LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
 _SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
@@ -33,7 +34,10 @@ _SUB_CLAUSE = re.compile(
     r"(?<!\S)(?:so|therefore|thus|hence|and|but|then|[,:;-]|->|=>)(?: (?:so|therefore|thus|hence|and|but|then|[,:]))*"
     r" (?=(?:the|my|our) (?:[a-z]+ ){0,3}(?:answer|option|choice) )"
 )
-_CONDITION = re.compile(r"(?<!\S)(?:if|whether|unless|suppose|assuming|say|says|said|claims?|doubt|think|wrong|false)(?!\S)")
+_CONDITION = re.compile(
+    r"(?<!\S)(?:if|whether|unless|suppose|assuming|say|says|said|claims?|doubt|think|wrong|false)(?!\S)"
+)
+_NAMED = re.compile(r"(?<!\S)(?:view|figure|image|panel|point|car|line|see|object|person|box)$")
 _OTHER_LETTERS = re.compile(
     r"\(([A-Z])\)|(?<!\S)(?:option|choice|letter|answer) ([A-Z])(?!\S)|(?<!\S)(?:or|and|nor|both|either|&|/|,) ([A-Z])(?!\S)|^ ?([A-Z])(?= [.,!?;]|$)"
 )
@@ -74,14 +78,22 @@ def _read(span: str, options: Options) -> int | None:
     outside, boxed = unboxed(span)
     if not boxed:
         return _decide(span, options)
-    contents = {_decide(content, options) for content in boxed}
+    contents = {_read(content, options) for content in boxed}
     around = canonical(outside)
     before = re.split(r" [.!?;](?= )|\n", around.partition("¤")[0])[-1]
     after = around.rpartition("¤")[2]
-    if len(contents) != 1 or None in contents or say.DENIAL.search(before) or _takes_back(after):
+    if (
+        len(contents) != 1
+        or None in contents
+        or say.DENIAL.search(before)
+        or _takes_back(after)
+        or after.strip().startswith("?")
+    ):
         return None
     (choice,) = contents
-    others = {c for part in around.split("¤") for claim in _claims(_units(part), options) if claim for c in _strong(claim)}
+    others = {
+        c for part in around.split("¤") for claim in _claims(_units(part), options) if claim for c in _strong(claim)
+    }
     return choice if others <= {choice} else None
 
 
@@ -124,7 +136,9 @@ def _decide(span: str, options: Options) -> int | None:
         return choice
     if free - chosen:
         return None
-    rest = {o for i, unit in enumerate(units) if i not in strong for o in options.mentioned(unit)}
+    rest = {
+        o for i, unit in enumerate(units) if i not in strong and not unit.endswith("?") for o in options.mentioned(unit)
+    }
     return None if "letter" not in hows and "stated" not in hows and rest - chosen else choice
 
 
@@ -163,7 +177,8 @@ def _units(whole: str) -> list[str]:
         start = 0
         for m in _SENTENCE_END.finditer(line):
             sentence = line[start : m.end()].strip()
-            if m.group(1) == "." and m.end() < len(line) and _is_label(sentence):
+            is_number = sentence.lower() == "no ." and re.match(r" [no]\d", line[m.end() : m.end() + 3])  # "No. 2"
+            if m.group(1) == "." and m.end() < len(line) and (is_number or _is_label(sentence)):
                 continue
             units.append(sentence)
             start = m.end()
@@ -174,7 +189,7 @@ def _units(whole: str) -> list[str]:
 
 def _is_label(sentence: str) -> bool:
     """Whether a sentence is only a letter or "Ans", perhaps after opening words: "B.", "The answer is (B)."."""
-    return len(sentence) < _LONGEST_LABEL and len(_stripped(sentence.removesuffix(" ."))[0]) <= len("ans")
+    return len(sentence) < _LONGEST_LABEL and bool(_LABEL.fullmatch(_stripped(sentence.removesuffix(" ."))[0]))
 
 
 def _stripped(unit: str) -> tuple[str, bool]:
@@ -209,7 +224,9 @@ def _claim(unit: str, options: Options) -> _Claim | None:
 
 
 def _claim_of(unit: str, options: Options) -> _Claim | None:
-    if (contrast := say.CONTRAST.match(say.REASON.sub("", unit))) and len(other := _reference(contrast[2], options)) == 1:
+    if (contrast := say.CONTRAST.match(say.REASON.sub("", unit))) and len(
+        other := _reference(contrast[2], options)
+    ) == 1:
         found = _claim_of(contrast[1], options)  # "A, not B"
         if found is not None and len(found.options) == 1 and not found.options & {*other, _BAD}:
             return found if found.how != "free" else _Claim(found.options, "text")
@@ -288,7 +305,10 @@ def _reference(text: str, options: Options) -> set[int]:
 
 def _tail(text: str, options: Options) -> set[int] | None:
     """The letter at the end of a sentence: "…, B", "… (B)"."""
-    m = re.match(rf"^(.+?)(?:(?: [,:;-]| so| therefore| thus| hence| ->| =>)+ ({say.LETTER})|(?: option| choice)? (\([A-Z]\)))(?: option| choice)?{say.END}", text)
+    m = re.match(
+        rf"^(.+?)(?:(?: [,:;-]| so| therefore| thus| hence| ->| =>)+ ({say.LETTER})|(?: option| choice)? (\([A-Z]\)))(?: option| choice)?{say.END}",
+        text,
+    )
     if m is None:
         m = re.match(rf"^(.+?) (?:option|choice) ({say.LETTER})()" + say.END, text)
     if m is None:
@@ -297,7 +317,7 @@ def _tail(text: str, options: Options) -> set[int] | None:
     letter = options.letter((m.group(2) or m.group(3)).strip("()"))
     if _CAPITAL.search(before) or say.DENIAL.search(before) or say.POSSIBLE.search(before) or say.UNSURE.search(before):
         return None
-    if re.search(r"(?<!\S)(?:between|from|if|view|figure|image|panel|point|car|line|see)(?!\S)", before):
+    if re.search(r"(?<!\S)(?:between|from|if)(?!\S)", before) or (m.group(3) and _NAMED.search(before)):
         return None
     return {letter} | options.mentioned(before)
 
@@ -331,14 +351,20 @@ def _free(text: str, options: Options) -> int | None:
     if options.is_number(index):
         marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked) if len(options.choices) > 1 else marked
         m = say.COUNT.match(marked)
-        return index if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked.partition("@")[0]) else None
+        return (
+            index
+            if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked.partition("@")[0])
+            else None
+        )
     if _is_doubted(marked):
         return None
     m = say.PLACED.match(marked)
     if m is None:
         return index if say.STANDS.match(marked) else None
     is_adverb = options.keys[index][-1:] in (("right",), ("left",))
-    if is_adverb and (m.group("object") or re.match(r"^(?:that|this|they|these|you|i|we)(?:'s|'re|'m| is| are| am)", marked)):
+    if is_adverb and (
+        m.group("object") or re.match(r"^(?:that|this|they|these|you|i|we)(?:'s|'re|'m| is| are| am)", marked)
+    ):
         return None  # "right the", "that is right"
     return index
 

@@ -32,7 +32,15 @@ AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
 # These change how answers are scored, not the answers.
-READING_KEYS = ("box_tag", "box_frame", "grounding", "think_tags", "answer_tags", "tags_case_blind", "template_opens_trace")
+READING_KEYS = (
+    "box_tag",
+    "box_frame",
+    "grounding",
+    "think_tags",
+    "answer_tags",
+    "tags_case_blind",
+    "template_opens_trace",
+)
 
 
 def _checked_tag(tag: str) -> str:

@@ -244,7 +244,11 @@ def judged_items(
     """
     items: list[Item] = []
     for rollout in rollouts:
-        sample, think, answer = samples.get(rollout.sample_id), parse(rollout.text, tags=COMMON).think, answer_span(rollout.text)
+        sample, think, answer = (
+            samples.get(rollout.sample_id),
+            parse(rollout.text, tags=COMMON).think,
+            answer_span(rollout.text),
+        )
         if sample is None:
             continue
         if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and answer:
