@@ -315,6 +315,8 @@ def _tail(text: str, options: Options) -> set[int] | None:
         return None
     before = m.group(1)
     letter = options.letter((m.group(2) or m.group(3)).strip("()"))
+    if named := options.same(before):
+        return {letter} | named
     if _CAPITAL.search(before) or say.DENIAL.search(before) or say.POSSIBLE.search(before) or say.UNSURE.search(before):
         return None
     if re.search(r"(?<!\S)(?:between|from|if)(?!\S)", before) or (m.group(3) and _NAMED.search(before)):
@@ -384,6 +386,6 @@ def _polar(opening: re.Match[str], whole: str, options: Options) -> int | None:
         return None
     if word == "yes":
         return None if denied else options.polar.get(word)
-    if re.search(r"(?<!\S)yes(?!\S)", rest) or not denied and say.CONFIRMS.match(rest):
+    if re.search(r"(?<!\S)yes(?!\S)", rest) or (not denied and say.CONFIRMS.match(rest)):
         return None
     return options.polar.get(word)
