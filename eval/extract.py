@@ -1,185 +1,391 @@
 """Which option did a response choose? Rules only; the extraction judge reads what the rules cannot (Section B.3).
 
-Other harnesses read "the answer is B" as T, take the "A." of "view A." after the answer, or guess. Here a letter counts only in the
-form of an answer, and an option's text only if it is the one option whose words occur. Two candidates, a negated one, or a letter
-that contradicts a text give None.
+Other harnesses read "the answer is B" as T, take the "A." of "view A." after the answer, or guess. Here an answer is decided only
+where its words are known:
+
+- A letter counts in the form of an answer ("B", "(B)", "B. box", "the answer is B", "…, B"). It beats the words of its reason.
+- An option's text counts as the entire answer, or in a sentence that a pattern of `answer_words` covers completely, if it is the
+  only option whose words stand there.
+- Two candidates, a letter and a text that disagree, a letter that is not offered, a denied or doubted option give None.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fgrpo.options import letter, letter_index
-from fgrpo.response import parse
-from rewards.task import matches
+from eval import answer_words as say
+from eval.answer_options import Options, is_article
+from eval.answer_text import canonical, unboxed
+from fgrpo.response import COMMON, Tags, answer_span
 
-_LETTER = r"(?:\((?P<paren>[A-Za-z])\)|(?P<bare>[A-Z])(?![\w'’]))"
-# What may follow a letter that is not an article: an end, punctuation, or a reason.
-_AFTER = r"(?=\s*(?:$|[.,;:!?)\n])|\s+(?:because|since|as|based|given|due|which)\b)"
-_ANSWER = r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one|letter))\b(?:\s+to\s+(?:the|this)\s+question)?"
-_BE = r"\s*(?:\b(?:is|was|would\s+be|should\s+be|must\s+be)\b)?\s*[:=]?\s*(?:\b(?:option|choice|letter)\b\s*)?"
-_FORMS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"(?i:{_ANSWER}{_BE}){_LETTER}{_AFTER}",
-        rf"(?i:\b(?:choose|pick|select|choosing|go\s+with)\s+(?:the\s+)?(?:option|choice|answer|letter)?\s*){_LETTER}{_AFTER}",
-        rf"(?i:{_ANSWER}\s*(?:is\s*)?[:=]\s*)(?P<bare>[a-z])\s*[.]?\s*$",
-        rf"(?:^|(?<=\s)){_LETTER}\s+is\s+(?i:the\s+)?(?i:(?:correct|right|best)\s+(?:answer|option|choice|one)\b|correct\b|answer\b)",
-        rf"[,:]\s*{_LETTER}\W*$",  # "…, B" at the end
-        r"\((?P<paren>[A-Za-z])\)\W*$",
-        rf"(?i:\b(?:option|choice))\s+{_LETTER}\W*$",
-        rf"\n\s*{_LETTER}[.)]?\s*$",  # a last line of its own
-        rf"^\s*(?i:(?:option|choice)\s+)?{_LETTER}\s*(?=[.):,\n]|$)",  # "B. box", "B) box", "B, since …"
-        r"^\s*\((?P<paren>[A-Za-z])\)",
-    )
+__all__ = ["answer_span", "extract_choice", "same_open_answer"]
+
+_BAD = -1  # a letter that is not offered, or a contradiction: the answer stays undecided
+_LONGEST_UNIT = 1000  # characters; no pattern covers a longer sentence
+_LABEL = re.compile(rf"{say.LETTER}|[a-z]|ans")
+_LONGEST_LABEL = 200
+_LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
+_SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
+_SENTENCE_END = re.compile(r"(?<=\S) ([.!?;])(?= |$)")
+_DANGLING = re.compile(r"(?: |^)(?:or|and|nor|not|than|of|either|neither|but|[,/&:])$")
+_SUB_CLAUSE = re.compile(
+    r"(?<!\S)(?:so|therefore|thus|hence|and|but|then|[,:;-]|->|=>)(?: (?:so|therefore|thus|hence|and|but|then|[,:]))*"
+    r" (?=(?:the|my|our) (?:[a-z]+ ){0,3}(?:answer|option|choice) )"
 )
-# Forms that state the answer's letter: other letters in the text ("…, as seen in view A") are then not candidates.
-_STATED = _FORMS[:4]
-# Letters named as options, and lists of them: "(A) or (B)", "option A or option B", "A, B".
-_NAMED = re.compile(r"\(([A-Za-z])\)|(?i:\b(?:option|choice))\s+([A-Z])(?![\w'’])")
-_LIST = re.compile(r"(?<![\w'’])[A-Z](?:\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*[A-Z](?![\w'’]))+")
-_IT_IS = re.compile(r"^(?:it|this|that|they|these|there)(?:['’]s|\s+(?:is|are))\s+", re.IGNORECASE)
-_YES_NO = re.compile(r"(yes|no)\s*[,.;:]", re.IGNORECASE)
-_NEGATION = re.compile(
-    r"\b(?:not|never|neither|nor|no|cannot|without|incorrect|wrong|unlikely|except)\b|n['’]t\b|\brather\s+than\b|\binstead\s+of\b",
-    re.IGNORECASE,
+_CONDITION = re.compile(
+    r"(?<!\S)(?:if|whether|unless|suppose|assuming|say|says|said|claims?|doubt|think|wrong|false)(?!\S)"
 )
-_CLAUSE = re.compile(r"[.;!?\n]|,?\s+but\s+")
-_WORD = re.compile(r"-?\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|\d\w*")
-NUMBER_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+_NAMED = re.compile(r"(?<!\S)(?:view|figure|image|panel|point|car|line|see|object|person|box)$")
+_OTHER_LETTERS = re.compile(
+    r"\(([A-Z])\)|(?<!\S)(?:option|choice|letter|answer) ([A-Z])(?!\S)|(?<!\S)(?:or|and|nor|both|either|&|/|,) ([A-Z])(?!\S)|^ ?([A-Z])(?= [.,!?;]|$)"
 )
-_MARKUP = re.compile(r"\\(?:boxed|text|mathrm)\{([^{}]*)\}")
-_LEAD = re.compile(
-    rf"^\s*(?:so\s*,?\s*|therefore\s*,?\s*)?(?:the\s+)?(?:final\s+)?{_ANSWER}\s*(?:is|:|=|would\s+be)*\s*",
-    re.IGNORECASE,
-)
+_CAPITAL = re.compile(r"(?<!\S)\(?([A-Z])\)?(?!\S)")
 
 
-def answer_span(text: str) -> str | None:
-    """The span of the answer: the closed answer block, else the text after the trace, else a text without a trace.
+@dataclass(frozen=True)
+class _Claim:
+    """What one sentence says: options that it chooses, and how: "stated" (the answer is …), "letter", "text", or "free"."""
 
-    None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
-    """
-    answer = parse(text).answer
-    if answer is not None:
-        return answer or None
-    tail = text.rpartition("</think>")[2]
-    if "<answer>" in tail or ("<think>" in text and "</think>" not in text):
-        return None
-    return tail.replace("</answer>", "").strip() or None
+    options: frozenset[int]
+    how: str
 
 
-def extract_choice(text: str, choices: Sequence[str]) -> int | None:
+def extract_choice(text: str, choices: Sequence[str], tags: Tags = COMMON) -> int | None:
     """Index of the option that `text` (a full response, or an answer alone) chooses; None = leave it to a judge.
 
-    A letter counts as "B", "(B)", "B. box", "the answer is B", "…, B" at the end, or as the answer block; never as an article
-    or a stray capital. Never guesses.
+    Args:
+        choices: option texts in the order of their letters.
+        tags: the tags of the model's trace and answer.
     """
-    span = answer_span(text)
-    if span is None or not choices:
-        return None
-    for _ in range(2):
-        span = _MARKUP.sub(r"\1", span)
-    span = re.sub(r"[*`\"“”$]", "", span).strip()
-    done, choice = _entire(_LEAD.sub("", span), choices)
-    if done:
-        return choice
-    candidates = [*_lettered(span, choices), *_texts(span, choices)]
-    if any(_is_negated(span, start, end) for _, start, end in candidates):
-        return None
-    indices = {index for index, _, _ in candidates}
-    if not any(form.search(span) for form in _STATED):
-        indices |= _mentioned(span, choices)
-    return indices.pop() if len(indices) == 1 else None
+    span = answer_span(text, tags)
+    return None if span is None or not choices else _read(span, Options(tuple(choices)))
 
 
 def same_open_answer(text: str, gold: str) -> bool:
     """Whether `text` gives the free-form answer `gold` (questions without options: a word, a phrase, or a number).
 
-    True for: the same text, ignoring case, punctuation, "the answer is" and "it is"; "yes" or "no" at the start of a sentence
-    ("Yes, it is"); for a number, the only number in the text, in digits or words, not negated ("There are three lanes" is "3";
-    "3 or 4", "not 3" and "13" are not).
+    The rules are those of `extract_choice`, with `gold` as the only option and without letters. Numbers are equal by value, in
+    digits or words; "more than 5", "about 5" and "the 5th" are not 5.
     """
-    span = _LEAD.sub("", re.sub(r"[*`\"“”$]", "", text)).strip()
-    plain = _IT_IS.sub("", span)
-    if matches(span, gold, ()) or (words(plain) and words(plain) == words(gold)):
+    return _read(text, Options((gold,), has_letters=False)) == 0
+
+
+def _read(span: str, options: Options) -> int | None:
+    if len(span) > _LONGEST_SPAN:
+        return None
+    outside, boxed = unboxed(span)
+    if not boxed:
+        return _decide(span, options)
+    contents = {_read(content, options) for content in boxed}
+    around = canonical(outside)
+    before = re.split(r" [.!?;](?= )|\n", around.partition("¤")[0])[-1]
+    after = around.rpartition("¤")[2]
+    if (
+        len(contents) != 1
+        or None in contents
+        or say.DENIAL.search(before)
+        or _takes_back(after)
+        or after.strip().startswith("?")
+    ):
+        return None
+    (choice,) = contents
+    others = {
+        c for part in around.split("¤") for claim in _claims(_units(part), options) if claim for c in _strong(claim)
+    }
+    return choice if others <= {choice} else None
+
+
+def _strong(claim: _Claim) -> frozenset[int]:
+    return frozenset() if claim.how == "free" else claim.options
+
+
+def _takes_back(text: str) -> bool:
+    return bool(say.RETRACTION.search(text) or say.DISAVOWAL.search(text) or say.UNSURE.search(text))
+
+
+def _decide(span: str, options: Options) -> int | None:
+    """The option that a span without boxed parts chooses."""
+    whole = canonical(span)
+    if (found := _entire(" ".join(whole.split()), options, span)) is not None:
+        return _single(found)
+    if options.polar and (opening := say.OPENING.match(whole)):
+        return _polar(opening, whole, options)
+    units = _units(whole)
+    claims = _claims(units, options)
+    claims = _without_listing(claims)
+    strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
+    free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
+    if not strong:
+        if any(_takes_back(unit) or _OTHER_LETTERS.search(unit) for unit in units):
+            return None
+        mentioned = {o for unit in units for o in options.mentioned(say.REASON.sub("", unit))}
+        return _single(free) if mentioned <= free else None
+    chosen = {o for i in strong for o in _strong(claims[i] or _Claim(frozenset(), ""))}
+    if len(chosen) != 1 or _BAD in chosen:
+        return None
+    (choice,) = chosen
+    marked = [options.marked(unit, choice)[0] for unit in units]  # "C. Cannot tell" is sure of itself
+    if any(say.UNSURE.search(unit) for unit in marked[: strong[0]]):
+        return None
+    if any(_casts_doubt(unit, choice, options) for i, unit in enumerate(marked) if i >= strong[0]):
+        return None
+    hows = {claims[i].how for i in strong if claims[i] is not None}  # type: ignore[union-attr]
+    if "stated" in hows and claims[strong[-1]].how == "stated":  # type: ignore[union-attr]
+        return choice
+    if free - chosen:
+        return None
+    rest = {
+        o for i, unit in enumerate(units) if i not in strong and not unit.endswith("?") for o in options.mentioned(unit)
+    }
+    return None if "letter" not in hows and "stated" not in hows and rest - chosen else choice
+
+
+def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
+    """The claims without those of a list of the options ("A) left", "B) right") beside a stated answer."""
+    listed = {claim.options for claim in claims if claim is not None and claim.how in ("letter", "text")}
+    if len(listed) < 2 or not any(claim is not None and claim.how == "stated" for claim in claims):
+        return claims
+    return [None if claim is not None and claim.how in ("letter", "text") else claim for claim in claims]
+
+
+def _casts_doubt(unit: str, choice: int, options: Options) -> bool:
+    """Whether a sentence beside the answer takes it back, or offers another option too."""
+    if _takes_back(unit):
         return True
-    if words(gold) in (("yes",), ("no",)) and (opening := _YES_NO.match(span)):
-        return {word for word in words(span) if word in ("yes", "no")} == {opening.group(1).lower()} == set(words(gold))
-    gold_number = _number(gold.strip().rstrip("."))
-    if gold_number is None or _NEGATION.search(span):
-        return False
-    numbers = [number for token in _WORD.findall(span) if (number := _number(token)) is not None]
-    return numbers == [gold_number]
+    letters = {options.letter(m) for groups in _OTHER_LETTERS.findall(unit) for m in groups if m} - {choice}
+    others = letters | (options.mentioned(unit) - {choice})
+    return bool(others and say.POSSIBLE.search(unit) and not say.DENIAL.search(unit)) and not unit.endswith("?")
 
 
-def _number(word: str) -> float | None:
-    """The number that a word denotes, in digits or spelled out; None if it is no number."""
-    if word.lower() in NUMBER_WORDS:
-        return float(NUMBER_WORDS.index(word.lower()))
-    return float(word) if re.fullmatch(r"-?\d+(?:\.\d+)?", word) else None
+def _single(found: set[int] | frozenset[int]) -> int | None:
+    (only,) = found if len(found) == 1 else (_BAD,)
+    return None if only == _BAD else only
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Lower-case words and numbers of `text`, without a leading article."""
-    tokens = tuple(m.group().lower().replace("’", "'") for m in _WORD.finditer(text))
-    return tokens[1:] if len(tokens) > 1 and tokens[0] in ("the", "a", "an") else tokens
+def _units(whole: str) -> list[str]:
+    """Sentences and lines. A line that ends in "or", "not", a comma is one with the next; "B." is a label, not a sentence."""
+    lines: list[str] = []
+    for line in (part.strip() for part in whole.split("\n")):
+        if lines and line and _DANGLING.search(lines[-1]):
+            lines[-1] = f"{lines[-1]} {line}"
+        elif line:
+            lines.append(line)
+    units: list[str] = []
+    for line in lines:
+        start = 0
+        for m in _SENTENCE_END.finditer(line):
+            sentence = line[start : m.end()].strip()
+            is_number = sentence.lower() == "no ." and re.match(r" [no]\d", line[m.end() : m.end() + 3])  # "No. 2"
+            if m.group(1) == "." and m.end() < len(line) and (is_number or _is_label(sentence)):
+                continue
+            units.append(sentence)
+            start = m.end()
+        if line[start:].strip():
+            units.append(line[start:].strip())
+    return units
 
 
-def _entire(span: str, choices: Sequence[str]) -> tuple[bool, int | None]:
-    """(decided, choice) for an answer that is only a letter, a text, or a letter and a text."""
-    same = {i for i, choice in enumerate(choices) if words(choice) and words(choice) == words(span)}
-    if m := re.fullmatch(r"\W*([A-Za-z])\W*", span):
-        index = letter_index(m.group(1), choices)
-        same |= set() if index is None else {index}
-    elif m := re.fullmatch(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[.):,]|([A-Z])(?=\s))\s*[:\-–]?\s*(.+)", span, re.DOTALL):
-        index = letter_index(m.group(1) or m.group(2) or m.group(3), choices)
-        named = {i for i, choice in enumerate(choices) if words(choice) and words(choice) == words(m.group(4))}
-        if index is not None and named and not (m.group(3) == "A" and same):  # "A box" may be an article and a text
-            return True, index if named == {index} else None
-    return bool(same), same.pop() if len(same) == 1 else None
+def _is_label(sentence: str) -> bool:
+    """Whether a sentence is only a letter or "Ans", perhaps after opening words: "B.", "The answer is (B)."."""
+    return len(sentence) < _LONGEST_LABEL and bool(_LABEL.fullmatch(_stripped(sentence.removesuffix(" ."))[0]))
 
 
-def _lettered(span: str, choices: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """(option, start, end) of each letter in the form of an answer."""
-    for form in _FORMS:
-        for m in form.finditer(span):
-            group = "paren" if m.groupdict().get("paren") else "bare"
-            index = letter_index(m.group(group), choices)
-            if index is not None:
-                yield index, m.start(group), m.end(group)
-    for i, choice in enumerate(choices):  # "the answer is B box": the letter followed by its own text
-        pattern = rf"(?i:{_ANSWER}{_BE})(?P<bare>{letter(i)})\s+(?i:(?:the\s+)?{re.escape(choice)})(?!\w)"
-        for m in re.finditer(pattern, span):
-            yield i, m.start("bare"), m.end("bare")
+def _stripped(unit: str) -> tuple[str, bool]:
+    """A sentence without its opening words, and whether these state an answer."""
+    stated = False
+    while True:
+        for pattern, states in ((say.ANSWER, True), (say.CHOOSE, True), (say.OPTION, False), (say.OPENERS, False)):
+            if m := pattern.match(unit):
+                unit, stated = unit[m.end() :], stated or states
+                break
+        else:
+            return unit, stated
 
 
-def _mentioned(span: str, choices: Sequence[str]) -> set[int]:
-    """Options that the span names by their letters, whether as the answer or not."""
-    named = [m.group(1) or m.group(2) for m in _NAMED.finditer(span)]
-    named += [capital for m in _LIST.finditer(span) for capital in re.findall(r"\b[A-Z]\b", m.group())]
-    return {index for capital in named if (index := letter_index(capital, choices)) is not None}
+def _claims(units: Sequence[str], options: Options) -> list[_Claim | None]:
+    return [_claim(unit, options) for unit in units]
 
 
-def _texts(span: str, choices: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """(option, start, end) of each place where all of an option's words occur in a row."""
-    tokens = list(_WORD.finditer(span))
-    plain = [t.group().lower().replace("’", "'") for t in tokens]
-    for index, choice in enumerate(choices):
-        option = list(words(choice))
-        if not option or (len(option) == 1 and len(option[0]) == 1 and option[0].isalpha()):
-            continue  # a one-letter option counts only as the entire answer
-        for start in range(len(plain) - len(option) + 1):
-            if plain[start : start + len(option)] == option:
-                yield index, tokens[start].start(), tokens[start + len(option) - 1].end()
+def _claim(unit: str, options: Options) -> _Claim | None:
+    """What a sentence claims; None for a question, and for a sentence that no pattern covers."""
+    if len(unit) > _LONGEST_UNIT:
+        return None
+    if unit.endswith("?"):
+        return None
+    if clauses := list(_SUB_CLAUSE.finditer(unit)):
+        last = clauses[-1]
+        if not _CONDITION.search(unit[: last.start()]):
+            found = _claim_of(unit[last.end() :], options)
+            if found is not None and found.how == "stated":
+                return found
+    return None if say.REASON_ALONE.match(unit) else _claim_of(unit, options)
 
 
-def _is_negated(span: str, start: int, end: int) -> bool:
-    """Whether the clause around span[start:end], without that piece, holds a negation."""
-    cuts = [m for m in _CLAUSE.finditer(span) if not (start <= m.start() < end)]
-    left = max((m.end() for m in cuts if m.end() <= start), default=0)
-    right = min((m.start() for m in cuts if m.start() >= end), default=len(span))
-    return bool(_NEGATION.search(span[left:start] + " " + span[end:right]))
+def _claim_of(unit: str, options: Options) -> _Claim | None:
+    if (contrast := say.CONTRAST.match(say.REASON.sub("", unit))) and len(
+        other := _reference(contrast[2], options)
+    ) == 1:
+        found = _claim_of(contrast[1], options)  # "A, not B"
+        if found is not None and len(found.options) == 1 and not found.options & {*other, _BAD}:
+            return found if found.how != "free" else _Claim(found.options, "text")
+    text, stated = _stripped(unit)
+    how = "stated" if stated else ""
+    concluded = "stated" if say.CONCLUSION.match(unit) else how
+    claimed = _entire(text, options, stated=stated)
+    if claimed is not None:
+        return _Claim(frozenset(claimed), concluded or ("text" if options.same(text) else "letter"))
+    if options.has_letters:
+        bare = say.IT_IS.sub("", text)
+        for form in (text, bare) if bare != text else (text,):
+            if (letters := _lettered(form, options)) is not None:
+                return _Claim(frozenset(letters), concluded or "letter")
+    if (texts := _worded(text, options)) is not None:
+        return _Claim(frozenset(texts), how or "text")
+    if options.has_letters and (tail := _tail(text, options)) is not None:
+        return _Claim(frozenset(tail), how or "letter")
+    if (option := _free(text, options)) is not None:
+        return _Claim(frozenset({option}), how or "free")
+    return None
+
+
+def _entire(text: str, options: Options, span: str | None = None, stated: bool = False) -> set[int] | None:
+    """The options that a text names if it is nothing else: a letter, an option's text, or both meanings of one letter."""
+    if text.rstrip(' ."').endswith("?"):
+        return None
+    found = options.same(text, span)
+    if options.has_letters and (m := re.fullmatch(rf"({say.LETTER}|[a-z](?!\S)){say.END}", text)):
+        if stated and m.group(1) == "a" and text == "a":
+            return None  # "The answer is a": perhaps truncated after an article
+        index = options.letter(m.group(1).strip("()"))
+        found |= set() if index == _BAD and found else {index}
+    return found or None
+
+
+def _lettered(text: str, options: Options) -> set[int] | None:
+    """The options of a text that begins with a letter: {letter}, {letter, text}, or with `_BAD`."""
+    m = re.match(rf"{say.LETTER}|[a-z](?= [.):])|[a-z](?= is (?:the )?(?:correct|right|best)(?!\S))", text)
+    if m is None:
+        return None
+    letter, rest = options.letter(m.group().strip("()")), text[m.end() :]
+    main = say.REASON.sub("", rest)
+    if re.fullmatch(say.END, main) or say.AFTERTHOUGHT.match(main):
+        return {letter}
+    if say.VERDICT.match(main):
+        return {letter} | options.mentioned(main)
+    separator = _SEPARATOR.match(main)
+    main_tokens = f"{m.group()}{main}".split()
+    after = main[separator.end() if separator else 0 :].strip()
+    if after and (texts := options.same(after)):
+        return texts if separator is None and is_article(main_tokens) else {letter} | texts
+    if separator is None or not after:
+        return None
+    if say.REASON_ALONE.match(after):
+        return {letter}
+    return {letter, *_of_label(after, letter, options)}
+
+
+def _of_label(after: str, letter: int, options: Options) -> set[int]:
+    """What the words after "B." or "B," say besides: other options, a denial or a doubt; nothing if they explain."""
+    others = {options.letter(found) for groups in _OTHER_LETTERS.findall(after) for found in groups if found}
+    others |= options.mentioned(after)
+    if (claim := _claim_of(after, options)) is not None:
+        others |= claim.options
+    if say.DENIAL.search(after) or say.POSSIBLE.search(after) or _takes_back(after) or after.endswith("?"):
+        others.add(_BAD)
+    return others
+
+
+def _reference(text: str, options: Options) -> set[int]:
+    """The option that a piece of a sentence names, by letter or text; empty if it is more than that."""
+    found = _entire(text, options) or _entire(re.sub(r"^(?:(?:on|to|at|in|the|option|choice) )+", "", text), options)
+    return found or set()
+
+
+def _tail(text: str, options: Options) -> set[int] | None:
+    """The letter at the end of a sentence: "…, B", "… (B)"."""
+    m = re.match(
+        rf"^(.+?)(?:(?: [,:;-]| so| therefore| thus| hence| ->| =>)+ ({say.LETTER})|(?: option| choice)? (\([A-Z]\)))(?: option| choice)?{say.END}",
+        text,
+    )
+    if m is None:
+        m = re.match(rf"^(.+?) (?:option|choice) ({say.LETTER})()" + say.END, text)
+    if m is None:
+        return None
+    before = m.group(1)
+    letter = options.letter((m.group(2) or m.group(3)).strip("()"))
+    if named := options.same(before):
+        return {letter} | named
+    if _CAPITAL.search(before) or say.DENIAL.search(before) or say.POSSIBLE.search(before) or say.UNSURE.search(before):
+        return None
+    if re.search(r"(?<!\S)(?:between|from|if)(?!\S)", before) or (m.group(3) and _NAMED.search(before)):
+        return None
+    return {letter} | options.mentioned(before)
+
+
+def _worded(text: str, options: Options) -> set[int] | None:
+    """The options of a text that is an option's text with a verdict, a reason, an afterthought, or a contrast."""
+    main = say.REASON.sub("", text)
+    if main != text and (found := options.same(main)):
+        return found
+    for index, pattern in options.patterns:
+        m = re.match(rf"^(?:(?:to|on|at|in|the|a|an) )*{pattern.pattern}(?: side| hand side)?", main)
+        if m is None:
+            continue
+        rest = main[m.end() :]
+        if say.VERDICT.match(rest) or say.AFTERTHOUGHT.match(rest):
+            return {index} | (options.mentioned(main) - {index})
+    return None
+
+
+def _free(text: str, options: Options) -> int | None:
+    """The one option in a sentence that a pattern covers completely ("The cup is on the left side of the table.")."""
+    main = say.REASON.sub("", text)
+    main = f"a{main[1:]}" if main.startswith("A ") and is_article(main.split()) else main
+    found = options.mentioned(main)
+    if len(found) != 1:
+        return None
+    (index,) = found
+    marked, count = options.marked(main, index)
+    if count != 1 or options.is_polar(index):
+        return None
+    if options.is_number(index):
+        marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked) if len(options.choices) > 1 else marked
+        m = say.COUNT.match(marked)
+        return (
+            index
+            if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked.partition("@")[0])
+            else None
+        )
+    if _is_doubted(marked):
+        return None
+    m = say.PLACED.match(marked)
+    if m is None:
+        return index if say.STANDS.match(marked) else None
+    is_adverb = options.keys[index][-1:] in (("right",), ("left",))
+    if is_adverb and (
+        m.group("object") or re.match(r"^(?:that|this|they|these|you|i|we)(?:'s|'re|'m| is| are| am)", marked)
+    ):
+        return None  # "right the", "that is right"
+    return index
+
+
+def _is_doubted(marked: str) -> bool:
+    return bool(say.DENIAL.search(marked) or say.DOUBT.search(marked) or say.UNSURE.search(marked))
+
+
+def _polar(opening: re.Match[str], whole: str, options: Options) -> int | None:
+    """The choice of an answer that opens with yes or no, unless what follows says otherwise."""
+    word = say.YES_NO[opening.group(1)]
+    rest = whole[opening.end() :].strip()
+    denied = say.NEGATED.search(rest) is not None
+    if say.RETRACTION.search(rest) or say.UNSURE.search(rest) or whole.endswith("?") or say.LIMITED.match(rest):
+        return None
+    if options.has_letters and _OTHER_LETTERS.search(rest):
+        return None
+    if word == "yes":
+        return None if denied else options.polar.get(word)
+    if re.search(r"(?<!\S)yes(?!\S)", rest) or (not denied and say.CONFIRMS.match(rest)):
+        return None
+    return options.polar.get(word)

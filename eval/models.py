@@ -10,15 +10,16 @@ To use a model's published prompt, put it into a .txt file with {question} and {
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from fgrpo import prompts
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.prompts import render
+from fgrpo.response import COMMON, OWN, Tags, closing
 from fgrpo.runs import folder
 from fgrpo.schema import Config
 from fgrpo.schema_base import EngineKind, Positive, Rate, Section
@@ -30,7 +31,24 @@ METHODS = CONFIGS / "method"
 AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
-BOX_KEYS = ("box_tag", "box_frame", "grounding")  # these change how answers are scored, not the answers
+# These change how answers are scored, not the answers.
+READING_KEYS = (
+    "box_tag",
+    "box_frame",
+    "grounding",
+    "think_tags",
+    "answer_tags",
+    "tags_case_blind",
+    "template_opens_trace",
+)
+
+
+def _checked_tag(tag: str) -> str:
+    closing(tag)
+    return tag
+
+
+Tag = Annotated[str, AfterValidator(_checked_tag)]
 
 
 class EngineOverride(Section):
@@ -56,6 +74,10 @@ class ModelSpec(Section):
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
         box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers. `configured` takes them from
             `policy` for the preset's own checkpoints.
+        think_tags, answer_tags: opening tags of its traces and answers, such as "<think>", "◁think▷" or "<|begin_of_box|>".
+            `<think>` always counts: reasoning that an endpoint returns in a field of its own is stored in it.
+        tags_case_blind: whether `<THINK>` is `<think>`.
+        template_opens_trace: its chat template ends a prompt with the opening tag, so replies begin inside the trace.
         grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
             model that writes points or nothing. "boxes" that are not written score 0.
         max_new_tokens: None = `eval.max_new_tokens`.
@@ -73,11 +95,21 @@ class ModelSpec(Section):
     mode: Literal["think", "direct"] = "think"
     box_tag: str = "bbox"
     box_frame: Frame = "model"
+    think_tags: tuple[Tag, ...] = COMMON.think
+    answer_tags: tuple[Tag, ...] = COMMON.answer
+    tags_case_blind: bool = True
+    template_opens_trace: bool = False
     grounding: Literal["boxes", "points", "none"] = "boxes"
     max_new_tokens: Positive | None = None
     temperature: Rate | None = None
     engine: EngineOverride = EngineOverride()
     note: str = ""
+
+    @property
+    def tags(self) -> Tags:
+        """The tags with which its replies are read."""
+        think = tuple(dict.fromkeys((*OWN.think, *self.think_tags)))
+        return Tags(think, self.answer_tags, self.tags_case_blind, self.template_opens_trace)
 
     @property
     def is_own(self) -> bool:

@@ -270,7 +270,7 @@ def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, An
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     return {
-        "model": spec.model_dump(mode="json", exclude={"title", "note", "engine", "temperature", *models.BOX_KEYS})
+        "model": spec.model_dump(mode="json", exclude={"title", "note", "engine", "temperature", *models.READING_KEYS})
         | {"path": path},
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
         "prompts": digest(texts),
@@ -301,7 +301,7 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
 
 def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
-    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in models.BOX_KEYS}}
+    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in models.READING_KEYS}}
     every = measures()
     identity = {**_judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
     intervals = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import rewards.base as rewards
 from eval.base import group_of
-from eval.extract import answer_span, extract_choice, same_open_answer
+from eval.extract import extract_choice, same_open_answer
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.measures import ACCURACY, FORMAT, measures, reward_measures
 from eval.miniworld_truth import statement_scores, with_true_boxes
@@ -26,7 +26,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
 from fgrpo.options import letter_index
 from fgrpo.policy import backbone
-from fgrpo.response import Response, parse
+from fgrpo.response import Response, answer_span, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
 from judges.base import JudgeSet
 from judges.imitation import imitates_verdict
@@ -36,6 +36,7 @@ from rewards.content import is_blank
 __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
 REFUSED = "the engine refused the request"
+NO_TRACE = "no trace visible"
 NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
 CHUNK = 512  # rollouts judged between two writes
 
@@ -81,7 +82,7 @@ class Scorer:
             if self.spec.mode == "think":
                 scores[FORMAT.score] = Score.of(float(responses[i].well_formed))
                 scores |= statement_scores(sample, responses[i].think, answers[i].text, self.truth)
-            records.append(self._record(sample, rollout, answers[i], scores))
+            records.append(self._record(sample, rollout, answers[i], scores, responses[i].has_trace))
         return records
 
     async def _reward_scores(
@@ -99,14 +100,25 @@ class Scorer:
         for measure in reward_measures():
             if measure.report.needs_boxes and self.spec.grounding != "boxes":
                 columns[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
+            elif rewards.needs_trace(rewards.load(measure.score)):
+                columns[measure.score] = await self._of_traces(measure.score, items, context)
             else:
                 columns[measure.score] = await rewards.load(measure.score)(items, context)
         return columns
 
+    async def _of_traces(
+        self, name: str, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
+    ) -> list[Score]:
+        """The scores of a reward that judges traces: not applicable where the reply shows none."""
+        shown = [item for item in items if item.response.has_trace]
+        scored = iter(await rewards.load(name)(shown, context) if shown else [])
+        return [next(scored) if item.response.has_trace else Score.not_applicable(NO_TRACE) for item in items]
+
     def _read(self, rollout: Rollout) -> Response:
-        """The parsed text. For a model without answer tags, the answer is the span that follows its trace."""
-        response = parse(rollout.text, box_tag=self.spec.box_tag, frame=self.spec.box_frame)
-        return response if response.answer is not None else replace(response, answer=answer_span(rollout.text))
+        """The parsed text in the model's tags. Without an answer block, the answer is the span that follows the trace."""
+        tags = self.spec.tags
+        response = parse(rollout.text, box_tag=self.spec.box_tag, frame=self.spec.box_frame, tags=tags)
+        return response if response.answer is not None else replace(response, answer=answer_span(rollout.text, tags))
 
     async def _answers(self, pairs: Sequence[tuple[Sample, Rollout]], responses: Sequence[Response]) -> list[_Answer]:
         answers: list[_Answer | None] = []
@@ -117,7 +129,7 @@ class Scorer:
                 answers.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
                 answers.append(_Answer(Score.of(float(same_open_answer(span, sample.answer))), span, "rules"))
-            elif (choice := extract_choice(rollout.text, sample.choices)) is not None:
+            elif (choice := extract_choice(rollout.text, sample.choices, self.spec.tags)) is not None:
                 answers.append(_chosen(sample, choice, "rules"))
             else:
                 answers.append(None)
@@ -128,7 +140,9 @@ class Scorer:
                 answers[i] = _extracted(pairs[i][0], item.answer_span, verdict)
         return [answer for answer in answers if answer is not None]
 
-    def _record(self, sample: Sample, rollout: Rollout, answer: _Answer, scores: Mapping[str, Score]) -> EvalRecord:
+    def _record(
+        self, sample: Sample, rollout: Rollout, answer: _Answer, scores: Mapping[str, Score], has_trace: bool = True
+    ) -> EvalRecord:
         meta = {
             "kind": rollout.meta.get("kind", "greedy"),
             "group": group_of(sample),
@@ -139,6 +153,8 @@ class Scorer:
         }
         if imitates_verdict(rollout.text):
             meta["imitates_verdict"] = True
+        if self.spec.mode == "think" and not has_trace:
+            meta["trace"] = NO_TRACE
         return EvalRecord(rollout.id, sample.source, self.model, sample.id, scores, meta)
 
 

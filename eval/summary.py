@@ -58,7 +58,7 @@ def _benchmark(rows: Sequence[EvalRecord], every: Sequence[Measure], paired: boo
         if cell is not None:
             cells["pair_accuracy"] = cell
     counts = _counts(rows)
-    for name in ("truncated", "unresolved", "refused"):
+    for name in ("truncated", "unresolved", "refused", "no_trace"):
         cells[name] = {"value": counts[name] / len(rows), "low": None, "high": None, "n": len(rows)}
     by_rules = _cell([_by_rules(r) for r in rows], [r.meta["group"] for r in rows], settings)
     if by_rules is not None:
@@ -120,5 +120,6 @@ def _counts(rows: Sequence[EvalRecord]) -> dict[str, Any]:
         "refused": sum(r.meta["finish"] == "error" for r in rows),
         "unresolved": sum(r.meta["answer_from"] in ("unresolved", "none") for r in rows),
         "imitates_verdict": sum(bool(r.meta.get("imitates_verdict")) for r in rows),
+        "no_trace": sum("trace" in r.meta for r in rows),
         "states": dict(sorted(states.items())),
     }

@@ -82,20 +82,24 @@ def _is_complete(average: Mapping[str, Any], benchmarks: Sequence[str]) -> bool:
 
 
 def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval: str) -> Table:
-    """Every measure on average, and the shares of answers that are truncated or unparsed."""
+    """Every measure on average, and the shares of answers that are truncated, unparsed or without a trace."""
     every = measures()
     cells = []
     for r in rows:
         counts = r.summary[kind]["counts"]
-        shares = [{"value": counts[name] / counts["rollouts"]} for name in ("truncated", "unresolved")]
+        shares = [
+            {"value": counts[name] / counts["rollouts"]} if name in counts else None
+            for name in ("truncated", "unresolved", "no_trace")
+        ]
         values = [percent(r.cell(kind, "average", m.metric), interval=_interval_of(m, interval)) for m in every]
         cells.append((r.title, *values, *map(percent, shares)))
-    headings = ("model", *(m.heading for m in every), "truncated", "unparsed")
+    headings = ("model", *(m.heading for m in every), "truncated", "unparsed", "no trace visible")
     pooled = ", ".join(m.report.title for m in every if m.report.pooled)
     note = (
         "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; "
         f"pooled over all questions: {pooled}; the others are means of the benchmarks. "
-        "unparsed = no answer that the rules or the judge could read."
+        "unparsed = no answer that the rules or the judge could read. "
+        "no trace visible = replies without reasoning, to which inconsistency does not apply."
     )
     return Table(f"faithfulness-{kind}", f"Faithfulness, % ({words})", headings, tuple(cells), note)
 

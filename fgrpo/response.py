@@ -2,7 +2,8 @@
 
 Form (Section 3.1): `<think>step1\\n…\\nstepK</think><answer>ANSWER</answer>` with boxes `<bbox>[x1,y1,x2,y2]</bbox>` inside the
 steps. The time is linear in the length of any text. The paper does not say what happens to text that breaks the form; the
-rules below are ours, and docs and scripts rely on them.
+rules below are ours, and docs and scripts rely on them. Training reads the policy's own tags, letter for letter (`OWN`).
+Evaluation reads the tags of the evaluated model (`Tags`, by default `COMMON`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,48 @@ from functools import lru_cache
 
 from fgrpo.types import Box, Frame
 
-_TAG = re.compile(r"</?(?:think|answer)>")
 _NUMBER = r"\s*+([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*+"
 _FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s*+")  # brackets: both, or none
 _LONGEST_BOX = 200  # characters between the tags; longer text is not a box
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The tags of a model's replies, by their opening tags; `closing` gives the closing ones.
+
+    Attributes:
+        think: opening tags of a trace; all count alike.
+        answer: opening tags of an answer block; of nested blocks the inner one counts.
+        case_blind: whether `<THINK>` is `<think>`.
+        opened: the chat template writes the opening tag, so a reply begins inside its trace.
+    """
+
+    think: tuple[str, ...] = ("<think>",)
+    answer: tuple[str, ...] = ("<answer>",)
+    case_blind: bool = False
+    opened: bool = False
+
+
+OWN = Tags()
+"""The tags that the policy is trained to write (Section 3.1)."""
+
+COMMON = Tags(
+    think=("<think>", "<thinking>", "◁think▷"),
+    answer=("<answer>", "<|begin_of_box|>"),
+    case_blind=True,
+)
+"""The tags of common model families, for replies of any model."""
+
+
+def closing(tag: str) -> str:
+    """The closing tag of an opening tag: `</think>`, `◁/think▷`, `<|end_of_box|>`.
+
+    Raises:
+        ValueError: `tag` is no tag: it is shorter than three characters, or it holds blanks.
+    """
+    if len(tag) < 3 or len(tag.split()) != 1:
+        raise ValueError(f"{tag!r} is no opening tag; write it as <think>, ◁think▷ or <|begin_of_box|>")
+    return tag.replace("begin", "end", 1) if "begin" in tag else tag[0] + "/" + tag[1:]
 
 
 @dataclass(frozen=True)
@@ -31,8 +70,10 @@ class Response:
         answer: the single closed `<answer>` block after the last `</think>` (anywhere if the trace is not closed), stripped;
             None if there is no such block, or more than one.
         boxes: the trace's boxes with four finite numbers, x1 < x2 and y1 < y2, in order.
-        well_formed: the text is exactly one think block and one answer block; blanks around and between them are ignored.
+        well_formed: the text is exactly one think block and one answer block, in the tags of `OWN`; blanks around and
+            between them are ignored.
         dropped_boxes: number of opened boxes of the trace that are not in `boxes`.
+        has_trace: whether the text shows a trace, even an empty one.
     """
 
     think: str
@@ -40,26 +81,64 @@ class Response:
     boxes: tuple[Box, ...]
     well_formed: bool
     dropped_boxes: int = 0
+    has_trace: bool = True
 
 
-def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> Response:
-    """Parse one response; `box_tag` and `frame` are for models that write boxes differently (TreeVGR: "box")."""
-    closed_at = text.rfind("</think>")
-    opened_at = text.find("<think>")
-    after = closed_at + len("</think>") if closed_at >= 0 else 0
-    blocks = _answer_blocks(text, after)
-    answer = text[blocks[0][0] : blocks[0][1]].strip() if len(blocks) == 1 else None
-    if closed_at >= 0:
-        begin = opened_at + len("<think>") if 0 <= opened_at < closed_at else 0
-        think = text[begin:closed_at]
-    elif opened_at >= 0:
-        begin = opened_at + len("<think>")
-        end = blocks[0][0] - len("<answer>") if len(blocks) == 1 else len(text)
-        think = text[begin:end]
+def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tags = OWN) -> Response:
+    """Parse one response; `box_tag`, `frame` and `tags` are for models that write differently (TreeVGR: "box")."""
+    found = list(_tag_pattern(tags).finditer(text))
+    closed = [tag for tag in found if tag.lastgroup == "think_end"]
+    opened = [tag.end() for tag in found if tag.lastgroup == "think"]
+    if tags.opened:
+        opened.insert(0, 0)
+    blocks = _answer_blocks(found, closed[-1].end() if closed else 0)
+    answer = text[blocks[0][0].end() : blocks[0][1].start()].strip() if len(blocks) == 1 else None
+    if closed:
+        end = closed[-1].start()
+        think = text[opened[0] if opened and opened[0] <= end else 0 : end]
+    elif opened:
+        think = text[opened[0] : blocks[0][0].start() if len(blocks) == 1 else len(text)]
     else:
         think = ""
     boxes, dropped = parse_boxes(think, box_tag=box_tag, frame=frame)
-    return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped)
+    return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, bool(closed or opened))
+
+
+def answer_span(text: str, tags: Tags = COMMON) -> str | None:
+    """The span of the answer: the closed answer block, else the text after the trace, else a text without a trace.
+
+    None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
+    """
+    response = parse(text, tags=tags)
+    if response.answer is not None:
+        return response.answer or None
+    found = list(_tag_pattern(tags).finditer(text))
+    ends = [tag.end() for tag in found if tag.lastgroup == "think_end"]
+    start = ends[-1] if ends else 0
+    if any(tag.lastgroup == "answer" for tag in found if tag.start() >= start) or (response.has_trace and not ends):
+        return None
+    return _tag_pattern(tags).sub("", text[start:]).strip() or None
+
+
+def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
+    """A reply in one text: reasoning that an endpoint returned in a field of its own becomes the trace before the answer.
+
+    Args:
+        content: the reply's text.
+        reasoning: what the field holds. Anything but a text with visible characters counts as no reasoning.
+        prefix: the beginning of the assistant's turn; if it opened the trace, no second tag is written.
+    """
+    trace = _tag_pattern(Tags(COMMON.think, (), True)).sub("", reasoning).strip() if isinstance(reasoning, str) else ""
+    if not trace or trace in parse(content, tags=COMMON).think:
+        return content
+    if not prefix.rstrip().lower().endswith(COMMON.think):
+        trace = f"<think>{trace}"
+    return f"{trace}</think>{content}" if content.strip() else trace
+
+
+def reasoning_of(message: object) -> object:
+    """What a chat message holds in the fields that servers use for reasoning: `reasoning_content`, else `reasoning`."""
+    return getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
 
 
 def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
@@ -89,21 +168,37 @@ def _read_box(inside: str, frame: Frame) -> Box | None:
     return Box(x1, y1, x2, y2, frame)
 
 
-def _answer_blocks(text: str, start: int) -> list[tuple[int, int]]:
-    """Spans inside closed answer blocks from `start` on; a second opening tag restarts the block."""
-    blocks, opened = [], None
-    for tag in _TAG.finditer(text, start):
-        if tag.group() == "<answer>":
-            opened = tag.end()
-        elif tag.group() == "</answer>" and opened is not None:
-            blocks.append((opened, tag.start()))
+@lru_cache(maxsize=64)
+def _tag_pattern(tags: Tags) -> re.Pattern[str]:
+    """All tags; the group that matched is "think", "think_end", "answer" or "answer_end"."""
+    kinds = {
+        "think": tags.think,
+        "think_end": tuple(map(closing, tags.think)),
+        "answer": tags.answer,
+        "answer_end": tuple(map(closing, tags.answer)),
+    }
+    groups = (f"(?P<{kind}>{'|'.join(map(re.escape, members))})" for kind, members in kinds.items() if members)
+    return re.compile("|".join(groups), re.IGNORECASE if tags.case_blind else 0)
+
+
+def _answer_blocks(found: list[re.Match[str]], start: int) -> list[tuple[re.Match[str], re.Match[str]]]:
+    """(opening tag, closing tag) of closed answer blocks from `start` on; a second opening tag restarts the block."""
+    blocks = []
+    opened = None
+    for tag in found:
+        if tag.start() < start:
+            continue
+        if tag.lastgroup == "answer":
+            opened = tag
+        elif tag.lastgroup == "answer_end" and opened is not None:
+            blocks.append((opened, tag))
             opened = None
     return blocks
 
 
 def _is_well_formed(text: str) -> bool:
     spans = []
-    for tag in _TAG.finditer(text):
+    for tag in _tag_pattern(OWN).finditer(text):
         spans.append(tag)
         if len(spans) > 4:
             return False

@@ -144,12 +144,22 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _json_object(reply: str, keys: set[str]) -> dict[str, Any]:
     try:
-        parsed = json.loads(reply)
+        parsed = json.loads(reply, object_pairs_hook=_without_duplicates)
+    except Unusable:
+        raise
     except (ValueError, RecursionError):
         raise Unusable("not JSON") from None
     if not isinstance(parsed, dict) or set(parsed) != keys:
         raise Unusable("JSON of another shape")
     return parsed
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a reply. Two values of one key can be two contradictory verdicts, so none of them counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Unusable("a key stands twice")
+    return found
 
 
 def _labelled(verdict: Any, labels: Sequence[str]) -> Labelled:

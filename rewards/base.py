@@ -92,10 +92,12 @@ class Report:
 class Reward(Protocol):
     """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
 
-    Two further attributes are optional; read them with `report_of` and `judge_task_of`:
+    Three further attributes are optional; read them with `report_of`, `judge_task_of` and `needs_trace`:
 
     - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
     - `judge_task: JudgeTask | None`: its question to a judge.
+    - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
+      ("no trace visible"). In training the policy has to show a trace.
     """
 
     @property
@@ -133,6 +135,11 @@ def judge_task_of(reward: Reward) -> JudgeTask[Any] | None:
     """A reward's question to a judge; None if rules alone decide."""
     task: JudgeTask[Any] | None = getattr(reward, "judge_task", None)
     return task
+
+
+def needs_trace(reward: Reward) -> bool:
+    """Whether evaluation leaves out replies that show no trace at all; False for a reward without such an attribute."""
+    return bool(getattr(reward, "needs_trace", False))
 
 
 def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:

@@ -3,8 +3,9 @@
 Rules decide first, without a call to the judge:
 - In training (mask "correct") a wrong answer is not applicable.
 - No trace, or a trace without content (":", "Thought process:"; rewards/content.py), entails nothing: 0. Model
-  judges accept such traces.
-- Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace could entail: 0 with detail {"cause": "no_answer"}. The
+  judges accept such traces. In evaluation, a reply that shows no trace at all is not applicable (`needs_trace`).
+- Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace
+  could entail: 0 with detail {"cause": "no_answer"}. The
   paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
   these samples out.
 
@@ -125,6 +126,7 @@ class ConsistencyReward:
         order=1,
     )
     judge_task: JudgeTask[Any] | None = CONSISTENCY_TASK
+    needs_trace = True
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
         scores = [_score_by_rule(item, context) for item in items]

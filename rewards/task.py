@@ -7,16 +7,16 @@ punctuation; rules only, no judge. `detail` holds both, because R_acc masks the 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from fgrpo.types import Score
+from fgrpo.visible_text import visible
 from rewards.base import Report, Reward, RewardContext, RewardItem
 
 # Numbers keep sign, decimals and groups ("-5" is not "5", "2.5" is not "25"); all other characters but letters are ignored.
-_TOKEN = re.compile(r"(?:(?<![\w.])[+-])?\d+(?:[.,:/]\d+)*|(?<![\w.])\.\d+|[^\W\d_]+|_+")
+# Signs that compare are no punctuation either ("<5" is not "5").
+_TOKEN = re.compile(r"(?:(?<![\w.])[+-])?\d+(?:[.,:/]\d+)*|(?<![\w.])\.\d+|[^\W\d_]+|_+|[<>≤≥≠≈±¬]")
 _APOSTROPHE = re.compile(r"(?<=\w)['’`](?=\w)")
-_MINUS = str.maketrans({"−": "-", "–": "-", "—": "-"})
 
 
 def matches(answer: str | None, gold: str, choices: Sequence[str]) -> bool:
@@ -64,12 +64,12 @@ def _gold_index(gold: str, choices: Sequence[str], texts: Sequence[tuple[str, ..
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(visible(text).casefold().split())
 
 
 def _tokens(text: str) -> tuple[str, ...]:
     """Words and numbers of `text`, case-folded; a text of signs alone ("<", "+") is one token."""
-    plain = _plain(text).translate(_MINUS)
+    plain = _plain(text)
     tokens = tuple(_TOKEN.findall(_APOSTROPHE.sub("", plain)))
     return tokens or ((plain,) if plain else ())
 

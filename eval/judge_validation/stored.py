@@ -20,7 +20,7 @@ from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
-from fgrpo.response import parse
+from fgrpo.response import COMMON, answer_span, parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
 from judges.task import JudgeTask
 from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
@@ -238,21 +238,24 @@ def judged_items(
 ) -> list[Item]:
     """The items that `stored`'s judge rated, for another judge: the same traces, sentences and answers, word for word.
 
-    Boxes are assumed to have this project's own tag and frame.
+    Traces and answers are read in the tags of common models; boxes are assumed to have this project's own tag and frame.
 
     Args:
         pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.policy.model_files.pixel_bounds`).
     """
     items: list[Item] = []
     for rollout in rollouts:
-        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
+        sample, think, answer = (
+            samples.get(rollout.sample_id),
+            parse(rollout.text, tags=COMMON).think,
+            answer_span(rollout.text),
+        )
         if sample is None:
             continue
-        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and response.answer:
-            item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, response.answer)
-            items.append(item)
-        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and response.answer:
-            items.append(ExtractionItem(rollout.id, sample.choices, response.answer))
+        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and answer:
+            items.append(ConsistencyItem(rollout.id, sample.question, sample.choices, think, answer))
+        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and answer:
+            items.append(ExtractionItem(rollout.id, sample.choices, answer))
         split = stored.grounding.get(rollout.id, MISSING)
         if not isinstance(split, str):
             texts = tuple(text for text, _ in split)
@@ -301,14 +304,14 @@ def swapped(
     for rollout in rollouts:
         if stored.consistency.get(rollout.id) != CONSISTENCY_LABELS[0]:
             continue
-        sample, response = samples.get(rollout.sample_id), parse(rollout.text)
-        place = _option(response.answer or "", sample.choices) if sample is not None else None
+        sample, think = samples.get(rollout.sample_id), parse(rollout.text, tags=COMMON).think
+        place = _option(answer_span(rollout.text) or "", sample.choices) if sample is not None else None
         if sample is None or place is None:
             reason = "its question is missing" if sample is None else "its answer is not one option's letter or text"
             dropped[reason] = dropped.get(reason, 0) + 1
             continue
         other = sample.choices[(place + 1 + len(items) % (len(sample.choices) - 1)) % len(sample.choices)]
-        item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, other)
+        item = ConsistencyItem(rollout.id, sample.question, sample.choices, think, other)
         items.append(Labelled(item, (CONSISTENCY_LABELS[1],), ("swapped answer",)))
     return items, dropped
 

@@ -29,6 +29,7 @@ from fgrpo.inference.client import Client, ServedModel, estimate
 from fgrpo.inference.endpoint import Endpoint, Limits
 from fgrpo.inference.failures import RequestFailed
 from fgrpo.policy import tokens
+from fgrpo.response import reasoning_of, with_trace
 
 FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
 REJECTED = (400, 413, 415, 422, 500)  # statuses of servers that cannot take the images
@@ -184,7 +185,8 @@ def _completion(request: Request, choice: Any, prompt_tokens: int) -> Completion
     ids = tuple(getattr(choice, "token_ids", None) or ())
     if ids and len(ids) != len(logprobs):
         raise SamplingError(f"{describe(request)}: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
-    return Completion(choice.message.content or "", choice.finish_reason, ids, logprobs, prompt_tokens)
+    text = with_trace(choice.message.content or "", reasoning_of(choice.message), request.prefix)
+    return Completion(text, choice.finish_reason, ids, logprobs, prompt_tokens)
 
 
 def _explain(error: RequestFailed, request: Request, urls: Sequence[str]) -> str:

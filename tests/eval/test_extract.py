@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from answer_phrasings import FRESH, FRESH_OPEN, PHRASINGS
+from answer_phrasings import OPEN as OPEN_PHRASINGS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.extract import same_open_answer
 from eval.score import answer_span, extract_choice
+from fgrpo.response import Tags
+from rewards.task import matches
 
 LR = ("left", "right")
 TABLE = [
@@ -53,7 +59,9 @@ TABLE = [
     ("not left", LR, None),
     ("it isn't left", LR, None),
     ("The answer is not B", LR, None),
-    ("No, it is not", ("Yes", "No"), None),
+    ("No, it is not", ("Yes", "No"), 1),
+    ("No, it is", ("Yes", "No"), None),
+    ("Yes, it is not", ("Yes", "No"), None),
     ("(A) is wrong, so (B)", LR, None),
     ("B. left", LR, None),
     ("left, B", LR, None),
@@ -141,3 +149,75 @@ OPEN = [
 @pytest.mark.parametrize(("text", "gold", "expected"), OPEN)
 def test_open_answers(text: str, gold: str, expected: bool) -> None:
     assert same_open_answer(text, gold) is expected
+
+
+ROWS = [(text, choices, right) for choices, rows in (*PHRASINGS, *FRESH) for text, right in rows]
+FULL_WIDTH = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1) if chr(code) not in "<>\\|$#*`_{}~'\""}
+
+
+def test_the_table_of_phrasings_is_large_and_has_each_phrase_once() -> None:
+    keys = [(text, choices) for text, choices, _ in ROWS]
+    assert len(ROWS) > 1000 and len(set(keys)) == len(keys)
+    assert all(right is None or 0 <= right < len(choices) for _, choices, right in ROWS)
+
+
+def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
+    read = [(text, choices, extract_choice(text, choices), right) for text, choices, right in ROWS]
+    assert [row for row in read if row[2] is not None and row[2] != row[3]] == []
+    undecided = [row[0] for row in read if row[2] is None and row[3] is not None]
+    assert undecided == ["I'm leaning B", "Because the table is below, A."]
+
+
+def test_no_open_phrasing_is_read_wrongly() -> None:
+    read = [(text, gold, same_open_answer(text, gold), right) for text, gold, right in (*OPEN_PHRASINGS, *FRESH_OPEN)]
+    assert [row for row in read if row[2] is not row[3]] == []
+
+
+def test_training_and_evaluation_agree_where_both_decide() -> None:
+    for text, choices, _ in ROWS:
+        answer, chosen = answer_span(text), extract_choice(text, choices)
+        trained = [i for i, choice in enumerate(choices) if matches(answer, choice, choices)]
+        assert len(trained) <= 1
+        assert chosen is None or not trained or trained == [chosen], text
+
+
+@pytest.mark.parametrize("choices", [("left", "right"), ("5", "-5", "1,000"), ("Yes", "No"), ("a cat", "a dog")])
+def test_training_and_evaluation_read_unicode_alike(choices: tuple[str, ...]) -> None:
+    for (n, choice), form in itertools.product(
+        enumerate(choices), ("{0}", "({0})", "{0}.", "{0}. {1}", "{1}", "{1} ({0})")
+    ):
+        text = form.format("ABC"[n], choice)
+        for written in (
+            text,
+            text.translate(FULL_WIDTH),
+            text.replace("-", "\u2212"),
+            f"\u200b{text}\ufeff",
+            text.lower(),
+        ):
+            assert extract_choice(written, choices) == n, written
+            assert [c for c in choices if matches(written, c, choices)] == [choice], written
+
+
+def test_what_looks_alike_but_is_other_is_read_as_other_by_both() -> None:
+    for text, choices in (
+        ("5\u00b2", ("52", "5")),
+        ("5\u00bd", ("51/2", "5")),
+        ("<5", ("5", "6")),
+        ("\u22655", ("5", "6")),
+    ):
+        assert extract_choice(text, choices) is None
+        assert not any(matches(text, choice, choices) for choice in choices)
+
+
+def test_tags_are_those_of_the_model() -> None:
+    text = "[THINK]left[/THINK]<final>B</final>"
+    assert extract_choice(text, LR) is None
+    assert extract_choice(text, LR, Tags(("[THINK]",), ("<final>",))) == 1
+    assert extract_choice("The cup is left, then</THINK> B", LR) == 1
+    assert extract_choice("The answer is A", LR, Tags(opened=True)) is None  # truncated inside its trace
+
+
+def test_a_long_answer_takes_no_time() -> None:
+    assert extract_choice("The cup is on the left of the table. " * 200_000 + "The answer is B.", LR) is None
+    for piece in ("in the image , ", "the left of the ", "A) ", "\\boxed{", "twenty ", "\n"):
+        extract_choice(piece * 1000, LR)

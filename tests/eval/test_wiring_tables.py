@@ -123,7 +123,14 @@ def test_every_cell_of_the_main_tables(built: list[Any], kind: str) -> None:
     accuracy, faithful = (table_named(built, f"{name}-{kind}") for name in ("accuracy", "faithfulness"))
     titles = {base.benchmark(name).title: name for name in SEVEN} | {"average": "average"}
     assert list(accuracy.headings)[1:9] == list(titles)
-    assert list(faithful.headings) == ["model", *map(heading, METRICS), "format ↑", "truncated", "unparsed"]
+    assert list(faithful.headings) == [
+        "model",
+        *map(heading, METRICS),
+        "format ↑",
+        "truncated",
+        "unparsed",
+        "no trace visible",
+    ]
     for model, title in TITLES.items():
         row = rows_of(accuracy)[title]
         for column, place in titles.items():

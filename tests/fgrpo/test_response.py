@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgrpo.response import parse
+from fgrpo.response import COMMON, Tags, answer_span, closing, parse, reasoning_of, with_trace
 from fgrpo.types import Box
 
 ANSWERS = [
@@ -184,3 +185,75 @@ def test_linear_on_huge_texts(text: str) -> None:
 
 def test_ten_thousand_boxes() -> None:
     assert len(parse(HUGE[0]).boxes) == 10_000
+
+
+OTHER_TAGS = [
+    # text, trace, answer, whether a trace shows
+    ("<thinking>a</thinking><answer>b</answer>", "a", "b", True),
+    ("<THINK>a</THINK><Answer>b</ANSWER>", "a", "b", True),
+    ("◁think▷a◁/think▷<answer>b</answer>", "a", "b", True),
+    ("a</think><answer>b</answer>", "a", "b", True),
+    ("a◁/think▷<answer>b</answer>", "a", "b", True),
+    ("<think></think><answer>b</answer>", "", "b", True),
+    ("<think>a</think><|begin_of_box|>b<|end_of_box|>", "a", "b", True),
+    ("<think>a</think><answer>so <|begin_of_box|>b<|end_of_box|></answer>", "a", "b", True),
+    ("<think>a", "a", None, True),
+    ("<answer>b</answer>", "", "b", False),
+    ("b", "", None, False),
+]
+
+
+@pytest.mark.parametrize(("text", "think", "answer", "has_trace"), OTHER_TAGS)
+def test_tags_of_other_models(text: str, think: str, answer: str | None, has_trace: bool) -> None:
+    response = parse(text, tags=COMMON)
+    assert (response.think, response.answer, response.has_trace) == (think, answer, has_trace)
+    assert response.well_formed is parse(text).well_formed  # the form is always that of training
+
+
+def test_training_reads_its_own_tags_alone() -> None:
+    for text in ("<thinking>a</thinking>", "<THINK>a</THINK>", "◁think▷a◁/think▷", "<|begin_of_box|>b<|end_of_box|>"):
+        assert parse(text).has_trace is False and parse(text).answer is None
+
+
+def test_a_template_that_opens_the_trace() -> None:
+    tags = Tags(opened=True)
+    assert parse("a</think><answer>b</answer>", tags=tags).think == "a"
+    assert (parse("a, truncated", tags=tags).think, parse("a, truncated").think) == ("a, truncated", "")
+    assert answer_span("a, truncated", tags) is None and answer_span("a, truncated") == "a, truncated"
+
+
+def test_closing_tags() -> None:
+    assert [closing(t) for t in ("<think>", "◁think▷", "<|begin_of_box|>", "[THINK]")] == [
+        *("</think>", "◁/think▷", "<|end_of_box|>", "[/THINK]"),
+    ]
+    for bad in ("", "<>", "think here"):
+        with pytest.raises(ValueError, match="is no opening tag"):
+            closing(bad)
+
+
+REASONING = [
+    # content, reasoning, prefix, text
+    ("B", "It is left.", "", "<think>It is left.</think>B"),
+    ("<answer>B</answer>", " It is left.\n", "", "<think>It is left.</think><answer>B</answer>"),
+    ("B", "<think>It is left.</think>", "", "<think>It is left.</think>B"),
+    ("B", "It is left.", "<think>", "It is left.</think>B"),
+    ("", "It is le", "", "<think>It is le"),
+    ("", "So <answer>B</answer>", "", "<think>So <answer>B</answer>"),
+    ("<think>It is left.</think>B", "It is left.", "", "<think>It is left.</think>B"),
+    ("left", "left", "", "<think>left</think>left"),
+    ("B", None, "", "B"),
+    ("B", " \n", "", "B"),
+    ("B", {"text": "x"}, "", "B"),
+]
+
+
+@pytest.mark.parametrize(("content", "reasoning", "prefix", "text"), REASONING)
+def test_reasoning_in_a_field_becomes_the_trace(content: str, reasoning: object, prefix: str, text: str) -> None:
+    assert with_trace(content, reasoning, prefix) == text
+
+
+def test_the_fields_of_reasoning() -> None:
+    assert reasoning_of(SimpleNamespace(content="B", reasoning_content="a")) == "a"
+    assert reasoning_of(SimpleNamespace(content="B", reasoning="b")) == "b"
+    assert reasoning_of(SimpleNamespace(content="B", reasoning_content="", reasoning="b")) == "b"
+    assert reasoning_of(SimpleNamespace(content="B")) is None

@@ -145,6 +145,32 @@ def test_replies_are_read_by_number() -> None:
             call.parse(json.dumps(bad))
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"why": "", "label": "CONSISTENT", "label": "INCONSISTENT"}',
+        '{"why": "", "label": "CONSISTENT", "label": "CONSISTENT"}',
+        '{"why": "a", "why": "b", "label": "CONSISTENT"}',
+    ],
+)
+def test_a_key_that_stands_twice_makes_a_reply_unusable(reply: str) -> None:
+    item = ConsistencyItem("c", "Is it left?", ("left", "right"), "It is left.", "left")
+    with pytest.raises(Unusable, match="a key stands twice"):
+        CONSISTENCY_TASK.call(item).parse(reply)
+
+
+def test_a_number_or_a_label_that_stands_twice_makes_a_reply_unusable() -> None:
+    call = GROUNDING_TASK.call(grounding("A.", "B."), "thousand")
+    one, two = '"1": {"why": "", "label": "CORRECT"}', '"2": {"why": "", "label": "CORRECT"}'
+    assert len(call.parse(f"{{{one}, {two}}}")) == 2
+    for reply in (f"{{{one}, {one}, {two}}}", f'{{{one}, "2": {{"why": "", "label": "SKIP", "label": "CORRECT"}}}}'):
+        with pytest.raises(Unusable, match="a key stands twice"):
+            call.parse(reply)
+    extraction = EXTRACTION_TASK.call(ExtractionItem("x", ("left", "right"), "the former"))
+    with pytest.raises(Unusable, match="a key stands twice"):
+        extraction.parse('{"label": "A", "label": "B"}')
+
+
 def test_every_verdict_knows_its_prompt() -> None:
     tasks = evaluation_tasks()
     hashes = JudgeSet(answerer=None, has_prompts=True).prompt_hashes(tasks)  # type: ignore[arg-type]

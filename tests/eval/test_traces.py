@@ -1,0 +1,142 @@
+"""Replies whose reasoning comes elsewhere, or not at all: how they are scored, counted and tabulated."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion
+
+from eval import models, score, summary, tables
+from eval.extraction import EXTRACTION_TASK
+from fgrpo.config import load
+from fgrpo.errors import UserError
+from fgrpo.inference import openai_engine
+from fgrpo.inference.base import Request
+from fgrpo.types import EvalRecord, Rollout, Sample, Verdict
+from judges.base import JudgeSet
+from rewards.consistency import CONSISTENCY_TASK
+
+SAMPLE = Sample("own/test/0", (), "Is the cup left or right?", ("left", "right"), "left")
+TRACE = "The cup is on the left side."
+
+
+class Recorder:
+    """A judge that finds everything consistent and extracts A; `items` is what it was shown, by task."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.items: list[tuple[str, Any]] = []
+
+    async def answer(self, task: Any, items: Any) -> list[Any]:
+        self.items += [(task.name, item) for item in items]
+        return [(Verdict("CONSISTENT" if task is CONSISTENCY_TASK else "A"),) for _ in items]
+
+    async def close(self) -> None:
+        pass
+
+
+def scored(text: str, **spec: Any) -> tuple[EvalRecord, Recorder]:
+    judge = Recorder()
+    model = models.ModelSpec(title="M", path="m", prompt="think", grounding="none", **spec)
+    scorer = score.Scorer(model, "m", JudgeSet(judge))
+    (record,) = asyncio.run(scorer.score([(SAMPLE, Rollout("r", SAMPLE.id, text))]))
+    return record, judge
+
+
+SHOWN = [
+    f"<think>{TRACE}</think><answer>A</answer>",
+    f"<thinking>{TRACE}</thinking>A",
+    f"<THINK>{TRACE}</THINK>\nThe answer is A.",
+    f"◁think▷{TRACE}◁/think▷<answer>A</answer>",
+    f"{TRACE}</think>A",
+    f"<think>{TRACE}</think><|begin_of_box|>A<|end_of_box|>",
+    f"<think>{TRACE}</think>The answer is $\\boxed{{\\text{{A}}}}$.",
+]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_a_trace_in_any_common_tag_is_judged(text: str) -> None:
+    record, judge = scored(text)
+    assert record.scores["accuracy"].value == record.scores["consistency"].value == 1.0
+    (shown,) = [item for task, item in judge.items if task == "consistency"]
+    assert shown.think == TRACE and "trace" not in record.meta
+
+
+@pytest.mark.parametrize("text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}"])
+def test_no_trace_at_all_is_no_inconsistency(text: str) -> None:
+    record, judge = scored(text)
+    consistency = record.scores["consistency"]
+    assert record.scores["accuracy"].value == 1.0
+    assert (consistency.state, consistency.reason) == ("not_applicable", "no trace visible")
+    assert record.meta["trace"] == "no trace visible" and not judge.items
+
+
+def test_an_empty_trace_is_still_inconsistent() -> None:
+    record, _ = scored("<think> </think><answer>A</answer>")
+    assert record.scores["consistency"].value == 0.0 and "trace" not in record.meta
+
+
+def test_tags_of_the_models_file() -> None:
+    text = f"[REASON]{TRACE}[/REASON]<final>A</final>"
+    assert scored(text)[0].scores["consistency"].reason == "no trace visible"
+    record, _ = scored(text, think_tags=("[REASON]",), answer_tags=("<final>",))
+    assert record.scores["consistency"].value == record.scores["accuracy"].value == 1.0
+    assert scored(f"<think>{TRACE}</think>A", think_tags=("[REASON]",))[0].scores["consistency"].value == 1.0
+    assert scored(f"<THINK>{TRACE}</THINK>A", tags_case_blind=False)[0].scores["consistency"].state == "not_applicable"
+    truncated, _ = scored(TRACE, template_opens_trace=True)
+    assert truncated.scores["accuracy"].reason == "no answer" and "trace" not in truncated.meta
+
+
+def test_a_tag_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("{title: M, path: m, prompt: think, think_tags: ['a tag']}")
+    with pytest.raises(UserError, match=r"think_tags.*is no opening tag"):
+        models.load("m", tmp_path, tmp_path)
+
+
+def test_the_extraction_judge_sees_the_answer_alone() -> None:
+    for text in (f"<thinking>{TRACE}</thinking>the former", f"◁think▷{TRACE}◁/think▷the former"):
+        record, judge = scored(text)
+        (shown,) = [item for task, item in judge.items if task == EXTRACTION_TASK.name]
+        assert shown.answer_span == "the former" and record.meta["answer_from"] == "judge"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_a_reasoning_field_of_an_endpoint_reaches_the_scores(field: str) -> None:
+    message = {"role": "assistant", "content": "A", field: TRACE}
+    reply = ChatCompletion.model_validate(
+        {
+            "id": "1",
+            "created": 0,
+            "model": "m",
+            "object": "chat.completion",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        }
+    )
+    completion = openai_engine._completion(Request((), "?"), reply.choices[0], 0)
+    record, judge = scored(completion.text)
+    assert record.scores["consistency"].value == record.scores["accuracy"].value == 1.0
+    assert judge.items[0][1].think == TRACE
+
+
+def test_replies_without_a_trace_have_their_own_column() -> None:
+    records = [scored(text)[0] for text in ("A", SHOWN[0], "<answer>B</answer>", "A")]
+    settings = load("mini", "fgrpo").eval
+    records = [
+        EvalRecord(f"r{n}", "mmvp", "m", f"s{n}", r.scores, {**r.meta, "group": n}) for n, r in enumerate(records)
+    ]
+    found = summary.summarise(records, (), settings)
+    assert found["greedy"]["counts"]["no_trace"] == 3
+    assert found["greedy"]["benchmarks"]["mmvp"]["no_trace"]["value"] == 0.75
+    assert found["greedy"]["benchmarks"]["mmvp"]["inconsistency"] | {"low": 0.0, "high": 0.0} == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "n": 1,
+    }
+    row = tables.Result("m", "M", Path("."), found)
+    table = tables._faithfulness_table([row], "greedy", "greedy", "range")
+    assert table.headings[-1] == "no trace visible" and table.rows[0][-1] == "75.0"
