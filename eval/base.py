@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
+from fgrpo.files import files_below
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
 from fgrpo.types import Sample
@@ -150,7 +151,7 @@ def group_of(sample: Sample) -> str:
 
 def one_file(folder: Path, pattern: str, bench: str) -> Path:
     """The one file below `folder` that matches `pattern`; UserError if there is none or several."""
-    files = sorted(p for p in folder.rglob(pattern) if p.is_file())
+    files = files_below(folder, pattern)
     if len(files) != 1:
         state = "there is none" if not files else "there are several: " + ", ".join(str(p) for p in files[:4])
         raise UserError(f"benchmark {bench}: expected one file {pattern} below {folder}, {state}")

@@ -26,6 +26,7 @@ from data_curation.source import (
     text_of,
     tidy_boxes,
 )
+from fgrpo.files import files_below
 from fgrpo.types import Sample
 
 DOCUMENT_SETS = ("docvqa", "dude", "infographicsvqa", "sroie")
@@ -84,8 +85,9 @@ class ImageIndex:
                     raise
         if self._by_name is None:
             self._by_name = {}
-            for path in sorted(p for p in self.tree.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
-                self._by_name.setdefault(path.name, []).append(path)
+            for path in files_below(self.tree):
+                if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+                    self._by_name.setdefault(path.name, []).append(path)
         candidates = self._by_name.get(Path(str(name)).name, [])
         if not candidates:
             raise Drop("missing_image")

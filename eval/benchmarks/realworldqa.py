@@ -12,12 +12,13 @@ from pathlib import Path
 
 from eval.base import Benchmark, Drop, parquet_rows, save_image, split_direct_sentence
 from fgrpo.errors import UserError
+from fgrpo.files import files_below
 from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
-    paths = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
+    paths = files_below(folder, "*.parquet")
     if not paths:
         raise UserError(
             f"benchmark realworldqa: there is no parquet file below {folder}; download xai-org/RealworldQA into it"

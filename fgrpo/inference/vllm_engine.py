@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
-from fgrpo.images import open_rgb
+from fgrpo.images import open_for_model
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import loading, model_files, tokens
@@ -142,7 +142,7 @@ class VLLMSampler:
         text = loading.render_prompt(self._processor, request.images, request.text, request.prefix)
         if not request.images:
             return {"prompt": text}
-        return {"prompt": text, "multi_modal_data": {"image": [open_rgb(path) for path in request.images]}}
+        return {"prompt": text, "multi_modal_data": {"image": [open_for_model(path) for path in request.images]}}
 
     def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
