@@ -22,7 +22,6 @@ from fgrpo.errors import UserError
 MARKERS = 2  # tokens before and after the tokens of one image
 IMAGE_ERRORS = (OSError, ValueError)  # what `image_size` and `image_tokens` can raise
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # file formats that every endpoint reads
-PLAIN_MODES = ("RGB", "L", "P", "1")  # that every reader turns into the same RGB, if nothing is transparent
 JPEG_KINDS = ("JPEG", "MPO")
 SAMPLING_420 = 2  # Pillow's number of the one chroma subsampling that a turn keeps
 WEBP_HEAD = 1 << 20  # bytes in which a WebP file says whether it is lossy; color profiles come before
@@ -145,11 +144,11 @@ def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
         is_own = (
             header.kind in SENT_AS_THEY_ARE
             and header.orientation == 1
-            and original.mode in PLAIN_MODES
+            and (original.mode == "RGB" or (original.mode == "L" and header.kind == "JPEG"))
             and not original.has_transparency_data
             and not getattr(original, "is_animated", False)
         )
-        lossy = _jpeg_options(original, header)
+        lossy = _jpeg_options(path, original, header)
     if is_own:
         kind, data = header.kind, Path(path).read_bytes()
     else:
@@ -160,13 +159,13 @@ def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
     return url, hashlib.sha256(url.encode()).hexdigest(), is_own
 
 
-def _jpeg_options(original: Image.Image, header: image_files.Header) -> dict[str, Any] | None:
+def _jpeg_options(path: str, original: Image.Image, header: image_files.Header) -> dict[str, Any] | None:
     """How to encode the upright image as JPEG, with little loss and about the file's size; None for files without loss.
 
     A JPEG keeps its quantization, transposed with the image. One in other colors (CMYK) gets quality 95, a lossy WebP 90.
     """
     if header.kind == "WEBP":
-        with Path(original.filename).open("rb") as file:
+        with Path(path).open("rb") as file:
             return {"quality": 90} if b"VP8 " in file.read(WEBP_HEAD) else None
     if header.kind not in JPEG_KINDS:
         return None
