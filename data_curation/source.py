@@ -17,6 +17,7 @@ from typing import IO, Any
 from fgrpo import image_files
 from fgrpo.errors import UserError
 from fgrpo.files import files_below
+from fgrpo.options import UnclearOptions, split_options
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.types import Box, Sample
 
@@ -178,14 +179,26 @@ def text_of(record: dict[str, Any], key: str) -> str:
     return value.strip()
 
 
+def options_in(text: str) -> tuple[str, tuple[str, ...]]:
+    """`fgrpo.options.split_options` of a record.
+
+    Raises:
+        Drop: unclear_options or equal_options.
+    """
+    try:
+        return split_options(text)
+    except UnclearOptions as error:
+        raise Drop(str(error)) from error
+
+
 def image_below(folder: Path, name: Any) -> Path:
     """The path of image `name` below `folder`.
 
     Raises:
-        Drop: the reasons of `fgrpo.image_files.path_below`.
+        Drop: the reasons of `fgrpo.image_files.existing_below`.
     """
     try:
-        return image_files.path_below(folder, name)
+        return image_files.existing_below(folder, name)
     except image_files.ImageProblem as problem:
         raise Drop(problem.reason) from problem
 

@@ -207,18 +207,28 @@ def read_complete_header(file: IO[bytes]) -> Header:
 
 
 def path_below(folder: Path, name: Any) -> Path:
-    """The path of the image that a data set's row calls `name`, below `folder`. Links inside the folder are followed.
+    """The path below `folder` that a data set's row calls `name`; whether it exists is not checked.
+
+    Links inside the folder are allowed: they are the user's own.
 
     Raises:
-        ImageProblem: "no_image" (the name is empty, or no text), "image_path_leads_out" (an absolute path, or one with ".."),
-            or "missing_image".
+        ImageProblem: "no_image" (the name is empty, or no text), or "image_path_leads_out" (an absolute path, or one with "..").
     """
     if not isinstance(name, str) or not name.strip():
         raise ImageProblem("no_image", f"the image name {name!r} is no text")
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
         raise ImageProblem("image_path_leads_out", f"the image path {name!r} leads out of {folder}")
-    path = folder / parts
+    return folder / parts
+
+
+def existing_below(folder: Path, name: Any) -> Path:
+    """`path_below` of a file that exists.
+
+    Raises:
+        ImageProblem: as `path_below`, or "missing_image".
+    """
+    path = path_below(folder, name)
     try:
         exists = path.is_file()
     except OSError:  # the name exceeds the file system's limit

@@ -22,17 +22,18 @@ from data_curation.source import (
     image_below,
     image_size,
     numbered_rows,
+    options_in,
     parquet_files,
     text_of,
     tidy_boxes,
 )
-from fgrpo.options import letter_index, split_options
+from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 COLUMNS = ("images", "problem", "answer", "target_instances")
 _IMAGE_TAG = re.compile(r"<image>\s*", re.IGNORECASE)
 _OPTIONS_WORD = re.compile(r"\s*(?:options|choices)\s*:?\s*$", re.IGNORECASE)
-_LETTER = re.compile(r"\(?[A-H]\)?\.?")
+_LETTER = re.compile(r"\(?[A-Z]\)?\.?")
 GROUP = "vstar"
 
 
@@ -43,7 +44,7 @@ def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
 def _problem(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """(question, lettered options or ()) of a row."""
     text = _IMAGE_TAG.sub("", text_of(row, "problem")).strip()
-    question, choices = split_options(text)
+    question, choices = options_in(text)
     question = _OPTIONS_WORD.sub("", question) if choices else question
     if not question:
         raise Drop("no_problem")

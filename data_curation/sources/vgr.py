@@ -25,11 +25,12 @@ from data_curation.source import (
     convert,
     image_below,
     image_size,
+    options_in,
     parquet_files,
     parquet_rows,
     tidy_boxes,
 )
-from fgrpo.options import letter_index, split_options
+from fgrpo.options import letter_index
 from fgrpo.types import Box, Sample
 
 COLUMNS = ("image", "conversations")
@@ -114,7 +115,7 @@ def _read(context: Context) -> Iterator[Sample]:
         text, reply = _turns(row)
         if sum(turn.get("from") == "human" for turn in row["conversations"] if turn) > 1:
             context.tally.notes["only_first_exchange"] += 1
-        question, choices = split_options(text)
+        question, choices = options_in(text)
         answer = read_answer(reply)
         if not answer:
             raise Drop("no_answer")
@@ -147,7 +148,7 @@ def _read(context: Context) -> Iterator[Sample]:
 
 def _first_pass(row: dict[str, Any]) -> tuple[str, str]:
     question, reply = _turns(row)
-    stem, choices = split_options(question)
+    stem, choices = options_in(question)
     return stem, "" if choices else read_answer(reply)
 
 

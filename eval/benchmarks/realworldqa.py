@@ -13,7 +13,7 @@ from pathlib import Path
 from eval.base import Benchmark, Drop, parquet_rows, save_image, split_direct_sentence
 from fgrpo.errors import UserError
 from fgrpo.files import files_below
-from fgrpo.options import letter_index, split_options
+from fgrpo.options import UnclearOptions, letter_index, split_options
 from fgrpo.types import Sample
 
 
@@ -25,7 +25,11 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         )
     for n, row in enumerate(parquet_rows(paths, ["image", "question", "answer"], "realworldqa")):
         text, direct = split_direct_sentence(str(row["question"]))
-        question, choices = split_options(text)
+        try:
+            question, choices = split_options(text)
+        except UnclearOptions as error:
+            yield Drop(str(error))
+            continue
         answer = str(row["answer"]).strip().rstrip(".")
         gold = letter_index(answer, choices)
         if not answer:

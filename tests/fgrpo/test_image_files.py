@@ -15,7 +15,7 @@ from PIL import Image
 from fgrpo import images
 from fgrpo.errors import UserError
 from fgrpo.files import files_below
-from fgrpo.image_files import MAX_PIXELS, ImageProblem, decode, path_below, read_complete_header, read_header
+from fgrpo.image_files import MAX_PIXELS, ImageProblem, decode, existing_below, read_complete_header, read_header
 
 SIZE = (240, 180)
 
@@ -183,9 +183,9 @@ def test_image_paths_stay_below_their_folder(tmp_path: Path, name: object, reaso
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "secret.png").touch()
     (tmp_path / "data" / "a" / "b.png").touch()
-    assert path_below(tmp_path / "data", "./a/b.png").is_file()
+    assert existing_below(tmp_path / "data", "./a/b.png").is_file()
     with pytest.raises(ImageProblem) as raised:
-        path_below(tmp_path / "data", name)
+        existing_below(tmp_path / "data", name)
     assert raised.value.reason == reason
 
 
