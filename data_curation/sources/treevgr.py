@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -72,7 +72,7 @@ def _read(context: Context) -> Iterator[Sample]:
             answer = choices[index]
         elif _LETTER.fullmatch(answer):
             raise Drop("letter_without_options")
-        elif len(words(answer)) > MAX_WORDS:
+        elif len(words(answer := core(question, answer))) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")
         else:
             generated = make_choices(GROUP, question, answer, pool, rng, context.choices)

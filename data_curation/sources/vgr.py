@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -127,6 +127,7 @@ def _read(context: Context) -> Iterator[Sample]:
                 raise Drop("answer_not_among_options")
             answer = choices[matching[0] if index is None else index]
         else:
+            answer = core(question, answer)
             if len(words(answer)) > MAX_WORDS:
                 raise Drop("answer_is_a_sentence")
             generated = make_choices(group, question, answer, pool, rng, context.choices)

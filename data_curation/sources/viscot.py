@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -121,7 +121,8 @@ def _read(context: Context) -> Iterator[Sample]:
             raise Drop("document_set")
         if record is None:
             raise Drop("not_json")
-        question, answer = text_of(record, "question"), clean(text_of(record, "answer"))
+        question = text_of(record, "question")
+        answer = core(question, text_of(record, "answer"))
         if len(words(answer)) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")
         rng = random.Random(f"{context.seed}/{record_id}/choices")

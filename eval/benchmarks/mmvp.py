@@ -49,7 +49,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             if index in REPORTED_SWAPPED:
                 meta["flag"] = "reported swapped"
             image = str(path.parent / "MMVP Images" / f"{index}.jpg")
-            yield Sample(f"mmvp/test/{index}", (image,), (row["Question"] or "").strip(), choices, choices[gold], meta=meta)
+            yield Sample(
+                f"mmvp/test/{index}", (image,), (row["Question"] or "").strip(), choices, choices[gold], meta=meta
+            )
 
 
 BENCHMARK = Benchmark("mmvp", "MMVP", "MMVP", "MMVP/MMVP", _read, paired=True)

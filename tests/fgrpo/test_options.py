@@ -60,7 +60,14 @@ def test_refused(text: str, reason: str) -> None:
         split_options(text)
 
 
-STYLES = ("{letter}. {text} ", "({letter}) {text} ", "{letter}) {text}\n", "({letter}){text}", "\n{letter}. {text}", "{letter}: {text} ")
+STYLES = (
+    "{letter}. {text} ",
+    "({letter}) {text} ",
+    "{letter}) {text}\n",
+    "({letter}){text}",
+    "\n{letter}. {text}",
+    "{letter}: {text} ",
+)
 
 
 @pytest.mark.parametrize("style", STYLES)
