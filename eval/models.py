@@ -54,7 +54,8 @@ class ModelSpec(Section):
         prompt_open: prompt file for questions without options (default: the same).
         prefix: text that already begins the assistant's turn.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
-        box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers. `configured` takes them from
+        box_tag, box_frame: how the model writes boxes: the form (a tag's name, "bbox_2d" or "box_start", see
+            `fgrpo.box_forms`), and the frame of its numbers. `configured` takes them from
             `policy` for the preset's own checkpoints.
         grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
             model that writes points or nothing. "boxes" that are not written score 0.
