@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from data_curation.gold import gold_index
 from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, core, make_choices, words
 from data_curation.source import (
     Context,
@@ -27,7 +28,6 @@ from data_curation.source import (
     text_of,
     tidy_boxes,
 )
-from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 COLUMNS = ("images", "problem", "answer", "target_instances")
@@ -66,7 +66,7 @@ def _read(context: Context) -> Iterator[Sample]:
         answer = clean(text_of(row, "answer"))
         rng = random.Random(f"{context.seed}/{record_id}/choices")
         if choices:
-            index = letter_index(answer, choices)
+            index = gold_index(answer, choices)
             if index is None:
                 raise Drop("answer_not_among_options")
             answer = choices[index]

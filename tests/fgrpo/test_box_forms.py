@@ -26,7 +26,10 @@ def test_each_form_is_read_by_its_name(form: str, text: str, count: int) -> None
 
 @pytest.mark.parametrize("form", ["bbox_2d", "box_start"])
 def test_opened_boxes_that_are_not_valid_are_dropped(form: str) -> None:
-    bad = {"bbox_2d": '"bbox_2d": [9, 9, 1, 1] "bbox_2d": none', "box_start": "<|box_start|>(9,9),(1,1)<|box_end|><|box_start|>(1"}
+    bad = {
+        "bbox_2d": '"bbox_2d": [9, 9, 1, 1] "bbox_2d": none',
+        "box_start": "<|box_start|>(9,9),(1,1)<|box_end|><|box_start|>(1",
+    }
     assert parse_boxes(bad[form], box_tag=form) == ((), 2)
 
 
