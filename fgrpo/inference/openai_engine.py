@@ -160,8 +160,10 @@ class OpenAISampler:
     def _read_forbidden(self) -> None:
         """Read the forbidden tokens once, whichever request comes first."""
         with self._reading_tokenizer:
-            if self._forbidden is None:
-                self._forbidden = () if self.tokenizer is None else tokens.forbidden_token_ids(str(self.tokenizer))
+            if self._forbidden is None and self.tokenizer is not None:
+                tokens.check_served_tags(str(self.tokenizer))
+                self._forbidden = tokens.forbidden_token_ids(str(self.tokenizer))
+            self._forbidden = self._forbidden or ()
 
 
 def _content(request: Request) -> list[dict[str, Any]]:

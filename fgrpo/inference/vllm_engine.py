@@ -69,6 +69,7 @@ class VLLMSampler:
                 "requirements/gpu.txt, run with .venv-vllm/bin/python (`make setup-vllm`), or serve the model and set "
                 "engine.kind=openai"
             ) from error
+        tokens.check_served_tags(str(path))
         limit = context_of(model_files.check_policy(path))
         arguments: dict[str, Any] = {
             "model": str(path),

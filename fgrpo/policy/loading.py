@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fgrpo.errors import UserError
-from fgrpo.policy import backbone, torchvision_shim
+from fgrpo.policy import backbone, plain_tags, torchvision_shim
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.model_files import backbone_of
+from fgrpo.policy.tokens import FORMAT_TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,7 @@ def text_vocabulary(path: str | Path) -> int:
 
 
 def load_processor(path: str | Path) -> Any:
-    """The processor of a saved model, padding on the left.
+    """The processor of a saved model, padding on the left, with the tags of the format as plain text (`plain_tags`).
 
     Raises:
         UserError: the folder has none, or a broken one.
@@ -120,13 +121,16 @@ def load_processor(path: str | Path) -> Any:
             f"{path} has a tokenizer but no image processor; copy the base model's preprocessor_config.json"
         )
     processor.tokenizer.padding_side = "left"
+    plain_tags.make_plain(processor.tokenizer, str(path))
     return processor
 
 
 def forbidden_token_ids(
     tokenizer: PreTrainedTokenizerBase, vocabulary: int | None = None, family: Backbone | None = None
 ) -> list[int]:
-    """Ids that sampling must never give: special and vision tokens except the end of a turn, and ids without a text.
+    """Ids that sampling must never give: special and vision tokens, and ids without a text.
+
+    The end of a turn and the tags of the format (`tokens.FORMAT_TAGS`) are allowed.
 
     A sampled image token makes the next forward pass fail ("Image features and image tokens do not match").
 
@@ -138,6 +142,7 @@ def forbidden_token_ids(
     added = tokenizer.added_tokens_decoder
     special = {i for i, token in added.items() if token.special or shape.fullmatch(token.content)}
     special.update(tokenizer.all_special_ids)
+    special -= {i for i, token in added.items() if token.content in FORMAT_TAGS}
     special.discard(tokenizer.eos_token_id)
     return sorted(special | set(range(len(tokenizer), vocabulary or 0)))
 
