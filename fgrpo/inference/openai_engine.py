@@ -23,7 +23,16 @@ from openai.types.chat import ChatCompletion
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference import addresses
-from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, Unreachable, check, describe
+from fgrpo.inference.base import (
+    FORBIDDEN_BIAS,
+    Completion,
+    Request,
+    SamplingError,
+    Unreachable,
+    UnusableImage,
+    check,
+    describe,
+)
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.client import Client, ServedModel, estimate
 from fgrpo.inference.endpoint import Endpoint, Limits
@@ -127,7 +136,7 @@ class OpenAISampler:
         try:
             content = await asyncio.to_thread(_content, request) if request.images else _content(request)
         except UserError as error:
-            raise SamplingError(f"{describe(request)}: {error}") from error
+            raise UnusableImage(f"{describe(request)}: {error}") from error
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         body: dict[str, Any] = {
             "model": self.model,

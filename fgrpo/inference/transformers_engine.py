@@ -25,7 +25,7 @@ import torch
 
 from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
-from fgrpo.inference.base import Completion, Request, SamplingError, check, describe
+from fgrpo.inference.base import Completion, Request, SamplingError, UnusableImage, check, describe
 from fgrpo.inference.decode import Prompt, Row, Vocabulary, decode
 from fgrpo.policy import backbone, loading
 from fgrpo.policy.backbone import Backbone
@@ -153,7 +153,7 @@ class TransformersSampler:
             key = (request.images, request.text, request.prefix)
             try:
                 if unreadable:
-                    raise SamplingError(f"{describe(request)}: {unreadable[0]}")
+                    raise UnusableImage(f"{describe(request)}: {unreadable[0]}")
                 if key not in prompts:
                     built.append(self._prompt(request))
                     prompts[key] = len(built) - 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
-from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
+from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, UnusableImage, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import loading, model_files, tokens
 from fgrpo.process_guard import Guard
@@ -111,7 +111,7 @@ class VLLMSampler:
         try:
             prompt = await asyncio.to_thread(self._prompt, request)
         except UserError as error:
-            raise SamplingError(f"{describe(request)}: {error}") from error
+            raise UnusableImage(f"{describe(request)}: {error}") from error
         last: Any = None
         try:
             async for output in self._engine.generate(prompt, self._parameters(request), str(next(self._request_ids))):

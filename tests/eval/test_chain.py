@@ -17,7 +17,7 @@ from eval.judge_validation import run as validation
 from eval.results import find
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
-from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
+from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable, UnusableImage
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
 from judges.base import build
@@ -143,6 +143,29 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
+
+
+class BadImages(Scripted):
+    """An engine that can use the images of one question only."""
+
+    good = ""
+
+    async def sample(self, request: Request) -> Sequence[Completion]:
+        if self.good not in request.images:
+            self.asked.append(request)
+            raise UnusableImage("the image is too narrow")
+        return await super().sample(request)
+
+
+def test_any_number_of_unusable_images_in_a_row_does_not_end_an_evaluation(world: Config, tmp_path: Path) -> None:
+    names = ("mmvp", "cvb_2d", "cvb_3d", "mindcube", "sat_real", "realworldqa")
+    samples = [s for name in names for s in base.load(name, world).samples]
+    todo = [job for job in generate.jobs(samples, models.load("fgrpo"), world) if job.kind == "greedy"]
+    bad = BadImages(engine(world).book)
+    bad.good = todo[-1].request.images[0]
+    counts = asyncio.run(generate.generate(todo, bad, tmp_path / "generations.jsonl", concurrency=1))
+    assert counts == {"error": len(todo) - 1, "stop": 1} and counts["error"] > generate.REFUSALS_IN_A_ROW
+    assert "too narrow" in generate.first_refusal(tmp_path / "generations.jsonl")
 
 
 class Dying(Scripted):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -81,10 +80,9 @@ def test_a_server_that_would_drop_the_tags_is_refused_at_the_start(tagged: Path)
     tokens.check_served_tags(str(BACKBONE))
 
 
-def test_the_command_rewrites_a_models_files(tagged: Path) -> None:
-    command = [sys.executable, "-m", "fgrpo.policy.plain_tags", str(tagged)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "are plain text" in done.stdout
+def test_the_command_rewrites_a_models_files(tagged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain_tags._main(argparse.Namespace(folder=[str(tagged)]))
+    assert "are plain text" in capsys.readouterr().out
     tokens.check_served_tags(str(tagged))
     assert tokens.forbidden_token_ids(str(tagged)) == tokens.forbidden_token_ids(str(BACKBONE))
 
