@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data_curation.answer_part import FUNCTION, Part, essence, overlap, part_of
+from data_curation.answer_part import FUNCTION, Part, essence, overlap, part_of, stem
 
 MAX_WORDS = 8  # a longer answer is a sentence, not an option
 MAX_DIGITS = 30  # longer digit strings are codes, not numbers with neighbours
@@ -103,7 +103,14 @@ def _kinds(group: str, question: str, part: Part) -> tuple[tuple[object, ...], .
     question_words, length = words(question), min(3, len(words(part.text)))
     head, last = question_words[:2], question_words[-1:]
     form = (group, part.form)
-    return (form, head, last, length), (form, head, last), (form, head, length), (form, length)
+    topic = next((stem(word) for word in question_words if word not in FUNCTION), "")
+    return (
+        (form, head, last, length),
+        (form, head, last),
+        (form, "topic", topic),  # "weather", "animal"
+        (form, head, length),
+        (form, length),
+    )
 
 
 def alternatives(question: str, answer: str) -> tuple[str, ...]:

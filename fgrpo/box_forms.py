@@ -31,6 +31,11 @@ def pattern(form: str) -> re.Pattern[str]:
     return re.compile(_PATTERNS.get(form, rf"<{tag}>([^<]{{0,{_LONGEST}}})</{tag}>"))
 
 
+def marks(form: str) -> tuple[str, ...]:
+    """What a model must be able to write around a box of this form."""
+    return {BBOX_2D: ('"bbox_2d"',), BOX_START: ("<|box_start|>", "<|box_end|>")}.get(form, (f"<{form}>", f"</{form}>"))
+
+
 def opened(text: str, form: str) -> int:
     """How many boxes `text` begins in a form, valid or not."""
     return len(re.findall(_OPENINGS[form], text)) if form in _OPENINGS else text.count(f"<{form}>")

@@ -105,6 +105,7 @@ def build_trainer(
     forbidden = loading.forbidden_token_ids(
         processor.tokenizer, loading.text_vocabulary(policy), model_files.backbone_of(policy)
     )
+    loading.check_format(processor.tokenizer, forbidden, cfg.policy.box_tag)
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # first: ZeRO-3 shards the model as it loads

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fgrpo import box_forms
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone, plain_tags, torchvision_shim
 from fgrpo.policy.backbone import Backbone
@@ -145,6 +146,25 @@ def forbidden_token_ids(
     special -= {i for i, token in added.items() if token.content in FORMAT_TAGS}
     special.discard(tokenizer.eos_token_id)
     return sorted(special | set(range(len(tokenizer), vocabulary or 0)))
+
+
+def check_format(tokenizer: PreTrainedTokenizerBase, forbidden: Iterable[int], box_tag: str) -> None:
+    """Refuse a policy that could not write the tags that its prompt requests.
+
+    Args:
+        forbidden: ids that sampling never gives.
+        box_tag: `policy.box_tag`.
+
+    Raises:
+        UserError: a token of a tag is forbidden (names the tag).
+    """
+    never = set(forbidden)
+    for tag in ("<think>", "</think>", "<answer>", "</answer>", *box_forms.marks(box_tag)):
+        if not never.isdisjoint(tokenizer(tag, add_special_tokens=False)["input_ids"]):
+            raise UserError(
+                f"the prompt requests {tag}, a special token of this tokenizer that must not be sampled; choose another "
+                "policy.box_tag, or a tokenizer in which it is text"
+            )
 
 
 def freeze_vision(model: torch.nn.Module, *, projector: bool) -> int:

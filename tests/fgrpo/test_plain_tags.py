@@ -99,3 +99,16 @@ def test_other_tokenizers_stay_as_they_are() -> None:
     tokenizer = loading.load_processor(BACKBONE).tokenizer
     before = tokenizer._tokenizer
     assert plain_tags.make_plain(tokenizer, "x") == () and tokenizer._tokenizer is before
+
+
+def test_a_format_that_cannot_be_sampled_is_refused(tagged: Path) -> None:
+    """As RL checks it before it trains: other tags may be special tokens too."""
+    for folder in (BACKBONE, tagged):
+        tokenizer = loading.load_processor(folder).tokenizer
+        forbidden = loading.forbidden_token_ids(tokenizer, 602)
+        for form in ("bbox", "box", "bbox_2d"):
+            loading.check_format(tokenizer, forbidden, form)
+        with pytest.raises(UserError, match=r"requests <\|box_start\|>"):
+            loading.check_format(tokenizer, forbidden, "box_start")
+        with pytest.raises(UserError, match="requests <think>"):
+            loading.check_format(tokenizer, [*forbidden, *tokenizer("<think>")["input_ids"]], "bbox")
