@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,6 +144,24 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
+
+
+class Json(Scripted):
+    """Writes its boxes as Qwen's JSON."""
+
+    def write(self, request: Request) -> str:
+        return re.sub(r"<bbox>(\[.*?\])</bbox>", r'{"bbox_2d": \1}', super().write(request))
+
+
+def test_boxes_in_another_form_are_reported(world: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    folder = run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, Json(engine(world).book))
+    scores = list(read_jsonl(folder / "scores.jsonl"))
+    total = sum(row["meta"]["boxes_unread"]["bbox_2d"] for row in scores)
+    assert f"fgrpo writes boxes that are not read ({total} × bbox_2d)" in capsys.readouterr().out
+    policy = world.policy.model_copy(update={"box_tag": "bbox_2d"})
+    folder = run.evaluate(world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, engine(world))
+    assert "boxes_unread" not in (folder / "scores.jsonl").read_text() and "not read" not in capsys.readouterr().out
 
 
 class BadImages(Scripted):
