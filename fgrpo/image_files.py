@@ -47,7 +47,10 @@ _END_MARKERS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}  # the 
 
 
 class ImageProblem(ValueError):
-    """An image that cannot be used; `reason` is the short form under which it is counted."""
+    """An image that cannot be used; `reason` is the short form under which it is counted.
+
+    The message continues "the image <path> …".
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -86,18 +89,18 @@ def read_header(source: str | Path | IO[bytes]) -> Header:
     except (FileNotFoundError, ImageProblem):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many(str(error)) from error
+        raise _too_many(f"has too many pixels ({error})") from error
     except DECODING_ERRORS as error:
-        raise ImageProblem("corrupt_image", f"it is no readable image ({error})") from error
+        raise ImageProblem("corrupt_image", f"cannot be read as an image ({error})") from error
 
 
 def header_of(image: Image.Image) -> Header:
     """`read_header` of an image that Pillow has opened and not yet decoded."""
     width, height = image.size
     if min(width, height) < 1:
-        raise ImageProblem("empty_image", f"it has {width} x {height} pixels")
+        raise ImageProblem("empty_image", f"has {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise _too_many(f"it has {width} x {height} pixels")
+        raise _too_many(f"has {width} x {height} pixels")
     orientation = _orientation(image)
     if orientation in _ON_ITS_SIDE:
         width, height = height, width
@@ -105,7 +108,7 @@ def header_of(image: Image.Image) -> Header:
 
 
 def _too_many(problem: str) -> ImageProblem:
-    return ImageProblem("too_many_pixels", f"{problem}; at most {MAX_PIXELS} pixels are decoded, save it smaller")
+    return ImageProblem("too_many_pixels", f"{problem}, and at most {MAX_PIXELS} are decoded; save it smaller")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -134,9 +137,9 @@ def decode(source: str | Path | IO[bytes]) -> tuple[Image.Image, Header]:
     except (FileNotFoundError, ImageProblem):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many(str(error)) from error
+        raise _too_many(f"has too many pixels ({error})") from error
     except DECODING_ERRORS as error:
-        raise ImageProblem("corrupt_image", f"it cannot be decoded ({error})") from error
+        raise ImageProblem("corrupt_image", f"cannot be decoded ({error})") from error
     turn = _TRANSPOSE.get(header.orientation)
     return (rgb if turn is None else rgb.transpose(turn)), header
 
@@ -164,7 +167,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Gray values of 0 to 65535 as 0 to 255; a transparent gray value becomes white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        raise ImageProblem("unknown_range", "it holds 32-bit gray values; save it with 8 or 16 bits per channel")
+        raise ImageProblem("unknown_range", "holds 32-bit gray values; save it with 8 or 16 bits per channel")
     values = values.astype(np.uint32)
     gray = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
     transparent = image.info.get("transparency")
@@ -188,7 +191,7 @@ def check_complete(head: bytes, tail: bytes, size: int, kind: str) -> None:
     if kind == "WEBP":
         is_cut = int.from_bytes(head[4:8], "little") + 8 > size
     if is_cut:
-        raise ImageProblem("corrupt_image", "its end is missing")
+        raise ImageProblem("corrupt_image", "lacks its end")
 
 
 def read_complete_header(file: IO[bytes]) -> Header:
@@ -215,10 +218,10 @@ def path_below(folder: Path, name: Any) -> Path:
         ImageProblem: "no_image" (the name is empty, or no text), or "image_path_leads_out" (an absolute path, or one with "..").
     """
     if not isinstance(name, str) or not name.strip():
-        raise ImageProblem("no_image", f"the image name {name!r} is no text")
+        raise ImageProblem("no_image", f"has the name {name!r}, which is no text")
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise ImageProblem("image_path_leads_out", f"the image path {name!r} leads out of {folder}")
+        raise ImageProblem("image_path_leads_out", f"has the path {name!r}, which leads out of {folder}")
     return folder / parts
 
 
@@ -234,5 +237,5 @@ def existing_below(folder: Path, name: Any) -> Path:
     except OSError:  # the name exceeds the file system's limit
         exists = False
     if not exists:
-        raise ImageProblem("missing_image", f"the image {path} is missing")
+        raise ImageProblem("missing_image", "is missing")
     return path

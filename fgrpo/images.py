@@ -58,7 +58,7 @@ def _decode(path: str | Path) -> tuple[Image.Image, image_files.Header]:
     except FileNotFoundError as error:
         raise UserError(f"the image {path} is missing; restore the data, or complete its download") from error
     except image_files.ImageProblem as error:
-        raise UserError(f"the image {path} cannot be used: {error}; download it again or remove its sample") from error
+        raise UserError(f"the image {path} {error}; download it again or remove its sample") from error
 
 
 @lru_cache(maxsize=512)

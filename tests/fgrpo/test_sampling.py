@@ -280,8 +280,8 @@ def test_unusable_images_are_refused_and_the_others_of_the_batch_answered(
     names = {
         "narrow.png": "too narrow",
         "odd.png": "odd size",
-        "cut.png": "cannot be used",
-        "empty.png": "cannot be used",
+        "cut.png": "cannot be decoded",
+        "empty.png": "cannot be decoded",
     }
     bad = [replace(requests[0], images=(str(tmp_path / name),)) for name in names]
     asked = [requests[0], *bad, requests[1]]
