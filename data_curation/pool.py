@@ -41,6 +41,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __iter__(self) -> Iterator[Sample]:
+        with self.path.open("rb") as lines:
+            for line in lines:
+                yield Sample.from_dict(json.loads(line))
+
     def samples(self, indices: Iterator[int] | list[int] | tuple[int, ...]) -> list[Sample]:
         """The samples at `indices`, in the same order."""
         samples = []

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_curation.pool import Pool
+from data_curation.shortcuts import Shortcuts
+from data_curation.shortcuts import line as shortcut_line
 from fgrpo.schema import Data
 
 EXAMPLE_CLUSTERS = 5  # number of clusters shown per source, largest first
@@ -19,6 +21,7 @@ def write(
     clusters: Mapping[str, Sequence[Mapping[str, Any]]],
     histograms: Mapping[str, Mapping[str, int]],
     failed: Mapping[str, int],
+    shortcuts: Mapping[str, Shortcuts],
 ) -> str:
     """The report as Markdown.
 
@@ -27,6 +30,7 @@ def write(
         clusters: by source: size and example questions per cluster.
         histograms: number of samples by mean accuracy, per source and for "all".
         failed: samples that could not be rolled out.
+        shortcuts: what the options of each source give away.
     """
     lines = [
         "# Curated data",
@@ -48,6 +52,8 @@ def write(
         lines.append(
             f"- {name}: dropped {dropped}" + (f"; noted {_listed(pool.tally.notes)}" if pool.tally.notes else "")
         )
+    lines += ["", "## Solvable without the image", "", "Expected accuracy of rules that see the text alone.", ""]
+    lines += [shortcut_line(name, found) for name, found in shortcuts.items()]
     lines += ["", "## Difficulty", "", f"Mean accuracy of {data.difficulty_rollouts} rollouts of the base model."]
     for name, histogram in histograms.items():
         lines += ["", f"{name} ({sum(histogram.values())} samples)", "", "```", *_bars(histogram), "```"]

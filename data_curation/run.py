@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_curation import clustering, difficulty, report, source
+from data_curation import clustering, difficulty, report, shortcuts, source
 from data_curation.pool import Pool, build, written
 from fgrpo import inference, prompts, shards
 from fgrpo.cli import parser, run
@@ -92,7 +92,8 @@ def curate(
         write_json(stage.path / "dropped.json", {name: pool.tally.to_dict() for name, pool in pools.items()})
         counts = {name: (len(seeds[name]), len(selected[name])) for name in pools}
         histograms = difficulty.histogram(means)
-        text = report.write(config.data, pools, counts, examples, histograms, dict(meter.failed))
+        found = {name: shortcuts.measure(pool) for name, pool in pools.items()}
+        text = report.write(config.data, pools, counts, examples, histograms, dict(meter.failed), found)
         (stage.path / "report.md").write_text(text, encoding="utf-8")
         for name, (seed_count, rl_count) in counts.items():
             stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})

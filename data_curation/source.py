@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+from fgrpo import image_files
 from fgrpo.errors import UserError
+from fgrpo.files import files_below
+from fgrpo.options import UnclearOptions, split_options
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.types import Box, Sample
 
 STREAM_ROWS = 64  # rows decoded at a time
 STREAM_BYTES = 1 << 20  # read-ahead per column; without it a complete row group (5.2 GB in SAT) is read at once
-ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF
-TAIL_BYTES = 4096  # the end marker of a complete image lies within these last bytes, because some cameras append data; a scan never contains it
 MIN_INSIDE = 0.5  # minimum share of a box's area inside its image; other boxes are dropped
 
 
@@ -126,7 +127,7 @@ def convert(
 
 def parquet_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
     """Parquet files at any depth below `folder`, sorted by path."""
-    return sorted(p for p in folder.rglob(pattern) if p.is_file())
+    return files_below(folder, pattern)
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -178,25 +179,28 @@ def text_of(record: dict[str, Any], key: str) -> str:
     return value.strip()
 
 
+def options_in(text: str) -> tuple[str, tuple[str, ...]]:
+    """`fgrpo.options.split_options` of a record.
+
+    Raises:
+        Drop: unclear_options or equal_options.
+    """
+    try:
+        return split_options(text)
+    except UnclearOptions as error:
+        raise Drop(str(error)) from error
+
+
 def image_below(folder: Path, name: Any) -> Path:
     """The path of image `name` below `folder`.
 
     Raises:
-        Drop: the file is missing, or the name points outside the folder.
+        Drop: the reasons of `fgrpo.image_files.existing_below`.
     """
-    if not isinstance(name, str) or not name:
-        raise Drop("no_image")
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise Drop("image_path_leads_out")
-    path = folder / parts
     try:
-        exists = path.is_file()
-    except OSError:  # the name exceeds the file system's limit
-        exists = False
-    if not exists:
-        raise Drop("missing_image")
-    return path
+        return image_files.existing_below(folder, name)
+    except image_files.ImageProblem as problem:
+        raise Drop(problem.reason) from problem
 
 
 @lru_cache(maxsize=4096)
@@ -204,46 +208,34 @@ def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels of an image file, from its header and its last bytes.
 
     Raises:
-        Drop: the image is corrupt or truncated, or its EXIF orientation rotates or mirrors it. Such an image is shown upright
-            everywhere, and data sets do not state whether its boxes are in stored or in upright pixels.
+        Drop: the image is not usable (`image_bytes_size`), or its EXIF orientation rotates or mirrors it. Such an image is
+            shown upright everywhere, and data sets do not state whether its boxes are in stored or in upright pixels.
     """
     with path.open("rb") as file:
-        width, height, kind, is_upright = _size(file)
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        _check_tail(file.read(), kind)
-    if not is_upright:
+        header = _usable(file)
+    if header.orientation != 1:
         raise Drop("turned_by_exif")
-    return width, height
+    return header.width, header.height
 
 
 def image_bytes_size(data: bytes) -> tuple[int, int, str]:
     """(width, height, format such as "PNG") of an image in memory.
 
     Raises:
-        Drop: the image is corrupt or truncated.
+        Drop: corrupt_image (also if truncated), empty_image, too_many_pixels, image_too_narrow.
     """
-    width, height, kind, _ = _size(io.BytesIO(data))
-    _check_tail(data[-TAIL_BYTES:], kind)
-    return width, height, kind
+    header = _usable(io.BytesIO(data))
+    return header.width, header.height, header.kind
 
 
-def _size(file: Any) -> tuple[int, int, str, bool]:
-    """Width, height, format, and whether the image is stored upright."""
-    from PIL import Image, UnidentifiedImageError
-
+def _usable(file: IO[bytes]) -> image_files.Header:
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            orientation = image.getexif().get(ORIENTATION, UPRIGHT) if "exif" in image.info else UPRIGHT
-            return width, height, str(image.format), orientation in (0, UPRIGHT)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise Drop("corrupt_image") from error
-
-
-def _check_tail(tail: bytes, kind: str) -> None:
-    end = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind, b"")
-    if end not in tail:
-        raise Drop("corrupt_image")
+        header = image_files.read_complete_header(file)
+    except image_files.ImageProblem as problem:
+        raise Drop(problem.reason) from problem
+    if header.is_narrow:
+        raise Drop("image_too_narrow")
+    return header
 
 
 def tidy_boxes(boxes: Sequence[Box], size: tuple[int, int], tally: Tally) -> tuple[Box, ...]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
+from fgrpo.files import files_below
+from fgrpo.image_files import ImageProblem, path_below
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
 from fgrpo.types import Sample
@@ -150,7 +152,7 @@ def group_of(sample: Sample) -> str:
 
 def one_file(folder: Path, pattern: str, bench: str) -> Path:
     """The one file below `folder` that matches `pattern`; UserError if there is none or several."""
-    files = sorted(p for p in folder.rglob(pattern) if p.is_file())
+    files = files_below(folder, pattern)
     if len(files) != 1:
         state = "there is none" if not files else "there are several: " + ", ".join(str(p) for p in files[:4])
         raise UserError(f"benchmark {bench}: expected one file {pattern} below {folder}, {state}")
@@ -174,6 +176,20 @@ def parquet_rows(paths: Sequence[Path], needed: Sequence[str], bench: str) -> It
             raise UserError(f"benchmark {bench}: {path} has no column {', '.join(missing)}; is this the right file?")
         for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()
+
+
+def image_paths(folder: Path, names: Any) -> tuple[str, ...]:
+    """Paths below `folder` of the images that a row names; `load` reports those that are missing.
+
+    Raises:
+        ValueError: `names` is no list of one or more relative paths that stay below the folder; the message is the reason.
+    """
+    if not isinstance(names, (list, tuple)) or not names:
+        raise ValueError("no_image")
+    try:
+        return tuple(str(path_below(folder, name)) for name in names)
+    except ImageProblem as problem:
+        raise ValueError(problem.reason) from problem
 
 
 def save_image(data: Any, cache: Path, stem: str) -> str:

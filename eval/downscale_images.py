@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval.models import ModelSpec, template, user_text
 from fgrpo.boxes import PixelBounds, model_size
+from fgrpo.errors import UserError
 from fgrpo.images import IMAGE_ERRORS, open_rgb
 from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Config
@@ -57,7 +58,10 @@ def _fit(sample: Sample, room: int, bounds: PixelBounds, family: Backbone, cache
         return sample
     share = math.sqrt(room / needed)
     for _ in range(ATTEMPTS):
-        paths = tuple(_smaller(path, share, bounds, cache) for path in sample.images)
+        try:
+            paths = tuple(_smaller(path, share, bounds, cache) for path in sample.images)
+        except UserError:  # truncated: the engine refuses it and names it
+            return sample
         if sum(family.prompt_tokens(path, bounds) for path in paths) <= room:
             return replace(sample, images=paths, meta={**sample.meta, "shrunk": round(share, 4)})
         share *= STEP

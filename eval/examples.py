@@ -18,6 +18,7 @@ from eval.downscale_images import fit
 from eval.measures import ACCURACY, FLIP, Measure, reward_measures
 from eval.models import ModelSpec, location
 from eval.results import SCORING, Result, scored_pixels
+from fgrpo import box_forms
 from fgrpo.boxes import convert, model_size
 from fgrpo.images import image_size, open_rgb
 from fgrpo.policy.model_files import assumed_family
@@ -30,7 +31,6 @@ _ORDINAL = re.compile(
     r"\b(?:(first|second|third|fourth)\s+(?:picture|image|view)|(?:picture|image|view)\s+([1-4]))\b", re.IGNORECASE
 )
 _ORDINALS = ("first", "second", "third", "fourth")
-_TAGGED = re.compile(r"<(\w{1,10})>\s*\[?[^<>]{0,200}?\]?\s*</\1>")
 _COLOURS = {"CORRECT": "grounded", "INCORRECT": "ungrounded"}
 
 
@@ -209,7 +209,7 @@ def _column(
         image = _image_of(sentence["text"], int(sample.meta.get("box_image", 0)), len(sizes))
         pieces: list[Piece] = []
         at = 0
-        for tagged in _TAGGED.finditer(sentence["text"]):
+        for tagged in box_forms.pattern(spec.box_tag).finditer(sentence["text"]):
             boxes, _ = parse_boxes(tagged.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
             if not boxes or not sizes:
                 continue

@@ -20,7 +20,7 @@ from eval.models import ModelSpec, temperature, template, user_text
 from fgrpo import progress
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
-from fgrpo.inference.base import Request, Sampler, SamplingError, Unreachable
+from fgrpo.inference.base import Request, Sampler, SamplingError, Unreachable, UnusableImage
 from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
 
@@ -71,12 +71,17 @@ class _Watch:
     given_up: bool = False
 
     def record(self, job: Job, error: SamplingError | None) -> None:
-        """Record how one request ended. After 20 refused questions in a row the engine is given up for good."""
+        """Record how one request ended. After 20 refused questions in a row the engine is given up for good.
+
+        Questions whose image cannot be used do not count: the engine still serves.
+        """
         if error is None:
             self.served += 1
             self.in_a_row.clear()
             return
         self.last = str(error)
+        if isinstance(error, UnusableImage):
+            return
         self.unanswered += isinstance(error, Unreachable)
         if isinstance(error, Unreachable) or job.id not in self.expected:
             self.in_a_row.add(job.sample.id)

@@ -72,7 +72,8 @@ class ModelSpec(Section):
         prompt_open: prompt file for questions without options (default: the same).
         prefix: text that already begins the assistant's turn.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
-        box_tag, box_frame: how the model writes boxes: tag name, and the frame of its numbers. `configured` takes them from
+        box_tag, box_frame: how the model writes boxes: the form (a tag's name, "bbox_2d" or "box_start", see
+            `fgrpo.box_forms`), and the frame of its numbers. `configured` takes them from
             `policy` for the preset's own checkpoints.
         think_tags, answer_tags: opening tags of its traces and answers, such as "<think>", "◁think▷" or "<|begin_of_box|>".
             `<think>` always counts: reasoning that an endpoint returns in a field of its own is stored in it.

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,12 @@ async def _work(
     check_failures(records, config)
     paired = [benchmark for benchmark, part in loaded.items() if part.benchmark.paired]
     result = {"model": name, "title": spec.title, "mode": spec.mode, **summary.summarise(records, paired, config.eval)}
+    if unread := sum((Counter(r.meta.get("boxes_unread", {})) for r in records), Counter[str]()):
+        result["boxes_unread"] = dict(sorted(unread.items()))
+        print(
+            f"{name} writes boxes that are not read ({', '.join(f'{n} × {form}' for form, n in unread.most_common())}), since its "
+            f"file names the form {spec.box_tag!r}; name another one with box_tag (fgrpo/box_forms.py), then rerun to score again"
+        )
     write_json(folder.path / "summary.json", result)
     for record in records:
         for key, value in record.scores.items():

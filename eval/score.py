@@ -21,7 +21,7 @@ from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.measures import ACCURACY, FORMAT, measures, reward_measures
 from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
-from fgrpo import boxes
+from fgrpo import box_forms, boxes
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_jsonl, write_jsonl
 from fgrpo.options import letter_index
@@ -65,7 +65,13 @@ class Scorer:
         """One record per rollout, in order. A rollout that the engine refused gets failed scores, and no judge is called."""
         answered = [pair for pair in pairs if pair[1].finish != "error"]
         records = {record.id: record for record in await self._score(answered)}
-        return [records.get(rollout.id) or self._refused(sample, rollout) for sample, rollout in pairs]
+        scored = [records.get(rollout.id) or self._refused(sample, rollout) for sample, rollout in pairs]
+        return [self._with_unread(record, rollout) for record, (_, rollout) in zip(scored, pairs, strict=True)]
+
+    def _with_unread(self, record: EvalRecord, rollout: Rollout) -> EvalRecord:
+        """`record` with meta["boxes_unread"], counts by form, if the text writes boxes in forms that are not read."""
+        unread = box_forms.unread(rollout.text, self.spec.box_tag) if self.spec.mode == "think" else None
+        return replace(record, meta={**record.meta, "boxes_unread": dict(sorted(unread.items()))}) if unread else record
 
     def _refused(self, sample: Sample, rollout: Rollout) -> EvalRecord:
         answer = _Answer(Score.failure(REFUSED), None, "refused")

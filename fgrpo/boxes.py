@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]  # (width, height) in pixels
 
-_ASPECT_LIMIT = 200
+ASPECT_LIMIT = 200  # longest side of an image over its shortest
 _ASPECT = 4 / math.pi**2  # of CIoU's aspect term
 
 
@@ -81,8 +81,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """
     if min(height, width) <= 0:
         raise ValueError(f"an image has positive sides, got {width}x{height}")
-    if max(height, width) / min(height, width) > _ASPECT_LIMIT:
-        raise ValueError(f"an image of {width}x{height} is too narrow: the limit is {_ASPECT_LIMIT} to 1")
+    if max(height, width) / min(height, width) > ASPECT_LIMIT:
+        raise ValueError(f"an image of {width}x{height} is too narrow: the limit is {ASPECT_LIMIT} to 1")
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
     if new_height * new_width > max_pixels:

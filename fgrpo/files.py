@@ -6,6 +6,7 @@ the item is done again and appears once. A torn line anywhere else is an error a
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,32 @@ def json_line(item: Any) -> str:
         ValueError: NaN or infinity; None means "no value".
     """
     return json.dumps(item, ensure_ascii=False, allow_nan=False)
+
+
+def files_below(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files at any depth below `folder` whose name matches `pattern`, sorted; links to folders are followed.
+
+    A folder that several paths reach counts once, under a path without links if there is one. So a cycle of links ends, and a
+    link to a folder that holds `folder` itself is not followed. A folder that does not exist has no files.
+    """
+    if not folder.is_dir():
+        return []
+    root = folder.resolve()
+    seen: set[str] = set()
+    files: list[Path] = []
+    folders, links = [str(folder)], list[str]()
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(current)
+        if real in seen or (real != str(root) and root.is_relative_to(real)):
+            continue
+        seen.add(real)
+        for entry in sorted(os.scandir(current), key=lambda e: e.name):
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif entry.is_file() and fnmatch.fnmatchcase(entry.name, pattern):
+                files.append(Path(entry.path))
+    return sorted(files)
 
 
 class Appender:

@@ -1,4 +1,4 @@
-"""Image files, read in one way everywhere: upright (EXIF) and as RGB; their size, and the tokens that they take.
+"""Images of the data: decoded in one way everywhere (`fgrpo.image_files`), their size, and the tokens that they take.
 
 Training, sampling, rewards and evaluation all use this module, so that a box has one frame. Needs no torch.
 """
@@ -14,33 +14,50 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin
 
-from fgrpo import boxes
+from fgrpo import boxes, image_files
 from fgrpo.errors import UserError
 
-IMAGE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)  # what `image_size` and `image_tokens` can raise
+IMAGE_ERRORS = (OSError, ValueError)  # what `image_size` and `image_tokens` can raise
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # file formats that every endpoint reads
+JPEG_KINDS = ("JPEG", "MPO")
+SAMPLING_420 = 2  # Pillow's number of the one chroma subsampling that a turn keeps
+WEBP_HEAD = 1 << 20  # bytes in which a WebP file says whether it is lossy; color profiles come before
 PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
-_ORIENTATION = 0x0112  # EXIF
-_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """The image at `path`, decoded, rotated by its EXIF orientation, as RGB.
+    """The image at `path`, decoded, upright (EXIF), as RGB, with transparency laid on white (`image_files.decode`).
 
     Raises:
-        UserError: the file is missing, or cannot be decoded as an image.
+        UserError: the file is missing, cannot be decoded as an image, or has more than `image_files.MAX_PIXELS`.
     """
+    return _decode(path)[0]
+
+
+def open_for_model(path: str | Path) -> Image.Image:
+    """`open_rgb` of an image that a model is to see.
+
+    Raises:
+        UserError: as `open_rgb`, or the aspect ratio is one that the processors refuse.
+    """
+    image, header = _decode(path)
+    if header.is_narrow:
+        raise UserError(
+            f"the image {path} of {header.width} x {header.height} pixels is too narrow for the processor (at most "
+            f"{boxes.ASPECT_LIMIT} to 1); crop it, or remove its sample"
+        )
+    return image
+
+
+def _decode(path: str | Path) -> tuple[Image.Image, image_files.Header]:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return image_files.decode(path)
     except FileNotFoundError as error:
         raise UserError(f"the image {path} is missing; restore the data, or complete its download") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"the image {path} cannot be decoded ({error}); download it again or remove its sample"
-        ) from error
+    except image_files.ImageProblem as error:
+        raise UserError(f"the image {path} {error}; download it again or remove its sample") from error
 
 
 @lru_cache(maxsize=512)
@@ -59,11 +76,9 @@ def image_size(path: str) -> tuple[int, int]:
     """(width, height) of `open_rgb(path)`; reads the file's header only.
 
     Raises:
-        one of `IMAGE_ERRORS`: it cannot be read as an image.
+        one of `IMAGE_ERRORS`: it cannot be read as an image, or has too many pixels.
     """
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (width, height)
+    return image_files.read_header(path)[:2]
 
 
 def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
@@ -80,10 +95,12 @@ def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
 
 
 def data_url(path: str) -> str:
-    """An image as a data URL: the file's own bytes where every reader sees `open_rgb` in them, else a PNG of `open_rgb`.
+    """An image as a data URL: the file's own bytes where every reader sees `open_rgb` in them, else `open_rgb` encoded anew.
+
+    A JPEG stays a JPEG, so that it does not grow (`_jpeg_options`); formats without loss become a PNG.
 
     Raises:
-        UserError: the file is missing, or cannot be decoded as an image.
+        UserError: as `open_for_model`.
     """
     return hashed_url(path)[0]
 
@@ -120,18 +137,44 @@ def _sent(path: str) -> tuple[str, str, bool]:
 @lru_cache(maxsize=512)
 def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
     """(data URL, its sha256, whether it holds the file's own bytes)."""
-    image = open_rgb(path)  # also finds broken files before a server does
+    image = open_for_model(path)  # also finds broken files before a server does
     with Image.open(path) as original:
-        kind, plain = original.format, original.mode == "RGB" and not original.getexif().get(_ORIENTATION)
-    is_own = plain and kind in SENT_AS_THEY_ARE
+        header = image_files.header_of(original)
+        is_own = (
+            header.kind in SENT_AS_THEY_ARE
+            and header.orientation == 1
+            and (original.mode == "RGB" or (original.mode == "L" and header.kind == "JPEG"))
+            and not original.has_transparency_data
+            and not getattr(original, "is_animated", False)
+        )
+        lossy = _jpeg_options(path, original, header)
     if is_own:
-        data = Path(path).read_bytes()
+        kind, data = header.kind, Path(path).read_bytes()
     else:
-        kind, buffer = "PNG", io.BytesIO()
-        image.save(buffer, "PNG")
+        kind, buffer = "PNG" if lossy is None else "JPEG", io.BytesIO()
+        image.save(buffer, kind, **(lossy or {}))
         data = buffer.getvalue()
-    url = f"data:image/{str(kind).lower()};base64,{base64.b64encode(data).decode()}"
+    url = f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
     return url, hashlib.sha256(url.encode()).hexdigest(), is_own
+
+
+def _jpeg_options(path: str, original: Image.Image, header: image_files.Header) -> dict[str, Any] | None:
+    """How to encode the upright image as JPEG, with little loss and about the file's size; None for files without loss.
+
+    A JPEG keeps its quantization, transposed with the image. One in other colors (CMYK) gets quality 95, a lossy WebP 90.
+    """
+    if header.kind == "WEBP":
+        with Path(path).open("rb") as file:
+            return {"quality": 90} if b"VP8 " in file.read(WEBP_HEAD) else None
+    if header.kind not in JPEG_KINDS:
+        return None
+    tables: dict[int, Sequence[int]] = getattr(original, "quantization", {})
+    if original.mode not in ("RGB", "L") or not tables:
+        return {"quality": 95, "subsampling": 0}
+    if header.is_on_its_side:
+        tables = {key: [t[8 * (i % 8) + i // 8] for i in range(64)] for key, t in tables.items()}
+    subsampling = JpegImagePlugin.get_sampling(original)
+    return {"qtables": dict(tables), "subsampling": subsampling if subsampling == SAMPLING_420 else 0}
 
 
 def portable(path: str) -> bytes:

@@ -1,31 +1,158 @@
-"""Answer options inside a question's text, and their letters. Used by training sources and benchmarks."""
+"""Answer options inside a question's text, and their letters. Used by training sources and benchmarks.
+
+Real questions hold options such as "A. x B. y", "(a) x (b) y", "(A)1 (B)2" or "Ａ．x Ｂ．y", with words in them that look like
+markers ("Hepatitis B."). A text that can be read in two ways is refused: wrong options would be trained on, or scored.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-_MARKER = re.compile(r"(?:(?<=\s)|^)\(?([A-Ha-h])[.):](?=\s)")
+MOST_MARKS = 400  # of a text; one with more is no question
+_HALF_WIDTH = {0xFF21 + i: 0x41 + i for i in range(26)} | {0xFF41 + i: 0x61 + i for i in range(26)}
+_HALF_WIDTH |= {ord(wide): ord(half) for wide, half in zip("．、（）：", "..():", strict=True)}
+_WIDE = "\u2e80-\uffef"  # Chinese and Japanese text has no blanks
+_SIGNS = ".):"
+# Marker forms, each looser than the one before it: at the beginning of a line, between blanks, without blanks.
+_BRACKETS = (r"^[^\S\n]*(\([A-Za-z]\))", r"(?<![A-Za-z])(\([A-Za-z]\))", r"(\([A-Za-z]\))")
+_LETTERS = (
+    r"^[^\S\n]*([A-Za-z]{sign})",
+    rf"(?:(?<=[\s{_WIDE}])|^)([A-Za-z]{{sign}})(?=\s)",
+    rf"(?:(?<=[\s,;?!{_WIDE}])|^)([A-Z]{{sign}})",
+)
+_STYLES = (_BRACKETS, *(tuple(form.replace("{sign}", re.escape(sign)) for form in _LETTERS) for sign in _SIGNS))
+_STATEMENT_END = re.compile(r"(?:^|[\n.?!:;,，。？！]['\")\]]*)\s*$")
+
+
+class UnclearOptions(ValueError):
+    """Options that can be read in more than one way, or that repeat. The message is the reason for counts."""
+
+
+class _Mark(NamedTuple):
+    start: int
+    end: int
+    number: int  # of the letter: 0 for A
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A run of markers A, B, …; `run` is None where several runs of this length have equal claims."""
+
+    length: int
+    run: tuple[_Mark, ...] | None
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """(stem, options) of a text with options such as "A. x B. y" or "(a) x (b) y"; without options, (text, ()).
+    """(stem, options) of a text with lettered options from A on; without options, (text, ()).
 
-    The last run A, B, … counts, so "view A." before the options is part of the stem.
+    Markers at the beginnings of lines count first, then those between blanks, then those without blanks. The longest run counts,
+    from the A that begins a statement: "view A." before the options is part of the stem. Of a marker that comes twice in a row
+    ("Hepatitis B. B. Hepatitis C.") the first belongs to the option before.
+
+    Raises:
+        UnclearOptions: several readings have equal claims ("unclear_options"), or two options are equal ("equal_options").
     """
-    marks = [(m.start(), m.end(), m.group(1).upper()) for m in _MARKER.finditer(text)]
-    for first in reversed([i for i, mark in enumerate(marks) if mark[2] == "A"]):
-        run = [marks[first]]
-        for mark in marks[first + 1 :]:
-            if mark[2] == chr(ord("A") + len(run)):
-                run.append(mark)
-        if len(run) < 2:
-            continue
-        ends = [start for start, _, _ in run[1:]] + [len(text)]
-        options = tuple(text[mark[1] : end].strip().rstrip(",;") for mark, end in zip(run, ends, strict=True))
-        if all(options):
-            return text[: run[0][0]].strip(), options
-    return text.strip(), ()
+    plain = text.translate(_HALF_WIDTH)
+    readings = [r for forms in _STYLES for upper in (True, False) if (r := _of_style(plain, forms, upper)) is not None]
+    if not readings:
+        return text.strip(), ()
+    runs = sorted((r.run for r in readings if r.run is not None), key=lambda run: run[0].start)
+    if len(runs) < len(readings) or any(run[-1].start > runs[-1][0].start for run in runs[:-1]):
+        raise UnclearOptions("unclear_options")
+    run = runs[-1]
+    ends = [mark.start for mark in run[1:]] + [len(text)]
+    options = tuple(text[mark.end : end].strip().rstrip(",;，；") for mark, end in zip(run, ends, strict=True))
+    if len({" ".join(option.casefold().split()) for option in options}) < len(options):
+        raise UnclearOptions("equal_options")
+    return text[: run[0].start].strip(), options
+
+
+def _of_style(text: str, forms: Sequence[str], upper: bool) -> _Reading | None:
+    """The reading of markers of one style and case: of the strictest form that gives one, if no looser form gives more."""
+    readings = [_longest(text, list(_marks(text, form, upper))) for form in forms]
+    first = next((r for r in readings if r is not None), None)
+    if first is None or all(r is None or r.length <= first.length for r in readings):
+        return first
+    return _Reading(first.length, None)
+
+
+def _marks(text: str, form: str, upper: bool) -> Iterable[_Mark]:
+    for match in re.finditer(form, text, re.MULTILINE):
+        letter_of = match.group(1).strip("().:")
+        if letter_of.isupper() == upper:
+            yield _Mark(match.start(1), match.end(1), ord(letter_of.upper()) - ord("A"))
+
+
+def _longest(text: str, marks: Sequence[_Mark]) -> _Reading | None:
+    """The longest run of at least two markers with text after each; None without one."""
+    if len(marks) > MOST_MARKS:
+        return _Reading(len(marks), None)
+    length, starts = _runs(text, marks)
+    if length < 2:
+        return None
+    if len(starts) > 1:  # the A that begins a statement
+        starts = [first for first in starts if _STATEMENT_END.search(text, 0, marks[first].start)]
+    if len(starts) != 1:
+        return _Reading(length, None)
+    candidates = list(marks[starts[0] :])
+    for kept in (candidates, _without_doubled(text, candidates)):
+        chains = _chains(text, kept)
+        if chains[0][:2] == (length, 1):
+            return _Reading(length, _follow(kept, chains))
+    return _Reading(length, None)
+
+
+def _runs(text: str, marks: Sequence[_Mark]) -> tuple[int, list[int]]:
+    """(length of the longest run, indices of the markers A that begin one of that length)."""
+    chains = _chains(text, marks)
+    lengths = {i: chains[i][0] for i, mark in enumerate(marks) if mark.number == 0}
+    longest = max(lengths.values(), default=0)
+    return longest, [i for i, length in lengths.items() if length == longest]
+
+
+def _chains(text: str, marks: Sequence[_Mark]) -> list[tuple[int, int, int | None]]:
+    """For each marker: length of the longest run from it, how many such runs there are, and the next marker of one."""
+    chains: list[tuple[int, int, int | None]] = [(0, 0, None)] * len(marks)
+    for i in range(len(marks) - 1, -1, -1):
+        begins = _next_word(text, marks[i].end)
+        best: tuple[int, int, int | None] = (1, 1, None) if begins < len(text) else (0, 0, None)
+        for j in range(i + 1, len(marks)):
+            length, count, _ = chains[j]
+            if marks[j].number != marks[i].number + 1 or begins >= marks[j].start or not length:
+                continue
+            if length + 1 > best[0]:
+                best = (length + 1, count, j)
+            elif length + 1 == best[0]:
+                best = (best[0], best[1] + count, best[2])
+        chains[i] = best
+    return chains
+
+
+def _follow(marks: Sequence[_Mark], chains: Sequence[tuple[int, int, int | None]]) -> tuple[_Mark, ...]:
+    run: list[_Mark] = []
+    at: int | None = 0
+    while at is not None:
+        run.append(marks[at])
+        at = chains[at][2]
+    return tuple(run)
+
+
+def _without_doubled(text: str, marks: Sequence[_Mark]) -> list[_Mark]:
+    """`marks` without those that the same marker follows right away."""
+    following = [*marks[1:], None]
+    return [
+        mark
+        for mark, after in zip(marks, following, strict=True)
+        if after is None or after.number != mark.number or text[mark.end : after.start].strip()
+    ]
+
+
+def _next_word(text: str, start: int) -> int:
+    match = re.compile(r"\S").search(text, start)
+    return match.start() if match else len(text)
 
 
 def letter(index: int) -> str:
@@ -39,7 +166,7 @@ def letters(count: int) -> tuple[str, ...]:
 
 
 def letter_index(answer: str, choices: Sequence[str]) -> int | None:
-    """The index of a letter such as "(B)", "b" or "B."; None if it is not the letter of one of `choices`."""
-    plain = answer.strip().strip("().").upper()
+    """The index of a letter such as "(B)", "b", "B." or "Ｂ"; None if it is not the letter of one of `choices`."""
+    plain = answer.translate(_HALF_WIDTH).strip().strip("().:").upper()
     index = ord(plain) - ord("A") if len(plain) == 1 else -1
     return index if 0 <= index < len(choices) else None

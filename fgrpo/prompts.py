@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError, unknown
+from fgrpo.options import letters
 from fgrpo.types import Sample
 
 FOLDER = Path(__file__).resolve().parent / "prompt_files"
@@ -55,8 +56,9 @@ def digest(text: str) -> str:
 
 
 def options(choices: Sequence[str]) -> str:
-    """Choices as lettered lines: "(A) left", "(B) right"."""
-    return "\n".join(f"({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
+    """Choices as lettered lines: "(A) left", "(B) right"; a choice that is only its letter is not repeated."""
+    lettered = zip(letters(len(choices)), choices, strict=True)
+    return "\n".join(f"({letter})" if choice == letter else f"({letter}) {choice}" for letter, choice in lettered)
 
 
 def user_text(sample: Sample, template: str) -> str:

@@ -13,11 +13,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fgrpo import box_forms
 from fgrpo.types import Box, Frame
 
 _NUMBER = r"\s*+([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*+"
 _FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s*+")  # brackets: both, or none
-_LONGEST_BOX = 200  # characters between the tags; longer text is not a box
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,13 @@ def reasoning_of(message: object) -> object:
 
 
 def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
-    """The valid boxes of `text`, and the number of opened `<box_tag>` without a valid box."""
+    """The valid boxes of `text` in one form (`fgrpo.box_forms`), and the number of opened ones that are not valid."""
     boxes = []
-    for inside in _box_pattern(box_tag).findall(text):
-        box = _read_box(inside, frame)
+    for inside in box_forms.pattern(box_tag).findall(text):
+        box = _read_box(box_forms.numbers(inside), frame)
         if box is not None:
             boxes.append(box)
-    return tuple(boxes), text.count(f"<{box_tag}>") - len(boxes)
-
-
-@lru_cache(maxsize=16)
-def _box_pattern(box_tag: str) -> re.Pattern[str]:
-    tag = re.escape(box_tag)
-    return re.compile(rf"<{tag}>([^<]{{0,{_LONGEST_BOX}}})</{tag}>")
+    return tuple(boxes), box_forms.opened(text, box_tag) - len(boxes)
 
 
 def _read_box(inside: str, frame: Frame) -> Box | None:

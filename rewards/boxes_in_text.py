@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
+from fgrpo import box_forms
 from fgrpo.boxes import Size, convert
 from fgrpo.response import parse_boxes
 from fgrpo.types import Box, Frame
@@ -28,7 +28,7 @@ class BoxNotation:
     """How a text writes boxes.
 
     Attributes:
-        tag: boxes are `<tag>[x1,y1,x2,y2]</tag>`.
+        tag: the form of its boxes (`fgrpo.box_forms`).
         frame: the frame of their numbers.
         image_sizes: (width, height) of each image in pixels of that frame (`model` or `original`); empty if unknown.
     """
@@ -65,7 +65,7 @@ class BoxNotation:
                 return f"{match.group(1).strip()} (pixels beyond every picture)"
             return " or ".join(f"{_numbers(boxes[0], shown, size)} (picture {n})" for n, size in fitting)
 
-        return _tagged(self.tag).sub(put, text)
+        return box_forms.pattern(self.tag).sub(put, text)
 
     def note(self, judge_frame: BoxFrame) -> str:
         """The sentence of the prompt that explains the coordinates."""
@@ -81,11 +81,6 @@ class BoxNotation:
             return f"Coordinates are pixels of the picture{size}, from its upper left corner."
         each = ", ".join(f"picture {n} to {w} x {h}" for n, (w, h) in enumerate(sizes, start=1))
         return f"Coordinates are pixels, from the upper left corner, of the pictures as resized: {each}."
-
-
-@lru_cache(maxsize=16)
-def _tagged(tag: str) -> re.Pattern[str]:
-    return re.compile(rf"<{re.escape(tag)}>([^<]{{0,200}})</{re.escape(tag)}>")
 
 
 def _numbers(box: Box, frame: Frame, size: Size) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fgrpo import box_forms
 from fgrpo.boxes import Size, convert, match
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Box, Score
@@ -41,6 +42,9 @@ def score(pred: Sequence[BoxLike], gt: Sequence[BoxLike], normalise: str = "max"
     return total / divisors[normalise]
 
 
+NOT_READ = "boxes_not_read"  # reason of a 0 of a trace whose boxes are all in another form
+
+
 class SpatialGroundingReward:
     """R_S, with detail:
 
@@ -48,6 +52,8 @@ class SpatialGroundingReward:
     - "dropped": number of opened boxes that are not valid.
     - "outside": number of predicted boxes that leave the image; None if its size is unknown. Many of them mean that the
       frame is wrong.
+    - "unread": number of boxes in another form than `context.box_tag` (`fgrpo.box_forms`), only where there are any. If
+      there is no other box the reason is `NOT_READ`: the model's file may name the wrong form.
     - "gt_dropped": number of annotated boxes that are not valid or lie beyond the image.
     """
 
@@ -76,14 +82,17 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         outside = _count_outside(pred, item, context)
     except IMAGE_ERRORS as error:
         return Score.failure(f"the image's size cannot be read: {error}")
+    unread = box_forms.unread(item.response.think, context.box_tag).total()
     return Score.of(
         score(pred, gt, context.box_normaliser),
+        NOT_READ if unread and not pred else "",
         pred=[list(box) for box in pred],
         gt=[list(box) for box in gt],
         pairs=[list(pair) for pair in match(pred, gt)],
         dropped=item.response.dropped_boxes + len(converted) - len(pred),
         outside=outside,
         gt_dropped=len(sample.boxes) - len(gt),
+        **({"unread": unread} if unread else {}),
     )
 
 

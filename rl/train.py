@@ -104,6 +104,7 @@ def build_trainer(
     prompt_count = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
     forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy), family)
+    loading.check_format(processor.tokenizer, forbidden, cfg.policy.box_tag)
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # first: ZeRO-3 shards the model as it loads

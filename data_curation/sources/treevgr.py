@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.gold import gold_index
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -22,17 +23,17 @@ from data_curation.source import (
     image_below,
     image_size,
     numbered_rows,
+    options_in,
     parquet_files,
     text_of,
     tidy_boxes,
 )
-from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
 
 COLUMNS = ("images", "problem", "answer", "target_instances")
 _IMAGE_TAG = re.compile(r"<image>\s*", re.IGNORECASE)
 _OPTIONS_WORD = re.compile(r"\s*(?:options|choices)\s*:?\s*$", re.IGNORECASE)
-_LETTER = re.compile(r"\(?[A-H]\)?\.?")
+_LETTER = re.compile(r"\(?[A-Z]\)?\.?")
 GROUP = "vstar"
 
 
@@ -43,7 +44,7 @@ def _records(context: Context) -> Iterator[tuple[str, dict[str, Any]]]:
 def _problem(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """(question, lettered options or ()) of a row."""
     text = _IMAGE_TAG.sub("", text_of(row, "problem")).strip()
-    question, choices = split_options(text)
+    question, choices = options_in(text)
     question = _OPTIONS_WORD.sub("", question) if choices else question
     if not question:
         raise Drop("no_problem")
@@ -65,13 +66,13 @@ def _read(context: Context) -> Iterator[Sample]:
         answer = clean(text_of(row, "answer"))
         rng = random.Random(f"{context.seed}/{record_id}/choices")
         if choices:
-            index = letter_index(answer, choices)
+            index = gold_index(answer, choices)
             if index is None:
                 raise Drop("answer_not_among_options")
             answer = choices[index]
         elif _LETTER.fullmatch(answer):
             raise Drop("letter_without_options")
-        elif len(words(answer)) > MAX_WORDS:
+        elif len(words(answer := core(question, answer))) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")
         else:
             generated = make_choices(GROUP, question, answer, pool, rng, context.choices)

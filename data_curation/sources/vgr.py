@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.gold import gold_index, is_open, read_gold
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -25,11 +26,12 @@ from data_curation.source import (
     convert,
     image_below,
     image_size,
+    options_in,
     parquet_files,
     parquet_rows,
     tidy_boxes,
 )
-from fgrpo.options import letter_index, split_options
+from fgrpo import box_forms
 from fgrpo.types import Box, Sample
 
 COLUMNS = ("image", "conversations")
@@ -39,36 +41,29 @@ _NUMBER = r"\s*(-?\d*\.?\d+)\s*"
 _LIST = rf"\[{','.join([_NUMBER] * 4)}\]"
 _BOX = re.compile(rf"<sot>\s*{_LIST}(?:\s*<eot>)?|{_LIST}\s*<eot>", re.IGNORECASE)
 _TAG = re.compile(r"</?\s*(?:sot|eot|image)\s*>", re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_ANSWER_PHRASE = re.compile(r"\banswer(?: is)?\s*:?\s+(.+)$", re.IGNORECASE)
 _DIRECT = re.compile(
     r"\n?\s*answer (?:the question )?(?:with|using) (?:the option's letter|a single word)[^\n]*$", re.IGNORECASE
 )
 
 
 def read_boxes(reply: str, tally: Tally) -> tuple[Box, ...]:
-    """The boxes of a reply; a tag without a readable box is noted once per reply as "orphan_tag"."""
+    """The boxes of a reply. Noted: "orphan_tag", once per reply with a tag without a readable box; "box_in_another_form"."""
     boxes = []
     for match in _BOX.finditer(reply):
         box = box_of([v for v in match.groups() if v is not None], unit_allowed=True)
         if box is not None:
             boxes.append(box)
-    if re.search(r"<\s*(?:sot|eot)\s*>", _BOX.sub(" ", reply), re.IGNORECASE):
+    rest = _BOX.sub(" ", reply)
+    if re.search(r"<\s*(?:sot|eot)\s*>", rest, re.IGNORECASE):
         tally.notes["orphan_tag"] += 1
+    if unread := box_forms.unread(rest, "sot").total():
+        tally.notes["box_in_another_form"] += unread
     return tuple(boxes)
 
 
 def read_answer(reply: str) -> str:
-    """The final answer of a reply: its answer block, else the text after "the answer is", else its last line. May be empty."""
-    block = _ANSWER.findall(reply)
-    text = block[-1] if block else re.split(r"</think>", reply, flags=re.IGNORECASE)[-1]
-    if re.search(r"<think>", text, re.IGNORECASE):  # an unclosed think block
-        return ""
-    lines = [line for line in _TAG.sub(" ", _BOX.sub(" ", text)).splitlines() if line.strip()]
-    if not lines:
-        return ""
-    phrase = None if block else _ANSWER_PHRASE.search(clean(lines[-1]))
-    return clean(phrase.group(1) if phrase else lines[-1])
+    """The final answer of a reply (`data_curation.gold.read_gold`), without its boxes. May be empty."""
+    return read_gold(_TAG.sub(" ", _BOX.sub(" ", reply)))
 
 
 def _turns(row: dict[str, Any]) -> tuple[str, str]:
@@ -114,18 +109,20 @@ def _read(context: Context) -> Iterator[Sample]:
         text, reply = _turns(row)
         if sum(turn.get("from") == "human" for turn in row["conversations"] if turn) > 1:
             context.tally.notes["only_first_exchange"] += 1
-        question, choices = split_options(text)
+        question, choices = options_in(text)
         answer = read_answer(reply)
         if not answer:
             raise Drop("no_answer")
         rng = random.Random(f"{context.seed}/{record_id}/choices")
         if choices:
-            index = letter_index(answer, choices)
-            matching = [i for i, c in enumerate(choices) if clean(c).lower() == answer.lower()]
-            if index is None and len(matching) != 1:
+            index = gold_index(answer, choices)
+            if index is None:
                 raise Drop("answer_not_among_options")
-            answer = choices[matching[0] if index is None else index]
+            answer = choices[index]
         else:
+            answer = core(question, answer)
+            if is_open(answer):
+                raise Drop("open_answer")
             if len(words(answer)) > MAX_WORDS:
                 raise Drop("answer_is_a_sentence")
             generated = make_choices(group, question, answer, pool, rng, context.choices)
@@ -147,7 +144,7 @@ def _read(context: Context) -> Iterator[Sample]:
 
 def _first_pass(row: dict[str, Any]) -> tuple[str, str]:
     question, reply = _turns(row)
-    stem, choices = split_options(question)
+    stem, choices = options_in(question)
     return stem, "" if choices else read_answer(reply)
 
 

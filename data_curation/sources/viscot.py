@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_curation.multiple_choice import MAX_WORDS, AnswerPool, clean, make_choices, words
+from data_curation.multiple_choice import MAX_WORDS, AnswerPool, core, make_choices, words
 from data_curation.source import (
     Context,
     Drop,
@@ -26,6 +26,7 @@ from data_curation.source import (
     text_of,
     tidy_boxes,
 )
+from fgrpo.files import files_below
 from fgrpo.types import Sample
 
 DOCUMENT_SETS = ("docvqa", "dude", "infographicsvqa", "sroie")
@@ -84,8 +85,9 @@ class ImageIndex:
                     raise
         if self._by_name is None:
             self._by_name = {}
-            for path in sorted(p for p in self.tree.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
-                self._by_name.setdefault(path.name, []).append(path)
+            for path in files_below(self.tree):
+                if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+                    self._by_name.setdefault(path.name, []).append(path)
         candidates = self._by_name.get(Path(str(name)).name, [])
         if not candidates:
             raise Drop("missing_image")
@@ -119,7 +121,8 @@ def _read(context: Context) -> Iterator[Sample]:
             raise Drop("document_set")
         if record is None:
             raise Drop("not_json")
-        question, answer = text_of(record, "question"), clean(text_of(record, "answer"))
+        question = text_of(record, "question")
+        answer = core(question, text_of(record, "answer"))
         if len(words(answer)) > MAX_WORDS:
             raise Drop("answer_is_a_sentence")
         rng = random.Random(f"{context.seed}/{record_id}/choices")

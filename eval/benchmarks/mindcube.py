@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.base import Benchmark, Drop, one_file
+from eval.base import Benchmark, Drop, image_paths, one_file
 from fgrpo.files import read_jsonl
 from fgrpo.options import letter_index, split_options
 from fgrpo.types import Sample
@@ -24,13 +24,17 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         if missing:
             yield Drop(f"no {', '.join(missing)}")
             continue
-        question, choices = split_options(str(row["question"]))
+        try:
+            question, choices = split_options(str(row["question"]))
+            images = image_paths(data, row["images"])
+        except ValueError as error:
+            yield Drop(str(error))
+            continue
         gold = letter_index(str(row["gt_answer"]), choices)
         if gold is None:
             yield Drop("the answer is no letter of the options in the question")
             continue
         setting = str(row["id"]).split("_", 1)[0].replace("aroundnew", "around")
-        images = tuple(str(data / name) for name in row["images"])
         meta = {"setting": setting, "category": row.get("category")}
         yield Sample(f"mindcube/tinybench/{row['id']}", images, question, choices, choices[gold], meta=meta)
 

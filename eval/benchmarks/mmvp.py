@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eval.base import Benchmark, Drop, one_file
 from fgrpo.errors import UserError
-from fgrpo.options import letter_index, split_options
+from fgrpo.options import UnclearOptions, letter_index, split_options
 from fgrpo.types import Sample
 
 REPORTED_SWAPPED = (99, 100, 279, 280)
@@ -36,7 +36,11 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             except (TypeError, ValueError):
                 yield Drop("the index is no number")
                 continue
-            _, choices = split_options(row["Options"] or "")
+            try:
+                _, choices = split_options(row["Options"] or "")
+            except UnclearOptions as error:
+                yield Drop(str(error))
+                continue
             gold = letter_index(row["Correct Answer"] or "", choices)
             if gold is None:
                 yield Drop("the answer is no letter of the options")
@@ -45,7 +49,9 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             if index in REPORTED_SWAPPED:
                 meta["flag"] = "reported swapped"
             image = str(path.parent / "MMVP Images" / f"{index}.jpg")
-            yield Sample(f"mmvp/test/{index}", (image,), row["Question"].strip(), choices, choices[gold], meta=meta)
+            yield Sample(
+                f"mmvp/test/{index}", (image,), (row["Question"] or "").strip(), choices, choices[gold], meta=meta
+            )
 
 
 BENCHMARK = Benchmark("mmvp", "MMVP", "MMVP", "MMVP/MMVP", _read, paired=True)

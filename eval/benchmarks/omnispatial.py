@@ -1,8 +1,9 @@
 """OmniSpatial (qizekun/OmniSpatial): dynamics, interaction, logic, perspective; 1533 questions; column OmniSpatial.
 
 File `data.json`: id "0_0", question, options (list), answer (0-based index), task_type, sub_task_type. There is no image
-field: the image is `<task_type>/<id before "_">.png`, and ids repeat across task types. About 229 rows have no options and a text
-answer: they stay, as free-form questions. The official code answers "A" if it cannot parse a reply; this code never does.
+field: the image is `<task_type>/<id before "_">.png`, and ids repeat across task types. Rows without options stay: with a
+text answer (about 229) as free-form questions, with an index as a question about choices in the image, scored by letter. The
+official code answers "A" if it cannot parse a reply; this code never does.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.base import Benchmark, Drop, one_file
+from eval.base import Benchmark, Drop, image_paths, one_file
 from fgrpo.errors import UserError
+from fgrpo.options import letter_index, letters
 from fgrpo.types import Sample
+
+DRAWN_LEAST, DRAWN_MOST = 4, 26  # options of a question whose choices are in its image; their number is not stated
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
@@ -26,37 +30,48 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     if not isinstance(rows, list):
         raise UserError(f"benchmark omnispatial: {path} must hold a list of questions, not a {type(rows).__name__}")
     for row in rows:
+        if not isinstance(row, dict):
+            yield Drop("not an object")
+            continue
         missing = [key for key in ("id", "question", "task_type", "answer") if row.get(key) in (None, "")]
         if missing:
             yield Drop(f"no {', '.join(missing)}")
             continue
-        choices = tuple(str(o).strip() for o in row.get("options") or ())
-        answer = _gold(row["answer"], choices)
+        choices, answer = _choices_and_gold(row.get("options"), row["answer"])
         if answer is None:
             yield Drop("the answer is no index of the options")
             continue
         scene = str(row["id"]).split("_", 1)[0]
+        try:
+            images = image_paths(path.parent, [f"{row['task_type']}/{scene}.png"])
+        except ValueError as error:
+            yield Drop(str(error))
+            continue
         meta = {"task": row["task_type"], "sub_task": row.get("sub_task_type")}
-        image = str(path.parent / row["task_type"] / f"{scene}.png")
-        yield Sample(
-            f"omnispatial/test/{row['task_type']}.{row['id']}",
-            (image,),
-            row["question"].strip(),
-            choices,
-            answer,
-            meta=meta,
-        )
+        sample_id = f"omnispatial/test/{row['task_type']}.{row['id']}"
+        yield Sample(sample_id, images, str(row["question"]).strip(), choices, answer, meta=meta)
 
 
-def _gold(answer: Any, choices: tuple[str, ...]) -> str | None:
-    """The gold option's text: by index if there are options (the number may be a string), else the text itself."""
-    if not choices:
-        return str(answer).strip() if isinstance(answer, str) and answer.strip() else None
-    try:
-        index = int(answer)
-    except (TypeError, ValueError):
-        return None
-    return choices[index] if 0 <= index < len(choices) else None
+def _choices_and_gold(options: Any, answer: Any) -> tuple[tuple[str, ...], str | None]:
+    """The options and the gold option's text; the text is None if the row cannot be scored.
+
+    With options, the answer is an index (the number may be a string), or an option's text. Without options, an index or a lone capital means choices
+    that are drawn in the image: their letters are the options. Any other text is a free-form answer.
+    """
+    choices = tuple(str(o).strip() for o in options) if isinstance(options, list) else ()
+    text = str(answer).strip()
+    index = int(text) if text.isdecimal() and len(text) < 4 and not isinstance(answer, bool) else None
+    if choices:
+        gold = text if text in choices and isinstance(answer, str) else None
+        return choices, choices[index] if index is not None and index < len(choices) else gold
+    if isinstance(answer, str):
+        index = letter_index(text, letters(DRAWN_MOST)) if len(text) == 1 and text.isupper() else None
+        if index is None:
+            return (), text or None
+    if index is None or index >= DRAWN_MOST:
+        return (), None
+    drawn = letters(max(DRAWN_LEAST, index + 1))
+    return drawn, drawn[index]
 
 
 BENCHMARK = Benchmark("omnispatial", "OmniSpatial", "OmniSpatial", "qizekun/OmniSpatial", _read)

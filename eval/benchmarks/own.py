@@ -1,6 +1,6 @@
 """The user's own benchmark: `<data root>/bench/own/questions.jsonl`, one question per line; not a column of Table 1.
 
-Keys: question; images (list of paths relative to the file) or image (one); choices (list; missing or [] = free-form answer);
+Keys: question; images (list of paths below the file's folder) or image (one); choices (list; missing or [] = free-form answer);
 answer (an option's text, its letter, or its 0-based index; the text itself for a free-form question); id (optional).
 Evaluate it with `--benchmarks own`.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.base import Benchmark, Drop, one_file
+from eval.base import Benchmark, Drop, image_paths, one_file
 from fgrpo.files import read_jsonl
 from fgrpo.options import letter_index
 from fgrpo.types import Sample
@@ -26,7 +26,11 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         if not row.get("question") or not isinstance(images, list) or answer is None:
             yield Drop("no question, or an answer that is none of the choices")
             continue
-        paths = tuple(str(path.parent / str(name)) for name in images)
+        try:
+            paths = image_paths(path.parent, images)
+        except ValueError as error:
+            yield Drop(str(error))
+            continue
         group = {"group": str(row["group"])} if row.get("group") else {}
         yield Sample(f"own/test/{row.get('id', n)}", paths, str(row["question"]).strip(), choices, answer, meta=group)
 

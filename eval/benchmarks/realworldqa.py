@@ -12,19 +12,24 @@ from pathlib import Path
 
 from eval.base import Benchmark, Drop, parquet_rows, save_image, split_direct_sentence
 from fgrpo.errors import UserError
-from fgrpo.options import letter_index, split_options
+from fgrpo.files import files_below
+from fgrpo.options import UnclearOptions, letter_index, split_options
 from fgrpo.types import Sample
 
 
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
-    paths = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
+    paths = files_below(folder, "*.parquet")
     if not paths:
         raise UserError(
             f"benchmark realworldqa: there is no parquet file below {folder}; download xai-org/RealworldQA into it"
         )
     for n, row in enumerate(parquet_rows(paths, ["image", "question", "answer"], "realworldqa")):
         text, direct = split_direct_sentence(str(row["question"]))
-        question, choices = split_options(text)
+        try:
+            question, choices = split_options(text)
+        except UnclearOptions as error:
+            yield Drop(str(error))
+            continue
         answer = str(row["answer"]).strip().rstrip(".")
         gold = letter_index(answer, choices)
         if not answer:

@@ -64,6 +64,10 @@ class Unreachable(SamplingError):
     """No connection to any server in all attempts: another request would fail too."""
 
 
+class UnusableImage(SamplingError):
+    """An image of the request cannot be used: the data is at fault, not the engine."""
+
+
 def describe(request: Request) -> str:
     """A request in one line, for error messages."""
     text = request.text if len(request.text) <= 80 else request.text[:77] + "..."

@@ -23,7 +23,16 @@ from openai.types.chat import ChatCompletion
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference import addresses
-from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, Unreachable, check, describe
+from fgrpo.inference.base import (
+    FORBIDDEN_BIAS,
+    Completion,
+    Request,
+    SamplingError,
+    Unreachable,
+    UnusableImage,
+    check,
+    describe,
+)
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.client import Client, ServedModel, estimate
 from fgrpo.inference.endpoint import Endpoint, Limits
@@ -128,7 +137,7 @@ class OpenAISampler:
         try:
             content = await asyncio.to_thread(_content, request) if request.images else _content(request)
         except UserError as error:
-            raise SamplingError(f"{describe(request)}: {error}") from error
+            raise UnusableImage(f"{describe(request)}: {error}") from error
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         body: dict[str, Any] = {
             "model": self.model,
@@ -161,8 +170,10 @@ class OpenAISampler:
     def _read_forbidden(self) -> None:
         """Read the forbidden tokens once, whichever request comes first."""
         with self._reading_tokenizer:
-            if self._forbidden is None:
-                self._forbidden = () if self.tokenizer is None else tokens.forbidden_token_ids(str(self.tokenizer))
+            if self._forbidden is None and self.tokenizer is not None:
+                tokens.check_served_tags(str(self.tokenizer))
+                self._forbidden = tokens.forbidden_token_ids(str(self.tokenizer))
+            self._forbidden = self._forbidden or ()
 
 
 def _content(request: Request) -> list[dict[str, Any]]:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from fgrpo.errors import UserError
-from fgrpo.images import open_rgb
-from fgrpo.inference.base import Completion, Request, SamplingError, check, describe
+from fgrpo.images import open_for_model
+from fgrpo.inference.base import Completion, Request, SamplingError, UnusableImage, check, describe
 from fgrpo.inference.decode import Prompt, Row, Vocabulary, decode
 from fgrpo.policy import backbone, loading
 from fgrpo.policy.backbone import Backbone
@@ -153,7 +153,7 @@ class TransformersSampler:
             key = (request.images, request.text, request.prefix)
             try:
                 if unreadable:
-                    raise SamplingError(f"{describe(request)}: {unreadable[0]}")
+                    raise UnusableImage(f"{describe(request)}: {unreadable[0]}")
                 if key not in prompts:
                     built.append(self._prompt(request))
                     prompts[key] = len(built) - 1
@@ -218,14 +218,28 @@ class FeatureCache:
                     self._cached.move_to_end(key)
                     self._current[path] = self._cached[key]
                 else:
-                    missing[path] = (key, open_rgb(path))
+                    missing[path] = (key, open_for_model(path))
             except OSError as error:
                 problems[path] = f"the image {path} cannot be read ({error.strerror})"
             except UserError as error:
                 problems[path] = str(error)
         if missing:
-            self._compute(missing)
+            problems |= self._compute_each(missing)
         return problems
+
+    def _compute_each(self, missing: dict[str, tuple[tuple[str, int, int], object]]) -> dict[str, str]:
+        """`_compute` in one batch; if the processor refuses it, image by image. Returns the problem of each refused image."""
+        try:
+            self._compute(missing)
+            return {}
+        except ValueError:
+            problems: dict[str, str] = {}
+            for path, image in missing.items():
+                try:
+                    self._compute({path: image})
+                except ValueError as error:
+                    problems[path] = f"the processor refuses the image {path} ({error})"
+            return problems
 
     def _compute(self, missing: dict[str, tuple[tuple[str, int, int], object]]) -> None:
         model = self._model

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
-from fgrpo.images import open_rgb
-from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, check, describe
+from fgrpo.images import open_for_model
+from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, UnusableImage, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import loading, model_files, tokens
 from fgrpo.process_guard import Guard
@@ -69,6 +69,7 @@ class VLLMSampler:
                 "requirements/gpu.txt, run with .venv-vllm/bin/python (`make setup-vllm`), or serve the model and set "
                 "engine.kind=openai"
             ) from error
+        tokens.check_served_tags(str(path))
         limit = context_of(model_files.check_policy(path))
         arguments: dict[str, Any] = {
             "model": str(path),
@@ -110,7 +111,7 @@ class VLLMSampler:
         try:
             prompt = await asyncio.to_thread(self._prompt, request)
         except UserError as error:
-            raise SamplingError(f"{describe(request)}: {error}") from error
+            raise UnusableImage(f"{describe(request)}: {error}") from error
         last: Any = None
         try:
             async for output in self._engine.generate(prompt, self._parameters(request), str(next(self._request_ids))):
@@ -142,7 +143,7 @@ class VLLMSampler:
         text = loading.render_prompt(self._processor, request.images, request.text, request.prefix)
         if not request.images:
             return {"prompt": text}
-        return {"prompt": text, "multi_modal_data": {"image": [open_rgb(path) for path in request.images]}}
+        return {"prompt": text, "multi_modal_data": {"image": [open_for_model(path) for path in request.images]}}
 
     def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams

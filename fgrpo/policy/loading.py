@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fgrpo import box_forms
 from fgrpo.errors import UserError
-from fgrpo.policy import backbone, torchvision_shim
+from fgrpo.policy import backbone, plain_tags, torchvision_shim
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.model_files import backbone_of
+from fgrpo.policy.tokens import FORMAT_TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +104,7 @@ def text_vocabulary(path: str | Path) -> int:
 
 
 def load_processor(path: str | Path) -> Any:
-    """The processor of a saved model, padding on the left.
+    """The processor of a saved model, padding on the left, with the tags of the format as plain text (`plain_tags`).
 
     Raises:
         UserError: the folder has none, or a broken one.
@@ -120,13 +122,16 @@ def load_processor(path: str | Path) -> Any:
             f"{path} has a tokenizer but no image processor; copy the base model's preprocessor_config.json"
         )
     processor.tokenizer.padding_side = "left"
+    plain_tags.make_plain(processor.tokenizer, str(path))
     return processor
 
 
 def forbidden_token_ids(
     tokenizer: PreTrainedTokenizerBase, vocabulary: int | None = None, family: Backbone | None = None
 ) -> list[int]:
-    """Ids that sampling must never give: special and vision tokens except the end of a turn, and ids without a text.
+    """Ids that sampling must never give: special and vision tokens, and ids without a text.
+
+    The end of a turn and the tags of the format (`tokens.FORMAT_TAGS`) are allowed.
 
     A sampled image token makes the next forward pass fail ("Image features and image tokens do not match").
 
@@ -138,8 +143,28 @@ def forbidden_token_ids(
     added = tokenizer.added_tokens_decoder
     special = {i for i, token in added.items() if token.special or shape.fullmatch(token.content)}
     special.update(tokenizer.all_special_ids)
+    special -= {i for i, token in added.items() if token.content in FORMAT_TAGS}
     special.discard(tokenizer.eos_token_id)
     return sorted(special | set(range(len(tokenizer), vocabulary or 0)))
+
+
+def check_format(tokenizer: PreTrainedTokenizerBase, forbidden: Iterable[int], box_tag: str) -> None:
+    """Refuse a policy that could not write the tags that its prompt requests.
+
+    Args:
+        forbidden: ids that sampling never gives.
+        box_tag: `policy.box_tag`.
+
+    Raises:
+        UserError: a token of a tag is forbidden (names the tag).
+    """
+    never = set(forbidden)
+    for tag in ("<think>", "</think>", "<answer>", "</answer>", *box_forms.marks(box_tag)):
+        if not never.isdisjoint(tokenizer(tag, add_special_tokens=False)["input_ids"]):
+            raise UserError(
+                f"the prompt requests {tag}, a special token of this tokenizer that must not be sampled; choose another "
+                "policy.box_tag, or a tokenizer in which it is text"
+            )
 
 
 def freeze_vision(model: torch.nn.Module, *, projector: bool) -> int:

@@ -16,6 +16,9 @@ from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+TAG_NAMES = ("think", "thinking", "answer", "bbox", "box")
+FORMAT_TAGS = frozenset(tag for name in TAG_NAMES for tag in (f"<{name}>", f"</{name}>"))
+"""The tags of the formats that prompts ask for. They are text, also where a tokenizer calls them special tokens."""
 
 
 def special_token(text: str) -> str | None:
@@ -30,7 +33,9 @@ def _special_tokens(families: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def forbidden_token_ids(model: str) -> tuple[int, ...]:
-    """Ids of special and vision tokens except the end of a turn, and of output rows beyond the tokenizer's vocabulary.
+    """Ids of special and vision tokens, and of output rows beyond the tokenizer's vocabulary.
+
+    The end of a turn and `FORMAT_TAGS` are allowed.
 
     Args:
         model: a saved folder, or a hub name whose tokenizer files are in the cache or can be downloaded (a few megabytes).
@@ -46,10 +51,30 @@ def forbidden_token_ids(model: str) -> tuple[int, ...]:
         text_config = config.get("text_config") or config
         rows = int(text_config.get("vocab_size", size))
         eos = _content(settings.get("eos_token"))
-        special = {t["id"] for t in added if (t["special"] or shape.fullmatch(t["content"])) and t["content"] != eos}
+        special = {t["id"] for t in added if t["special"] or shape.fullmatch(t["content"])}
+        special -= {t["id"] for t in added if t["content"] == eos or t["content"] in FORMAT_TAGS}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
     return tuple(sorted(special | set(range(size, rows))))
+
+
+def check_served_tags(model: str) -> None:
+    """Refuse a model whose server would leave the tags of the format out of its replies.
+
+    A server decodes without special tokens. `fgrpo.policy.plain_tags` makes the tags plain text in a saved model.
+
+    Raises:
+        UserError: the tokenizer has `FORMAT_TAGS` among its special tokens, or as `forbidden_token_ids`.
+    """
+    try:
+        special = sorted({t["content"] for t in _json(model, FILES[0])["added_tokens"] if t["special"]} & FORMAT_TAGS)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
+    if special:
+        raise UserError(
+            f"{', '.join(special)} are special tokens of {model}, so a server drops them from its replies and every answer would "
+            f"count as malformed; run `python -m fgrpo.policy.plain_tags {model}` on the model's folder, then serve it again"
+        )
 
 
 def _content(token: Any) -> str | None:

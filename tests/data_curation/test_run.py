@@ -91,6 +91,10 @@ def test_the_stage_selects_seed_and_rl_samples_and_reports_them(config: Config, 
         "notes": {},
     }
     report = (folder / "report.md").read_text()
+    for name in ("sat", "vgr", "viscot", "treevgr"):
+        assert re.search(
+            rf"^- {name}: by word overlap \d+%, .*by length \d+%, by position \d+% \(chance", report, re.MULTILINE
+        )
     assert "| sat | 40 | 40 | 4 (4) | 8 (8) |" in report
     for mean, count in manifest["difficulty"]["sat"].items():
         assert re.search(rf"^{mean}  #+ {count}$", report, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,30 @@ def test_vgr(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
     assert by_sample_id["vgr/shortcot/3"].answer == "3" and len(by_sample_id["vgr/shortcot/3"].choices) == 4
     assert by_sample_id["vgr/shortcot/5"].boxes == (Box(0.5, 0.5, 1.0, 0.9, "unit"),)
     assert by_sample_id["vgr/shortcot/4"].boxes is None and set(by_sample_id["vgr/shortcot/4"].choices) == {"Yes", "No"}
+
+
+def test_vgr_phrases_sentences_and_unclear_options(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    save_image(tmp_path / "VGR" / "llava_next_raw_format" / "coco" / "1.jpg", photo)
+    unit = "<SOT>[0.1, 0.2, 0.5, 0.6]<EOT><image>"
+    asked = [
+        ("What color is the hat?", "The answer to the question is red."),
+        ("Which is it?\nA. left\nB. right", "So it is \\boxed{B}."),
+        ("What is the color of the hat of the man?", "The color of the hat is red."),
+        ("Is it wet?", "Yes, it is wet."),
+        ("What color is it?", "It is either red or blue."),
+        ("Which? A. cat near view B. today B. dog", "A"),
+        ("Which? A. cat B. cat", "A"),
+        ("How many now? (A)1 (B)2", "(B)2"),
+        ("Is it day or night?", 'It is at {"bbox_2d": [1, 2, 3, 4]}.\nday'),
+    ]
+    rows = [vgr_row("coco/1.jpg", question, f"{unit}\n{reply}") for question, reply in asked]
+    write_parquet(tmp_path / "VGR" / "vgr_shortcot.parquet", rows)
+    samples, tally = read("vgr", tmp_path / "VGR")
+    assert [s.answer for s in samples] == ["red", "right", "The color of the hat is red", "Yes", "2", "day"]
+    assert all(s.answer in s.choices for s in samples)
+    assert all(c.startswith("The color of the hat is ") for c in samples[2].choices)
+    assert tally.dropped == {"open_answer": 1, "unclear_options": 1, "equal_options": 1}
+    assert tally.notes == {"box_in_another_form": 1}
 
 
 # --- VisCoT ----------------------------------------------------------------------------------------------------------
@@ -433,3 +458,39 @@ def test_a_truncated_photograph_is_detected_without_decoding_it(tmp_path: Path, 
     assert image_size(longer) == (640, 427)
     with pytest.raises(Drop, match="corrupt_image"):
         image_size(truncated)
+
+
+def test_unusable_images_are_dropped_by_reason(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    folder = tmp_path / "VisCoT" / "cot_images" / "gqa"
+    for name, image in (("good.jpg", photo), ("narrow.png", Image.new("RGB", (2001, 10))), ("cut.webp", photo)):
+        save_image(folder / name, image)
+    (folder / "cut.webp").write_bytes((folder / "cut.webp").read_bytes()[:-500])
+    (folder / "empty.jpg").touch()
+    header = bytearray(encoded(Image.new("1", (1, 1)), "PNG"))
+    header[16:24] = (13000).to_bytes(4, "big") * 2  # 169 megapixels
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(header)
+    names_of = ("good.jpg", "narrow.png", "cut.webp", "empty.jpg", "huge.png", "/etc/passwd", "../gqa/good.jpg")
+    lines = [
+        json.dumps(viscot_row("Is it day or night?", "day", name, [], width=None, height=None)) for name in names_of
+    ]
+    (tmp_path / "VisCoT" / "metadata").mkdir()
+    (tmp_path / "VisCoT" / "metadata" / "gqa_cot_train.jsonl").write_text("\n".join(lines))
+    samples, tally = read("viscot", tmp_path / "VisCoT")
+    assert len(samples) == 1
+    assert tally.dropped == {
+        "image_too_narrow": 1,
+        "corrupt_image": 2,
+        "too_many_pixels": 1,
+        "image_path_leads_out": 2,
+    }
+
+
+def test_linked_folders_are_read(tmp_path: Path, read: Reader, photo: Image.Image) -> None:
+    elsewhere = tmp_path / "other disk"
+    write_parquet(elsewhere / "SAT_train.parquet", [sat_row([encoded(photo, "JPEG")], ["a", "b"], "a")], SAT_SCHEMA)
+    (tmp_path / "SAT").mkdir()
+    (tmp_path / "SAT" / "data").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(tmp_path / "SAT")
+    samples, _ = read("sat", tmp_path / "SAT")
+    assert [s.id for s in samples] == ["sat/train/0"]

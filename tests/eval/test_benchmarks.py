@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import genuine
 import pytest
 
 from eval import base, generate, models, summary
+from eval.extract import extract_choice
+from fgrpo import prompts
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.options import split_options
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Score
 
@@ -55,6 +57,72 @@ def test_omnispatial_indices_repeated_ids_and_open_questions(real_like: Config) 
     assert found.samples[0].id != found.samples[1].id
     assert found.samples[1].images[0].endswith("Perspective_Taking/0.png")
     assert found.dropped == {"the answer is no index of the options": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "choices", "gold"),
+    [
+        ([], 2, ("A", "B", "C", "D"), "C"),  # the choices are in the image
+        (None, 0, ("A", "B", "C", "D"), "A"),
+        ([], 5, ("A", "B", "C", "D", "E", "F"), "F"),
+        ([], "B", ("A", "B", "C", "D"), "B"),
+        ([], "Three", (), "Three"),
+        ([], "3", (), "3"),
+        (["x", "y"], 1, ("x", "y"), "y"),
+        (["x", "y"], "0", ("x", "y"), "x"),
+        (["x", "y"], "y", ("x", "y"), "y"),
+        (["x", "y"], 2, (), None),
+        ([], -1, (), None),
+        ([], True, (), None),
+        ([], 99, (), None),
+    ],
+)
+def test_omnispatial_answers(
+    real_like: Config, options: Any, answer: Any, choices: tuple[str, ...], gold: str | None
+) -> None:
+    path = Path(real_like.data.root) / "bench/OmniSpatial/data.json"
+    good = json.loads(path.read_text())[0]
+    path.write_text(json.dumps([good, {**good, "id": "0_7", "options": options, "answer": answer}, "no row"]))
+    found = base.load("omnispatial", real_like)
+    assert [(s.choices, s.answer) for s in found.samples[1:]] == ([] if gold is None else [(choices, gold)])
+    assert found.dropped["not an object"] == 1 and sum(found.dropped.values()) == (2 if gold is None else 1)
+
+
+def test_choices_in_the_image_are_scored_by_letter() -> None:
+    drawn = ("A", "B", "C", "D")
+    assert prompts.options(drawn) == "(A)\n(B)\n(C)\n(D)" and prompts.options(("x", "B")) == "(A) x\n(B)"
+    replies = (
+        "C",
+        "(C)",
+        "The answer is C.",
+        "<think>A line.</think><answer>c</answer>",
+        "C. the third",
+        "a line",
+        "E",
+    )
+    assert [extract_choice(reply, drawn) for reply in replies] == [2, 2, 2, 2, 2, None, None]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.png", "a/../../../secret.png", None, 3, ""])
+def test_image_paths_that_lead_out_are_dropped_and_counted(real_like: Config, name: Any) -> None:
+    root = Path(real_like.data.root) / "bench"
+    reason = "image_path_leads_out" if isinstance(name, str) and name else "no_image"
+    path = root / "MindCube/data/raw/MindCube_tinybench.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows.append({**rows[0], "id": "among_9", "images": [rows[0]["images"][0], name]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert base.load("mindcube", real_like).dropped[reason] == 1
+    path = root / "OmniSpatial/data.json"
+    rows = json.loads(path.read_text())
+    leads_out = {"task_type": "../Complex_Logic"}, {"task_type": "/etc"}, {"id": "../x_0"}
+    path.write_text(json.dumps([*rows, *({**rows[0], **change} for change in leads_out)]))
+    assert (
+        base.load("omnispatial", real_like).dropped["image_path_leads_out"] == 3
+    )  # "Complex_Logic//etc/x.png" is below
+    genuine.save(root / "own/1.png")
+    own = ({"question": "Q", "answer": "x", "images": [name]}, {"question": "Q", "answer": "x", "image": "1.png"})
+    (root / "own/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    assert base.load("own", real_like).dropped == {reason: 1}
 
 
 def test_realworldqa_takes_options_and_the_direct_sentence_out(real_like: Config) -> None:
@@ -178,17 +246,3 @@ def test_spread_keeps_groups_together(real_like: Config) -> None:
     samples = base.load("mmvp", real_like).samples
     assert len({base.group_of(s) for s in base.spread(samples, 2)}) == 1
     assert base.spread(samples, None) == samples
-
-
-@pytest.mark.parametrize(
-    ("text", "stem", "options"),
-    [
-        ("Which? A. x B. y", "Which?", ("x", "y")),
-        ("(a) Open (b) Closed", "", ("Open", "Closed")),
-        ("See view A. then? A. left B. right", "See view A. then?", ("left", "right")),
-        ("Nothing here.", "Nothing here.", ()),
-        ("Only A. one", "Only A. one", ()),
-    ],
-)
-def test_split_options(text: str, stem: str, options: tuple[str, ...]) -> None:
-    assert split_options(text) == (stem, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from eval.judge_validation import run as validation
 from eval.results import find
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
-from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
+from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable, UnusableImage
 from fgrpo.schema import Config
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
 from judges.base import build
@@ -143,6 +144,47 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
+
+
+class Json(Scripted):
+    """Writes its boxes as Qwen's JSON."""
+
+    def write(self, request: Request) -> str:
+        return re.sub(r"<bbox>(\[.*?\])</bbox>", r'{"bbox_2d": \1}', super().write(request))
+
+
+def test_boxes_in_another_form_are_reported(world: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    folder = run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, Json(engine(world).book))
+    scores = list(read_jsonl(folder / "scores.jsonl"))
+    total = sum(row["meta"]["boxes_unread"]["bbox_2d"] for row in scores)
+    assert f"fgrpo writes boxes that are not read ({total} × bbox_2d)" in capsys.readouterr().out
+    policy = world.policy.model_copy(update={"box_tag": "bbox_2d"})
+    folder = run.evaluate(world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, engine(world))
+    assert "boxes_unread" not in (folder / "scores.jsonl").read_text() and "not read" not in capsys.readouterr().out
+
+
+class BadImages(Scripted):
+    """An engine that can use the images of one question only."""
+
+    good = ""
+
+    async def sample(self, request: Request) -> Sequence[Completion]:
+        if self.good not in request.images:
+            self.asked.append(request)
+            raise UnusableImage("the image is too narrow")
+        return await super().sample(request)
+
+
+def test_any_number_of_unusable_images_in_a_row_does_not_end_an_evaluation(world: Config, tmp_path: Path) -> None:
+    names = ("mmvp", "cvb_2d", "cvb_3d", "mindcube", "sat_real", "realworldqa")
+    samples = [s for name in names for s in base.load(name, world).samples]
+    todo = [job for job in generate.jobs(samples, models.load("fgrpo"), world) if job.kind == "greedy"]
+    bad = BadImages(engine(world).book)
+    bad.good = todo[-1].request.images[0]
+    counts = asyncio.run(generate.generate(todo, bad, tmp_path / "generations.jsonl", concurrency=1))
+    assert counts == {"error": len(todo) - 1, "stop": 1} and counts["error"] > generate.REFUSALS_IN_A_ROW
+    assert "too narrow" in generate.first_refusal(tmp_path / "generations.jsonl")
 
 
 class Dying(Scripted):

@@ -154,6 +154,18 @@ def test_boxes_are_read_as_the_model_file_says(sample: Sample) -> None:
     assert (asked.box_tag, asked.box_frame, asked.image_sizes) == ("box", "thousand", ((140, 56),))
 
 
+def test_boxes_in_another_form_are_counted_and_read_if_the_model_file_says_so(sample: Sample) -> None:
+    text = '<think>The red thing is at {"bbox_2d": [500, 0, 1000, 1000]}.</think><answer>right</answer>'
+    pixels = PixelBounds(784, 12544, 28)
+    thousand = ("box_frame", "thousand")
+    records = [
+        scored(scorer_of("fgrpo", judges_that(), *changes, pixels=pixels), (sample, Rollout("r", sample.id, text)))[0]
+        for changes in ((thousand,), (thousand, ("box_tag", "bbox_2d")))
+    ]
+    assert [r.meta.get("boxes_unread") for r in records] == [{"bbox_2d": 1}, None]
+    assert [r.scores["spatial_grounding"].value for r in records] == [0.0, pytest.approx(1.0)]
+
+
 def test_the_extraction_judge_reads_options_and_answer_span_and_its_letter_is_the_option(sample: Sample) -> None:
     judges = judges_that(extraction=lambda item: {"a": Verdict("A"), "b": Verdict("b", "because"), "0": Verdict("0"),
                                                   "f": Verdict("B", "gone", failed=True), "c": Verdict("C")}[item.id])  # fmt: skip

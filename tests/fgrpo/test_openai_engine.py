@@ -19,7 +19,7 @@ from PIL import Image
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference.addresses import normal_url
-from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable
+from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable, UnusableImage
 from fgrpo.inference.openai_engine import OpenAISampler
 
 
@@ -235,11 +235,24 @@ def test_images_are_sent_as_all_engines_read_them(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     for path in (picture(tmp_path / "turned.jpg", exif=turned), picture(tmp_path / "grey.png", "L")):
+        kind, size = ("jpeg", (4, 6)) if "turned" in path else ("png", (6, 4))
         url = data_url(path)
-        assert url.startswith("data:image/png;base64,")
+        assert url.startswith(f"data:image/{kind};base64,")
         sent = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
-        assert sent.mode == "RGB"
-        assert sent.size == ((4, 6) if "turned" in path else (6, 4))
+        assert (sent.mode, sent.size, sent.getexif().get(0x0112)) == ("RGB", size, None)
+
+
+def test_unusable_images_are_refused_and_the_others_answered(endpoints: list[Scripted], tmp_path: Path) -> None:
+    endpoints.append(server := Scripted())
+    Image.new("RGB", (2001, 10)).save(tmp_path / "narrow.png")
+    (tmp_path / "empty.png").touch()
+    names = ("narrow.png", "good.png", "empty.png", "missing.png")
+    picture(tmp_path / "good.png")
+    answers = ask(sampler_of(server), [Request((str(tmp_path / name),), "Where?") for name in names])
+    for name, answer in zip(names, answers, strict=True):
+        assert isinstance(answer, UnusableImage) == (name != "good.png")
+        assert name == "good.png" or name in str(answer)
+    assert len(server.asked) == 1
 
 
 def test_addresses(endpoints: list[Scripted]) -> None:

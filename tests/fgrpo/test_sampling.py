@@ -7,14 +7,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
-from fgrpo.inference.base import Completion, Request, SamplingError
+from fgrpo.inference.base import Completion, Request, SamplingError, UnusableImage
 from fgrpo.inference.decode import _truncate_top_p, invert
 from fgrpo.inference.transformers_engine import TransformersSampler
 from fgrpo.policy import loading, tokens
@@ -257,3 +259,37 @@ def test_the_projector_may_train_while_the_encoder_is_frozen() -> None:
     assert frozen == sum(p.numel() for p in tower.parameters()) - sum(p.numel() for p in tower.merger.parameters())
     assert all(p.requires_grad for p in tower.merger.parameters())
     assert not any(p.requires_grad for p in (*tower.patch_embed.parameters(), *tower.blocks.parameters()))
+
+
+def test_unusable_images_are_refused_and_the_others_of_the_batch_answered(
+    sampler: TransformersSampler, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the processor refuses an image that the check lets through."""
+    Image.new("RGB", (2001, 10)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "odd.png")
+    (tmp_path / "cut.png").write_bytes(Path(requests[0].images[0]).read_bytes()[:200])
+    (tmp_path / "empty.png").touch()
+    process = sampler._features._image_processor
+
+    def refusing(images: Any, **more: Any) -> Any:
+        if any(image.size == (8, 8) for image in images):
+            raise ValueError("odd size")
+        return process(images=images, **more)
+
+    monkeypatch.setattr(sampler._features, "_image_processor", refusing)
+    names = {
+        "narrow.png": "too narrow",
+        "odd.png": "odd size",
+        "cut.png": "cannot be decoded",
+        "empty.png": "cannot be decoded",
+    }
+    bad = [replace(requests[0], images=(str(tmp_path / name),)) for name in names]
+    asked = [requests[0], *bad, requests[1]]
+
+    async def gather() -> list[Any]:
+        return list(await asyncio.gather(*(sampler.sample(r) for r in asked), return_exceptions=True))
+
+    first, *refused, last = asyncio.run(gather())
+    assert [c.text for c in (first[0], last[0])] == [a[0].text for a in ask(sampler, requests[:2])]
+    for (name, why), error in zip(names.items(), refused, strict=True):
+        assert isinstance(error, UnusableImage) and name in str(error) and why in str(error)

@@ -92,6 +92,20 @@ def test_states(no_judge: JudgeSet) -> None:
         assert run(nothing, truth, no_judge).value == 0.0
 
 
+def test_boxes_in_another_form_are_named(no_judge: JudgeSet) -> None:
+    """A 0 for boxes that are there and not read says so; the form that the model's file names is read."""
+    text = '<think>It is at {"bbox_2d": [56, 28, 112, 84]}.</think><answer>right</answer>'
+    truth = (Box(56, 28, 112, 84, "model"),)
+    got = run(text, truth, no_judge)
+    assert (got.value, got.reason, got.detail["unread"]) == (0.0, "boxes_not_read", 1)
+    mixed = run(TEXT.replace("</think>", " [1,2,3,4]</think>"), truth, no_judge)
+    assert (mixed.value, mixed.reason, mixed.detail["unread"]) == (1.0, "", 1)
+    sample = Sample("vgr/train/0", ("missing.png",), "?", ("left", "right"), "left", truth)
+    items = [RewardItem("r", sample, parse(text, box_tag="bbox_2d"))]
+    (read,) = asyncio.run(REWARD(items, RewardContext(no_judge, box_tag="bbox_2d")))
+    assert read.value == 1.0 and "unread" not in read.detail
+
+
 def test_frames(no_judge: JudgeSet, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.new("RGB", (200, 100)).save(path)

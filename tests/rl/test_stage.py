@@ -239,6 +239,11 @@ def test_it_goes_on_from_the_last_whole_checkpoint(world: Path, chain: Path, mon
     assert same == {k: v for k, v in cut[0].items() if not k.startswith("seconds")}
 
 
+def test_a_format_that_the_tokenizer_cannot_write_is_refused_at_the_start(world: Path, chain: Path) -> None:
+    with pytest.raises(UserError, match=r"the prompt requests <\|box_start\|>, a special token"):
+        train.train(mini(world, "policy.box_tag=box_start"), chain)
+
+
 def test_a_dead_judge_stops_the_run_after_a_checkpoint(world: Path, chain: Path, monkeypatch) -> None:
     cfg = mini(world, "rl.save_steps=4", "rl.max_response_length=60")
     real = RolloutScorer._score

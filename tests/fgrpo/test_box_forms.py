@@ -1,0 +1,59 @@
+"""Boxes in the forms of other model families: read if the model's file says so, counted otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgrpo import box_forms
+from fgrpo.response import parse, parse_boxes
+from fgrpo.types import Box
+
+TAGGED = "The <bbox>[1, 2, 30, 40]</bbox> car."
+JSON = 'The car {"bbox_2d": [1, 2, 30, 40], "label": "car"} and [{\'bbox_2d\': [5,6,7,8]}].'
+TOKENS = "<|object_ref_start|>car<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|> <|box_start|>(5, 6), (7, 8)<|box_end|>"
+BARE = "The car at [1, 2, 30, 40] and (5, 6)."
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "count"), [("bbox", TAGGED, 1), ("bbox_2d", JSON, 2), ("box_start", TOKENS, 2), ("box", TAGGED, 0)]
+)
+def test_each_form_is_read_by_its_name(form: str, text: str, count: int) -> None:
+    boxes, dropped = parse_boxes(text, box_tag=form, frame="thousand")
+    assert boxes == (Box(1, 2, 30, 40, "thousand"), Box(5, 6, 7, 8, "thousand"))[:count] and dropped == 0
+    response = parse(f"<think>{text}</think><answer>A</answer>", box_tag=form)
+    assert len(response.boxes) == count and response.well_formed
+
+
+@pytest.mark.parametrize("form", ["bbox_2d", "box_start"])
+def test_opened_boxes_that_are_not_valid_are_dropped(form: str) -> None:
+    bad = {
+        "bbox_2d": '"bbox_2d": [9, 9, 1, 1] "bbox_2d": none',
+        "box_start": "<|box_start|>(9,9),(1,1)<|box_end|><|box_start|>(1",
+    }
+    assert parse_boxes(bad[form], box_tag=form) == ((), 2)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "counts"),
+    [
+        ("bbox", TAGGED, {}),
+        ("box", TAGGED, {"bbox": 1}),
+        ("bbox", JSON, {"bbox_2d": 2}),
+        ("bbox_2d", JSON, {}),
+        ("bbox", TOKENS, {"box_start": 2}),
+        ("box_start", TOKENS, {}),
+        ("bbox", BARE, {"bare": 1}),
+        ("bbox", "<Box>1,2,3,4</Box> <bbox>[1,2,3,4]", {"Box": 1}),
+        ("bbox", "The options are [1, 2, 3] and a < b.", {}),
+        ("bbox", TAGGED + JSON + TOKENS + BARE, {"bbox_2d": 2, "box_start": 2, "bare": 1}),
+    ],
+)
+def test_boxes_in_other_forms_are_counted(form: str, text: str, counts: dict[str, int]) -> None:
+    assert box_forms.unread(text, form) == counts
+
+
+def test_counting_is_linear() -> None:
+    """A quadratic pattern would take minutes here."""
+    for piece in ("[", "<", "<bbox>", '"bbox_2d": [', "<|box_start|>", "[1,2,", "<bbox>[1,"):
+        assert box_forms.unread(piece * 20_000, "bbox") == {}
+        assert parse_boxes(piece * 20_000, box_tag="bbox_2d")[0] == ()

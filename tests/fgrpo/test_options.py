@@ -1,0 +1,96 @@
+"""Options inside a question's text: split in the one way they can be read, or refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgrpo.options import UnclearOptions, letter_index, letters, split_options
+
+SPLIT = [
+    ("Which? A. x B. y", "Which?", ("x", "y")),
+    ("(a) Open (b) Closed", "", ("Open", "Closed")),
+    ("See view A. then? A. left B. right", "See view A. then?", ("left", "right")),
+    ("Nothing here.", "Nothing here.", ()),
+    ("Only A. one", "Only A. one", ()),
+    ("Which? A. Hepatitis B. B. Hepatitis C.", "Which?", ("Hepatitis B.", "Hepatitis C.")),
+    (
+        "Which? A. Hepatitis B. B. Hepatitis C. C. Hepatitis D.",
+        "Which?",
+        ("Hepatitis B.", "Hepatitis C.", "Hepatitis D."),
+    ),
+    ("Which?\nA. Hepatitis B.\nB. Hepatitis C.\n", "Which?", ("Hepatitis B.", "Hepatitis C.")),
+    ("Q A. Vitamin A. B. Vitamin B. C. Vitamin C.", "Q", ("Vitamin A.", "Vitamin B.", "Vitamin C.")),
+    ("Which is it? (A) in view (B) (B) in view (C)", "Which is it?", ("in view (B)", "in view (C)")),
+    ("Blood? A. A. B. B. C. AB.", "Blood?", ("A.", "B.", "AB.")),
+    ("Q? A. view A. from left B. other", "Q?", ("view A. from left", "other")),
+    ("How many? (A)1 (B)2", "How many?", ("1", "2")),
+    ("How many? (A)1(B)2(C)3", "How many?", ("1", "2", "3")),
+    ("Q? A.cat B.dog C.bird", "Q?", ("cat", "dog", "bird")),
+    ("Q? A.1.5 B.2.5 C.U.S.A.", "Q?", ("1.5", "2.5", "U.S.A.")),
+    ("哪个？Ａ．猫 Ｂ．狗", "哪个？", ("猫", "狗")),
+    ("哪个？（A）猫（B）狗", "哪个？", ("猫", "狗")),
+    ("哪个？A、猫B、狗C、鸟", "哪个？", ("猫", "狗", "鸟")),
+    ("Q? A: x B: y", "Q?", ("x", "y")),
+    ("Q? (A) red, (B) green, (C) blue", "Q?", ("red", "green", "blue")),
+    ("Q?\nA. one, as in B. of\nB. two", "Q?", ("one, as in B. of", "two")),
+    ("A: hi. B: no. Reply? (A) yes (B) no", "A: hi. B: no. Reply?", ("yes", "no")),
+    ("Compare A. cat and B. dog. Which? A. x B. y C. z", "Compare A. cat and B. dog. Which?", ("x", "y", "z")),
+]
+REFUSED = [
+    ("Which? A. Hepatitis B. Hepatitis C. Hepatitis D.", "equal_options"),
+    ("Which? A. left B. right C. Left", "equal_options"),
+    ("Q? A. cat near view B. today B. dog", "unclear_options"),
+    ("Q?\nA. x\nB. y C. z\nD. w", "unclear_options"),
+    ("Q? A. x B. y C.z", "unclear_options"),
+    ("as in A. left B. right as in A. up B. down", "unclear_options"),
+    ("A. x B. y " * 300, "unclear_options"),
+]
+
+
+@pytest.mark.parametrize(("text", "stem", "options"), SPLIT)
+def test_split(text: str, stem: str, options: tuple[str, ...]) -> None:
+    assert split_options(text) == (stem, options)
+
+
+@pytest.mark.parametrize(("text", "reason"), REFUSED)
+def test_refused(text: str, reason: str) -> None:
+    with pytest.raises(UnclearOptions, match=f"^{reason}$"):
+        split_options(text)
+
+
+STYLES = (
+    "{letter}. {text} ",
+    "({letter}) {text} ",
+    "{letter}) {text}\n",
+    "({letter}){text}",
+    "\n{letter}. {text}",
+    "{letter}: {text} ",
+)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("count", range(2, 27))
+def test_any_number_of_options_in_each_style(style: str, count: int) -> None:
+    options = tuple(f"{n} apples" for n in range(count))
+    for case in (str.upper, str.lower) if style != "({letter}){text}" else (str.upper,):
+        shown = "".join(style.format(letter=case(a), text=o) for a, o in zip(letters(count), options, strict=True))
+        assert split_options(f"How many?\n{shown}") == ("How many?", options)
+
+
+@given(st.text(alphabet="AaBbC(). :\n1、（", max_size=60))
+def test_any_text_is_split_or_refused(text: str) -> None:
+    try:
+        stem, options = split_options(text)
+    except UnclearOptions:
+        return
+    assert len(options) != 1 and stem in text and all(options)
+
+
+def test_letters() -> None:
+    texts = ("x",) * 10
+    assert [letter_index(a, texts) for a in ("(B)", "b", "B.", "Ｂ", "（Ｂ）", "J", "K", "", "AB", "é")] == [
+        *(1, 1, 1, 1, 1, 9),
+        *(None, None, None, None),
+    ]
