@@ -66,7 +66,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
         "rewards": [measure.score for measure in reward_measures()],
-        "boxes": {"pixels": list(pixels), **{key: getattr(spec, key) for key in models.READING_KEYS}},
+        "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
     }
     _forget_other_judge(out, json.dumps(identity, sort_keys=True))
     records = asyncio.run(work())

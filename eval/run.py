@@ -308,7 +308,7 @@ def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
 
 def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
-    boxes = {"pixels": list(pixel_bounds(model)), **{key: getattr(spec, key) for key in models.READING_KEYS}}
+    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
     every = measures()
     identity = {**_judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
     intervals = {

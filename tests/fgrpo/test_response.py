@@ -178,9 +178,9 @@ HUGE = [
 
 @pytest.mark.parametrize("text", HUGE, ids=range(len(HUGE)))
 def test_linear_on_huge_texts(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     parse(text)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 5.0  # seconds of CPU; quadratic work takes minutes
 
 
 def test_ten_thousand_boxes() -> None:

@@ -161,6 +161,7 @@ SAMPLE = Sample("sat/t/0", (), "Is the car left or right?", ("left", "right"), "
 ITEMS = [base.RewardItem(f"r{n}", SAMPLE, parse(text)) for n, text in enumerate(TEXTS)]
 CONFIG = load("mini")
 settings = [f"judges.training.endpoints=[{url}]", "judges.training.backend=openai", "judges.training.model=m"]
+settings += ["judges.training.rubric=user", "judges.training.labels=plain"]  # the prompt as its file has it
 MODEL = load("mini", overrides=[*settings, "judges.training.cache=null"])
 
 
