@@ -173,11 +173,12 @@ def test_the_blind_prompt_is_part_of_what_identifies_a_judge() -> None:
     assert JudgeSet(answerer=None, blind=True).prompt_hashes([CONSISTENCY_TASK]) == {}  # type: ignore[arg-type]
 
 
-def test_the_papers_presets_use_all_three_and_extraction_none() -> None:
+def test_the_papers_presets_use_all_three_and_extraction_and_oracles_none() -> None:
     judges = load("paper-7b").judges
     for role in (judges.training, judges.evaluation):
         assert (role.rubric, role.labels, role.blind) == ("system", "nonce", True)
-    assert (judges.extraction.rubric, judges.extraction.labels, judges.extraction.blind) == ("user", "plain", False)
+    plain = [judges.extraction, load("mini").judges.training, load("mini").judges.evaluation]
+    assert {(role.rubric, role.labels, role.blind) for role in plain} == {("user", "plain", False)}
 
 
 CONTROL = [
