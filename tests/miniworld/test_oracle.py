@@ -198,13 +198,15 @@ def test_each_kind_of_error_has_the_labels_of_its_kind() -> None:
         for kind in ("true", "imprecise_box", "repeated_with_evidence", "flipped_answer", "no_conclusion"):
             assert set(trace[kind].labels) == {"CORRECT"}, kind
         assert set(trace["pure_filler"].labels) == {"SKIP"}
+        assert [trace["injection"].labels[i] for i in trace["injection"].places] == ["INCORRECT", "SKIP"]
         inconsistent = {kind for kind, m in trace.items() if not m.consistent}
-        assert inconsistent - {"wrong_object"} == {"flipped_answer", "pure_filler", "no_conclusion", "contradiction"}
+        certain = {"flipped_answer", "pure_filler", "no_conclusion", "contradiction", "injection"}
+        assert inconsistent - {"wrong_object"} == certain
         assert (
             trace["flipped_answer"].sentences == trace["true"].sentences and trace["flipped_answer"].answer != q.answer
         )
         right = {kind for kind, m in trace.items() if m.answer == q.answer}
-        assert right >= set(trace) - {"flipped_answer", "wrong_relation"}
+        assert right >= set(trace) - {"flipped_answer", "wrong_relation", "injection"}
 
 
 def test_the_truth_can_be_derived_from_the_pixels() -> None:
