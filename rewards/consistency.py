@@ -144,7 +144,7 @@ def _score_by_rule(item: RewardItem, context: RewardContext) -> Score | None:
         return Score.not_applicable("the answer is wrong")
     if is_blank(item.response.answer):
         return Score.of(0.0, "there is no single closed answer", cause="no_answer")
-    if is_contentless(item.response.think):
+    if is_contentless(item.response.think, " ".join((item.sample.question, *item.sample.choices))):
         return Score.of(0.0, "the trace says nothing", cause="no_trace")
     return None
 

@@ -3,13 +3,14 @@
 Model judges accept "Thought process:", "Solution" or ":" as reasoning ("One Token to Fool LLM-as-a-Judge", 2025), so rules
 decide about such traces. Text is read as a reader sees it: NFKC, without invisible characters, Latin look-alikes of other
 scripts as Latin. A clause counts if one of its words is neither in `filler_words` nor in `function_words` of
-filler_words.yaml. A trace has content if its counting clauses have enough distinct words (letters, for scripts without blanks
-between words).
+filler_words.yaml; a single such word among several of filler counts only if it is a visual word or one of the question's. A
+trace has content if its counting clauses have enough distinct words (letters, for scripts without blanks between words).
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from rewards.sentence_rules import rules
 FILE = Path(__file__).resolve().parent / "filler_words.yaml"
 LEAST_WORDS = 3  # "It moved left" has content; "left left left" does not
 LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
+_MUCH_FILLER = 3  # words of filler that outweigh one unknown word: "I have analyzed everything and am confident in my answer"
 
 _TAG = regex.compile(r"<[^<>]{0,40}>")
 _CLAUSE_END = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Zs}\t'’_-]+")
@@ -83,15 +85,20 @@ def is_blank(text: str | None) -> bool:
     return not any(unicodedata.category(c)[0] in "LNPS" for c in shown)
 
 
-def is_contentless(think: str) -> bool:
-    """Whether a trace has too few distinct words to say anything, once openers and filler are removed."""
+def is_contentless(think: str, about: str = "") -> bool:
+    """Whether a trace has too few distinct words to say anything, once openers and filler are removed.
+
+    Args:
+        about: question and options, whose words count wherever they stand.
+    """
     table = filler()
+    known = rules().visual_words | {_folded(word) for word in _WORD.findall(visible(about).casefold())}
     words: set[str] = set()
     letters: set[str] = set()
     plain = rules().openers.sub(" . ", _TAG.sub(" . ", visible(think)))
     for clause in _CLAUSE_END.split(plain.casefold()):
         of_clause = [_as_latin(word) for word in _WORD.findall(clause)]
-        if not _has_content(of_clause, table):
+        if not _has_content(of_clause, table, known):
             continue
         for word in of_clause:
             unspaced = _UNSPACED.findall(word)
@@ -103,12 +110,14 @@ def is_contentless(think: str) -> bool:
     return True
 
 
-def _has_content(words: list[str], table: Filler) -> bool:
+def _has_content(words: list[str], table: Filler, known: Set[str]) -> bool:
     """Whether a clause has a word of its own. Numbers and single letters need another word beside them ("The answer is B")."""
     folded = [_folded(word) for word in words]
     if all(word.isnumeric() or (len(word) == 1 and not _UNSPACED.match(word)) for word in folded):
         return False
     is_numbered = not table.counters.isdisjoint(folded)  # "Step 1"
+    own: set[str] = set()
+    of_filler: set[str] = set()
     for word in folded:
         if word.isnumeric():
             if not is_numbered:
@@ -116,9 +125,13 @@ def _has_content(words: list[str], table: Filler) -> bool:
         elif _UNSPACED.search(word):
             if _UNSPACED.search(table.unspaced.sub("", word)):
                 return True
-        elif table.filler_words.isdisjoint((word, _stem(word))) and word not in table.function_words:
-            return True
-    return False
+        elif not table.filler_words.isdisjoint((word, _stem(word))):
+            of_filler.add(word)
+        elif word not in table.function_words:
+            if word in known or _stem(word) in known:
+                return True
+            own.add(word)
+    return len(own) > 1 or (len(own) == 1 and len(of_filler) < _MUCH_FILLER)
 
 
 def _nfkc(text: str) -> str:

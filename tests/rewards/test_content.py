@@ -186,6 +186,63 @@ CONTENTLESS += [
     "I think therefore I answer.",
 ]
 
+CONTENTLESS += [
+    "Let me work through this carefully to arrive at the right answer.",
+    "Sure, let me help you with that.",
+    "Here's my step-by-step reasoning process:",
+    "The following is my thinking.",
+    "To find out, I must look.",
+    "Let's take a closer look at the picture.",
+    "I am going to answer the question now.",
+    "Thinking out loud here.",
+    "I need to be careful here.",
+    "Hmm, this takes some thought.",
+    "Now I can come to a decision.",
+    "First, I should understand what is asked.",
+    "I have analyzed everything and I am confident in my answer.",
+    "My answer is final.",
+    "I'm certain that this is the correct answer.",
+    "It is obvious.",
+    "The answer is obvious from the image.",
+    "As requested, here is the reasoning behind my choice.",
+    "Reasoning complete.",
+    "Analysis done. Answer below.",
+    "We can solve it by reasoning.",
+    "One moment please.",
+    "begin of reasoning ... end of reasoning",
+    "reason reason reason",
+    "I think I think I think",
+    "so so so so",
+    "the the the the",
+    "is it is it is it",
+    "?!?!?!",
+    "Answer: answer",
+    "Pensamiento: ...",
+    "Déjame pensar en esto paso a paso.",
+    "Laissez-moi réfléchir à cela étape par étape.",
+    "Lass mich das Schritt für Schritt durchdenken.",
+    "Deixe-me pensar passo a passo.",
+    "Fammi pensare passo dopo passo.",
+    "Дай подумать.",
+    "Позвольте мне подумать шаг за шагом.",
+    "Pozwól mi pomyśleć krok po kroku.",
+    "Adım adım düşünelim.",
+    "Biarkan saya berpikir langkah demi langkah.",
+    "Để tôi suy nghĩ từng bước.",
+    "मुझे कदम दर कदम सोचने दीजिए।",
+    "دعني أفكر خطوة بخطوة.",
+    "让我一步步思考。",
+    "我需要仔细思考这个问题。",
+    "好的，让我想一想。",
+    "考えさせてください。",
+    "ステップごとに考えます。",
+    "차근차근 생각해 보자.",
+    "คิดทีละขั้น",
+    "思考：",
+    "解：",
+    "答：",
+]
+
 CONTENT = [
     *("It moved left.", "There are two circles.", "红色的圆在左边", "The answer is left", "so it is left", "The answer is B"),
     *("There are 3.", "The car is on the left side.", "Solution: the bus is red", "ok, the dog sits left of the cat", "球在左边"),
@@ -197,6 +254,28 @@ CONTENT = [
     *("It is at <bbox>[1,2,3,4]</bbox>, above the lamp", "I count three chairs.", "Left of the tree stands a man.", "গাড়িটি বাম দিকে আছে"),
 ]  # fmt: skip
 
+CONTENT += [
+    "The cup is close to the edge.",
+    "It is far away.",
+    "The sky looks dark.",
+    "People walk across the street.",
+    "I see a dog.",
+    "A man holds an umbrella.",
+    "There is one cat.",
+    "She wears red.",
+    "It shows a stop sign.",
+    "The clock reads 3.",
+    "Both circles overlap.",
+    "The arrow points up.",
+    "B is closer.",
+    "The tower leans right.",
+    "left of the tree",
+    "It is above it.",
+    "圆在左。红色。",
+    "犬が左にいる",
+    "고양이가 두 마리 있다",
+]
+
 
 @pytest.mark.parametrize("think", CONTENTLESS)
 def test_contentless(think: str) -> None:
@@ -206,6 +285,11 @@ def test_contentless(think: str) -> None:
 @pytest.mark.parametrize("think", CONTENT)
 def test_content(think: str) -> None:
     assert not is_contentless(think)
+
+
+def test_the_questions_words_count_among_any_filler() -> None:
+    think = "I can see in the image that the answer is zebra."
+    assert is_contentless(think) and not is_contentless(think, "Which animal is it? horse zebra")
 
 
 def test_openers_do_not_add_up_however_many_there_are() -> None:
