@@ -25,7 +25,9 @@ from rewards.sentence_rules import rules
 FILE = Path(__file__).resolve().parent / "filler_words.yaml"
 LEAST_WORDS = 3  # "It moved left" has content; "left left left" does not
 LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
-_MUCH_FILLER = 3  # words of filler that outweigh one unknown word: "I have analyzed everything and am confident in my answer"
+_MUCH_FILLER = (
+    3  # words of filler that outweigh one unknown word: "I have analyzed everything and am confident in my answer"
+)
 
 _TAG = regex.compile(r"<[^<>]{0,40}>")
 _CLAUSE_END = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Zs}\t'’_-]+")
@@ -43,10 +45,11 @@ _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and signs that are 
 
 @dataclass(frozen=True)
 class Filler:
-    """The word lists of filler_words.yaml, folded as `_folded` does (`filler_words` also without English endings); `unspaced` matches phrases."""
+    """The word lists of filler_words.yaml, folded as `_folded` does `unspaced` matches phrases."""
 
     function_words: frozenset[str]
     filler_words: frozenset[str]
+    filler_stems: frozenset[str]
     counters: frozenset[str]
     unspaced: Any
 
@@ -61,12 +64,12 @@ def filler(path: Path = FILE) -> Filler:
             for key in ("function_words", "filler_words", "counters")
         }
         phrases = sorted({_nfkc(p) for line in data["unspaced"] for p in str(line).split()}, key=len, reverse=True)
-        words["filler_words"] |= {_stem(word) for word in words["filler_words"]}
+        stems = frozenset(_stem(word) for word in words["filler_words"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: the filler words cannot be read ({error!r}); restore the file from the repository"
         ) from error
-    return Filler(**words, unspaced=regex.compile("|".join(map(regex.escape, phrases))))
+    return Filler(**words, filler_stems=stems, unspaced=regex.compile("|".join(map(regex.escape, phrases))))
 
 
 def visible(text: str) -> str:
@@ -125,11 +128,15 @@ def _has_content(words: list[str], table: Filler, known: Set[str]) -> bool:
         elif _UNSPACED.search(word):
             if _UNSPACED.search(table.unspaced.sub("", word)):
                 return True
-        elif not table.filler_words.isdisjoint((word, _stem(word))):
+        elif word in table.filler_words:
             of_filler.add(word)
-        elif word not in table.function_words:
-            if word in known or _stem(word) in known:
-                return True
+        elif word in table.function_words:
+            continue
+        elif not known.isdisjoint((word, word.removesuffix("s"), _stem(word))):
+            return True
+        elif _stem(word) in table.filler_stems:
+            of_filler.add(word)
+        else:
             own.add(word)
     return len(own) > 1 or (len(own) == 1 and len(of_filler) < _MUCH_FILLER)
 
