@@ -38,7 +38,7 @@ _SERVING = {_NONE: "images context tensor_parallel data_parallel dtype memory_sh
 _LORA = {_EXPERIMENT: "rank alpha dropout"}
 _JUDGE = {
     _NONE: " ".join(sorted(JUDGE_TRANSPORT)),
-    _EXPERIMENT: "backend model reasoning_effort max_completion_tokens box_frame sentence_calls",
+    _EXPERIMENT: "backend model reasoning_effort max_completion_tokens box_frame sentence_calls rubric labels blind",
 }
 
 # section -> {kind: names of its keys}; * stands for a name that the configuration chooses.
@@ -84,7 +84,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "
-        "max_response_length temperature loss freeze_vision freeze_projector precision rollout_engine lora",
+        "max_response_length temperature loss freeze_vision freeze_projector precision rollout_engine lora unscorable grounding_mean",
     },
     "rl.constraints.*": {_EXPERIMENT: "tau lr lam_init lam_max min_applicable"},
     "rl.dual": {_EXPERIMENT: "kind lr kp kd lam_init lam_max min_applicable"},
