@@ -1,7 +1,7 @@
 # Every target is phony and one line of `python -m`. Each stage decides by its run folder whether it has work to do: a
 # folder that is done for this configuration and these inputs' content is skipped.
-# PRESET, METHOD, OVERLAY and SET choose the configuration; `rl-<method>` names its method itself. An overlay is a file of
-# configs/overlay; commas separate several:
+# PRESET, METHOD, OVERLAY and SET choose the configuration; `rl-<method>` names its method itself. RUNS is the root of the run
+# folders (default: runs). An overlay is a file of configs/overlay; commas separate several:
 #   make rl-fgrpo PRESET=mini OVERLAY=lora SET="rl.kl_coef=0.02 rl.max_steps=50"
 PRESET ?= mini
 METHOD ?=
@@ -9,9 +9,10 @@ OVERLAY ?=
 SET ?=
 MODEL ?=
 BENCHMARKS ?=
+RUNS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
-ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET))
+ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET)) $(if $(RUNS),--runs $(RUNS))
 METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
@@ -36,7 +37,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -81,6 +82,8 @@ demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then t
 	@$(MAKE) --no-print-directory tables
 smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
+clean-checkpoints: | .venv/.stamp ## delete the checkpoints of finished stages; list superseded run folders with their sizes
+	$(PY) -m ops.clean_checkpoints $(ARGS)
 backbone: | .venv/.stamp ## train the mini backbone from scratch (up to two hours; a trained one is shipped)
 	$(PY) -m miniworld.train_backbone --out runs/backbone
 

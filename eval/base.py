@@ -9,7 +9,6 @@ counted by reason, never dropped silently.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
-from fgrpo.files import files_below
+from fgrpo.files import files_below, part_of_process, remove_dead_parts
 from fgrpo.image_files import ImageProblem, path_below
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
@@ -74,6 +73,11 @@ def benchmark(name: str) -> Benchmark:
     return plugin
 
 
+def folder_of(name: str, config: Config) -> Path:
+    """The folder of a benchmark's files, whether or not it exists."""
+    return Path(config.data.root) / "bench" / benchmark(name).folder
+
+
 def load(name: str, config: Config) -> Loaded:
     """Read and check benchmark `name` below `<config.data.root>/bench`; at most `config.eval.limit` trials.
 
@@ -81,14 +85,14 @@ def load(name: str, config: Config) -> Loaded:
         UserError: unknown name; folder, file or images missing (lists the first ones); a row that does not fit the schema; a
             duplicate id; a number of trials other than the published one (`eval.counts`).
     """
-    bench = benchmark(name)
-    root = Path(config.data.root)
-    folder = root / "bench" / bench.folder
+    bench, root, folder = benchmark(name), Path(config.data.root), folder_of(name, config)
     if not folder.is_dir():
         raise UserError(f"benchmark {name}: {folder} is missing; {how_to_get(bench, config)}")
     samples: dict[str, Sample] = {}
     dropped: Counter[str] = Counter()
-    for item in bench.read(folder, root / "cache" / "images" / name):
+    images = root / "cache" / "images" / name
+    remove_dead_parts(images)
+    for item in bench.read(folder, images):
         if isinstance(item, Drop):
             dropped[item.reason] += 1
         elif item.id in samples:
@@ -211,7 +215,7 @@ def save_image(data: Any, cache: Path, stem: str) -> str:
     path = cache / f"{stem}-{hashlib.sha256(raw).hexdigest()[:12]}{suffix}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # models are evaluated in parallel
+        part = part_of_process(path)  # models are evaluated in parallel
         part.write_bytes(raw)
         part.replace(path)
     return str(path)

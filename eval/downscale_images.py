@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from eval.models import ModelSpec, template, user_text
 from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
+from fgrpo.files import part_of_process, remove_dead_parts
 from fgrpo.images import IMAGE_ERRORS, open_rgb
 from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Config
@@ -39,6 +39,7 @@ def fit(
     texts = {has: template(spec, config, has_choices=has) for has in (True, False)}
     room = config.eval.context_length - (spec.max_new_tokens or config.eval.max_new_tokens) - FRAME
     cache = Path(config.data.root) / "cache" / "smaller"
+    remove_dead_parts(cache)
     return [
         _fit(s, room - _tokens_of(user_text(s, spec, texts[bool(s.choices)])), bounds, family, cache) for s in samples
     ]
@@ -78,7 +79,7 @@ def _smaller(path: str, share: float, bounds: PixelBounds, cache: Path) -> str:
         width, height = model_size(image.size, *bounds)
         size = (max(bounds.factor, round(width * share)), max(bounds.factor, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
-        part = smaller.with_suffix(f".{os.getpid()}.part")  # models are evaluated in parallel
+        part = part_of_process(smaller)  # models are evaluated in parallel
         image.resize(size).save(part, "PNG")
         part.replace(smaller)
     return str(smaller)

@@ -29,7 +29,7 @@ from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import read_jsonl
-from fgrpo.runs import folder, write_json
+from fgrpo.runs import folder, verify, write_json
 from fgrpo.schema import Config
 
 matplotlib.use("Agg")
@@ -105,10 +105,14 @@ def training(config: Config, root: str | Path = "runs") -> dict[str, list[dict[s
     """The steps of metrics.jsonl by method, in the order of `METHOD_COLOURS`, then by name.
 
     A step that was written twice (after a resume) counts once.
+
+    Raises:
+        UserError: the file of a finished run was changed since.
     """
     runs: dict[str, list[dict[str, Any]]] = {}
     files = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
     for method in [*(m for m in METHOD_COLOURS if m in files), *sorted(set(files) - set(METHOD_COLOURS))]:
+        verify(files[method], f"rl-{method}")
         by_step = {row["step"]: row for row in read_jsonl(files[method]) if "step" in row}
         if by_step:
             runs[method] = [by_step[step] for step in sorted(by_step)]

@@ -28,8 +28,9 @@ from eval.run import check_failures, check_spending
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
+from fgrpo.key_kinds import JUDGE_TRANSPORT
 from fgrpo.runs import require, write_json
-from fgrpo.schema import JUDGE_TRANSPORT, Config, Eval
+from fgrpo.schema import Config, Eval
 from fgrpo.types import EvalRecord, Score
 
 LABELS = ("0", "1")  # of a 0/1 reward

@@ -16,7 +16,7 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.runs import folder
+from fgrpo.runs import folder, verify
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
 
@@ -117,6 +117,7 @@ def _finished(top: Path) -> list[str]:
 
 
 def _load(path: Path) -> Result:
+    verify(path, "eval")
     file = path / "summary.json"
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))

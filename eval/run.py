@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from eval import base, generate, miniworld_truth, models, score, summary
+from eval import base, generate, miniworld_truth, models, run_folder, score, summary
 from eval.downscale_images import fit
-from eval.extraction import EXTRACTION_TASK, evaluation_tasks
+from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
 from eval.measures import measures
-from eval.results import SCORING
 from fgrpo import parallel, progress, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -32,13 +30,12 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
 from fgrpo.policy.model_files import assumed_family, pixel_bounds
-from fgrpo.prompts import digest
 from fgrpo.runs import Run, write_json
-from fgrpo.schema import JUDGE_TRANSPORT, Config
+from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
 
-OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json")
+OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json", QUESTIONS)
 
 
 def evaluate(
@@ -67,13 +64,14 @@ def evaluate(
     path = models.checkpoint(spec, config, root)
     if shard is not None:
         return _answer_part(config, name, spec, path, requested, root, sampler, shard)
-    with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
+    with run_folder.open_run(config, name, spec, path, requested, root) as folder:
         judge_set = evaluation_judges(config, folder.path)
-        _settle_scoring(folder, judge_set, config, path, spec)
-        if _has_all(folder, requested):
+        run_folder.settle_scoring(folder, judge_set, config, path, spec)
+        if run_folder.has_all(folder, requested):
             print(f"{folder.path}: already evaluated")
             return folder.path
-        every = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *requested]))
+        folder.reopen()
+        every = list(dict.fromkeys([*run_folder.manifest(folder).get("benchmarks", []), *requested]))
         loaded = {benchmark: base.load(benchmark, config) for benchmark in every}
         for benchmark, part in loaded.items():
             for reason, count in part.dropped.items():
@@ -83,7 +81,7 @@ def evaluate(
             OUTPUTS,
             benchmarks=every,
             model=name,
-            judges=_judge_identity(judge_set, config),
+            judges=run_folder.judge_identity(judge_set, config),
             judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
         )
         return folder.path
@@ -93,13 +91,10 @@ def is_evaluated(config: Config, name: str, benchmarks: Sequence[str] = (), root
     """Whether `evaluate` has nothing left to do for this model. Raises as `evaluate` does before its first request."""
     spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
-    with Run.open(config, f"eval/{name}", _inputs(path), root, _identity(spec, path, config)) as folder:
-        _settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
-        return _has_all(folder, benchmarks or config.eval.benchmarks)
-
-
-def _has_all(folder: Run, benchmarks: Sequence[str]) -> bool:
-    return folder.is_done and set(benchmarks) <= set(_manifest(folder).get("benchmarks", []))
+    requested = list(benchmarks or config.eval.benchmarks)
+    with run_folder.open_run(config, name, spec, path, requested, root) as folder:
+        run_folder.settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
+        return run_folder.has_all(folder, requested)
 
 
 def _answer_part(
@@ -113,11 +108,11 @@ def _answer_part(
     shard: Shard,
 ) -> Path:
     """Generate the answers of one shard; its folder gets `generations.jsonl` alone."""
-    stage = shards.stage(f"eval/{name}", shard)
-    with Run.open(config, stage, _inputs(path), root, _identity(spec, path, config)) as folder:
-        every = list(dict.fromkeys([*_manifest(folder).get("benchmarks", []), *requested]))
-        if folder.is_done and every == _manifest(folder).get("benchmarks"):
+    with run_folder.open_run(config, name, spec, path, requested, root, shard) as folder:
+        every = list(dict.fromkeys([*run_folder.manifest(folder).get("benchmarks", []), *requested]))
+        if folder.is_done and every == run_folder.manifest(folder).get("benchmarks"):
             return folder.path
+        folder.reopen()
         samples = [s for benchmark in every for s in base.load(benchmark, config).samples]
         samples = fit(samples, spec, config, pixel_bounds(path), assumed_family(path))
         todo = shard.take(generate.jobs(samples, spec, config))
@@ -268,69 +263,6 @@ def check_failures(records: Sequence[Any], config: Config) -> None:
                 f"{len(failed)} of {len(judged)} judgements of {name} failed, such as: {failed[0].reason!r}; all answers "
                 "and the other scores are kept: fix the cause (often the judge endpoint), then rerun to judge the failed ones"
             )
-
-
-def _identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, Any]:
-    """What the generations depend on."""
-    engine = models.engine_config(spec, config).engine
-    texts = "\0".join(models.template(spec, config, has_choices=has) for has in (True, False))
-    decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
-    plain = config.model_dump(mode="json")
-    return {
-        "model": spec.model_dump(mode="json", exclude={"title", "note", "engine", "temperature", *models.READING_KEYS})
-        | {"path": path},
-        "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
-        "prompts": digest(texts),
-        "decoding": {key: plain["eval"][key] for key in decoding} | {"temperature": models.temperature(spec, config)},
-        "seed": config.seed,
-        "data": {"root": config.data.root, "world": plain["world"]},
-    }
-
-
-def _inputs(path: str) -> list[Path]:
-    """Files that identify a checkpoint: its stage's manifest, else the weights. None for a model that is served or on the hub."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return []
-    if (folder.parent / "manifest.json").is_file():
-        return [folder.parent / "manifest.json"]
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    return weights or [p for p in (folder / "config.json", folder / "trainer_state.json") if p.is_file()]
-
-
-def _judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
-    roles = {
-        role: getattr(config.judges, role).model_dump(mode="json", exclude=set(JUDGE_TRANSPORT))
-        for role in ("evaluation", "extraction")
-    }
-    return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
-
-
-def _settle_scoring(folder: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
-    """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
-    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
-    every = measures()
-    identity = {**_judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
-    intervals = {
-        "bootstrap_samples": config.eval.bootstrap_samples,
-        "confidence": config.eval.confidence,
-        "limit": config.eval.limit,
-        "benchmarks": list(config.eval.benchmarks),
-        "metrics": {m.metric: [m.score, m.report.inverted, m.report.pooled] for m in every},
-    }
-    path = folder.path / SCORING
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if stored is None or stored["judges"] != identity:
-        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):
-            (folder.path / name).unlink(missing_ok=True)
-    elif stored["summary"] != intervals:
-        (folder.path / "done").unlink(missing_ok=True)
-    write_json(path, {"judges": identity, "summary": intervals})
-
-
-def _manifest(folder: Run) -> dict[str, Any]:
-    path = folder.path / "manifest.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 An overlay is a file of configs/overlay that changes a few keys for one purpose (`lora`, `one-node`, `multi-node`); among the
 overrides it is written "@lora". Later layers win; an unknown key is an error that names the nearest known one. A stage sees the slice of the
-configuration it depends on (`stage_slice`), and only that slice decides whether the stage must run again.
+configuration it depends on (`stage_slice`); what a change of a key means is in `fgrpo.key_kinds`.
 
 Command: `python -m fgrpo.config --preset mini --method fgrpo` prints the merged configuration.
 """
@@ -18,7 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fgrpo.errors import UserError, unknown
-from fgrpo.schema import JUDGE_TRANSPORT, Config
+from fgrpo.key_kinds import Kind, of_kind
+from fgrpo.schema import Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OVERLAY = "@"  # marks the name of an overlay among the overrides
@@ -43,9 +44,6 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
         "eval",
     ),
 }
-
-# The address of a server and the pace of requests do not change its replies: a judge on another port is the same run.
-TRANSPORT = JUDGE_TRANSPORT | {"trees_in_flight"}  # the engine's keys among them
 
 
 def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, configs: Path = CONFIGS) -> Config:
@@ -106,17 +104,16 @@ def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def stage_slice(config: Config, stage: str) -> dict[str, Any]:
-    """The part of the configuration that `stage` depends on, as plain JSON (for "rl-fgrpo" and "eval/x" the prefix counts)."""
+    """The experiment keys that `stage` depends on, as plain JSON (for "rl-fgrpo" and "eval/x" the prefix counts)."""
+    return of_kind(stage_keys(config, stage), Kind.EXPERIMENT)
+
+
+def stage_keys(config: Config, stage: str) -> dict[str, Any]:
+    """All keys that `stage` reads, of every kind (`fgrpo.key_kinds`), as plain JSON."""
     kind = stage if stage in STAGE_KEYS else stage.replace("/", "-").split("-", 1)[0]
-    if kind not in STAGE_KEYS:
-        return {}
     plain = config.model_dump(mode="json")
-    for section in (plain["engine"], plain["mcts"], *plain["judges"].values()):
-        for key in TRANSPORT & section.keys():
-            del section[key]
-    del plain["rl"]["vllm"]  # all of it is transport
     out: dict[str, Any] = {}
-    for key in STAGE_KEYS[kind]:
+    for key in STAGE_KEYS.get(kind, ()):
         value: Any = plain
         for part in key.split("."):
             value = value[part]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -171,6 +173,33 @@ class Appender:
             self._out.flush()
             os.fsync(self._out.fileno())
             self._out.close()
+
+
+def part_of_process(path: Path) -> Path:
+    """The unfinished file of `path` where several processes may write it at once: it names host and process."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+
+
+def remove_dead_parts(folder: Path) -> int:
+    """Delete unfinished files below `folder` whose process on this host is gone; returns their number."""
+    mine = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)\.part$")
+    removed = 0
+    for part in folder.rglob("*.part"):
+        name = mine.search(part.name)
+        if name is not None and not _is_alive(int(name.group(1))):
+            part.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _part(path: Path) -> Path:

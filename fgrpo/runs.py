@@ -1,17 +1,17 @@
 """Run folders: `runs/<preset>/<stage>/{config.json, manifest.json, done, …}` with a lock, resume and provenance.
 
 A stage opens its folder with `Run.open`, writes its artefacts, and ends with `Run.finish`, which checks that they exist,
-writes the manifest and, last, `done`. A folder of another configuration is moved to `runs/<preset>/.superseded/` and never
-overwritten. Two processes cannot hold one folder.
+writes the manifest with their hashes and, last, `done`. What happens to a folder of another configuration is decided by
+`fgrpo.resume`; it is never overwritten. A finished file is compared with its manifest before another stage reads it
+(`require`). Two processes cannot hold one folder.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.metadata
 import json
-import os
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -21,9 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fgrpo.config import stage_slice
+from fgrpo import resume
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, write_atomic
+from fgrpo.hashing import Hashes, damage, describe_all
+from fgrpo.identity import FILE as IDENTITY
+from fgrpo.identity import Identity, labels
 from fgrpo.schema import Config
 
 PACKAGES = (
@@ -39,7 +42,7 @@ PACKAGES = (
     "scipy",
     "openai",
 )
-FULL_HASH_BYTES = 256 << 20  # of larger input files only both ends are hashed
+MANIFEST, DONE = "manifest.json", "done"
 
 
 def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
@@ -47,48 +50,78 @@ def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
     return Path(root) / config.preset / stage
 
 
-def require(path: str | Path, made_by: str) -> Path:
-    """`path`, which must exist; `made_by` is the make target that writes it.
+def require(path: str | Path, made_by: str, *, check: bool = True) -> Path:
+    """`path`, which must exist and be what its stage wrote; `made_by` is the make target that writes it.
+
+    Args:
+        check: compare the content too (once is enough for several processes).
 
     Raises:
-        UserError: it does not exist (names the target, and how to force it).
+        UserError: it does not exist, or differs from the manifest of its finished stage (names the file and what to do).
     """
     path = Path(path)
     if path.exists():
+        if check:
+            verify(path, made_by)
         return path
     hint = (
-        f"; the stage is marked done but its folder is incomplete, so delete {path.parent / 'done'} first"
-        if (path.parent / "done").exists()
+        f"; the stage is marked done but its folder is incomplete, so delete {path.parent / DONE} first"
+        if (path.parent / DONE).exists()
         else ""
     )
     raise UserError(f"{path} is missing; run `make {made_by}`{hint}")
 
 
+def verify(path: Path, made_by: str) -> None:
+    """Compare a file or folder of a finished stage with the stage's manifest. Files without a record pass.
+
+    Raises:
+        UserError: a file is missing, shortened or changed.
+    """
+    run = next((p for p in (path, *path.parents) if (p / MANIFEST).is_file()), None)
+    if run is None or not (run / DONE).exists():
+        return
+    name = path.relative_to(run).as_posix()
+    chosen = {
+        file: r
+        for file, r in (_outputs(run) or {}).items()
+        if name == "." or file == name or file.startswith(f"{name}/")
+    }
+    hashes = Hashes(run.parent)
+    for file, record in chosen.items():
+        if (problem := damage(run / file, record, hashes)) is not None:
+            raise UserError(_damaged(run, file, problem, made_by))
+    hashes.save()
+
+
 def is_done(config: Config, stage: str, root: str | Path = "runs", inputs: Iterable[str | Path] | None = None) -> bool:
     """Whether `stage` is done for this configuration and for the present content of its inputs.
 
-    Reads only: takes no lock and changes nothing, so that a finished stage ends early and beside other processes. Otherwise
-    the stage decides with `Run.open`.
+    Takes no lock and changes nothing, so that a finished stage ends early and beside other processes. Otherwise the stage
+    decides with `Run.open`.
 
     Args:
         inputs: files this stage reads; None takes those that its folder recorded, which must be below `root`.
     """
     path = folder(config, stage, root)
-    identity = _load_json(path / "config.json")
-    if not (path / "done").exists() or not identity or identity.get("config") != stage_slice(config, stage):
+    stored = Identity.read(path)
+    if not (path / DONE).exists() or stored is None:
         return False
-    files = [Path(root) / label for label in identity["inputs"]] if inputs is None else [Path(p) for p in inputs]
+    files = [Path(root) / label for label in stored.inputs] if inputs is None else [Path(p) for p in inputs]
     if not all(file.exists() for file in files):
         return False
-    return identity["inputs"] == {_label(p, Path(root)): _hash_file(p) for p in files} and _is_complete(path)
+    hashes = Hashes(path.parent)
+    now = Identity.of(config, stage, labels(files, Path(root)), hashes)
+    done = not resume.needs_work(stored.changes(now)) and _problems(path, hashes) == {}
+    hashes.save()
+    return done
 
 
 class Run:
     """One stage's folder while the stage works on it. Use `with Run.open(...) as run`."""
 
-    def __init__(self, path: Path, stage: str, config: Config, inputs: Mapping[str, str], lock: Any) -> None:
-        self.path, self.stage, self.config = path, stage, config
-        self.inputs = dict(inputs)
+    def __init__(self, path: Path, stage: str, config: Config, identity: Identity | None, lock: Any) -> None:
+        self.path, self.stage, self.config, self.identity = path, stage, config, identity
         self.counts: Counter[str] = Counter()
         self._lock = lock
         self._started = time.time()
@@ -101,27 +134,33 @@ class Run:
         inputs: Iterable[str | Path] = (),
         root: str | Path = "runs",
         depends_on: Mapping[str, Any] | None = None,
+        growing: Mapping[str, Path] | None = None,
     ) -> Self:
         """Open the folder of `stage`: create it, or resume the work of an earlier process with the same configuration.
 
         Args:
             inputs: files that this stage reads; their hashes are part of the folder's identity and of the manifest.
-            depends_on: the values that decide whether the folder is still valid; None = the stage's slice.
+            depends_on: the values that decide whether the folder is still valid; None = the stage's keys.
+            growing: {name: folder} of contents that later calls may add to (`Identity.growing`).
 
         Raises:
-            UserError: another process holds the folder, or an input is missing.
+            UserError: another process holds the folder, an input is missing, or the folder holds work of another experiment.
         """
         path = folder(config, stage, root)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        hashes = {_label(Path(p), Path(root)): _hash_file(Path(p)) for p in inputs}
-        identity = {"config": stage_slice(config, stage) if depends_on is None else dict(depends_on), "inputs": hashes}
-        present = path / "config.json"
-        if path.exists() and any(path.iterdir()) and (not present.exists() or _load_json(present) != identity):
-            _supersede(path, stage)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(present, identity)
-        return cls(path, stage, config, hashes, lock)
+        try:
+            hashes = Hashes(path.parent)
+            identity = Identity.of(config, stage, labels(inputs, Path(root)), hashes, depends_on, growing)
+            hashes.save()
+            resume.settle(path, stage, config, identity)
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / IDENTITY, identity.to_dict())
+            _remove_unfinished(path)
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, stage, config, identity, lock)
 
     def __enter__(self) -> Self:
         return self
@@ -139,20 +178,36 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the stage finished with this configuration and all its artefacts are still there, unchanged in size."""
-        if not (self.path / "done").exists():
+        """Whether the stage finished with this configuration and its artefacts are all there.
+
+        Raises:
+            UserError: an artefact was changed since.
+        """
+        if not (self.path / DONE).exists():
             return False
-        complete = _is_complete(self.path)
-        if not complete:
-            (self.path / "done").unlink()
-        return complete
+        hashes = Hashes(self.path.parent)
+        problems = _problems(self.path, hashes)
+        hashes.save()
+        if problems is None or any(not (self.path / name).exists() for name in problems):
+            (self.path / DONE).unlink()
+            return False
+        for name, problem in problems.items():
+            raise UserError(_damaged(self.path, name, problem, self.stage))
+        return True
+
+    def reopen(self) -> None:
+        """Mark the folder as unfinished before its artefacts change, so that a kill leaves no folder that looks damaged."""
+        (self.path / DONE).unlink(missing_ok=True)
 
     def append(self, name: str, key: str = "id") -> Appender:
         """A resumable jsonl file of this folder."""
         return Appender(self.path / name, key)
 
     def finish(self, outputs: Iterable[str], **extra: Any) -> None:
-        """Write the manifest and `done`. `outputs` are names inside the folder; each must exist.
+        """Write the manifest and `done`.
+
+        Args:
+            outputs: names inside the folder; each must exist. Checkpoints are no output.
 
         Raises:
             UserError: an output is missing, so the stage is not done.
@@ -161,28 +216,33 @@ class Run:
         missing = [name for name in names if not (self.path / name).exists()]
         if missing:
             raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; rerun it")
+        hashes = Hashes(self.path.parent)
+        identity = {} if self.identity is None else self.identity.to_dict()
         write_json(
-            self.path / "manifest.json",
+            self.path / MANIFEST,
             {
                 "stage": self.stage,
                 "preset": self.config.preset,
                 "method": self.config.method,
                 "seed": self.config.seed,
-                "inputs": self.inputs,
-                "outputs": {name: _size(self.path / name) for name in names},
+                "inputs": identity.get("inputs", {}),
+                "identity": identity,
+                "changes": resume.recorded_changes(self.path),
+                "outputs": describe_all(self.path, names, hashes),
                 "counts": dict(self.counts),
                 "seconds": round(time.time() - self._started, 1),
                 **_provenance(),
                 **extra,
             },
         )
-        write_atomic(self.path / "done", time.strftime("%Y-%m-%dT%H:%M:%S\n"))
+        hashes.save()
+        write_atomic(self.path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 
 def same_identity(path: Path, other: Path) -> bool:
     """Whether two run folders have the same configuration and inputs."""
-    first = _load_json(path / "config.json")
-    return first is not None and first == _load_json(other / "config.json")
+    first, second = Identity.read(path), Identity.read(other)
+    return first is not None and second is not None and first.same(second)
 
 
 @contextmanager
@@ -204,34 +264,46 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether the manifest's outputs are all there with their sizes."""
-    manifest = _load_json(path / "manifest.json")
-    outputs = (manifest or {}).get("outputs", {})
-    return bool(manifest) and all(
-        (path / name).exists() and _size(path / name) == size for name, size in outputs.items()
-    )
-
-
-def _load_json(path: Path) -> Any:
+def _outputs(path: Path) -> dict[str, Any] | None:
+    """{file: record} of a folder's manifest; None where the manifest is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a torn or missing file belongs to no valid run: start anew
+        outputs = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["outputs"]
+        return {name: {"bytes": int(record["bytes"]), **record} for name, record in outputs.items() if record["hash"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage then writes its manifest again
         return None
 
 
-def _label(path: Path, root: Path) -> str:
-    """The name of an input in a run's identity: its path below the run root, so that the root may be moved."""
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:  # from elsewhere, such as a shipped model
-        return path.name
+def _problems(path: Path, hashes: Hashes) -> dict[str, str] | None:
+    """{output: how it differs from the manifest}; None without a readable manifest."""
+    outputs = _outputs(path)
+    if outputs is None:
+        return None
+    found = {name: damage(path / name, record, hashes) for name, record in outputs.items()}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _damaged(run: Path, file: str, problem: str, made_by: str) -> str:
+    again = f"delete {run / DONE} and rerun `make {made_by.split('/')[0]}`"
+    way = f"{again}: what is missing is done again" if problem.startswith("has ") and "lines" in problem else ""
+    return f"{run / file} is not what its finished stage wrote: it {problem}. Restore it from a copy, or " + (
+        way or f"delete it, then {again}"
+    )
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Delete files and folders that a killed process left half written. The caller holds the folder's lock."""
+    for part in sorted(path.rglob("*.part")):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _lock(path: Path) -> Any:
-    locks = path.parent / ".locks"
+    real = path.resolve()  # a link to the folder has the same lock
+    locks = real.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    handle = (locks / path.name).open("a+")
+    handle = (locks / real.name).open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -240,37 +312,6 @@ def _lock(path: Path) -> Any:
             f"another process is working on {path}; wait for it, or end it, then rerun to resume"
         ) from error
     return handle
-
-
-def _supersede(path: Path, stage: str) -> None:
-    old = path.parent / ".superseded"
-    old.mkdir(exist_ok=True)
-    number = 0
-    while (target := old / f"{stage.replace('/', '-')}.{number}").exists():
-        number += 1
-    path.rename(target)
-    print(f"{path} belongs to another configuration or other inputs; moved to {target}")
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def _hash_file(path: Path) -> str:
-    if not path.exists():
-        raise UserError(f"the input {path} is missing; run the stage that writes it first")
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)}:{size}\n".encode())
-        with file.open("rb") as data:
-            if size > FULL_HASH_BYTES:  # weights of a large model: both ends and the size identify them
-                digest.update(data.read(1 << 20))
-                data.seek(-(1 << 20), os.SEEK_END)
-            while chunk := data.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _provenance() -> dict[str, Any]:

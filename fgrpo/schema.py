@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fgrpo.schema_base import Count, EngineKind, Lora, Positive, Rate, Scheduler, Section, Share
+from fgrpo.schema_base import Count, EngineKind, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share
 from fgrpo.schema_rl import Rl
 
 
@@ -181,7 +181,10 @@ class Cluster(Section):
 
 
 class Sft(Section):
-    """Supervised fine-tuning (Appendix A.2, Tables 4 and 5)."""
+    """Supervised fine-tuning (Appendix A.2, Tables 4 and 5).
+
+    `nonfinite`: a step whose loss or gradient norm is not finite stops the run, or is skipped and counted.
+    """
 
     traces: Annotated[tuple[Literal["direct", "corrected"], ...], Field(min_length=1)]
     epochs: Rate
@@ -202,6 +205,7 @@ class Sft(Section):
     deepspeed: str | None
     lora: Lora | None
     logging_steps: Positive
+    nonfinite: NonFinite
 
 
 _TOKENS_PER_LABEL = 48  # twelve words, the label, JSON's marks
@@ -254,16 +258,6 @@ class Judge(Section):
         return self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)
 
 
-# What of a judge cannot change a verdict, and so is no part of what a stage depends on.
-JUDGE_TRANSPORT = frozenset(
-    {
-        *("endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "patience_s"),
-        *("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "money_cap", "token_cap"),
-        *("cache", "images", "engine"),
-    }
-)
-
-
 class Judges(Section):
     """Judges bound by role: training rewards, evaluation, answer extraction (Sections 4.1, B.2, C.1)."""
 
@@ -291,12 +285,24 @@ class Eval(Section):
     sampled_temperature: Rate
 
 
+class Changed(Section):
+    """What a stage does with its folder if the folder is of another experiment (docs/runs.md).
+
+    `finished`: `restart` moves it to `.superseded` and starts anew. `unfinished` applies to a folder that holds checkpoints or
+    paid work: `resume` continues it under the new configuration and records that in its manifest.
+    """
+
+    finished: Literal["refuse", "restart"]
+    unfinished: Literal["refuse", "restart", "resume"]
+
+
 class Config(Section):
     """Everything a run depends on. `preset` and `method` name the layers it came from."""
 
     preset: str
     method: str
     seed: int
+    changed: Changed
     models: Models
     policy: Policy
     engine: Engine

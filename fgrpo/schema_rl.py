@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fgrpo.schema_base import Count, Lora, Positive, Rate, Scheduler, Section, Share
+from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share
 
 
 class Dual(Section):
@@ -57,7 +57,7 @@ class Rl(Section):
     `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
-    see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable".
+    see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
     """
 
     constraints: dict[str, Constraint]
@@ -101,6 +101,7 @@ class Rl(Section):
     deepspeed: str | None
     lora: Lora | None
     report_to: Literal["none", "wandb"]
+    nonfinite: NonFinite
 
     @model_validator(mode="before")
     @classmethod

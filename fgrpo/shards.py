@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl
-from fgrpo.runs import Run, held, same_identity
+from fgrpo.runs import Run, held, same_identity, verify
 
 Item = TypeVar("Item")
 
@@ -111,7 +111,7 @@ def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda 
         return 0
     added = 0
     with run.append(name) as out:
-        for item in _items(folders, name):
+        for item in _items(folders, name, run.stage):
             if item[out.key] not in out and keep(item):
                 out.add(item)
                 added += 1
@@ -119,7 +119,8 @@ def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda 
     return added
 
 
-def _items(folders: Sequence[Path], name: str) -> Iterator[dict[str, Any]]:
+def _items(folders: Sequence[Path], name: str, stage_name: str) -> Iterator[dict[str, Any]]:
     for path in folders:
         with held(path):
+            verify(path / name, stage_name.split("/")[0])
             yield from read_jsonl(path / name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import random
@@ -114,7 +115,12 @@ class Training:
                 group["lr"] = learning_rate(lr, number, steps, warmup)
             optimizer.zero_grad(set_to_none=True)
             window.append(step(number, random.Random(f"{self.recipe.seed}/{phase}/{number}")))
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"{phase}, step {number + 1}: the gradient norm is {norm}; training has diverged, and the step was not "
+                    "taken. Lower the phase's learning rate; the last checkpoint stays"
+                )
             optimizer.step()
             if (number + 1) % CHECKPOINT_EVERY == 0 or number + 1 == steps:
                 means = {

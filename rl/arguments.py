@@ -141,6 +141,7 @@ def _bookkeeping(rl: Rl) -> dict[str, Any]:
         "save_total_limit": rl.keep_checkpoints,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": rl.report_to,
     }

@@ -28,6 +28,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fgrpo import boxes
 from fgrpo.images import image_size, portable
+from fgrpo.training import metrics_file
 from fgrpo.training.metrics_callback import MetricsCallback
 from rl.dual import Constraint
 from rl.scored_batch import ScoredBatch, report_named
@@ -62,16 +63,27 @@ COLUMNS = {
 
 
 def truncate_rollouts(folder: Path, step: int) -> list[int]:
-    """Delete rollouts after optimizer step `step`, which are generated again; returns the steps whose files remain."""
+    """Delete rollouts after optimizer step `step`, which are generated again, and files that are no parquet; returns the steps
+    whose files remain."""
     remaining = []
     for file in (folder / ROLLOUTS).glob("*.parquet"):
-        if file.stem.isdigit() and int(file.stem) <= step:
+        if file.stem.isdigit() and int(file.stem) <= step and is_parquet(file):
             remaining.append(int(file.stem))
         else:
             file.unlink()
     for part in (folder / ROLLOUTS).glob("*.part"):
         part.unlink()
     return sorted(remaining)
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file has parquet's first and last bytes; an empty or truncated one has not."""
+    with file.open("rb") as data:
+        begins = data.read(4) == b"PAR1"
+        if not begins or data.seek(0, os.SEEK_END) < 12:
+            return False
+        data.seek(-4, os.SEEK_END)
+        return data.read(4) == b"PAR1"
 
 
 def rollout_table(step: Step, pixels: boxes.PixelBounds) -> pa.Table:
@@ -199,6 +211,8 @@ class LoggingCallback(MetricsCallback):
         self._last_line_at = now
         if new_step is not None and (alarms := self._alarms.of(line)):
             line["alarms"] = alarms
+        if skipped := self.trainer.take_skipped():
+            line[metrics_file.NOT_FINITE] = {str(n): cause for n, cause in skipped.items()}
         self.add(line)
         state.log_history[-1].update(line)  # so that a checkpoint carries the file (fgrpo.training.metrics_file)
         if new_step is not None and new_step.rollouts:

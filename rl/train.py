@@ -23,7 +23,8 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
-from fgrpo.training import checkpoints, distributed, launch
+from fgrpo.training import checkpoints, distributed, launch, metrics_file
+from fgrpo.training.finite import NotFinite
 from judges import build
 from rewards import base as rewards
 from rewards.base import RewardContext
@@ -36,7 +37,7 @@ from rl.preflight import Preflight
 from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
 from rl.tracking import tracked
-from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +57,9 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     Raises:
         UserError: an input is missing, the disk is full, too many judgements failed (the last good checkpoint stays).
     """
-    questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data")
-    policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft")
+    is_main = distributed.rank() == 0
+    questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data", check=is_main)
+    policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft", check=is_main)
     with (
         distributed.session(cfg.rl.deepspeed, cfg.launch.timeout_s),
         distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
@@ -67,7 +69,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             return run.path
         disable_progress_bar()  # transformers' own; the stage has one progress line
         trainer, log = build_trainer(cfg, run, questions, policy)
-        checkpoint = distributed.on_main(lambda: last_checkpoint(run.path / "checkpoints"))
+        checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
@@ -75,11 +77,15 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error
+        except NotFinite as error:
+            log.stopped(error)
+            raise
         finally:
             log.close()
         checkpoints.save_final(trainer, run.path / "final")
         if trainer.accelerator.is_main_process:
-            run.finish(["metrics.jsonl", "rollouts", "checkpoints", "final"], final_lambda=trainer.dual.lam)
+            run.counts["skipped steps"] = metrics_file.skipped_steps(run.path)
+            run.finish(["metrics.jsonl", "rollouts", "final"], final_lambda=trainer.dual.lam)
         return run.path
 
 
@@ -131,6 +137,7 @@ def build_trainer(
         max_failed_share=rl.max_failed_share,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.nonfinite = rl.nonfinite
     trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not one process'
     preflight.trainer = log.trainer = trainer
     return trainer, log

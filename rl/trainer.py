@@ -26,16 +26,19 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo.policy import backbone
-from fgrpo.training import checkpoints
+from fgrpo.training import checkpoints, stored
+from fgrpo.training.finite import NotFinite
 from rl.advantage import Baseline, Coupling, Masked, Whiten
 from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
+from rl.finished_step import FinishedStep
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, gather
 from rl.step import Step, StepOptions, fgrpo_step
 
 DUALS = "duals.json"
+NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
 
 
 class Scorer(Protocol):
@@ -99,6 +102,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         self.scorer, self.max_failed_share = scorer, max_failed_share
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
+        self._finished: FinishedStep | None = None
         self._inputs: Sequence[dict[str, Any]] = ()
         self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
         self._gathered: Gathered | None = None
@@ -209,10 +213,18 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
                 f"step {self.state.global_step + 1}: {wrong}; nothing was trained on them. Fix the judge, then rerun to resume"
             )
 
+    def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **more)
+        self._finished = FinishedStep.of(self)
+
     def _save_where_possible(self) -> None:
-        """A checkpoint of the last finished step, unless there is one or nothing has been trained yet."""
+        """A checkpoint of the last finished step, unless there is one or this process has finished no step.
+
+        What the discarded generation changed is undone, so that a resumed run equals an undisturbed one.
+        """
         present = Path(self._get_output_dir(None)) / f"{checkpoints.PREFIX}-{self.state.global_step}"
-        if self.state.global_step > 0 and not present.exists():
+        if self._finished is not None and not present.exists():
+            self._finished.restore(self)
             self._save_checkpoint(self.model, trial=None)
 
     # -- what others read --------------------------------------------------------------------------------------------------
@@ -244,7 +256,10 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 
     def _write_extra(self, folder: Path) -> None:
-        text = json.dumps(self.dual.state_dict(), indent=1, allow_nan=False)
+        try:
+            text = json.dumps(self.dual.state_dict(), indent=1, allow_nan=False)
+        except ValueError as error:
+            raise NotFinite(self.state.global_step, "a multiplier is not finite; nothing was saved") from error
         (folder / DUALS).write_text(text + "\n", encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -265,5 +280,10 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint with its multipliers; incomplete ones are skipped."""
-    return checkpoints.last_checkpoint(folder, (DUALS, checkpoints.STATE))
+    """The newest whole checkpoint with its multipliers; damaged ones are named and skipped."""
+    return checkpoints.last_checkpoint(folder, NEEDED)
+
+
+def resume_point(folder: str | Path) -> Path | None:
+    """`last_checkpoint`, None without checkpoints. Raises WrongCheckpoint if there are some and none is whole."""
+    return stored.resume_point(folder, NEEDED)

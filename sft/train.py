@@ -28,15 +28,28 @@ from fgrpo.files import read_jsonl
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
-from fgrpo.training.checkpoints import SFT_KEPT, AtomicCheckpoints, last_checkpoint, save_final
+from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
+from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
+from fgrpo.training.stored import resume_point
 from sft import dataset
 
 METRICS = metrics_file.NAME
+COUNTERS = "counters.json"
+NEEDED = (STATE, COUNTERS)  # of a checkpoint
 
 
 class Trainer(AtomicCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer with atomic checkpoints."""
+    """TRL's SFTTrainer with atomic checkpoints, which also hold its count of tokens."""
+
+    def _write_extra(self, folder: Path) -> None:
+        runs.write_json(folder / COUNTERS, {"train_tokens": self._total_train_tokens})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            counters = json.loads((Path(checkpoint) / COUNTERS).read_text(encoding="utf-8"))
+            self._total_train_tokens = counters["train_tokens"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +69,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     Raises:
         UserError: the traces are missing, or none is usable.
     """
-    traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts")
+    traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts", check=distributed.rank() == 0)
     with (
         distributed.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
         distributed.open_run(cfg, "sft", [traces], root) as run,
@@ -72,11 +85,15 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except NotFinite as error:
+            logger.stopped(error)
+            raise
         finally:
             logger.close()
         best = export_best(trainer, run.path)
         if trainer.accelerator.is_main_process:
-            run.finish([METRICS, "checkpoints", "final"], best=best)
+            run.counts["skipped steps"] = metrics_file.skipped_steps(run.path)
+            run.finish([METRICS, "final"], best=best)
         return run.path
 
 
@@ -88,7 +105,7 @@ def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     the final model can be written.
     """
     has_best = not math.isinf(best_so_far(folder)[0])
-    checkpoint = last_checkpoint(folder / "checkpoints", before=None if has_best else steps)
+    checkpoint = resume_point(folder / "checkpoints", NEEDED, before=None if has_best else steps)
     if checkpoint is not None and best_is_lost(folder, checkpoint):
         print(f"{folder}: the state with the lowest validation loss is missing; training restarts from step 0")
         shutil.rmtree(folder / "checkpoints")
@@ -140,6 +157,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         callbacks=[logger],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.nonfinite = sft.nonfinite
     logger.trainer = trainer
     return trainer, logger
 
@@ -190,6 +208,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world
         save_total_limit=SFT_KEPT,
         logging_steps=sft.logging_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         seed=cfg.seed,
         disable_tqdm=True,
         report_to="none",
@@ -207,9 +226,12 @@ class LoggingCallback(MetricsCallback):
         self.show(state.global_step)
 
     def log(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
-        """One line per log entry: its finite numbers."""
-        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        self.add({"step": state.global_step, **numbers})
+        """One line per log entry: its numbers, null where not finite, and the steps skipped since the last line."""
+        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float))}
+        line: dict[str, Any] = {"step": state.global_step, **numbers}
+        if self.trainer is not None and (skipped := self.trainer.take_skipped()):
+            line[metrics_file.NOT_FINITE] = {str(n): cause for n, cause in skipped.items()}
+        self.add(line)
         losses = (f"{key} {numbers[key]:.3f}" for key in ("loss", "eval_loss") if key in numbers)
         self.show(state.global_step, ", ".join(losses))
 

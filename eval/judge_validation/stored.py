@@ -21,6 +21,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.response import COMMON, answer_span, parse
+from fgrpo.runs import verify
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
 from judges.task import JudgeTask
 from rewards.consistency import CONSISTENCY_LABELS, CONSISTENCY_TASK, ConsistencyItem
@@ -116,10 +117,13 @@ def read(folder: Path) -> Generations:
     An evaluated model has the verdicts of its own evaluation, then those below rescored/; an RL run has the training judge's.
 
     Raises:
-        UserError: the folder is neither, a file is broken, or there are no verdicts.
+        UserError: the folder is neither, a file is broken or was changed since, or there are no verdicts.
     """
     if (folder / "scores.jsonl").is_file():
+        verify(folder, "eval")
         return _evaluated(folder)
+    if (folder / "rollouts").is_dir():
+        verify(folder / "rollouts", folder.name)
     files = sorted((folder / "rollouts").glob("*.parquet"))
     if not files:
         raise UserError(

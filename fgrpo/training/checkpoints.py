@@ -1,7 +1,7 @@
-"""Atomic checkpoints: written to a temporary folder, renamed when complete; older ones are removed after that.
+"""Atomic checkpoints: written to a temporary folder with checksums, renamed when complete; then older ones are removed.
 
-`AtomicCheckpoints` is a mixin for transformers trainers (put it before the trainer class). `last_checkpoint` finds where to
-resume. Imports transformers inside functions only.
+`AtomicCheckpoints` is a mixin for transformers trainers (put it before the trainer class). `fgrpo.training.stored` finds where
+to resume. Imports transformers inside functions only.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgrpo.errors import UserError
 from fgrpo.runs import write_json
+from fgrpo.training import stored
+from fgrpo.training.distributed import on_main
+from fgrpo.training.finite import FiniteSteps
+from fgrpo.training.stored import PREFIX, STATE, WrongCheckpoint, last_checkpoint
 
-PREFIX = "checkpoint"
+__all__ = ["PREFIX", "SFT_KEPT", "STATE", "AtomicCheckpoints", "WrongCheckpoint", "last_checkpoint", "save_final"]
+
 UNFINISHED = ".part"  # folder of a checkpoint that is being written
-STATE = "trainer_state.json"
 PROCESSES = "processes.json"
 SFT_KEPT = 2  # checkpoints that SFT keeps: the last, and the one before it
 _MACHINE_ERRORS = (
@@ -35,18 +39,9 @@ _MACHINE_ERRORS = (
     errno.ENFILE,
 )
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class WrongCheckpoint(UserError, ValueError):
-    """A checkpoint that is broken or does not belong to this run."""
-
-
-class AtomicCheckpoints(_Base):
-    """Saves complete checkpoints only. A subclass adds its own files in `_write_extra`.
+class AtomicCheckpoints(FiniteSteps):
+    """Saves complete checkpoints of finite weights only. A subclass adds its own files in `_write_extra`.
 
     Each process writes its part into a temporary folder; the main process renames it when all have finished. A checkpoint
     records how its states are sharded (`processes.json`), and a run with other processes refuses it.
@@ -63,8 +58,7 @@ class AtomicCheckpoints(_Base):
         return os.path.join(folder, UNFINISHED) if self._is_saving else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        from transformers.trainer_utils import rotate_checkpoints
-
+        self.check_finite()
         folder = Path(super()._get_output_dir(trial))
         unfinished, name = folder / UNFINISHED, f"{PREFIX}-{self.state.global_step}"
         self._on_main(lambda: shutil.rmtree(unfinished, ignore_errors=True))
@@ -78,22 +72,19 @@ class AtomicCheckpoints(_Base):
             self._write_extra(unfinished / name)
             write_json(unfinished / name / PROCESSES, self._processes())
             self._rename_best(unfinished, folder)
+            stored.write_checksums(unfinished / name)
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
             os.replace(unfinished / name, folder / name)
             shutil.rmtree(unfinished, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            stored.rotate(folder, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
 
         self._on_main(finish)
         self._rename_best(unfinished, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As transformers, without the copies of tied weights in DeepSpeed's gathered state."""
+        """As transformers, without the copies of tied weights in DeepSpeed's gathered state, and with a plain tokenizer."""
+        plain_tokenizer(self.processing_class)
         tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or {}
         if state_dict is not None:
             state_dict = {n: t for n, t in state_dict.items() if n not in tied or tied[n] not in state_dict}
@@ -115,19 +106,28 @@ class AtomicCheckpoints(_Base):
         return {"processes": int(self.args.world_size), "zero": int(plugin.zero_stage) if plugin is not None else 0}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **more: Any) -> Any:
-        """As transformers, after checking that this run's processes can read the checkpoint.
+        """As transformers, after checking that the checkpoint is whole and that this run's processes can read it.
+
+        Args:
+            resume_from_checkpoint: True takes the newest whole checkpoint of the output folder.
 
         Raises:
-            WrongCheckpoint: its states are sharded for other processes.
+            WrongCheckpoint: it is damaged, or its states are sharded for other processes.
         """
-        from transformers.trainer_utils import get_last_checkpoint
-
-        checkpoint = resume_from_checkpoint
+        checkpoint: str | bool | None = resume_from_checkpoint
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+            newest = on_main(lambda: stored.resume_point(str(self.args.output_dir)))
+            checkpoint = None if newest is None else str(newest)
         if checkpoint:
-            self._check_processes(Path(checkpoint))
-        return super().train(resume_from_checkpoint, *others, **more)
+            path = Path(str(checkpoint))
+            problem = on_main(lambda: stored.problem_of(path))
+            if problem is not None:
+                raise WrongCheckpoint(
+                    f"cannot resume from {checkpoint} ({problem}); delete that folder to resume from the checkpoint before it "
+                    "(or from the start)"
+                )
+            self._check_processes(path)
+        return super().train(checkpoint, *others, **more)
 
     def _check_processes(self, checkpoint: Path) -> None:
         if not (checkpoint / PROCESSES).exists():
@@ -142,6 +142,13 @@ class AtomicCheckpoints(_Base):
             f"{checkpoint} was saved by {_described(saved)}, and this run has {_described(here)}: {reason}; start the run with "
             "the saved layout, or delete that folder to resume from the checkpoint before it (or from the start)"
         )
+
+    def _init_training_state(self, max_steps: int, *others: Any, **more: Any) -> Any:
+        """As transformers, which would keep the checkpoint's own intervals of saving, logging and evaluating."""
+        result = super()._init_training_state(max_steps, *others, **more)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return result
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """As transformers; DeepSpeed reads the checkpoint here."""
@@ -180,6 +187,11 @@ class AtomicCheckpoints(_Base):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (wrong := self.wrong_tensor()) is not None:
+            raise WrongCheckpoint(
+                f"cannot resume from {checkpoint} ({wrong} is not finite); delete that folder to resume from the checkpoint "
+                "before it (or from the start)"
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
@@ -206,6 +218,8 @@ def save_final(trainer: Any, folder: Path, extra: Callable[[Path], object] | Non
     """
     from fgrpo.policy import adapters
 
+    trainer.check_finite()
+    plain_tokenizer(trainer.processing_class)
     unfinished = folder.with_name(folder.name + ".part")
     if trainer.accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -220,6 +234,14 @@ def save_final(trainer: Any, folder: Path, extra: Callable[[Path], object] | Non
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def plain_tokenizer(processor: Any) -> None:
+    """Remove the padding and truncation of the last call, which a fast tokenizer would save as its own."""
+    fast = getattr(getattr(processor, "tokenizer", processor), "backend_tokenizer", None)
+    if fast is not None:
+        fast.no_padding()
+        fast.no_truncation()
 
 
 @contextmanager
@@ -247,32 +269,3 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
 def _described(processes: dict[str, int]) -> str:
     n, zero = processes["processes"], processes["zero"]
     return f"{n} process{'es' if n != 1 else ''} {f'under ZeRO-{zero}' if zero else 'without DeepSpeed'}"
-
-
-def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None) -> Path | None:
-    """The newest complete checkpoint of `folder`, None if there is none; incomplete ones are skipped.
-
-    Args:
-        needed: JSON files that a complete checkpoint has.
-        before: only checkpoints of steps before this one.
-    """
-    complete = []
-    for path in Path(folder).glob(f"{PREFIX}-*"):
-        number = path.name.rsplit("-", 1)[1]
-        if not number.isdigit() or (before is not None and int(number) >= before):
-            continue
-        if all(_is_json(path / name) for name in needed) and _has_weights(path):
-            complete.append((int(number), path))
-    return max(complete)[1] if complete else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _has_weights(path: Path) -> bool:
-    return any(path.glob("*.safetensors")) or any(path.glob("global_step*"))

@@ -126,7 +126,7 @@ def open_run(config: Config, stage: str, inputs: Iterable[str | Path], root: str
     """`runs.Run.open` on the main process; the other processes get the same folder without its lock, for reading."""
     opened: list[runs.Run] = []
     on_main(lambda: opened.append(runs.Run.open(config, stage, inputs, root)))
-    with opened[0] if opened else runs.Run(runs.folder(config, stage, root), stage, config, {}, None) as run:
+    with opened[0] if opened else runs.Run(runs.folder(config, stage, root), stage, config, None, None) as run:
         yield run
 
 

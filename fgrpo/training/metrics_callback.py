@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fgrpo import progress
 from fgrpo.training import metrics_file
+from fgrpo.training.finite import NotFinite
 
 
 class MetricsCallback(TrainerCallback):
@@ -52,6 +53,11 @@ class MetricsCallback(TrainerCallback):
         """Append a line to metrics.jsonl."""
         assert self._out is not None
         self._out.add(line)
+
+    def stopped(self, error: NotFinite) -> None:
+        """Write the line of the step that stopped the run; a resumed run repeats that step and drops the line."""
+        if self._out is not None:
+            self.add({"step": error.step, metrics_file.NOT_FINITE: {str(error.step): error.cause}})
 
     def show(self, step: int, text: str | None = None, messages: Sequence[str] = ()) -> None:
         """Move the progress line to `step`, with `text` after it (None: as before) and `messages` above it."""

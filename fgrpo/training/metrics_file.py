@@ -18,6 +18,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import json_line, read_jsonl, write_jsonl
 
 NAME = "metrics.jsonl"
+NOT_FINITE = "not_finite"  # {step: cause} of skipped steps, or of the one that stopped the run
 SUMMARY_KEY = "train_runtime"  # in transformers' last log entry, which belongs to no step
 
 
@@ -45,6 +46,11 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._out.close()
+
+
+def skipped_steps(folder: Path) -> int:
+    """Optimizer steps that were skipped because a number was not finite, by the file's own account."""
+    return sum(len(line.get(NOT_FINITE) or ()) for line in _readable(folder / NAME))
 
 
 def restore_lines(

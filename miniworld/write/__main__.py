@@ -19,6 +19,7 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
+from fgrpo.hashing import Hashes, damage, describe
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.runs import Run, folder, is_done
 from fgrpo.schema import Config
@@ -67,9 +68,10 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
                     )
         _write_book(stage.path, root)
         stage.counts.update({f"{row['id']}/images": row["images"] for row in read_jsonl(stage.path / PROGRESS)})
+        hashes = Hashes(stage.path.parent)
         write_jsonl(
             stage.path / "files.jsonl",
-            ({"id": str(p.relative_to(root)), "bytes": p.stat().st_size} for p in _files(root)),
+            ({"id": str(p.relative_to(root)), **describe(p, hashes)} for p in _files(root)),
         )
         stage.finish([PROGRESS, "files.jsonl"])
     return root
@@ -93,6 +95,8 @@ def _claim(root: Path) -> None:
             f"{root} contains data that is not the miniature world's. Set another data.root, or empty that folder"
         )
     root.mkdir(parents=True, exist_ok=True)
+    for part in sorted(root.rglob("*.part")):  # of a killed process
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
     (root / MARKER).write_text("written by python -m miniworld.write; may be overwritten by it\n", encoding="utf-8")
 
 
@@ -106,16 +110,18 @@ def _write_book(stage: Path, root: Path) -> None:
 
 
 def _files(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.is_file())
+    return sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".part")
 
 
 def _broken(stage: Path, root: Path) -> list[str]:
-    """Files that were written and are missing or of another size."""
-    return [
-        row["id"]
-        for row in read_jsonl(stage / "files.jsonl")
-        if not (root / row["id"]).is_file() or (root / row["id"]).stat().st_size != row["bytes"]
-    ]
+    """Files that were written and are missing or changed."""
+    hashes = Hashes(stage.parent)
+    rows = read_jsonl(stage / "files.jsonl")
+    broken = [row["id"] for row in rows if damage(root / row["id"], row, hashes) is not None]
+    hashes.save()
+    if broken:
+        print(f"{root}: {len(broken)} files are missing or changed and are written again, such as {broken[0]}")
+    return broken
 
 
 def _forget(stage: Path, broken: list[str]) -> None:

@@ -124,6 +124,7 @@ def test_scores_of_an_older_version_say_what_to_do(world: Config, tmp_path: Path
         {**r, "scores": {"semantic": r["scores"]["semantic_grounding"]}} for r in read_jsonl(folder / "scores.jsonl")
     ]
     write_jsonl(folder / "scores.jsonl", old)
+    (folder / "manifest.json").unlink()  # else the change itself is refused
     with pytest.raises(
         UserError, match=r"scores\.jsonl holds the scores semantic, which no reward has; run `make eval`"
     ):

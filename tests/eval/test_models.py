@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import base, generate, judging, layout, miniworld_truth, models, results, run, score, tables
+from eval import base, generate, judging, layout, miniworld_truth, models, results, run_folder, score, tables
 from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import Rollout
@@ -29,7 +29,9 @@ def test_a_model_that_takes_one_temperature_only(world: Config) -> None:
     asked = {name: generate.jobs(samples, models.load(name), world)[0].request for name in ("gpt-5-nano", "gpt-4o")}
     assert {name: request.temperature for name, request in asked.items()} == {"gpt-5-nano": 1.0, "gpt-4o": 0.0}
     plain, other = models.load("gpt-4o"), models.load("gpt-4o").model_copy(update={"temperature": 1.0})
-    assert run._identity(plain, "gpt-4o", world) != run._identity(other, "gpt-4o", world)
+    assert run_folder.generation_identity(plain, "gpt-4o", world) != run_folder.generation_identity(
+        other, "gpt-4o", world
+    )
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, read_jsonl, write_atomic
+from fgrpo.files import Appender, part_of_process, read_jsonl, remove_dead_parts, write_atomic
 
 
 def test_a_torn_last_line_is_truncated_and_written_again(tmp_path: Path) -> None:
@@ -66,3 +69,15 @@ def test_an_atomic_write_replaces_the_file_or_leaves_it(tmp_path: Path, monkeypa
     monkeypatch.undo()
     write_atomic(str(path), "né\n")
     assert path.read_bytes() == "né\n".encode() and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_unfinished_files_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    mine = part_of_process(tmp_path / "a.png")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
+    other_host = tmp_path / f"b.png.elsewhere-{ended.pid}.part"
+    for path in (mine, dead, other_host):
+        path.write_text("half")
+    assert remove_dead_parts(tmp_path) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other_host])

@@ -142,3 +142,17 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(value, again[name]) for name, value in reference.items())
     with pytest.raises(UserError, match="another recipe"):
         train_backbone.Training(tmp_path / "killed", replace(RECIPE, seed=9))
+
+
+def test_training_that_diverges_stops_before_the_step(tmp_path: Path) -> None:
+    training = train_backbone.Training(tmp_path, RECIPE)
+    weight = next(training.head.parameters())
+    before = weight.detach().clone()
+
+    def step(number: int, rng: random.Random) -> dict[str, float]:
+        weight.grad = torch.full_like(weight, float("nan"))
+        return {"loss": 0.0}
+
+    with pytest.raises(UserError, match=r"vision, step 1: the gradient norm is nan; training has diverged"):
+        training.run("vision", [weight], step, 4, 1e-3, 1)
+    assert torch.equal(weight, before) and not (tmp_path / train_backbone.CHECKPOINT).exists()

@@ -177,3 +177,19 @@ def test_it_never_overwrites_other_data(tmp_path: Path) -> None:
 def test_a_preset_without_a_world_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no miniature world"):
         write_world(load("paper-7b"), tmp_path)
+
+
+def test_a_flipped_byte_is_named_and_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_for(tmp_path)
+    root = write_world(config, tmp_path / "runs")
+    before = digests(root)
+    (root / "train" / "left.part").mkdir()  # of a killed process
+    image = min(root.rglob("*.png"))
+    data = bytearray(image.read_bytes())
+    data[-20] ^= 1
+    image.write_bytes(bytes(data))
+    write_world(config, tmp_path / "runs")
+    assert f"1 files are missing or changed and are written again, such as {image.relative_to(root)}" in (
+        capsys.readouterr().out
+    )
+    assert digests(root) == before and not list(root.rglob("*.part"))

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fgrpo.runs import Run
 from rl import train
+from rl.logging_callback import LoggingCallback
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.conftest import mini
 
@@ -44,6 +46,26 @@ def main(runs: Path, world: Path, place: str) -> None:
             extra(self, folder)
 
         FaithfulGRPOTrainer._write_extra = write
+    elif place == "while the final model is written":
+        save = FaithfulGRPOTrainer.save_model
+
+        def save_model(self: Any, output_dir: Any = None, *args: Any, **more: Any) -> None:
+            save(self, output_dir, *args, **more)
+            if str(output_dir).endswith("final.part"):
+                die()
+
+        FaithfulGRPOTrainer.save_model = save_model
+    elif place == "between the final model and done":
+        Run.finish = lambda *_, **__: die()  # type: ignore[method-assign]
+    elif place == "between rollouts and their checkpoint":
+        log = LoggingCallback._write_rollouts
+
+        def rollouts(self: Any, step: Any) -> None:
+            log(self, step)
+            if step.rollouts[0].step == 2:
+                die()
+
+        LoggingCallback._write_rollouts = rollouts  # type: ignore[method-assign]
     train.train(mini(world, *OVERRIDES), runs)
 
 

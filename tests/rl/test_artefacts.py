@@ -77,6 +77,9 @@ def test_lost_metrics_come_back_from_the_checkpoint(world: Path, chain: Path, ha
         path.unlink()
     else:
         write_jsonl(path, before[2:])
+        with pytest.raises(UserError, match=r"metrics\.jsonl is not what its finished stage wrote: it has 2 complete"):
+            train.train(cfg, chain)
+        (folder / "done").unlink()
     (folder / "rollouts" / "000002.parquet").unlink()
     train.train(cfg, chain)
     said = capsys.readouterr().err
@@ -165,7 +168,7 @@ def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     callback = LoggingCallback(tmp_path, PixelBounds(784, 12544, 28))
     dual = SimpleNamespace(constraints=())
-    callback.trainer = SimpleNamespace(take_seconds=dict, last_step=None, dual=dual)  # type: ignore[assignment]
+    callback.trainer = SimpleNamespace(take_seconds=dict, take_skipped=dict, last_step=None, dual=dual)  # type: ignore[assignment]
     callback._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
     callback._alarms = Alarms([Constraint("c", 0.95)])
     for number in range(1, 7):

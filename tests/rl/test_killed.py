@@ -19,7 +19,13 @@ from rl.trainer import DUALS, last_checkpoint
 from tests.rl.conftest import ROOT, mini
 from tests.rl.killed import OVERRIDES
 
-PLACES = ("between two backward passes", "while a checkpoint is written")
+PLACES = (
+    "between two backward passes",
+    "while a checkpoint is written",
+    "while the final model is written",
+    "between the final model and done",
+    "between rollouts and their checkpoint",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,10 @@ def what_is_left(root: Path) -> dict[str, Any]:
     checkpoint = last_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
     return {
-        "weights": (folder / "final" / "model.safetensors").read_bytes(),
+        "final": {
+            p.name: p.read_bytes() for p in sorted((folder / "final").iterdir()) if p.name != "training_args.bin"
+        },
+        "left over": list(folder.rglob("*.part")),
         "optimizer": (checkpoint / "optimizer.pt").read_bytes(),
         "duals": json.loads((checkpoint / DUALS).read_text()),
         "metrics": [

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fgrpo import config, prompts
@@ -159,7 +161,8 @@ def test_each_rollout_is_scored_once_and_three_states_survive(world: Path) -> No
 def test_cutting_back_leaves_nothing_twice(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
     for n in (2, 3):
-        (tmp_path / "rollouts" / f"{n:06d}.parquet").touch()
+        pq.write_table(pa.table({"n": [n]}), tmp_path / "rollouts" / f"{n:06d}.parquet")
+    (tmp_path / "rollouts" / "000001.parquet").touch()  # empty: its rollouts are lost
     (tmp_path / "rollouts" / "000004.part").touch()
     assert truncate_rollouts(tmp_path, 2) == [2]
     assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["000002.parquet"]

@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.training.checkpoints import PROCESSES
+from fgrpo.training.stored import write_checksums
 from rl import advantage, train
 from rl.advantage import combine, couple
 from rl.checks import check_config
@@ -229,6 +230,7 @@ def test_a_checkpoint_of_more_processes_is_refused(make, tmp_path: Path, by_name
     folder = last_checkpoint(tmp_path / "out")
     assert folder is not None
     (folder / PROCESSES).write_text('{"processes": 2, "zero": 0}')
+    write_checksums(folder)
     with pytest.raises(UserError, match=r"checkpoint-2 was saved by 2 processes .*and this run has 1 process"):
         make(steps=4).train(resume_from_checkpoint=str(folder) if by_name else True)
 

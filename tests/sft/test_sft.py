@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -220,9 +221,59 @@ def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, mon
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [[line["step"] for line in read_jsonl(f / "metrics.jsonl")] for f in (reference, resumed)]
     assert steps[0] == steps[1]
+    tokens = [[line.get("eval_num_tokens") for line in read_jsonl(f / "metrics.jsonl")] for f in (reference, resumed)]
+    assert tokens[0] == tokens[1] and any(tokens[0])
+    files = [
+        {p.name: p.read_bytes() for p in (f / "final").iterdir() if p.name != "training_args.bin"}
+        for f in (reference, resumed)
+    ]
+    assert files[0] == files[1] and not list(resumed.rglob("*.part"))
     final = load_file(resumed / "final" / "model.safetensors")
     (resumed / "done").unlink()  # killed after the last step: no training, same final state
     train.train(cfg, tmp_path / "two")
     again = load_file(resumed / "final" / "model.safetensors")
     assert all(torch.equal(final[name], again[name]) for name in final)
     assert steps[0] == [line["step"] for line in read_jsonl(resumed / "metrics.jsonl")]
+
+
+def test_training_that_diverges_stops_and_is_in_the_log(world: Path, tmp_path: Path) -> None:
+    cfg = mini(world, "sft.learning_rate=1e30", "sft.save_steps=1", "sft.max_steps=6")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    with pytest.raises(UserError, match=r"step \d: the (loss|gradient norm) is (nan|inf).*training has diverged"):
+        train.train(cfg, tmp_path)
+    folder = tmp_path / "mini" / "sft"
+    last = list(read_jsonl(folder / "metrics.jsonl"))[-1]
+    assert "not_finite" in last and not (folder / "done").exists() and not (folder / "final").exists()
+    for file in folder.rglob("*.safetensors"):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(file).values()), file
+
+
+def test_a_skipped_step_is_counted_and_changes_nothing(world: Path, tmp_path: Path, monkeypatch) -> None:
+    cfg = mini(world, "sft.nonfinite=skip", "sft.save_steps=1")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    inner = train.SFTTrainer.training_step
+
+    def step(self: Any, *args: Any, **more: Any) -> Any:
+        loss = inner(self, *args, **more)
+        return loss * math.nan if self.state.global_step == 1 else loss
+
+    monkeypatch.setattr(train.SFTTrainer, "training_step", step)
+    folder = train.train(cfg, tmp_path)
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if "not_finite" in line]
+    assert [line["not_finite"] for line in lines] == [{"2": "the loss is nan"}]
+    assert json.loads((folder / "manifest.json").read_text())["counts"]["skipped steps"] == 1
+    assert all("loss" not in line or line["loss"] is not None for line in read_jsonl(folder / "metrics.jsonl"))
+
+
+def test_traces_cut_in_their_last_line_are_named(world: Path, tmp_path: Path) -> None:
+    """Before the base model is loaded."""
+    from fgrpo.runs import Run
+
+    cfg = mini(world)
+    with Run.open(cfg, "mcts", root=tmp_path) as run:
+        shutil.copy(world / "runs" / "mini" / "mcts" / "sft.jsonl", run.path)
+        run.finish(["sft.jsonl"])
+    file = run.path / "sft.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"sft\.jsonl is not what its finished stage wrote: it has .* complete lines"):
+        train.train(cfg, tmp_path)

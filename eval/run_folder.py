@@ -1,0 +1,149 @@
+"""The run folder of an evaluation: what it belongs to, and which of its scores are still valid.
+
+Generations belong to model, prompt, decoding and benchmarks. Scores also belong to judges and rewards (`scoring.json`), so
+other judges keep the generations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import base, models
+from eval.extraction import evaluation_tasks
+from eval.measures import measures
+from eval.results import SCORING
+from fgrpo import shards
+from fgrpo.errors import UserError
+from fgrpo.identity import Identity
+from fgrpo.key_kinds import JUDGE_TRANSPORT
+from fgrpo.policy.model_files import pixel_bounds
+from fgrpo.prompts import digest
+from fgrpo.runs import Run, folder, verify, write_json
+from fgrpo.schema import Config
+from fgrpo.shards import Shard
+from fgrpo.training import stored
+from judges.base import JudgeSet
+
+
+def open_run(
+    config: Config,
+    name: str,
+    spec: models.ModelSpec,
+    path: str,
+    requested: Sequence[str],
+    root: str | Path,
+    shard: Shard | None = None,
+) -> Run:
+    """The run folder of one model's evaluation, or of a shard of it.
+
+    Raises:
+        UserError: as `Run.open`; the model's files are not what the stage that trained it wrote.
+    """
+    if spec.made_by is not None:
+        verify(Path(path), spec.made_by)
+        problem = stored.problem_of(Path(path)) if (Path(path) / stored.CHECKSUMS).exists() else None
+        if problem is not None:
+            raise UserError(f"{path} is damaged: {problem}; evaluate another checkpoint, or restore this one")
+    stage = shards.stage(f"eval/{name}", shard)
+    known = Identity.read(folder(config, stage, root))
+    benchmarks = dict.fromkeys([*(known.growing if known is not None else ()), *requested])
+    contents = {n: base.folder_of(n, config) for n in benchmarks}
+    return Run.open(
+        config,
+        stage,
+        _inputs(path),
+        root,
+        generation_identity(spec, path, config),
+        {n: place for n, place in contents.items() if place.is_dir()},
+    )
+
+
+def has_all(run: Run, benchmarks: Sequence[str]) -> bool:
+    """Whether the evaluation is done with all of `benchmarks`. Raises UserError as `Run.is_done`."""
+    return run.is_done and set(benchmarks) <= set(manifest(run).get("benchmarks", []))
+
+
+def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, Any]:
+    """What the generations depend on."""
+    engine = models.engine_config(spec, config).engine
+    texts = "\0".join(models.template(spec, config, has_choices=has) for has in (True, False))
+    decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
+    plain = config.model_dump(mode="json")
+    model = spec.model_dump(
+        mode="json", exclude={"title", "note", "engine", "temperature", "path", *models.READING_KEYS}
+    )
+    return {
+        "model": model if Path(path).is_dir() else model | {"path": path},  # a folder counts by its content
+        "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
+        "prompts": digest(texts),
+        "decoding": {key: plain["eval"][key] for key in decoding} | {"temperature": models.temperature(spec, config)},
+        "seed": config.seed,
+    }
+
+
+def _inputs(path: str) -> list[Path]:
+    """The folder of a checkpoint. None for a model that is served or on the hub."""
+    return [Path(path)] if Path(path).is_dir() else []
+
+
+def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
+    """What the verdicts depend on."""
+    roles = {
+        role: getattr(config.judges, role).model_dump(mode="json", exclude=set(JUDGE_TRANSPORT))
+        for role in ("evaluation", "extraction")
+    }
+    return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
+
+
+def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
+    """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
+    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
+    every = measures()
+    identity = {**judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
+    intervals = {
+        "bootstrap_samples": config.eval.bootstrap_samples,
+        "confidence": config.eval.confidence,
+        "limit": config.eval.limit,
+        "benchmarks": list(config.eval.benchmarks),
+        "metrics": {m.metric: [m.score, m.report.inverted, m.report.pooled] for m in every},
+    }
+    path = run.path / SCORING
+    scoring = _stored_scoring(path)
+    if scoring is None or scoring["judges"] != identity:
+        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):
+            (run.path / name).unlink(missing_ok=True)
+    elif scoring["summary"] != intervals:
+        (run.path / "done").unlink(missing_ok=True)
+    write_json(path, {"judges": identity, "summary": intervals})
+
+
+def _stored_scoring(path: Path) -> dict[str, Any] | None:
+    """What the scores depend on; None without the file.
+
+    Raises:
+        UserError: it is damaged, and there are verdicts that would be paid for again.
+    """
+    if not path.is_file():
+        return None
+    try:
+        scoring = json.loads(path.read_text(encoding="utf-8"))
+        return {"judges": scoring["judges"], "summary": scoring["summary"]}
+    except (ValueError, KeyError, TypeError) as error:
+        verdicts = path.with_name("verdicts.jsonl")
+        if not verdicts.is_file() or verdicts.stat().st_size == 0:
+            return None
+        raise UserError(
+            f"{path} is empty or damaged, so it is unknown which judge made {verdicts}; restore it, or delete it to judge the "
+            "stored answers again"
+        ) from error
+
+
+def manifest(run: Run) -> dict[str, Any]:
+    """The manifest of an evaluation; empty without one."""
+    try:
+        return dict(json.loads((run.path / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # none, or a damaged one: `Run.is_done` then finishes the stage again
+        return {}

@@ -1,0 +1,46 @@
+"""The state that sampling changes before a step is finished: random number generators and TRL's count of tokens.
+
+Judges may fail after a generation. The checkpoint that is then written must hold the state before that generation.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """The state of this process at the end of an optimizer step."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    gpus: tuple[Tensor, ...]
+    tokens_seen: float
+
+    @classmethod
+    def of(cls, trainer: Any) -> Self:
+        """The present state."""
+        gpus = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else ()
+        return cls(
+            random.getstate(),
+            np.random.get_state(),
+            torch.get_rng_state(),
+            gpus,
+            trainer.state.num_input_tokens_seen,
+        )
+
+    def restore(self, trainer: Any) -> None:
+        """Return to this state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.gpus:
+            torch.cuda.set_rng_state_all(list(self.gpus))
+        trainer.state.num_input_tokens_seen = self.tokens_seen
