@@ -165,7 +165,13 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
     read = [(text, choices, extract_choice(text, choices), right) for text, choices, right in ROWS]
     assert [row for row in read if row[2] is not None and row[2] != row[3]] == []
     undecided = [row[0] for row in read if row[2] is None and row[3] is not None]
-    assert undecided == ["I'm leaning B", "Because the table is below, A."]
+    assert undecided == [
+        "I'm leaning B",
+        "Because the table is below, A.",
+        "Options: A. left B. right. Answer: A",
+        "B: It will decrease, as A (increase) is impossible",
+        "The answer is C. The others are wrong.",
+    ]
 
 
 def test_no_open_phrasing_is_read_wrongly() -> None:
