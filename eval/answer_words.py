@@ -194,6 +194,7 @@ _COUNTED = _any(
     "of course",
 )
 NUMBER_ENDS = _words(
+    "i|guess|is|was|has|does|this|his|its|as|us|always|yes|thus|across|towards|else|besides|whereas|afterwards",
     "of|other|another|additional|extra|more|fewer|less|least|most|times|out|or|and|to|percent|hundreds?|"
     "thousands?|millions?",
     "billions?|dozens?|pairs?|half|halves|quarters?|thirds?|point|plus|minus|squared|cubed|per",

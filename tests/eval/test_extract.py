@@ -224,6 +224,6 @@ def test_tags_are_those_of_the_model() -> None:
 
 
 def test_a_long_answer_takes_no_time() -> None:
-    assert extract_choice("The cup is on the left of the table. " * 200_000 + "The answer is B.", LR) is None
+    assert extract_choice("The cup is on the left of the table. " * 20_000 + "The answer is B.", LR) is None
     for piece in ("in the image , ", "the left of the ", "A) ", "\\boxed{", "twenty ", "\n"):
-        extract_choice(piece * 1000, LR)
+        extract_choice(piece * 300, LR)
