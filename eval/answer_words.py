@@ -114,7 +114,7 @@ UNSURE = re.compile(
     r"(?<!\S)(?:(?:not|[a-z]+n't|cannot|dont|cant|never)(?: (?:be|be able to|really|quite|entirely|so|too|very|exactly|100))? "
     r"(?:sure|certain|know|clear|tell|determined?|determine|say|decided?|decide|confident|enough|convinced)|unsure|uncertain|unclear|"
     r"no (?:idea|clue|way|answer|correct)|hard to (?:say|tell)|impossible to|difficult to (?:say|tell)|ambiguous|undecided|"
-    r"none of|neither|insufficient|unanswerable|dunno|idk|who knows|random|coin|guessing|joking|kidding)(?!\S)"
+    r"insufficient|unanswerable|dunno|idk|who knows|random|coin|guessing|joking|kidding)(?!\S)"
 )
 RETRACTION = _words(
     "wait|actually|hmm+|sorry|correction|oops|scratch|second thought|mistake|mistaken|misread",

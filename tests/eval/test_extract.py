@@ -171,6 +171,7 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
         "Options: A. left B. right. Answer: A",
         "B: It will decrease, as A (increase) is impossible",
         "The answer is C. The others are wrong.",
+        "It'd be inside",
     ]
 
 
