@@ -33,7 +33,6 @@ _LATEX = (
     (re.compile(r"\\(?:right|long|Right|Longright)arrow\b|\\(?:to|implies)\b"), "->"),
     (re.compile(r"\\(?:neg|lnot|not)\b"), " not "),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\-?minus\b"), "-"),
 )
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|font|mark|center|h\d)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _DECORATION = re.compile(r'[*`"$#\ufe0f\\]')
@@ -54,6 +53,7 @@ _TOKEN = re.compile(
     r"|(?P<sign>->|=>|\.\.+|[^\w\s]|_)"
 )
 _PRONOUN = re.compile(r"(?<!\S)I(?= (?:[a-z]|,))")
+_OPTION_LETTER = re.compile(r"(?<=option |choice |letter )[a-z](?= [.,:;!)]|$)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+)")
 _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some countries
@@ -93,7 +93,8 @@ def canonical(text: str) -> str:
             out.append("o" + token.lower())
         else:
             out.append(token)
-    return _PRONOUN.sub("i", " ".join(_merged(out)))
+    joined = _PRONOUN.sub("i", " ".join(_merged(out)))
+    return _OPTION_LETTER.sub(lambda m: f"({m.group().upper()})", joined)
 
 
 def _word(token: str) -> list[str]:

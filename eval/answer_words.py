@@ -55,7 +55,7 @@ OPENERS = re.compile(
 _LINK = rf"(?: (?:{_BE}|{_SURE}|[:=]|-|->|=>|that|also known as|\.\.+))"
 _NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "n1", "solution")
 ANSWER = re.compile(
-    rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection)(?: \.(?= \S))?"
+    rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection|(?:response|conclusion|solution|result|choice|prediction|verdict|decision|output)(?= [:=]))(?: \.(?= \S))?"
     r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:[a-z]+ )?question| here)?"
     rf"(?:{_LINK}|(?= {LETTER}{END})|(?= {LETTER} [.):])|\n)+(?: \n)*(?: (?:option|choice|letter|answer)(?= {LETTER}| [a-z]{END}))?(?: [:-])? (?=\S)"
 )
@@ -80,7 +80,7 @@ AFTERTHOUGHT = re.compile(
 )
 CONCLUSION = re.compile(r"^(?:so|therefore|thus|hence|consequently)(?!\S)")
 REASON = re.compile(
-    r"(?: [,.(:-]| --)? (?:because|since|as(?= (?:the|it|there|they|this|that|we|i|you|shown|seen|its|in)\b)|given|due to|based on|"
+    r"(?: [,.(:-]| --)? (?:because|since|as(?= (?:the|it|there|they|this|that|we|i|you|shown|seen|its)\b)|given|due to|based on|"
     r"considering|which|where|for the (?:following )?reason|given that|seeing)(?= ).*$",
     re.DOTALL,
 )
@@ -114,7 +114,7 @@ UNSURE = re.compile(
     r"(?<!\S)(?:(?:not|[a-z]+n't|cannot|dont|cant|never)(?: (?:be|be able to|really|quite|entirely|so|too|very|exactly|100))? "
     r"(?:sure|certain|know|clear|tell|determined?|determine|say|decided?|decide|confident|enough|convinced)|unsure|uncertain|unclear|"
     r"no (?:idea|clue|way|answer|correct)|hard to (?:say|tell)|impossible to|difficult to (?:say|tell)|ambiguous|undecided|"
-    r"none of|neither|insufficient|unanswerable|dunno|idk|who knows|random|coin|guessing|joking|kidding)(?!\S)"
+    r"insufficient|unanswerable|dunno|idk|who knows|random|coin|guessing|joking|kidding)(?!\S)"
 )
 RETRACTION = _words(
     "wait|actually|hmm+|sorry|correction|oops|scratch|second thought|mistake|mistaken|misread",
@@ -194,6 +194,7 @@ _COUNTED = _any(
     "of course",
 )
 NUMBER_ENDS = _words(
+    "i|guess|is|was|has|does|this|his|its|as|us|always|yes|thus|across|towards|else|besides|whereas|afterwards",
     "of|other|another|additional|extra|more|fewer|less|least|most|times|out|or|and|to|percent|hundreds?|"
     "thousands?|millions?",
     "billions?|dozens?|pairs?|half|halves|quarters?|thirds?|point|plus|minus|squared|cubed|per",
@@ -201,8 +202,13 @@ NUMBER_ENDS = _words(
     "nearly|almost|about|approximately|roughly|around|perhaps|maybe|possible|excluding|except|but",
     "if|when|unless|not|no|apart|missing|fold|tenths|hundredths|d|o'clock|if|where",
 )
+PLURAL = re.compile(
+    r"^(?:.* )?(?:[a-z'-]+s|people|persons?|children|men|women|sheep|fish|feet|teeth|mice|geese|deer|cattle|aircraft|m|cm|mm|km|ft|kg)"
+    r"(?: (?:visible|total|altogether|overall|shown|present|there|here))?$|^(?: (?:visible|total|altogether|overall|shown|present))?$"
+)
+"""What is counted: nothing, or a plural; "10 left" and "10 each" are no counts."""
 COUNT = re.compile(
-    rf"^(?:{_COUNTED}(?= ))?(?:(?:^| )(?:exactly|only|just|a total of|precisely|in total|clearly|visible|ABOUT))*(?:^| )@(\d+)(?P<nouns>(?: [a-z][a-z'-]+){{0,4}})"
+    rf"^(?:{_COUNTED}(?= ))?(?:(?:^| )(?:exactly|only|just|a total of|precisely|in total|clearly|visible|ABOUT))*(?:^| )@(\d+)(?P<nouns>(?: (?!(?:in|on|at|from)(?!\S))[a-z][a-z'-]*){{0,4}})"
     rf"(?: (?:in|on|at|from)(?: (?:the|this|that|front|total|all|each|view|sight|your|my))(?: [a-z][a-z'-]*){{0,5}})?{END}"
 )
 ABOUT = "about|approximately|around|roughly|circa"

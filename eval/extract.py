@@ -17,19 +17,18 @@ from dataclasses import dataclass
 
 from eval import answer_words as say
 from eval.answer_options import Options, is_article
+from eval.answer_sentences import sentences, stripped
 from eval.answer_text import canonical, unboxed
 from fgrpo.response import COMMON, Tags, answer_span
 
 __all__ = ["answer_span", "extract_choice", "same_open_answer"]
 
 _BAD = -1  # a letter that is not offered, or a contradiction: the answer stays undecided
-_LONGEST_UNIT = 1000  # characters; no pattern covers a longer sentence
-_LABEL = re.compile(rf"{say.LETTER}|[a-z]|ans")
-_LONGEST_LABEL = 200
+_LONGEST_SENTENCE = 1000  # characters; no pattern covers a longer sentence
+_LONGEST_NAME = 2  # words before a colon that name something else than an answer
 _LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
 _SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
-_SENTENCE_END = re.compile(r"(?<=\S) ([.!?;])(?= |$)")
-_DANGLING = re.compile(r"(?: |^)(?:or|and|nor|not|than|of|either|neither|but|[,/&:])$")
+_QUESTION = re.compile(r"\?(?: [.!)\"?])*$")
 _SUB_CLAUSE = re.compile(
     r"(?<!\S)(?:so|therefore|thus|hence|and|but|then|[,:;-]|->|=>)(?: (?:so|therefore|thus|hence|and|but|then|[,:]))*"
     r" (?=(?:the|my|our) (?:[a-z]+ ){0,3}(?:answer|option|choice) )"
@@ -92,7 +91,7 @@ def _read(span: str, options: Options) -> int | None:
         return None
     (choice,) = contents
     others = {
-        c for part in around.split("¤") for claim in _claims(_units(part), options) if claim for c in _strong(claim)
+        c for part in around.split("¤") for claim in _claims(sentences(part), options) if claim for c in _strong(claim)
     }
     return choice if others <= {choice} else None
 
@@ -112,34 +111,38 @@ def _decide(span: str, options: Options) -> int | None:
         return _single(found)
     if options.polar and (opening := say.OPENING.match(whole)):
         return _polar(opening, whole, options)
-    units = _units(whole)
-    claims = _claims(units, options)
-    claims = _without_listing(claims)
+    said = sentences(whole)
+    claims = _without_listing(_claims(said, options))
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
-    if not strong:
-        if any(_takes_back(unit) or _OTHER_LETTERS.search(unit) for unit in units):
-            return None
-        mentioned = {o for unit in units for o in options.mentioned(say.REASON.sub("", unit))}
-        return _single(free) if mentioned <= free else None
-    chosen = {o for i in strong for o in _strong(claims[i] or _Claim(frozenset(), ""))}
-    if len(chosen) != 1 or _BAD in chosen:
+    if strong:
+        return _decide_by_statements(said, claims, strong, free, options)
+    if any(_takes_back(sentence) or _OTHER_LETTERS.search(sentence) for sentence in said):
         return None
-    (choice,) = chosen
-    marked = [options.marked(unit, choice)[0] for unit in units]  # "C. Cannot tell" is sure of itself
-    if any(say.UNSURE.search(unit) for unit in marked[: strong[0]]):
+    mentioned = {o for sentence in said for o in options.mentioned(say.REASON.sub("", sentence))}
+    return _single(free) if mentioned <= free else None
+
+
+def _decide_by_statements(
+    said: Sequence[str], claims: Sequence[_Claim | None], strong: Sequence[int], free: set[int], options: Options
+) -> int | None:
+    """The option that letters, texts and stated answers (`strong`: their sentences) agree on, unless others contradict."""
+    stating = [claim for i in strong if (claim := claims[i]) is not None]
+    choice = _single({o for claim in stating for o in claim.options})
+    if choice is None:
         return None
-    if any(_casts_doubt(unit, choice, options) for i, unit in enumerate(marked) if i >= strong[0]):
+    marked = [options.marked(sentence, choice)[0] for sentence in said]  # "C. Cannot tell" is sure of itself
+    if any(say.UNSURE.search(sentence) for sentence in marked[: strong[0]]):
         return None
-    hows = {claims[i].how for i in strong if claims[i] is not None}  # type: ignore[union-attr]
-    if "stated" in hows and claims[strong[-1]].how == "stated":  # type: ignore[union-attr]
+    if any(_casts_doubt(sentence, choice, options) for sentence in marked[strong[0] :]):
+        return None
+    if stating[-1].how == "stated":
         return choice
-    if free - chosen:
+    if free - {choice}:
         return None
-    rest = {
-        o for i, unit in enumerate(units) if i not in strong and not unit.endswith("?") for o in options.mentioned(unit)
-    }
-    return None if "letter" not in hows and "stated" not in hows and rest - chosen else choice
+    beside = [s for i, s in enumerate(said) if i not in strong and not _QUESTION.search(s)]
+    has_letter = any(claim.how in ("letter", "stated") for claim in stating)
+    return None if not has_letter and any(options.mentioned(s) - {choice} for s in beside) else choice
 
 
 def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
@@ -150,13 +153,15 @@ def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
     return [None if claim is not None and claim.how in ("letter", "text") else claim for claim in claims]
 
 
-def _casts_doubt(unit: str, choice: int, options: Options) -> bool:
+def _casts_doubt(sentence: str, choice: int, options: Options) -> bool:
     """Whether a sentence beside the answer takes it back, or offers another option too."""
-    if _takes_back(unit):
+    if _takes_back(sentence):
         return True
-    letters = {options.letter(m) for groups in _OTHER_LETTERS.findall(unit) for m in groups if m} - {choice}
-    others = letters | (options.mentioned(unit) - {choice})
-    return bool(others and say.POSSIBLE.search(unit) and not say.DENIAL.search(unit)) and not unit.endswith("?")
+    letters = {options.letter(m) for groups in _OTHER_LETTERS.findall(sentence) for m in groups if m} - {choice}
+    others = letters | (options.mentioned(sentence) - {choice})
+    return bool(others and say.POSSIBLE.search(sentence) and not say.DENIAL.search(sentence)) and not _QUESTION.search(
+        sentence
+    )
 
 
 def _single(found: set[int] | frozenset[int]) -> int | None:
@@ -164,75 +169,35 @@ def _single(found: set[int] | frozenset[int]) -> int | None:
     return None if only == _BAD else only
 
 
-def _units(whole: str) -> list[str]:
-    """Sentences and lines. A line that ends in "or", "not", a comma is one with the next; "B." is a label, not a sentence."""
-    lines: list[str] = []
-    for line in (part.strip() for part in whole.split("\n")):
-        if lines and line and _DANGLING.search(lines[-1]):
-            lines[-1] = f"{lines[-1]} {line}"
-        elif line:
-            lines.append(line)
-    units: list[str] = []
-    for line in lines:
-        start = 0
-        for m in _SENTENCE_END.finditer(line):
-            sentence = line[start : m.end()].strip()
-            is_number = sentence.lower() == "no ." and re.match(r" [no]\d", line[m.end() : m.end() + 3])  # "No. 2"
-            if m.group(1) == "." and m.end() < len(line) and (is_number or _is_label(sentence)):
-                continue
-            units.append(sentence)
-            start = m.end()
-        if line[start:].strip():
-            units.append(line[start:].strip())
-    return units
+def _claims(said: Sequence[str], options: Options) -> list[_Claim | None]:
+    return [_claim(sentence, options) for sentence in said]
 
 
-def _is_label(sentence: str) -> bool:
-    """Whether a sentence is only a letter or "Ans", perhaps after opening words: "B.", "The answer is (B)."."""
-    return len(sentence) < _LONGEST_LABEL and bool(_LABEL.fullmatch(_stripped(sentence.removesuffix(" ."))[0]))
-
-
-def _stripped(unit: str) -> tuple[str, bool]:
-    """A sentence without its opening words, and whether these state an answer."""
-    stated = False
-    while True:
-        for pattern, states in ((say.ANSWER, True), (say.CHOOSE, True), (say.OPTION, False), (say.OPENERS, False)):
-            if m := pattern.match(unit):
-                unit, stated = unit[m.end() :], stated or states
-                break
-        else:
-            return unit, stated
-
-
-def _claims(units: Sequence[str], options: Options) -> list[_Claim | None]:
-    return [_claim(unit, options) for unit in units]
-
-
-def _claim(unit: str, options: Options) -> _Claim | None:
+def _claim(sentence: str, options: Options) -> _Claim | None:
     """What a sentence claims; None for a question, and for a sentence that no pattern covers."""
-    if len(unit) > _LONGEST_UNIT:
+    if len(sentence) > _LONGEST_SENTENCE:
         return None
-    if unit.endswith("?"):
+    if _QUESTION.search(sentence):
         return None
-    if clauses := list(_SUB_CLAUSE.finditer(unit)):
+    if clauses := list(_SUB_CLAUSE.finditer(sentence)):
         last = clauses[-1]
-        if not _CONDITION.search(unit[: last.start()]):
-            found = _claim_of(unit[last.end() :], options)
+        if not _CONDITION.search(sentence[: last.start()]):
+            found = _claim_of(sentence[last.end() :], options)
             if found is not None and found.how == "stated":
                 return found
-    return None if say.REASON_ALONE.match(unit) else _claim_of(unit, options)
+    return None if say.REASON_ALONE.match(sentence) else _claim_of(sentence, options)
 
 
-def _claim_of(unit: str, options: Options) -> _Claim | None:
-    if (contrast := say.CONTRAST.match(say.REASON.sub("", unit))) and len(
+def _claim_of(sentence: str, options: Options) -> _Claim | None:
+    if (contrast := say.CONTRAST.match(say.REASON.sub("", sentence))) and len(
         other := _reference(contrast[2], options)
     ) == 1:
         found = _claim_of(contrast[1], options)  # "A, not B"
         if found is not None and len(found.options) == 1 and not found.options & {*other, _BAD}:
             return found if found.how != "free" else _Claim(found.options, "text")
-    text, stated = _stripped(unit)
+    text, stated = stripped(sentence)
     how = "stated" if stated else ""
-    concluded = "stated" if say.CONCLUSION.match(unit) else how
+    concluded = "stated" if say.CONCLUSION.match(sentence) else how
     claimed = _entire(text, options, stated=stated)
     if claimed is not None:
         return _Claim(frozenset(claimed), concluded or ("text" if options.same(text) else "letter"))
@@ -252,7 +217,7 @@ def _claim_of(unit: str, options: Options) -> _Claim | None:
 
 def _entire(text: str, options: Options, span: str | None = None, stated: bool = False) -> set[int] | None:
     """The options that a text names if it is nothing else: a letter, an option's text, or both meanings of one letter."""
-    if text.rstrip(' ."').endswith("?"):
+    if _QUESTION.search(text):
         return None
     found = options.same(text, span)
     if options.has_letters and (m := re.fullmatch(rf"({say.LETTER}|[a-z](?!\S)){say.END}", text)):
@@ -292,7 +257,7 @@ def _of_label(after: str, letter: int, options: Options) -> set[int]:
     others |= options.mentioned(after)
     if (claim := _claim_of(after, options)) is not None:
         others |= claim.options
-    if say.DENIAL.search(after) or say.POSSIBLE.search(after) or _takes_back(after) or after.endswith("?"):
+    if say.DENIAL.search(after) or say.POSSIBLE.search(after) or _takes_back(after) or _QUESTION.search(after):
         others.add(_BAD)
     return others
 
@@ -315,6 +280,9 @@ def _tail(text: str, options: Options) -> set[int] | None:
         return None
     before = m.group(1)
     letter = options.letter((m.group(2) or m.group(3)).strip("()"))
+    is_label = text.startswith(" :", m.end(1)) and before.isascii() and len(before.split()) <= _LONGEST_NAME
+    if is_label and "answer" not in before:
+        return None  # "Grade: B"
     if named := options.same(before):
         return {letter} | named
     if _CAPITAL.search(before) or say.DENIAL.search(before) or say.POSSIBLE.search(before) or say.UNSURE.search(before):
@@ -351,13 +319,7 @@ def _free(text: str, options: Options) -> int | None:
     if count != 1 or options.is_polar(index):
         return None
     if options.is_number(index):
-        marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked) if len(options.choices) > 1 else marked
-        m = say.COUNT.match(marked)
-        return (
-            index
-            if m and not say.NUMBER_ENDS.search(m.group("nouns")) and not _is_doubted(marked.partition("@")[0])
-            else None
-        )
+        return index if _is_count(marked, options, index) else None
     if _is_doubted(marked):
         return None
     m = say.PLACED.match(marked)
@@ -369,6 +331,17 @@ def _free(text: str, options: Options) -> int | None:
     ):
         return None  # "right the", "that is right"
     return index
+
+
+def _is_count(marked: str, options: Options, index: int) -> bool:
+    """Whether a sentence counts or measures: "There are @0 chairs in the image.". After 1 any noun may stand, else a plural."""
+    if len(options.choices) > 1:
+        marked = re.sub(rf"(?<!\S)(?:{say.ABOUT})(?!\S)", "ABOUT", marked)
+    m = say.COUNT.match(marked)
+    if m is None or say.NUMBER_ENDS.search(marked.partition("@")[2]) or _is_doubted(marked.partition("@")[0]):
+        return False
+    is_one = options.keys[index] == ("n1",) and not marked.startswith("@")
+    return is_one or say.PLURAL.match(m.group("nouns")) is not None
 
 
 def _is_doubted(marked: str) -> bool:
