@@ -68,6 +68,7 @@ def test_each_list_of_the_repository_does_its_own_work() -> None:
         ("See the U.S. flag. It waves.", ["See the U.S. flag.", "It waves."]),
         ("It is from the U.S. The bus is red.", ["It is from the U.S.", "The bus is red."]),
         ("He is in group b. now it is red.", ["He is in group b.", "now it is red."]),  # one letter is no initials
+        ("It reads node.js. then it is red.", ["It reads node.js.", "then it is red."]),  # nor is a name with a dot
         ("(e.g. a car) is red.", ["(e.g. a car) is red."]),
         ('It says "approx. 5" here.', ['It says "approx. 5" here.']),
         ("It is red.The bus is blue.", ["It is red.", "The bus is blue."]),
@@ -167,6 +168,8 @@ def test_an_unreadable_image_leaves_model_pixels_scored(tmp_path: Path, no_judge
         ("b", "B", ("left", "right"), True),  # the gold option as a letter
         ("right", "b", ("left", "right"), True),
         ("left", "b", ("left", "right"), False),
+        ("left", "A", ("left", "right"), True),
+        ("a", "A", ("left", "right"), True),
         ("c", "c", ("left", "right"), True),  # no third option: texts are compared
         ("b", "a", ("b", "a"), False),  # an option's text is never read as a letter
         ("a", "a", ("b", "a"), True),

@@ -227,6 +227,8 @@ def test_the_limit_is_each_rewards_own() -> None:
     single = gathered({"task": [1.0] * 3, "one": ["gone", None, None], "two": [1.0] * 3})
     assert over_the_limit(single, names, 0.01) is None  # one is always allowed,
     assert over_the_limit(single, names, 0.0) == "1 of 1 judgements of 'one' failed (allowed: 0.0%): gone"
+    many = gathered({"task": [1.0] * 20, "one": ["gone"] * 3 + [1.0] + [None] * 16, "two": ["late"] * 9 + [1.0] * 11})
+    assert "3 of 4 judgements of 'one'" in str(over_the_limit(many, names, 0.5))  # the largest excess, not the most
     nothing = gathered({"task": [1.0], "one": [None], "two": [None]})
     assert over_the_limit(nothing, names, 0.0) is None
 
@@ -236,6 +238,20 @@ def test_a_column_names_what_failed_even_without_a_reason() -> None:
     assert list(column) == [0.0, None, None, None]
     assert column.failures == (None, "no reason given", None, "late") and column.batch is None
     assert ScoreColumn([1.0, None]).failures == (None, None)
+    for short in (["gone"], [None] * 3):
+        with pytest.raises(ValueError, match=f"2 scores, but {len(short)} entries of failures"):
+            ScoreColumn([None, None], short)
+
+
+def test_rollouts_are_gathered_from_the_first_column_that_knows_them() -> None:
+    batch = batch_of(["a", "b"], task=[Score.of(1.0)] * 2)
+    known, unknown = ScoreColumn([1.0, 1.0], batch=batch), ScoreColumn([1.0, 1.0])
+    scores = torch.ones(2, 3)
+    assert gather(scores, {"task": unknown, "one": [1.0, 1.0], "two": known}, ["task", "one", "two"], 2).batches == (
+        batch,
+    )
+    with pytest.raises(ValueError, match="zip"):  # columns of different rollouts
+        gather(scores, {"task": known, "one": ScoreColumn([1.0] * 3)}, ["task", "one"], 2)
 
 
 # --- rollouts -> figures --------------------------------------------------------------------------------------------------

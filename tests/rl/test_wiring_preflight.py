@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -136,6 +137,86 @@ def test_each_check_is_given_its_own_values(
     assert capsys.readouterr().out == f"{said}\n"
 
 
+# --- prompts and sampling -------------------------------------------------------------------------------------------------
+
+IMAGE_TOKEN = 50
+
+
+@pytest.fixture
+def prompted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A trainer whose processor makes two prompts of one image each, six and eight tokens long, with two image tokens each."""
+    made = SimpleNamespace(
+        plain_model=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=20)), device="cpu"),
+        ids=[[1, IMAGE_TOKEN, IMAGE_TOKEN, 2, 3, 4], [1, IMAGE_TOKEN, IMAGE_TOKEN, 2, 3, 4, 5, 6]], features=[2, 2], images=True,
+        max_completion_length=12, asked=[],
+    )  # fmt: skip
+
+    def tokenize(messages: Any) -> Any:
+        made.asked.append(messages)
+        fields = {"image_grid_thw": [[1, 2, 4]] * len(made.features), "pixel_values": [[0.0]]}
+        return made.ids, made.images, fields
+
+    made._tokenize_prompts = tokenize
+    of_model = SimpleNamespace(
+        image_token_id=lambda _: IMAGE_TOKEN, image_features=lambda *_: [[0] * n for n in made.features],
+        vision_token_ids=lambda _: frozenset({IMAGE_TOKEN, 51}),
+    )  # fmt: skip
+    monkeypatch.setattr(preflight.backbone, "of_model", lambda _: of_model)
+    monkeypatch.setattr(
+        preflight, "image_tokens", lambda path, pixels: preflight.MARKERS + (2 if pixels is PIXELS else 5)
+    )
+    return made
+
+
+def prompt_rows(*images: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": [{"role": "user", "content": f"Question {n}?"}], "images": list(paths),
+         "sample": json.dumps(Sample(f"vgr/train/{n}", paths, f"Question {n}?", ("a",), "a").to_dict())}
+        for n, paths in enumerate(images)
+    ]  # fmt: skip
+
+
+def test_prompts_are_held_to_limit_context_and_features(prompted: Any) -> None:
+    rows = prompt_rows(("x.png",), ("y.png",))
+    preflight.check_prompts(prompted, rows, 8, PIXELS)
+    ((first, second),) = prompted.asked
+    assert "Question 0?" in str(first) and "Question 1?" in str(second) and "x.png" in str(first)
+    with pytest.raises(UserError, match=r"the prompt of vgr/train/1 has 8 tokens, and rl\.max_prompt_length is 7"):
+        preflight.check_prompts(prompted, rows, 7, PIXELS)
+    prompted.max_completion_length = 13
+    with pytest.raises(UserError, match=r"vgr/train/1 has 8 tokens; with rl\.max_response_length = 13 .*context of 20"):
+        preflight.check_prompts(prompted, rows, 8, PIXELS)
+    prompted.max_completion_length = None
+    with pytest.raises(UserError, match=r"take \[2\] tokens, but \[5\] were estimated"):
+        preflight.check_prompts(prompted, rows, 8, PixelBounds(1, 2, 3))
+    prompted.features = [2, 3]
+    with pytest.raises(UserError, match="vgr/train/1 has 2 image tokens, and its images give 3 features"):
+        preflight.check_prompts(prompted, rows, 8, PIXELS)
+    prompted.images = None  # text alone has no features
+    preflight.check_prompts(prompted, rows, 8, PIXELS)
+
+
+def test_features_belong_to_the_samples_in_order(prompted: Any) -> None:
+    prompted.ids = [[IMAGE_TOKEN] * 4, [IMAGE_TOKEN] * 2]
+    prompted.features = [2, 2, 2]
+    preflight.check_prompts(prompted, prompt_rows(("x.png", "z.png"), ("y.png",)), 8, PIXELS)
+    with pytest.raises(UserError, match="vgr/train/0 has 4 image tokens, and its images give 2 features"):
+        preflight.check_prompts(prompted, prompt_rows(("x.png",), ("y.png", "z.png")), 8, PIXELS)
+
+
+@pytest.mark.parametrize(("is_vllm", "key"), [(True, "logit_bias"), (False, "suppress_tokens")])
+def test_what_may_be_sampled_is_named_with_the_key_that_forbids_it(prompted: Any, is_vllm: bool, key: str) -> None:
+    prompted._tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda n: f"<{n}>")
+    prompted.use_vllm, prompted.forbidden_ids = is_vllm, lambda: [7, 8, IMAGE_TOKEN, 51]
+    preflight.check_sampling(prompted, [7, 8])
+    preflight.check_sampling(prompted, [])
+    with pytest.raises(UserError, match=rf"may sample <3> and 1 more tokens.*generation_kwargs={{'{key}': …}}"):
+        preflight.check_sampling(prompted, [7, 9, 3])
+    prompted.forbidden_ids = lambda: [7, 8, 51]
+    with pytest.raises(UserError, match="may sample <50> and 0 more"):  # image tokens, whatever the caller forbids
+        preflight.check_sampling(prompted, [7, 8])
+
+
 # --- the probe ------------------------------------------------------------------------------------------------------------
 
 
@@ -253,12 +334,34 @@ def test_the_probes_groups_are_those_of_evaluation(trainer: Any) -> None:
     assert len(Probe(trainer).rollout([{"n": 0}])[0]) == 1
 
 
+@pytest.mark.parametrize(("device", "kept"), [("cuda:1", [torch.device("cuda:1")]), ("cpu", [])])
+def test_the_random_state_of_the_trainers_device_is_kept(
+    trainer: Any, device: str, kept: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fork(devices: Any) -> Any:
+        seen.append(devices)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    trainer.accelerator.device = torch.device(device)
+    Probe(trainer).rollout([{"n": 0}])
+    assert seen == [kept]
+
+
 def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any) -> None:
     part = {
         "prompt_ids": torch.tensor([[1, 2]]), "completion_ids": torch.tensor([[3, 4, 5]]),
         "prompt_mask": torch.tensor([[0, 1]]), "completion_mask": torch.tensor([[1, 1, 0]]),
     }  # fmt: skip
-    fields = {"pixel_values": "pixels", "image_grid_thw": "grid", "num_images": [1]}
+    fields = {
+        "pixel_values": "pixels",
+        "image_grid_thw": "grid",
+        "num_images": [1],
+        "token_type_ids": 2,
+        "mm_token_type_ids": 3,
+    }
     assert Probe(trainer).logprobs({**part, **fields, "advantages": 0}).tolist() == [[7.0]]
     (model, ids, mask, kept), more, has_grad = trainer.asked
     assert model is trainer.model and kept == 3 and not has_grad
