@@ -153,13 +153,13 @@ def prompted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def tokenize(messages: Any) -> Any:
         made.asked.append(messages)
-        fields = {"image_grid_thw": [[1, 2, 4]] * len(made.features), "pixel_values": [[0.0]]}
+        fields = {"grid_of_patches": [[1, 2, 4]] * len(made.features), "pixel_values": [[0.0]]}
         return made.ids, made.images, fields
 
     made._tokenize_prompts = tokenize
     of_model = SimpleNamespace(
         image_token_id=lambda _: IMAGE_TOKEN, image_features=lambda *_: [[0] * n for n in made.features],
-        vision_token_ids=lambda _: frozenset({IMAGE_TOKEN, 51}),
+        vision_token_ids=lambda _: frozenset({IMAGE_TOKEN, 51}), grid_field="grid_of_patches",
     )  # fmt: skip
     monkeypatch.setattr(preflight.backbone, "of_model", lambda _: of_model)
     monkeypatch.setattr(
@@ -350,14 +350,19 @@ def test_the_random_state_of_the_trainers_device_is_kept(
     assert seen == [kept]
 
 
-def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any) -> None:
+def test_the_probe_asks_for_log_probabilities_of_the_completion(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.plain_model = "the policy"
+    family = {"the policy": SimpleNamespace(grid_field="grid_of_patches")}
+    monkeypatch.setattr(preflight.backbone, "of_model", family.get)
     part = {
         "prompt_ids": torch.tensor([[1, 2]]), "completion_ids": torch.tensor([[3, 4, 5]]),
         "prompt_mask": torch.tensor([[0, 1]]), "completion_mask": torch.tensor([[1, 1, 0]]),
     }  # fmt: skip
     fields = {
         "pixel_values": "pixels",
-        "image_grid_thw": "grid",
+        "grid_of_patches": "grid",
         "num_images": [1],
         "token_type_ids": 2,
         "mm_token_type_ids": 3,
