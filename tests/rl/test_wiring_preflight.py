@@ -162,9 +162,7 @@ def prompted(monkeypatch: pytest.MonkeyPatch) -> Any:
         vision_token_ids=lambda _: frozenset({IMAGE_TOKEN, 51}), grid_field="grid_of_patches",
     )  # fmt: skip
     monkeypatch.setattr(preflight.backbone, "of_model", lambda _: of_model)
-    monkeypatch.setattr(
-        preflight, "image_tokens", lambda path, pixels: preflight.MARKERS + (2 if pixels is PIXELS else 5)
-    )
+    monkeypatch.setattr(preflight, "image_tokens", lambda path, pixels: 2 if pixels is PIXELS else 5)
     return made
 
 
@@ -350,9 +348,7 @@ def test_the_random_state_of_the_trainers_device_is_kept(
     assert seen == [kept]
 
 
-def test_the_probe_asks_for_log_probabilities_of_the_completion(
-    trainer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.plain_model = "the policy"
     family = {"the policy": SimpleNamespace(grid_field="grid_of_patches")}
     monkeypatch.setattr(preflight.backbone, "of_model", family.get)
