@@ -432,3 +432,13 @@ def test_the_scorers_context_has_each_key_of_the_configuration(tmp_path: Any) ->
     assert (got.min_pixels, got.max_pixels, got.patch_factor) == (1568, 25088, 14)
     assert (got.box_tag, got.box_frame) == ("box", "unit")
     assert (scorer.names, scorer.monitored) == (("task", "semantic_grounding"), ("spatial_grounding",))
+
+
+def test_a_missing_input_is_named_with_the_stage_that_makes_it(tmp_path: Any) -> None:
+    cfg = config.load("mini", "fgrpo")
+    with pytest.raises(UserError, match=r"rl\.jsonl.*make data( |$|`|;|,)"):
+        train.train(cfg, tmp_path)
+    (tmp_path / "mini" / "data").mkdir(parents=True)
+    (tmp_path / "mini" / "data" / "rl.jsonl").touch()
+    with pytest.raises(UserError, match=r"final.*make sft( |$|`|;|,)"):
+        train.train(cfg, tmp_path)
