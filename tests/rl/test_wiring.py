@@ -348,6 +348,15 @@ def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[st
     assert (second["accuracy"], second["format"], second["failed"]) == (1 / 2, 1, 0)
 
 
+def test_the_manifest_counts_the_questions_and_keeps_the_last_multipliers(
+    lines: tuple[list[dict[str, Any]], Path],
+) -> None:
+    manifest = json.loads((lines[1] / "manifest.json").read_text())
+    assert manifest["counts"]["questions"] == 12
+    assert set(manifest["final_lambda"]) == set(NAMES) and manifest["final_lambda"]["consistency"] == 1.05
+    assert (lines[1] / "final" / "config.json").is_file()
+
+
 def test_a_masked_score_may_count_as_zero_and_a_failed_one_never(world: Path, chain: Path, written: Any) -> None:
     """Consistency differs in three pairs then; spatial grounding not in the third, where one of the two scores has failed."""
     written(**BATCHES)
