@@ -85,6 +85,8 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            else:
+                trainer.rotate_to(checkpoint)
         except NotFinite as error:
             logger.stopped(error)
             raise

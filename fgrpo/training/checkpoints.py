@@ -127,7 +127,17 @@ class AtomicCheckpoints(FiniteSteps):
                     "(or from the start)"
                 )
             self._check_processes(path)
+            self.rotate_to(path)
         return super().train(checkpoint, *others, **more)
+
+    def rotate_to(self, checkpoint: Path) -> None:
+        """Delete older checkpoints beyond the limit, which a process left that was killed before it could."""
+        folder = Path(str(self.args.output_dir))
+        if checkpoint.parent.resolve() != folder.resolve():
+            return
+        best = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
+        step = int(checkpoint.name.rsplit("-", 1)[1])
+        self._on_main(lambda: stored.rotate(folder, step, self.args.save_total_limit, best))
 
     def _check_processes(self, checkpoint: Path) -> None:
         if not (checkpoint / PROCESSES).exists():

@@ -22,6 +22,7 @@ REQUIRED = {"judge-rescore": ["RUN=x", "JUDGE=x"]}  # what a bare mention leaves
 STAGES = {"sft.train", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
 BY_HAND = {
+    "clean-checkpoints": "deletes; tests/ops/test_clean_checkpoints.py runs it on a folder of its own",
     "backbone": "trains for minutes; tests/miniworld trains a few steps",
     "bench": "measures for an hour; the parts are tested",
     "data-download": "needs network; tests/data_curation runs it against a stand-in",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.runs import Run
+from fgrpo.training import stored
 from rl import train
 from rl.logging_callback import LoggingCallback
 from rl.trainer import FaithfulGRPOTrainer
@@ -57,6 +58,8 @@ def main(runs: Path, world: Path, place: str) -> None:
         FaithfulGRPOTrainer.save_model = save_model
     elif place == "between the final model and done":
         Run.finish = lambda *_, **__: die()  # type: ignore[method-assign]
+    elif place == "before an old checkpoint is deleted":
+        stored.rotate = lambda *_: die()  # type: ignore[assignment]
     elif place == "between rollouts and their checkpoint":
         log = LoggingCallback._write_rollouts
 

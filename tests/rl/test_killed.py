@@ -25,6 +25,7 @@ PLACES = (
     "while the final model is written",
     "between the final model and done",
     "between rollouts and their checkpoint",
+    "before an old checkpoint is deleted",
 )
 
 
@@ -52,6 +53,7 @@ def what_is_left(root: Path) -> dict[str, Any]:
         "final": {
             p.name: p.read_bytes() for p in sorted((folder / "final").iterdir()) if p.name != "training_args.bin"
         },
+        "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),
         "left over": list(folder.rglob("*.part")),
         "optimizer": (checkpoint / "optimizer.pt").read_bytes(),
         "duals": json.loads((checkpoint / DUALS).read_text()),
