@@ -145,6 +145,7 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
 def manifest(run: Run) -> dict[str, Any]:
     """The manifest of an evaluation; empty without one."""
     try:
-        return dict(json.loads((run.path / "manifest.json").read_text(encoding="utf-8")))
+        found = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+        return dict(found) if isinstance(found, dict) else {}
     except (OSError, ValueError):  # none, or a damaged one: `Run.is_done` then finishes the stage again
         return {}
