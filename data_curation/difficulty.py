@@ -19,7 +19,7 @@ from data_curation.pool import Pool
 from fgrpo import prompts, response
 from fgrpo.errors import UserError
 from fgrpo.files import Appender
-from fgrpo.inference.base import Request, Sampler, SamplingError
+from fgrpo.inference.base import NoText, Request, Sampler, SamplingError, TransientError
 from fgrpo.schema import Policy
 from fgrpo.types import Sample
 
@@ -90,6 +90,7 @@ class DifficultyMeter:
         self.done = done
         self.means = dict(known)
         self.failed: Counter[str] = Counter()
+        self.outages: set[str] = set()  # failed samples whose endpoint was down
         self._free = asyncio.Semaphore(max(1, settings.concurrency // settings.rollouts))
 
     async def measure(self, samples: Sequence[Sample], on_done: Callable[[], object]) -> None:
@@ -127,6 +128,8 @@ class DifficultyMeter:
             try:
                 completions = await self.sampler.sample(request)
             except SamplingError as error:
+                if isinstance(error, TransientError) and not isinstance(error, NoText):
+                    self.outages.add(sample.id)
                 self._fail(sample.id, str(error))
                 return
             finally:

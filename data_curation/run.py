@@ -29,6 +29,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
 from fgrpo.inference.base import Sampler
+from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
@@ -54,11 +55,12 @@ def curate(
         UserError: a data set is missing or unreadable, or too many rollouts fail.
     """
     sources, train, inputs = _sources(config)
-    if is_done(config, "data", runs, inputs):
+    if is_done(config, "data", runs, inputs) and not pending(folder(config, "data", runs)):
         return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
-        if stage.is_done:
+        if stage.is_done and not pending(stage.path):
             return stage.path
+        (stage.path / "done").unlink(missing_ok=True)
         pools = {
             name: build(
                 s,
@@ -98,6 +100,9 @@ def curate(
         for name, (seed_count, rl_count) in counts.items():
             stage.counts.update({f"{name}/pool": len(pools[name]), f"{name}/seed": seed_count, f"{name}/rl": rl_count})
         stage.counts.update({"rollouts/scored": len(means), "rollouts/failed": len(meter.failed)})
+        if meter.outages:
+            stage.counts[COUNT] = len(meter.outages)
+            print(f"{len(meter.outages)} samples have no difficulty because of their endpoint; rerun to measure them")
         stage.finish(OUTPUTS, difficulty=histograms, parts_seconds=shards.seconds(stage))
         return stage.path
 

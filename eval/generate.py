@@ -2,8 +2,10 @@
 
 Each answer is appended to generations.jsonl when it arrives, so a killed run loses no finished answer and repeats none. At the
 end the file is put into the order of the questions, so two runs give the same bytes. An answer truncated at the token limit has
-finish "length". A refused request has finish "error" and an empty text; the next run retries it. An engine that refuses 20 questions
-in a row, or an endpoint that stops answering, ends the run with an error instead of receiving every remaining question. Differs from
+finish "length". A request without text has finish "error" and is in no average; an unfinished run requests it again, and a finished
+one too where the reason may have passed (an outage). Past `eval.max_refused_share` of such requests the stage is not done. An
+engine that refuses 20 questions in a row, or an endpoint that stops answering, ends the run with an error instead of receiving
+every remaining question. Differs from
 the paper: the sampled set is ours; it is reported separately and never mixed into the greedy figures.
 """
 
@@ -25,6 +27,7 @@ from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
 
 GREEDY, SAMPLED = "greedy", "sampled"
+TRANSIENT = "is_transient"  # in the meta of a refused rollout: whether the next run requests it again
 REFUSALS_IN_A_ROW = 20  # after so many questions the engine counts as gone
 
 
@@ -147,7 +150,8 @@ async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | 
     try:
         (completion, *_) = await sampler.sample(job.request)
     except SamplingError as error:
-        return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, "error": str(error)[:500]}), error
+        reason = {"error": str(error)[:500], TRANSIENT: error.is_transient}
+        return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, **reason}), error
     text = job.request.prefix + completion.text
     return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta), None
 
@@ -155,6 +159,13 @@ async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | 
 def held_ids(path: Path) -> set[str]:
     """Ids of the answers that `path` holds, without refused ones."""
     return {item["id"] for item in read_jsonl(path) if item["finish"] != "error"} if path.exists() else set()
+
+
+def transient(path: Path, todo: Sequence[Job]) -> int:
+    """Number of rollouts of `todo` that `path` lacks for a reason that may have passed."""
+    ids = {job.id for job in todo}
+    stored = (item for item in read_jsonl(path) if item["id"] in ids and item["finish"] == "error")
+    return sum(bool(item["meta"].get(TRANSIENT)) for item in stored)
 
 
 def first_refusal(path: Path) -> str:

@@ -59,6 +59,7 @@ class EngineOverride(Section):
     model_name: str | None = None
     batch_size: Positive | None = None
     concurrency: Positive | None = None
+    leave_out: tuple[str, ...] | None = None
 
 
 class ModelSpec(Section):

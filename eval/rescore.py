@@ -25,12 +25,13 @@ from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
 from eval.run import check_failures, check_spending
+from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import unknown
 from fgrpo.key_kinds import JUDGE_TRANSPORT
-from fgrpo.runs import require, write_json
-from fgrpo.schema import Config, Eval
+from fgrpo.runs import held, require, write_json
+from fgrpo.schema import Config, Eval, Judge
 from fgrpo.types import EvalRecord, Score
 
 LABELS = ("0", "1")  # of a 0/1 reward
@@ -40,12 +41,19 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     """Score the generations of `folder` with `judge`; returns the folder of the new scores.
 
     Raises:
-        UserError: no generations there, an unknown judge, or too many failed judgements.
+        UserError: no generations there, an unknown judge, too many failed judgements, or another process that does the same.
     """
     generations = require(folder / "generations.jsonl", "eval")
     chosen = _judge(config, judge)
     out = folder / "rescored" / re.sub(r"[^\w.-]+", "-", judge)
     out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        _score(config, folder, judge, chosen, generations, out)
+    return out
+
+
+def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations: Path, out: Path) -> None:
+    """Write the scores of `generations` by the judge `chosen` into `out`, whose lock this process holds."""
     samples = questions(require(folder / QUESTIONS, "eval"))  # the run's own questions, whatever the preset here
     spec = models.configured(folder.name, config)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
@@ -56,7 +64,9 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
         scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels)
         try:
             with tqdm(desc=f"score with {judge}", unit="answer") as bar:
-                records = await score.score_file(scorer, samples, generations, out, bar.update)
+                records = await score.score_file(
+                    scorer, samples, generations, out, progress.moving(bar, judge_set.cost)
+                )
         finally:
             await judge_set.close()
         check_spending(judge_set)
@@ -79,7 +89,6 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
         **summary.summarise(records, paired, config.eval),
     }
     write_json(out / "summary.json", result)
-    return out
 
 
 def agreements(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> dict[str, Agreement]:
@@ -119,7 +128,7 @@ def _rating(score: Score | None) -> str:
     return LABELS[int(score.value)]
 
 
-def _judge(config: Config, name: str) -> judges.schema.Judge:
+def _judge(config: Config, name: str) -> Judge:
     if name in ("training", "evaluation"):
         return config.judges.training if name == "training" else config.judges.evaluation
     if name not in judges.names():

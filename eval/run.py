@@ -29,6 +29,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
+from fgrpo.pending import COUNT, pending
 from fgrpo.policy.model_files import assumed_family, pixel_bounds
 from fgrpo.runs import Run, write_json
 from fgrpo.schema import Config
@@ -110,7 +111,7 @@ def _answer_part(
     """Generate the answers of one shard; its folder gets `generations.jsonl` alone."""
     with run_folder.open_run(config, name, spec, path, requested, root, shard) as folder:
         every = list(dict.fromkeys([*run_folder.manifest(folder).get("benchmarks", []), *requested]))
-        if folder.is_done and every == run_folder.manifest(folder).get("benchmarks"):
+        if folder.is_done and every == run_folder.manifest(folder).get("benchmarks") and not pending(folder.path):
             return folder.path
         folder.reopen()
         samples = [s for benchmark in every for s in base.load(benchmark, config).samples]
@@ -153,10 +154,26 @@ async def _answers(
         await engine.close()
     folder.counts.update({f"finish/{finish}": n for finish, n in finishes.items()})
     if finishes["error"]:
-        print(
-            f"{title}: the engine refused {finishes['error']} of {len(todo)} requests, which are in no average; the first: "
-            f"{generate.first_refusal(generations)} (delete {folder.path / 'done'} and rerun to retry them)"
+        _report_refusals(folder, title, config, todo)
+
+
+def _report_refusals(folder: Run, title: str, config: Config, todo: list[generate.Job]) -> None:
+    """Print how many requests have no answer. UserError if they are more than `eval.max_refused_share`; one is always allowed."""
+    generations = folder.path / "generations.jsonl"
+    refused, transient = folder.counts["finish/error"], generate.transient(generations, todo)
+    what = (
+        f"{title}: {refused} of {len(todo)} requests have no answer ({transient} for reasons that may pass); the first: "
+        f"{generate.first_refusal(generations)}"
+    )
+    if refused > max(1.0, config.eval.max_refused_share * len(todo)):
+        raise UserError(
+            f"{what}. This is more than eval.max_refused_share={config.eval.max_refused_share:g} allows; finished answers are "
+            "kept: fix the engine, then rerun to resume"
         )
+    if transient:
+        folder.counts[COUNT] = transient
+    again = "rerun to request them again" if transient else f"delete {folder.path / 'done'} and rerun to retry them"
+    print(f"{what}. They are in no average ({again})")
 
 
 def with_checkpoints(chosen: Sequence[str], config: Config, root: str | Path = "runs") -> list[str]:

@@ -19,6 +19,7 @@ from fgrpo import shards
 from fgrpo.errors import UserError
 from fgrpo.identity import Identity
 from fgrpo.key_kinds import JUDGE_TRANSPORT
+from fgrpo.pending import pending
 from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, folder, verify, write_json
@@ -63,7 +64,7 @@ def open_run(
 
 def has_all(run: Run, benchmarks: Sequence[str]) -> bool:
     """Whether the evaluation is done with all of `benchmarks`. Raises UserError as `Run.is_done`."""
-    return run.is_done and set(benchmarks) <= set(manifest(run).get("benchmarks", []))
+    return run.is_done and not pending(run.path) and set(benchmarks) <= set(manifest(run).get("benchmarks", []))
 
 
 def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, Any]:
@@ -144,6 +145,7 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
 def manifest(run: Run) -> dict[str, Any]:
     """The manifest of an evaluation; empty without one."""
     try:
-        return dict(json.loads((run.path / "manifest.json").read_text(encoding="utf-8")))
+        found = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+        return dict(found) if isinstance(found, dict) else {}
     except (OSError, ValueError):  # none, or a damaged one: `Run.is_done` then finishes the stage again
         return {}

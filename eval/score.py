@@ -9,6 +9,7 @@ the rewards' scores with their reasons.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 REFUSED = "the engine refused the request"
 NO_TRACE = "no trace visible"
 NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
-CHUNK = 512  # rollouts judged between two writes
+IN_FLIGHT = 256  # rollouts that are judged at a time
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,11 @@ async def score_file(
 ) -> list[EvalRecord]:
     """Score the rollouts of `samples` (by id) in `generations` into `out`/scores.jsonl and `out`/verdicts.jsonl.
 
-    Existing records stay, except those with a failed score, which are scored again.
+    Existing records stay, except those with a failed score, which are scored again. Each record is appended as soon as it is
+    complete; at the end both files are in the order of `generations`.
 
     Args:
-        progress: called with the number of rollouts after each chunk.
+        progress: called with 1 after each rollout.
 
     Returns:
         All records, in the order of `generations`.
@@ -220,14 +222,23 @@ async def score_file(
     known = {r.id: r for r in stored if not any(s.failed for s in r.scores.values())}
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:
-        todo = [r for r in rollouts if r.id not in sink]
-        for start in range(0, len(todo), CHUNK):
-            pairs = [(samples[r.sample_id], r) for r in todo[start : start + CHUNK]]
-            for record in await scorer.score(pairs):
-                sink.add(record.to_dict())
-                known[record.id] = record
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(rollout: Rollout) -> None:
+            async with slots:
+                (record,) = await scorer.score([(samples[rollout.sample_id], rollout)])
+            sink.add(record.to_dict())
+            known[record.id] = record
             if progress is not None:
-                progress(len(pairs))
+                progress(1)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for rollout in rollouts:
+                    if rollout.id not in sink:
+                        group.create_task(one(rollout))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first error; the others were cancelled because of it
     records = [known[r.id] for r in rollouts]
     ids = {r.id for r in rollouts}
     of_other_benchmarks = sorted((r for r in known.values() if r.id not in ids), key=lambda r: r.id)

@@ -29,7 +29,7 @@ JUDGE_TRANSPORT = frozenset(
     {
         *("endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "patience_s"),
         *("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "money_cap", "token_cap"),
-        *("cache", "images", "engine"),
+        *("cache", "images", "engine", "leave_out"),
     }
 )
 
@@ -48,7 +48,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "models": {_EXPERIMENT: "base teacher"},
     "policy": {_EXPERIMENT: "box_tag box_frame"},
     "engine": {
-        _NONE: "endpoints concurrency prompt_price completion_price patience_s",
+        _NONE: "endpoints concurrency prompt_price completion_price patience_s leave_out",
         _MEANS: "batch_size gpu_memory tensor_parallel",
         _EXPERIMENT: "kind model_name dtype context_length",
     },
@@ -95,7 +95,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "rl.lora": _LORA,
     "judges.*": _JUDGE,
     "eval": {
-        _MEANS: "batch_size",
+        _MEANS: "max_refused_share batch_size",
         _EXPERIMENT: "engine benchmarks models limit temperature max_new_tokens context_length dtype bootstrap_samples "
         "confidence counts sampled_rollouts sampled_temperature",
     },

@@ -136,11 +136,6 @@ def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
     return f"{trace}</think>{content}" if content.strip() else trace
 
 
-def reasoning_of(message: object) -> object:
-    """What a chat message holds in the fields that servers use for reasoning: `reasoning_content`, else `reasoning`."""
-    return getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-
-
 def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
     """The valid boxes of `text` in one form (`fgrpo.box_forms`), and the number of opened ones that are not valid."""
     boxes = []

@@ -37,7 +37,8 @@ class Engine(Section):
     In process: `context_length` limits prompt plus reply in tokens (None = the model's own limit). For `vllm`, `gpu_memory` is
     the engine's share of a GPU's memory, and `tensor_parallel` the GPUs per copy of the model. `prompt_price` and
     `completion_price` are money per million tokens read and written; the search reports its cost with them. `patience_s` is
-    how long requests wait for endpoints that answered before and are gone (a server that restarts).
+    how long a request is retried while the fault is an endpoint's: gone, overloaded, restarting. `leave_out` names parameters
+    that the server does not take, such as top_p; without max_completion_tokens it gets max_tokens.
     """
 
     kind: EngineKind
@@ -52,6 +53,7 @@ class Engine(Section):
     prompt_price: Annotated[float, Field(ge=0.0)] | None = None
     completion_price: Annotated[float, Field(ge=0.0)] | None = None
     patience_s: Annotated[float, Field(ge=0.0)] = 900.0
+    leave_out: tuple[str, ...] = ()
 
 
 class Prompts(Section):
@@ -216,9 +218,10 @@ class Judge(Section):
 
     The keys with defaults are about transport, not about the method. Of a call: `timeout_s`, `attempts`, `backoff_s` (about the
     first wait between attempts). Of each endpoint: `concurrency` and, of this process, `requests_per_minute` and
-    `tokens_per_minute`; `patience_s` is how long calls wait for endpoints that are all down before they fail at once. `cache`
-    is an SQLite file of replies. `prompt_price` and `completion_price` are money per million tokens; past `money_cap` or
-    `token_cap` (of a run folder, over all its processes) no further call is made. `images`: sent as base64, or as file:// names
+    `tokens_per_minute`; `patience_s` is how long a call is retried while the fault is an endpoint's, and how long calls wait
+    while all are down. `leave_out` names parameters that the server does not take. `cache` is an SQLite file of replies; "run":
+    one in the run's folder, for a judge behind an endpoint; null: none. `prompt_price` and `completion_price` are money per
+    million tokens; past `money_cap` or `token_cap` (of a run folder, over all its processes) no further call is made. `images`: sent as base64, or as file:// names
     that the server may open. `box_frame`: the frame of boxes that the judge model reads (Qwen3-VL: 0-1000). `sentence_calls`:
     one grounding call per sentence instead of one per rollout. `rubric`, `labels` and `blind` protect judges against traces that
     address them (docs/judge_validation.md): the rubric as the system's message, labels with a suffix that no trace can know, and
@@ -236,14 +239,15 @@ class Judge(Section):
     timeout_s: Rate = 120.0
     attempts: Positive = 6
     backoff_s: Rate = 0.5
-    patience_s: Rate = 60.0
+    patience_s: Annotated[float, Field(ge=0.0)] = 300.0
+    leave_out: tuple[str, ...] = ()
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
     prompt_price: Annotated[float, Field(ge=0.0)] | None = None
     completion_price: Annotated[float, Field(ge=0.0)] | None = None
     money_cap: Rate | None = None
     token_cap: Positive | None = None
-    cache: str | None = None
+    cache: str | None = "run"
     images: Literal["base64", "file"] = "base64"
     box_frame: Literal["thousand", "model", "unit"] = "thousand"
     sentence_calls: bool = False
@@ -251,6 +255,11 @@ class Judge(Section):
     labels: Literal["plain", "nonce"] = "plain"
     blind: bool = False
     engine: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def samples(self) -> bool:
+        """Whether another reply to the same call may differ: no temperature of 0 is sent."""
+        return self.reasoning_effort is not None or "temperature" in self.leave_out
 
     def room(self, labels: int) -> int:
         """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace
@@ -270,6 +279,7 @@ class Eval(Section):
     """Evaluation (Appendix B.1). `engine` None = the engine of the other stages."""
 
     engine: EngineKind | None = None
+    max_refused_share: Share
     benchmarks: tuple[str, ...]
     models: tuple[str, ...]
     limit: Positive | None

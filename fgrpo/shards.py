@@ -91,9 +91,21 @@ def merged_ids(shard_run: Run, stage_folder: Path, name: str) -> set[str]:
 
 
 def seconds(run: Run) -> float:
-    """Wall-clock seconds of this stage's finished shards, summed."""
-    done = [path / "manifest.json" for path in parts(run) if (path / "done").exists()]
-    return round(sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in done), 1)
+    """Wall-clock seconds of this stage's finished shards, summed.
+
+    Raises:
+        UserError: the manifest of a shard is damaged.
+    """
+    return round(sum(_seconds(path / "manifest.json") for path in parts(run) if (path / "done").exists()), 1)
+
+
+def _seconds(manifest: Path) -> float:
+    try:
+        return float(json.loads(manifest.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{manifest} is damaged ({error!r}); delete {manifest.parent / 'done'}, then rerun that shard"
+        ) from error
 
 
 def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda item: True) -> int:

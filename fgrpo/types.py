@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from fgrpo.text import clean_json
+
 Frame = Literal["original", "model", "unit", "thousand"]
 FRAMES: tuple[Frame, ...] = ("original", "model", "unit", "thousand")
 
@@ -58,7 +60,8 @@ class Sample:
     """One question about one or several images, from a training source or a benchmark.
 
     `id` is "<source>/<split>/<n>". `images` are paths. `answer` is the text of the gold option, or the free-form answer if
-    `choices` is empty. `boxes` are the annotated regions, None if the source annotates none. `meta` is plain JSON.
+    `choices` is empty. `boxes` are the annotated regions, None if the source annotates none. `meta` is plain JSON. Its texts hold
+    no lone surrogate (`fgrpo.text.clean`).
     """
 
     id: str
@@ -68,6 +71,10 @@ class Sample:
     answer: str
     boxes: tuple[Box, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "choices", "answer", "meta"):  # data sets enter here
+            object.__setattr__(self, name, clean_json(getattr(self, name)))
 
     @property
     def source(self) -> str:

@@ -17,6 +17,8 @@ from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.types import Verdict
 from judges.task import Item, JudgeTask
 
+PAID = "openai"  # the backend whose every call costs money or a server's time
+CACHE_OF_RUN, CACHE = "run", "judge_replies.sqlite"  # the value of `cache`, and the file in the run's folder
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
 
@@ -47,12 +49,14 @@ class Meter(budget.UsageMeter):
         calls: calls made.
         cached, shared: calls answered from the cache, and from an equal call in flight.
         failed: calls without a verdict, by reason.
+        forms: usable replies that deviate from the requested format, by form (`judges.requests`).
     """
 
     calls: int = 0
     cached: int = 0
     shared: int = 0
     failed: dict[str, int] = field(default_factory=dict)
+    forms: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> None:
         """Add one to `calls`, `cached` or `shared`."""
@@ -64,9 +68,20 @@ class Meter(budget.UsageMeter):
         with self._lock:
             self.failed[reason] = self.failed.get(reason, 0) + 1
 
+    def read(self, forms: Iterable[str]) -> None:
+        """Count the forms of one usable reply."""
+        with self._lock:
+            for form in forms:
+                self.forms[form] = self.forms.get(form, 0) + 1
+
     def to_dict(self) -> dict[str, object]:
         counts = {name: getattr(self, name) for name in ("calls", "retries", "cached", "shared")}
-        problems = {"waited_s": round(self.waited_s, 3), "failed": dict(self.failed), "faults": dict(self.faults)}
+        problems = {
+            "waited_s": round(self.waited_s, 3),
+            "failed": dict(self.failed),
+            "faults": dict(self.faults),
+            "forms": dict(self.forms),
+        }
         return {**counts, **super().to_dict(), **problems}
 
 
@@ -176,12 +191,16 @@ def build(config: schema.Judge, data_root: str | Path, run: str | Path | None = 
 
     Args:
         data_root: the root of the data, where the oracle finds its truth.
-        run: the folder of a run, which keeps the ledger of its spending: a cap holds over all its processes and resumes.
+        run: the folder of a run, which keeps the ledger of its spending (a cap holds over all its processes and resumes), and
+            the replies of a judge whose `cache` is "run".
 
     Raises:
         UserError: no such backend (names the nearest), or the backend rejects its configuration.
     """
     backend: Backend = load_plugin("judges.backends", config.backend, "BACKEND", "judge backend")
+    if config.cache == CACHE_OF_RUN:
+        is_paid = run is not None and config.backend == PAID
+        config = config.model_copy(update={"cache": str(Path(str(run)) / CACHE) if is_paid else None})
     judges = backend(config, Path(data_root))
     if run is not None and judges.meter.name:
         judges.meter.keep(Path(run) / budget.LEDGER)

@@ -2,7 +2,8 @@
 
 SQLite in WAL mode: readers never wait, writers wait for each other at most `timeout` seconds. Only usable replies are stored,
 so that a failed call is sent again. A process claims a key before it sends the request, so that no two processes send the
-same one. A claim ends with the reply, with its process, or when its time is up.
+same one. A claim ends with the reply, with its process, or when its time is up. A process is its id and the time of its start,
+since ids are used again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from fgrpo.errors import UserError
 
 _REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL)"
-_CLAIMS = "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL)"
+_CLAIMS = (
+    "CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, "
+    "started REAL NOT NULL, until REAL NOT NULL)"
+)
+_CLOCK_DRIFT_S = 2.0  # of the time of a start, which is computed from the clock and the time since the machine's start
 _CLAIM = (
-    "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET host = excluded.host, pid = excluded.pid, "
-    "until = excluded.until WHERE until < ? RETURNING key"
+    "INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET host = excluded.host, pid = excluded.pid, "
+    "started = excluded.started, until = excluded.until WHERE until < ? RETURNING key"
 )
 
 
@@ -91,19 +97,21 @@ class Cache:
         with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
-            connection.execute("DELETE FROM claims WHERE key = ?", (key,))
+            connection.execute("DELETE FROM leases WHERE key = ?", (key,))
             connection.execute("COMMIT")
 
     def claim(self, key: str, seconds: float) -> bool:
         """Claim `key` for this process for so many seconds; False while the claim of another live process holds."""
         with self._using() as connection:
             now = time.time()
-            claim = (key, self._host, self._pid, now + seconds, now)
+            claim = (key, self._host, self._pid, _start_of(self._pid), now + seconds, now)
             if connection.execute(_CLAIM, claim).fetchone() is not None:
                 return True
-            row = connection.execute("SELECT host, pid FROM claims WHERE key = ?", (key,)).fetchone()
-            if row is not None and row[0] == self._host and not _is_alive(row[1]):
-                connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", (key, *row))
+            row = connection.execute("SELECT host, pid, started FROM leases WHERE key = ?", (key,)).fetchone()
+            if row is not None and row[0] == self._host and not _is_alive(row[1], row[2]):
+                connection.execute(
+                    "DELETE FROM leases WHERE key = ? AND host = ? AND pid = ? AND started = ?", (key, *row)
+                )
                 return connection.execute(_CLAIM, claim).fetchone() is not None
             return False
 
@@ -111,7 +119,7 @@ class Cache:
         """End this process' claim on `key` without a reply."""
         with self._using() as connection:
             claim = (key, self._host, os.getpid())
-            connection.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", claim)
+            connection.execute("DELETE FROM leases WHERE key = ? AND host = ? AND pid = ?", claim)
 
     def __len__(self) -> int:
         with self._using() as connection:
@@ -125,11 +133,16 @@ class Cache:
             self._pid = -1
 
 
-def _is_alive(pid: int) -> bool:
+def _start_of(pid: int) -> float:
+    """When the process started, in seconds since the epoch."""
+    return psutil.Process(pid).create_time()
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    """Whether the process that started then still runs, and not another one under its id."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return abs(_start_of(pid) - started) <= _CLOCK_DRIFT_S
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # another user's process
+    except psutil.AccessDenied:  # another user's process
         return True
-    return True

@@ -16,7 +16,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import json_line
 from fgrpo.images import file_url, hashed_url
 from fgrpo.types import Verdict
-from judges.base import Meter, failed_verdict
+from judges.base import CACHE_OF_RUN, Meter, failed_verdict
 from judges.cache import Cache
 from judges.client import LONGEST_WAIT_S, Transport, Unanswered
 from judges.requests import Call, Unusable
@@ -34,7 +34,7 @@ class CachedClient:
 
     def __init__(self, config: schema.Judge, meter: Meter, transport: Transport) -> None:
         self._config, self.meter, self._transport = config, meter, transport
-        self._cache = Cache(config.cache) if config.cache else None
+        self._cache = Cache(config.cache) if config.cache and config.cache != CACHE_OF_RUN else None
         self._in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Verdicts]]]
         self._in_flight = WeakKeyDictionary()
         self._fatal: str | None = None
@@ -94,21 +94,39 @@ class CachedClient:
 
     async def _ask_model(self, call: Call, urls: Sequence[str], key: str) -> Verdicts:
         if self._cache is None:
-            return self._verdicts(call, await self._reply(call, urls))
+            return (await self._requested(call, urls))[0]
         if (cached := await self._claim(self._cache, key)) is not None:
             self.meter.count("cached")
             return self._verdicts(call, cached)
         usable: str | None = None
         try:
-            reply = await self._reply(call, urls)
-            verdicts = self._verdicts(call, reply)
-            usable = reply if isinstance(reply, str) and not verdicts[0].failed else None
+            verdicts, usable = await self._requested(call, urls)
             return verdicts
         finally:
             if usable is not None:
                 self._cache.put(key, call.role, self._config.model, usable)
             else:
                 self._cache.release(key)
+
+    async def _requested(self, call: Call, urls: Sequence[str]) -> tuple[Verdicts, str | None]:
+        """The model's verdicts with their reply (None: not usable). A model that samples is asked again after an unusable one."""
+        failure = "unusable reply", ""
+        for attempt in range(self._config.attempts if self._config.samples else 1):
+            if attempt:
+                self.meter.fault(failure[0])
+                self.meter.wait(0.0)
+            try:
+                reply = await self._transport.ask(call, urls)
+                return self._read(call, reply), reply
+            except Unusable as error:
+                failure = "unusable reply", str(error)
+            except Unanswered as error:
+                failure = error.kind, str(error).removeprefix(f"{error.kind}: ")
+                break
+            except UserError as error:
+                self._fatal = str(error)  # later calls fail at once
+                raise
+        return self._failure(call, *failure), None
 
     async def _claim(self, cache: Cache, key: str) -> str | None:
         """Wait until no other process requests `key`. Returns its reply, or None once the claim is ours."""
@@ -122,25 +140,16 @@ class CachedClient:
             cache.release(key)
         return reply
 
-    async def _reply(self, call: Call, urls: Sequence[str]) -> str | Verdicts:
-        """The model's text, or failed verdicts."""
+    def _verdicts(self, call: Call, reply: str) -> Verdicts:
+        """The verdicts in a stored reply."""
         try:
-            return await self._transport.ask(call, urls)
+            return self._read(call, reply)
         except Unusable as error:
             return self._failure(call, "unusable reply", str(error))
-        except Unanswered as error:
-            return self._failure(call, error.kind, str(error).removeprefix(f"{error.kind}: "))
-        except UserError as error:
-            self._fatal = str(error)  # later calls fail at once
-            raise
 
-    def _verdicts(self, call: Call, reply: str | Verdicts) -> Verdicts:
-        if not isinstance(reply, str):
-            return reply
-        try:
-            labels = call.parse(reply)
-        except Unusable as error:
-            return self._failure(call, "unusable reply", str(error))
+    def _read(self, call: Call, reply: str) -> Verdicts:
+        labels = call.parse(reply)
+        self.meter.read(getattr(labels, "forms", ()))
         return tuple(Verdict(label, reason, False, self._config.model, call.prompt_hash) for label, reason in labels)
 
     def _failure(self, call: Call, kind: str, detail: str) -> Verdicts:

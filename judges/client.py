@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from openai.types.chat import ChatCompletion
-
 from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses, client
+from fgrpo.inference.clock import SYSTEM, Clock
+from fgrpo.inference.connection import ServedModel
 from fgrpo.inference.endpoint import Endpoint, Limits
 from fgrpo.inference.failures import RequestFailed
+from fgrpo.inference.parameters import fitted
 from judges.base import Meter
 from judges.requests import Call, Unusable
 
+FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
 LONGEST_WAIT_S = 30.0  # that a Retry-After header may request
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 CUT_OFF = "truncated at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
@@ -54,14 +56,17 @@ class OpenAITransport:
             files that `endpoints` names.
     """
 
-    def __init__(self, config: schema.Judge, meter: Meter) -> None:
+    def __init__(self, config: schema.Judge, meter: Meter, clock: Clock = SYSTEM) -> None:
         addressed = addresses.resolve(config.endpoints, config.model, f"the endpoints of the judge {config.model}")
         self._config = config
         self._urls: tuple[str | None, ...] = tuple(map(addresses.normal_url, addressed)) or (None,)
         # OpenAI's own endpoint, whoever hosts it, refuses vLLM's structured choice
-        self._takes_choices = bool(addressed) and not any("openai." in urlsplit(url).netloc for url in addressed)
-        served = client.ServedModel("judge", config.model, "the judge's model", config.api_key_env)
-        self._client = client.Client(self._urls, served, _limits(config, len(self._urls)), meter, stops=True)
+        self._takes_choices = bool(addressed) and not any(
+            "openai." in urlsplit(url).netloc for url in self._urls if url
+        )
+        served = ServedModel("judge", config.model, "the judge's model", "the judge's leave_out", config.api_key_env)
+        limits = _limits(config, len(self._urls))
+        self._client = client.Client(self._urls, served, limits, meter, stops=True, clock=clock)
 
     async def ask(self, call: Call, urls: Sequence[str]) -> str:
         """See `Transport`."""
@@ -71,13 +76,16 @@ class OpenAITransport:
 
         reserved = estimate(call, urls, self._config.room(call.size))
         try:
-            completion = await self._client.complete(body, reserved)
+            reply = await self._client.complete(body, reserved)
         except RequestFailed as error:
             failure = error.failure
             raise (
                 UserError(failure.detail) if failure.action == "stop" else Unanswered(failure.kind, failure.detail)
             ) from None
-        return _text_of(completion, self._config.room(call.size))
+        (choice,) = reply.choices
+        if choice.finish == "length":
+            raise Unusable(CUT_OFF.format(self._config.room(call.size)))
+        return choice.text
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -101,7 +109,7 @@ class OpenAITransport:
         elif call.schema is not None:
             form = {"name": call.role, "strict": True, "schema": call.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return body
+        return fitted(body, c.leave_out)
 
 
 def messages(call: Call, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,22 +130,10 @@ def _limits(config: schema.Judge, endpoints: int) -> Limits:
         attempts=config.attempts,
         timeout_s=config.timeout_s,
         patience_s=config.patience_s,
+        first_patience_s=FIRST_PATIENCE_S,
         first_wait_s=config.backoff_s,
         longest_backoff_s=_LONGEST_BACKOFF * config.backoff_s,
         longest_wait_s=LONGEST_WAIT_S,
         requests_per_minute=config.requests_per_minute,
         tokens_per_minute=config.tokens_per_minute,
     )
-
-
-def _text_of(completion: ChatCompletion, most: int) -> str:
-    """The text of a completion. Raises Unusable if there is none, or if it is truncated."""
-    choices = getattr(completion, "choices", None)
-    if not choices:
-        raise Unusable("no completion in it")
-    text = getattr(getattr(choices[0], "message", None), "content", None)
-    if getattr(choices[0], "finish_reason", None) == "length":
-        raise Unusable(CUT_OFF.format(most))
-    if not isinstance(text, str) or not text:
-        raise Unusable("empty")
-    return text

@@ -1,8 +1,12 @@
 """What a judge model receives and how its reply is parsed: the fence around untrusted text, and the reply formats.
 
 Text under test is data. It is normalized (NFKC, no invisible or control characters), its angle brackets are escaped and words
-in brackets ("[INST]") are moved apart from them, so that no role tag or closing fence survives. It enters the prompt as a JSON string. A reply in any other format than the
-requested one is `Unusable`; no reply is read leniently.
+in brackets ("[INST]") are moved apart from them, so that no role tag or closing fence survives. It enters the prompt as a JSON
+string.
+
+A reply may stand in a code fence or after a think block, have further keys, or write a label in another case: it is read where
+only one reading is possible, and the deviation is counted by form. Any other reply is `Unusable`: prose around JSON, a label
+that was not offered, a missing verdict, a key that occurs twice.
 """
 
 from __future__ import annotations
@@ -20,11 +24,30 @@ Labelled = tuple[str, str]  # label, reason
 _LONGEST_REASON = 400
 # Control tokens of other model families: [INST], [/INST], [gMASK], [|user|], ◁think▷. "<…>" is escaped, boxes hold numbers.
 _CONTROL = re.compile(r"([\[◁])(\|?/?[^\W\d][\w ]{0,40}\|?)(?=[\]▷])")
+THINK, FENCE, FURTHER_KEY, OTHER_CASE = "think block", "code fence", "further key", "other case"  # forms of a reply
+_THOUGHT = re.compile(
+    r"(?s)\A\s*(?:<(think|thinking|reasoning)>)?(?:(?!</?(?:think|thinking|reasoning)>).)*</(?:think|thinking|reasoning)>",
+    re.I,
+)
+_FENCED = re.compile(r"(?s)\A```[\w-]*[ \t]*\n?((?:(?!```).)*)```\Z")
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, invisible, private and unassigned code points
 
 
 class Unusable(ValueError):
     """A reply that does not have the requested format."""
+
+
+class Labels(tuple[Labelled, ...]):
+    """Labels with reasons, and the `forms` in which the reply deviates from the requested format."""
+
+    forms: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, labelled: Sequence[Labelled], forms: Sequence[str]) -> Labels:
+        """These labels from a reply with these forms."""
+        labels = cls(labelled)
+        labels.forms = tuple(dict.fromkeys(forms))
+        return labels
 
 
 @dataclass(frozen=True)
@@ -98,30 +121,46 @@ def _reasoned_schema(labels: Sequence[str], size: int) -> dict[str, Any]:
     return _object({"why": {"type": "string"}, "label": {"type": "string", "enum": list(labels)}})
 
 
-def _parse_reasoned(reply: str, labels: Sequence[str], size: int) -> tuple[Labelled, ...]:
-    return (_labelled(_json_object(reply, {"why", "label"}), labels),)
+def _parse_reasoned(reply: str, labels: Sequence[str], size: int) -> Labels:
+    text, forms = unwrapped(reply)
+    return Labels.of([_labelled(_json_object(text, {"why", "label"}, forms), labels, forms)], forms)
 
 
 def _numbered_schema(labels: Sequence[str], size: int) -> dict[str, Any]:
     return _object(dict.fromkeys(_numbers(size), _reasoned_schema(labels, 1)))
 
 
-def _parse_numbered(reply: str, labels: Sequence[str], size: int) -> tuple[Labelled, ...]:
-    verdicts = _json_object(reply, set(_numbers(size)))
-    return tuple(_labelled(verdicts[number], labels) for number in _numbers(size))
+def _parse_numbered(reply: str, labels: Sequence[str], size: int) -> Labels:
+    text, forms = unwrapped(reply)
+    numbers = _numbers(size)
+    verdicts = _json_object(text, set(numbers), forms)
+    if any(key.isdecimal() for key in verdicts.keys() - set(numbers)):
+        raise Unusable("a verdict on an item that is not there")
+    return Labels.of([_labelled(_shaped(verdicts[n], {"why", "label"}, forms), labels, forms) for n in numbers], forms)
 
 
 def _label_schema(labels: Sequence[str], size: int) -> dict[str, Any]:
     return _object({"label": {"type": "string", "enum": list(labels)}})
 
 
-def _parse_label(reply: str, labels: Sequence[str], size: int) -> tuple[Labelled, ...]:
-    label = reply.strip()
-    if label.startswith("{"):
-        label = _json_object(label, {"label"})["label"]
-    if label not in labels:
-        raise Unusable("not one of the options")
-    return ((label, ""),)
+def _parse_label(reply: str, labels: Sequence[str], size: int) -> Labels:
+    text, forms = unwrapped(reply)
+    found: Any = text
+    if text.startswith("{"):
+        found = _json_object(text, {"label"}, forms)["label"]
+    return Labels.of([(_offered(found, labels, forms), "")], forms)
+
+
+def unwrapped(reply: str) -> tuple[str, list[str]]:
+    """The reply without a think block before it and without one code fence around it; and which of these it had."""
+    text, forms = reply.strip(), []
+    if thought := _THOUGHT.match(text):
+        text = text[thought.end() :].strip()
+        forms.append(THINK)
+    if fenced := _FENCED.match(text):
+        text = fenced.group(1).strip()
+        forms.append(FENCE)
+    return text, forms
 
 
 REASONED_LABEL = ReplyFormat(_reasoned_schema, _parse_reasoned)
@@ -142,29 +181,43 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _json_object(reply: str, keys: set[str]) -> dict[str, Any]:
+def _json_object(text: str, keys: set[str], forms: list[str]) -> dict[str, Any]:
     try:
-        parsed = json.loads(reply, object_pairs_hook=_without_duplicates)
-    except Unusable:
-        raise
-    except (ValueError, RecursionError):
-        raise Unusable("not JSON") from None
-    if not isinstance(parsed, dict) or set(parsed) != keys:
-        raise Unusable("JSON of another shape")
-    return parsed
+        parsed = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, Unusable) else Unusable("not JSON") from None
+    return _shaped(parsed, keys, forms)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a reply. Two values of one key can be two contradictory verdicts, so none of them counts."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise Unusable("a key stands twice")
     return found
 
 
-def _labelled(verdict: Any, labels: Sequence[str]) -> Labelled:
-    if not isinstance(verdict, dict) or set(verdict) != {"why", "label"} or not isinstance(verdict["why"], str):
+def _shaped(found: Any, keys: set[str], forms: list[str]) -> dict[str, Any]:
+    if not isinstance(found, dict) or not keys <= set(found):
         raise Unusable("JSON of another shape")
-    if verdict["label"] not in labels:
+    if len(found) > len(keys):
+        forms.append(FURTHER_KEY)
+    return found
+
+
+def _labelled(verdict: dict[str, Any], labels: Sequence[str], forms: list[str]) -> Labelled:
+    if not isinstance(verdict["why"], str):
+        raise Unusable("JSON of another shape")
+    return _offered(verdict["label"], labels, forms), verdict["why"][:_LONGEST_REASON]
+
+
+def _offered(found: Any, labels: Sequence[str], forms: list[str]) -> str:
+    """The offered label that `found` is, whatever its case, if it is one alone."""
+    if not isinstance(found, str):
+        raise Unusable("JSON of another shape")
+    if found in labels:
+        return found
+    same = [label for label in labels if label.casefold() == found.strip().casefold()]
+    if len(same) != 1:
         raise Unusable("a label that was not offered")
-    return verdict["label"], verdict["why"][:_LONGEST_REASON]
+    forms.append(OTHER_CASE)
+    return same[0]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fgrpo import prompts
-from judges.requests import REASONED_LABEL, Call, Labelled, ReplyFormat, Trusted, fence
+from judges.requests import REASONED_LABEL, Call, Labelled, Labels, ReplyFormat, Trusted, fence
 from miniworld.scene import Scene
 
 Item = TypeVar("Item")
@@ -130,8 +130,10 @@ class JudgeTask(Generic[Item]):
             note = f'End each label with "{suffix}": {", ".join(json.dumps(label) for label in shown)}.'
             system, text = (f"{system}\n\n{note}", text) if system else (system, f"{text}\n\n{note}")
 
-        def parse(reply: str) -> tuple[Labelled, ...]:
-            return tuple((label.removesuffix(suffix), why) for label, why in self.reply.parse(reply, shown, size))
+        def parse(reply: str) -> Labels:
+            found = self.reply.parse(reply, shown, size)
+            plain = [(label.removesuffix(suffix), why) for label, why in found]
+            return Labels.of(plain, getattr(found, "forms", ()))
 
         return Call(
             self.name,

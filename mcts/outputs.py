@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo import prompts, shards
+from fgrpo import pending, prompts, shards
 from fgrpo.errors import UserError
 from fgrpo.files import json_line, write_jsonl
 from fgrpo.inference import budget
@@ -32,10 +32,11 @@ USAGE = ("requests", "completions", "tokens", "read_tokens")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a question has no tree, and its usage (counts of `USAGE`)."""
+    """Why a question has no tree, its usage (counts of `USAGE`), and whether a later run may grow it."""
 
     reason: str
     usage: Mapping[str, int]
+    is_transient: bool = False
 
 
 def sft_record(sample: Sample, trace: Trace, user_text: str) -> dict[str, Any]:
@@ -98,6 +99,8 @@ def _finish_run(
     failed_usage = {name: sum(failure.usage[name] for failure in failed.values()) for name in USAGE}
     stage.counts.update({"accepted": tally.accepted, "failed_trees": len(failed)})
     stage.counts.update({f"failed_trees/{name}": n for name, n in failed_usage.items()})
+    if transient := sum(failure.is_transient for failure in failed.values()):
+        stage.counts[pending.COUNT] = transient
     teacher_template = prompts.read(config.prompts.teacher)
     per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "tokens")}
     reports_prompt_tokens = c["read_tokens"] > 0  # in-process engines do not; the cost is then unknown too
@@ -118,8 +121,11 @@ def budget_of(config: Config) -> budget.Budget:
 
 
 def write_failed(stage: Run, failed: Mapping[str, Failure]) -> None:
-    """Write failed.jsonl: sample id, reason and usage per failed tree."""
-    lines = ({"id": name, "reason": failure.reason, **failure.usage} for name, failure in failed.items())
+    """Write failed.jsonl: sample id, reason and usage per failed tree, and whether the next run grows it."""
+    lines = (
+        {"id": name, "reason": failure.reason, "is_transient": failure.is_transient, **failure.usage}
+        for name, failure in failed.items()
+    )
     write_jsonl(stage.path / FAILED, lines)
 
 

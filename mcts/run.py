@@ -4,7 +4,7 @@ Reads runs/<preset>/data/seed.jsonl. Writes runs/<preset>/mcts/: trees.jsonl, tr
 failed.jsonl (questions without a tree: reason and usage), report.md and viewer.html. Many trees share one engine. Trees are
 appended as they finish, so a kill loses at most the trees in flight. At the end all files are written in the order of the seed
 questions. They are byte-equal to those of an uninterrupted run where the engine honours seeds. A resumed run retries failed
-trees; to retry them in a finished run, delete its `done` file. `--shard 3/8` grows every eighth tree only (fgrpo/shards.py).
+trees. A finished run retries those whose endpoint was down or gave no text; to retry all, delete its `done` file. `--shard 3/8` grows every eighth tree only (fgrpo/shards.py).
 
 Command: `make mcts` (`python -m mcts.run --preset mini [--shard 3/8]`).
 """
@@ -27,6 +27,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_ids, read_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
+from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
@@ -55,11 +56,12 @@ def distil(
         UserError: there are no seed questions, too many trees failed, or no tree holds a correct chain.
     """
     seeds = require(folder(config, "data", runs) / "seed.jsonl", "data")
-    if shard is None and is_done(config, "mcts", runs, [seeds]):
+    if shard is None and _is_complete(config, runs, seeds):
         return folder(config, "mcts", runs)
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
-        if stage.is_done:
+        if stage.is_done and not pending(stage.path):
             return stage.path
+        (stage.path / "done").unlink(missing_ok=True)
         samples = read_seeds(seeds)
         allowed = max(1.0, config.mcts.max_failed_share * len(samples))  # a share of all questions, in a shard too
         if shard is None:
@@ -72,8 +74,15 @@ def distil(
             finish(config, stage, samples, failed)
         else:
             write_failed(stage, failed)
+            if transient := sum(failure.is_transient for failure in failed.values()):
+                stage.counts[COUNT] = transient
             stage.finish((TREES, FAILED))
         return stage.path
+
+
+def _is_complete(config: Config, runs: str | Path, seeds: Path) -> bool:
+    """Whether the stage is done, and has no tree that another attempt may grow."""
+    return is_done(config, "mcts", runs, [seeds]) and not pending(folder(config, "mcts", runs))
 
 
 def read_seeds(path: Path) -> list[Sample]:
@@ -152,7 +161,9 @@ async def grow(
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:
-                    failed[sample.id] = Failure(str(error), {name: tree.counts[name] for name in USAGE})
+                    failed[sample.id] = Failure(
+                        str(error), {name: tree.counts[name] for name in USAGE}, error.is_transient
+                    )
                     if len(failed) > allowed:
                         raise UserError(_too_many_failures(failed, total)) from error
                 else:
@@ -198,6 +209,8 @@ def main() -> None:
         path = distil(config, args.runs, shard=shard)
         if shard is None:
             print(f"trees, traces and SFT records are in {path}; open report.md and viewer.html there")
+            if missing := pending(path):
+                print(f"{missing} trees are missing because of their endpoint (failed.jsonl); rerun to grow them")
         else:
             print(f"trees are in {path}; run `python -m mcts.run` without --shard to merge them")
 
@@ -216,10 +229,10 @@ def grow_shards(config: Config, args: argparse.Namespace) -> None:
         UserError: a shard failed.
     """
     seeds = require(folder(config, "data", args.runs) / "seed.jsonl", "data")
-    if is_done(config, "mcts", args.runs, [seeds]):
+    if _is_complete(config, args.runs, seeds):
         return
     with Run.open(config, "mcts", [seeds], root=args.runs) as stage:
-        if stage.is_done:
+        if stage.is_done and not pending(stage.path):
             return
         shards.gather(stage, TREES)
         if read_ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:

@@ -5,9 +5,11 @@ each new child out to an answer, and backs every binary reward up to the root: o
 match between the closed answer and the gold option (`rewards.task.matches`), never a substring match.
 
 Ours, where the paper is silent: a terminal leaf that is selected again backs up its known reward again. A leaf at the depth
-limit, or without a usable next step, is rolled out again. A rollout without an answer has reward 0. A failed request is counted
-and backs up nothing. The teacher's prompt requests progressive zoom, and report.md measures it; `mcts.zoom: strict` also rejects
-a step with a larger region than the step before it. The seed of a request depends on (seed, sample, node, kind, attempt).
+limit, or without a usable next step, is rolled out again. A rollout without an answer has reward 0. A refused request, or one
+that never gets text, is counted and backs up nothing. An endpoint that is down for longer than its patience fails the tree, which
+would be another one without the missing requests; the next run grows it. The teacher's prompt requests progressive zoom, and
+report.md measures it; `mcts.zoom: strict` also rejects a step with a larger region than the step before it. The seed of a
+request depends on (seed, sample, node, kind, attempt).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from fgrpo.inference.base import SamplingError
+from fgrpo.inference.base import NoText, SamplingError, TransientError
 from fgrpo.response import parse, parse_boxes
 from mcts.puct import puct, softmax, ucb1
 from mcts.teacher import Ending, Step, Teacher
@@ -27,23 +29,32 @@ MAX_FAILED_REQUESTS = 0.5  # share of failed requests above which the tree fails
 
 
 class TreeFailed(RuntimeError):
-    """The search of a question failed; the message gives the reason."""
+    """The search of a question failed; the message gives the reason. `is_transient`: a later run may succeed."""
+
+    def __init__(self, reason: str, *, is_transient: bool = False) -> None:
+        super().__init__(reason)
+        self.is_transient = is_transient
 
 
 async def search(tree: Tree, teacher: Teacher) -> Tree:
     """Run `settings.simulations` iterations on `tree`, which is modified in place and returned.
 
     Raises:
-        TreeFailed: there is no usable first step, or more than half of the requests failed.
+        TreeFailed: there is no usable first step, more than half of the requests failed, or the endpoint was down.
     """
     for _ in range(tree.settings.simulations):
-        await iterate(tree, teacher)
+        try:
+            await iterate(tree, teacher)
+        except TransientError as error:
+            raise TreeFailed(f"the endpoint failed: {error}", is_transient=True) from error
         if tree.root.closed:
             last = f"; last failure: {tree.last_failure}" if tree.last_failure else ""
-            raise TreeFailed(f"no usable first step: {_failure_counts(tree)}{last}")
+            reason = f"no usable first step: {_failure_counts(tree)}{last}"
+            raise TreeFailed(reason, is_transient=tree.lacks_text)
     failed = sum(n for name, n in tree.counts.items() if name.startswith("failed/"))
     if failed > MAX_FAILED_REQUESTS * tree.counts["requests"]:
-        raise TreeFailed(f"{failed} of {tree.counts['requests']} requests failed; last failure: {tree.last_failure}")
+        reason = f"{failed} of {tree.counts['requests']} requests failed; last failure: {tree.last_failure}"
+        raise TreeFailed(reason, is_transient=tree.lacks_text)
     return tree
 
 
@@ -55,18 +66,31 @@ async def iterate(tree: Tree, teacher: Teacher) -> None:
         backup(path, leaf.reward)
         return
     requests_before, read_before = teacher.requests, teacher.read_tokens
+    try:
+        await _grow(tree, path, teacher)
+    finally:
+        tree.counts["requests"] += teacher.requests - requests_before
+        tree.counts["read_tokens"] += teacher.read_tokens - read_before
+
+
+async def _grow(tree: Tree, path: list[Node], teacher: Teacher) -> None:
+    """Expand the leaf of `path`, roll its new children out, and back their rewards up."""
+    leaf = path[-1]
     if len(path) - 1 < tree.settings.max_depth and not leaf.closed:
         leaf.children = await expand(tree, path, teacher)
         leaf.closed = not leaf.children
     paths = [[*path, child] for child in leaf.children] or ([path] if leaf is not tree.root else [])
-    outcome_lists = await asyncio.gather(*(simulate(tree, new_path, teacher) for new_path in paths))
+    simulated = await asyncio.gather(*(simulate(tree, new_path, teacher) for new_path in paths), return_exceptions=True)
+    outcome_lists = []
+    for result in simulated:
+        if isinstance(result, BaseException):
+            raise result
+        outcome_lists.append(result)
     for new_path, outcomes in zip(paths, outcome_lists, strict=True):  # in the order of the children, not of completion
         new_path[-1].outcomes += outcomes
         terminal_reward = new_path[-1].reward
         for reward in [o.reward for o in outcomes] if terminal_reward is None else [terminal_reward]:
             backup(new_path, reward)
-    tree.counts["requests"] += teacher.requests - requests_before
-    tree.counts["read_tokens"] += teacher.read_tokens - read_before
 
 
 def select(tree: Tree) -> list[Node]:
@@ -101,8 +125,7 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         try:
             proposed = await teacher.steps(state_text(path), missing, seed)
         except SamplingError as error:
-            tree.counts["failed/step"] += 1
-            tree.last_failure = str(error)
+            _note(tree, "step", error)
             continue
         for step in proposed:
             tree.counts["completions"] += 1
@@ -157,10 +180,17 @@ async def simulate(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[O
     try:
         endings = await teacher.endings(state, tree.settings.rollouts, seed)
     except SamplingError as error:
-        tree.counts["failed/rollout"] += 1
-        tree.last_failure = str(error)
+        _note(tree, "rollout", error)
         return []
     return [_outcome(tree, state, ending) for ending in endings]
+
+
+def _note(tree: Tree, kind: str, error: SamplingError) -> None:
+    """Count a failed request. Raises the error of an endpoint that was down: another run gets what is missing."""
+    if isinstance(error, TransientError) and not isinstance(error, NoText):
+        raise error
+    tree.counts[f"failed/{kind}"] += 1
+    tree.last_failure, tree.lacks_text = str(error), tree.lacks_text or isinstance(error, NoText)
 
 
 def backup(path: Sequence[Node], reward: float) -> None:

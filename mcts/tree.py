@@ -121,7 +121,8 @@ class Node:
 class Tree:
     """A question, the settings of its search, the tree, and counts (requests, tokens, rejected steps).
 
-    `last_failure` is the error message of the last failed request; it is not stored.
+    `last_failure` is the error message of the last failed request, and `lacks_text` whether one never got text; both are not
+    stored.
     """
 
     sample: Sample
@@ -129,6 +130,7 @@ class Tree:
     root: Node = field(default_factory=lambda: Node(ROOT))
     counts: Counter[str] = field(default_factory=Counter)
     last_failure: str = ""
+    lacks_text: bool = False
     policy: Policy = DEFAULT_POLICY
 
     @property

@@ -41,5 +41,6 @@ def build(config: Config, model_path: str) -> Sampler:
         engine.model_name or model_path,
         tokenizer=model_path,
         concurrency=engine.concurrency,
+        leave_out=engine.leave_out,
         patience_s=engine.patience_s,
     )

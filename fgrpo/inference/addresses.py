@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from fgrpo.errors import UserError
 from fgrpo.runs import write_json
 
 SUFFIX = ".json"
 HTTP = ("http://", "https://")
+_METHOD = re.compile(r"/(chat/completions|completions|models)$")
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,30 @@ def resolve(entries: Sequence[str], model: str, key: str = "the endpoints") -> t
     return tuple(dict.fromkeys(urls))
 
 
+def shown(endpoint: str) -> str:
+    """An address as messages name it: without its query, which may hold a key."""
+    return endpoint.partition("?")[0]
+
+
 def normal_url(endpoint: str) -> str:
     """The address of an endpoint's API root; "/v1" is added where there is no path.
+
+    A query stays ("?api-version=…"). The full path of a method ("/v1/chat/completions") is cut back to the root.
 
     Raises:
         UserError: not an http address, or one with a password, which would appear in logs and manifests.
     """
-    parts = urlsplit(endpoint)
+    try:
+        parts = urlsplit(endpoint.strip())
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        raise UserError(f"{shown(endpoint)!r} is not an endpoint; write it as http://host:port/v1") from None
     if "@" in parts.netloc:
         raise UserError(
             f"the endpoint at {parts.hostname} has a user or password in its address; remove it and put the key into "
             "OPENAI_API_KEY (for a judge: the variable that its api_key_env names)"
         )
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"{endpoint!r} is not an endpoint; write it as http://host:port/v1")
-    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
+        raise UserError(f"{shown(endpoint)!r} is not an endpoint; write it as http://host:port/v1")
+    path, is_method = _METHOD.subn("", parts.path.rstrip("/"))
+    return urlunsplit((parts.scheme, parts.netloc, path or ("" if is_method else "/v1"), parts.query, ""))

@@ -57,10 +57,25 @@ class Sampler(Protocol):
 
 
 class SamplingError(RuntimeError):
-    """A request that failed for good, after the engine's own retries. Its message names the request."""
+    """A request that failed for good, after the engine's own retries. Its message names the request.
+
+    `is_transient`: the same request may succeed in a later run (an outage, a reply without text); otherwise it is refused.
+    """
+
+    is_transient = False
 
 
-class Unreachable(SamplingError):
+class TransientError(SamplingError):
+    """The endpoint was down, overloaded or answered nonsense for longer than its patience."""
+
+    is_transient = True
+
+
+class NoText(TransientError):
+    """The endpoint answered without text, or with a reply that cannot be read, in all attempts. It may do so every time."""
+
+
+class Unreachable(TransientError):
     """No connection to any server in all attempts: another request would fail too."""
 
 

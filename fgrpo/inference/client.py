@@ -1,30 +1,32 @@
 """The HTTP client of sampling and judging: chat completions from OpenAI-compatible endpoints that serve one model.
 
 A request goes to the least busy endpoint that is up. What another attempt may resolve is retried, elsewhere if possible, after
-jittered exponential waits that respect Retry-After and hold no slot (`fgrpo.inference.failures` has the table). While all
-endpoints are down, requests wait for up to `patience_s` and then fail at once, until one endpoint answers a probe
+jittered exponential waits that respect Retry-After and hold no slot (`fgrpo.inference.failures` has the table). Retries last for
+`patience_s` where the fault is an endpoint's, and for `attempts` where it may be the request's own. While all endpoints are
+down, requests wait for up to the patience and then fail at once, until one endpoint answers a probe
 (`fgrpo.inference.endpoint`). Works under any number of event loops, also in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from fgrpo.errors import UserError
 from fgrpo.inference.budget import UsageMeter
+from fgrpo.inference.clock import SYSTEM, Clock
+from fgrpo.inference.connection import ServedModel, connect, key_of
 from fgrpo.inference.endpoint import Endpoint, Limits, Pace
 from fgrpo.inference.failures import (
+    CERTIFICATE,
     ENDPOINTS_DOWN,
     ERRORS,
     NO_CONNECTION,
@@ -33,26 +35,18 @@ from fgrpo.inference.failures import (
     RequestFailed,
     classify,
 )
+from fgrpo.inference.parameters import advice
+from fgrpo.inference.redaction import redact
+from fgrpo.inference.replies import NO_COMPLETION, BadReply, Reply, model_owners, read_reply
+from fgrpo.inference.size_limit import allow
 
+Read = Callable[[bytes], Reply]  # raises BadReply
 Body = Callable[[Endpoint], Awaitable[dict[str, Any]]]  # the JSON body of a request to this endpoint
 _CHARACTERS_PER_TOKEN, _TOKENS_PER_IMAGE = 3, 1200  # of what is reserved before a reply gives its usage
 _LOOK_S = 0.25  # seconds between two looks for an endpoint that is up again
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """The model that a client calls, as its messages name it.
-
-    Attributes:
-        role: "judge" in "the judge at http://...".
-        model: the served model's name; `model_setting` is the setting that holds it.
-        key_variable: environment variable of the API key.
-    """
-
-    role: str
-    model: str
-    model_setting: str
-    key_variable: str = "OPENAI_API_KEY"
+_LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be read is read again
+_NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
+_NAMED = 8  # models that a message lists
 
 
 @dataclass
@@ -64,6 +58,15 @@ class _LoopState:
     in_flight: asyncio.Semaphore
 
 
+@dataclass
+class _Attempts:
+    """The attempts of one request: all, those that failed by its own fault, and when the first one failed."""
+
+    count: int = 0
+    own: int = 0
+    failing_since: float | None = None
+
+
 class Client:
     """Sends requests to the endpoints of one model.
 
@@ -72,9 +75,10 @@ class Client:
         meter: counts requests, tokens, retries and faults, and holds the spend cap.
         checks_model: whether to list an endpoint's models before its first request. Otherwise a 404 tells.
         stops: whether a failure that concerns every request (key, model, quota) also fails all later requests unsent.
+        clock: measures the patience and waits between attempts.
 
     Raises:
-        UserError: no API key for OpenAI's own endpoint (names the variable).
+        UserError: no API key for OpenAI's own endpoint, or a key that no header can hold (names the variable).
     """
 
     def __init__(
@@ -86,42 +90,47 @@ class Client:
         *,
         checks_model: bool = False,
         stops: bool = False,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self.urls, self.limits, self.meter = tuple(urls), limits, meter
+        self.urls, self.limits, self.meter, self.clock = tuple(urls), limits, meter, clock
         self._served_model, self._checks_model, self._stops = served, checks_model, stops
         self._stopped: Failure | None = None
-        self._key = os.environ.get(served.key_variable, "").strip()
-        if not self._key and None in self.urls:
-            raise UserError(
-                f"no API key for the {served.role} {served.model}: set the environment variable {served.key_variable}"
-            )
-        self._paces = [(Pace(limits.requests_per_minute), Pace(limits.tokens_per_minute)) for _ in self.urls]
+        self._key = key_of(served, is_required=None in self.urls)
+        self._paces = [
+            (Pace(limits.requests_per_minute, clock), Pace(limits.tokens_per_minute, clock)) for _ in self.urls
+        ]
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = WeakKeyDictionary()
 
-    async def complete(self, body: Body, reserved: tuple[int, int]) -> ChatCompletion:
+    async def complete(self, body: Body, reserved: tuple[int, int], n: int = 1, *, takes_blank: bool = False) -> Reply:
         """The completion of one request.
 
         Args:
             body: called before each attempt; what it raises ends the request.
             reserved: (prompt, completion) tokens to set apart until the reply gives its usage (`estimate`).
+            n: continuations that the body requests.
+            takes_blank: whether blanks alone are a text (`read_reply`).
 
         Raises:
             RequestFailed: no completion, after all attempts.
             UserError: an endpoint does not serve the model (`checks_model`).
         """
-        loop, started, attempt = self._loop(), time.monotonic(), 0
+        loop, attempts = self._loop(), _Attempts()
+        read = partial(read_reply, n=n, takes_blank=takes_blank)
         last: Endpoint | None = None
         while True:
-            attempt += 1
-            async with loop.first_attempts if attempt == 1 else nullcontext():
-                result, last = await self._attempt(loop, body, reserved, last)
+            attempts.count += 1
+            async with loop.first_attempts if attempts.count == 1 else nullcontext():
+                result, last = await self._attempt(loop, body, reserved, read, last)
             if not isinstance(result, Failure):
                 return result
-            if result.action != "retry" or self._is_over(loop, result, attempt, started):
-                raise RequestFailed(result, attempt)
-            wait = self._wait(attempt, result.after_s)
+            attempts.own += not result.by_time
+            if attempts.failing_since is None:
+                attempts.failing_since = self.clock.now()
+            if result.action != "retry" or self._is_over(loop, result, attempts):
+                raise RequestFailed(result, attempts.count)
+            wait = self._wait(attempts, result)
             self.meter.wait(wait)
-            await asyncio.sleep(wait)
+            await self.clock.sleep(wait)
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -139,32 +148,36 @@ class Client:
         return self._loops[running]
 
     def _endpoint(self, url: str | None, requests: Pace, tokens: Pace) -> Endpoint:
-        # with a transport of its own: the library's closes itself in whatever event loop runs when it is collected
-        connection = openai.AsyncOpenAI(
-            api_key=self._key or "none",
-            base_url=url,
-            timeout=self.limits.timeout_s,
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(timeout=self.limits.timeout_s),
-        )
-        return Endpoint(url, connection, self.limits, requests, tokens)
+        connection = connect(url, self._key, self.limits.timeout_s)
+        return Endpoint(url, connection, self.limits, requests, tokens, self.clock)
 
-    def _is_over(self, loop: _LoopState, failure: Failure, attempt: int, started: float) -> bool:
-        """Whether a failed request is given up: after its attempts, and its patience with endpoints that were up before."""
-        if attempt < self.limits.attempts:
+    def _is_over(self, loop: _LoopState, failure: Failure, attempts: _Attempts) -> bool:
+        """Whether a failed request is given up: after its attempts, or, where the fault is an endpoint's, after the patience."""
+        if not failure.by_time:
+            return attempts.own >= self.limits.attempts
+        if attempts.count < self.limits.attempts:
             return False
-        was_up = failure.kind == NO_CONNECTION and any(endpoint.has_answered for endpoint in loop.endpoints)
-        return not was_up or time.monotonic() - started >= self.limits.patience_s
+        if failure.kind == NO_CONNECTION and not _has_answered(loop):
+            return True
+        return self.clock.now() - (attempts.failing_since or 0.0) >= self._patience(loop)
 
-    def _wait(self, attempt: int, after_s: float) -> float:
-        """Seconds before the next attempt."""
+    def _patience(self, loop: _LoopState) -> float:
+        """Seconds of patience now."""
         limits = self.limits
-        longest = min(limits.longest_backoff_s, limits.first_wait_s * 2 ** min(attempt - 1, 60))
-        return min(limits.longest_wait_s, max(random.uniform(0, longest), after_s))
+        if limits.first_patience_s is None or _has_answered(loop):
+            return limits.patience_s
+        return min(limits.patience_s, limits.first_patience_s)
+
+    def _wait(self, attempts: _Attempts, failure: Failure) -> float:
+        """Seconds before the next attempt. An endpoint that is well is not waited for."""
+        limits = self.limits
+        doublings = min(attempts.count - 1, 60) if failure.by_time or not failure.is_alive else 0
+        longest = min(limits.longest_backoff_s, limits.first_wait_s * 2**doublings)
+        return min(limits.longest_wait_s, max(random.uniform(0, longest), failure.after_s))
 
     async def _attempt(
-        self, loop: _LoopState, body: Body, reserved: tuple[int, int], last: Endpoint | None
-    ) -> tuple[ChatCompletion | Failure, Endpoint | None]:
+        self, loop: _LoopState, body: Body, reserved: tuple[int, int], read: Read, last: Endpoint | None
+    ) -> tuple[Reply | Failure, Endpoint | None]:
         """One request to one endpoint, which is returned too; `last` is that of the attempt before."""
         while True:
             endpoint = await self._choose(loop, last)
@@ -173,8 +186,8 @@ class Client:
             endpoint.in_flight += 1
             try:
                 async with endpoint.slots, loop.in_flight:
-                    if endpoint.is_ready(time.monotonic()):  # still, after the wait for a slot
-                        return await self._send(loop, endpoint, body, reserved), endpoint
+                    if endpoint.is_ready(self.clock.now()):  # still, after the wait for a slot
+                        return await self._send(loop, endpoint, body, reserved, read), endpoint
             finally:
                 endpoint.in_flight -= 1
 
@@ -184,97 +197,145 @@ class Client:
         Another one than `last` if possible, then one to probe, so that a recovery is noticed, then the least busy one.
         """
         while True:
-            now = time.monotonic()
+            now = self.clock.now()
             ready = [endpoint for endpoint in loop.endpoints if endpoint.is_ready(now)]
             if ready:
                 return min(ready, key=lambda e: (e is last, e.down_since is None, e.in_flight))
-            down_s = [now - (endpoint.down_since or now) for endpoint in loop.endpoints]
-            patience_s = self.limits.patience_s
-            if self.limits.first_patience_s is not None and not any(e.has_answered for e in loop.endpoints):
-                patience_s = min(patience_s, self.limits.first_patience_s)
-            if min(down_s) >= patience_s:
+            down_s = [
+                now - (now if endpoint.down_since is None else endpoint.down_since) for endpoint in loop.endpoints
+            ]
+            if min(down_s) >= self._patience(loop):
                 errors = "; ".join(f"{endpoint.name}: {endpoint.last_error}" for endpoint in loop.endpoints)
                 detail = f"no answer for {max(down_s):.0f} s ({errors}); is a server running there?"
                 return Failure("refuse", ENDPOINTS_DOWN, detail)
-            await asyncio.sleep(min(_LOOK_S, *(endpoint.wakes_in(now) for endpoint in loop.endpoints)) + 0.001)
+            await self.clock.sleep(min(_LOOK_S, *(endpoint.wakes_in(now) for endpoint in loop.endpoints)) + 0.001)
 
     async def _send(
-        self, loop: _LoopState, endpoint: Endpoint, body: Body, reserved: tuple[int, int]
-    ) -> ChatCompletion | Failure:
+        self, loop: _LoopState, endpoint: Endpoint, body: Body, reserved: tuple[int, int], read: Read
+    ) -> Reply | Failure:
         if self._stopped is not None:
             return self._stopped
         if (full := self.meter.reserve(*reserved)) is not None:
             return Failure("refuse", SPEND_CAP, full)
         used: tuple[int, int] | None = None
+        arguments: dict[str, Any] = {}
         is_probe = endpoint.begin()
         try:
             if (turn_s := max(endpoint.requests.take(), endpoint.tokens.take(sum(reserved)))) > 0:
-                await asyncio.sleep(turn_s)
+                await self.clock.sleep(turn_s)
             if self._checks_model:
                 await self._check_model(endpoint)
             arguments = await body(endpoint)
+            allow(reserved[1])
             async with asyncio.timeout(self.limits.timeout_s):  # httpx's own limit is per chunk
                 # `create` comes down to this `post`, after a walk over every key of the body
-                reply = await endpoint.connection.post("/chat/completions", cast_to=ChatCompletion, body=arguments)
-            if (failure := classify(reply)) is None:
-                endpoint.answered()
-                used = _usage(reply) or reserved  # without usage the reservation counts, or a cap would never come
-                return reply
+                content = await endpoint.connection.post("/chat/completions", cast_to=bytes, body=arguments)
+            reply = read(content)
+            endpoint.answered()
+            used = reply.usage or reserved  # without usage the reservation counts, or a cap would never come
+            return reply
         except ERRORS as error:
             failure = classify(error)
         finally:
             endpoint.ended(is_probe)
             endpoint.tokens.give_back(sum(reserved) - sum(used or (0, 0)))
             self.meter.settle(reserved, used)
-        assert failure is not None
-        return await self._note(loop, endpoint, failure, is_probe)
+        return await self._note(loop, endpoint, failure, arguments, is_probe)
 
-    async def _note(self, loop: _LoopState, endpoint: Endpoint, failure: Failure, was_probe: bool) -> Failure:
-        """Count a fault and what it says about its endpoint; returns it without the key, and with advice if it stops all."""
-        failure = replace(failure, detail=self._without_key(failure.detail))
+    async def _note(
+        self, loop: _LoopState, endpoint: Endpoint, failure: Failure, sent: dict[str, Any], was_probe: bool
+    ) -> Failure:
+        """Count a fault and what it says about its endpoint; returns it without keys, and with advice."""
+        failure = replace(failure, detail=redact(failure.detail))
         self.meter.fault(failure.kind)
+        if failure.status == 404 and failure.action == "retry":
+            failure = await self._not_found(endpoint, failure)
         if failure.is_alive:
             endpoint.answered()
         else:
             others_are_up = any(other.down_since is None for other in loop.endpoints if other is not endpoint)
             endpoint.failed(f"{failure.kind}, {failure.detail[:200]}", was_probe, others_are_up)
+        if failure.action == "refuse":
+            hint = advice(failure.detail, sent, self._served_model.leave_out_setting)
+            return replace(failure, detail=failure.detail + hint)
         if failure.action == "stop":
-            failure = replace(failure, detail=await self._stop_reason(endpoint, failure))
+            failure = replace(failure, detail=self._stop_reason(endpoint, failure))
             if self._stops:
                 self._stopped = failure
         return failure
 
-    async def _stop_reason(self, endpoint: Endpoint, failure: Failure) -> str:
+    def _stop_reason(self, endpoint: Endpoint, failure: Failure) -> str:
         served = self._served_model
         place = f"the {served.role} at {endpoint.name}"
+        if failure.kind == CERTIFICATE:
+            return (
+                f"no secure connection to {place}: {failure.detail}; name the certificate authority in SSL_CERT_FILE, or "
+                "write http:// if the server speaks it"
+            )
         if failure.status in (401, 403):
             return f"{place} refuses the key in {served.key_variable} (HTTP {failure.status}); set a valid one"
+        if failure.status == 402:
+            return f"{place} requires a payment (HTTP 402: {failure.detail}); pay, then rerun to resume"
         if failure.status == 404:
-            return (
-                f"{place} does not serve {served.model!r}; it serves: {await _names_of(endpoint)} (HTTP 404); set "
-                f"{served.model_setting} to one of these, or serve it"
-            )
+            return failure.detail
         return f"the quota of the key in {served.key_variable} at {endpoint.name} is used up; raise it, then rerun to resume"
 
+    async def _not_found(self, endpoint: Endpoint, failure: Failure) -> Failure:
+        """What a 404 means: hopeless if the endpoint lists other models, else a gateway without its server, or a wrong address."""
+        served = self._served_model
+        try:
+            names = sorted(await self._models(endpoint))
+        except ERRORS:
+            names = []
+        if not names:
+            hint = "its list of models cannot be read either: is the address right?"
+            return replace(failure, detail=f"{failure.detail}; {hint}")
+        if served.model in names:
+            return replace(failure, detail=f"{failure.detail}; its list of models has {served.model!r}")
+        detail = (
+            f"the {served.role} at {endpoint.name} does not serve {served.model!r}; it serves: "
+            f"{', '.join(names[:_NAMED])} (HTTP 404); set {served.model_setting} to one of these, or serve it"
+        )
+        return replace(failure, action="stop", detail=detail, is_alive=True)
+
     async def _check_model(self, endpoint: Endpoint) -> None:
-        """List the models of the endpoint, once. Raises UserError if the model is not among them."""
+        """List the models of the endpoint, once. A list that stays unreadable is done without.
+
+        Raises:
+            UserError: the model is not among them.
+            ERRORS: the list cannot be read yet.
+        """
         if endpoint.served is not None:
             return
         async with endpoint.model_check:
             if endpoint.served is not None:
                 return
-            models = [model async for model in endpoint.connection.models.list()]
-            names = {model.id for model in models}
-            if names and self._served_model.model not in names:
+            now = self.clock.now()
+            try:
+                owners = await self._models(endpoint)
+            except BadReply:
+                endpoint.unlisted_since = now if endpoint.unlisted_since is None else endpoint.unlisted_since
+                if now - endpoint.unlisted_since < _LIST_PATIENCE_S:
+                    raise
+                owners = {}
+            if owners and self._served_model.model not in owners:
                 raise UserError(
-                    f"{endpoint.name} does not serve {self._served_model.model!r} but {', '.join(sorted(names)[:8])}; "
-                    f"set {self._served_model.model_setting} to one of these, or serve it"
+                    f"{endpoint.name} does not serve {self._served_model.model!r} but "
+                    f"{', '.join(sorted(owners)[:_NAMED])}; set {self._served_model.model_setting} to one of these, or serve it"
                 )
-            endpoint.is_vllm = any(model.owned_by == "vllm" for model in models)
-            endpoint.served, endpoint.has_answered = tuple(sorted(names)), True
+            endpoint.is_vllm = "vllm" in owners.values()
+            endpoint.served, endpoint.has_answered = tuple(sorted(owners)), True
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    async def _models(self, endpoint: Endpoint) -> dict[str, str]:
+        """Owner of each model that the endpoint lists. Raises one of `ERRORS`; `BadReply` if it lists none."""
+        allow(0)
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                return model_owners(await endpoint.connection.get("/models", cast_to=bytes))
+        except openai.APIStatusError as error:
+            if error.status_code in _NO_LIST:
+                raise BadReply(NO_COMPLETION, f"no list of models: HTTP {error.status_code}") from None
+            raise
 
 
 def estimate(text: str, images: int, completion: int) -> tuple[int, int]:
@@ -282,16 +343,5 @@ def estimate(text: str, images: int, completion: int) -> tuple[int, int]:
     return len(text) // _CHARACTERS_PER_TOKEN + images * _TOKENS_PER_IMAGE, completion
 
 
-def _usage(completion: ChatCompletion) -> tuple[int, int] | None:
-    usage = getattr(completion, "usage", None)
-    if usage is None:
-        return None
-    return getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
-
-
-async def _names_of(endpoint: Endpoint) -> str:
-    try:
-        models = await endpoint.connection.models.list()
-        return ", ".join(sorted(model.id for model in models.data)[:20]) or "nothing"
-    except (openai.OpenAIError, ValueError, AttributeError, TypeError):
-        return "unknown (its list of models cannot be read either)"
+def _has_answered(loop: _LoopState) -> bool:
+    return any(endpoint.has_answered for endpoint in loop.endpoints)

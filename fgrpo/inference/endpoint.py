@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import time
 from dataclasses import dataclass, field
 
 import openai
+
+from fgrpo.inference.addresses import shown
+from fgrpo.inference.clock import SYSTEM, Clock
 
 FAILURES_WITH_OTHERS = 5  # failures in a row after which an endpoint rests if another one is up
 LEAST_FAILURES_ALONE = 10  # the same if none is; never fewer than its slots, which may all fail of one hiccup
@@ -26,12 +28,12 @@ class Limits:
 
     Attributes:
         concurrency: requests in flight, over all endpoints; `per_endpoint` bounds each of them (None: no own bound).
-        attempts: attempts per request.
+        attempts: attempts per request; the limit for what may be the request's own fault (a time-out, a reply without text).
         timeout_s: seconds per attempt.
-        patience_s: seconds that requests wait while all endpoints are down, before they fail at once. An endpoint that has
-            answered before and refuses connections is also retried for that long. 0: attempts alone decide.
-        first_patience_s: the same before any endpoint has answered, when a wrong address is likelier than a restart; None: the
-            same as `patience_s`.
+        patience_s: seconds for which a request is retried while the fault is an endpoint's (429, 5xx, a cut connection), and
+            for which requests wait while all endpoints are down, before they fail at once. 0: attempts alone decide.
+        first_patience_s: the most of `patience_s` before any endpoint has answered, when a wrong address is likelier than a
+            restart; None: the same as `patience_s`.
         first_wait_s: mean wait before the first retry is half of this; it doubles up to `longest_backoff_s`.
         longest_wait_s: what a Retry-After header may request.
         longest_rest_s: the longest rest of an endpoint that is down.
@@ -68,7 +70,8 @@ class Pace:
     A virtual-scheduling cell rate algorithm (ITU-T I.371). Shared between event loops and threads; of this process only.
     """
 
-    def __init__(self, per_minute: float | None) -> None:
+    def __init__(self, per_minute: float | None, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self._cost_s = 0.0 if per_minute is None else _WINDOW_S / per_minute
         self._next_s = 0.0
         self._lock = threading.Lock()
@@ -77,7 +80,7 @@ class Pace:
         """Take a turn of `amount` units; returns the seconds until it comes."""
         if not self._cost_s:
             return 0.0
-        now = time.monotonic()
+        now = self._clock.now()
         with self._lock:
             turn = max(self._next_s, now - _BURST_S)
             self._next_s = turn + amount * self._cost_s
@@ -102,12 +105,14 @@ class Endpoint:
     limits: Limits
     requests: Pace
     tokens: Pace
+    clock: Clock = SYSTEM
     in_flight: int = 0
     has_answered: bool = False
     down_since: float | None = None
     last_error: str = ""
     served: tuple[str, ...] | None = None
     is_vllm: bool = False
+    unlisted_since: float | None = None  # when its list of models could first not be read
     slots: asyncio.Semaphore = field(init=False, repr=False)
     model_check: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _failures: int = 0  # in a row
@@ -121,7 +126,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """Its address, for messages."""
-        return self.url or "OpenAI's endpoint"
+        return shown(self.url) if self.url else "OpenAI's endpoint"
 
     def is_ready(self, now: float) -> bool:
         """Whether a request may go there: it is up, or it has rested and no other request probes it."""
@@ -148,7 +153,7 @@ class Endpoint:
 
         The last endpoint that is up rests only if requests wait for it (`patience_s`).
         """
-        now = time.monotonic()
+        now = self.clock.now()
         self._failures, self.last_error = self._failures + 1, error
         alone = max(LEAST_FAILURES_ALONE, self.limits.slots) if self.limits.patience_s else math.inf
         limit = FAILURES_WITH_OTHERS if others_are_up else alone

@@ -1,37 +1,45 @@
 """What a failed request means: one table for sampling and judging.
 
-| what came back | action | the endpoint is up |
-|---|---|---|
-| no connection, a cut connection, a time-out | retry | no |
-| no JSON, a gateway's page | retry | no |
-| 5xx | retry | no |
-| 408, 409, 429 | retry, after Retry-After at the earliest | yes |
-| 401, 403 (key), 404 (model not served), 429 with an exhausted quota | stop: it concerns every request | yes |
-| any other status (400, 413, 422, ...) | refuse: this request fails | yes |
+| what came back | action | as long as | the endpoint is up |
+|---|---|---|---|
+| no connection, a cut connection | retry | patience | no |
+| a certificate that cannot be verified, TLS on a plain port | stop | | no |
+| a time-out | retry | attempts | no |
+| HTTP 200 without JSON: a page, an event stream, half a document | retry | patience | no |
+| HTTP 200 with other JSON: a list, null, no choices | retry | patience | no |
+| no text (null, empty, a refusal, a filter), a choice without message, a log-probability that is no number | retry | attempts | yes |
+| a reply that is too long | retry | attempts | yes |
+| HTTP 200 with an error | like its code | | |
+| 5xx but 501 and 505 | retry | patience | no |
+| 404 | retry, or stop if /models answers without the model | patience | no |
+| 408, 409, 425, 429 | retry, after Retry-After at the earliest | patience | yes |
+| 401, 403 (key), 402 (credit), 429 with an exhausted quota | stop: it concerns every request | | yes |
+| any other status (400, 413, 422, ...) | refuse: this request fails | | yes |
 
-`classify` is the only reader of this table. A completion with an empty or truncated text is no failure here: its caller
-knows what a usable text is.
+`classify` is the only reader of this table; docs/endpoints.md explains it. A completion with a truncated text is no failure.
 """
 
 from __future__ import annotations
 
-import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import openai
-from openai.types.chat import ChatCompletion
+
+from fgrpo.inference.replies import NO_COMPLETION, NO_JSON, BadReply, words_of
 
 Action = Literal["retry", "refuse", "stop"]
 
-ERRORS = (openai.OpenAIError, TimeoutError, json.JSONDecodeError)  # everything that one attempt can raise
+ERRORS = (openai.OpenAIError, TimeoutError, BadReply)  # everything that one attempt can raise
 QUOTA = "insufficient_quota"  # the code of a 429 that no wait resolves
-TIME_OUT, NO_CONNECTION, NO_JSON = "time-out", "no connection", "no JSON"
+TIME_OUT, NO_CONNECTION, CERTIFICATE = "time-out", "no connection", "certificate"
 ENDPOINTS_DOWN, SPEND_CAP = "endpoints down", "spend cap"
 _STATUSES: Mapping[int, Action] = {
-    **dict.fromkeys((401, 403, 404), "stop"),
-    **dict.fromkeys((408, 409, 429), "retry"),
+    **dict.fromkeys((401, 402, 403), "stop"),
+    **dict.fromkeys((404, 408, 409, 425, 429), "retry"),
+    **dict.fromkeys((501, 505), "refuse"),
 }
 
 
@@ -40,7 +48,8 @@ class Failure:
     """A request without a completion.
 
     `kind` groups failures in counts ("HTTP 500", "time-out"); `detail` is the endpoint's or the library's message. A retry
-    waits for at least `after_s` seconds. `is_alive`: the endpoint itself answered, so it is up.
+    waits for at least `after_s` seconds. `is_alive`: the endpoint itself answered, so it is up. `by_time`: the endpoint may
+    recover, so retries last for the patience; otherwise it may be this request's own fault, and attempts are counted.
     """
 
     action: Action
@@ -49,11 +58,17 @@ class Failure:
     status: int | None = None
     after_s: float = 0.0
     is_alive: bool = False
+    by_time: bool = False
 
     @property
     def is_unreachable(self) -> bool:
         """Whether there was no server to talk to. A time-out or a 5xx may be the fault of this one request."""
         return self.kind in (NO_CONNECTION, ENDPOINTS_DOWN)
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether a later run may succeed with the same request, perhaps with another key."""
+        return self.action in ("retry", "stop") or self.kind == ENDPOINTS_DOWN
 
 
 class RequestFailed(Exception):
@@ -64,35 +79,47 @@ class RequestFailed(Exception):
         self.failure, self.attempts = failure, attempts
 
 
-def classify(result: object) -> Failure | None:
-    """What to do about the result of one attempt.
+def classify(error: Exception) -> Failure:
+    """What to do about one of `ERRORS`."""
+    if isinstance(error, BadReply):
+        return _of_reply(error)
+    if isinstance(error, openai.APIStatusError):
+        words = words_of(error.body if error.body else str(error))
+        detail = f"Error code: {error.status_code} - {words}"
+        return _of_status(error.status_code, detail, str(error.code or ""), _retry_after(error))
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        return Failure("retry", TIME_OUT, str(error) or "no reply within the time limit")
+    if isinstance(error, openai.APIConnectionError):
+        cause = _root(error)
+        if isinstance(cause, ssl.SSLError) or "SSL:" in str(cause):
+            return Failure("stop", CERTIFICATE, str(cause))
+        return Failure("retry", NO_CONNECTION, f"{error} {cause}" if str(cause) else str(error), by_time=True)
+    return Failure("refuse", type(error).__name__, str(error), is_alive=True)
 
-    Args:
-        result: a reply of the library, or one of `ERRORS`.
 
-    Returns:
-        None for a completion, otherwise the failure with its action.
-    """
-    if isinstance(result, ChatCompletion):
-        return None
-    if isinstance(result, openai.APIStatusError):
-        status = result.status_code
-        action: Action = "retry" if status >= 500 else _STATUSES.get(status, "refuse")
-        if result.code == QUOTA:
-            action = "stop"
-        is_alive = action != "retry" or status < 500
-        return Failure(action, f"HTTP {status}", str(result), status, _retry_after(result), is_alive)
-    if isinstance(result, (TimeoutError, openai.APITimeoutError)):
-        return Failure("retry", TIME_OUT, str(result) or "no reply within the time limit")
-    if isinstance(result, openai.APIConnectionError):
-        return Failure("retry", NO_CONNECTION, str(result))
-    if isinstance(result, openai.OpenAIError) and not isinstance(result, openai.APIResponseValidationError):
-        return Failure("refuse", type(result).__name__, str(result), is_alive=True)
-    if isinstance(result, Exception):
-        return Failure("retry", NO_JSON, str(result))
-    return Failure(
-        "retry", NO_JSON, f"the reply is no JSON: {str(result)[:100]!r}"
-    )  # the library returns such a page as it is
+def _of_reply(reply: BadReply) -> Failure:
+    if reply.status is not None:
+        return _of_status(reply.status, reply.detail, reply.code)
+    is_endpoints = reply.kind in (NO_JSON, NO_COMPLETION)
+    return Failure("retry", reply.kind, reply.detail, is_alive=not is_endpoints, by_time=is_endpoints)
+
+
+def _of_status(status: int, detail: str, code: str, after_s: float = 0.0) -> Failure:
+    action: Action = _STATUSES.get(status, "retry" if status >= 500 else "refuse")
+    if code == QUOTA:
+        action = "stop"
+    is_alive = action != "retry" or (status < 500 and status != 404)
+    return Failure(action, f"HTTP {status}", detail, status, after_s, is_alive, by_time=action == "retry")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause of an error, whose words are the most precise ("certificate verify failed")."""
+    for _ in range(10):
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            break
+        error = cause
+    return error
 
 
 def _retry_after(error: openai.APIStatusError) -> float:

@@ -6,8 +6,9 @@ refuses is a `SamplingError`, also with a refused key: the caller counts refusal
 
 A vLLM server gets what keeps it equal to the transformers engine: the assistant's turn is continued from `prefix`, stop
 strings stay in the text, forbidden tokens have a bias of -100, and the sampling defaults that the server would take from
-the model's generation_config.json are overridden. Other servers know none of that: a prefix is refused there. The random
-numbers of a seed are the server's own.
+the model's generation_config.json are overridden. Other servers know none of that: a prefix is refused there, and they get only
+what differs from the API's defaults. `leave_out` names further parameters that a server does not take. The random numbers of a
+seed are the server's own.
 """
 
 from __future__ import annotations
@@ -18,29 +19,34 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from openai.types.chat import ChatCompletion
-
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference import addresses
 from fgrpo.inference.base import (
     FORBIDDEN_BIAS,
     Completion,
+    NoText,
     Request,
     SamplingError,
+    TransientError,
     Unreachable,
     UnusableImage,
     check,
     describe,
 )
 from fgrpo.inference.budget import UsageMeter
-from fgrpo.inference.client import Client, ServedModel, estimate
+from fgrpo.inference.client import Client, estimate
+from fgrpo.inference.clock import SYSTEM, Clock
+from fgrpo.inference.connection import ServedModel
 from fgrpo.inference.endpoint import Endpoint, Limits
-from fgrpo.inference.failures import RequestFailed
+from fgrpo.inference.failures import Failure, RequestFailed
+from fgrpo.inference.parameters import fitted
+from fgrpo.inference.replies import Choice
 from fgrpo.policy import tokens
-from fgrpo.response import reasoning_of, with_trace
+from fgrpo.response import with_trace
 
 FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
+DEFAULTS: dict[str, Any] = {"n": 1, "top_p": 1.0}  # of the API; equal values are not sent
 REJECTED = (400, 413, 415, 422, 500)  # statuses of servers that cannot take the images
 _IMAGE_WORDS = re.compile(r"image|multi-?modal|vision|content type", re.IGNORECASE)
 NEUTRAL: dict[str, Any] = {
@@ -60,11 +66,13 @@ class OpenAISampler:
         tokenizer: folder or hub name of its tokenizer, from which the forbidden tokens are read; None forbids none.
         forbidden: ids to forbid instead of reading `tokenizer`.
         concurrency: requests in flight, over all endpoints.
+        leave_out: parameters that the server does not take (`fgrpo.inference.parameters.fitted`).
         attempts, timeout_s: attempts per request, and seconds per attempt.
         longest_wait_s: seconds between two attempts at most, also where a Retry-After header requests more.
-        patience_s: how long a request waits for endpoints that have answered before and are down (0: `attempts` only).
+        patience_s: how long a request is retried while the fault is an endpoint's (0: `attempts` only).
         rest_s: the longest time for which an endpoint that is down gets no request.
         meter: counts requests, tokens, retries and faults; a new one by default.
+        clock: measures the patience and waits between attempts.
 
     Raises:
         UserError: no endpoint, or something that is not an http address.
@@ -78,19 +86,21 @@ class OpenAISampler:
         tokenizer: str | None = None,
         forbidden: Sequence[int] | None = None,
         concurrency: int = 64,
-        attempts: int = 6,
+        leave_out: Sequence[str] = (),
+        attempts: int = 8,
         timeout_s: float = 600.0,
         longest_wait_s: float = 30.0,
         patience_s: float = 0.0,
         rest_s: float = 15.0,
         meter: UsageMeter | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         if not endpoints:
             raise UserError(
                 'engine.kind is "openai" but engine.endpoints is empty; give one, such as ["http://localhost:8000/v1"]'
             )
         self.urls = [addresses.normal_url(e) for e in addresses.resolve(endpoints, model, "engine.endpoints")]
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self._leave_out = model, tokenizer, frozenset(leave_out)
         self.meter = UsageMeter(name=model) if meter is None else meter
         self._forbidden = None if forbidden is None else tuple(forbidden)
         self._reading_tokenizer = threading.Lock()
@@ -104,14 +114,14 @@ class OpenAISampler:
             longest_wait_s=longest_wait_s,
             longest_rest_s=rest_s,
         )
-        served = ServedModel("endpoint", model, "engine.model_name")
-        self._client = Client(self.urls, served, limits, self.meter, checks_model=True)
+        served = ServedModel("endpoint", model, "engine.model_name", "engine.leave_out (or the model's file)")
+        self._client = Client(self.urls, served, limits, self.meter, checks_model=True, clock=clock)
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         """`request.n` continuations.
 
         Raises:
-            SamplingError: the request cannot be served, or (`Unreachable`) there was no endpoint in all attempts.
+            SamplingError: the request cannot be served; a `TransientError` if a later run may succeed.
             UserError: an endpoint serves other models, or the tokenizer cannot be read.
         """
         check(request)
@@ -121,12 +131,12 @@ class OpenAISampler:
 
         reserved = estimate(request.text + request.prefix, len(request.images), request.n * request.max_new_tokens)
         try:
-            reply = await self._client.complete(body, reserved)
+            may_be_blank = any(not stop.strip() for stop in request.stop)  # a step up to a line break
+            reply = await self._client.complete(body, reserved, request.n, takes_blank=may_be_blank)
         except RequestFailed as error:
-            kind = Unreachable if error.failure.is_unreachable else SamplingError
-            raise kind(f"{describe(request)}: {_explain(error, request, self.urls)}") from error
-        read = reply.usage.prompt_tokens if reply.usage else 0
-        return [_completion(request, choice, 0 if i else read) for i, choice in enumerate(_choices(request, reply))]
+            raise _error(error.failure)(f"{describe(request)}: {_explain(error, request, self.urls)}") from error
+        read = reply.usage[0] if reply.usage else 0
+        return [_completion(request, choice, 0 if i else read) for i, choice in enumerate(reply.choices)]
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -156,7 +166,8 @@ class OpenAISampler:
                 raise SamplingError(
                     f"{describe(request)}: only a vLLM server can continue from the prefix {request.prefix!r}"
                 )
-            return body
+            changed = {name: value for name, value in body.items() if DEFAULTS.get(name) != value}
+            return fitted(changed, self._leave_out)
         body |= {**NEUTRAL, "include_stop_str_in_output": True, "return_token_ids": True, "logprobs": True}
         if request.prefix:
             messages.append({"role": "assistant", "content": request.prefix})
@@ -165,7 +176,7 @@ class OpenAISampler:
             await asyncio.to_thread(self._read_forbidden)
         if self._forbidden:
             body["logit_bias"] = {str(i): FORBIDDEN_BIAS for i in self._forbidden}
-        return body
+        return fitted(body, self._leave_out)
 
     def _read_forbidden(self) -> None:
         """Read the forbidden tokens once, whichever request comes first."""
@@ -182,22 +193,19 @@ def _content(request: Request) -> list[dict[str, Any]]:
     return [*images, {"type": "text", "text": request.text}]
 
 
-def _choices(request: Request, reply: ChatCompletion) -> list[Any]:
-    choices = sorted(reply.choices or (), key=lambda choice: choice.index)
-    if len(choices) != request.n:
-        raise SamplingError(f"{describe(request)}: {request.n} continuations were requested and {len(choices)} came")
-    return choices
+def _completion(request: Request, choice: Choice, prompt_tokens: int) -> Completion:
+    """A choice as a completion, with reasoning of a field of its own as its trace."""
+    text = with_trace(choice.text, choice.reasoning, request.prefix)
+    return Completion(text, choice.finish, choice.token_ids, choice.logprobs, prompt_tokens)
 
 
-def _completion(request: Request, choice: Any, prompt_tokens: int) -> Completion:
-    if choice.finish_reason not in ("stop", "length"):
-        raise SamplingError(f"{describe(request)}: the server ended with {choice.finish_reason!r}")
-    logprobs = tuple(item.logprob for item in choice.logprobs.content or ()) if choice.logprobs else ()
-    ids = tuple(getattr(choice, "token_ids", None) or ())
-    if ids and len(ids) != len(logprobs):
-        raise SamplingError(f"{describe(request)}: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
-    text = with_trace(choice.message.content or "", reasoning_of(choice.message), request.prefix)
-    return Completion(text, choice.finish_reason, ids, logprobs, prompt_tokens)
+def _error(failure: Failure) -> type[SamplingError]:
+    """The kind of error that a failure is to callers of a sampler."""
+    if failure.is_unreachable:
+        return Unreachable
+    if not failure.is_transient:
+        return SamplingError
+    return NoText if failure.is_alive and not failure.by_time else TransientError
 
 
 def _explain(error: RequestFailed, request: Request, urls: Sequence[str]) -> str:
@@ -209,9 +217,11 @@ def _explain(error: RequestFailed, request: Request, urls: Sequence[str]) -> str
             advice = f"; does its model take images, and {len(request.images)} in one prompt (--limit-mm-per-prompt)?"
         attempts = f" after {error.attempts} attempts" if failure.action == "retry" else ""
         return f"the server refused it with {failure.status}{attempts}: {failure.detail}{advice}"
+    if failure.action == "retry" and failure.is_alive:
+        return f"no usable reply in {error.attempts} attempts ({failure.kind}: {failure.detail})"
     if failure.action == "retry":
         return (
-            f"no answer from {', '.join(urls)} in {error.attempts} attempts ({failure.kind}: {failure.detail}); "
+            f"no answer from {', '.join(map(addresses.shown, urls))} in {error.attempts} attempts ({failure.kind}: {failure.detail}); "
             "is a server running there?"
         )
     return failure.detail

@@ -221,10 +221,13 @@ def test_an_endpoint_that_dies_is_not_asked_for_all_that_is_left(
 
 
 def test_a_question_that_is_always_refused_does_not_block_what_follows(world: Config, tmp_path: Path) -> None:
-    """A killed or failed run is gone on with, although all that is left to ask is refused again."""
+    """A killed or failed run resumes, although all that is left is refused again."""
     checkpoint(world, tmp_path, "rl-fgrpo")
     picky = engine(world)
     picky.refuse = (base.load("mmvp", world).samples[0].question,)
+    with pytest.raises(UserError, match=r"4 of 8 requests have no answer .* more than eval\.max_refused_share=0\.02"):
+        run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, picky)
+    world = world.model_copy(update={"eval": world.eval.model_copy(update={"max_refused_share": 0.5})})
     folder = run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, picky)
     before = {name: (folder / name).read_bytes() for name in FILES}
     (folder / "done").unlink()

@@ -84,7 +84,7 @@ def test_sigkill_at_any_moment(world: Config, tmp_path: Path, monkeypatch: pytes
         await asyncio.sleep(0.01)
         return await plain(*args)
 
-    monkeypatch.setattr(score, "CHUNK", 3)  # several writes while scoring
+    monkeypatch.setattr(score, "IN_FLIGHT", 3)
     monkeypatch.setattr(score.Scorer, "score", slowly)
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     evaluate(few_at_once, whole, tmp_path / "whole.log")

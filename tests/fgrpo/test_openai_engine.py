@@ -155,7 +155,7 @@ def test_what_a_closed_model_is_sent(endpoints: list[Scripted]) -> None:
     assert not {"logit_bias", "top_k", "include_stop_str_in_output", "logprobs"} & set(server.asked[0])
 
 
-@pytest.mark.parametrize("status", [0, 408, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [0, 404, 408, 409, 425, 429, 500, 503])
 def test_what_another_attempt_may_resolve_is_retried(endpoints: list[Scripted], status: int) -> None:
     endpoints.append(server := Scripted(script=[status, status]))
     (answer,) = ask(sampler_of(server), [Request((), "Where?")])
@@ -163,7 +163,7 @@ def test_what_another_attempt_may_resolve_is_retried(endpoints: list[Scripted], 
     assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 405, 422, 501])
 def test_a_refused_request_fails_at_once_and_alone(endpoints: list[Scripted], status: int) -> None:
     endpoints.append(server := Scripted(script=[status]))
     sampler = sampler_of(server, concurrency=1)
@@ -258,7 +258,19 @@ def test_unusable_images_are_refused_and_the_others_answered(endpoints: list[Scr
 def test_addresses(endpoints: list[Scripted]) -> None:
     assert normal_url("http://host:8000") == "http://host:8000/v1"
     assert normal_url("https://host/api/v2/") == "https://host/api/v2"
-    for wrong in ("host:8000", "", "ftp://host/v1"):
+    assert normal_url("http://host/v1/chat/completions/") == normal_url(" http://host/v1/models\n") == "http://host/v1"
+    assert normal_url("https://host/openai?api-version=2&x=1") == "https://host/openai?api-version=2&x=1"
+    assert normal_url("https://host?x=1") == "https://host/v1?x=1"
+    assert normal_url("https://host/chat/completions") == "https://host"
+    for wrong in (
+        "host:8000",
+        "",
+        "ftp://host/v1",
+        "http://host:port/v1",
+        "http://[::1/v1",
+        "http://:80",
+        "https://?k=s",
+    ):
         with pytest.raises(UserError):
             normal_url(wrong)
     with pytest.raises(UserError, match="the endpoint at host has a user or password") as raised:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgrpo.response import COMMON, Tags, answer_span, closing, parse, reasoning_of, with_trace
+from fgrpo.inference.replies import reasoning_of
+from fgrpo.response import COMMON, Tags, answer_span, closing, parse, with_trace
 from fgrpo.types import Box
 
 ANSWERS = [
@@ -253,7 +253,7 @@ def test_reasoning_in_a_field_becomes_the_trace(content: str, reasoning: object,
 
 
 def test_the_fields_of_reasoning() -> None:
-    assert reasoning_of(SimpleNamespace(content="B", reasoning_content="a")) == "a"
-    assert reasoning_of(SimpleNamespace(content="B", reasoning="b")) == "b"
-    assert reasoning_of(SimpleNamespace(content="B", reasoning_content="", reasoning="b")) == "b"
-    assert reasoning_of(SimpleNamespace(content="B")) is None
+    assert reasoning_of({"content": "B", "reasoning_content": "a"}) == "a"
+    assert reasoning_of({"content": "B", "reasoning": "b"}) == "b"
+    assert reasoning_of({"content": "B", "reasoning_content": "", "reasoning": "b"}) == "b"
+    assert reasoning_of({"content": "B"}) == reasoning_of({"content": "B", "reasoning": ["b"]}) == ""

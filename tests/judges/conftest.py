@@ -121,6 +121,7 @@ def judge_config() -> Callable[..., Judge]:
             "backoff_s": 0.005,
             "timeout_s": 5.0,
             "attempts": 8,
+            "patience_s": 0.0,
             "concurrency": 16,
             "max_completion_tokens": 64,
             **more,

@@ -159,20 +159,22 @@ def test_thirty_percent_faults(fault_server: Any, judge_config: Any) -> None:
 
 
 UNUSABLE = [
-    "",
     "null",
     "[]",
     "CONSISTENT",
     '{"label": "CONSISTENT"}',
-    '{"why": "x", "label": "consistent"}',
-    '{"why": "x", "label": "CONSISTENT", "score": 1}',
+    '{"why": "x", "label": "CONSISTENT", "label": "INCONSISTENT"}',
+    '{"why": "x", "label": "CONSISTENT", "label": "CONSISTENT"}',
+    '{"why": "x", "label": "CONSISTENT or INCONSISTENT"}',
+    f"The verdict: {YES}",
+    f"```json\n{YES}\n```\n```json\n{NO}\n```",
+    f"<think>{YES}",
+    f"{YES}</think>",
     '{"why": 3, "label": "CONSISTENT"}',
     '{"why": "x", "label": "CONSISTENT"',
     YES + YES,
     "[" * 5000,
     {"text": YES, "finish": "length"},
-    {"body": json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})},
-    {"body": json.dumps({"error": "odd"})},
     400,
     413,
     422,
@@ -205,6 +207,11 @@ PASSING = [
     {"body": "garbage"},
     {"body": "<html>Bad gateway</html>", "headers": {"Content-Type": "text/html"}},
     {"body": "", "headers": {"Content-Type": "text/plain"}},
+    404,
+    425,
+    "",
+    {"body": json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})},
+    {"body": json.dumps({"error": "odd"})},
     {"text": YES, "wait": 1.0},
     {"text": YES, "drip": 0.05},
 ]
@@ -270,7 +277,7 @@ KEY = "sk-very-secret-123"
 FATAL = [
     (401, "refuses the key in MY_KEY"),
     (403, "refuses the key in MY_KEY"),
-    (404, "does not serve 'served-model'; it serves: served-model"),
+    (402, "requires a payment (HTTP 402"),
     (
         {"status": 429, "body": json.dumps({"error": {"message": KEY, "code": "insufficient_quota"}})},
         "quota of the key in MY_KEY",

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import fgrpo.inference.endpoint
 from fgrpo.errors import UserError
 from fgrpo.inference.endpoint import Pace
 from fgrpo.inference.vllm_server import free_port
 from judges.base import JudgeSet, build
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
+from tests.clock import FakeClock
 
 YES = json.dumps({"why": "because", "label": "CONSISTENT"})
 
@@ -39,22 +39,21 @@ async def settled(judges: JudgeSet, is_settled: Any) -> None:
 
 
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 500, 3000])
-def test_no_minute_holds_more_than_its_worth(per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: now)
-    pace, turns = Pace(per_minute), []
+def test_no_minute_holds_more_than_its_worth(per_minute: int) -> None:
+    clock = FakeClock()
+    pace, turns = Pace(per_minute, clock), []
     for n in range(3 * per_minute):
-        now += pace.take()
-        turns.append(now)
+        clock.seconds += pace.take()
+        turns.append(clock.seconds)
         if n == per_minute:
-            now += 90.0  # a pause must not save up turns
+            clock.seconds += 90.0  # a pause must not save up turns
     assert all(later - turn >= 60.0 for turn, later in zip(turns, turns[per_minute:], strict=False))
     assert turns[-1] - turns[0] < 62.0 * 3 + 90.0 + 1e-6  # and it does not dawdle
 
 
-def test_an_unused_reservation_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fgrpo.inference.endpoint.time, "monotonic", lambda: 1000.0)
-    thrifty, wasteful = Pace(1000), Pace(1000)
+def test_an_unused_reservation_is_given_back() -> None:
+    clock = FakeClock()
+    thrifty, wasteful = Pace(1000, clock), Pace(1000, clock)
     for _ in range(5):
         thrifty.take(500)
         thrifty.give_back(490)

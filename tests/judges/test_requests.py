@@ -93,8 +93,8 @@ def test_extraction_is_a_structured_choice_of_letters(fault_server: Any, judge_c
             verdicts = await ask(
                 judge_config(server.url, concurrency=1), lambda judges: judges.ask(EXTRACTION_TASK, items)
             )
-            assert [v.label for v in verdicts] == ["B", "0", None, None, None]
-            assert [v.failed for v in verdicts] == [False, False, True, True, True]
+            assert [v.label for v in verdicts] == ["B", "0", None, "B", None]
+            assert [v.failed for v in verdicts] == [False, False, True, False, True]
             assert server.bodies[0]["structured_outputs"] == {"choice": ["A", "B", "0"]}
             assert "response_format" not in server.bodies[0]
             assert server.bodies[0]["temperature"] == 0.0
@@ -127,7 +127,13 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
     form = body["response_format"]["json_schema"]
     assert form["strict"] is True and form["schema"]["properties"]["label"]["enum"] == ["A", "B", "0"]
     assert call.parse('{"label": "B"}') == (("B", ""),)
-    for bad in ('{"label": "C"}', '{"label": ["B"]}', '{"label": "B", "why": ""}', '{"label": "B"} B'):
+    for bad in (
+        '{"label": "C"}',
+        '{"label": ["B"]}',
+        '{"why": ""}',
+        '{"label": "B", "label": "A"}',
+        '{"label": "B"} B',
+    ):
         with pytest.raises(Unusable):
             call.parse(bad)
 
@@ -150,5 +156,61 @@ def test_pictures_as_files_share_the_cache_with_base64(fault_server: Any, judge_
             picture(tmp_path / "a b.png", "JPEG")  # another content under the same name is another question
             await ask(other, lambda judges: judges.ask_several(GROUNDING_TASK, [item]))
             assert len(server.bodies) == 2
+
+    asyncio.run(go())
+
+
+VERDICT = '{"why": "x", "label": "CONSISTENT"}'
+READABLE = [
+    (VERDICT, ()),
+    (f" {VERDICT}\n", ()),
+    (f"```json\n{VERDICT}\n```", ("code fence",)),
+    (f"```\n{VERDICT}\n```\n", ("code fence",)),
+    (f"```JSON {VERDICT}```", ("code fence",)),
+    (f"<think>Hm.</think>{VERDICT}", ("think block",)),
+    (f"<THINK>\nHm.\n</THINK>\n\n```json\n{VERDICT}\n```", ("think block", "code fence")),
+    (f"<thinking>{{}}</thinking> {VERDICT}", ("think block",)),
+    (f"opened by the template </think>{VERDICT}", ("think block",)),
+    ('{"why": "x", "label": "CONSISTENT", "score": 1}', ("further key",)),
+    ('{"why": "x", "label": "consistent"}', ("other case",)),
+    ('{"why": "x", "label": " Consistent "}', ("other case",)),
+    ('<think>a</think>{"why": "x", "label": "consistent", "n": null}', ("think block", "further key", "other case")),
+]
+
+
+@pytest.mark.parametrize("reply", READABLE, ids=range(len(READABLE)))
+def test_a_reply_with_one_reading_is_read_and_counted_by_form(
+    reply: tuple[str, tuple[str, ...]], fault_server: Any, judge_config: Any
+) -> None:
+    text, forms = reply
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: text) as server:
+
+            async def body(judges: Any) -> None:
+                (verdict,) = await judges.ask(CONSISTENCY_TASK, [item(0)])
+                assert (verdict.label, verdict.reason) == ("CONSISTENT", "x")
+                assert judges.meter.forms == dict.fromkeys(forms, 1) == judges.meter.to_dict()["forms"]
+
+            await ask(judge_config(server.url), body)
+
+    asyncio.run(go())
+
+
+def test_an_unusable_reply_is_asked_again_where_another_may_come(fault_server: Any, judge_config: Any) -> None:
+    """At temperature 0 the same reply would come; a judge that reasons, or whose temperature is left out, samples."""
+
+    async def count(usable_from: int, **more: Any) -> tuple[int, bool]:
+        async with fault_server(lambda n, body: YES if n >= usable_from else "garbage") as server:
+            (verdict,) = await ask(
+                judge_config(server.url, attempts=3, **more), lambda judges: judges.ask(CONSISTENCY_TASK, [item(0)])
+            )
+            return len(server.bodies), verdict.failed
+
+    async def go() -> None:
+        assert await count(1) == (1, True)
+        for sampling in ({"reasoning_effort": "low"}, {"leave_out": ("temperature",)}):
+            assert await count(2, **sampling) == (3, False)
+            assert await count(9, **sampling) == (3, True)
 
     asyncio.run(go())

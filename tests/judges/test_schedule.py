@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletion
 
 from fgrpo.inference.client import Client
 from judges.backends.openai import BACKEND
@@ -60,7 +59,7 @@ class Connection:
         self.busy_s, self.now, self.most = 0.0, 0, 0
         self.chain_s: Counter[int] = Counter()
 
-    async def post(self, path: str, **_: Any) -> ChatCompletion:
+    async def post(self, path: str, **_: Any) -> bytes:
         begin = asyncio.get_running_loop().time()
         self.now += 1
         self.most = max(self.most, self.now)
@@ -73,13 +72,11 @@ class Connection:
             self.busy_s += took
             self.chain_s[ROLLOUT.get()] += took
 
-    async def _outcome(self) -> ChatCompletion:
+    async def _outcome(self) -> bytes:
         if self.rng.random() > 0.3:
             message = {"role": "assistant", "content": YES}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            return ChatCompletion.model_validate(
-                {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-            )
+            return json.dumps({"choices": [choice]}).encode()
         request = httpx.Request("POST", "http://x")
         kind = self.rng.randrange(6)
         if kind == 0:
@@ -87,7 +84,7 @@ class Connection:
         if kind == 1:
             raise openai.APIConnectionError(request=request)  # type: ignore[arg-type]
         if kind == 2:
-            raise json.JSONDecodeError("x", "x", 0)
+            return b"<html>"
         status = (500, 503, 429)[kind % 3]
         headers = {"retry-after": "1"} if status == 429 else {}
         answer = httpx.Response(status, headers=headers, request=request)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import judges.cache
 from fgrpo.schema import Judge
 from judges.base import build
 from judges.cache import Cache
@@ -118,3 +119,37 @@ def test_a_dead_process_blocks_no_other(tmp_path: Path) -> None:
     assert mine.claim("k", 1000.0)  # its time is over
     mine.put("k", "consistency", "m", "reply")
     assert mine.get("k") == "reply" and mine.claim("k", 1.0)  # the claim went with the reply
+
+
+def test_a_claim_of_a_process_whose_id_was_used_again_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process runs, but it started later than the one that claimed."""
+    first, second = Cache(tmp_path / "c.sqlite"), Cache(tmp_path / "c.sqlite")
+    assert first.claim("k", 1000.0) and not second.claim("k", 1000.0)
+    started = judges.cache._start_of
+    monkeypatch.setattr(judges.cache, "_start_of", lambda pid: started(pid) + 1.0)
+    assert not second.claim("k", 1000.0)  # within what a clock may be set by
+    monkeypatch.setattr(judges.cache, "_start_of", lambda pid: started(pid) + 60.0)
+    assert second.claim("k", 1000.0)
+
+
+def test_a_judge_behind_an_endpoint_keeps_its_replies_in_the_run(url: str, tmp_path: Path) -> None:
+    """By default; without a run, or with null, nothing is kept."""
+
+    async def ask(run: Path | None, **more: Any) -> int:
+        Counting.asked.clear()
+        config = Judge(backend="openai", model="m", endpoints=(url,), max_completion_tokens=64, concurrency=4, **more)
+        built = build(config, "unused", run)
+        items = [ConsistencyItem(str(n), "Where?", ("left", "right"), f"Reasoning {n}.", "left") for n in range(5)]
+        await built.ask(CONSISTENCY_TASK, items)
+        await built.close()
+        return sum(Counting.asked.values())
+
+    run = tmp_path / "run"
+    run.mkdir()
+    assert [asyncio.run(ask(run)), asyncio.run(ask(run))] == [5, 0]
+    assert (run / "judge_replies.sqlite").exists()
+    assert [asyncio.run(ask(run, cache=None)), asyncio.run(ask(None)), asyncio.run(ask(None))] == [5, 5, 5]
+    oracle = build(Judge(backend="oracle", model="oracle", max_completion_tokens=1, concurrency=1), "unused", run)
+    assert oracle.name and not list(run.glob("oracle*"))
