@@ -115,6 +115,8 @@ def test_a_killed_shard_is_completed_by_the_merge(tmp_path: Path) -> None:
     folder = runs / "smoke" / "mcts-parts" / "1-of-2"
     data = (folder / "trees.jsonl").read_bytes()
     (folder / "trees.jsonl").write_bytes(data[: len(data) - 30])  # a partly written last line
+    for name in ("done", "manifest.json"):  # which a killed stage has not written
+        (folder / name).unlink()
     merging = ScriptedEngine()
     merged = distil(CONFIG, runs, merging)
     assert 0 < len({request.text for request in merging.requests}) == 5, "the second shard, and the torn tree"

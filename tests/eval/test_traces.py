@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai.types.chat import ChatCompletion
 
 from eval import models, score, summary, tables
 from eval.extraction import EXTRACTION_TASK
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.inference import openai_engine
+from fgrpo.inference import openai_engine, replies
 from fgrpo.inference.base import Request
 from fgrpo.types import EvalRecord, Rollout, Sample, Verdict
 from judges.base import JudgeSet
@@ -107,15 +107,8 @@ def test_the_extraction_judge_sees_the_answer_alone() -> None:
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_a_reasoning_field_of_an_endpoint_reaches_the_scores(field: str) -> None:
     message = {"role": "assistant", "content": "A", field: TRACE}
-    reply = ChatCompletion.model_validate(
-        {
-            "id": "1",
-            "created": 0,
-            "model": "m",
-            "object": "chat.completion",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-        }
-    )
+    body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+    reply = replies.read_reply(json.dumps(body).encode())
     completion = openai_engine._completion(Request((), "?"), reply.choices[0], 0)
     record, judge = scored(completion.text)
     assert record.scores["consistency"].value == record.scores["accuracy"].value == 1.0
