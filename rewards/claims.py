@@ -21,7 +21,9 @@ Numbers = tuple[float, float, float, float]
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
 _FOUR = ",".join([_NUMBER] * 4)
 _BOX = re.compile(rf"(?:<\w{{1,12}}>)?\s*[\[(]{_FOUR}[\])]\s*(?:</\w{{1,12}}>)?|<\w{{1,12}}>{_FOUR}</\w{{1,12}}>")
-_TOKEN = re.compile(r"\w+")
+_TOKEN = re.compile(r"(?<!\w)[+-]?\d+(?:[.,]\d+)*|\w+|[<>=≠≤≥]+")
+_LABEL_A = re.compile(r"(?<=\S )A\b|^A(?= (?:is|are|was|were|has|have|and|or)\b| ?[^\w\s]|$)")  # no article
+_BLANKS = re.compile(r"\s+")
 _LEAD_IN = re.compile(
     r"^(?:(?:so|therefore|thus|hence|then|now|and|but|also|again|indeed|finally|overall|wait|well|yes|ok|okay|clearly|obviously"
     r"|actually|in conclusion|in summary|once (?:more|again)|as (?:mentioned|stated|said|noted|seen)(?: before| above| earlier)?"
@@ -94,11 +96,17 @@ def claims(texts: Sequence[str]) -> list[Claim]:
     return out
 
 
-def repeated(of_trace: Sequence[Claim]) -> set[int]:
-    """Places of claims that were made before: in the same words, and with no box that is new for them."""
+def repeated(of_trace: Sequence[Claim], earns: Sequence[bool] | None = None) -> set[int]:
+    """Places of claims that were made before: in the same words, and with no box that is new for them.
+
+    Args:
+        earns: which claims hold by their own verdict; the others are neither repeated nor a first time. None: all.
+    """
     known: dict[Hashable, list[Numbers]] = {}
     places = set()
     for place, claim in enumerate(of_trace):
+        if earns is not None and not earns[place]:
+            continue
         if claim.words not in known:
             known[claim.words] = list(claim.boxes)
             continue
@@ -148,7 +156,8 @@ def _read(text: str) -> tuple[str, tuple[Numbers, ...]]:
         boxes.append((x1, y1, x2, y2))
         return " "
 
-    plain = _BOX.sub(take, visible(text)).casefold().replace("’", "'").replace("n't", " not").replace("'s", " is")
+    shown = _LABEL_A.sub("label_a", _BLANKS.sub(" ", visible(text)).strip())
+    plain = _BOX.sub(take, shown).casefold().replace("’", "'").replace("n't", " not").replace("'s", " is")
     plain = _LEAD_IN.sub("", " ".join(plain.strip(" \t*_\"'([").split()))
     return _FRONT.sub("infront", _SIDE.sub(r"\1", plain)), tuple(boxes)
 

@@ -192,7 +192,7 @@ def _score(trace: Sequence[Sentence], verdicts: Sequence[Verdict], context: Rewa
     judged = dict(zip(_judged_places(trace), verdicts, strict=True))
     of_judged = claims([trace[i].text for i in judged])
     places = list(judged)
-    again = {places[n] for n in repeated(of_judged)}
+    again = {places[n] for n in repeated(of_judged, [verdict.label == "CORRECT" for verdict in verdicts])}
     detail = [_labelled(s, judged.get(i), i in again) for i, s in enumerate(trace)]
     over_cap = sum(s.visual for s in trace) - len(judged)
     counted = {"repeated": sum(d["reason"] == REPEATED for d in detail), "over_cap": over_cap}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import tracemalloc
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +90,27 @@ OTHER = [
     (RED, AT),
     ("The car is at <box>[0.1,0.1,0.5,0.5]</box>.", "The car is at <box>[0.3,0.1,0.7,0.5]</box>."),
     ("红色的圆在左边。", "红色的圆在右边。"),
+    ("A is closer than B.", "B is closer than A."),
+    ("The reading is -5.", "The reading is 5."),
+    ("Here x < 3 holds.", "Here x > 3 holds."),
 ]
+
+
+@pytest.mark.parametrize("earlier", ["SKIP", "INCORRECT"])
+@pytest.mark.parametrize("mean", ["sentences", "claims"])
+def test_a_claim_that_earned_nothing_before_is_no_repetition(earlier: str, mean: str, scripted: Any) -> None:
+    """The judge may accept a sentence on its second occurrence alone; then that one earns."""
+    judges = JudgeSet(scripted(lambda i: (Verdict(earlier), Verdict("CORRECT"))))
+    got = grounding(judges, RED, RED, grounding_mean=mean)
+    assert got.value == {"SKIP": 1.0, "INCORRECT": {"sentences": 0.5, "claims": 0.0}[mean]}[earlier]
+    assert [s["label"] for s in got.detail["sentences"]] == [earlier, "CORRECT"]
+
+
+@pytest.mark.parametrize("text", ["The cat is" + " " * 200_000 + "red.", "[" + " " * 200_000 + "1,", "<b>" * 100_000])
+def test_a_claim_of_any_text_is_read_in_linear_time(text: str) -> None:
+    begin = time.process_time()
+    claims([text])
+    assert time.process_time() - begin < 5  # seconds of CPU; quadratic work takes minutes
 
 
 @pytest.mark.parametrize(("first", "second"), SAME)
