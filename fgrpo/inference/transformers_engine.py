@@ -244,8 +244,9 @@ class FeatureCache:
     def _compute(self, missing: dict[str, tuple[tuple[str, int, int], object]]) -> None:
         model = self._model
         pixels = self._image_processor(images=[image for _, image in missing.values()], return_tensors="pt")
-        grids = pixels["image_grid_thw"].to(model.device)
-        features = backbone.of_model(model).image_features(model, pixels["pixel_values"].to(model.device), grids)
+        family = backbone.of_model(model)
+        grids = pixels[family.grid_field].to(model.device)
+        features = family.image_features(model, pixels["pixel_values"].to(model.device), grids)
         for (path, (key, _)), feature, grid in zip(missing.items(), features, grids, strict=True):
             self._cached[key] = self._current[path] = (
                 feature.clone(),

@@ -190,6 +190,7 @@ def test_no_other_module_holds_a_fact_about_a_family() -> None:
     facts = re.compile(
         r"Qwen2_5_VL|Qwen2VL|<\|(?:image_pad|video_pad|vision_start|vision_end)\|>|qwen2_5_vl|['\"]merger|\bmodel\.visual\b"
         r"|get_image_features|get_rope_index|video_token_id|vision_start_token_id|spatial_merge_size"
+        r"|image_grid_thw"
     )
     packages = ("data_curation", "eval", "fgrpo", "judges", "mcts", "ops", "perf", "rewards", "rl", "scripts", "sft")
     faults = []
