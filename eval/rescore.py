@@ -14,11 +14,12 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 import judges.base as judges
-from eval import base, metrics, miniworld_truth, models, score, summary
+from eval import base, kept_scores, metrics, miniworld_truth, models, score, summary
 from eval.extraction import evaluation_tasks
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, Agreement, Pair, compare
 from eval.judge_validation.stored import QUESTIONS, questions
@@ -28,9 +29,10 @@ from eval.run import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.errors import unknown
-from fgrpo.key_kinds import JUDGE_TRANSPORT
-from fgrpo.runs import held, require, write_json
+from fgrpo.errors import UserError, unknown
+from fgrpo.inference.addresses import shown
+from fgrpo.key_kinds import of_judge
+from fgrpo.runs import RESCORED, held, require, write_json
 from fgrpo.schema import Config, Eval, Judge
 from fgrpo.types import EvalRecord, Score
 
@@ -45,7 +47,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
     """
     generations = require(folder / "generations.jsonl", "eval")
     chosen = _judge(config, judge)
-    out = folder / "rescored" / re.sub(r"[^\w.-]+", "-", judge)
+    out = folder / RESCORED / re.sub(r"[^\w.-]+", "-", judge)
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         _score(config, folder, judge, chosen, generations, out)
@@ -73,19 +75,19 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         return records
 
     identity = {
-        "judge": chosen.model_dump(mode="json", exclude=set(JUDGE_TRANSPORT)),
+        "judge": of_judge(chosen.model_dump(mode="json")),
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
         "rewards": [measure.score for measure in reward_measures()],
         "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
     }
-    _forget_other_judge(out, json.dumps(identity, sort_keys=True))
+    _settle_judge(out, identity)
     records = asyncio.run(work())
     check_failures(records, config)
     paired = [name for name in {r.benchmark for r in records} if base.benchmark(name).paired]
     result = {
         "model": folder.name,
-        "judge": chosen.model_dump(mode="json"),
+        "judge": {**of_judge(chosen.model_dump(mode="json")), "endpoints": [*map(shown, chosen.endpoints)]},
         **summary.summarise(records, paired, config.eval),
     }
     write_json(out / "summary.json", result)
@@ -136,13 +138,27 @@ def _judge(config: Config, name: str) -> Judge:
     return config.judges.evaluation.model_copy(update={"backend": name})
 
 
-def _forget_other_judge(out: Path, identity: str) -> None:
-    """Drop the scores in `out` if a judge with other settings or prompts, or other rewards, gave them."""
+def _settle_judge(out: Path, identity: dict[str, Any]) -> None:
+    """Put scores in `out` that a judge with other settings or prompts, or other rewards, gave into `eval.kept_scores`.
+
+    Raises:
+        UserError: the record of the scores' judge is damaged.
+    """
     marker = out / "judge.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8") != identity:
-        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json"):
-            (out / name).unlink(missing_ok=True)
-    marker.write_text(identity, encoding="utf-8")
+    stored: dict[str, Any] | None = None
+    if marker.is_file():
+        try:
+            stored = json.loads(marker.read_text(encoding="utf-8"))
+            stored = {**stored, "judge": of_judge(stored["judge"])}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{marker} is empty or damaged, so it is unknown which judge made {out / 'verdicts.jsonl'}; restore it, or "
+                "delete it to judge the stored answers again"
+            ) from error
+    if stored != identity:
+        kept_scores.put_away(out, stored)
+    write_json(marker, identity)
+    kept_scores.bring_back(out, identity)
 
 
 def _print_difference(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> None:

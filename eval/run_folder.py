@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import base, models
+from eval import base, kept_scores, models
 from eval.extraction import evaluation_tasks
 from eval.measures import measures
 from eval.results import SCORING
 from fgrpo import shards
 from fgrpo.errors import UserError
 from fgrpo.identity import Identity
-from fgrpo.key_kinds import JUDGE_TRANSPORT
+from fgrpo.key_kinds import of_judge
 from fgrpo.pending import pending
 from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
@@ -27,6 +27,8 @@ from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.training import stored
 from judges.base import JudgeSet
+
+JUDGE_ROLES = ("evaluation", "extraction")
 
 
 def open_run(
@@ -45,7 +47,7 @@ def open_run(
     """
     if spec.made_by is not None:
         verify(Path(path), spec.made_by)
-        problem = stored.problem_of(Path(path)) if (Path(path) / stored.CHECKSUMS).exists() else None
+        problem = stored.problem_of(Path(path), ()) if (Path(path) / stored.CHECKSUMS).exists() else None
         if problem is not None:
             raise UserError(f"{path} is damaged: {problem}; evaluate another checkpoint, or restore this one")
     stage = shards.stage(f"eval/{name}", shard)
@@ -70,6 +72,7 @@ def has_all(run: Run, benchmarks: Sequence[str]) -> bool:
 def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> dict[str, Any]:
     """What the generations depend on."""
     engine = models.engine_config(spec, config).engine
+    left_out = {"leave_out": sorted(engine.leave_out)} if engine.leave_out else {}
     texts = "\0".join(models.template(spec, config, has_choices=has) for has in (True, False))
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
@@ -78,7 +81,7 @@ def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> di
     )
     return {
         "model": model if Path(path).is_dir() else model | {"path": path},  # a folder counts by its content
-        "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name},
+        "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name, **left_out},
         "prompts": digest(texts),
         "decoding": {key: plain["eval"][key] for key in decoding} | {"temperature": models.temperature(spec, config)},
         "seed": config.seed,
@@ -92,15 +95,15 @@ def _inputs(path: str) -> list[Path]:
 
 def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     """What the verdicts depend on."""
-    roles = {
-        role: getattr(config.judges, role).model_dump(mode="json", exclude=set(JUDGE_TRANSPORT))
-        for role in ("evaluation", "extraction")
-    }
+    roles = {role: of_judge(getattr(config.judges, role).model_dump(mode="json")) for role in JUDGE_ROLES}
     return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
 
 
 def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
-    """Drop scores of other judges or rewards, or a summary with other intervals; the generations stay."""
+    """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
+
+    A summary with other intervals is computed again.
+    """
     boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
     every = measures()
     identity = {**judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
@@ -113,12 +116,13 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     }
     path = run.path / SCORING
     scoring = _stored_scoring(path)
-    if scoring is None or scoring["judges"] != identity:
-        for name in ("scores.jsonl", "verdicts.jsonl", "summary.json", "done"):
-            (run.path / name).unlink(missing_ok=True)
-    elif scoring["summary"] != intervals:
-        (run.path / "done").unlink(missing_ok=True)
+    is_of_others = scoring is None or scoring["judges"] != identity
+    if is_of_others or (scoring is not None and scoring["summary"] != intervals):
+        run.reopen()
+    if is_of_others:
+        kept_scores.put_away(run.path, None if scoring is None else scoring["judges"])
     write_json(path, {"judges": identity, "summary": intervals})
+    kept_scores.bring_back(run.path, identity)
 
 
 def _stored_scoring(path: Path) -> dict[str, Any] | None:
@@ -131,8 +135,9 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
         return None
     try:
         scoring = json.loads(path.read_text(encoding="utf-8"))
-        return {"judges": scoring["judges"], "summary": scoring["summary"]}
-    except (ValueError, KeyError, TypeError) as error:
+        judges = {k: of_judge(v) if k in JUDGE_ROLES else v for k, v in scoring["judges"].items()}
+        return {"judges": judges, "summary": scoring["summary"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         verdicts = path.with_name("verdicts.jsonl")
         if not verdicts.is_file() or verdicts.stat().st_size == 0:
             return None

@@ -17,12 +17,12 @@ from fgrpo import prompts
 from fgrpo.config import stage_keys
 from fgrpo.errors import UserError
 from fgrpo.hashing import Hashes
-from fgrpo.key_kinds import Kind, flat, of_kind
+from fgrpo.key_kinds import Kind, flat, kind_of, of_kind
 from fgrpo.schema import Config
 
 FILE = "config.json"
 ABSENT = "(absent)"
-_SFT_BATCH = "sft.batch_size x sft.gradient_accumulation"
+_SFT_BATCH = "sft.batch_size x sft.gradient_accumulation"  # x processes: traces per optimizer step
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Identity:
         whole = stage_keys(config, stage)
         return cls(
             of_kind(whole, Kind.EXPERIMENT),
-            _contents(whole, hashes),
+            _contents(whole, hashes) | _batch(config, whole),
             hashed,
             means=flat(of_kind(whole, Kind.MEANS)),
             length={name: _length(whole[name]) for name in ("sft", "rl") if name in whole},
@@ -102,9 +102,12 @@ class Identity:
             try:
                 stored = pick(json.loads(file.read_text(encoding="utf-8")))
                 parts = {name: dict(stored.get(name, {})) for name in cls.__dataclass_fields__}
-                return cls(**parts) if "config" in stored and "inputs" in stored else None
+                parts["length"] = {section: dict(length) for section, length in parts["length"].items()}
+                hashes = [*parts["contents"].values(), *parts["inputs"].values(), *parts["growing"].values()]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, empty or damaged
                 continue
+            if "config" in stored and "inputs" in stored and all(isinstance(text, str) for text in hashes):
+                return cls(**parts)
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,8 +116,11 @@ class Identity:
 
     def experiment(self) -> dict[str, Any]:
         """What decides equality, by dotted key."""
-        values = {key: value for key, value in flat(self.config).items() if key not in self.contents}
-        return values | {f"content of {key}": value for key, value in self.contents.items()}
+        values = {
+            key: value for key, value in flat(self.config).items() if key not in self.contents and _counts(key, value)
+        }
+        named = {key if key == _SFT_BATCH else f"content of {key}": value for key, value in self.contents.items()}
+        return values | named
 
     def same(self, other: Identity) -> bool:
         """Whether both are the same experiment on the same inputs, whatever their length."""
@@ -144,6 +150,11 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
+def _counts(key: str, value: Any) -> bool:
+    """Whether a stored key decides equality: its kind may have changed since, and an older folder has no `leave_out`."""
+    return kind_of(key) in (None, Kind.EXPERIMENT) and (bool(value) or not key.endswith(".leave_out"))
+
+
 def labels(inputs: Iterable[str | Path], root: Path) -> dict[str, Path]:
     """{label: path}: the path below the run root, else its last two parts; no two inputs share a label."""
     out: dict[str, Path] = {}
@@ -170,9 +181,15 @@ def _contents(whole: Mapping[str, Any], hashes: Hashes) -> dict[str, str]:
                 out[key] = prompts.digest(prompts.read(value))
             except UserError:  # the stage that reads the prompt reports it; here its name counts
                 continue
-    if "sft" in whole:
-        out[_SFT_BATCH] = str(whole["sft"]["batch_size"] * whole["sft"]["gradient_accumulation"])
     return out
+
+
+def _batch(config: Config, whole: Mapping[str, Any]) -> dict[str, str]:
+    """Traces per optimizer step of SFT, over all processes, which `launch` sets. RL's batches are keys of their own."""
+    if "sft" not in whole:
+        return {}
+    sft, launch = config.sft, config.launch
+    return {_SFT_BATCH: str(sft.batch_size * sft.gradient_accumulation * launch.sft_processes * launch.machines)}
 
 
 def _length(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,21 +24,20 @@ class Kind(Enum):
     EXPERIMENT = "experiment"
 
 
-# What of a judge cannot change a verdict, and so is no part of what a stage depends on.
-JUDGE_TRANSPORT = frozenset(
-    {
-        *("endpoints", "api_key_env", "concurrency", "timeout_s", "attempts", "backoff_s", "patience_s"),
-        *("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "money_cap", "token_cap"),
-        *("cache", "images", "engine", "leave_out"),
-    }
-)
-
 _NONE, _MEANS, _LENGTH, _EXPERIMENT = Kind.NO_EFFECT, Kind.MEANS, Kind.LENGTH, Kind.EXPERIMENT
 _SERVING = {_NONE: "images context tensor_parallel data_parallel dtype memory_share"}
 _LORA = {_EXPERIMENT: "rank alpha dropout"}
+# `max_completion_tokens`: a reply that is cut off is no verdict, so another limit changes none.
 _JUDGE = {
-    _NONE: " ".join(sorted(JUDGE_TRANSPORT)),
-    _EXPERIMENT: "backend model reasoning_effort max_completion_tokens box_frame sentence_calls rubric labels blind",
+    _NONE: "endpoints api_key_env concurrency timeout_s attempts backoff_s patience_s requests_per_minute "
+    "tokens_per_minute prompt_price completion_price money_cap token_cap cache images max_completion_tokens",
+    _EXPERIMENT: "backend model reasoning_effort box_frame sentence_calls rubric labels blind engine leave_out",
+}
+# Arguments of vllm.LLM; every other one (revision, quantization, dtype) may make it another model.
+_JUDGE_ENGINE = {
+    _NONE: "gpu_memory_utilization kv_cache_memory_bytes tensor_parallel_size pipeline_parallel_size data_parallel_size "
+    "max_num_seqs max_num_batched_tokens swap_space cpu_offload_gb enable_prefix_caching enforce_eager download_dir "
+    "disable_log_stats distributed_executor_backend",
 }
 
 # section -> {kind: names of its keys}; * stands for a name that the configuration chooses.
@@ -48,9 +47,9 @@ KINDS: dict[str, dict[Kind, str]] = {
     "models": {_EXPERIMENT: "base teacher"},
     "policy": {_EXPERIMENT: "box_tag box_frame"},
     "engine": {
-        _NONE: "endpoints concurrency prompt_price completion_price patience_s leave_out",
+        _NONE: "endpoints concurrency prompt_price completion_price patience_s",
         _MEANS: "batch_size gpu_memory tensor_parallel",
-        _EXPERIMENT: "kind model_name dtype context_length",
+        _EXPERIMENT: "kind model_name dtype context_length leave_out",
     },
     "prompts": {_EXPERIMENT: "think direct teacher"},
     "launch": {_NONE: "machines sft_processes rl_processes address port timeout_s"},
@@ -94,6 +93,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     },
     "rl.lora": _LORA,
     "judges.*": _JUDGE,
+    "judges.*.engine": _JUDGE_ENGINE,
     "eval": {
         _MEANS: "max_refused_share batch_size",
         _EXPERIMENT: "engine benchmarks models limit temperature max_new_tokens context_length dtype bootstrap_samples "
@@ -143,3 +143,12 @@ def of_kind(section: Mapping[str, Any], *kinds: Kind) -> dict[str, Any]:
         return out
 
     return part(section, "")
+
+
+def of_judge(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a judge's settings (`judges.<role>`, as plain JSON) can change a verdict. Empty settings are left out.
+
+    Settings that an older version stored pass through it too, so that only real differences count.
+    """
+    kept = of_kind({"judges": {"role": settings}}, Kind.EXPERIMENT)["judges"]["role"]
+    return {name: value for name, value in kept.items() if value or name not in ("engine", "leave_out")}

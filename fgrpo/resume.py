@@ -7,8 +7,11 @@ No folder with checkpoints or paid work is moved without being asked for. Change
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 _BOOKKEEPING = frozenset(  # files that are no work: written before it, or about it
     {IDENTITY, CHANGES, "manifest.json", "done", "scoring.json", "metrics.jsonl", "questions.jsonl"}
 )
+JUDGE_REPLIES, LEDGER = "judge_replies.sqlite", "spend.jsonl"  # of a run that pays for requests
 _CHEAP_STAGES = ("world",)  # written again within a minute
 _RESTART, _RESUME = "restart", "resume"
 
@@ -53,7 +57,7 @@ def settle(path: Path, stage: str, config: Config, new: Identity) -> None:
         if any(change.kind is Kind.LENGTH for change in changes):
             _extend(path, changes)
     elif changes:
-        _record(path, changes)
+        record(path, changes)
 
 
 def recorded_changes(path: Path) -> list[dict[str, Any]]:
@@ -64,14 +68,37 @@ def recorded_changes(path: Path) -> list[dict[str, Any]]:
         return []
 
 
+def is_training(stage: str) -> bool:
+    """Whether a stage trains: its work is in checkpoints."""
+    return stage == "sft" or stage.startswith("rl-")
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether a run folder has checkpoints."""
+    return any((path / CHECKPOINTS).glob("checkpoint-*"))
+
+
 def holds_work(path: Path, stage: str) -> bool:
     """Whether an unfinished folder holds checkpoints or items that a rerun would keep."""
     if stage in _CHEAP_STAGES:
         return False
-    if stage == "sft" or stage.startswith("rl-"):
-        return any((path / CHECKPOINTS).glob("checkpoint-*")) or (path / "final").exists()
+    if is_training(stage):
+        ledger = path / LEDGER
+        has_spent = ledger.is_file() and ledger.stat().st_size > 0
+        return has_checkpoints(path) or (path / "final").exists() or has_spent or _has_replies(path / JUDGE_REPLIES)
     files = (p for p in path.rglob("*") if p.is_file() and p.name not in _BOOKKEEPING and p.suffix != ".part")
     return any(p.stat().st_size > 0 for p in files)
+
+
+def _has_replies(file: Path) -> bool:
+    """Whether a file of judge replies holds any; one that cannot be read counts as work."""
+    if not file.is_file() or file.stat().st_size == 0:
+        return False
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as replies:
+            return replies.execute("SELECT 1 FROM replies LIMIT 1").fetchone() is not None
+    except sqlite3.Error:
+        return True
 
 
 def supersede(path: Path, stage: str) -> Path:
@@ -79,9 +106,13 @@ def supersede(path: Path, stage: str) -> Path:
     old = path.parent / SUPERSEDED
     old.mkdir(exist_ok=True)
     number = 0
-    while (target := old / f"{stage.replace('/', '-')}.{number}").exists():
+    while os.path.lexists(target := old / f"{stage.replace('/', '-')}.{number}"):
         number += 1
-    path.rename(target)
+    if path.is_symlink():  # a relative one would point elsewhere
+        target.symlink_to(path.resolve(), target_is_directory=True)
+        path.unlink()
+    else:
+        path.rename(target)
     print(f"{path} belongs to another configuration or other inputs; moved to {target}")
     return target
 
@@ -91,7 +122,7 @@ def _settle_unknown(path: Path, stage: str, config: Config) -> None:
     if not holds_work(path, stage) or config.changed.unfinished == _RESTART:
         supersede(path, stage)
     elif config.changed.unfinished == _RESUME:
-        _record(path, [Change(IDENTITY, None, "(accepted)", Kind.EXPERIMENT)])
+        record(path, [Change(IDENTITY, None, "(accepted)", Kind.EXPERIMENT)])
     else:
         raise UserError(
             f"{path / IDENTITY} is missing, empty or damaged, so it is unknown which configuration the work in {path} belongs "
@@ -102,7 +133,7 @@ def _settle_unknown(path: Path, stage: str, config: Config) -> None:
 def _settle_other_experiment(path: Path, stage: str, config: Config, changes: Sequence[Change], is_done: bool) -> None:
     if not is_done and holds_work(path, stage) and config.changed.unfinished == _RESUME:
         print(f"{path} resumes as another experiment: {_listed(changes)}")
-        _record(path, changes)
+        record(path, changes)
         return
     chosen = config.changed.finished if is_done else config.changed.unfinished
     if chosen == _RESTART or (not is_done and not holds_work(path, stage)):
@@ -139,16 +170,17 @@ def _ways(path: Path, is_done: bool = False) -> str:
 
 def _extend(path: Path, changes: Sequence[Change]) -> None:
     """Reopen a finished training run for more steps."""
-    if not any((path / CHECKPOINTS).glob("checkpoint-*")):
+    if not has_checkpoints(path):
         raise UserError(
             f"{path} is finished and its checkpoints are deleted, so it cannot be extended ({_listed(changes)}); "
             "undo that change, or train under another name"
         )
-    _record(path, changes)
+    record(path, changes)
     (path / "done").unlink(missing_ok=True)
 
 
-def _record(path: Path, changes: Sequence[Change]) -> None:
+def record(path: Path, changes: Sequence[Change]) -> None:
+    """Add `changes` to those that a folder resumed with, and print them."""
     if not changes:
         return
     at = time.strftime("%Y-%m-%dT%H:%M:%S")

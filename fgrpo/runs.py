@@ -8,6 +8,7 @@ writes the manifest with their hashes and, last, `done`. What happens to a folde
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -43,6 +44,7 @@ PACKAGES = (
     "openai",
 )
 MANIFEST, DONE = "manifest.json", "done"
+RESCORED = "rescored"  # below an evaluation: folders with locks of their own
 
 
 def folder(config: Config, stage: str, root: str | Path = "runs") -> Path:
@@ -76,17 +78,18 @@ def verify(path: Path, made_by: str) -> None:
     """Compare a file or folder of a finished stage with the stage's manifest. Files without a record pass.
 
     Raises:
-        UserError: a file is missing, shortened or changed.
+        UserError: a file is missing, shortened or changed, or the manifest cannot be read.
     """
-    run = next((p for p in (path, *path.parents) if (p / MANIFEST).is_file()), None)
+    run = next((p for p in (path, *path.parents) if (p / MANIFEST).is_file() or (p / DONE).is_file()), None)
     if run is None or not (run / DONE).exists():
         return
-    name = path.relative_to(run).as_posix()
-    chosen = {
-        file: r
-        for file, r in (_outputs(run) or {}).items()
-        if name == "." or file == name or file.startswith(f"{name}/")
-    }
+    name, outputs = path.relative_to(run).as_posix(), _outputs(run)
+    if outputs is None:
+        raise UserError(
+            f"{run / MANIFEST} is missing, empty or damaged, so {path} cannot be checked; restore it from a copy, or rerun "
+            f"`make {made_by.split('/')[0]}`, which writes it again"
+        )
+    chosen = {file: r for file, r in outputs.items() if name == "." or file == name or file.startswith(f"{name}/")}
     hashes = Hashes(run.parent)
     for file, record in chosen.items():
         if (problem := damage(run / file, record, hashes)) is not None:
@@ -155,7 +158,7 @@ class Run:
             hashes.save()
             resume.settle(path, stage, config, identity)
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / IDENTITY, identity.to_dict())
+            write_json(path / IDENTITY, _as_stored(path, identity).to_dict())
             _remove_unfinished(path)
         except BaseException:
             lock.close()
@@ -181,22 +184,42 @@ class Run:
         """Whether the stage finished with this configuration and its artefacts are all there.
 
         Raises:
-            UserError: an artefact was changed since.
+            UserError: an artefact was changed since, or a training run has its result and no checkpoint to repeat the rest from.
         """
         if not (self.path / DONE).exists():
+            self._check_repeatable("it is not marked done")
             return False
         hashes = Hashes(self.path.parent)
         problems = _problems(self.path, hashes)
         hashes.save()
         if problems is None or any(not (self.path / name).exists() for name in problems):
-            (self.path / DONE).unlink()
+            self._check_repeatable(
+                f"{'manifest.json' if problems is None else next(iter(problems))} is missing or damaged"
+            )
+            self.reopen()
             return False
         for name, problem in problems.items():
             raise UserError(_damaged(self.path, name, problem, self.stage))
         return True
 
+    def _check_repeatable(self, why: str) -> None:
+        """UserError for a training run without checkpoints that would train from step 0 over its own result."""
+        final = self.path / "final"
+        if resume.is_training(self.stage) and final.exists() and not resume.has_checkpoints(self.path):
+            raise UserError(
+                f"{final} is there, but {why}, and the checkpoints are deleted, so the stage would train from step 0. Restore "
+                f"the missing file from a copy, or move {self.path} away and rerun to train anew"
+            )
+
     def reopen(self) -> None:
-        """Mark the folder as unfinished before its artefacts change, so that a kill leaves no folder that looks damaged."""
+        """Mark the folder as unfinished before its artefacts change, so that a kill leaves no folder that looks damaged.
+
+        From now on its results have the present means, so the change of them is recorded.
+        """
+        if self.identity is not None and (self.path / DONE).exists():
+            stored = Identity.read(self.path)
+            resume.record(self.path, stored.changes(self.identity) if stored is not None else [])
+            write_json(self.path / IDENTITY, self.identity.to_dict())
         (self.path / DONE).unlink(missing_ok=True)
 
     def append(self, name: str, key: str = "id") -> Appender:
@@ -282,8 +305,24 @@ def _problems(path: Path, hashes: Hashes) -> dict[str, str] | None:
     return {name: problem for name, problem in found.items() if problem is not None}
 
 
+def _as_stored(path: Path, identity: Identity) -> Identity:
+    """The identity to write into a folder: a finished one keeps the means that made its results."""
+    stored = Identity.read(path) if (path / DONE).exists() else None
+    return identity if stored is None else dataclasses.replace(identity, means=stored.means)
+
+
 def _damaged(run: Path, file: str, problem: str, made_by: str) -> str:
-    again = f"delete {run / DONE} and rerun `make {made_by.split('/')[0]}`"
+    target = made_by.split("/")[0]
+    again = f"delete {run / DONE} and rerun `make {target}`"
+    is_model = resume.is_training(made_by) and file.startswith("final/")
+    if resume.is_training(made_by) and (made_by == "sft" or not resume.has_checkpoints(run)) and is_model:
+        again = f"move {run} away and rerun `make {target}` to train anew"  # no checkpoint holds SFT's best state
+        return f"{run / file} is not what its finished stage wrote: it {problem}. Restore it from a copy, or {again}"
+    if is_model:
+        again = (
+            f"delete {run / 'final'} and {run / DONE}, and rerun `make {target}`: the last checkpoint gives it again"
+        )
+        return f"{run / file} is not what its finished stage wrote: it {problem}. Restore it from a copy, or {again}"
     way = f"{again}: what is missing is done again" if problem.startswith("has ") and "lines" in problem else ""
     return f"{run / file} is not what its finished stage wrote: it {problem}. Restore it from a copy, or " + (
         way or f"delete it, then {again}"
@@ -291,8 +330,13 @@ def _damaged(run: Path, file: str, problem: str, made_by: str) -> str:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Delete files and folders that a killed process left half written. The caller holds the folder's lock."""
+    """Delete files and folders that a killed process left half written. The caller holds the folder's lock.
+
+    Another process may be at work in `rescored/`, whose folders have locks of their own.
+    """
     for part in sorted(path.rglob("*.part")):
+        if RESCORED in part.relative_to(path).parts:
+            continue
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:

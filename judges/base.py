@@ -14,11 +14,12 @@ from typing import Any, Protocol, TypeVar
 from fgrpo import schema
 from fgrpo.inference import budget
 from fgrpo.plugins import load_plugin, plugin_names
+from fgrpo.resume import JUDGE_REPLIES
 from fgrpo.types import Verdict
 from judges.task import Item, JudgeTask
 
 PAID = "openai"  # the backend whose every call costs money or a server's time
-CACHE_OF_RUN, CACHE = "run", "judge_replies.sqlite"  # the value of `cache`, and the file in the run's folder
+CACHE_OF_RUN, CACHE = "run", JUDGE_REPLIES  # the value of `cache`, and the file in the run's folder
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
 

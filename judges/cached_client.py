@@ -40,9 +40,11 @@ class CachedClient:
         self._fatal: str | None = None
         # as long as a call may take with all its attempts; a claim of a dead process ends earlier
         self._claim_s = config.attempts * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
-        model = [config.model, config.reasoning_effort, config.max_completion_tokens]
-        # `engine` may name a revision or a quantization, which is another model
-        self._key_prefix = json_line([*model, config.engine] if config.engine else model)
+        model: list[object] = [config.model, config.reasoning_effort]
+        # `engine` may name a revision or a quantization, which is another model; a left out temperature samples
+        model += [config.engine] if config.engine else []
+        model += [{"leave_out": sorted(config.leave_out)}] if config.leave_out else []
+        self._key_prefix = json_line(model)
 
     async def ask_all(self, calls: Sequence[Call]) -> list[Verdicts]:
         """The verdicts of each call, in order. Raises UserError for what holds for every call."""

@@ -28,7 +28,7 @@ def rollout_id(step: int, rank: int, row: int, sample: str = "") -> str:
     return f"{step:06d}/{rank}/{row:04d}" + (f"/{sample}" if sample else "")
 
 
-def guarded(func: Any, note: Callable[[str, Values], None]) -> Any:
+def guarded(func: Any, note: Callable[[str, Values], None], stop: Callable[[UserError], None] | None = None) -> Any:
     """A reward function whose values are checked and noted on their way to TRL.
 
     Reward models and names of models, which TRL runs itself, stay as they are (see `check_reward_models`).
@@ -36,6 +36,8 @@ def guarded(func: Any, note: Callable[[str, Values], None]) -> Any:
     Args:
         func: a reward function of TRL, plain or asynchronous.
         note: called with the function's name and what it returned.
+        stop: called with a UserError of the function (a judge with a refused key); the function then returns None for each
+            rollout, so that all processes reach the end of the step and can stop together. None: the error is raised.
 
     Raises:
         NoScore: (the result raises it) a value is neither None nor a finite number.
@@ -48,11 +50,23 @@ def guarded(func: Any, note: Callable[[str, Values], None]) -> Any:
         note(name, checked(values, name, arguments))
         return values
 
+    def stopped(error: UserError, arguments: Mapping[str, Any]) -> Values:
+        if stop is None or isinstance(error, NoScore):
+            raise error
+        stop(error)
+        return [None] * len(arguments["completions"])
+
     async def awaited(*args: Any, **arguments: Any) -> Any:
-        return passed_on(await func(*args, **arguments), arguments)
+        try:
+            return passed_on(await func(*args, **arguments), arguments)
+        except UserError as error:
+            return stopped(error, arguments)
 
     def called(*args: Any, **arguments: Any) -> Any:
-        return passed_on(func(*args, **arguments), arguments)
+        try:
+            return passed_on(func(*args, **arguments), arguments)
+        except UserError as error:
+            return stopped(error, arguments)
 
     column: Any = awaited if is_async_callable(func) else called
     column.__name__ = name

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fgrpo.inference.addresses import without_keys
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 
@@ -38,7 +39,7 @@ def tracked(cfg: Config, folder: Path) -> Iterator[str | None]:
         id=run_id,
         resume="allow",
         dir=str(folder),
-        config=cfg.model_dump(mode="json"),
+        config=without_keys(cfg),
     )
     succeeded = False
     try:

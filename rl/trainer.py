@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 from fgrpo.training import checkpoints, stored
 from fgrpo.training.finite import NotFinite
@@ -106,7 +107,8 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         self._inputs: Sequence[dict[str, Any]] = ()
         self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
         self._gathered: Gathered | None = None
-        guarded_funcs = [guarded(func, self._returned.__setitem__) for func in funcs]
+        self._stops: list[UserError] = []  # what ended this batch's judging in this process
+        guarded_funcs = [guarded(func, self._returned.__setitem__, self._stops.append) for func in funcs]
         super().__init__(model, guarded_funcs, args, train_dataset, *others, **more)
         check_constraints(self.reward_func_names, self.dual, constraints, coupling)
 
@@ -135,7 +137,9 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         """TRL's gathered scores (N, K), NaN = no score; they are kept together with their failures."""
         began = time.perf_counter()
         self._returned.clear()
+        self._stops.clear()
         scores_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._stop_if_refused()
         check_reward_models(self.reward_funcs, self.reward_func_names, scores_NK, self.state.global_step)
         self._gathered = gather(scores_NK, self._returned, self.reward_func_names, len(prompts))
         self.seconds["judging"] += time.perf_counter() - began
@@ -212,6 +216,12 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
             raise FailedJudgements(
                 f"step {self.state.global_step + 1}: {wrong}; nothing was trained on them. Fix the judge, then rerun to resume"
             )
+
+    def _stop_if_refused(self) -> None:
+        """Save, then raise, on every process, what ended the judging of one (a refused key, an exhausted quota)."""
+        if self._anywhere(bool(self._stops)):
+            self._save_where_possible()
+            raise (*self._stops, UserError("the judge of another process refused to work; see its message"))[0]
 
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)

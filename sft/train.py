@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from fgrpo import cli, config, runs
+from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
@@ -31,7 +32,7 @@ from fgrpo.training import distributed, launch, metrics_file
 from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
-from fgrpo.training.stored import resume_point
+from fgrpo.training.stored import CHECKSUMS, problem_of, resume_point, write_checksums
 from sft import dataset
 
 METRICS = metrics_file.NAME
@@ -102,21 +103,36 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     """The last complete checkpoint, or None to train from the start. Called on the main process only.
 
-    If the best state before that checkpoint is lost, all checkpoints are deleted and training restarts. A run that was killed
-    after its last step (`steps`) has nothing left to train if a best state exists. Without one, its last steps are repeated so that
-    the final model can be written.
+    A run that was killed after its last step (`steps`) has nothing left to train if a best state exists. Without one, its last
+    steps are repeated so that the final model can be written.
+
+    Raises:
+        UserError: the state with the lowest validation loss is lost or damaged; no checkpoint can give it again.
     """
+    check_best(folder)
     has_best = not math.isinf(best_so_far(folder)[0])
     checkpoint = resume_point(folder / "checkpoints", NEEDED, before=None if has_best else steps)
     if checkpoint is not None and best_is_lost(folder, checkpoint):
-        print(f"{folder}: the state with the lowest validation loss is missing; training restarts from step 0")
-        shutil.rmtree(folder / "checkpoints")
-        return None
+        raise UserError(
+            f"{folder / 'best'}, the state with the lowest validation loss, is missing, and no checkpoint can give it again. "
+            f"Restore it from a copy, or move {folder / 'checkpoints'} away and rerun to train from step 0"
+        )
     return checkpoint
 
 
+def check_best(folder: Path) -> None:
+    """UserError if best/ differs from its checksums. A folder of an older version has none."""
+    best = folder / "best"
+    problem = problem_of(best, ("best.json",)) if (best / CHECKSUMS).exists() else None
+    if problem is not None:
+        raise UserError(
+            f"{best}, the state with the lowest validation loss, is damaged: {problem}. Restore it from a copy, or move it and "
+            f"{folder / 'checkpoints'} away and rerun to train from step 0"
+        )
+
+
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step at which a checkpoint was written."""
+    """The optimizer step at which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
@@ -165,7 +181,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
 
 
 def total_steps(cfg: Config, rows: int, world: int) -> int:
-    """Optimiser steps of the run with `rows` training rows and `world` processes."""
+    """Optimizer steps of the run with `rows` training rows and `world` processes."""
     sft = cfg.sft
     if sft.max_steps > 0:
         return sft.max_steps
@@ -274,8 +290,13 @@ def best_is_lost(folder: Path, checkpoint: Path) -> bool:
 
 
 def save_state(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write model, processor and best.json atomically."""
-    save_final(trainer, folder, lambda temporary: runs.write_json(temporary / "best.json", metadata))
+    """Write model, processor and best.json atomically, with checksums."""
+
+    def extra(unfinished: Path) -> None:
+        runs.write_json(unfinished / "best.json", metadata)
+        write_checksums(unfinished)
+
+    save_final(trainer, folder, extra)
 
 
 def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
@@ -283,7 +304,11 @@ def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
     Returns:
         The content of best.json.
+
+    Raises:
+        UserError: the best state is damaged.
     """
+    distributed.on_main(lambda: check_best(folder))
     loss, metadata = distributed.on_main(lambda: best_so_far(folder))
     if math.isinf(loss):
         metadata = {"step": trainer.state.global_step}

@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from fgrpo.errors import UserError
 from fgrpo.runs import write_json
+from fgrpo.schema import Config
 
 SUFFIX = ".json"
 HTTP = ("http://", "https://")
+_USER = re.compile(r"//[^/@]*@")
 _METHOD = re.compile(r"/(chat/completions|completions|models)$")
 
 
@@ -103,8 +106,20 @@ def resolve(entries: Sequence[str], model: str, key: str = "the endpoints") -> t
 
 
 def shown(endpoint: str) -> str:
-    """An address as messages name it: without its query, which may hold a key."""
-    return endpoint.partition("?")[0]
+    """An address as messages and records name it: without query, user and password, which may hold a key."""
+    return _USER.sub("//", endpoint.partition("?")[0].partition("#")[0])
+
+
+def without_keys(config: Config) -> dict[str, Any]:
+    """A configuration as plain JSON whose addresses hold no key, for records that leave this machine."""
+
+    def shown_in(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: shown_in(inside, name) for name, inside in value.items()}
+        return [shown(str(entry)) for entry in value] if key == "endpoints" and value else value
+
+    plain: dict[str, Any] = shown_in(config.model_dump(mode="json"))
+    return plain
 
 
 def normal_url(endpoint: str) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fgrpo.errors import UserError
+from fgrpo.resume import LEDGER as LEDGER
 
-LEDGER = "spend.jsonl"
 MILLION = 1_000_000
 
 

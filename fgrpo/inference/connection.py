@@ -12,7 +12,7 @@ import httpx
 import openai
 
 from fgrpo.errors import UserError
-from fgrpo.inference.redaction import remember
+from fgrpo.inference.redaction import remember, remember_query
 from fgrpo.inference.size_limit import stop_at_limit
 
 
@@ -56,8 +56,7 @@ def connect(url: str | None, key: str, timeout_s: float) -> openai.AsyncOpenAI:
     It has a transport of its own: the library's closes itself in whatever event loop runs when it is collected.
     """
     query = dict(parse_qsl(urlsplit(url).query)) if url else {}
-    for value in query.values():
-        remember(value)
+    remember_query(query)
     return openai.AsyncOpenAI(
         api_key=key or "none",
         base_url=url.partition("?")[0] if url else None,

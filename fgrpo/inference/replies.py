@@ -7,8 +7,7 @@ Each of these is a failed request and never an empty answer. `fgrpo.inference.fa
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +17,9 @@ from fgrpo.text import clean
 Finish = Literal["stop", "length"]
 NO_JSON, NO_COMPLETION = "no JSON", "no completion"  # a gateway without its server answers so
 NO_TEXT, ODD_CHOICE, TOO_LONG = "no text", "odd choice", "reply too long"
+_REASONING_TYPES = ("reasoning", "thinking", "redacted_thinking", "reasoning_content", "reasoning_text")
+_DEEPEST = 3  # parts within parts
+_LARGEST = 2**31  # past any count of tokens, token id or log-probability
 LONGEST_WORDS = 500  # characters of a foreign message that are kept
 
 _FINISHES: Mapping[str, Finish] = {
@@ -118,16 +120,20 @@ def read_json(content: bytes) -> Any:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, with content in parts joined; empty if there is none."""
+    """The text of a message, with content in parts joined; empty if there is none. Parts of reasoning are no text."""
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(filter(None, map(_part, content)))
+        content = _joined(part for part in content if not _is_reasoning(part))
     return redact(clean(content)) if isinstance(content, str) else ""
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """The reasoning that a server returns beside the text; empty if there is none."""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    """The reasoning that a server returns beside the text, or as parts of the content; empty if there is none."""
+    content = message.get("content")
+    parts = [part for part in content if _is_reasoning(part)] if isinstance(content, list) else []
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or parts
+    if isinstance(reasoning, list):
+        reasoning = _joined(reasoning)
     return redact(clean(reasoning)) if isinstance(reasoning, str) else ""
 
 
@@ -137,8 +143,8 @@ def words_of(document: object) -> str:
     if not text:
         try:
             text = json.dumps(document, ensure_ascii=False)
-        except (TypeError, ValueError):
-            text = str(document)
+        except (TypeError, ValueError, RecursionError):
+            text = f"a {type(document).__name__}"
     return redact(clean(text))[:LONGEST_WORDS]
 
 
@@ -198,7 +204,7 @@ def _raise_reported(document: Mapping[str, Any]) -> None:
 
 def _status(value: object) -> int | None:
     if isinstance(value, str):
-        value = int(value) if value.isdecimal() and value.isascii() else _CODES.get(value.lower())
+        value = int(value) if len(value) == 3 and value.isdecimal() and value.isascii() else _CODES.get(value.lower())
     return value if isinstance(value, int) and not isinstance(value, bool) and 400 <= value < 600 else None
 
 
@@ -212,18 +218,34 @@ def _message(document: object) -> str:
     return ""
 
 
-def _part(part: object) -> str | None:
+def _is_reasoning(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") in _REASONING_TYPES
+
+
+def _joined(parts: Iterable[object], depth: int = 0) -> str:
+    """The texts of parts, in order; a part of reasoning may hold parts itself."""
+    return "".join(_part(part, depth) for part in parts)
+
+
+def _part(part: object, depth: int) -> str:
     if isinstance(part, str):
         return part
-    text = part.get("text") if isinstance(part, dict) else None
-    return text if isinstance(text, str) else None
+    if not isinstance(part, dict):
+        return ""
+    for key in ("text", "thinking", "reasoning", "summary", "content"):
+        held = part.get(key)
+        if isinstance(held, str):
+            return held
+        if isinstance(held, list) and depth < _DEEPEST and key != "content":
+            return _joined(held, depth + 1)
+    return ""
 
 
 def _token_ids(found: object) -> tuple[int, ...]:
     if not found:
         return ()
-    if not isinstance(found, list) or not all(type(token) is int for token in found):
-        raise BadReply(ODD_CHOICE, "token ids that are no whole numbers")
+    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < _LARGEST for token in found):
+        raise BadReply(ODD_CHOICE, "token ids that are no ids")
     return tuple(found)
 
 
@@ -233,7 +255,7 @@ def _logprobs(found: object) -> tuple[float, ...]:
     if not items:
         return ()
     values = [item.get("logprob") if isinstance(item, dict) else None for item in items] if _is_list(items) else [None]
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):  # type: ignore[arg-type]
+    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):  # type: ignore[arg-type]
         raise BadReply(ODD_CHOICE, "a log-probability that is no finite number")
     return tuple(float(value) for value in values)  # type: ignore[arg-type]
 
@@ -242,7 +264,7 @@ def _usage(found: object) -> tuple[int, int] | None:
     if not isinstance(found, dict):
         return None
     read, written = found.get("prompt_tokens"), found.get("completion_tokens") or 0
-    is_count = type(read) is int and type(written) is int and read >= 0 and written >= 0
+    is_count = type(read) is int and type(written) is int and 0 <= read < _LARGEST and 0 <= written < _LARGEST
     return (read, written) if is_count else None  # type: ignore[return-value]
 
 

@@ -1,0 +1,52 @@
+"""Scores of other judges in one folder: kept in `scored/<identity>/`, and brought back when the same judges score again.
+
+A folder's own scores.jsonl, verdicts.jsonl and summary.json are those of its present judges. Scores are paid for, so no change
+of a judge, prompt or reward deletes them. A killed move is completed by the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = "scored"
+FILES = ("scores.jsonl", "verdicts.jsonl", "summary.json")
+UNKNOWN = "unknown"  # scores without a record of their judges
+
+
+def place(folder: Path, identity: Mapping[str, Any] | None) -> Path:
+    """Where `folder` keeps the scores that depend on `identity` (plain JSON); None: it is not known."""
+    if identity is None:
+        return folder / FOLDER / UNKNOWN
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=True)
+    return folder / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def put_away(folder: Path, identity: Mapping[str, Any] | None) -> None:
+    """Move the scores of `folder`, which depend on `identity`, into their place; nothing there is overwritten."""
+    present = [name for name in FILES if (folder / name).exists()]
+    if not present:
+        return
+    target, number = place(folder, identity), 0
+    free = target
+    while any((free / name).exists() for name in present):
+        number += 1
+        free = target.with_name(f"{target.name}.{number}")
+    free.mkdir(parents=True, exist_ok=True)
+    for name in present:
+        os.replace(folder / name, free / name)
+    print(f"{folder}: the scores of other judges, prompts or rewards are kept in {free}")
+
+
+def bring_back(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Move the scores that depend on `identity` back into `folder`, where it has none of its own."""
+    kept = place(folder, identity)
+    for name in FILES:
+        if (kept / name).exists() and not (folder / name).exists():
+            os.replace(kept / name, folder / name)
+    if kept.is_dir() and not any(kept.iterdir()):
+        kept.rmdir()
