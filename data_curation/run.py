@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from fgrpo import inference, prompts, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.files import read_ids, read_jsonl, write_jsonl
+from fgrpo.files import read_ids, read_items, write_jsonl
 from fgrpo.inference.base import Sampler
 from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, same_identity, write_json
@@ -172,9 +173,17 @@ def _candidates(config: Config, pools: Mapping[str, Pool], seeds: Mapping[str, l
     return out
 
 
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the difficulty file. Raises as `read_items` expects for any other."""
+    if not isinstance(row["id"], str):
+        raise TypeError("its id is no text")
+    float(row["mean"])
+    return row
+
+
 def _settle(path: Path, ids: list[str]) -> dict[str, float]:
     """Sort the measured samples by candidate, drop those that were not needed, and return mean accuracy by id."""
-    rows_by_id = {row["id"]: row for row in read_jsonl(path)}
+    rows_by_id = {row["id"]: row for row in read_items(path, _measured, "measured sample")}
     rows = [rows_by_id[i] for i in ids if i in rows_by_id]
     write_jsonl(path, rows)
     return {row["id"]: row["mean"] for row in rows}
@@ -225,7 +234,9 @@ async def _choose(
     engine = sampler or inference.build(config, config.models.base)
     measured_path = stage.path / DIFFICULTY
     measured: dict[str, float] = (
-        {row["id"]: row["mean"] for row in read_jsonl(measured_path)} if measured_path.exists() else {}
+        {row["id"]: row["mean"] for row in read_items(measured_path, _measured, "measured sample")}
+        if measured_path.exists()
+        else {}
     )
     target = sum(count for _, _, count in candidates.values())
     try:

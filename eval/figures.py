@@ -28,9 +28,10 @@ from eval.measures import Measure, measures_of, reward_measures
 from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.files import read_jsonl
+from fgrpo.files import read_items
 from fgrpo.runs import folder, verify, write_json
 from fgrpo.schema import Config
+from fgrpo.training import metrics_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -113,7 +114,8 @@ def training(config: Config, root: str | Path = "runs") -> dict[str, list[dict[s
     files = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
     for method in [*(m for m in METHOD_COLOURS if m in files), *sorted(set(files) - set(METHOD_COLOURS))]:
         verify(files[method], f"rl-{method}")
-        by_step = {row["step"]: row for row in read_jsonl(files[method]) if "step" in row}
+        rows = read_items(files[method], metrics_file.checked, "line of metrics")
+        by_step = {row["step"]: row for row in rows if "step" in row}
         if by_step:
             runs[method] = [by_step[step] for step in sorted(by_step)]
     return runs

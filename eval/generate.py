@@ -2,11 +2,11 @@
 
 Each answer is appended to generations.jsonl when it arrives, so a killed run loses no finished answer and repeats none. At the
 end the file is put into the order of the questions, so two runs give the same bytes. An answer truncated at the token limit has
-finish "length". A request without text has finish "error" and is in no average; an unfinished run requests it again, and a finished
-one too where the reason may have passed (an outage). Past `eval.max_refused_share` of such requests the stage is not done. An
-engine that refuses 20 questions in a row, or an endpoint that stops answering, ends the run with an error instead of receiving
-every remaining question. Differs from
-the paper: the sampled set is ours; it is reported separately and never mixed into the greedy figures.
+finish "length". A request without text has finish "error" and is in no average. An unfinished run requests it again, and a
+finished one too where the reason may have passed (an outage). Past `eval.max_refused_share` of such requests the stage is not
+done. An engine that refuses 20 questions in a row, or an endpoint that stops answering, ends the run with an error instead of
+receiving every remaining question. Differs from the paper: the sampled set is ours; it is reported separately and never mixed
+into the greedy figures.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from eval.models import ModelSpec, temperature, template, user_text
 from fgrpo import progress
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, read_jsonl, write_jsonl
+from fgrpo.files import Appender, read_items, write_jsonl
 from fgrpo.inference.base import Request, Sampler, SamplingError, Unreachable, UnusableImage
 from fgrpo.schema import Config
 from fgrpo.types import Rollout, Sample
@@ -156,26 +157,35 @@ async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | 
     return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta), None
 
 
+def _stored(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a generations.jsonl. Raises UserError for a line that is no answer."""
+
+    def checked(item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, **Rollout.from_dict(item).to_dict()}
+
+    return read_items(path, checked, "answer")
+
+
 def held_ids(path: Path) -> set[str]:
     """Ids of the answers that `path` holds, without refused ones."""
-    return {item["id"] for item in read_jsonl(path) if item["finish"] != "error"} if path.exists() else set()
+    return {item["id"] for item in _stored(path) if item["finish"] != "error"} if path.exists() else set()
 
 
 def transient(path: Path, todo: Sequence[Job]) -> int:
     """Number of rollouts of `todo` that `path` lacks for a reason that may have passed."""
     ids = {job.id for job in todo}
-    stored = (item for item in read_jsonl(path) if item["id"] in ids and item["finish"] == "error")
+    stored = (item for item in _stored(path) if item["id"] in ids and item["finish"] == "error")
     return sum(bool(item["meta"].get(TRANSIENT)) for item in stored)
 
 
 def first_refusal(path: Path) -> str:
     """The reason of the first refused request in `path`; "" if there is none."""
-    return next((item["meta"].get("error", "") for item in read_jsonl(path) if item["finish"] == "error"), "")
+    return next((item["meta"].get("error", "") for item in _stored(path) if item["finish"] == "error"), "")
 
 
 def forget_refusals(path: Path) -> set[str]:
     """Remove refused rollouts from `path`, so that they are retried; returns their ids."""
-    stored = list(read_jsonl(path)) if path.exists() else []
+    stored = list(_stored(path)) if path.exists() else []
     served = [item for item in stored if item["finish"] != "error"]
     if len(served) < len(stored):
         write_jsonl(path, served)
@@ -187,7 +197,7 @@ def settle(path: Path, todo: Sequence[Job]) -> Counter[str]:
 
     Returns counts by finish.
     """
-    stored = {item["id"]: item for item in read_jsonl(path)}
+    stored = {item["id"]: item for item in _stored(path)}
     ids = [job.id for job in todo]
     others = sorted(set(stored) - set(ids))
     write_jsonl(path, [stored[i] for i in [*ids, *others]])

@@ -15,7 +15,7 @@ from eval.measures import measures
 from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl
+from fgrpo.files import read_items
 from fgrpo.runs import folder, verify
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout
@@ -52,7 +52,7 @@ class Result:
 
     def rollouts(self) -> dict[str, Rollout]:
         """Its generations by id."""
-        return {item["id"]: Rollout.from_dict(item) for item in read_jsonl(self.path / "generations.jsonl")}
+        return {r.id: r for r in read_items(self.path / "generations.jsonl", Rollout.from_dict, "answer")}
 
 
 def read_records(path: Path) -> list[EvalRecord]:
@@ -62,7 +62,7 @@ def read_records(path: Path) -> list[EvalRecord]:
         UserError: the file is missing, or holds scores that no measure has (an older version or a deleted reward wrote them).
     """
     known = {measure.score for measure in measures()}
-    records = [EvalRecord.from_dict(item) for item in read_jsonl(path)]
+    records = list(read_items(path, EvalRecord.from_dict, "record of scores"))
     unknown = sorted({name for record in records for name in record.scores} - known)
     if unknown:
         raise UserError(f"{path} holds the scores {', '.join(unknown)}, which no reward has; {AGAIN}")

@@ -216,7 +216,7 @@ async def _work(
     generations = folder.path / "generations.jsonl"
     ids = {job.id for job in todo}
     refused = generate.forget_refusals(generations)
-    shards.gather(folder, generations.name, lambda item: item["id"] in ids and item["finish"] != "error")
+    shards.gather(folder, generations.name, lambda item: item["id"] in ids and item.get("finish") != "error")
     await _answers(folder, name, spec, path, config, todo, sampler, refused)
     scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
     try:

@@ -24,7 +24,7 @@ from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
 from fgrpo import box_forms, boxes
 from fgrpo.errors import UserError
-from fgrpo.files import Appender, read_jsonl, write_jsonl
+from fgrpo.files import Appender, read_items, write_jsonl
 from fgrpo.options import letter_index
 from fgrpo.policy import backbone
 from fgrpo.response import Response, answer_span, parse
@@ -214,11 +214,11 @@ async def score_file(
     Raises:
         UserError: `generations` holds no rollout of `samples`.
     """
-    rollouts = [r for r in map(Rollout.from_dict, read_jsonl(generations)) if r.sample_id in samples]
+    rollouts = [r for r in read_items(generations, Rollout.from_dict, "answer") if r.sample_id in samples]
     if not rollouts:
         raise UserError(f"{generations} holds no answer to these questions; run `make eval` to generate them")
     scores_path = out / "scores.jsonl"
-    stored = [EvalRecord.from_dict(item) for item in read_jsonl(scores_path)] if scores_path.exists() else []
+    stored = list(read_items(scores_path, EvalRecord.from_dict, "record of scores")) if scores_path.exists() else []
     known = {r.id: r for r in stored if not any(s.failed for s in r.scores.values())}
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:

@@ -11,12 +11,14 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fgrpo.errors import UserError
+
+Parsed = TypeVar("Parsed")
 
 
 def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[str, Any]]:
@@ -28,7 +30,31 @@ def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[
     Raises:
         UserError: the file is missing, or a complete line is not a JSON object (names file and line).
     """
-    path = Path(path)
+    for _, item in _numbered(Path(path), torn_tail_ok):
+        yield item
+
+
+def read_items(path: str | Path, parse: Callable[[dict[str, Any]], Parsed], what: str) -> Iterator[Parsed]:
+    """What `parse` makes of each item of a jsonl file, in order.
+
+    Args:
+        what: "is no <what>" in the error.
+
+    Raises:
+        UserError: as `read_jsonl`, or `parse` raises KeyError, TypeError, ValueError or AttributeError (names file and line).
+    """
+    for number, item in _numbered(Path(path), torn_tail_ok=True):
+        try:
+            parsed = parse(item)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}, line {number} is no {what} ({error!r:.200}); delete that line, then rerun to resume"
+            ) from error
+        yield parsed
+
+
+def _numbered(path: Path, torn_tail_ok: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, item) of a jsonl file; see `read_jsonl`."""
     if not path.exists():
         raise UserError(f"{path} is missing; delete the `done` file of the stage that writes it, then rerun that stage")
     with path.open("rb") as lines:
@@ -39,7 +65,7 @@ def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[
                 continue
             try:
                 item = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}, line {number} is not JSON ({error}); delete that line, then rerun to resume"
                 ) from error
@@ -47,7 +73,7 @@ def read_jsonl(path: str | Path, *, torn_tail_ok: bool = True) -> Iterator[dict[
                 raise UserError(
                     f"{path}, line {number} holds a {type(item).__name__}, not an object; delete that line, then rerun to resume"
                 )
-            yield item
+            yield number, item
 
 
 def read_ids(path: str | Path, key: str = "id") -> set[str]:
@@ -59,25 +85,44 @@ def read_ids(path: str | Path, key: str = "id") -> set[str]:
     if not Path(path).exists():
         return set()
     ids = set()
-    for number, item in enumerate(read_jsonl(path), start=1):
+    for number, item in _numbered(Path(path), torn_tail_ok=True):
         if not isinstance(item.get(key), str):
-            raise UserError(f"{path}, item {number} has no {key!r}; delete that line, then rerun to resume")
+            raise UserError(f"{path}, line {number} has no {key!r}; delete that line, then rerun to resume")
         ids.add(item[key])
     return ids
 
 
+class AtomicJsonl:
+    """A jsonl file that is written item by item and renamed when the `with` block ends without an error."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+
+    def __enter__(self) -> Self:
+        self._out = _part(self._path).open("w", encoding="utf-8")
+        return self
+
+    def add(self, item: dict[str, Any]) -> None:
+        """Write one item."""
+        self._out.write(json_line(item) + "\n")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._out.close()
+        if kind is None:
+            os.replace(_part(self._path), self._path)
+
+
 def write_jsonl(path: str | Path, items: Iterable[dict[str, Any]]) -> int:
     """Write a jsonl file atomically; returns the number of items."""
-    path = Path(path)
-    part = _part(path)
     count = 0
-    with part.open("w", encoding="utf-8") as out:
+    with AtomicJsonl(path) as out:
         for item in items:
-            out.write(json_line(item) + "\n")
+            out.add(item)
             count += 1
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
     return count
 
 

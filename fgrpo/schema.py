@@ -6,11 +6,22 @@ configs/paper.yaml, or a layer above it, must set each field without a default. 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fgrpo.schema_base import Count, EngineKind, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share
+from fgrpo.schema_base import (
+    Count,
+    EngineKind,
+    Lora,
+    NonFinite,
+    Positive,
+    Rate,
+    Scheduler,
+    Section,
+    Share,
+    check_nonfinite,
+)
 from fgrpo.schema_rl import Rl
 
 
@@ -208,6 +219,11 @@ class Sft(Section):
     lora: Lora | None
     logging_steps: Positive
     nonfinite: NonFinite
+
+    @model_validator(mode="after")
+    def _skips_only_without_deepspeed(self) -> Self:
+        check_nonfinite(self.nonfinite, self.deepspeed)
+        return self
 
 
 _TOKENS_PER_LABEL = 48  # twelve words, the label, JSON's marks

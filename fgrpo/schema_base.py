@@ -27,3 +27,15 @@ class Lora(Section):
     rank: Positive
     alpha: Positive
     dropout: Share
+
+
+def check_nonfinite(nonfinite: NonFinite, deepspeed: str | None) -> None:
+    """Refuse `nonfinite: skip` under DeepSpeed, which updates the weights inside the backward pass.
+
+    Raises:
+        ValueError: both are set.
+    """
+    if nonfinite == "skip" and deepspeed is not None:
+        raise ValueError(
+            "nonfinite=skip is not possible under DeepSpeed, which cannot leave a step out; set nonfinite=stop"
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share
+from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share, check_nonfinite
 
 
 class Dual(Section):
@@ -102,6 +102,11 @@ class Rl(Section):
     lora: Lora | None
     report_to: Literal["none", "wandb"]
     nonfinite: NonFinite
+
+    @model_validator(mode="after")
+    def _skips_only_without_deepspeed(self) -> Self:
+        check_nonfinite(self.nonfinite, self.deepspeed)
+        return self
 
     @model_validator(mode="before")
     @classmethod

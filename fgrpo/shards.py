@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fgrpo.errors import UserError
-from fgrpo.files import read_ids, read_jsonl
+from fgrpo.files import read_ids, read_items
 from fgrpo.runs import Run, held, same_identity, verify
 
 Item = TypeVar("Item")
@@ -131,8 +131,14 @@ def gather(run: Run, name: str, keep: Callable[[dict[str, Any]], bool] = lambda 
     return added
 
 
+def _with_id(item: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(item["id"], str):
+        raise TypeError("its id is no text")
+    return item
+
+
 def _items(folders: Sequence[Path], name: str, stage_name: str) -> Iterator[dict[str, Any]]:
     for path in folders:
         with held(path):
             verify(path / name, stage_name.split("/")[0])
-            yield from read_jsonl(path / name)
+            yield from read_items(path / name, _with_id, "item of this stage")

@@ -140,9 +140,7 @@ class Rollout:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(
-            data["id"],
-            data["sample_id"],
-            data["text"],
+            *_texts(data, "id", "sample_id", "text"),
             data.get("finish", "stop"),
             int(data.get("tokens", 0)),
             dict(data.get("meta") or {}),
@@ -245,13 +243,19 @@ class EvalRecord:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(
-            data["id"],
-            data["benchmark"],
-            data["model"],
-            data["sample_id"],
+            *_texts(data, "id", "benchmark", "model", "sample_id"),
             {name: Score.from_dict(score) for name, score in data["scores"].items()},
             dict(data.get("meta") or {}),
         )
+
+
+def _texts(data: Mapping[str, Any], *names: str) -> list[str]:
+    """The values of these keys. Raises KeyError for a missing one, TypeError for one that is no text."""
+    values = [data[name] for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str):
+            raise TypeError(f"{name!r} is no text")
+    return values
 
 
 def _shallow(item: Any) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from fgrpo.errors import UserError
 from fgrpo.inference import addresses, client
 from fgrpo.inference.clock import SYSTEM, Clock
 from fgrpo.inference.connection import ServedModel
-from fgrpo.inference.endpoint import Endpoint, Limits
+from fgrpo.inference.endpoint import FIRST_PATIENCE_S, Endpoint, Limits
 from fgrpo.inference.failures import RequestFailed
 from fgrpo.inference.parameters import fitted
 from judges.base import Meter
 from judges.requests import Call, Unusable
 
-FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
 LONGEST_WAIT_S = 30.0  # that a Retry-After header may request
 _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by themselves
 CUT_OFF = "truncated at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"

@@ -6,7 +6,6 @@ All files are written in one pass over the trees, so memory does not grow with t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from fgrpo import pending, prompts, shards
 from fgrpo.errors import UserError
-from fgrpo.files import json_line, write_jsonl
+from fgrpo.files import AtomicJsonl, write_atomic, write_jsonl
 from fgrpo.inference import budget
 from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.runs import Run
@@ -67,8 +66,8 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
     tally = report.Tally()
     gallery = viewer.Gallery(pixel_bounds(config.models.teacher))
     with ExitStack() as files:
-        traces_out = files.enter_context(_AtomicJsonl(stage.path / "traces.jsonl"))
-        sft_out = files.enter_context(_AtomicJsonl(stage.path / "sft.jsonl"))
+        traces_out = files.enter_context(AtomicJsonl(stage.path / "traces.jsonl"))
+        sft_out = files.enter_context(AtomicJsonl(stage.path / "sft.jsonl"))
         for tree in store.read(stage.path / TREES, ids):
             tree.policy = config.policy
             traces = linearize(tree)
@@ -80,8 +79,8 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
                 sft_out.add(sft_record(tree.sample, trace, user_text))
     write_failed(stage, failed)
     reasons = {name: failure.reason for name, failure in failed.items()}
-    _write_text(stage.path / "report.md", report.write(tally, reasons))
-    _write_text(stage.path / "viewer.html", gallery.page(config.preset))
+    write_atomic(stage.path / "report.md", report.write(tally, reasons))
+    write_atomic(stage.path / "viewer.html", gallery.page(config.preset))
     if not tally.accepted:
         raise UserError(
             f"no correct chain in {tally.counts['trees']} trees. Read {stage.path / 'report.md'}, "
@@ -127,30 +126,3 @@ def write_failed(stage: Run, failed: Mapping[str, Failure]) -> None:
         for name, failure in failed.items()
     )
     write_jsonl(stage.path / FAILED, lines)
-
-
-class _AtomicJsonl:
-    """A jsonl file that is written line by line to `<name>.part` and renamed on success."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._partial = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> _AtomicJsonl:
-        self._out = self._partial.open("w", encoding="utf-8")
-        return self
-
-    def add(self, item: dict[str, Any]) -> None:
-        self._out.write(json_line(item) + "\n")
-
-    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
-        self._out.flush()
-        os.fsync(self._out.fileno())
-        self._out.close()
-        if error_type is None:
-            os.replace(self._partial, self._path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -20,12 +20,16 @@ MAX_ID_BYTES = 4000  # bytes of a line that are decoded to read its id
 
 
 def offsets(path: Path) -> dict[str, int]:
-    """Byte offset of each tree in the file, by id."""
+    """Byte offset of each tree in the file, by id.
+
+    Raises:
+        UserError: a line does not start with an id (names the line).
+    """
     by_id: dict[str, int] = {}
     offset = 0
     with path.open("rb") as lines:
-        for line in lines:
-            by_id[_id(line, path)] = offset
+        for number, line in enumerate(lines, start=1):
+            by_id[_id(line, f"{path}, line {number}")] = offset
             offset += len(line)
     return by_id
 
@@ -57,12 +61,22 @@ def _items(path: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         for tree_id in ids:
             if tree_id in offset_by_id:
                 lines.seek(offset_by_id[tree_id])
-                yield dict(json.loads(lines.readline()))
+                try:
+                    item = dict(json.loads(lines.readline()))
+                except (ValueError, TypeError, RecursionError) as error:
+                    line = list(offset_by_id).index(tree_id) + 1
+                    raise UserError(
+                        f"{path}, line {line}: tree {tree_id!r} is not JSON ({error}). Delete that line, then rerun `make mcts`"
+                    ) from error
+                yield item
 
 
-def _id(line: bytes, path: Path) -> str:
-    if not line.startswith(KEY):
-        raise UserError(f"{path}: a line does not start with an id. Delete that line, then rerun `make mcts`")
+def _id(line: bytes, where: str) -> str:
     prefix = line[len(KEY) : len(KEY) + MAX_ID_BYTES].decode("utf-8", errors="ignore")
-    tree_id, _ = json.JSONDecoder().raw_decode(prefix)
-    return str(tree_id)
+    try:
+        tree_id = json.JSONDecoder().raw_decode(prefix)[0] if line.startswith(KEY) else None
+    except (ValueError, RecursionError):
+        tree_id = None
+    if not isinstance(tree_id, str):
+        raise UserError(f"{where} does not start with an id. Delete that line, then rerun `make mcts`")
+    return tree_id

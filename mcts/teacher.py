@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fgrpo.inference.base import Completion, Request, Sampler
+from fgrpo.inference.base import Completion, NoText, Request, Sampler
 from fgrpo.policy.tokens import special_token
 from fgrpo.schema import Mcts
 from fgrpo.types import Sample
@@ -101,12 +101,14 @@ class SamplerTeacher:
                 break
             stops = (END_OF_ANSWER,) if closing else STEP_STOPS
             limit = self._settings.step_max_new_tokens
-            (continuation,) = await self._request(state + text, 1, seed + 1000 * attempt, stops, limit)
+            try:
+                (continuation,) = await self._request(state + text, 1, seed + 1000 * attempt, stops, limit)
+            except NoText:  # the other proposals of this state are good
+                return Step(text.strip(), None, _mean(logprobs), len(ids), "no_text")
             text, finish = text + continuation.text, continuation.finish
             ids += continuation.token_ids
             logprobs += continuation.logprobs
-        mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
-        return read_step(state, text, finish == "length", round(mean, DIGITS), len(ids))
+        return read_step(state, text, finish == "length", _mean(logprobs), len(ids))
 
     async def _request(self, prefix: str, n: int, seed: int, stop: tuple[str, ...], limit: int) -> Sequence[Completion]:
         self.requests += 1
@@ -126,6 +128,10 @@ class SamplerTeacher:
         return replies
 
 
+def _mean(logprobs: Sequence[float]) -> float:
+    return round(sum(logprobs) / len(logprobs), DIGITS) if logprobs else 0.0
+
+
 def is_clean_text(text: str) -> bool:
     """Whether `text` can be fed to a model again: it contains no special token and no broken character."""
     return "\ufffd" not in text and not special_token(text)
@@ -134,7 +140,7 @@ def is_clean_text(text: str) -> bool:
 def read_step(state: str, text: str, truncated: bool, logprob: float, tokens: int) -> Step:
     """Parse the text that followed `state` into a step.
 
-    Problems: `special_token`, `broken_text` (half of a character), `unended` (truncated at the token limit), `ended_early` (the
+    Problems beside `no_text` (a continuation without text): `special_token`, `broken_text` (half of a character), `unended` (truncated at the token limit), `ended_early` (the
     turn ended without an answer), `blank`, `malformed` (misplaced tags, or not exactly one closed answer).
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.resume import CHECKPOINTS, SUPERSEDED
-from fgrpo.runs import folder, held
+from fgrpo.runs import DONE, folder, held
 from fgrpo.schema import Config
 
 
@@ -27,13 +27,25 @@ def clean(config: Config, root: str | Path = "runs", *, only_list: bool = False)
     """
     freed: dict[Path, int] = {}
     for checkpoints in sorted(folder(config, "", root).glob(f"*/{CHECKPOINTS}")):
-        if not (checkpoints.parent / "done").exists():
-            continue
-        freed[checkpoints] = size(checkpoints)
-        if not only_list:
-            with held(checkpoints.parent):
-                shutil.rmtree(checkpoints)
+        stage = checkpoints.parent
+        if only_list and (stage / DONE).exists():
+            freed[checkpoints] = size(checkpoints)
+        elif (stage / DONE).exists():
+            with held(stage):
+                if not (stage / DONE).exists():  # extended in the meantime
+                    continue
+                freed[checkpoints] = size(checkpoints)
+                _delete(checkpoints)
     return freed
+
+
+def _delete(checkpoints: Path) -> None:
+    """Delete a folder; of a link, what it points to and then the link."""
+    if checkpoints.is_symlink():
+        shutil.rmtree(checkpoints.resolve(), ignore_errors=not checkpoints.exists())
+        checkpoints.unlink()
+    else:
+        shutil.rmtree(checkpoints)
 
 
 def superseded(config: Config, root: str | Path = "runs") -> dict[Path, int]:

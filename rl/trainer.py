@@ -269,7 +269,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         try:
             text = json.dumps(self.dual.state_dict(), indent=1, allow_nan=False)
         except ValueError as error:
-            raise NotFinite(self.state.global_step, "a multiplier is not finite; nothing was saved") from error
+            raise NotFinite(self.state.global_step, "a multiplier is not finite", "nothing was saved") from error
         (folder / DUALS).write_text(text + "\n", encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -25,8 +25,9 @@ from trl import SFTConfig, SFTTrainer
 
 from fgrpo import cli, config, runs
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl
+from fgrpo.files import read_items
 from fgrpo.policy import adapters, loading, model_files
+from fgrpo.resume import recorded_changes
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file
 from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
@@ -160,6 +161,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     run.counts["traces"], run.counts["validation traces"] = len(training_rows), len(validation_rows)
     # before the model is loaded, because ZeRO-3 partitions it while loading
     args = sft_config(cfg, run.path / "checkpoints", len(training_rows), bool(validation_rows))
+    args.eval_steps = validation_interval(first_length(cfg, run.path), len(training_rows))
     dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
@@ -186,6 +188,21 @@ def total_steps(cfg: Config, rows: int, world: int) -> int:
     if sft.max_steps > 0:
         return sft.max_steps
     return max(1, math.ceil(rows / (sft.batch_size * sft.gradient_accumulation * world) * sft.epochs))
+
+
+def validation_interval(cfg: Config, rows: int, world: int | None = None) -> int:
+    """Optimizer steps between two validations: `sft.evals` of them over the run's length."""
+    return max(1, math.ceil(total_steps(cfg, rows, world or distributed.world_size()) / cfg.sft.evals))
+
+
+def first_length(cfg: Config, folder: Path) -> Config:
+    """`cfg` with the length that the run in `folder` began with.
+
+    An extended run validates at the same steps as before, since they decide which state is the best.
+    """
+    first = {change["key"]: change["from"] for change in reversed(recorded_changes(folder))}
+    lengths = {name: first[f"sft.{name}"] for name in ("max_steps", "epochs") if f"sft.{name}" in first}
+    return cfg.model_copy(update={"sft": cfg.sft.model_copy(update=lengths)})
 
 
 def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world: int | None = None) -> SFTConfig:
@@ -220,7 +237,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world
         dataloader_pin_memory=loading.device() != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
         eval_strategy="steps" if has_validation else "no",
-        eval_steps=max(1, math.ceil(steps / sft.evals)),
+        eval_steps=validation_interval(cfg, rows, world),
         save_strategy="steps",
         save_steps=sft.save_steps,
         save_total_limit=SFT_KEPT,
@@ -241,15 +258,15 @@ class LoggingCallback(MetricsCallback):
         self.trainer: Trainer | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write a skipped step at once: the next log line may be many steps, and a checkpoint, away."""
+        if self.is_open and self.trainer is not None and (skipped := self.trainer.take_skipped()):
+            self.add({"step": state.global_step, metrics_file.NOT_FINITE: {str(n): c for n, c in skipped.items()}})
         self.show(state.global_step)
 
     def log(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
-        """One line per log entry: its numbers, null where not finite, and the steps skipped since the last line."""
+        """One line per log entry: its numbers, null where not finite."""
         numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float))}
-        line: dict[str, Any] = {"step": state.global_step, **numbers}
-        if self.trainer is not None and (skipped := self.trainer.take_skipped()):
-            line[metrics_file.NOT_FINITE] = {str(n): cause for n, cause in skipped.items()}
-        self.add(line)
+        self.add({"step": state.global_step, **numbers})
         losses = (f"{key} {numbers[key]:.3f}" for key in ("loss", "eval_loss") if key in numbers)
         self.show(state.global_step, ", ".join(losses))
 
@@ -284,7 +301,7 @@ def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
 def best_is_lost(folder: Path, checkpoint: Path) -> bool:
     """Whether validation ran up to `checkpoint`, but the best state is missing (a partly deleted folder)."""
     path, step = folder / METRICS, int(checkpoint.name.rsplit("-", 1)[1])
-    lines = list(read_jsonl(path)) if path.exists() else []
+    lines = list(read_items(path, metrics_file.checked, "line of metrics")) if path.exists() else []
     validated = not lines or any("eval_loss" in line and line["step"] <= step for line in lines)
     return validated and math.isinf(best_so_far(folder)[0]) and not any((folder / "final").glob("*.safetensors"))
 

@@ -18,7 +18,7 @@ from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
 from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl
+from fgrpo.files import read_items
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.response import COMMON, answer_span, parse
 from fgrpo.runs import verify
@@ -137,7 +137,7 @@ def _evaluated(folder: Path) -> Generations:
     judged = []
     samples = questions(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
-        records = [EvalRecord.from_dict(row) for row in read_jsonl(path)]
+        records = list(read_items(path, EvalRecord.from_dict, "record of scores"))
         judge = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
         stored = Stored(judge if path.parent == folder else f"{path.parent.name} (rescored)")
         for record in records:
@@ -145,7 +145,7 @@ def _evaluated(folder: Path) -> Generations:
             if record.sample_id in samples:
                 stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
         judged.append(stored)
-    rollouts = [Rollout.from_dict(row) for row in read_jsonl(folder / "generations.jsonl")]
+    rollouts = list(read_items(folder / "generations.jsonl", Rollout.from_dict, "answer"))
     return Generations(str(folder), judged, rollouts, folder / QUESTIONS)
 
 
@@ -231,10 +231,7 @@ def questions(path: Path) -> dict[str, Sample]:
             "model (for a finished one, delete its `done` file first; no answer is generated again), `make data` for RL "
             "rollouts; or name the file with --questions FILE"
         )
-    try:
-        return {row["id"]: Sample.from_dict(row) for row in read_jsonl(path)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds a line that is no sample ({error!r}); write it again") from error
+    return {sample.id: sample for sample in read_items(path, Sample.from_dict, "sample")}
 
 
 def judged_items(

@@ -16,6 +16,7 @@ import openai
 from fgrpo.inference.addresses import shown
 from fgrpo.inference.clock import SYSTEM, Clock
 
+FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
 FAILURES_WITH_OTHERS = 5  # failures in a row after which an endpoint rests if another one is up
 LEAST_FAILURES_ALONE = 10  # the same if none is; never fewer than its slots, which may all fail of one hiccup
 _BURST_S = 1.0

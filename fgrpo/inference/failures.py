@@ -28,12 +28,11 @@ from typing import Literal
 
 import openai
 
-from fgrpo.inference.replies import NO_COMPLETION, NO_JSON, BadReply, words_of
+from fgrpo.inference.replies import NO_COMPLETION, NO_JSON, QUOTA, BadReply, words_of
 
 Action = Literal["retry", "refuse", "stop"]
 
 ERRORS = (openai.OpenAIError, TimeoutError, BadReply)  # everything that one attempt can raise
-QUOTA = "insufficient_quota"  # the code of a 429 that no wait resolves
 TIME_OUT, NO_CONNECTION, CERTIFICATE = "time-out", "no connection", "certificate"
 ENDPOINTS_DOWN, SPEND_CAP = "endpoints down", "spend cap"
 _STATUSES: Mapping[int, Action] = {
@@ -86,7 +85,9 @@ def classify(error: Exception) -> Failure:
     if isinstance(error, openai.APIStatusError):
         words = words_of(error.body if error.body else str(error))
         detail = f"Error code: {error.status_code} - {words}"
-        return _of_status(error.status_code, detail, str(error.code or ""), _retry_after(error))
+        return _of_status(
+            error.status_code, detail, QUOTA if QUOTA in (error.code, error.type) else "", _retry_after(error)
+        )
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
         return Failure("retry", TIME_OUT, str(error) or "no reply within the time limit")
     if isinstance(error, openai.APIConnectionError):

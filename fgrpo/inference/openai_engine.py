@@ -38,14 +38,13 @@ from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.client import Client, estimate
 from fgrpo.inference.clock import SYSTEM, Clock
 from fgrpo.inference.connection import ServedModel
-from fgrpo.inference.endpoint import Endpoint, Limits
+from fgrpo.inference.endpoint import FIRST_PATIENCE_S, Endpoint, Limits
 from fgrpo.inference.failures import Failure, RequestFailed
 from fgrpo.inference.parameters import fitted
 from fgrpo.inference.replies import Choice
 from fgrpo.policy import tokens
 from fgrpo.response import with_trace
 
-FIRST_PATIENCE_S = 60.0  # with endpoints that have never answered
 DEFAULTS: dict[str, Any] = {"n": 1, "top_p": 1.0}  # of the API; equal values are not sent
 REJECTED = (400, 413, 415, 422, 500)  # statuses of servers that cannot take the images
 _IMAGE_WORDS = re.compile(r"image|multi-?modal|vision|content type", re.IGNORECASE)

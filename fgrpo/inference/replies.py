@@ -20,6 +20,7 @@ NO_TEXT, ODD_CHOICE, TOO_LONG = "no text", "odd choice", "reply too long"
 _REASONING_TYPES = ("reasoning", "thinking", "redacted_thinking", "reasoning_content", "reasoning_text")
 _DEEPEST = 3  # parts within parts
 _LARGEST = 2**31  # past any count of tokens, token id or log-probability
+QUOTA = "insufficient_quota"  # the code or type of a 429 that no wait resolves
 LONGEST_WORDS = 500  # characters of a foreign message that are kept
 
 _FINISHES: Mapping[str, Finish] = {
@@ -27,7 +28,7 @@ _FINISHES: Mapping[str, Finish] = {
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length"), "length"),
 }
 _CODES: Mapping[str, int] = {
-    "insufficient_quota": 429,
+    QUOTA: 429,
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
     "too_many_requests": 429,
@@ -193,7 +194,8 @@ def _raise_reported(document: Mapping[str, Any]) -> None:
         return
     fields = error if isinstance(error, dict) else document
     values = [fields.get(key) for key in ("code", "status", "status_code", "type")]
-    code = next((value for value in values if isinstance(value, str) and not value.isdigit()), "")
+    codes = [value for value in values if isinstance(value, str) and not value.isdigit()]
+    code = QUOTA if QUOTA in codes else next(iter(codes), "")
     statuses = (_status(value) for value in values)
     status = next((status for status in statuses if status is not None), None)
     words = words_of(error if error else document)

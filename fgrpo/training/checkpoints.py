@@ -6,7 +6,6 @@ to resume. Imports transformers inside functions only.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -28,16 +27,6 @@ __all__ = ["PREFIX", "SFT_KEPT", "STATE", "AtomicCheckpoints", "WrongCheckpoint"
 UNFINISHED = ".part"  # folder of a checkpoint that is being written
 PROCESSES = "processes.json"
 SFT_KEPT = 2  # checkpoints that SFT keeps: the last, and the one before it
-_MACHINE_ERRORS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOMEM,
-    errno.EMFILE,
-    errno.ENFILE,
-)
 
 
 class AtomicCheckpoints(FiniteSteps):
@@ -266,7 +255,7 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        is_machine_error = isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
+        is_machine_error = isinstance(error, OSError) and error.errno in stored.MACHINE_ERRORS
         if checkpoint is None or is_machine_error or isinstance(error, (UserError, OutOfMemoryError)):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

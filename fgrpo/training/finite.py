@@ -27,10 +27,11 @@ class NotFinite(UserError):
         cause: what is not finite.
     """
 
-    def __init__(self, step: int, cause: str) -> None:
+    def __init__(self, step: int, cause: str, effect: str = "the step was not taken") -> None:
         super().__init__(
-            f"step {step}: {cause}; training has diverged, and the step was not taken. Lower the learning rate (another "
-            "experiment), or set nonfinite=skip of this stage to leave such steps out, then rerun to resume from the last checkpoint"
+            f"step {step}: {cause}; training has diverged, and {effect}. Lower the learning rate (another "
+            "experiment), or set nonfinite=skip of this stage to leave such steps out (not under DeepSpeed), then rerun to resume "
+            "from the last checkpoint"
         )
         self.step, self.cause = step, cause
 
@@ -72,7 +73,8 @@ class FiniteSteps(_Base):
     def _diverged(self, model: Any, cause: str) -> None:
         step = self.state.global_step + 1
         if self.nonfinite == "stop" or self.is_deepspeed_enabled:
-            raise NotFinite(step, cause)
+            effect = "the step may have been taken" if self.is_deepspeed_enabled else "the step was not taken"
+            raise NotFinite(step, cause, effect)
         model.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
         self.skipped[step] = cause
 
@@ -109,7 +111,7 @@ class FiniteSteps(_Base):
         wrong = self.wrong_tensor()
         if self._anywhere(wrong is not None):
             raise NotFinite(
-                self.state.global_step, f"{wrong or 'a weight of another process'} is not finite; nothing was saved"
+                self.state.global_step, f"{wrong or 'a weight of another process'} is not finite", "nothing was saved"
             )
 
     def _anywhere(self, is_wrong: bool) -> bool:

@@ -49,6 +49,11 @@ class MetricsCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether metrics.jsonl is open: in training, on the main process."""
+        return self._out is not None
+
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         assert self._out is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
-from fgrpo.files import json_line, read_jsonl, write_jsonl
+from fgrpo.files import json_line, read_items, write_jsonl
 
 NAME = "metrics.jsonl"
 NOT_FINITE = "not_finite"  # {step: cause} of skipped steps, or of the one that stopped the run
@@ -23,7 +23,7 @@ SUMMARY_KEY = "train_runtime"  # in transformers' last log entry, which belongs 
 
 
 class MetricsFile:
-    """The file `folder`/metrics.jsonl, opened for lines after optimiser step `step`."""
+    """The file `folder`/metrics.jsonl, opened for lines after optimizer step `step`."""
 
     def __init__(self, folder: Path, step: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
         """Open the file. Lines after `step` are dropped, since those steps run again; lost lines come from `history`."""
@@ -58,14 +58,27 @@ def restore_lines(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """(the lines up to `step` in order, the steps whose lines come from `history`)."""
     in_file, in_history = _by_step(lines, step), _by_step(history, step)
-    lost = [n for n in sorted(in_history) if len(in_file.get(n, ())) < len(in_history[n])]
-    complete = {**in_file, **{n: in_history[n] for n in lost}}
+    skips = {n: [line for line in of_step if _is_skip(line)] for n, of_step in in_file.items()}
+    lost = [n for n in sorted(in_history) if len(in_file.get(n, ())) - len(skips.get(n, ())) < len(in_history[n])]
+    complete = {**in_file, **{n: [*skips.get(n, ()), *in_history[n]] for n in lost}}
     return [line for n in sorted(complete) for line in complete[n]], lost
+
+
+def checked(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the file. Raises TypeError if its step is no whole number, or its skipped steps no mapping."""
+    if type(line.get("step", 0)) is not int or not isinstance(line.get(NOT_FINITE) or {}, dict):
+        raise TypeError(f"step {line.get('step')!r:.40}, {NOT_FINITE} {line.get(NOT_FINITE)!r:.40}")
+    return line
 
 
 def plain(value: Any) -> Any:
     """`value`, or None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_skip(line: Mapping[str, Any]) -> bool:
+    """Whether a line reports skipped steps alone; no log of a checkpoint has it."""
+    return NOT_FINITE in line and line.keys() <= {"step", NOT_FINITE}
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], last: int) -> dict[int, list[dict[str, Any]]]:
@@ -81,7 +94,7 @@ def _readable(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if path.exists():
         try:
-            for line in read_jsonl(path):
+            for line in read_items(path, checked, "line of metrics"):
                 lines.append(line)
         except UserError as error:
             print(f"{error}; resuming with the lines before it", file=sys.stderr)

@@ -5,6 +5,7 @@ A checkpoint `checkpoint-<step>` holds `checksums.json` with the hash of each of
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -19,6 +20,16 @@ from fgrpo.runs import write_json
 PREFIX = "checkpoint"
 STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
+MACHINE_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 
 class WrongCheckpoint(UserError, ValueError):
@@ -42,6 +53,9 @@ def problem_of(checkpoint: Path, needed: Sequence[str] = (STATE,)) -> str | None
 
     Args:
         needed: files that it must have, in addition to those that it recorded.
+
+    Raises:
+        OSError: the machine's fault (no permission, a file system that is gone): it says nothing of the checkpoint.
     """
     try:
         recorded = dict(json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8")))
@@ -49,7 +63,11 @@ def problem_of(checkpoint: Path, needed: Sequence[str] = (STATE,)) -> str | None
         for name, record in recorded.items():
             if (problem := damage(checkpoint / name, record, hashes)) is not None:
                 return f"{name} {problem}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
+        return f"{CHECKSUMS} is missing or damaged"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{CHECKSUMS} is missing or damaged"
     missing = [name for name in needed if name not in recorded]
     return f"{missing[0]} is missing" if missing else None

@@ -24,6 +24,8 @@ def test_every_key_of_the_schema_has_a_kind() -> None:
 def test_no_key_has_two_kinds_and_none_is_left_over() -> None:
     known = {key.replace("<name>", "some") for key in known_keys()}
     for section, kinds in KINDS.items():
+        if section == "judges.*.engine":  # arguments of vllm.LLM, which the schema does not list
+            continue
         names = Counter(name for text in kinds.values() for name in text.split())
         assert not [name for name, count in names.items() if count > 1], section
         prefixes = (
