@@ -140,7 +140,9 @@ class Rollout:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(
-            *_texts(data, "id", "sample_id", "text"),
+            _text(data, "id"),
+            _text(data, "sample_id"),
+            _text(data, "text"),
             data.get("finish", "stop"),
             int(data.get("tokens", 0)),
             dict(data.get("meta") or {}),
@@ -243,19 +245,21 @@ class EvalRecord:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(
-            *_texts(data, "id", "benchmark", "model", "sample_id"),
+            _text(data, "id"),
+            _text(data, "benchmark"),
+            _text(data, "model"),
+            _text(data, "sample_id"),
             {name: Score.from_dict(score) for name, score in data["scores"].items()},
             dict(data.get("meta") or {}),
         )
 
 
-def _texts(data: Mapping[str, Any], *names: str) -> list[str]:
-    """The values of these keys. Raises KeyError for a missing one, TypeError for one that is no text."""
-    values = [data[name] for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str):
-            raise TypeError(f"{name!r} is no text")
-    return values
+def _text(data: Mapping[str, Any], name: str) -> str:
+    """The value of a key. Raises KeyError if it is missing, TypeError if it is no text."""
+    value = data[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} is no text")
+    return value
 
 
 def _shallow(item: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ _SIGNS = {
     "∕": "/",
 }
 _TRANSLATED = str.maketrans(_SIGNS)
+# Unicode categories that no reader sees: format characters, surrogates, private and unassigned code points.
+INVISIBLE = ("Cf", "Cs", "Co", "Cn")
 
 
 def visible(text: str) -> str:
@@ -29,4 +31,4 @@ def visible(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda m: "^" + "".join(str(_SUPERSCRIPTS.index(c)) for c in m.group()), text)
     text = _FRACTION.sub(lambda m: f"{m.group(1)} {unicodedata.normalize('NFKC', m.group(2))}".lstrip(), text)
     text = unicodedata.normalize("NFKC", text.translate(_TRANSLATED)).translate(_TRANSLATED)
-    return "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return "".join(c for c in text if unicodedata.category(c) not in INVISIBLE)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from fgrpo.visible_text import INVISIBLE
+
 _LABEL = r"(?:IN)?CONSISTENT|(?:IN)?CORRECT"
 _WORD = r"(?:in)?consistent|(?:in)?correct|skip"
 _PATTERNS = (
@@ -25,12 +27,11 @@ _PATTERNS = (
     r"(?im:^\W{0,4}(?:system|assistant|user|human)\s*:)",
 )
 _IMITATION = re.compile("|".join(_PATTERNS))
-_UNSEEN = ("Cf", "Cs", "Co", "Cn")
 
 
 def imitates_verdict(text: str) -> bool:
     """Whether `text` names a label, commands a judge, or writes a role marker. Read as the judge sees it; linear time."""
     if not text.isascii():
         plain = unicodedata.normalize("NFKC", text)
-        text = "".join(c for c in plain if unicodedata.category(c) not in _UNSEEN)
+        text = "".join(c for c in plain if unicodedata.category(c) not in INVISIBLE)
     return _IMITATION.search(text) is not None

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgrpo.visible_text import INVISIBLE
+
 Labelled = tuple[str, str]  # label, reason
 
 _LONGEST_REASON = 400
@@ -30,7 +32,7 @@ _THOUGHT = re.compile(
     re.I,
 )
 _FENCED = re.compile(r"(?s)\A```[\w-]*[ \t]*\n?((?:(?!```).)*)```\Z")
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, invisible, private and unassigned code points
+_UNSEEN = (*INVISIBLE, "Cc", "Zl", "Zp")  # and control characters, separators of lines and paragraphs
 
 
 class Unusable(ValueError):

@@ -20,6 +20,7 @@ import regex
 import yaml
 
 from fgrpo.errors import UserError
+from fgrpo.visible_text import INVISIBLE
 from rewards.sentence_rules import rules
 
 FILE = Path(__file__).resolve().parent / "filler_words.yaml"
@@ -39,7 +40,7 @@ _ENDING = regex.compile(
 _ACCENT = regex.compile(r"[\u0300-\u036f]")
 _LATIN = regex.compile(r"\p{Latin}")
 _LOOKALIKES = str.maketrans("авеєкмнорстхуіјѕԁԛԝαεικνορτυχ", "abeekmhopctxyijsdqwaeikvoptux")
-_UNSEEN = ("Cf", "Cs", "Co", "Cn", "Cc")
+_UNSEEN = (*INVISIBLE, "Cc")
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and signs that are drawn as blanks
 
 

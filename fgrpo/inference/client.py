@@ -107,7 +107,7 @@ class Client:
         Args:
             body: called before each attempt; what it raises ends the request.
             reserved: (prompt, completion) tokens to set apart until the reply gives its usage (`estimate`).
-            n: continuations that the body requests.
+            n: continuations that the body requests; the reply holds those that are usable, at least one.
             takes_blank: whether blanks alone are a text (`read_reply`).
 
         Raises:
@@ -127,7 +127,7 @@ class Client:
             if attempts.failing_since is None:
                 attempts.failing_since = self.clock.now()
             if result.action != "retry" or self._is_over(loop, result, attempts):
-                raise RequestFailed(result, attempts.count)
+                raise RequestFailed(result, attempts.count, self.clock.now() - attempts.failing_since)
             wait = self._wait(attempts, result)
             self.meter.wait(wait)
             await self.clock.sleep(wait)
@@ -231,6 +231,8 @@ class Client:
                 # `create` comes down to this `post`, after a walk over every key of the body
                 content = await endpoint.connection.post("/chat/completions", cast_to=bytes, body=arguments)
             reply = read(content)
+            for unusable in reply.unusable:
+                self.meter.fault(unusable.kind)
             endpoint.answered()
             used = reply.usage or reserved  # without usage the reservation counts, or a cap would never come
             return reply

@@ -71,11 +71,18 @@ class Failure:
 
 
 class RequestFailed(Exception):
-    """A request that failed for good, after `attempts` attempts."""
+    """A request that failed for good, after `attempts` attempts, `seconds` after the first of them failed."""
 
-    def __init__(self, failure: Failure, attempts: int) -> None:
+    def __init__(self, failure: Failure, attempts: int, seconds: float = 0.0) -> None:
         super().__init__(f"{failure.kind}: {failure.detail}")
-        self.failure, self.attempts = failure, attempts
+        self.failure, self.attempts, self.seconds = failure, attempts, seconds
+
+    @property
+    def tries(self) -> str:
+        """ "8 attempts", with the seconds where the patience decided."""
+        return f"{self.attempts} attempts" + (
+            f" over {self.seconds:.0f} s (patience_s)" if self.failure.by_time else ""
+        )
 
 
 def classify(error: Exception) -> Failure:

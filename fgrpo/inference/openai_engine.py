@@ -17,6 +17,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fgrpo.errors import UserError
@@ -41,10 +42,11 @@ from fgrpo.inference.connection import ServedModel
 from fgrpo.inference.endpoint import FIRST_PATIENCE_S, Endpoint, Limits
 from fgrpo.inference.failures import Failure, RequestFailed
 from fgrpo.inference.parameters import fitted
-from fgrpo.inference.replies import Choice
+from fgrpo.inference.replies import Choice, Reply
 from fgrpo.policy import tokens
 from fgrpo.response import with_trace
 
+_SEED_STRIDE = 1_000_003  # between the seeds of a request and of what is requested again
 DEFAULTS: dict[str, Any] = {"n": 1, "top_p": 1.0}  # of the API; equal values are not sent
 REJECTED = (400, 413, 415, 422, 500)  # statuses of servers that cannot take the images
 _IMAGE_WORDS = re.compile(r"image|multi-?modal|vision|content type", re.IGNORECASE)
@@ -124,6 +126,18 @@ class OpenAISampler:
             UserError: an endpoint serves other models, or the tokenizer cannot be read.
         """
         check(request)
+        choices: list[Choice] = []
+        prompt_tokens = rounds = 0
+        while (missing := request.n - len(choices)) > 0:  # after a reply of which a choice had no text
+            seed = None if request.seed is None else request.seed + rounds * _SEED_STRIDE
+            reply = await self._reply(replace(request, n=missing, seed=seed))
+            choices += reply.choices
+            prompt_tokens += reply.usage[0] if reply.usage else 0
+            rounds += 1
+        return [_completion(request, choice, 0 if i else prompt_tokens) for i, choice in enumerate(choices)]
+
+    async def _reply(self, request: Request) -> Reply:
+        """A reply with at least one usable choice. Raises as `sample`."""
 
         async def body(endpoint: Endpoint) -> dict[str, Any]:
             return await self._body(request, endpoint.is_vllm)
@@ -131,11 +145,9 @@ class OpenAISampler:
         reserved = estimate(request.text + request.prefix, len(request.images), request.n * request.max_new_tokens)
         try:
             may_be_blank = any(not stop.strip() for stop in request.stop)  # a step up to a line break
-            reply = await self._client.complete(body, reserved, request.n, takes_blank=may_be_blank)
+            return await self._client.complete(body, reserved, request.n, takes_blank=may_be_blank)
         except RequestFailed as error:
             raise _error(error.failure)(f"{describe(request)}: {_explain(error, request, self.urls)}") from error
-        read = reply.usage[0] if reply.usage else 0
-        return [_completion(request, choice, 0 if i else read) for i, choice in enumerate(reply.choices)]
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -214,13 +226,13 @@ def _explain(error: RequestFailed, request: Request, urls: Sequence[str]) -> str
         advice = ""
         if request.images and failure.status in REJECTED and _IMAGE_WORDS.search(failure.detail):
             advice = f"; does its model take images, and {len(request.images)} in one prompt (--limit-mm-per-prompt)?"
-        attempts = f" after {error.attempts} attempts" if failure.action == "retry" else ""
+        attempts = f" after {error.tries}" if failure.action == "retry" else ""
         return f"the server refused it with {failure.status}{attempts}: {failure.detail}{advice}"
     if failure.action == "retry" and failure.is_alive:
-        return f"no usable reply in {error.attempts} attempts ({failure.kind}: {failure.detail})"
+        return f"no usable reply in {error.tries} ({failure.kind}: {failure.detail})"
     if failure.action == "retry":
         return (
-            f"no answer from {', '.join(map(addresses.shown, urls))} in {error.attempts} attempts ({failure.kind}: {failure.detail}); "
+            f"no answer from {', '.join(map(addresses.shown, urls))} in {error.tries} ({failure.kind}: {failure.detail}); "
             "is a server running there?"
         )
     return failure.detail

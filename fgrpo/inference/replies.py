@@ -69,10 +69,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reply:
-    """The choices in their order, and (prompt, completion) tokens where the server reports them."""
+    """The usable choices in their order, and (prompt, completion) tokens where the server reports them.
+
+    `unusable`: what is wrong with each of the other choices that were requested.
+    """
 
     choices: tuple[Choice, ...]
     usage: tuple[int, int] | None = None
+    unusable: tuple[BadReply, ...] = ()
 
 
 class BadReply(Exception):
@@ -95,7 +99,7 @@ def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Repl
         takes_blank: whether blanks alone are a text, as where a request ends at a line break.
 
     Raises:
-        BadReply: the body is no completion with `n` texts.
+        BadReply: the body is no completion with `n` choices, or none of them is usable.
     """
     document = read_json(content)
     if not isinstance(document, dict):
@@ -107,7 +111,16 @@ def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Repl
     ordered = sorted(choices, key=_index) if all(isinstance(choice, dict) for choice in choices) else choices
     if len(ordered) != n:
         raise BadReply(NO_TEXT, f"{n} continuations were requested and {len(ordered)} came")
-    return Reply(tuple(_choice(choice, takes_blank) for choice in ordered), _usage(document.get("usage")))
+    usable: list[Choice] = []
+    unusable: list[BadReply] = []
+    for choice in ordered:
+        try:
+            usable.append(_choice(choice, takes_blank))
+        except BadReply as error:
+            unusable.append(error)
+    if not usable:
+        raise unusable[0]
+    return Reply(tuple(usable), _usage(document.get("usage")), tuple(unusable))
 
 
 def read_json(content: bytes) -> Any:
