@@ -47,7 +47,7 @@ def open_run(
     """
     if spec.made_by is not None:
         verify(Path(path), spec.made_by)
-        problem = stored.problem_of(Path(path), ()) if (Path(path) / stored.CHECKSUMS).exists() else None
+        problem = stored.problem_of(Path(path)) if (Path(path) / stored.CHECKSUMS).exists() else None
         if problem is not None:
             raise UserError(f"{path} is damaged: {problem}; evaluate another checkpoint, or restore this one")
     stage = shards.stage(f"eval/{name}", shard)

@@ -115,8 +115,8 @@ def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     checkpoint = resume_point(folder / "checkpoints", NEEDED, before=None if has_best else steps)
     if checkpoint is not None and best_is_lost(folder, checkpoint):
         raise UserError(
-            f"{folder / 'best'}, the state with the lowest validation loss, is missing, and no checkpoint can give it again. "
-            f"Restore it from a copy, or move {folder / 'checkpoints'} away and rerun to train from step 0"
+            f"{folder / 'best'}, the state with the lowest validation loss, is missing or damaged, and no checkpoint can give it again. "
+            f"Restore it from a copy, or move {folder} away and rerun to train anew"
         )
     return checkpoint
 
@@ -127,8 +127,8 @@ def check_best(folder: Path) -> None:
     problem = problem_of(best, ("best.json",)) if (best / CHECKSUMS).exists() else None
     if problem is not None:
         raise UserError(
-            f"{best}, the state with the lowest validation loss, is damaged: {problem}. Restore it from a copy, or move it and "
-            f"{folder / 'checkpoints'} away and rerun to train from step 0"
+            f"{best}, the state with the lowest validation loss, is damaged: {problem}. Restore it from a copy, or move "
+            f"{folder} away and rerun to train anew"
         )
 
 
@@ -307,11 +307,12 @@ def best_is_lost(folder: Path, checkpoint: Path) -> bool:
 
 
 def save_state(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write model, processor and best.json atomically, with checksums."""
+    """Write model, processor and best.json atomically; `best` with checksums, as the manifest has none of it."""
 
     def extra(unfinished: Path) -> None:
         runs.write_json(unfinished / "best.json", metadata)
-        write_checksums(unfinished)
+        if folder.name == "best":
+            write_checksums(unfinished)
 
     save_final(trainer, folder, extra)
 
@@ -331,6 +332,7 @@ def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
         metadata = {"step": trainer.state.global_step}
         save_state(trainer, folder / "final", metadata)
     elif trainer.accelerator.is_main_process and (folder / "best").exists():
+        (folder / "best" / CHECKSUMS).unlink(missing_ok=True)  # the manifest records the hashes of `final`
         shutil.rmtree(folder / "final", ignore_errors=True)
         (folder / "best").replace(folder / "final")
     return metadata

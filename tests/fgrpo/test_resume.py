@@ -11,8 +11,9 @@ import pytest
 
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.resume import CHANGES
+from fgrpo.resume import CHANGES, holds_work
 from fgrpo.runs import Run, is_done, require
+from judges.cache import Cache
 
 CONSTANT = "rl.scheduler=constant"
 
@@ -53,6 +54,8 @@ def superseded(root: Path) -> list[str]:
         "rl.report_to=wandb",
         "rl.keep_checkpoints=9",
         "judges.training.attempts=3",
+        "judges.training.max_completion_tokens=9",
+        "judges.training.engine={gpu_memory_utilization: 0.2}",
         "launch.port=1234",
     ],
 )
@@ -93,6 +96,11 @@ def test_a_key_that_changes_how_resumes_and_is_recorded(tmp_path: Path, key: str
         ("rl-fgrpo", "prompts.think=think", "content of prompts.think: "),
         ("sft", "sft.batch_size=64", "sft.batch_size x sft.gradient_accumulation: "),
         ("mcts", "mcts.simulations=3", "mcts.simulations: "),
+        ("mcts", "engine.leave_out=[temperature]", "engine.leave_out: "),
+        ("rl-fgrpo", "judges.training.leave_out=[temperature]", "judges.training.leave_out: "),
+        ("rl-fgrpo", "judges.training.engine={quantization: fp8}", "judges.training.engine.quantization: "),
+        ("sft", "launch.sft_processes=4", "sft.batch_size x sft.gradient_accumulation: "),
+        ("sft", "launch.machines=2", "sft.batch_size x sft.gradient_accumulation: "),
     ],
 )
 def test_another_experiment_is_refused_with_the_difference_and_two_ways_out(
@@ -287,3 +295,115 @@ def test_finishing_again_gives_the_same_identity(tmp_path: Path) -> None:
         (final / "training_args.bin").write_text("another time and path")
         run.finish(["metrics.jsonl", "final"], seconds_of_the_day=1)
     assert opened(tmp_path, stage="mcts", inputs=[final]) == evaluation and not superseded(tmp_path)
+
+
+def test_folders_of_older_versions_are_the_same_experiment(tmp_path: Path) -> None:
+    """Keys that no longer count are still in them, and `leave_out` is not there yet."""
+    for stage in ("rl-fgrpo", "mcts"):
+        path = with_work(tmp_path, stage=stage)
+        stored = json.loads((path / "config.json").read_text())
+        judge, engine = stored["config"].get("judges.training"), stored["config"].get("engine")
+        for section in filter(None, (judge, engine)):
+            assert section.pop("leave_out") == []
+        if judge is not None:
+            judge["max_completion_tokens"] = 77
+        (path / "config.json").write_text(json.dumps(stored))
+        assert opened(tmp_path, stage=stage) == path and not superseded(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["judge_replies.sqlite", "spend.jsonl"])
+def test_paid_replies_of_a_training_run_are_work(tmp_path: Path, name: str) -> None:
+    path = opened(tmp_path)
+    (path / name).write_text('{"model": "m"}\n')
+    with pytest.raises(UserError, match="holds unfinished work"):
+        opened(tmp_path, ["rl.kl_coef=0.5"])
+    assert (path / name).exists() and not superseded(tmp_path)
+
+
+def test_an_empty_cache_of_replies_is_no_work(tmp_path: Path) -> None:
+    cache = Cache(opened(tmp_path) / "judge_replies.sqlite")
+    assert not holds_work(cache.path.parent, "rl-fgrpo")
+    cache.put("k", "consistency", "m", "reply")
+    assert holds_work(cache.path.parent, "rl-fgrpo")
+    cache.close()
+
+
+@pytest.mark.parametrize(("name", "content"), [("manifest.json", ""), ("manifest.json", None), ("metrics.jsonl", None)])
+@pytest.mark.parametrize("stage", ["sft", "rl-fgrpo"])
+def test_no_run_trains_again_over_its_own_result(tmp_path: Path, stage: str, name: str, content: str | None) -> None:
+    path = finished(tmp_path, stage=stage)
+    shutil.rmtree(path / "checkpoints")
+    (path / name).unlink()
+    if content is not None:
+        (path / name).write_text(content)
+    for _ in range(2):
+        with Run.open(load("mini"), stage, root=tmp_path) as run, pytest.raises(UserError, match="train from step 0"):
+            _ = run.is_done
+    (path / "done").unlink(missing_ok=True)
+    with Run.open(load("mini"), stage, root=tmp_path) as run, pytest.raises(UserError, match="train from step 0"):
+        _ = run.is_done
+    assert (path / "final" / "w").exists()
+
+
+def test_an_unreadable_manifest_vouches_for_no_input(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    for content in ("", "[]", '{"outputs": {"final/w": 3}}', None):
+        (path / "manifest.json").unlink(missing_ok=True)
+        if content is not None:
+            (path / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match=r"manifest\.json is missing, empty or damaged.*make rl-fgrpo"):
+            require(path / "final", "rl-fgrpo")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "", '{"config": {}, "inputs": {}, "length": {"rl": 5}}', '{"config": {}, "inputs": {"a": 1}}'],
+)
+def test_an_identity_of_another_shape_is_restored_from_the_manifest(tmp_path: Path, content: str) -> None:
+    path = finished(tmp_path)
+    before = (path / "config.json").read_bytes()
+    (path / "config.json").write_text(content)
+    with Run.open(load("mini"), "rl-fgrpo", root=tmp_path) as run:
+        assert run.is_done
+    assert (path / "config.json").read_bytes() == before and not superseded(tmp_path)
+
+
+def test_a_finished_folder_keeps_the_means_that_made_it(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    before = (path / "config.json").read_bytes()
+    with Run.open(load("mini", overrides=["rl.attention=eager"]), "rl-fgrpo", root=tmp_path) as run:
+        assert run.is_done
+        assert (path / "config.json").read_bytes() == before and not (path / CHANGES).exists()
+        run.reopen()
+    assert [c["key"] for c in json.loads((path / CHANGES).read_text())] == ["rl.attention"]
+    assert json.loads((path / "config.json").read_text())["means"]["rl.attention"] == "eager"
+
+
+def test_a_superseded_link_still_points_at_its_folder(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(Path("..") / "elsewhere", target_is_directory=True)
+    opened(tmp_path, ["rl.kl_coef=0.5"])
+    assert (tmp_path / "mini" / ".superseded" / "rl-fgrpo.0" / "final" / "w").is_file()
+
+
+def test_half_written_files_of_a_rescoring_process_stay(tmp_path: Path) -> None:
+    path = opened(tmp_path, stage="eval/fgrpo")
+    for name in ("rescored/other/scores.jsonl.part", "scores.jsonl.part"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{")
+    opened(tmp_path, stage="eval/fgrpo")
+    assert (path / "rescored" / "other" / "scores.jsonl.part").exists() and not (path / "scores.jsonl.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"), [("sft", "to train anew"), ("rl-fgrpo", "the last checkpoint gives it again")]
+)
+def test_the_advice_for_a_damaged_model_fits_its_stage(tmp_path: Path, stage: str, advice: str) -> None:
+    path = finished(tmp_path, stage=stage)
+    (path / "final" / "w").write_text("WEIGHTS")
+    with pytest.raises(UserError, match=advice):
+        require(path / "final", stage)
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(UserError, match="to train anew"):
+        require(path / "final", stage)

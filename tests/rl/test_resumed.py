@@ -20,6 +20,7 @@ from fgrpo.files import read_jsonl
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import steps_in, write_checksums
 from rl import train
+from rl.dual import Constraint
 from rl.failures import FailedJudgements
 from rl.scored_batch import ScoreColumn
 from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
@@ -96,8 +97,6 @@ def test_an_outage_in_a_drop_in_run(make: Callable[..., Any], tmp_path: Path) ->
     funcs = [scorer("task", scattered(1)), one]
     kept = {"save_steps": 100, "max_steps": 6}
     more: dict[str, Any] = {"max_failed_share": 0.1, "steps": 3, "constraints": []}
-    from rl.dual import Constraint
-
     more["constraints"] = [Constraint("one", 0.9, min_applicable=1)]
     with pytest.raises(FailedJudgements):
         make(funcs, out="parts", tweak=kept, **more).train()
@@ -220,7 +219,7 @@ def test_no_checkpoint_of_weights_that_are_not_finite_is_written_or_resumed(
     trainer = make(steps=2, out="new")
     with torch.no_grad():
         next(p for p in trainer.model.parameters() if p.requires_grad).view(-1)[0] = math.nan
-    with pytest.raises(NotFinite, match=r"weight .* is not finite; nothing was saved"):
+    with pytest.raises(NotFinite, match=r"weight .* is not finite; training has diverged, and nothing was saved"):
         trainer._save_checkpoint(trainer.model, None)
     assert not steps_in(tmp_path / "new")
 
@@ -253,3 +252,29 @@ def test_one_flipped_byte_in_the_sft_model_is_named_before_training(
     monkeypatch.setattr(train, "build_trainer", lambda *_: pytest.fail("training started"))
     with pytest.raises(UserError, match=r"model\.safetensors is not what its finished stage wrote: .*make sft"):
         train.train(cfg, root)
+
+
+def test_a_refused_key_loses_no_step(make: Callable[..., Any], tmp_path: Path) -> None:
+    """What ends the judging of every later step (401, 402, 403, a quota) is raised after a checkpoint is saved."""
+    failing = {"on": True}
+
+    async def one(prompts: Any, trainer_state: Any, **_: Any) -> list[float | None]:
+        step = int(trainer_state.global_step)
+        if step == 3 and failing["on"]:
+            torch.rand(7)
+            raise UserError("the judge refuses the key (HTTP 401); set a valid one")
+        return [scattered(2)(step, n) for n in range(len(prompts))]
+
+    funcs = [scorer("task", scattered(1)), one]
+    more: dict[str, Any] = {"steps": 6, "tweak": {"save_steps": 100}, "constraints": [Constraint("one", 0.9)]}
+    with pytest.raises(UserError, match=r"refuses the key \(HTTP 401\)"):
+        make(funcs, out="parts", **more).train()
+    assert list(steps_in(tmp_path / "parts")) == [3]
+    failing["on"] = False
+    whole = make(funcs, out="whole", **more)
+    whole.train()
+    resumed = make(funcs, out="parts", **more)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.dual.state_dict() == whole.dual.state_dict()
+    for (name, one_), two in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one_, two), name

@@ -185,6 +185,12 @@ def test_from_traces_to_final_and_a_second_run_does_nothing(world: Path) -> None
     train.train(cfg, world / "runs")
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
     (folder / "final" / "model.safetensors").unlink()  # partly deleted: no other copy of the best state exists
+    with pytest.raises(
+        UserError, match=r"lowest validation loss, is missing or damaged, and no checkpoint can give it again\. Restore"
+    ):
+        train.train(cfg, world / "runs")
+    assert (folder / "checkpoints" / "checkpoint-4").is_dir()
+    folder.rename(folder.with_name("sft-before"))
     train.train(cfg, world / "runs")
     again = load_file(folder / "final" / "model.safetensors")
     assert all(torch.equal(tuned[name], again[name]) for name in tuned)
