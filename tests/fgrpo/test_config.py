@@ -181,3 +181,12 @@ def test_the_policys_boxes_are_part_of_every_run_that_reads_them() -> None:
     plain, other = load("mini"), load("mini", overrides=["policy.box_tag=box", "policy.box_frame=thousand"])
     changed = {stage for stage in STAGE_KEYS if stage_slice(plain, stage) != stage_slice(other, stage)}
     assert changed == {"data", "mcts", "rl", "eval"}
+
+
+@pytest.mark.parametrize("section", ["sft", "rl"])
+def test_skipping_steps_is_refused_under_deepspeed(section: str) -> None:
+    skip, zero = f"{section}.nonfinite=skip", f"{section}.deepspeed=configs/deepspeed/zero2.json"
+    load("mini", overrides=[skip])
+    load("mini", overrides=[zero])
+    with pytest.raises(UserError, match=rf"{section}.*nonfinite=skip is not possible under DeepSpeed"):
+        load("mini", overrides=[skip, zero])

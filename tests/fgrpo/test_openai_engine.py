@@ -26,9 +26,17 @@ from fgrpo.inference.openai_engine import OpenAISampler
 class Scripted:
     """An endpoint that gives each chat request the next (status, n) of its script, then 200s; remembers what it was sent."""
 
-    def __init__(self, owned_by: str = "vllm", script: Sequence[int] = (), wait_s: float = 0.0, short: int = 0) -> None:
+    def __init__(
+        self,
+        owned_by: str = "vllm",
+        script: Sequence[int] = (),
+        wait_s: float = 0.0,
+        short: int = 0,
+        mute: Sequence[Sequence[int]] = (),
+    ) -> None:
         self.asked: list[dict[str, Any]] = []
         self.script, self.owned_by, self.wait_s, self.short = list(script), owned_by, wait_s, short
+        self.mute = list(mute)  # choices of each reply that have no text
         self.now = self.most = 0
         lock, outer = threading.Lock(), self
 
@@ -73,6 +81,8 @@ class Scripted:
                     "token_ids": [7],
                 }
                 choices = [{**choice, **extra, "index": i} for i in reversed(range(body.get("n", 1) - outer.short))]
+                for index in outer.mute.pop(0) if outer.mute else ():
+                    choices[-1 - index] = {**choices[-1 - index], "message": {"role": "assistant", "content": ""}}
                 self.reply(
                     200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
                 )
@@ -278,3 +288,16 @@ def test_addresses(endpoints: list[Scripted]) -> None:
     assert "sk-secret" not in str(raised.value)
     with pytest.raises(UserError, match=r"engine\.endpoints is empty"):
         OpenAISampler([], "m")
+
+
+def test_a_choice_without_text_is_requested_again_alone(endpoints: list[Scripted]) -> None:
+    """The good choices of a reply are kept; the others come with another seed, and the fault is counted."""
+    endpoint = Scripted(mute=[[1, 2], [0]])
+    endpoints.append(endpoint)
+    sampler = sampler_of(endpoint)
+    ((*replies,),) = ask(sampler, [Request((), "q", n=4, seed=5)])  # type: ignore[misc]
+    assert [reply.text for reply in replies] == ["left.\n"] * 4
+    assert [body["n"] for body in endpoint.asked] == [4, 2, 1]
+    seeds = [body["seed"] for body in endpoint.asked]
+    assert seeds[0] == 5 and len(set(seeds)) == 3
+    assert sampler.meter.faults["no text"] == 3

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from fgrpo.training import stored
 from fgrpo.training.stored import (
     CHECKSUMS,
     STATE,
@@ -89,3 +91,16 @@ def test_rotation_keeps_the_best_and_what_lies_ahead(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoint-8")
     rotate(tmp_path, 6, 1, tmp_path / ".part" / "checkpoint-2")
     assert list(steps_in(tmp_path)) == [2, 6, 10]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_fault_of_the_machine_is_no_damage(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path, 10)
+
+    def fails(self: object, file: Path) -> str:
+        raise OSError(code, "the machine")
+
+    monkeypatch.setattr(stored.Hashes, "of_file", fails)
+    for read in (problem_of, lambda p: resume_point(p.parent)):
+        with pytest.raises(OSError, match="the machine"):
+            read(path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from fgrpo.config import load
-from fgrpo.inference.base import Completion, Request
+from fgrpo.inference.base import Completion, NoText, Request, Unreachable
 from mcts.teacher import SamplerTeacher, read_step
 from tests.mcts.scripted import sample
 
@@ -104,3 +104,23 @@ def test_endings_run_to_the_answer() -> None:
     endings = asyncio.run(SamplerTeacher(engine, sample(), "?", MCTS).endings("<think>a\n", 2, 3))
     assert [e.finished for e in endings] == [True, False]
     assert engine.requests[0].stop == ("</answer>",) and engine.requests[0].n == 2
+
+
+def test_a_continuation_without_text_costs_one_proposal() -> None:
+    """The other proposals of the same expansion are good; an outage still fails them all."""
+
+    class Mute(Replies):
+        error: type[Exception] = NoText
+
+        async def sample(self, request: Request) -> Sequence[Completion]:
+            if request.n == 1:
+                raise self.error("the message has no text")
+            return await super().sample(request)
+
+    replies = [("One.\n", "stop"), ("\n", "stop"), ("Two.\n", "stop")]
+    one, mute, two = asyncio.run(SamplerTeacher(Mute(*replies), sample(), "q", MCTS).steps("<think>a\n", 3, 7))
+    assert [s.problem for s in (one, mute, two)] == [None, "no_text", None] and mute.tokens == 2
+    gone = Mute(*replies)
+    gone.error = Unreachable
+    with pytest.raises(Unreachable):
+        asyncio.run(SamplerTeacher(gone, sample(), "q", MCTS).steps("<think>a\n", 3, 7))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,26 @@ def test_only_checkpoints_of_finished_stages_are_deleted(
     assert not (done / "checkpoints").exists() and (working / "checkpoints").exists() and (old / "w").exists()
     assert is_done(config, "rl-fgrpo", tmp_path, [])
     assert clean_checkpoints.superseded(config, tmp_path) == {old: 7}
+
+
+def test_linked_checkpoints_are_deleted_with_their_link(tmp_path: Path) -> None:
+    done = stage(tmp_path, "rl-fgrpo", finished=True)
+    (done / "checkpoints").rename(tmp_path / "disk")
+    (done / "checkpoints").symlink_to(tmp_path / "disk")
+    assert clean_checkpoints.clean(load("mini"), tmp_path) == {done / "checkpoints": 5}
+    assert not (tmp_path / "disk").exists() and not (done / "checkpoints").is_symlink()
+
+
+def test_a_stage_that_is_extended_in_the_meantime_keeps_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = stage(tmp_path, "rl-fgrpo", finished=True)
+
+    @contextmanager
+    def held(path: Path) -> Iterator[None]:
+        (path / "done").unlink()  # the other process opened the run before we held its lock
+        yield
+
+    monkeypatch.setattr(clean_checkpoints, "held", held)
+    assert clean_checkpoints.clean(load("mini"), tmp_path) == {}
+    assert (done / "checkpoints" / "checkpoint-2").is_dir()

@@ -283,3 +283,64 @@ def test_traces_cut_in_their_last_line_are_named(world: Path, tmp_path: Path) ->
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"sft\.jsonl is not what its finished stage wrote: it has .* complete lines"):
         train.train(cfg, tmp_path)
+
+
+def test_a_damaged_best_state_is_named_and_nothing_is_deleted(world: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    real = train.LoggingCallback.on_step_end
+
+    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        real(self, args, state, control, **more)
+
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(mini(world), tmp_path)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
+    folder = tmp_path / "mini" / "sft"
+    weights = folder / "best" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    for call in (lambda: train.train(mini(world), tmp_path), lambda: train.export_best(None, folder)):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"best, the state .* is damaged: model\.safetensors has the right size"):
+            call()
+    assert (folder / "checkpoints" / "checkpoint-2").is_dir() and weights.exists()
+
+
+def test_an_extended_run_validates_at_the_same_steps(world: Path, tmp_path: Path) -> None:
+    """Which state is the best depends on when it is measured."""
+    constant = ("sft.scheduler=constant", "sft.warmup_ratio=0", "sft.evals=2")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    folder = train.train(mini(world, *constant), tmp_path)
+    train.train(mini(world, *constant, "sft.max_steps=6"), tmp_path)
+    train.train(mini(world, *constant, "sft.max_steps=8"), tmp_path)
+    evals = [line["step"] for line in read_jsonl(folder / "metrics.jsonl") if "eval_loss" in line]
+    assert evals == [2, 4, 6, 8]
+
+
+def test_a_skipped_step_outlives_a_kill_before_the_next_log_line(world: Path, tmp_path: Path, monkeypatch) -> None:
+    cfg = mini(world, "sft.nonfinite=skip", "sft.save_steps=1", "sft.logging_steps=100")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    inner, real = train.SFTTrainer.training_step, train.LoggingCallback.on_step_end
+
+    def step(self: Any, *args: Any, **more: Any) -> Any:
+        loss = inner(self, *args, **more)
+        return loss * math.nan if self.state.global_step == 1 else loss
+
+    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        real(self, args, state, control, **more)
+
+    monkeypatch.setattr(train.SFTTrainer, "training_step", step)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, tmp_path)
+    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
+    folder = train.train(cfg, tmp_path)
+    assert [line["not_finite"] for line in read_jsonl(folder / "metrics.jsonl") if "not_finite" in line] == [
+        {"2": "the loss is nan"}
+    ]
+    assert json.loads((folder / "manifest.json").read_text())["counts"]["skipped steps"] == 1
