@@ -289,11 +289,10 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
             ) from error
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint with its multipliers; damaged ones are named and skipped."""
-    return checkpoints.last_checkpoint(folder, NEEDED)
-
-
 def resume_point(folder: str | Path) -> Path | None:
-    """`last_checkpoint`, None without checkpoints. Raises WrongCheckpoint if there are some and none is whole."""
+    """The newest whole checkpoint with its multipliers, None without checkpoints; damaged ones are named and skipped.
+
+    Raises:
+        WrongCheckpoint: there are checkpoints, and none is whole.
+    """
     return stored.resume_point(folder, NEEDED)

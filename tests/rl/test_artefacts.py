@@ -28,7 +28,7 @@ from rl.dual import Constraint
 from rl.logging_callback import Alarms, LoggingCallback, progress_text
 from rl.scored_batch import ScoredBatch
 from rl.scoring import RolloutScorer
-from rl.trainer import FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import FaithfulGRPOTrainer, resume_point
 from tests.rl.conftest import OVERRIDES, mini, trainer_stub
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_harms_no_checkpoint(world: Path, chain: Path, monkeypatch, 
         train.main(["--preset", "mini", "--runs", str(chain), "--set", f"data.root={world}", *OVERRIDES])
     assert ended.value.code == 2 and "no space left on the disk" in capsys.readouterr().err
     folder = chain / "mini" / "rl-fgrpo"
-    kept = last_checkpoint(folder / "checkpoints")
+    kept = resume_point(folder / "checkpoints")
     assert kept is not None and kept.name == "checkpoint-2"
     monkeypatch.setattr(FaithfulGRPOTrainer, "_write_extra", real)
     train.train(cfg, chain)

@@ -15,7 +15,7 @@ import pytest
 
 from fgrpo.files import read_jsonl
 from rl import train
-from rl.trainer import DUALS, last_checkpoint
+from rl.trainer import DUALS, resume_point
 from tests.rl.conftest import ROOT, mini
 from tests.rl.killed import OVERRIDES
 
@@ -47,7 +47,7 @@ def roots(world: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory) -
 def what_is_left(root: Path) -> dict[str, Any]:
     """Everything a run leaves, but seconds and where it lies."""
     folder = root / "mini" / "rl-fgrpo"
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = resume_point(folder / "checkpoints")
     assert checkpoint is not None
     return {
         "final": {

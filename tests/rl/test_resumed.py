@@ -23,7 +23,7 @@ from rl import train
 from rl.dual import Constraint
 from rl.failures import FailedJudgements
 from rl.scored_batch import ScoreColumn
-from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import DUALS, FaithfulGRPOTrainer, resume_point
 from tests.rl.conftest import mini, scattered, scorer
 
 LONG = "rl.max_response_length=60"
@@ -74,13 +74,13 @@ def test_a_run_that_stopped_at_a_judge_outage_equals_an_undisturbed_one(
     with pytest.raises(UserError, match=r"step 3: .*rerun to resume"):
         train.train(cfg, chain)
     folder = chain / "mini" / "rl-fgrpo"
-    kept = last_checkpoint(folder / "checkpoints")
+    kept = resume_point(folder / "checkpoints")
     assert kept is not None and kept.name == "checkpoint-2"
     monkeypatch.setattr(FaithfulGRPOTrainer, "_calculate_rewards", real)
     train.train(cfg, chain)
     assert same(weights(folder), weights(whole))
     assert lines(folder) == lines(whole) and rollouts(folder) == rollouts(whole)
-    duals = [json.loads((last_checkpoint(f / "checkpoints") / DUALS).read_text()) for f in (folder, whole)]  # type: ignore[operator]
+    duals = [json.loads((resume_point(f / "checkpoints") / DUALS).read_text()) for f in (folder, whole)]  # type: ignore[operator]
     assert duals[0] == duals[1]
 
 

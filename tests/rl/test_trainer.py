@@ -25,7 +25,7 @@ from rl.checks import check_config
 from rl.dual import Constraint, DualAscent
 from rl.reward_validation import check_reward_models
 from rl.scored_batch import ScoreColumn
-from rl.trainer import DUALS, FaithfulGRPOTrainer, last_checkpoint
+from rl.trainer import DUALS, FaithfulGRPOTrainer, resume_point
 from tests.rl.conftest import OVERRIDES, Watch, scattered, scorer
 
 
@@ -190,12 +190,12 @@ def test_task_only_needs_no_constraint(make) -> None:
 def test_checkpoints_carry_the_multipliers(make, tmp_path: Path) -> None:
     trainer = make(steps=4)
     trainer.train()
-    folder = last_checkpoint(tmp_path / "out")
+    folder = resume_point(tmp_path / "out")
     assert folder is not None and folder.name == "checkpoint-4"
     saved = json.loads((folder / DUALS).read_text())
     assert {name: state["lam"] for name, state in saved["states"].items()} == trainer.dual.lam
     (folder / "trainer_state.json").write_text("{torn")
-    assert last_checkpoint(tmp_path / "out").name == "checkpoint-2"  # type: ignore[union-attr]
+    assert resume_point(tmp_path / "out").name == "checkpoint-2"  # type: ignore[union-attr]
     assert not (tmp_path / "out" / ".part").exists()
 
 
@@ -210,7 +210,7 @@ def test_k_and_k_is_2k_bit_for_bit(make, tmp_path: Path) -> None:
     whole.train()
     make(steps=4, out="parts", tweak={"max_steps": 2}, dual=pid()).train()
     second = make(steps=4, out="parts", dual=pid())
-    second.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "parts")))
+    second.train(resume_from_checkpoint=str(resume_point(tmp_path / "parts")))
     assert second.dual.state_dict() == whole.dual.state_dict()
     assert second.dual.state_dict()["states"]["one"]["error_before"] is not None
     for (name, one), two in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
@@ -221,13 +221,13 @@ def test_a_checkpoint_of_another_constraint_set_is_refused(make, tmp_path: Path)
     make(steps=2, tweak={"max_steps": 2}).train()
     other = make([scorer("task", scattered(1)), scorer("two", scattered(3))], [Constraint("two", 0.5)])
     with pytest.raises(ValueError, match=r"\['one', 'two'\].*\['two'\]"):
-        other.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "out")))
+        other.train(resume_from_checkpoint=str(resume_point(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_checkpoint_of_more_processes_is_refused(make, tmp_path: Path, by_name: bool) -> None:
     make(steps=2, tweak={"max_steps": 2}).train()
-    folder = last_checkpoint(tmp_path / "out")
+    folder = resume_point(tmp_path / "out")
     assert folder is not None
     (folder / PROCESSES).write_text('{"processes": 2, "zero": 0}')
     write_checksums(folder)
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_more_processes_is_refused(make, tmp_path: Path, by_name
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
 def test_a_torn_checkpoint_is_refused_in_words(make, tmp_path: Path, name: str) -> None:
     make(steps=2, tweak={"max_steps": 2}).train()
-    folder = last_checkpoint(tmp_path / "out")
+    folder = resume_point(tmp_path / "out")
     assert folder is not None
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
