@@ -50,6 +50,8 @@ COLORS = [
 ]
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _WORD = r"[\w'-]+"
+_IS_WORD = re.compile(_WORD)
+_TOKEN = re.compile(rf"{_WORD}|[^\s\w'-]")
 _ARTICLE = r"(?:to the |on the |in the |at the |the |an? )?"
 
 
@@ -122,16 +124,50 @@ def alternatives(question: str, answer: str) -> tuple[str, ...]:
     length = len(words(answer))
     if length == 0:
         return ()
-    item = rf"{_ARTICLE}({_WORD}(?: {_WORD}){{{length - 1}}})"
     lower = answer.lower()
-    for match in re.finditer(rf"\b((?:{item}, ?)*){item},? or {item}", " ".join(question.split()), re.IGNORECASE):
-        kind = _closed_kind(lower)
-        listed = [m.group(1) for m in re.finditer(rf"{item}, ?", match.group(1), re.IGNORECASE)]
-        options = [o.lower() for o in listed if kind is not None and o.lower() in kind]
-        options += [o.lower() for o in match.groups()[-2:]]
+    kind = _closed_kind(lower)
+    tokens = _TOKEN.findall(question)
+    end = 0  # of the alternatives before: a word belongs to one list only
+    for place, token in enumerate(tokens):
+        if token.lower() != "or" or place < end:
+            continue
+        listed = _items_before(tokens, end, place, length)
+        last, after = _item_after(tokens, place + 1, length)
+        if not listed or last is None:
+            continue
+        end = after
+        options = [item for item in listed[:-1] if kind is not None and item in kind] + [listed[-1], last]
         if lower in options and len(set(options)) == len(options):
             return tuple(answer if option == lower else option for option in options)
     return ()
+
+
+def _items_before(tokens: Sequence[str], start: int, end: int, length: int) -> list[str]:
+    """The items of `length` words, separated by commas, that end at token `end` ("the car, red" before "or")."""
+    items: list[str] = []
+    end -= 1 if end > start and tokens[end - 1] == "," else 0
+    while end - length >= start and all(_IS_WORD.fullmatch(token) for token in tokens[end - length : end]):
+        items.insert(0, " ".join(tokens[end - length : end]).lower())
+        before = end - length
+        article = next((n for n in (2, 1) if before - n >= start and _is_article(tokens[before - n : before])), 0)
+        end = next((at for at in (before - article, before) if at > start and tokens[at - 1] == ","), 0) - 1
+        if end < start:
+            break
+    return items
+
+
+def _item_after(tokens: Sequence[str], start: int, length: int) -> tuple[str | None, int]:
+    """(the item of `length` words at `start`, where it ends); (None, start) if there is none. An article is left out."""
+    article = next((n for n in (2, 1) if _is_article(tokens[start : start + n])), 0)
+    for begin in (start + article, start):
+        item = tokens[begin : begin + length]
+        if len(item) == length and all(_IS_WORD.fullmatch(token) for token in item):
+            return " ".join(item).lower(), begin + length
+    return None, start
+
+
+def _is_article(tokens: Sequence[str]) -> bool:
+    return bool(tokens) and re.fullmatch(_ARTICLE, " ".join(tokens).lower() + " ") is not None
 
 
 def _closed_kind(lower: str) -> Sequence[str] | None:

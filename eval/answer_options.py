@@ -62,15 +62,21 @@ class Options:
         return {words[0]: i for i, words in enumerate(self.keys) if words in (("yes",), ("no",))}
 
     @cached_property
-    def patterns(self) -> tuple[tuple[int, re.Pattern[str]], ...]:
-        """(option, where its text stands in a canonical sentence); an option of one letter stands nowhere."""
-        out = []
+    def texts(self) -> dict[int, str]:
+        """The options' words as they stand in a canonical sentence; without options of one letter, which stand nowhere."""
+        out = {}
         for index, choice in enumerate(self.choices):
             tokens = canonical(choice).strip(' .,;:!"').split(" ")
-            tokens = tokens[1:] if is_article(tokens) else tokens
-            text = " ".join(tokens)
-            if not text or re.fullmatch(r"\(?[A-Za-z]\)?", text):
-                continue
+            text = " ".join(tokens[1:] if is_article(tokens) else tokens)
+            if text and not re.fullmatch(r"\(?[A-Za-z]\)?", text):
+                out[index] = text
+        return out
+
+    @cached_property
+    def patterns(self) -> tuple[tuple[int, re.Pattern[str]], ...]:
+        """(option, where its text stands in a canonical sentence)."""
+        out = []
+        for index, text in self.texts.items():
             follows = r"(?= [.,!;:]|$)" if text in ("no", "none") else r"(?!\S)"
             out.append((index, re.compile(rf"(?<!\S){re.escape(text)}{follows}")))
         return tuple(out)
@@ -103,9 +109,10 @@ class Options:
         return found
 
     def mentioned(self, sentence: str) -> set[int]:
-        """The options whose words stand in a sentence in a row."""
+        """The options whose words stand in a sentence in a row. Of "red" in "dark red" only the longer one counts."""
         sentence = re.sub(r"(?<!\S)right (?=(?:answer|option|choice|letter)(?!\S))", "correct ", sentence)
-        return {index for index, pattern in self.patterns if pattern.search(sentence)}
+        found = [(self.texts[index], pattern, index) for index, pattern in self.patterns if pattern.search(sentence)]
+        return {index for text, pattern, index in found if pattern.search(_without_longer(sentence, text, found))}
 
     def marked(self, sentence: str, index: int) -> tuple[str, int]:
         """The sentence with "@index" in place of the option's text, and how often it stands there."""
@@ -124,6 +131,14 @@ def _same_place(one: str, other: str) -> bool:
     if bool(_PLACE.match(one)) == bool(_PLACE.match(other)):
         return False
     return _PLACE.sub(r"\1", one).removesuffix(" side") == _PLACE.sub(r"\1", other).removesuffix(" side")
+
+
+def _without_longer(sentence: str, text: str, found: Sequence[tuple[str, re.Pattern[str], int]]) -> str:
+    """The sentence with "¤" in place of the options that hold `text` and more."""
+    for longer, pattern, _ in found:
+        if longer != text and text in longer:
+            sentence = pattern.sub("¤", sentence)
+    return sentence
 
 
 def _exact(text: str) -> str:

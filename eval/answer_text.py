@@ -35,7 +35,25 @@ _LATEX = (
     (re.compile(r"\\%"), "%"),
 )
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|font|mark|center|h\d)(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_DECORATION = re.compile(r'[*`"$#\ufe0f\\]')
+_DECORATION = re.compile(r'[*`"$\ufe0f\\]|#(?!\d)')  # "#4" is a rank
+_DENIED = re.compile(r"(?<!\S)(?:-(?=[A-Z](?!\w))|!(?=[\w(]))")  # "-A", "!A"
+_INCHES = re.compile(r"(?<![\w.\"'])(\d[\d.]*)(?:''|[\"'])(?!\w)")
+_FOREIGN = (
+    (
+        re.compile(
+            r"(?<![^\W\d_])(?:所以|因此|故)?(?:正确|最终|最佳)?(?:的)?答案(?:应该|应当|就)?(?:是|为|選|选|：|:)\s*(?:选项|選項)?\s*(?=[A-Za-z(（\d])"
+        ),
+        "the answer is ",
+    ),
+    (re.compile(r"(?<![^\W\d_])(?:我)?(?:选择|選擇|选|選)\s*(?=[A-Z](?![A-Za-z]))"), "the answer is "),
+    (
+        re.compile(
+            r"(?i)(?<!\S)(?:(?:la|die|a|het|meine|ma|mi) )?(?:(?:richtige|juiste|bonne) )?(?:réponse|respuesta|antwort|resposta|risposta|"
+            r"antwoord|ответ|cevap|odpowiedź|svar)(?: (?:correcta|correcte|correta|corretta|finale?))?(?:\s*:| (?:est|es|é|è|ist|is)(?= ))\s*"
+        ),
+        "the answer is ",
+    ),
+)
 _STOPS = str.maketrans({"。": ".", "、": ","})
 _CROSSES = frozenset("✗✘❌✖❎🚫⛔👎°")  # signs that deny, and the degree
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
@@ -54,6 +72,13 @@ _TOKEN = re.compile(
 )
 _PRONOUN = re.compile(r"(?<!\S)I(?= (?:[a-z]|,))")
 _OPTION_LETTER = re.compile(r"(?<=option |choice |letter )[a-z](?= [.,:;!)]|$)")
+_ONE_FORM = (
+    (re.compile(r"(?<!\S)(n-?[\d.]+) \( \1 \)(?!\S)"), r"\1"),  # "3 (three)"
+    (re.compile(r"(?<!\S)(?:(?:counter|anti) clockwise|(?:counter-|anti-?)clockwise)(?!\S)"), "counterclockwise"),
+    (re.compile(r"(?<=\d )(?:m|meters?|metres?)(?!\S)"), "meters"),
+    (re.compile(r"(?<=\d )(?:cm|centimeters?|centimetres?)(?!\S)"), "centimeters"),
+    (re.compile(r"(?<=\d )(?:ft|feet|foot)(?!\S)"), "feet"),
+)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+)")
 _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some countries
@@ -62,6 +87,10 @@ _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}\.0{3}")  # "1.000" is a thousand in some 
 def plain(text: str) -> str:
     """`text` without Markdown, LaTeX, HTML and decoration. Text that is struck out or in unknown commands stays marked."""
     text = visible(text).translate(_STOPS)
+    for pattern, english in _FOREIGN:
+        text = pattern.sub(english, text)
+    text = _DENIED.sub("¬ ", text.replace("!=", "≠"))
+    text = _INCHES.sub(r"\1″", text) if text.count('"') % 2 or "'" in text else text
     text = "".join(c for c in text if c.isascii() or unicodedata.category(c) != "So" or c in _CROSSES)
     text = _STRUCK.sub("not {", _letters_out(text))
     for _ in range(4):
@@ -94,6 +123,8 @@ def canonical(text: str) -> str:
         else:
             out.append(token)
     joined = _PRONOUN.sub("i", " ".join(_merged(out)))
+    for pattern, one_form in _ONE_FORM:
+        joined = pattern.sub(one_form, joined)
     return _OPTION_LETTER.sub(lambda m: f"({m.group().upper()})", joined)
 
 
@@ -124,7 +155,7 @@ def _merged(tokens: list[str]) -> list[str]:
     out: list[str] = []
     at = 0
     while at < len(tokens):
-        length, value = _spelled(tokens[at:])
+        length, value = _spelled(tokens, at)
         if length:
             token = _value(Decimal(value))
             at += length
@@ -138,13 +169,14 @@ def _merged(tokens: list[str]) -> list[str]:
     return out
 
 
-def _spelled(tokens: list[str]) -> tuple[int, int]:
-    """(tokens read, value) of the spelled number at the beginning; (0, 0) if there is none."""
-    total = group = at = 0
+def _spelled(tokens: list[str], start: int) -> tuple[int, int]:
+    """(tokens read, value) of the spelled number that begins at `start`; (0, 0) if there is none."""
+    total = group = 0
+    at = start
     last = ""  # "unit", "ten" or "scale"
     while at < len(tokens):
         token = tokens[at]
-        if token in _SCALES and at:
+        if token in _SCALES and at > start:
             scale = _SCALES[token]
             group, total = (group * scale, total) if scale == 100 else (0, total + group * scale)
             last = "scale"
@@ -159,7 +191,7 @@ def _spelled(tokens: list[str]) -> tuple[int, int]:
         else:
             break
         at += 1
-    return at, total + group
+    return at - start, total + group
 
 
 def unboxed(text: str) -> tuple[str, list[str]]:

@@ -35,7 +35,11 @@ _I_AM = rf"i(?:'m| am)(?: {_any('quite', 'fairly', 'pretty', 'very', 'rather', '
 _OPINION = _any(
     "i (?:would |'d )?(?:think|believe|guess|suppose|conclude|say)|i'd (?:think|say|guess)|in my (?:opinion|view)",
     rf"{_I_AM} {_any('sure', 'certain', 'confident', 'convinced')}",
-    *("my guess is", "it (?:seems|appears|looks)(?: like)?", "(?:we|i|you) (?:can )?(?:see|conclude|find|observe)"),
+    *(
+        "my (?:best )?guess(?: is|(?= :))",
+        "it (?:seems|appears|looks)(?: like)?",
+        "(?:we|i|you) (?:can )?(?:see|conclude|find|observe)",
+    ),
 )
 _DISCOURSE = _any(
     "so|thus|therefore|hence|then|ok|okay|well|overall|finally|accordingly|consequently",
@@ -50,13 +54,13 @@ _GROUND = (
     + r"(?: [a-z][a-z'-]*){1,9} ,"
 )
 OPENERS = re.compile(
-    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[:,#.='\"(\[{{∴]|[>-](?! [no][+-]?\.?\d)|->|=>|\.\.+|(?:step|note) :) (?=\S)"
+    rf"^(?:(?:{_DISCOURSE}|{_OPINION}|{_SURE})(?: ,| :)?(?: that)?|{_GROUND}|[:,.='\"(\[{{∴]|[>-](?! [no][+-]?\.?\d)|->|=>|\.\.+|(?:step|note|colou?r|position|location|direction|distance|side|shape|size|count|number|total|[a-z]|i think|assistant)(?: :| =)) (?=\S)"
 )
 _LINK = rf"(?: (?:{_BE}|{_SURE}|[:=]|-|->|=>|that|also known as|\.\.+))"
 _NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "n1", "solution")
 ANSWER = re.compile(
     rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection|(?:response|conclusion|solution|result|choice|prediction|verdict|decision|output)(?= [:=]))(?: \.(?= \S))?"
-    r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:[a-z]+ )?question| here)?"
+    r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:(?:given|above|current|original|posed|main|user's|multiple-choice) )?question| here)?"
     rf"(?:{_LINK}|(?= {LETTER}{END})|(?= {LETTER} [.):])|\n)+(?: \n)*(?: (?:option|choice|letter|answer)(?= {LETTER}| [a-z]{END}))?(?: [:-])? (?=\S)"
 )
 OPTION = re.compile(
@@ -65,7 +69,7 @@ OPTION = re.compile(
 CHOOSE = re.compile(
     r"^(?:(?:i|we|you)(?:'ll|'d|'m| am| are)? )?(?:(?:will|would|should|must|can|have to|want to|need to) )?"
     r"(?:choose|pick|select|answer|chose|picked|selected|choosing|picking|selecting|going (?:with|for)|go (?:with|for)|went with|"
-    r"opt for|vote for|vote|settle on|decide on|say)(?: the)?(?: (?:option|choice|answer|letter))?(?: (?:is|:))? (?=\S)"
+    r"opt for|vote for|vote|settle on|decide on|say|lean(?:ing)?(?: (?:towards?|to))?)(?: the)?(?: (?:option|choice|answer|letter))?(?: (?:is|:))? (?=\S)"
 )
 IT_IS = re.compile(
     rf"^(?:(?:it|this|these|they|there|he|she|that)(?:'s|'re| (?:{_BE}|looks|seems|appears))|it'd be)(?: {_SURE})*(?: to be| like)? (?=\S)"
@@ -81,11 +85,37 @@ AFTERTHOUGHT = re.compile(
 CONCLUSION = re.compile(r"^(?:so|therefore|thus|hence|consequently)(?!\S)")
 REASON = re.compile(
     r"(?: [,.(:-]| --)? (?:because|since|as(?= (?:the|it|there|they|this|that|we|i|you|shown|seen|its)\b)|given|due to|based on|"
-    r"considering|which|where|for the (?:following )?reason|given that|seeing)(?= ).*$",
+    r"considering|which(?! means \S+(?: [.!])*$)|where|for the (?:following )?reason|given that|seeing)(?= ).*$",
     re.DOTALL,
 )
 REASON_ALONE = re.compile(r"^(?:because|since|explanation|reason(?:ing)?|justification|rationale|note|why)(?!\S)")
 CONTRAST = re.compile(r"^(.+?)(?: ,)?(?: and)? (?:not|rather than|instead of|never|as opposed to) (.+)$", re.DOTALL)
+
+INSTEAD = re.compile(
+    r"^(?:(?:it|this|that)(?:'s not| is not| isn't)|not) (.+?)(?: [,;])?(?: (?:so|but|rather|instead)(?: it(?:'s| is))?)+ (.+)$",
+    re.DOTALL,
+)
+""""It isn't A, so B", "not 3 but 4"."""
+DEGREE = "slightly|somewhat|directly|immediately|a bit|a little"
+OWN_ANSWER = re.compile(
+    rf"(?:^|[,.;:] )(?:(?:the|my|our|your|its|a|this|here is|and|so|thus|therefore|hence|multiple choice|model's|short|direct|full|"
+    rf"chosen|selected|predicted|only|true|correct|{_GOOD}) )*(?:answer|ans|option|choice|response|pick)$|^[^a-z]+$"
+)
+"""The label of the writer's own answer. "Their answer", "the old answer", "a bad answer" are others'."""
+_CONFIDENCE = re.compile(r"(?<!\S)(?:confiden(?:ce|t)|certainty|certain|sure|probability|likelihood|chance|odds)(?!\S)")
+_SHARE = re.compile(r"(?<!\S)n([\d.]+)(?: (%|percent))?(?!\S)")
+
+
+def is_unlikely(text: str) -> bool:
+    """Whether a text beside an answer gives it a low confidence, or a bare percentage ("(60 %)", "confidence: 20 %")."""
+    if re.fullmatch(rf"[,(:= -]*n[\d.]+ (?:%|percent){END}", text):
+        return True
+    if not _CONFIDENCE.search(text):
+        return False
+    if re.search(r"(?<!\S)(?:low|little|no|zero|small|slim|poor)(?!\S)", text):
+        return True
+    return any(float(value) <= (50 if share or float(value) > 1 else 0.5) for value, share in _SHARE.findall(text))
+
 
 DENIAL = _words(
     "not|never|neither|nor|no|none|nothing|nobody|nowhere|cannot|without|incorrect|wrong",
@@ -120,6 +150,9 @@ RETRACTION = _words(
     "wait|actually|hmm+|sorry|correction|oops|scratch|second thought|mistake|mistaken|misread",
     "changed? my|change that|no ,|on reflection|strike that|let me (?:re.*|check|think|correct)|never mind",
     *("the opposite", "reconsider(?:ing)?", "alternatively", "or rather", "i mean", "disregard"),
+    "(?:take|took|taking) (?:that|it|this|my answer|everything) back|take back|a lie|lied|april fools?|fooled you|gotcha|jk|a joke|a prank",
+    "want (?:you|me|us) to (?:think|believe|say)|i retract|retracted|i withdraw|forget (?:that|it)|made (?:that|it) up|opposite day|a trick",
+    "not really|don't (?:believe|trust) (?:that|it|this|me)|not what i (?:think|believe|mean)",
 )
 _IT_WAS = r"(?:that|this|it|which|i)(?: (?:is|was|am|may be|might be|could be|seems|looks)|'s)"
 DISAVOWAL = _words(
@@ -148,14 +181,14 @@ POSSIBLE = _words(
 )
 SUBJECT = r"(?:[a-z][a-z'-]*(?: [a-z][a-z'-]*){0,11})"
 _COPULA = _any(
-    "is|are|was|were|appears?|seems?|looks?|stands?|sits?|lies|stays?|remains?|hangs?|rests?|faces|moves?|moved|"
+    "is|are|was|were|rotates?|appears?|seems?|looks?|stands?|sits?|lies|stays?|remains?|hangs?|rests?|faces|moves?|moved|"
     "points?",
     "turns?|turned|goes|went|rotated|located|positioned|placed|facing|heading|moving|shows?",
 )
 _INTO = _any(
     "to|on|at|in|toward|towards|the n1|the|a|an|its|their|his|her|your|my|further",
     "located|positioned|placed|situated|found|standing|sitting|lying|facing|moving|turning",
-    *("right", "pointing", "heading", "of color", "colored", "painted", "to be", "also known as", _SURE),
+    *(DEGREE, "right", "pointing", "heading", "of color", "colored", "painted", "to be", "also known as", _SURE),
 )
 _NOUN_PHRASE = r"(?: (?:the|a|an|this|that|its|his|her|my|your|their|each))(?: [a-z][a-z'-]*){1,6}|(?: (?:it|them|him|her|me|you|us))(?!\S)"
 _SCENE = (
@@ -195,7 +228,7 @@ _COUNTED = _any(
 )
 NUMBER_ENDS = _words(
     "i|guess|is|was|has|does|this|his|its|as|us|always|yes|thus|across|towards|else|besides|whereas|afterwards",
-    "of|other|another|additional|extra|more|fewer|less|least|most|times|out|or|and|to|percent|hundreds?|"
+    "of|others?|another|additional|extra|more|fewer|less|least|most|times|out|or|and|to|percent|hundreds?|"
     "thousands?|millions?",
     "billions?|dozens?|pairs?|half|halves|quarters?|thirds?|point|plus|minus|squared|cubed|per",
     "by|x|than|minimum|maximum|tops|max|min|ish|over|under|below|above|up|upwards|short",
@@ -204,7 +237,7 @@ NUMBER_ENDS = _words(
 )
 PLURAL = re.compile(
     r"^(?:.* )?(?:[a-z'-]+s|people|persons?|children|men|women|sheep|fish|feet|teeth|mice|geese|deer|cattle|aircraft|m|cm|mm|km|ft|kg)"
-    r"(?: (?:visible|total|altogether|overall|shown|present|there|here))?$|^(?: (?:visible|total|altogether|overall|shown|present))?$"
+    r"(?:(?: (?:is|are|was|were|can be))? (?:visible|seen|depicted|counted|total|altogether|overall|shown|present|there|here))?$|^(?: (?:visible|total|altogether|overall|shown|present))?$"
 )
 """What is counted: nothing, or a plural; "10 left" and "10 each" are no counts."""
 COUNT = re.compile(
@@ -217,7 +250,7 @@ OPENING = re.compile(
     rf"^({'|'.join(YES_NO)})(?: [,!;:-]| \.(?! [no]\d))?(?:$|(?: \n)+| (?=(?:it|there|they|he|she|this|that|these|those|we|you|i|the|because|since|as)(?:'s|'re)?(?!\S))|(?<=[,.!;:-]) )"
 )
 CONFIRMS = re.compile(
-    r"^(?:it|there|they|he|she|this|that|these|those|we|you|i)(?:'s| is| are| does| do| did| was| were| can| has| have| will| would)"
+    r"^(?:(?:of course|indeed|certainly|clearly|surely|obviously|sure|definitely|absolutely|in fact|,) )*(?:it|there|they|he|she|this|that|these|those|we|you|i)(?:'s| is| are| does| do| did| was| were| can| has| have| will| would)"
     r"(?: (?:it|there|one|so|indeed|correct|right|true|the case))*(?: [.!,])*$"
 )
 NEGATED = _words("no", "not", "never", "none", "nothing", "cannot", "[a-z]+n't")

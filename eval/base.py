@@ -224,7 +224,8 @@ def save_image(data: Any, cache: Path, stem: str) -> str:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 _DIRECT = re.compile(
-    r"\s*(?:please\s+)?answer\s+(?:directly\s+)?with\s+(?:only\s+)?(?:the|a|one)\b[^.\n]*(?:\.|$)", re.IGNORECASE
+    r"(?:(?<!\s)\s++)?(?:please\s++)?answer\s++(?:directly\s++)?with\s++(?:only\s++)?(?:the|a|one)\b[^.\n]*(?:\.|$)",
+    re.IGNORECASE,
 )
 
 

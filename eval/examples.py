@@ -22,7 +22,7 @@ from fgrpo import box_forms
 from fgrpo.boxes import convert, model_size
 from fgrpo.images import image_size, open_rgb
 from fgrpo.policy.model_files import assumed_family
-from fgrpo.response import parse, parse_boxes
+from fgrpo.response import answer_span, parse, parse_boxes
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
 
@@ -202,7 +202,8 @@ def _column(
     if config is not None:
         family = assumed_family(location(spec, config, result.path.parents[2]))
         seen = fit([replace(sample, boxes=None)], spec, config, bounds, family)[0].images
-    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame)
+    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags)
+    answer = response.answer if response.answer is not None else answer_span(rollout.text, spec.tags)
     lines: list[Line] = []
     shapes: list[Shape] = []
     for sentence in _sentences(record, response.think or rollout.text):
@@ -228,7 +229,7 @@ def _column(
         key,
         result.title,
         tuple(lines),
-        response.answer if response.answer is not None else "no answer",
+        answer if answer is not None else "no answer",
         None if correct is None else correct == 1.0,
         _checks(record),
         _notes(record, rollout),

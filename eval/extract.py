@@ -21,12 +21,14 @@ from eval.answer_sentences import sentences, stripped
 from eval.answer_text import canonical, unboxed
 from fgrpo.response import COMMON, Tags, answer_span
 
-__all__ = ["answer_span", "extract_choice", "same_open_answer"]
+__all__ = ["answer_span", "extract_choice", "read_span"]
 
 _BAD = -1  # a letter that is not offered, or a contradiction: the answer stays undecided
 _LONGEST_SENTENCE = 1000  # characters; no pattern covers a longer sentence
 _LONGEST_NAME = 2  # words before a colon that name something else than an answer
-_LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
+LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
+_DEEPEST_BOX = 4  # boxes within boxes; deeper ones are left to the judge
+_SHORT_LINE = 3  # words of a line beside an open answer that may correct it
 _SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
 _QUESTION = re.compile(r"\?(?: [.!)\"?])*$")
 _SUB_CLAUSE = re.compile(
@@ -40,6 +42,10 @@ _NAMED = re.compile(r"(?<!\S)(?:view|figure|image|panel|point|car|line|see|objec
 _OTHER_LETTERS = re.compile(
     r"\(([A-Z])\)|(?<!\S)(?:option|choice|letter|answer) ([A-Z])(?!\S)|(?<!\S)(?:or|and|nor|both|either|&|/|,) ([A-Z])(?!\S)|^ ?([A-Z])(?= [.,!?;]|$)"
 )
+_LABELED_LETTER = re.compile(r"[:=] \(?([A-Z])\)?(?!\S)")
+_LABELED_LINE = re.compile(r"^(?:[^\W\d][\w'-]* ){1,3}[:=] (.+)$")
+_TAIL_LABEL = re.compile(r" [:=]")
+_ANSWER_NOUN = re.compile(r"(?<!\S)(?:answer|ans|option|choice|letter|response|pick)$")
 _CAPITAL = re.compile(r"(?<!\S)\(?([A-Z])\)?(?!\S)")
 
 
@@ -59,25 +65,17 @@ def extract_choice(text: str, choices: Sequence[str], tags: Tags = COMMON) -> in
         tags: the tags of the model's trace and answer.
     """
     span = answer_span(text, tags)
-    return None if span is None or not choices else _read(span, Options(tuple(choices)))
+    return None if span is None or not choices else read_span(span, Options(tuple(choices)))
 
 
-def same_open_answer(text: str, gold: str) -> bool:
-    """Whether `text` gives the free-form answer `gold` (questions without options: a word, a phrase, or a number).
-
-    The rules are those of `extract_choice`, with `gold` as the only option and without letters. Numbers are equal by value, in
-    digits or words; "more than 5", "about 5" and "the 5th" are not 5.
-    """
-    return _read(text, Options((gold,), has_letters=False)) == 0
-
-
-def _read(span: str, options: Options) -> int | None:
-    if len(span) > _LONGEST_SPAN:
+def read_span(span: str, options: Options, depth: int = 0) -> int | None:
+    """The option that an answer without its trace chooses; boxed parts count before all others."""
+    if len(span) > LONGEST_SPAN or depth > _DEEPEST_BOX:
         return None
     outside, boxed = unboxed(span)
     if not boxed:
         return _decide(span, options)
-    contents = {_read(content, options) for content in boxed}
+    contents = {read_span(content, options, depth + 1) for content in boxed}
     around = canonical(outside)
     before = re.split(r" [.!?;](?= )|\n", around.partition("¤")[0])[-1]
     after = around.rpartition("¤")[2]
@@ -111,36 +109,40 @@ def _decide(span: str, options: Options) -> int | None:
         return _single(found)
     if options.polar and (opening := say.OPENING.match(whole)):
         return _polar(opening, whole, options)
-    said = sentences(whole)
-    claims = _without_listing(_claims(said, options))
+    parts = sentences(whole)
+    claims = _without_listing(_claims(parts, options))
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
     if strong:
-        return _decide_by_statements(said, claims, strong, free, options)
-    if any(_takes_back(sentence) or _OTHER_LETTERS.search(sentence) for sentence in said):
+        return _decide_by_statements(parts, claims, strong, free, options)
+    if any(_takes_back(sentence) or _OTHER_LETTERS.search(sentence) for sentence in parts):
         return None
-    mentioned = {o for sentence in said for o in options.mentioned(say.REASON.sub("", sentence))}
+    mentioned = {o for sentence in parts for o in options.mentioned(say.REASON.sub("", sentence))}
     return _single(free) if mentioned <= free else None
 
 
 def _decide_by_statements(
-    said: Sequence[str], claims: Sequence[_Claim | None], strong: Sequence[int], free: set[int], options: Options
+    parts: Sequence[str], claims: Sequence[_Claim | None], strong: Sequence[int], free: set[int], options: Options
 ) -> int | None:
     """The option that letters, texts and stated answers (`strong`: their sentences) agree on, unless others contradict."""
     stating = [claim for i in strong if (claim := claims[i]) is not None]
     choice = _single({o for claim in stating for o in claim.options})
     if choice is None:
         return None
-    marked = [options.marked(sentence, choice)[0] for sentence in said]  # "C. Cannot tell" is sure of itself
+    marked = [options.marked(sentence, choice)[0] for sentence in parts]  # "C. Cannot tell" is sure of itself
     if any(say.UNSURE.search(sentence) for sentence in marked[: strong[0]]):
         return None
     if any(_casts_doubt(sentence, choice, options) for sentence in marked[strong[0] :]):
         return None
+    if not options.has_letters and any(
+        len(part.split()) <= _SHORT_LINE for i, part in enumerate(parts) if claims[i] is None
+    ):
+        return None  # "red; white"
     if stating[-1].how == "stated":
         return choice
     if free - {choice}:
         return None
-    beside = [s for i, s in enumerate(said) if i not in strong and not _QUESTION.search(s)]
+    beside = [s for i, s in enumerate(parts) if i not in strong and not _QUESTION.search(s)]
     has_letter = any(claim.how in ("letter", "stated") for claim in stating)
     return None if not has_letter and any(options.mentioned(s) - {choice} for s in beside) else choice
 
@@ -155,8 +157,10 @@ def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
 
 def _casts_doubt(sentence: str, choice: int, options: Options) -> bool:
     """Whether a sentence beside the answer takes it back, or offers another option too."""
-    if _takes_back(sentence):
+    if _takes_back(sentence) or say.is_unlikely(sentence):
         return True
+    if (label := _LABELED_LINE.match(sentence)) and _reference(stripped(label[1])[0], options) - {choice}:
+        return True  # "Edit: B"
     letters = {options.letter(m) for groups in _OTHER_LETTERS.findall(sentence) for m in groups if m} - {choice}
     others = letters | (options.mentioned(sentence) - {choice})
     return bool(others and say.POSSIBLE.search(sentence) and not say.DENIAL.search(sentence)) and not _QUESTION.search(
@@ -169,8 +173,8 @@ def _single(found: set[int] | frozenset[int]) -> int | None:
     return None if only == _BAD else only
 
 
-def _claims(said: Sequence[str], options: Options) -> list[_Claim | None]:
-    return [_claim(sentence, options) for sentence in said]
+def _claims(parts: Sequence[str], options: Options) -> list[_Claim | None]:
+    return [_claim(sentence, options) for sentence in parts]
 
 
 def _claim(sentence: str, options: Options) -> _Claim | None:
@@ -189,6 +193,12 @@ def _claim(sentence: str, options: Options) -> _Claim | None:
 
 
 def _claim_of(sentence: str, options: Options) -> _Claim | None:
+    if (contrast := say.INSTEAD.match(say.REASON.sub("", sentence))) and len(
+        other := _reference(contrast[1], options)
+    ) == 1:
+        found = _claim_of(contrast[2], options)  # "not A but B"
+        if found is not None and len(found.options) == 1 and not found.options & {*other, _BAD}:
+            return found if found.how != "free" else _Claim(found.options, "text")
     if (contrast := say.CONTRAST.match(say.REASON.sub("", sentence))) and len(
         other := _reference(contrast[2], options)
     ) == 1:
@@ -254,7 +264,10 @@ def _lettered(text: str, options: Options) -> set[int] | None:
 def _of_label(after: str, letter: int, options: Options) -> set[int]:
     """What the words after "B." or "B," say besides: other options, a denial or a doubt; nothing if they explain."""
     others = {options.letter(found) for groups in _OTHER_LETTERS.findall(after) for found in groups if found}
+    others |= {options.letter(found) for found in _LABELED_LETTER.findall(after)}
     others |= options.mentioned(after)
+    if say.is_unlikely(after):
+        others.add(_BAD)
     if (claim := _claim_of(after, options)) is not None:
         others |= claim.options
     if say.DENIAL.search(after) or say.POSSIBLE.search(after) or _takes_back(after) or _QUESTION.search(after):
@@ -280,9 +293,10 @@ def _tail(text: str, options: Options) -> set[int] | None:
         return None
     before = m.group(1)
     letter = options.letter((m.group(2) or m.group(3)).strip("()"))
-    is_label = text.startswith(" :", m.end(1)) and before.isascii() and len(before.split()) <= _LONGEST_NAME
-    if is_label and "answer" not in before:
-        return None  # "Grade: B"
+    is_short = before.isascii() and len(before.split()) <= _LONGEST_NAME
+    names_answer = _ANSWER_NOUN.search(before) is not None
+    if _TAIL_LABEL.match(text, m.end(1)) and (is_short or names_answer) and not say.OWN_ANSWER.search(before):
+        return None  # "Grade: B", "Their answer: B"
     if named := options.same(before):
         return {letter} | named
     if _CAPITAL.search(before) or say.DENIAL.search(before) or say.POSSIBLE.search(before) or say.UNSURE.search(before):
@@ -298,10 +312,14 @@ def _worded(text: str, options: Options) -> set[int] | None:
     if main != text and (found := options.same(main)):
         return found
     for index, pattern in options.patterns:
-        m = re.match(rf"^(?:(?:to|on|at|in|the|a|an) )*{pattern.pattern}(?: side| hand side)?", main)
+        m = re.match(
+            rf"^(?:(?:to|on|at|in|the|a|an|(?P<degree>{say.DEGREE})) )*{pattern.pattern}(?: side| hand side)?", main
+        )
         if m is None:
             continue
         rest = main[m.end() :]
+        if m["degree"] and re.fullmatch(say.END, rest):
+            return {index} | (options.mentioned(main) - {index})
         if say.VERDICT.match(rest) or say.AFTERTHOUGHT.match(rest):
             return {index} | (options.mentioned(main) - {index})
     return None

@@ -76,7 +76,8 @@ class ModelSpec(Section):
         box_tag, box_frame: how the model writes boxes: the form (a tag's name, "bbox_2d" or "box_start", see
             `fgrpo.box_forms`), and the frame of its numbers. `configured` takes them from
             `policy` for the preset's own checkpoints.
-        think_tags, answer_tags: opening tags of its traces and answers, such as "<think>", "◁think▷" or "<|begin_of_box|>".
+        think_tags, answer_tags: opening tags of its traces and answers, such as "<think>", "◁think▷" or "<|begin_of_box|>". Where
+            `fgrpo.response.closing` does not give the closing tag, both with a blank between: "<scratch> <|done|>".
             `<think>` always counts: reasoning that an endpoint returns in a field of its own is stored in it.
         tags_case_blind: whether `<THINK>` is `<think>`.
         template_opens_trace: its chat template ends a prompt with the opening tag, so replies begin inside the trace.

@@ -17,11 +17,12 @@ from typing import Any
 
 import rewards.base as rewards
 from eval.base import group_of
-from eval.extract import extract_choice, same_open_answer
+from eval.extract import extract_choice
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.measures import ACCURACY, FORMAT, measures, reward_measures
 from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
+from eval.open_answers import same_open_answer
 from fgrpo import box_forms, boxes
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_items, write_jsonl
@@ -135,7 +136,7 @@ class Scorer:
             if span is None or is_blank(span):
                 answers.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
-                answers.append(_Answer(Score.of(float(same_open_answer(span, sample.answer))), span, "rules"))
+                answers.append(_open(span, same_open_answer(span, sample.answer)))
             elif (choice := extract_choice(rollout.text, sample.choices, self.spec.tags)) is not None:
                 answers.append(_chosen(sample, choice, "rules"))
             else:
@@ -177,6 +178,15 @@ class _Answer:
     source: str
 
 
+def _open(span: str, is_same: bool | None) -> _Answer:
+    """A free-form answer; one that the rules do not decide is unresolved, as an option that the judge cannot read."""
+    return _unresolved(span) if is_same is None else _Answer(Score.of(float(is_same)), span, "rules")
+
+
+def _unresolved(span: str) -> _Answer:
+    return _Answer(Score.of(0.0, "unresolved"), span, "unresolved")
+
+
 def _chosen(sample: Sample, choice: int, source: str, reason: str = "") -> _Answer:
     text = sample.choices[choice]
     return _Answer(Score.of(float(text == sample.answer), reason), text, source)
@@ -188,7 +198,7 @@ def _extracted(sample: Sample, span: str, verdict: Verdict) -> _Answer:
     index = None if verdict.label == UNRESOLVED else letter_index(verdict.label, sample.choices)
     if index is not None:
         return _chosen(sample, index, "judge", verdict.reason)
-    return _Answer(Score.of(0.0, "unresolved"), span, "unresolved")
+    return _unresolved(span)
 
 
 def verdict_line(record: EvalRecord, reward_names: Sequence[str]) -> dict[str, Any]:

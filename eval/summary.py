@@ -59,7 +59,11 @@ def _benchmark(rows: Sequence[EvalRecord], every: Sequence[Measure], paired: boo
             cells["pair_accuracy"] = cell
     counts = _counts(rows)
     for name in ("truncated", "unresolved", "refused", "no_trace"):
-        cells[name] = {"value": counts[name] / len(rows), "low": None, "high": None, "n": len(rows)}
+        n = (
+            len(rows) if name == "refused" else counts["rollouts"] - counts["refused"]
+        )  # shares of the answered requests
+        if n:
+            cells[name] = {"value": counts[name] / n, "low": None, "high": None, "n": n}
     by_rules = _cell([_by_rules(r) for r in rows], [r.meta["group"] for r in rows], settings)
     if by_rules is not None:
         cells["accuracy_by_rules"] = by_rules

@@ -87,8 +87,9 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval:
     cells = []
     for r in rows:
         counts = r.summary[kind]["counts"]
+        answered = counts["rollouts"] - counts.get("refused", 0)
         shares = [
-            {"value": counts[name] / counts["rollouts"]} if name in counts else None
+            {"value": counts[name] / answered} if name in counts and answered else None
             for name in ("truncated", "unresolved", "no_trace")
         ]
         values = [percent(r.cell(kind, "average", m.metric), interval=_interval_of(m, interval)) for m in every]
@@ -98,6 +99,7 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval:
     note = (
         "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; "
         f"pooled over all questions: {pooled}; the others are means of the benchmarks. "
+        "truncated, unparsed and no trace visible are shares of the requests that the engine answered; "
         "unparsed = no answer that the rules or the judge could read. "
         "no trace visible = replies without reasoning, to which inconsistency does not apply."
     )
@@ -206,7 +208,8 @@ def _beside(cell: Mapping[str, Any] | None, reference: float) -> dict[str, float
     if cell is None:
         return {"ours": None, "low": None, "high": None, "paper": reference, "difference": None}
     ours, low, high = (None if cell.get(k) is None else 100 * float(cell[k]) for k in ("value", "low", "high"))
-    return {"ours": ours, "low": low, "high": high, "paper": reference, "difference": float(ours or 0.0) - reference}
+    difference = None if ours is None else ours - reference
+    return {"ours": ours, "low": low, "high": high, "paper": reference, "difference": difference}
 
 
 def paper_tables(results: Mapping[str, Result], config: Config) -> list[Table]:

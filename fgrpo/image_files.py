@@ -215,12 +215,14 @@ def path_below(folder: Path, name: Any) -> Path:
     Links inside the folder are allowed: they are the user's own.
 
     Raises:
-        ImageProblem: "no_image" (the name is empty, or no text), or "image_path_leads_out" (an absolute path, or one with "..").
+        ImageProblem: "no_image" (the name is empty, or no text), or "image_path_leads_out" (an absolute path, or one with ".." or a NUL).
     """
     if not isinstance(name, str) or not name.strip():
         raise ImageProblem("no_image", f"has the name {name!r}, which is no text")
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+    if "\0" in name:
+        raise ImageProblem("image_path_leads_out", f"has the path {name!r}, which holds a NUL")
+    if parts.is_absolute() or ".." in parts.parts:
         raise ImageProblem("image_path_leads_out", f"has the path {name!r}, which leads out of {folder}")
     return folder / parts
 

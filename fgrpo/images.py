@@ -57,7 +57,8 @@ def _decode(path: str | Path) -> tuple[Image.Image, image_files.Header]:
     except FileNotFoundError as error:
         raise UserError(f"the image {path} is missing; restore the data, or complete its download") from error
     except image_files.ImageProblem as error:
-        raise UserError(f"the image {path} {error}; download it again or remove its sample") from error
+        advice = "," if error.reason == "too_many_pixels" else "; download it again"  # "save it smaller, or …"
+        raise UserError(f"the image {path} {error}{advice} or remove its sample") from error
 
 
 @lru_cache(maxsize=512)
@@ -125,13 +126,16 @@ def file_url(path: str) -> str | None:
 
 
 def _sent(path: str) -> tuple[str, str, bool]:
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(
-            f"the image {path} cannot be read ({error.strerror}); restore it, or remove its sample"
-        ) from error
+    stat = _stat(path)
     return _encoded(path, stat.st_mtime_ns, stat.st_size)
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the image {path} cannot be read ({reason}); restore it, or remove its sample") from error
 
 
 @lru_cache(maxsize=512)
@@ -183,17 +187,17 @@ def portable(path: str) -> bytes:
     Files up to `PORTABLE_BYTES` stay unchanged; larger ones become a JPEG of at most `PORTABLE_SIDE` pixels per side.
 
     Raises:
-        UserError: the file is missing, or cannot be decoded as an image.
+        UserError: the file is missing or broken, or its path holds a NUL.
     """
-    stat = os.stat(path)
+    stat = _stat(path)
     return _portable(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=512)
 def _portable(path: str, modified: int, size: int) -> bytes:
+    image = open_rgb(path)  # also finds a small file that is broken
     if size <= PORTABLE_BYTES:
         return Path(path).read_bytes()
-    image = open_rgb(path)
     image.thumbnail((PORTABLE_SIDE, PORTABLE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

@@ -27,6 +27,18 @@ _STYLES = (_BRACKETS, *(tuple(form.replace("{sign}", re.escape(sign)) for form i
 _STATEMENT_END = re.compile(r"(?:^|[\n.?!:;,，。？！]['\")\]]*)\s*$")
 
 
+_MARKED = (
+    (re.compile(r"(\*\*|__)(\(?[A-Za-z][.):])\1"), r"\2 "),
+    (re.compile(r"(?<!\w)\[([A-Z])\](?=\s)"), r"(\1)"),
+    (re.compile(r"(?m)^[^\S\n]*[-*•+][^\S\n]+(?=\(?[A-Za-z][.):])"), ""),
+)
+_OTHER_MARKERS = tuple(
+    tuple(re.compile(rf"(?<!\S){mark}(?=\s+\S)") for mark in pair)
+    for pair in ((r"A\s+[-–—]", r"B\s+[-–—]"), (r"1[.)]", r"2[.)]"), (r"\(1\)", r"\(2\)"), (r"\(?i[.)]", r"\(?ii[.)]"))
+)
+_CONJUNCTION = re.compile(r"(?:[,;]\s*|\s+)(?:or|and)$")
+
+
 class UnclearOptions(ValueError):
     """Options that can be read in more than one way, or that repeat. The message is the reason for counts."""
 
@@ -53,11 +65,14 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     ("Hepatitis B. B. Hepatitis C.") the first belongs to the option before.
 
     Raises:
-        UnclearOptions: several readings have equal claims ("unclear_options"), or two options are equal ("equal_options").
+        UnclearOptions: several readings have equal claims, or the markers are of another form ("unclear_options"), or two options are equal ("equal_options").
     """
+    text = _plain_markers(text)
     plain = text.translate(_HALF_WIDTH)
     readings = [r for forms in _STYLES for upper in (True, False) if (r := _of_style(plain, forms, upper)) is not None]
     if not readings:
+        if _is_otherwise_marked(plain):
+            raise UnclearOptions("unclear_options")
         return text.strip(), ()
     runs = sorted((r.run for r in readings if r.run is not None), key=lambda run: run[0].start)
     if len(runs) < len(readings) or any(run[-1].start > runs[-1][0].start for run in runs[:-1]):
@@ -65,9 +80,27 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     run = runs[-1]
     ends = [mark.start for mark in run[1:]] + [len(text)]
     options = tuple(text[mark.end : end].strip().rstrip(",;，；") for mark, end in zip(run, ends, strict=True))
+    if last := _CONJUNCTION.sub("", options[-2]):
+        options = (*options[:-2], last, options[-1])
     if len({" ".join(option.casefold().split()) for option in options}) < len(options):
         raise UnclearOptions("equal_options")
     return text[: run[0].start].strip(), options
+
+
+def _plain_markers(text: str) -> str:
+    """`text` with the markers "**A.**", "[A]" and "- A." as "A.", "(A)" and "A."."""
+    for pattern, plain in _MARKED:
+        text = pattern.sub(plain, text)
+    return text
+
+
+def _is_otherwise_marked(text: str) -> bool:
+    """Whether a text has a run of markers that are not read: "A - left B - right", "1. left 2. right"."""
+    for first, second in _OTHER_MARKERS:
+        opening = next((m for m in first.finditer(text) if _STATEMENT_END.search(text, 0, m.start())), None)
+        if opening is not None and second.search(text, opening.end()):
+            return True
+    return False
 
 
 def _of_style(text: str, forms: Sequence[str], upper: bool) -> _Reading | None:

@@ -22,7 +22,7 @@ _FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags of a model's replies, by their opening tags; `closing` gives the closing ones.
+    """The tags of a model's replies, by their opening tags, or as pairs; `closing` gives the closing ones.
 
     Attributes:
         think: opening tags of a trace; all count alike.
@@ -41,22 +41,44 @@ OWN = Tags()
 """The tags that the policy is trained to write (Section 3.1)."""
 
 COMMON = Tags(
-    think=("<think>", "<thinking>", "◁think▷"),
+    think=("<think>", "<thinking>", "◁think▷", "<reasoning>", "<thought>", "[THINK]", "<|START_THINKING|>"),
     answer=("<answer>", "<|begin_of_box|>"),
     case_blind=True,
 )
 """The tags of common model families, for replies of any model."""
 
 
+_ENDS = (("begin", "end"), ("<|START", "<|END"), ("<|start", "<|end"))
+
+
 def closing(tag: str) -> str:
-    """The closing tag of an opening tag: `</think>`, `◁/think▷`, `<|end_of_box|>`.
+    """The closing tag of an opening tag: `</think>`, `◁/think▷`, `<|end_of_box|>`, `<|END_THINKING|>`.
+
+    A model file may name a pair with a blank between its tags; `tag` then is that pair.
 
     Raises:
-        ValueError: `tag` is no tag: it is shorter than three characters, or it holds blanks.
+        ValueError: `tag` is no tag: it has fewer than three characters, or letters at its ends; or it is more than a pair.
     """
-    if len(tag) < 3 or len(tag.split()) != 1:
-        raise ValueError(f"{tag!r} is no opening tag; write it as <think>, ◁think▷ or <|begin_of_box|>")
-    return tag.replace("begin", "end", 1) if "begin" in tag else tag[0] + "/" + tag[1:]
+    parts = tag.split()
+    if not 1 <= len(parts) <= 2 or tag.strip() != tag or not all(map(_is_tag, parts)):
+        raise ValueError(
+            f"{tag!r} is no opening tag; write it as <think>, ◁think▷ or <|begin_of_box|>, or as a pair: '<scratch> <|done|>'"
+        )
+    if len(parts) == 2:
+        return parts[1]
+    for begin, end in _ENDS:
+        if begin in tag:
+            return tag.replace(begin, end, 1)
+    return tag[0] + "/" + tag[1:]
+
+
+def _is_tag(part: str) -> bool:
+    return len(part) >= 3 and not (part[0].isalnum() or part[-1].isalnum())
+
+
+def opening(tag: str) -> str:
+    """The opening tag of a tag, or of a pair (`closing`)."""
+    return tag.split()[0]
 
 
 @dataclass(frozen=True)
@@ -131,7 +153,7 @@ def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
     trace = _tag_pattern(Tags(COMMON.think, (), True)).sub("", reasoning).strip() if isinstance(reasoning, str) else ""
     if not trace or trace in parse(content, tags=COMMON).think:
         return content
-    if not prefix.rstrip().lower().endswith(COMMON.think):
+    if not prefix.rstrip().lower().endswith(tuple(tag.lower() for tag in COMMON.think)):
         trace = f"<think>{trace}"
     return f"{trace}</think>{content}" if content.strip() else trace
 
@@ -161,9 +183,9 @@ def _read_box(inside: str, frame: Frame) -> Box | None:
 def _tag_pattern(tags: Tags) -> re.Pattern[str]:
     """All tags; the group that matched is "think", "think_end", "answer" or "answer_end"."""
     kinds = {
-        "think": tags.think,
+        "think": tuple(map(opening, tags.think)),
         "think_end": tuple(map(closing, tags.think)),
-        "answer": tags.answer,
+        "answer": tuple(map(opening, tags.answer)),
         "answer_end": tuple(map(closing, tags.answer)),
     }
     groups = (f"(?P<{kind}>{'|'.join(map(re.escape, members))})" for kind, members in kinds.items() if members)

@@ -1,4 +1,7 @@
-"""Text as a reader sees it: one form for characters that look or mean the same. Training and evaluation compare answers in it."""
+"""Text as a reader sees it: one form for characters that look or mean the same, without invisible ones.
+
+Training and evaluation compare answers in it, judges get it, and rules about traces read it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,51 @@ _SIGNS = {
     "∕": "/",
 }
 _TRANSLATED = str.maketrans(_SIGNS)
-# Unicode categories that no reader sees: format characters, surrogates, private and unassigned code points.
-INVISIBLE = ("Cf", "Cs", "Co", "Cn")
+_UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+)  # control, invisible, private and unassigned code points; line separators
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_MIXED_WORD = re.compile(r"[^\W\d_]+")
+_LATIN = re.compile("[a-zA-Z]")
+_LOOKALIKES = str.maketrans(
+    "авеєкмнорстхуіјѕԁԛԝαεικνορτυχАВЕКМНОРСТХУІЈЅΑΒΕΗΙΚΜΝΟΡΤΥΧΖ",
+    "abeekmhopctxyijsdqwaeikvoptuxABEKMHOPCTXYIJSABEHIKMNOPTYXZ",
+)
+
+
+class _SeenCharacters(dict[int, int | None]):
+    """For `str.translate`: code points to themselves, invisible ones to None."""
+
+    def __missing__(self, code: int) -> int | None:
+        is_seen = chr(code) in "\n\t" or unicodedata.category(chr(code)) not in _UNSEEN
+        self[code] = code if is_seen else None
+        return self[code]
+
+
+_SEEN = _SeenCharacters()
+
+
+def as_seen(text: str) -> str:
+    """`text` in the form NFKC without invisible and control characters; of these, line feeds and tabs stay."""
+    return unicodedata.normalize("NFKC", text).translate(_SEEN)
+
+
+def with_line_feeds(text: str) -> str:
+    """`text` with "\\n" for every other line end."""
+    return _LINE_END.sub("\n", text)
+
+
+def latin_lookalikes(text: str) -> str:
+    """`text` with Latin letters for the Cyrillic and Greek ones that look like them, in words that have Latin letters too."""
+    if text.isascii():
+        return text
+    return _MIXED_WORD.sub(lambda m: m.group().translate(_LOOKALIKES) if _LATIN.search(m.group()) else m.group(), text)
 
 
 def visible(text: str) -> str:
@@ -30,5 +76,4 @@ def visible(text: str) -> str:
         return text
     text = _SUPERSCRIPT.sub(lambda m: "^" + "".join(str(_SUPERSCRIPTS.index(c)) for c in m.group()), text)
     text = _FRACTION.sub(lambda m: f"{m.group(1)} {unicodedata.normalize('NFKC', m.group(2))}".lstrip(), text)
-    text = unicodedata.normalize("NFKC", text.translate(_TRANSLATED)).translate(_TRANSLATED)
-    return "".join(c for c in text if unicodedata.category(c) not in INVISIBLE)
+    return as_seen(with_line_feeds(text.translate(_TRANSLATED))).translate(_TRANSLATED)

@@ -6,7 +6,7 @@ string.
 
 A reply may stand in a code fence or after a think block, have further keys, or write a label in another case: it is read where
 only one reading is possible, and the deviation is counted by form. Any other reply is `Unusable`: prose around JSON, a label
-that was not offered, a missing verdict, a key that occurs twice.
+that was not offered, a missing verdict, a key that occurs twice, a further key with another label.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgrpo.visible_text import INVISIBLE
+from fgrpo.response import COMMON, closing
+from fgrpo.visible_text import as_seen
 
 Labelled = tuple[str, str]  # label, reason
 
@@ -27,12 +27,11 @@ _LONGEST_REASON = 400
 # Control tokens of other model families: [INST], [/INST], [gMASK], [|user|], ◁think▷. "<…>" is escaped, boxes hold numbers.
 _CONTROL = re.compile(r"([\[◁])(\|?/?[^\W\d][\w ]{0,40}\|?)(?=[\]▷])")
 THINK, FENCE, FURTHER_KEY, OTHER_CASE = "think block", "code fence", "further key", "other case"  # forms of a reply
-_THOUGHT = re.compile(
-    r"(?s)\A\s*(?:<(think|thinking|reasoning)>)?(?:(?!</?(?:think|thinking|reasoning)>).)*</(?:think|thinking|reasoning)>",
-    re.I,
-)
-_FENCED = re.compile(r"(?s)\A```[\w-]*[ \t]*\n?((?:(?!```).)*)```\Z")
-_UNSEEN = (*INVISIBLE, "Cc", "Zl", "Zp")  # and control characters, separators of lines and paragraphs
+_OPENED, _CLOSED = ("|".join(map(re.escape, tags)) for tags in (COMMON.think, map(closing, COMMON.think)))
+_THOUGHT = re.compile(rf"(?is)\A\s*(?:{_OPENED})?(?:(?!{_OPENED}|{_CLOSED}).)*(?:{_CLOSED})")
+_FINAL = re.compile(r"(?s)\A\s*(?:<\|start\|>\w*)?<\|channel\|>.*<\|channel\|>final(?: [^<]*)?<\|message\|>(.*)\Z")
+_FINAL_END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
+_FENCED = re.compile(r"(?s)\A```[\w-]*[ \t]*\n?(.*)```\Z")
 
 
 class Unusable(ValueError):
@@ -80,22 +79,10 @@ class Trusted(str):
     __slots__ = ()
 
 
-class _VisibleCharacters(dict[int, int | None]):
-    """For `str.translate`: code points to themselves, invisible ones to None."""
-
-    def __missing__(self, code: int) -> int | None:
-        is_visible = chr(code) in "\n\t" or unicodedata.category(chr(code)) not in _UNSEEN
-        self[code] = code if is_visible else None
-        return self[code]
-
-
-_VISIBLE = _VisibleCharacters()
-
-
 def fence(text: str) -> Trusted:
     """Untrusted `text` as a JSON string without tags, control characters or invisible characters."""
-    visible = unicodedata.normalize("NFKC", text).translate(_VISIBLE)
-    harmless = _CONTROL.sub(r"\1 \2 ", visible) if "[" in visible or "◁" in visible else visible
+    seen = as_seen(text)
+    harmless = _CONTROL.sub(r"\1 \2 ", seen) if "[" in seen or "◁" in seen else seen
     return Trusted(json.dumps(html.escape(harmless, quote=False), ensure_ascii=False))
 
 
@@ -138,7 +125,10 @@ def _parse_numbered(reply: str, labels: Sequence[str], size: int) -> Labels:
     verdicts = _json_object(text, set(numbers), forms)
     if any(key.isdecimal() for key in verdicts.keys() - set(numbers)):
         raise Unusable("a verdict on an item that is not there")
-    return Labels.of([_labelled(_shaped(verdicts[n], {"why", "label"}, forms), labels, forms) for n in numbers], forms)
+    labelled = [_labelled(_shaped(verdicts[n], {"why", "label"}, forms), labels, forms) for n in numbers]
+    for label, _ in labelled:
+        _check_further(verdicts, set(numbers), label, labels)
+    return Labels.of(labelled, forms)
 
 
 def _label_schema(labels: Sequence[str], size: int) -> dict[str, Any]:
@@ -149,20 +139,39 @@ def _parse_label(reply: str, labels: Sequence[str], size: int) -> Labels:
     text, forms = unwrapped(reply)
     found: Any = text
     if text.startswith("{"):
-        found = _json_object(text, {"label"}, forms)["label"]
+        verdict = _json_object(text, {"label"}, forms)
+        found = _offered(verdict["label"], labels, forms)
+        _check_further(verdict, {"label"}, found, labels)
     return Labels.of([(_offered(found, labels, forms), "")], forms)
 
 
 def unwrapped(reply: str) -> tuple[str, list[str]]:
-    """The reply without a think block before it and without one code fence around it; and which of these it had."""
-    text, forms = reply.strip(), []
-    if thought := _THOUGHT.match(text):
-        text = text[thought.end() :].strip()
-        forms.append(THINK)
-    if fenced := _FENCED.match(text):
+    """The reply without a think block before it and without one code fence around it; and which of these it had.
+
+    A reply that is JSON stays as it is: its reasons may hold tags and fences. Byte order marks are dropped.
+    """
+    text, forms = reply.replace("\ufeff", "").strip(), []
+    fenced = _FENCED.match(text)
+    if not _is_json(text) and not (fenced and _is_json(fenced.group(1))):
+        if final := _FINAL.match(text):
+            text = _FINAL_END.sub("", final.group(1)).strip()
+            forms.append(THINK)
+        elif thought := _THOUGHT.match(text):
+            text = text[thought.end() :].strip()
+            forms.append(THINK)
+        fenced = None if _is_json(text) else _FENCED.match(text)
+    if fenced is not None and ("```" not in fenced.group(1) or _is_json(fenced.group(1))):
         text = fenced.group(1).strip()
         forms.append(FENCE)
     return text, forms
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 REASONED_LABEL = ReplyFormat(_reasoned_schema, _parse_reasoned)
@@ -209,7 +218,23 @@ def _shaped(found: Any, keys: set[str], forms: list[str]) -> dict[str, Any]:
 def _labelled(verdict: dict[str, Any], labels: Sequence[str], forms: list[str]) -> Labelled:
     if not isinstance(verdict["why"], str):
         raise Unusable("JSON of another shape")
-    return _offered(verdict["label"], labels, forms), verdict["why"][:_LONGEST_REASON]
+    label = _offered(verdict["label"], labels, forms)
+    _check_further(verdict, {"why", "label"}, label, labels)
+    return label, verdict["why"][:_LONGEST_REASON]
+
+
+def _check_further(found: dict[str, Any], keys: set[str], label: str, labels: Sequence[str]) -> None:
+    """Refuse a further key that is a required one in another spelling, or whose value is another of the offered labels.
+
+    The offered labels may have a suffix, which such a value need not have.
+    """
+    for key in found.keys() - keys:
+        if key.strip().casefold() in keys:
+            raise Unusable("a key stands twice")
+        value = found[key].strip().casefold() if isinstance(found[key], str) else ""
+        others = (other.casefold() for other in labels if other != label)
+        if value and not label.casefold().startswith(value) and any(other.startswith(value) for other in others):
+            raise Unusable("two labels in one verdict")
 
 
 def _offered(found: Any, labels: Sequence[str], forms: list[str]) -> str:

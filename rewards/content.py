@@ -5,6 +5,7 @@ decide about such traces. Text is read as a reader sees it: NFKC, without invisi
 scripts as Latin. A clause counts if one of its words is neither in `filler_words` nor in `function_words` of
 filler_words.yaml; a single such word among several of filler counts only if it is a visual word or one of the question's. A
 trace has content if its counting clauses have enough distinct words (letters, for scripts without blanks between words).
+Numbers that are compared, or belong to a box, count as words beside a word of the question or a visual one ("120 < 340 → left").
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ import regex
 import yaml
 
 from fgrpo.errors import UserError
-from fgrpo.visible_text import INVISIBLE
+from fgrpo.visible_text import as_seen, latin_lookalikes, with_line_feeds
 from rewards.sentence_rules import rules
 
 FILE = Path(__file__).resolve().parent / "filler_words.yaml"
 LEAST_WORDS = 3  # "It moved left" has content; "left left left" does not
 LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
+LEAST_OWN_WORDS = 2  # in scripts whose languages need no copula: words that are no filler ("Машина красная")
+LEAST_OWN_HAN = (
+    2  # runs of Chinese characters between filler, of at least three characters ("杯在左", but not "在左边")
+)
 _MUCH_FILLER = (
     3  # words of filler that outweigh one unknown word: "I have analyzed everything and am confident in my answer"
 )
@@ -34,13 +39,15 @@ _TAG = regex.compile(r"<[^<>]{0,40}>")
 _CLAUSE_END = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Zs}\t'’_-]+")
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*|\p{N}+")  # combining marks do not split a word
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
+_NO_COPULA = regex.compile(r"[\p{Cyrillic}\p{Arabic}\p{Hebrew}]")
+_HAN = regex.compile(r"\p{Han}")
+_COMPARED = regex.compile(
+    r"(?<=[<>=≤≥\[(,]\s?)\p{N}+|\p{N}+(?=\s?[<>=≤≥,\])])"
+)  # numbers that are compared, or a box's
 _ENDING = regex.compile(
     r"(?<=\p{Latin}{3})(?:ing|ed|ly|es|s|e|d)$"
 )  # of English words: "solving", "solved", "solve" are one
 _ACCENT = regex.compile(r"[\u0300-\u036f]")
-_LATIN = regex.compile(r"\p{Latin}")
-_LOOKALIKES = str.maketrans("авеєкмнорстхуіјѕԁԛԝαεικνορτυχ", "abeekmhopctxyijsdqwaeikvoptux")
-_UNSEEN = (*INVISIBLE, "Cc")
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and signs that are drawn as blanks
 
 
@@ -74,11 +81,8 @@ def filler(path: Path = FILE) -> Filler:
 
 
 def visible(text: str) -> str:
-    """`text` as a reader sees it: NFKC, without invisible characters; line ends stay."""
-    if text.isascii():
-        return text
-    plain = _nfkc(text)
-    return "".join(c for c in plain if c in "\n\r\t" or unicodedata.category(c) not in _UNSEEN)
+    """`text` as a reader sees it (`fgrpo.visible_text.as_seen`); all line ends stay, as line feeds."""
+    return as_seen(with_line_feeds(text))
 
 
 def is_blank(text: str | None) -> bool:
@@ -99,11 +103,15 @@ def is_contentless(think: str, about: str = "") -> bool:
     known = rules().visual_words | {_folded(word) for word in _WORD.findall(visible(about).casefold())}
     words: set[str] = set()
     letters: set[str] = set()
+    own: set[str] = set()
+    is_about = False
     plain = rules().openers.sub(" . ", _TAG.sub(" . ", visible(think)))
     for clause in _CLAUSE_END.split(plain.casefold()):
-        of_clause = [_as_latin(word) for word in _WORD.findall(clause)]
+        of_clause = _WORD.findall(latin_lookalikes(clause))
         if not _has_content(of_clause, table, known):
             continue
+        is_about = is_about or not known.isdisjoint(map(_folded, of_clause))
+        own.update(_own(of_clause, table))
         for word in of_clause:
             unspaced = _UNSPACED.findall(word)
             letters.update(unspaced)
@@ -111,7 +119,25 @@ def is_contentless(think: str, about: str = "") -> bool:
                 words.add(word)
         if len(words) >= LEAST_WORDS or len(letters) >= LEAST_LETTERS_UNSPACED:
             return False
-    return True
+    numbers = set(_COMPARED.findall(visible(think))) if is_about else set()
+    own_words = sum(_NO_COPULA.match(word) is not None for word in own)
+    own_han = sum(_HAN.match(letter) is not None for letter in own)
+    return (
+        len(words | numbers) < LEAST_WORDS
+        and own_words < LEAST_OWN_WORDS
+        and not (own_han >= LEAST_OWN_HAN and len(letters) > LEAST_OWN_HAN)
+    )
+
+
+def _own(words: list[str], table: Filler) -> set[str]:
+    """The words of a clause that are neither filler nor grammar; of scripts without blanks, the runs between filler."""
+    found: set[str] = set()
+    for word in map(_folded, words):
+        if _UNSPACED.search(word):
+            found.update(table.unspaced.sub(" ", word).split())
+        elif not (word in table.filler_words or word in table.function_words or _stem(word) in table.filler_stems):
+            found.add(word)
+    return found
 
 
 def _has_content(words: list[str], table: Filler, known: Set[str]) -> bool:
@@ -155,8 +181,3 @@ def _folded(word: str) -> str:
 
 def _stem(word: str) -> str:
     return _ENDING.sub("", word)
-
-
-def _as_latin(word: str) -> str:
-    """A lower-case word of mixed scripts with its Cyrillic and Greek look-alikes as Latin letters."""
-    return word if word.isascii() or not _LATIN.search(word) else word.translate(_LOOKALIKES)

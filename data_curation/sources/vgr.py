@@ -37,12 +37,13 @@ from fgrpo.types import Box, Sample
 COLUMNS = ("image", "conversations")
 TREES = ("llava_next_raw_format", "images", ".")
 NOT_NATURAL = ("ai2d", "chartqa", "dvqa", "docvqa", "ocrvqa")
-_NUMBER = r"\s*(-?\d*\.?\d+)\s*"
+_NUMBER = r"\s*+(-?(?:\d++(?:\.\d++)?|\.\d++))\s*+"
 _LIST = rf"\[{','.join([_NUMBER] * 4)}\]"
 _BOX = re.compile(rf"<sot>\s*{_LIST}(?:\s*<eot>)?|{_LIST}\s*<eot>", re.IGNORECASE)
 _TAG = re.compile(r"</?\s*(?:sot|eot|image)\s*>", re.IGNORECASE)
 _DIRECT = re.compile(
-    r"\n?\s*answer (?:the question )?(?:with|using) (?:the option's letter|a single word)[^\n]*$", re.IGNORECASE
+    r"(?:(?<!\s)\s++)?answer (?:the question )?(?:with|using) (?:the option's letter|a single word)[^\n]{0,300}$",
+    re.IGNORECASE,
 )
 
 

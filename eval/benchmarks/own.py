@@ -1,7 +1,8 @@
 """The user's own benchmark: `<data root>/bench/own/questions.jsonl`, one question per line; not a column of Table 1.
 
-Keys: question; images (list of paths below the file's folder) or image (one); choices (list; missing or [] = free-form answer);
-answer (an option's text, its letter, or its 0-based index; the text itself for a free-form question); id (optional).
+Keys: question; images (list of paths below the file's folder) or image (one); choices (list of distinct texts; missing or [] =
+free-form answer); answer (an option's text, its letter, or its 0-based index as a number; the text itself for a free-form
+question); id (optional). A text that is one option and the letter of another is refused.
 Evaluate it with `--benchmarks own`.
 """
 
@@ -20,10 +21,17 @@ from fgrpo.types import Sample
 def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     path = one_file(folder, "questions.jsonl", "own")
     for n, row in enumerate(read_jsonl(path, torn_tail_ok=False)):
+        if not isinstance(row, dict):
+            yield Drop("not an object")
+            continue
         images = row.get("images") or ([row["image"]] if row.get("image") else [])
-        choices = tuple(str(c).strip() for c in row.get("choices") or ())
+        choices = _choices(row.get("choices"))
+        if choices is None:
+            yield Drop("the choices are no list of distinct texts")
+            continue
         answer = _gold(row.get("answer"), choices)
-        if not row.get("question") or not isinstance(images, list) or answer is None:
+        question = row.get("question")
+        if not isinstance(question, str) or not question.strip() or not isinstance(images, list) or answer is None:
             yield Drop("no question, or an answer that is none of the choices")
             continue
         try:
@@ -32,18 +40,34 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             yield Drop(str(error))
             continue
         group = {"group": str(row["group"])} if row.get("group") else {}
-        yield Sample(f"own/test/{row.get('id', n)}", paths, str(row["question"]).strip(), choices, answer, meta=group)
+        yield Sample(f"own/test/{row.get('id', n)}", paths, question.strip(), choices, answer, meta=group)
+
+
+def _choices(found: Any) -> tuple[str, ...] | None:
+    """The option texts, () for a free-form question; None if they are no list of distinct, non-empty texts."""
+    if found is None or found == []:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(choice, str) and choice.strip() for choice in found):
+        return None
+    choices = tuple(choice.strip() for choice in found)
+    return choices if len(set(choices)) == len(choices) else None
 
 
 def _gold(answer: Any, choices: tuple[str, ...]) -> str | None:
-    """The gold text; None if it is none of the choices."""
+    """The gold text; None if it is none of the choices, or one by its text and another by its letter."""
     if isinstance(answer, int) and not isinstance(answer, bool) and choices:
         return choices[answer] if 0 <= answer < len(choices) else None
-    text = str(answer if answer is not None else "").strip()
-    if not choices or text in choices:
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    if not isinstance(answer, str) and not (is_number and not choices):
+        return None
+    text = str(answer).strip()
+    if not choices:
         return text or None
     index = letter_index(text, choices)
-    return None if index is None else choices[index]
+    by_letter = None if index is None else choices[index]
+    if text in choices:
+        return text if by_letter in (None, text) else None
+    return by_letter
 
 
 BENCHMARK = Benchmark("own", "own", "own", "your own questions.jsonl", _read)

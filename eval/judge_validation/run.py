@@ -148,7 +148,7 @@ def _compare_now(
 ) -> list[Section]:
     """`judge` on the items of the run's own judge, and on its consistent traces with swapped answers."""
     first = generations.judged[0].only({rollout.id for rollout in rollouts})
-    items = stored.judged_items(first, rollouts, samples, pixels)
+    items = stored.judged_items(first, rollouts, samples, pixels, generations.tags)
     if not items:
         raise UserError(
             f"no judge judged any of the first {len(rollouts)} answers of {generations.origin}; raise --limit or name another run"
@@ -157,7 +157,7 @@ def _compare_now(
     second = stored.from_ratings(f"{judge} (now)", first, items, ratings)
     agreements = _agreements(config, first, second)
     sections = [{"title": f"{first.judge} and {judge} (asked now)", **about, "agreements": agreements}]
-    negatives, dropped = stored.swapped(first, rollouts, samples)
+    negatives, dropped = stored.swapped(first, rollouts, samples, generations.tags)
     if negatives:
         ratings, about = _rate_now(config, judge, [x.item for x in negatives], config.data.root)
         errors = against_truth(judge, negatives, ratings, config.eval)["errors"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval import models
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
 from eval.judge_validation.labelled.base import Labelled
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, NOT_RATED, Agreement, Pair, compare
@@ -20,7 +21,7 @@ from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import read_items
 from fgrpo.images import IMAGE_ERRORS, image_size
-from fgrpo.response import COMMON, answer_span, parse
+from fgrpo.response import COMMON, OWN, Tags, answer_span, parse
 from fgrpo.runs import verify
 from fgrpo.types import EvalRecord, Rollout, Sample, Score
 from judges.task import JudgeTask
@@ -45,12 +46,13 @@ Sentences = tuple[tuple[str, str | None], ...]  # text and label (None: trivial,
 
 @dataclass
 class Generations:
-    """Stored answers of one run with the verdicts of its judges; `origin` names the run."""
+    """Stored answers of one run with the verdicts of its judges; `origin` names the run, `tags` are those of its model."""
 
     origin: str
     judged: list[Stored]
     rollouts: list[Rollout]
     questions: Path
+    tags: Tags = COMMON
 
 
 @dataclass
@@ -146,7 +148,13 @@ def _evaluated(folder: Path) -> Generations:
                 stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
         judged.append(stored)
     rollouts = list(read_items(folder / "generations.jsonl", Rollout.from_dict, "answer"))
-    return Generations(str(folder), judged, rollouts, folder / QUESTIONS)
+    return Generations(str(folder), judged, rollouts, folder / QUESTIONS, _tags(folder.name))
+
+
+def _tags(model: str) -> Tags:
+    """The tags of an evaluated model; those of common models where its file is gone."""
+    name = model.partition(models.AT)[0]
+    return models.load(name).tags if name in models.names() else COMMON
 
 
 def _trained(folder: Path, files: Sequence[Path]) -> Generations:
@@ -163,7 +171,7 @@ def _trained(folder: Path, files: Sequence[Path]) -> Generations:
             stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
     if not stored.consistency and not stored.grounding:
         raise UserError(f"{folder}/rollouts holds no verdicts: no reward of that method has a judge; name another run")
-    return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl")
+    return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl", OWN)
 
 
 def _column_score(row: Mapping[str, Any], name: str) -> Score | None:
@@ -235,21 +243,26 @@ def questions(path: Path) -> dict[str, Sample]:
 
 
 def judged_items(
-    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], pixels: PixelBounds
+    stored: Stored,
+    rollouts: Iterable[Rollout],
+    samples: Mapping[str, Sample],
+    pixels: PixelBounds,
+    tags: Tags = COMMON,
 ) -> list[Item]:
     """The items that `stored`'s judge rated, for another judge: the same traces, sentences and answers, word for word.
 
-    Traces and answers are read in the tags of common models; boxes are assumed to have this project's own tag and frame.
+    Boxes are assumed to have this project's own tag and frame.
 
     Args:
         pixels: the policy's processor's bounds, for the frame of boxes (`fgrpo.policy.model_files.pixel_bounds`).
+        tags: of the model's traces and answers (`Generations.tags`).
     """
     items: list[Item] = []
     for rollout in rollouts:
         sample, think, answer = (
             samples.get(rollout.sample_id),
-            parse(rollout.text, tags=COMMON).think,
-            answer_span(rollout.text),
+            parse(rollout.text, tags=tags).think,
+            answer_span(rollout.text, tags),
         )
         if sample is None:
             continue
@@ -291,7 +304,7 @@ def from_ratings(judge: str, stored: Stored, items: Sequence[Item], ratings: Seq
 
 
 def swapped(
-    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample]
+    stored: Stored, rollouts: Iterable[Rollout], samples: Mapping[str, Sample], tags: Tags = COMMON
 ) -> tuple[list[Labelled], dict[str, int]]:
     """Negatives for consistency: traces that `stored` labels consistent, each with another option as its answer.
 
@@ -305,8 +318,8 @@ def swapped(
     for rollout in rollouts:
         if stored.consistency.get(rollout.id) != CONSISTENCY_LABELS[0]:
             continue
-        sample, think = samples.get(rollout.sample_id), parse(rollout.text, tags=COMMON).think
-        place = _option(answer_span(rollout.text) or "", sample.choices) if sample is not None else None
+        sample, think = samples.get(rollout.sample_id), parse(rollout.text, tags=tags).think
+        place = _option(answer_span(rollout.text, tags) or "", sample.choices) if sample is not None else None
         if sample is None or place is None:
             reason = "its question is missing" if sample is None else "its answer is not one option's letter or text"
             dropped[reason] = dropped.get(reason, 0) + 1

@@ -8,7 +8,19 @@ from data_curation.gold import gold_index, is_open, read_gold
 
 PHRASES = [
     ("<think>x</think>\n<answer>left</answer>", "left"),
-    ("<answer>a</answer> no, <answer>b</answer>", "b"),
+    ("<answer>a</answer> no, <answer>b</answer>", ""),
+    ("<answer>a</answer>\n<answer>A.</answer>", "A"),
+    ("<think><answer>a</answer>?</think><answer>b</answer>", "b"),
+    ("The hat is red.\n\nHope this helps!", "The hat is red"),
+    ("red\nLet me know if you have questions.\nThank you!", "red"),
+    ("Thank you", "Thank you"),
+    ("What is the answer? It's red.", "It's red"),
+    ("Is it red?", "Is it red?"),
+    ("the answer is red because the bus is red", "red"),
+    ("The answer is red, as seen in the box", "red"),
+    ("The answer is left since it is nearer.", "left"),
+    ("The answer is the same as the other", "the same as the other"),
+    ("The answer is because of the rain", "because of the rain"),
     ("<ANSWER> B. </ANSWER>", "B"),
     ("<answer>The answer is red.</answer>", "red"),
     ("<answer>\\boxed{B}</answer>", "B"),
@@ -79,3 +91,8 @@ def test_closed_answers(answer: str) -> None:
 )
 def test_gold_among_options(answer: str, index: int | None) -> None:
     assert gold_index(answer, ("left", "right", "ahead")) == index
+
+
+@pytest.mark.parametrize("part", ["<answer>", "</answer>", "<|begin_of_box|>", "\\boxed{", "? ", "because "])
+def test_long_replies_of_one_part_are_read_in_linear_time(part: str) -> None:
+    assert read_gold(part * 50_000 + "\nred") in ("red", "")

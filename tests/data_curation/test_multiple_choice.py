@@ -97,3 +97,9 @@ def test_for_any_text_the_answer_occurs_once_among_the_options(question: str, an
     pool.add("g", question, "something else")
     choices = make_choices("g", question, answer, pool, random.Random(seed), 4)
     assert choices is None or (choices.count(answer) == 1 and len(set(choices)) == len(choices) >= 2)
+
+
+@pytest.mark.parametrize("part", ["a, ", "x ", "a or b, ", "'a", "or "])
+def test_alternatives_of_long_questions(part: str) -> None:
+    assert alternatives(part * 20_000 + "? Is it left or right", "left") == ("left", "right")
+    assert alternatives(part * 20_000, "one two three") == ()

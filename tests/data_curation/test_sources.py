@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_curation.source import Drop, Tally, image_size, names, parquet_rows, source, tidy_boxes
+from data_curation.sources import vgr
 from fgrpo.errors import UserError
 from fgrpo.types import Box
 from miniworld.write.sat import SCHEMA as SAT_SCHEMA
@@ -494,3 +495,11 @@ def test_linked_folders_are_read(tmp_path: Path, read: Reader, photo: Image.Imag
     (elsewhere / "loop").symlink_to(tmp_path / "SAT")
     samples, _ = read("sat", tmp_path / "SAT")
     assert [s.id for s in samples] == ["sat/train/0"]
+
+
+def test_long_replies_of_vgr_are_read_in_linear_time() -> None:
+    tally = Tally()
+    assert vgr.read_boxes("<sot>[" + "1" * 50_000, tally) == () and tally.notes["orphan_tag"] == 1
+    assert len(vgr.read_boxes("<sot>[0.1, .2, 0.5 ,1]<eot>", tally)) == 1
+    assert vgr._DIRECT.sub("", "q" + " " * 50_000 + "x").endswith("x")
+    assert vgr._DIRECT.sub("", "Is it red?\n Answer the question using a single word or phrase.") == "Is it red?"

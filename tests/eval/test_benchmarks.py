@@ -71,6 +71,10 @@ def test_omnispatial_indices_repeated_ids_and_open_questions(real_like: Config) 
         (["x", "y"], 1, ("x", "y"), "y"),
         (["x", "y"], "0", ("x", "y"), "x"),
         (["x", "y"], "y", ("x", "y"), "y"),
+        (["1", "0"], "1", (), None),  # by its text the first, by its index the second
+        (["1", "0"], 1, ("1", "0"), "0"),
+        (["0", "1"], "1", ("0", "1"), "1"),
+        ([], 1.0, (), None),
         (["x", "y"], 2, (), None),
         ([], -1, (), None),
         ([], True, (), None),
@@ -86,6 +90,34 @@ def test_omnispatial_answers(
     found = base.load("omnispatial", real_like)
     assert [(s.choices, s.answer) for s in found.samples[1:]] == ([] if gold is None else [(choices, gold)])
     assert found.dropped["not an object"] == 1 and sum(found.dropped.values()) == (2 if gold is None else 1)
+
+
+def test_questions_with_choices_in_the_image_have_one_number_of_letters(real_like: Config) -> None:
+    path = Path(real_like.data.root) / "bench/OmniSpatial/data.json"
+    good = json.loads(path.read_text())[0]
+    answers = ("B", 4, 0)
+    path.write_text(json.dumps([{**good, "id": f"0_{n}", "options": [], "answer": a} for n, a in enumerate(answers)]))
+    samples = base.load("omnispatial", real_like).samples
+    assert [(s.choices, s.answer) for s in samples] == [(tuple("ABCDE"), letter) for letter in "BEA"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        *(({"choices": bad}, "the choices are no list of distinct texts") for bad in (5, "ab", {"A": "left"}, ["x", "x"], ["x", None], ["x", " "], [1, 2])),
+        *(({"answer": bad}, "no question, or an answer that is none of the choices") for bad in (True, None, [], 2, -1, 1.0, "z")),
+        ({"choices": ["B", "A"], "answer": "A"}, "no question, or an answer that is none of the choices"),
+        ({"question": ["Q"]}, "no question, or an answer that is none of the choices"),
+        ({"question": " "}, "no question, or an answer that is none of the choices"),
+    ],
+)  # fmt: skip
+def test_rows_of_wrong_types_are_dropped(row: dict[str, Any], reason: str, real_like: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "bench/own"
+    genuine.save(folder / "1.png")
+    good = {"question": "Q", "image": "1.png", "choices": ["x", "y"], "answer": "y"}
+    (folder / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, {**good, **row})))
+    found = base.load("own", real_like)
+    assert len(found.samples) == 1 and found.dropped == {reason: 1}
 
 
 def test_choices_in_the_image_are_scored_by_letter() -> None:

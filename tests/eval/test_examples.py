@@ -43,3 +43,21 @@ def test_downscaled_images_are_those_of_the_models_family(tmp_path: Path, monkey
     column = (Result("fgrpo", "FGRPO", run / "eval" / "fgrpo", {}), models.load("fgrpo"), record, Rollout("r", "", ""))
     examples.build("r", sample, [column], "MMVP", config)
     assert asked == [str(run / "rl-fgrpo" / "final")]
+
+
+@pytest.mark.parametrize(
+    ("text", "think", "answer"),
+    [
+        ("[REASON]It is red.[/REASON]<final>a</final>", "It is red.", "a"),
+        ("[REASON]It is red.[/REASON]a", "It is red.", "a"),
+        ("[REASON]It is red.[/REASON]", "It is red.", "no answer"),
+    ],
+)
+def test_an_example_is_read_in_the_models_own_tags(text: str, think: str, answer: str, tmp_path: Path) -> None:
+    (tmp_path / SCORING).write_text(json.dumps({"judges": {"pixels": [784, 12544, 28]}}))
+    spec = models.ModelSpec(title="M", path="m", prompt="think", think_tags=("[REASON]",), answer_tags=("<final>",))
+    sample = Sample("mmvp/test/0", (), "Q?", ("a", "b"), "a")
+    record = EvalRecord("r", "mmvp", "m", sample.id, {"accuracy": Score.of(1.0)}, {"kind": "greedy"})
+    column = (Result("m", "M", tmp_path, {}), spec, record, Rollout("r", sample.id, text))
+    (shown,) = examples.build("r", sample, [column], "MMVP").columns
+    assert (["".join(piece.text for piece in line.pieces) for line in shown.lines], shown.answer) == ([think], answer)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from answer_phrasings import FRESH, FRESH_OPEN, PHRASINGS
+from answer_phrasings import FRESH, FRESH_OPEN, PHRASINGS, REVIEWED, REVIEWED_OPEN
 from answer_phrasings import OPEN as OPEN_PHRASINGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.extract import same_open_answer
+from eval.open_answers import same_open_answer
 from eval.score import answer_span, extract_choice
 from fgrpo.response import Tags
 from rewards.task import matches
@@ -78,7 +78,7 @@ TABLE = [
     ("Option A is far off. The answer is B.", LR, 1),
     ("The answer is (A) right", LR, None),
     ("A", ("B", "A"), None),
-    ("It is the red box", ("box", "red box"), None),
+    ("It is the red box", ("box", "red box"), 1),
     # where the answer stands
     ("<think>the answer is A</think>", LR, None),
     ("<think>the answer is A", LR, None),
@@ -148,10 +148,10 @@ OPEN = [
 
 @pytest.mark.parametrize(("text", "gold", "expected"), OPEN)
 def test_open_answers(text: str, gold: str, expected: bool) -> None:
-    assert same_open_answer(text, gold) is expected
+    assert (same_open_answer(text, gold) is True) is expected
 
 
-ROWS = [(text, choices, right) for choices, rows in (*PHRASINGS, *FRESH) for text, right in rows]
+ROWS = [(text, choices, right) for choices, rows in (*PHRASINGS, *FRESH, *REVIEWED) for text, right in rows]
 FULL_WIDTH = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1) if chr(code) not in "<>\\|$#*`_{}~'\""}
 
 
@@ -165,19 +165,95 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
     read = [(text, choices, extract_choice(text, choices), right) for text, choices, right in ROWS]
     assert [row for row in read if row[2] is not None and row[2] != row[3]] == []
     undecided = [row[0] for row in read if row[2] is None and row[3] is not None]
-    assert undecided == [
-        "I'm leaning B",
-        "Because the table is below, A.",
-        "Options: A. left B. right. Answer: A",
-        "B: It will decrease, as A (increase) is impossible",
-        "The answer is C. The others are wrong.",
-        "It'd be inside",
-    ]
+    assert sorted(undecided) == sorted(
+        [
+            "Because the table is below, A.",
+            "Options: A. left B. right. Answer: A",
+            "B: It will decrease, as A (increase) is impossible",
+            "The answer is C. The others are wrong.",
+            "It'd be inside",
+            "A; the table is below the cup",
+            "A... no wait, B",
+            "Between A and B I would choose B.",
+            "Rule out A. That leaves B.",
+            "Everything except B is wrong",
+            "You're right, it is on the left.",
+            "All right, left.",
+            "Looks like left to me",
+            "No doubt: yes",
+            "No, wait, yes.",
+            "Not really",
+            "Affirmative",
+            "Of course not",
+            "Yes, the car is not parked",
+            "It does.",
+            "There are no dogs in the image, so no.",
+            "2 + 1 = 3",
+            "Count: 2 red + 2 blue = 4",
+            "I see 2 red ones and 3 blue ones, so 5 in total.",
+            "four people, two of them children",
+            "The red hat is blue.",
+            "neither red nor blue but green",
+            "D for green",
+            "1,5 meters",
+            "3 meters or so",
+            "the red cup is closer than the blue cup",
+            "The table is not the one; the red cup is.",
+            "The camera didn't rotate",
+            "not behind but in front of the chair",
+            "The object in panel B is behind the chair",
+            "The answer can't be anything other than C",
+            "The left is closer to the camera",
+            "the viewer's left",
+            "As mentioned above, B",
+            "above all, B",
+            "There is not just 2 but 3",
+            "- 3",
+            "~~A~~ B",
+            "\\sout{A} B",
+            "[x] A",
+        ]
+    )
+
+
+@pytest.mark.parametrize("box", ["\\boxed{", "\\fbox {", "<|begin_of_box|>\\boxed{"])
+def test_boxes_within_boxes_are_read_to_a_limited_depth(box: str) -> None:
+    def boxed(depth: int) -> str:
+        return "\\boxed{" * depth + "B" + "}" * depth
+
+    assert [extract_choice(boxed(depth), LR) for depth in (1, 2, 4)] == [1, 1, 1]
+    assert extract_choice(boxed(1000), LR) is None and extract_choice(box * 1000, LR) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "expected"),
+    [
+        ("4", "5", False),
+        ("There are four dogs.", "5", False),
+        ("no", "yes", False),
+        ("crimson", "red", False),
+        ("dogs", "dog", None),
+        ("1e3", "1000", None),
+        ("50%", "0.5", None),
+        ("cinco", "5", None),
+        ("more than 5", "5", None),
+        ("4 or 6", "5", None),
+        ("red?", "red", None),
+        ("yes and no", "yes", None),
+        ("maybe", "yes", None),
+        ("", "5", None),
+    ],
+)
+def test_an_open_answer_is_another_one_or_undecided(text: str, gold: str, expected: bool | None) -> None:
+    assert same_open_answer(text, gold) is expected
 
 
 def test_no_open_phrasing_is_read_wrongly() -> None:
-    read = [(text, gold, same_open_answer(text, gold), right) for text, gold, right in (*OPEN_PHRASINGS, *FRESH_OPEN)]
-    assert [row for row in read if row[2] is not row[3]] == []
+    read = [
+        (text, gold, same_open_answer(text, gold), right)
+        for text, gold, right in (*OPEN_PHRASINGS, *FRESH_OPEN, *REVIEWED_OPEN)
+    ]
+    assert [row for row in read if (row[2] is True) is not row[3]] == []
 
 
 def test_training_and_evaluation_agree_where_both_decide() -> None:

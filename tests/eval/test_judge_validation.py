@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
+from eval import models
 from eval.judge_validation import page, run
 from eval.judge_validation import stored as stored_files
 from eval.judge_validation.planted import BESIDE, world
@@ -240,6 +241,22 @@ def test_two_judges_of_stored_answers(tmp_path: Path) -> None:
     other = Stored("other", grounding={"hrel/t/0": (("Another sentence.", "CORRECT"),)})
     with pytest.raises(UserError, match=r"hrel/t/0.*different sentences"):
         agreements(one, other)
+
+
+def test_items_are_read_in_the_tags_of_the_evaluated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = models.ModelSpec(title="M", path="m", prompt="think", think_tags=("[REASON]",), answer_tags=("<final>",))
+    monkeypatch.setattr(models, "names", lambda: ["own-model"])
+    monkeypatch.setattr(models, "load", lambda name: spec)
+    folder = stored_run(tmp_path / "own-model")
+    text = f"[REASON]{SAID}[/REASON]<final>left</final>"
+    write_jsonl(folder / "generations.jsonl", [Rollout("hrel/t/0", "hrel/t/0", text).to_dict()])
+    found = stored_files.read(folder)
+    samples = stored_files.questions(found.questions)
+    items = stored_files.judged_items(found.judged[0], found.rollouts, samples, (3136, 12845056), found.tags)
+    (text_item,) = [item for item in items if isinstance(item, ConsistencyItem)]
+    assert (text_item.think, text_item.answer) == (SAID, "left")
+    (negative,), _ = swapped(found.judged[0], found.rollouts, samples, found.tags)
+    assert (negative.item.think, negative.item.answer) == (SAID, "right")  # type: ignore[union-attr]
 
 
 def test_swapped_answers_are_made_from_consistent_traces_alone(tmp_path: Path) -> None:

@@ -67,11 +67,14 @@ def test_spatial_grounding_is_not_applicable_without_boxes(world: Config, name: 
 def test_free_form_answers_are_scored_by_rules(world: Config) -> None:
     sample = replace(base.load("cvb_2d", world).samples[0], choices=(), answer="3")
     scorer = score.Scorer(models.load("fgrpo"), "x", build(world.judges.evaluation, world.data.root))
-    for answer, value in (("3", 1.0), ("There are three lanes.", 1.0), ("3 or 4", 0.0), ("not 3", 0.0), ("13", 0.0)):
+    for answer, value, source in (
+        *(("3", 1.0, "rules"), ("There are three lanes.", 1.0, "rules"), ("13", 0.0, "rules")),
+        *(("3 or 4", 0.0, "unresolved"), ("not 3", 0.0, "unresolved")),
+    ):
         rollout = Rollout("x", sample.id, f"<think>I count.</think><answer>{answer}</answer>")
         record = asyncio.run(scorer.score([(sample, rollout)]))[0]
         assert record.scores["accuracy"].value == value, answer
-        assert (record.meta["answer"], record.meta["answer_from"]) == (answer, "rules")
+        assert (record.meta["answer"], record.meta["answer_from"]) == (answer, source)
 
 
 def test_judge_validation_is_a_table_of_its_own(world: Config, tmp_path: Path) -> None:

@@ -117,3 +117,27 @@ def test_everything_that_is_not_ours_is_escaped_wherever_it_stands() -> None:
     )  # fmt: skip
     assert page.count("<script>") == 1 and "<img" not in page and page.count("</title>") == 1
     assert page.count("&lt;script&gt;") > 30
+
+
+def test_a_missing_figure_is_no_zero_beside_the_papers() -> None:
+    for cell in (None, {"value": None, "low": None, "high": None}):
+        beside = tables._beside(cell, 70.0)
+        assert (beside["ours"], beside["difference"]) == (None, None) and tables._shown(beside) == "– / 70.0"
+    assert tables._beside({"value": 0.0, "low": None, "high": None}, 70.0)["difference"] == -70.0
+
+
+def test_shares_are_of_the_requests_that_were_answered() -> None:
+    config = load("paper-7b")
+    finishes = ("stop", "length", "error", "error")
+    found = [
+        EvalRecord(f"mmvp/{n}", "mmvp", "m", f"mmvp/{n}", {"accuracy": Score.failure("x") if finish == "error" else Score.of(1.0)},
+                   {"kind": "greedy", "group": str(n), "finish": finish, "answer_from": "refused" if finish == "error" else "rules"})
+        for n, finish in enumerate(finishes)
+    ]  # fmt: skip
+    (result,) = results(config, found, "m").values()
+    cells = result.summary["greedy"]["benchmarks"]["mmvp"]
+    assert (cells["truncated"]["value"], cells["truncated"]["n"], cells["refused"]["value"]) == (0.5, 2, 0.5)
+    (row,) = tables._faithfulness_table([result], "greedy", "", "none").rows
+    assert row[-3] == "50.0"
+    only_refused = summary.summarise(found[2:], ("mmvp",), config.eval)["greedy"]["benchmarks"]["mmvp"]
+    assert "truncated" not in only_refused and only_refused["refused"]["value"] == 1.0

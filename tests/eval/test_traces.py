@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference import openai_engine, replies
 from fgrpo.inference.base import Request
-from fgrpo.types import EvalRecord, Rollout, Sample, Verdict
+from fgrpo.types import Box, EvalRecord, Rollout, Sample, Verdict
 from judges.base import JudgeSet
 from rewards.consistency import CONSISTENCY_TASK
 
@@ -73,6 +74,16 @@ def test_no_trace_at_all_is_no_inconsistency(text: str) -> None:
     assert record.scores["accuracy"].value == 1.0
     assert (consistency.state, consistency.reason) == ("not_applicable", "no trace visible")
     assert record.meta["trace"] == "no trace visible" and not judge.items
+
+
+@pytest.mark.parametrize(("text", "state"), [("A", "not_applicable"), ("<think> </think>A", "scored")])
+def test_spatial_grounding_needs_a_trace_too(text: str, state: str) -> None:
+    sample = dataclasses.replace(SAMPLE, boxes=(Box(0, 0, 9, 9, "model"),))
+    model = models.ModelSpec(title="M", path="m", prompt="think", grounding="boxes")
+    (record,) = asyncio.run(score.Scorer(model, "m", JudgeSet(Recorder())).score([(sample, Rollout("r", "s", text))]))
+    found = record.scores["spatial_grounding"]
+    assert (found.state, found.value) == (state, None if state == "not_applicable" else 0.0)
+    assert (found.reason == "no trace visible") is (state == "not_applicable")
 
 
 def test_an_empty_trace_is_still_inconsistent() -> None:

@@ -198,6 +198,16 @@ def test_a_record_says_whose_answer_it_is(sample: Sample) -> None:
     assert (found.meta["kind"], found.scores["format"].value) == ("greedy", 0.0)
 
 
+def test_an_open_answer_that_the_rules_do_not_decide_is_unresolved(sample: Sample) -> None:
+    question = dataclasses.replace(sample, choices=(), answer="1000")
+    read = {}
+    for text in ("1,000", "900", "1e3"):
+        rollout = Rollout("r", question.id, f"<think>x</think><answer>{text}</answer>")
+        (record,) = scored(scorer_of("fgrpo", judges_that()), (question, rollout))
+        read[text] = (record.scores["accuracy"].value, record.scores["accuracy"].reason, record.meta["answer_from"])
+    assert read == {"1,000": (1.0, "", "rules"), "900": (0.0, "", "rules"), "1e3": (0.0, "unresolved", "unresolved")}
+
+
 def test_verdicts_are_filed_under_their_own_names_and_failed_scores_are_scored_again(
     sample: Sample, tmp_path: Path
 ) -> None:

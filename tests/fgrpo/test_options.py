@@ -94,3 +94,44 @@ def test_letters() -> None:
         *(1, 1, 1, 1, 1, 9),
         *(None, None, None, None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("Choose (a) dog, (b) cat, or (c) fish", ("dog", "cat", "fish")),
+        ("Is it A. red, B. blue; and C. green", ("red", "blue", "green")),
+        ("Which? (A) left or (B) right", ("left", "right")),
+        ("What does the sign say?\n- A. Stop\n- B. Go", ("Stop", "Go")),
+        ("What does the sign say?\n* (A) Stop\n* (B) Go", ("Stop", "Go")),
+        ("What? **A.** left **B.** right", ("left", "right")),
+        ("What? **(A)** left **(B)** right", ("left", "right")),
+        ("What? [A] left [B] right", ("left", "right")),
+        ("What is at [10,20,30,40]? [A] a cup [B] a hat", ("a cup", "a hat")),
+    ],
+)
+def test_lists_and_marked_letters(text: str, options: tuple[str, ...]) -> None:
+    assert split_options(text)[1] == options
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What? A - left B - right",
+        "What? 1. left 2. right",
+        "Q?\n1) left\n2) right",
+        "Which? (1) a (2) b",
+        "Q: i) a ii) b",
+    ],
+)
+def test_options_in_other_markers_are_refused(text: str) -> None:
+    with pytest.raises(UnclearOptions, match="unclear_options"):
+        split_options(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Is image 1. left of image 2. or not?", "Is it 1.5 or 2.5 m?", "Seen by A - who is B?", "What happens at 1. ?"],
+)
+def test_texts_without_options_stay(text: str) -> None:
+    assert split_options(text) == (text, ())

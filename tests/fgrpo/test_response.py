@@ -226,7 +226,9 @@ def test_closing_tags() -> None:
     assert [closing(t) for t in ("<think>", "◁think▷", "<|begin_of_box|>", "[THINK]")] == [
         *("</think>", "◁/think▷", "<|end_of_box|>", "[/THINK]"),
     ]
-    for bad in ("", "<>", "think here"):
+    pairs = ("<|START_THINKING|>", "<|start_of_thought|>", "<scratch> <|done|>")
+    assert [closing(t) for t in pairs] == ["<|END_THINKING|>", "<|end_of_thought|>", "<|done|>"]
+    for bad in ("", "<>", "think", "think here", "<a> <b> <c>", "<think> "):
         with pytest.raises(ValueError, match="is no opening tag"):
             closing(bad)
 
@@ -257,3 +259,26 @@ def test_the_fields_of_reasoning() -> None:
     assert reasoning_of({"content": "B", "reasoning": "b"}) == "b"
     assert reasoning_of({"content": "B", "reasoning_content": "", "reasoning": "b"}) == "b"
     assert reasoning_of({"content": "B"}) == reasoning_of({"content": "B", "reasoning": ["b"]}) == ""
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<thought>", "</thought>"),
+        ("[THINK]", "[/THINK]"),
+    ],
+)
+def test_further_common_tags(opened: str, closed: str) -> None:
+    for text in (f"{opened}x{closed}B", f"x{closed}B"):
+        assert (parse(text, tags=COMMON).think, answer_span(text)) == ("x", "B")
+    assert answer_span(f"{opened}x") is None and not parse(f"{opened}x{closed}B").has_trace
+
+
+def test_a_pair_of_tags_that_differ() -> None:
+    tags = Tags(think=("<scratch> <|done|>",), answer=("<final>",))
+    assert (parse("<scratch>x<|done|><final>B</final>", tags=tags).think, answer_span("<scratch>x<|done|>B", tags)) == (
+        "x",
+        "B",
+    )

@@ -13,7 +13,7 @@ from PIL import Image
 from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from judges.base import Meter
 from judges.client import OpenAITransport
-from judges.requests import Unusable
+from judges.requests import BARE_LABEL, NUMBERED_LABELS, REASONED_LABEL, Unusable
 from rewards.consistency import CONSISTENCY_TASK
 from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 from tests.judges.test_cached_client import KEY, YES, ask, item
@@ -175,6 +175,15 @@ READABLE = [
     ('{"why": "x", "label": "consistent"}', ("other case",)),
     ('{"why": "x", "label": " Consistent "}', ("other case",)),
     ('<think>a</think>{"why": "x", "label": "consistent", "n": null}', ("think block", "further key", "other case")),
+    ("\ufeff" + VERDICT, ()),
+    (f"◁think▷Hm.◁/think▷{VERDICT}", ("think block",)),
+    (f"<|START_THINKING|>Hm.<|END_THINKING|>{VERDICT}", ("think block",)),
+    (
+        f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{VERDICT}<|return|>",
+        ("think block",),
+    ),
+    ('{"why": "x", "label": "CONSISTENT", "verdict": "consistent"}', ("further key",)),
+    ('{"why": "x", "label": "CONSISTENT", "verdict": "good"}', ("further key",)),
 ]
 
 
@@ -214,3 +223,44 @@ def test_an_unusable_reply_is_asked_again_where_another_may_come(fault_server: A
             assert await count(9, **sampling) == (3, True)
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "why", ["ends at </think> early", "a ```fence``` in it", "<think>", "<|channel|>final<|message|>", "◁/think▷"]
+)
+@pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "<think>Hm.</think>{}"])
+def test_a_reason_may_hold_tags_and_fences(why: str, form: str) -> None:
+    reply = form.format(json.dumps({"why": why, "label": "B"}, ensure_ascii=False))
+    assert REASONED_LABEL.parse(reply, ("A", "B"), 1) == (("B", why),)
+
+
+CONTRADICTIONS = [
+    {"why": "x", "label": "CORRECT", "Label": "INCORRECT"},
+    {"why": "x", "label": "CORRECT", "Label": "CORRECT"},
+    {"why": "x", "label": "CORRECT", " label ": "INCORRECT"},
+    {"why": "x", "label": "CORRECT", "WHY": "y"},
+    {"why": "x", "label": "CORRECT", "verdict": "INCORRECT"},
+    {"why": "x", "label": "INCORRECT", "verdict": "correct "},
+    {"why": "x", "label": "CORRECT", "grade": "incorrect"},
+]
+
+
+@pytest.mark.parametrize("verdict", CONTRADICTIONS)
+@pytest.mark.parametrize("suffix", ["", "-k7"])
+def test_two_labels_in_one_verdict_are_no_verdict(verdict: dict[str, str], suffix: str) -> None:
+    labels = ("CORRECT" + suffix, "INCORRECT" + suffix)
+    marked = {**verdict, "label": verdict["label"] + suffix}
+    kept = {key: marked[key] for key in ("why", "label")}
+    for parse, good, bad, size in (
+        (REASONED_LABEL.parse, kept, marked, 1),
+        (NUMBERED_LABELS.parse, {"1": kept, "2": kept}, {"1": kept, "2": marked}, 2),
+        (BARE_LABEL.parse, {"label": marked["label"]}, marked, 1),
+    ):
+        assert {label for label, _ in parse(json.dumps(good), labels, size)} == {marked["label"]}
+        if parse is BARE_LABEL.parse and "WHY" in marked:
+            continue  # a bare label has no reason
+        with pytest.raises(Unusable):
+            parse(json.dumps(bad), labels, size)
+    with pytest.raises(Unusable):
+        other = next(label for label in ("CORRECT", "INCORRECT") if label != verdict["label"])
+        NUMBERED_LABELS.parse(json.dumps({"1": kept, "verdict": other}), labels, 1)

@@ -363,3 +363,40 @@ def test_filler_costs_no_call(scripted: Any) -> None:
     ]
     scores = asyncio.run(load("consistency")(items, RewardContext(JudgeSet(judge), mask="correct")))
     assert {(s.value, s.detail["cause"]) for s in scores} == {(0.0, "no_trace")} and not judge.items
+
+
+CUP = "Is the cup left or right of the plate? left right"
+
+
+@pytest.mark.parametrize(
+    "think",
+    [
+        *("Машина красная.", "Трое людей.", "Чашка слева.", "السيارة حمراء.", "הכוס משמאל.", "杯在左", "狗是红的"),
+        *("x=120 < 340, so left.", "Car: [10,20,30,40]. Left.", "120 < 340 → left", "10<60: right"),
+    ],
+)
+def test_short_honest_traces_have_content(think: str) -> None:
+    assert not is_contentless(think, CUP)
+
+
+@pytest.mark.parametrize(
+    "think",
+    [
+        *("我认为答案是A。", "我觉得应该选择A。", "想想看", "Давайте разберёмся по шагам.", "Подумаю шаг за шагом."),
+        *("Pensons étape par étape.", "Je réfléchis à la question.", "Here goes nothing."),
+        "The reasoning is sound and complete and supports the final answer given.",
+        *("Without further ado, here is the answer.", "Thank you for the question! Happy to assist."),
+        *(
+            "1, 2, 3, 4",
+            "[1, 2, 3]",
+            "1. 2. 3. left",
+            "Step 1, step 2: answer",
+            "left left",
+            "красная красная",
+            "الحل: خطوة",
+            "在左",
+        ),
+    ],
+)
+def test_filler_in_other_words_has_none(think: str) -> None:
+    assert is_contentless(think, CUP)
