@@ -258,7 +258,8 @@ def test_the_fields_of_reasoning() -> None:
     assert reasoning_of({"content": "B", "reasoning_content": "a"}) == "a"
     assert reasoning_of({"content": "B", "reasoning": "b"}) == "b"
     assert reasoning_of({"content": "B", "reasoning_content": "", "reasoning": "b"}) == "b"
-    assert reasoning_of({"content": "B"}) == reasoning_of({"content": "B", "reasoning": ["b"]}) == ""
+    assert reasoning_of({"content": "B", "reasoning": [{"type": "text", "text": "b"}]}) == "b"
+    assert reasoning_of({"content": "B"}) == reasoning_of({"content": "B", "reasoning": 1}) == ""
 
 
 @pytest.mark.parametrize(
