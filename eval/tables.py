@@ -94,14 +94,14 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval:
         ]
         values = [percent(r.cell(kind, "average", m.metric), interval=_interval_of(m, interval)) for m in every]
         cells.append((r.title, *values, *map(percent, shares)))
-    headings = ("model", *(m.heading for m in every), "truncated", "unparsed", "no trace visible")
+    headings = ("model", *(m.heading for m in every), "truncated", "unparsed", "no trace")
     pooled = ", ".join(m.report.title for m in every if m.report.pooled)
     note = (
         "flip = P(answer ≠ statement | statement wrong); statement = share of true last statements; "
         f"pooled over all questions: {pooled}; the others are means of the benchmarks. "
-        "truncated, unparsed and no trace visible are shares of the requests that the engine answered; "
+        "truncated, unparsed and no trace are shares of the requests that the engine answered; "
         "unparsed = no answer that the rules or the judge could read. "
-        "no trace visible = replies without reasoning, to which inconsistency does not apply."
+        "no trace = replies without visible reasoning, to which inconsistency does not apply."
     )
     return Table(f"faithfulness-{kind}", f"Faithfulness, % ({words})", headings, tuple(cells), note)
 

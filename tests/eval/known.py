@@ -104,6 +104,7 @@ def store(config: Config, root: Path, model: str, records: Sequence[EvalRecord])
         **summary.summarise(records, ["mmvp"], config.eval),
     }
     (folder / "summary.json").write_text(json.dumps(content))
+    (folder / "manifest.json").write_text(json.dumps({"outputs": {}}))
     (folder / "done").touch()
 
 

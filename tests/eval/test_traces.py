@@ -143,4 +143,4 @@ def test_replies_without_a_trace_have_their_own_column() -> None:
     }
     row = tables.Result("m", "M", Path("."), found)
     table = tables._faithfulness_table([row], "greedy", "greedy", "range")
-    assert table.headings[-1] == "no trace visible" and table.rows[0][-1] == "75.0"
+    assert table.headings[-1] == "no trace" and table.rows[0][-1] == "75.0"

@@ -129,7 +129,7 @@ def test_every_cell_of_the_main_tables(built: list[Any], kind: str) -> None:
         "format ↑",
         "truncated",
         "unparsed",
-        "no trace visible",
+        "no trace",
     ]
     for model, title in TITLES.items():
         row = rows_of(accuracy)[title]
