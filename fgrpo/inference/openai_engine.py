@@ -46,6 +46,7 @@ from fgrpo.inference.replies import Choice, Reply
 from fgrpo.policy import tokens
 from fgrpo.response import with_trace
 
+_EQUAL_ROUNDS = 3  # a request of which a choice has no text is sent again as it is, then for the missing choices alone
 _SEED_STRIDE = 1_000_003  # between the seeds of a request and of what is requested again
 DEFAULTS: dict[str, Any] = {"n": 1, "top_p": 1.0}  # of the API; equal values are not sent
 REJECTED = (400, 413, 415, 422, 500)  # statuses of servers that cannot take the images
@@ -126,13 +127,17 @@ class OpenAISampler:
             UserError: an endpoint serves other models, or the tokenizer cannot be read.
         """
         check(request)
-        choices: list[Choice] = []
+        choices: tuple[Choice, ...] = ()
         prompt_tokens = rounds = 0
-        while (missing := request.n - len(choices)) > 0:  # after a reply of which a choice had no text
-            seed = None if request.seed is None else request.seed + rounds * _SEED_STRIDE
-            reply = await self._reply(replace(request, n=missing, seed=seed))
-            choices += reply.choices
-            prompt_tokens += reply.usage[0] if reply.usage else 0
+        while (missing := request.n - len(choices)) > 0:
+            if rounds < _EQUAL_ROUNDS:  # so that a fault in passing leaves what an undisturbed request has
+                reply = await self._reply(request)
+                if len(reply.choices) > len(choices):
+                    choices, prompt_tokens = reply.choices, _prompt_tokens(reply)
+            else:
+                seed = None if request.seed is None else request.seed + rounds * _SEED_STRIDE
+                reply = await self._reply(replace(request, n=missing, seed=seed))
+                choices, prompt_tokens = choices + reply.choices, prompt_tokens + _prompt_tokens(reply)
             rounds += 1
         return [_completion(request, choice, 0 if i else prompt_tokens) for i, choice in enumerate(choices)]
 
@@ -202,6 +207,10 @@ def _content(request: Request) -> list[dict[str, Any]]:
     """The user's turn: images in order, then the text."""
     images = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
     return [*images, {"type": "text", "text": request.text}]
+
+
+def _prompt_tokens(reply: Reply) -> int:
+    return reply.usage[0] if reply.usage else 0
 
 
 def _completion(request: Request, choice: Choice, prompt_tokens: int) -> Completion:

@@ -290,14 +290,20 @@ def test_addresses(endpoints: list[Scripted]) -> None:
         OpenAISampler([], "m")
 
 
-def test_a_choice_without_text_is_requested_again_alone(endpoints: list[Scripted]) -> None:
-    """The good choices of a reply are kept; the others come with another seed, and the fault is counted."""
-    endpoint = Scripted(mute=[[1, 2], [0]])
-    endpoints.append(endpoint)
-    sampler = sampler_of(endpoint)
+def test_a_choice_without_text_is_requested_again(endpoints: list[Scripted]) -> None:
+    """Three times as it is, then alone with another seed; good choices are kept, and each fault is counted."""
+    passing = Scripted(mute=[[1, 2]])
+    endpoints.append(passing)
+    ((*replies,),) = ask(sampler_of(passing), [Request((), "q", n=4, seed=5)])  # type: ignore[misc]
+    assert [reply.text for reply in replies] == ["left.\n"] * 4
+    assert [(body["n"], body["seed"]) for body in passing.asked] == [(4, 5), (4, 5)], "as if there had been no fault"
+
+    lasting = Scripted(mute=[[1, 2], [1, 2, 3], [1, 2], [0]])
+    endpoints.append(lasting)
+    sampler = sampler_of(lasting)
     ((*replies,),) = ask(sampler, [Request((), "q", n=4, seed=5)])  # type: ignore[misc]
     assert [reply.text for reply in replies] == ["left.\n"] * 4
-    assert [body["n"] for body in endpoint.asked] == [4, 2, 1]
-    seeds = [body["seed"] for body in endpoint.asked]
-    assert seeds[0] == 5 and len(set(seeds)) == 3
-    assert sampler.meter.faults["no text"] == 3
+    assert [body["n"] for body in lasting.asked] == [4, 4, 4, 2, 1]
+    seeds = [body["seed"] for body in lasting.asked]
+    assert seeds[:3] == [5] * 3 and len(set(seeds)) == 3
+    assert sampler.meter.faults["no text"] == 8

@@ -180,11 +180,12 @@ def test_every_verdict_knows_its_prompt() -> None:
     assert JudgeSet(answerer=None).prompt_hashes(tasks) == {}, "an exact judge reads no prompt"  # type: ignore[arg-type]
 
 
-# A stored reply, a recorded verdict and a scored run are found again under these keys; a change makes them worthless.
+# A stored reply, a recorded verdict and a scored run are found again under these keys; a change makes them worthless. The keys of
+# stored replies changed once, when the limit of tokens left them: a cut-off reply is requested again with a larger limit.
 CACHE_KEYS = {
-    "consistency": "ad52777ac8f3a4bc67e1b289266671b5dcb23759b183dc1314d9a7875f62e7c8",
-    "grounding": "d00a56bd669c37a3650a85d2271b9aa0c17250a7e61e02a25ced95c98f05d5df",
-    "extraction": "691712d131ab8518014aca9a728b93f6ac65fdb9ff01d82342cb544b3a849184",
+    "consistency": "fe9fe0bafcaa5901b53a89a3334e4ec7e421a699a4993de83c5b2376be7fbf64",
+    "grounding": "98d709461471dc46a14fe8e290c09c38a9fea8d4078121ba6132adb0a7b37cdb",
+    "extraction": "e86c1fe0a26d2a97b9c77d0ab0d6f9365161f6d049da96105da3149292ec868b",
 }
 RECORD_KEYS = {
     "consistency": "d38a4910b97ad440523d4c75620615c2608c458ff2a95d4de105c54e9f740697",
