@@ -59,9 +59,7 @@ def _benchmark(rows: Sequence[EvalRecord], every: Sequence[Measure], paired: boo
             cells["pair_accuracy"] = cell
     counts = _counts(rows)
     for name in ("truncated", "unresolved", "refused", "no_trace"):
-        n = (
-            len(rows) if name == "refused" else counts["rollouts"] - counts["refused"]
-        )  # shares of the answered requests
+        n = len(rows) if name == "refused" else len(rows) - counts["refused"]  # the others: of answered requests
         if n:
             cells[name] = {"value": counts[name] / n, "low": None, "high": None, "n": n}
     by_rules = _cell([_by_rules(r) for r in rows], [r.meta["group"] for r in rows], settings)

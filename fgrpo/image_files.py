@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -83,15 +85,8 @@ def read_header(source: str | Path | IO[bytes]) -> Header:
         FileNotFoundError: there is no such file.
         ImageProblem: "corrupt_image", "empty_image" (no pixels) or "too_many_pixels".
     """
-    try:
-        with Image.open(source) as image:
-            return header_of(image)
-    except (FileNotFoundError, ImageProblem):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many(f"has too many pixels ({error})") from error
-    except DECODING_ERRORS as error:
-        raise ImageProblem("corrupt_image", f"cannot be read as an image ({error})") from error
+    with _as_problems("cannot be read as an image"), Image.open(source) as image:
+        return header_of(image)
 
 
 def header_of(image: Image.Image) -> Header:
@@ -105,6 +100,19 @@ def header_of(image: Image.Image) -> Header:
     if orientation in _ON_ITS_SIDE:
         width, height = height, width
     return Header(width, height, str(image.format), orientation)
+
+
+@contextmanager
+def _as_problems(failure: str) -> Iterator[None]:
+    """What Pillow raises for a file as an `ImageProblem`; a missing file stays one. `failure`: how the message names a damaged one."""
+    try:
+        yield
+    except (FileNotFoundError, ImageProblem):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many(f"has too many pixels ({error})") from error
+    except DECODING_ERRORS as error:
+        raise ImageProblem("corrupt_image", f"{failure} ({error})") from error
 
 
 def _too_many(problem: str) -> ImageProblem:
@@ -130,16 +138,9 @@ def decode(source: str | Path | IO[bytes]) -> tuple[Image.Image, Header]:
         ImageProblem: as `read_header`; a truncated or damaged file is a "corrupt_image", 32-bit gray values are an
             "unknown_range".
     """
-    try:
-        with Image.open(source) as image:
-            header = header_of(image)
-            rgb = as_rgb(image)
-    except (FileNotFoundError, ImageProblem):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many(f"has too many pixels ({error})") from error
-    except DECODING_ERRORS as error:
-        raise ImageProblem("corrupt_image", f"cannot be decoded ({error})") from error
+    with _as_problems("cannot be decoded"), Image.open(source) as image:
+        header = header_of(image)
+        rgb = as_rgb(image)
     turn = _TRANSPOSE.get(header.orientation)
     return (rgb if turn is None else rgb.transpose(turn)), header
 

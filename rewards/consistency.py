@@ -2,12 +2,11 @@
 
 Rules decide first, without a call to the judge:
 - In training (mask "correct") a wrong answer is not applicable.
-- No trace, or a trace without content (":", "Thought process:"; rewards/content.py), entails nothing: 0. Model
-  judges accept such traces. In evaluation, a reply that shows no trace at all is not applicable (`needs_trace`).
+- No trace, or a trace without content (":", "Thought process:"; rewards/content.py), entails nothing: 0. Model judges accept
+  such traces. In evaluation, a reply that shows no trace at all is not applicable (`needs_trace`).
 - Without a single closed answer, or with one that shows nothing (zero-width characters), there is nothing that the trace
-  could entail: 0 with detail {"cause": "no_answer"}. The
-  paper's inconsistency rate is over all samples, so that no model can lower it by not answering; `cause` lets a table leave
-  these samples out.
+  could entail: 0 with detail {"cause": "no_answer"}. The paper's inconsistency rate is over all samples, so that no model can
+  lower it by not answering; `cause` lets a table leave these samples out.
 
 A judge with `blind` does not see the answer: it says at which option the trace ends, and code compares. Items whose answer is
 not one option's letter or text, or without options, are judged in the plain form.

@@ -28,12 +28,8 @@ FILE = Path(__file__).resolve().parent / "filler_words.yaml"
 LEAST_WORDS = 3  # "It moved left" has content; "left left left" does not
 LEAST_LETTERS_UNSPACED = 4  # of scripts that put no or few blanks between words
 LEAST_OWN_WORDS = 2  # in scripts whose languages need no copula: words that are no filler ("Машина красная")
-LEAST_OWN_HAN = (
-    2  # runs of Chinese characters between filler, of at least three characters ("杯在左", but not "在左边")
-)
-_MUCH_FILLER = (
-    3  # words of filler that outweigh one unknown word: "I have analyzed everything and am confident in my answer"
-)
+LEAST_OWN_HAN = 2  # runs of Chinese characters between filler, of three characters at least ("杯在左", not "在左边")
+_MUCH_FILLER = 3  # words of filler that outweigh one unknown word ("I have analyzed everything and am confident")
 
 _TAG = regex.compile(r"<[^<>]{0,40}>")
 _CLAUSE_END = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Zs}\t'’_-]+")
@@ -41,19 +37,15 @@ _WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*|\p{N}+")  # combining marks do not sp
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 _NO_COPULA = regex.compile(r"[\p{Cyrillic}\p{Arabic}\p{Hebrew}]")
 _HAN = regex.compile(r"\p{Han}")
-_COMPARED = regex.compile(
-    r"(?<=[<>=≤≥\[(,]\s?)\p{N}+|\p{N}+(?=\s?[<>=≤≥,\])])"
-)  # numbers that are compared, or a box's
-_ENDING = regex.compile(
-    r"(?<=\p{Latin}{3})(?:ing|ed|ly|es|s|e|d)$"
-)  # of English words: "solving", "solved", "solve" are one
+_COMPARED = regex.compile(r"(?<=[<>=≤≥\[(,]\s?)\p{N}+|\p{N}+(?=\s?[<>=≤≥,\])])")  # compared numbers, or a box's
+_ENDING = regex.compile(r"(?<=\p{Latin}{3})(?:ing|ed|ly|es|s|e|d)$")  # "solving", "solved", "solve" are one word
 _ACCENT = regex.compile(r"[\u0300-\u036f]")
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and signs that are drawn as blanks
 
 
 @dataclass(frozen=True)
 class Filler:
-    """The word lists of filler_words.yaml, folded as `_folded` does `unspaced` matches phrases."""
+    """The word lists of filler_words.yaml, folded by `_folded`; `unspaced` is a pattern of phrases."""
 
     function_words: frozenset[str]
     filler_words: frozenset[str]

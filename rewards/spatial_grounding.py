@@ -3,7 +3,8 @@
 R_S = sum over the optimal assignment of max(0, CIoU) / max(#predicted, #annotated). Eq. 1 lost its normaliser and does not say
 how to treat negative CIoU. Dividing by the larger number penalizes both missing and surplus boxes; `normalise` "gt" and
 "matched" are the other readings. No predicted box where boxes are annotated is 0, not "not applicable".
-Not applicable: the reply shows no trace (in evaluation, `needs_trace`), the sample has no boxes, or its source is not one of `boxes_from` (Table 6: VGR and TreeVGR).
+Not applicable: the reply shows no trace (in evaluation, `needs_trace`), the sample has no boxes, or its source is not one of
+`boxes_from` (Table 6: VGR and TreeVGR).
 """
 
 from __future__ import annotations

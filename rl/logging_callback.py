@@ -154,7 +154,9 @@ class Alarms:
                     f"{name} has varied in no group for {self._constant[name]} steps: it moves λ, but gives no policy gradient "
                     "(with rl.baseline=batch it does)"
                 )
-            dilution = line.get(f"monitor/{name}/dilution") or 0.0
+            dilution = line.get(f"monitor/{name}/dilution")
+            if dilution is None:  # no rollout of this step was scored
+                continue
             self._diluted[name] = self._diluted[name] + 1 if dilution > self.DILUTION else 0
             if self._diluted[name] and self._diluted[name] % self.EVERY == 0:
                 messages.append(

@@ -138,6 +138,12 @@ def test_scores_of_an_older_version_say_what_to_do(world: Config, tmp_path: Path
         find(world, tmp_path)
 
 
+def test_a_constraint_is_titled_by_its_score_and_not_by_its_complement() -> None:
+    inverted = measures.Measure("own_thing", rewards.Report("own_error", "own errors", inverted=True), is_reward=True)
+    plain = measures.Measure("own_thing", rewards.Report("own_thing", "things of one's own"), is_reward=True)
+    assert (inverted.score_title, plain.score_title) == ("own thing", "things of one's own")
+
+
 def test_a_method_is_a_model_without_a_file(tmp_path: Path) -> None:
     methods = tmp_path / "method"
     methods.mkdir()

@@ -146,6 +146,14 @@ def test_figure_8_has_one_column_per_constraint(names: tuple[str, ...]) -> None:
     assert figures.figure8("fgrpo", [{"step": 1, "accuracy": 0.5}], {}) is None
 
 
+def test_figure_8_magnifies_scores_near_each_other() -> None:
+    rows = [{**metrics_line(n, "consistency"), "constraint/consistency/mean": 0.8 + n / 100} for n in range(1, 9)]
+    drawn = figures.figure8("fgrpo", rows, {})
+    assert drawn is not None
+    low, high = drawn.axes[0].get_ylim()
+    assert 0.7 < low < 0.81 and 0.88 < high < 1.0
+
+
 def test_figure_8_has_gaps_where_a_step_has_no_mean() -> None:
     rows = [metrics_line(1, "consistency"), {"step": 2, "constraint/consistency/mean": None}, metrics_line(3, "consistency")]  # fmt: skip
     drawn = figures.figure8("fgrpo", rows, {})

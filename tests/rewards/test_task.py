@@ -81,6 +81,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("answer", ["<5", "< 5", "≥5", "≠ 5", "¬5", "±5"])
+def test_a_sign_that_compares_is_no_punctuation(answer: str) -> None:
+    assert not matches(answer, "5", ()) and not matches(answer, "5", ("4", "5"))
+    assert matches("5.", "5", ()) and matches("= 5", "5", ("4", "5"))
+
+
 @pytest.mark.parametrize(("answer", "gold", "choices", "verdict"), CASES)
 def test_matches(answer: str | None, gold: str, choices: tuple[str, ...], verdict: bool) -> None:
     assert matches(answer, gold, choices) is verdict

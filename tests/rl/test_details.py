@@ -70,5 +70,9 @@ def test_dilution_raises_an_alarm_when_it_stays() -> None:
     line = {"constraint/semantic_grounding/mixed_share": 0.5, "monitor/semantic_grounding/dilution": 0.2}
     raised = [alarms.of(line) for _ in range(Alarms.EVERY)]
     assert raised[:-1] == [[]] * (Alarms.EVERY - 1) and "0.20 above the mean over distinct claims" in raised[-1][0]
+    unscored = {"constraint/semantic_grounding/mixed_share": 0.5}
+    assert alarms.of(unscored) == [], "no score says nothing about dilution"
+    assert not any(alarms.of(line) for _ in range(Alarms.EVERY - 1)) and alarms.of(unscored) == []
+    assert len(alarms.of(line)) == 1, "and does not begin the count again"
     assert alarms.of({**line, "monitor/semantic_grounding/dilution": 0.01}) == []
     assert not any(alarms.of(line) for _ in range(Alarms.EVERY - 1)), "the count begins again"

@@ -206,11 +206,8 @@ def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tm
     assert moved and all("visual.merger." in name for name in moved)
 
 
-def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, monkeypatch) -> None:
-    cfg = mini(world, "data.validation_share=0.31")
-    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
-    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "two" / "mini" / "mcts")
-    reference = train.train(cfg, tmp_path / "one")
+def train_to_step_3(cfg: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until ctrl-C at step 3."""
     real = train.LoggingCallback.on_step_end
 
     def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -218,10 +215,17 @@ def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, mon
             raise KeyboardInterrupt
         real(self, args, state, control, **more)
 
-    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(cfg, tmp_path / "two")
-    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.LoggingCallback, "on_step_end", dies)
+        train.train(cfg, root)
+
+
+def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, monkeypatch) -> None:
+    cfg = mini(world, "data.validation_share=0.31")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "two" / "mini" / "mcts")
+    reference = train.train(cfg, tmp_path / "one")
+    train_to_step_3(cfg, tmp_path / "two", monkeypatch)
     resumed = train.train(cfg, tmp_path / "two")
     one, two = (load_file(f / "checkpoints" / "checkpoint-4" / "model.safetensors") for f in (reference, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -287,17 +291,7 @@ def test_traces_cut_in_their_last_line_are_named(world: Path, tmp_path: Path) ->
 
 def test_a_damaged_best_state_is_named_and_nothing_is_deleted(world: Path, tmp_path: Path, monkeypatch) -> None:
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
-    real = train.LoggingCallback.on_step_end
-
-    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-        real(self, args, state, control, **more)
-
-    monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(mini(world), tmp_path)
-    monkeypatch.setattr(train.LoggingCallback, "on_step_end", real)
+    train_to_step_3(mini(world), tmp_path, monkeypatch)
     folder = tmp_path / "mini" / "sft"
     weights = folder / "best" / "model.safetensors"
     data = bytearray(weights.read_bytes())
