@@ -61,7 +61,7 @@ def curate(
     with Run.open(config, "data", inputs, root=runs) as stage:
         if stage.is_done and not pending(stage.path):
             return stage.path
-        (stage.path / "done").unlink(missing_ok=True)
+        stage.reopen()
         pools = {
             name: build(
                 s,

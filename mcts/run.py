@@ -61,7 +61,7 @@ def distil(
     with Run.open(config, shards.stage("mcts", shard), [seeds], root=runs) as stage:
         if stage.is_done and not pending(stage.path):
             return stage.path
-        (stage.path / "done").unlink(missing_ok=True)
+        stage.reopen()
         samples = read_seeds(seeds)
         allowed = max(1.0, config.mcts.max_failed_share * len(samples))  # a share of all questions, in a shard too
         if shard is None:

@@ -52,7 +52,7 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
     with Run.open(config, "world", root=runs) as stage:
         if stage.is_done:
             _forget(stage.path, _broken(stage.path, root))
-        (stage.path / "done").unlink(missing_ok=True)
+        stage.reopen()
         _claim(root)
         with stage.append(PROGRESS) as progress:
             for name, writer in tqdm(writers().items(), desc="miniature world", unit="data set"):
