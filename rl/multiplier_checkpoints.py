@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from accelerate.logging import get_logger
 
 from fgrpo.training import checkpoints, stored
 from fgrpo.training.finite import NotFinite
 from rl.dual import DualAscent
 
 DUALS = "duals.json"
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
@@ -31,6 +30,11 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
 
     reads_plain = True
     writes_card = True
+
+    def say(self, text: str) -> None:
+        """Log a warning, on the main process only."""
+        if self.accelerator.is_main_process:
+            logger.warning(text)
 
     def multipliers_to_save(self) -> Mapping[str, Any]:
         """The multipliers' state for a checkpoint.
@@ -63,7 +67,7 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
         try:
             saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"constraints": []}
             if self.dual.constraints and saved["constraints"] == []:
-                logger.warning(
+                self.say(
                     f"{checkpoint} was trained without constraints: the multipliers begin at "
                     + ", ".join(f"{name} {lam:g}" for name, lam in self.dual.lam.items())
                 )

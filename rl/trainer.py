@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate.logging import get_logger
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -43,8 +42,6 @@ from rl.paper import PAPER
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
-
-logger = get_logger(__name__)
 
 NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
 
@@ -131,6 +128,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         self._inputs: Sequence[dict[str, Any]] = ()
         self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
         self._gathered: Gathered | None = None
+        self._said_unknown = False
         self._stops: list[UserError] = []  # what ended this batch's judging in this process
         if self.is_plain:
             self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
@@ -143,7 +141,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
             check_names(self.reward_func_names, self.dual, constraints, coupling)
             self._take_over()
         elif len(self.reward_func_names) > 1:
-            logger.warning(
+            self.say(
                 f"FaithfulGRPOTrainer without constraints is GRPOTrainer: {', '.join(self.reward_func_names)} are summed. "
                 f"constraints=[Constraint({self.reward_func_names[-1]!r}, tau=…)] makes a constraint of the last"
             )
@@ -160,11 +158,11 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         self.multi_objective_aggregation, self.scale_rewards = "normalize_then_sum", "group"  # of TRL's own figures
         if len(self._columns.task) > 1 and self.coupling is None:
             parts = [f"{self._task_weights[k]:g} × {self.reward_func_names[k]}" for k in self._columns.task]
-            logger.warning(f"the task reward is {' + '.join(parts)}: no constraint names these reward functions")
+            self.say(f"the task reward is {' + '.join(parts)}: no constraint names these reward functions")
         if replaced:
-            logger.warning(f"Faithful GRPO replaces {'; '.join(replaced)}")
+            self.say(f"Faithful GRPO replaces {'; '.join(replaced)}")
         for message in out_of_reach(self.dual, int(args.generation_batch_size)):
-            logger.warning(message)
+            self.say(message)
 
     @property
     def _is_training(self) -> bool:
@@ -245,7 +243,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
 
     def _show(self, alarms: Sequence[str]) -> None:
         for alarm in alarms if self.shows_alarms else ():
-            logger.warning(alarm)
+            self.say(alarm)
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As TRL's; says at the end which multipliers never moved."""
@@ -296,8 +294,11 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
 
     def _warn_of_unknown_failures(self) -> None:
         """Once: without a reward that says what failed, every None is "not applicable" and the limit has no effect."""
-        if self.max_failed_share < 1 and not any(isinstance(c, ScoreColumn) for c in self._returned.values()):
-            logger.warning_once(
+        if self._said_unknown or self.max_failed_share == 1:
+            return
+        self._said_unknown = True
+        if not any(isinstance(column, ScoreColumn) for column in self._returned.values()):
+            self.say(
                 f"max_failed_share={self.max_failed_share:g} has no effect: the reward functions return plain lists, in which None "
                 "means not applicable. Return an rl.scored_batch.ScoreColumn to say which scores failed"
             )
