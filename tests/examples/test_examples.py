@@ -41,7 +41,7 @@ def test_own_constraint(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_constraints(tmp_path: Path) -> None:
     """Each multiplier rises below its threshold and falls above it; the plot shows both."""
-    from examples import two_constraints
+    import examples.two_constraints as two_constraints
 
     trainer = two_constraints.train(steps=12)
     rows = two_constraints.rows_of(trainer)
