@@ -94,9 +94,12 @@ def test_several_rewards_without_constraints_are_said_to_be_summed(
 ) -> None:
     build(tmp_path, correct)
     assert not warnings_of(caplog)
+    build(tmp_path, correct, max_failed_share=0.5)
+    assert "max_failed_share has no effect" in warnings_of(caplog)[0]
+    caplog.clear()
     build(tmp_path)
     (said,) = warnings_of(caplog)
-    assert "correct, brief are summed" in said and "Constraint('brief', tau=…)" in said
+    assert "(correct, brief) are summed" in said and "Constraint('brief', tau=…)" in said
 
 
 def test_with_constraints_it_sets_what_it_needs_and_says_so_once(
