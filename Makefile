@@ -9,6 +9,7 @@ OVERLAY ?=
 SET ?=
 MODEL ?=
 BENCHMARKS ?=
+JUDGES ?=
 RUNS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
@@ -66,8 +67,8 @@ $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | .venv/.stamp # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b; JUDGES=none: accuracy alone)
+	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
 tables: | .venv/.stamp ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## draw figures 3, 4 and 8

@@ -73,6 +73,16 @@ def benchmark(name: str) -> Benchmark:
     return plugin
 
 
+def title_of(name: str) -> str:
+    """The heading of a benchmark in tables; its name where there is no such benchmark, as of another harness' data set."""
+    return benchmark(name).title if name in names() else name
+
+
+def is_paired(name: str) -> bool:
+    """Whether a benchmark's groups are pairs; False where there is no such benchmark."""
+    return name in names() and benchmark(name).paired
+
+
 def folder_of(name: str, config: Config) -> Path:
     """The folder of a benchmark's files, whether or not it exists."""
     return Path(config.data.root) / "bench" / benchmark(name).folder

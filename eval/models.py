@@ -242,6 +242,11 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
 
 
+def token_limit(spec: ModelSpec, config: Config) -> int:
+    """The most tokens of one answer."""
+    return spec.max_new_tokens or config.eval.max_new_tokens
+
+
 def temperature(spec: ModelSpec, config: Config) -> float:
     """The temperature of the answer that the tables call greedy."""
     return config.eval.temperature if spec.temperature is None else spec.temperature

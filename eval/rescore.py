@@ -25,7 +25,7 @@ from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
-from eval.run import check_failures, check_spending
+from eval.scored_answers import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -84,7 +84,7 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
     _settle_judge(out, identity)
     records = asyncio.run(work())
     check_failures(records, config)
-    paired = [name for name in {r.benchmark for r in records} if base.benchmark(name).paired]
+    paired = [name for name in {r.benchmark for r in records} if base.is_paired(name)]
     result = {
         "model": folder.name,
         "judge": {**of_judge(chosen.model_dump(mode="json")), "endpoints": [*map(shown, chosen.endpoints)]},

@@ -12,7 +12,7 @@ import pytest
 from scripted import Scripted
 
 import rewards.base as rewards
-from eval import comparisons, examples, measures, miniworld_truth, models, run, score, summary, tables
+from eval import comparisons, examples, measures, miniworld_truth, models, run, score, scored_answers, summary, tables
 from eval.results import SCORING, find, read_records
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -93,9 +93,9 @@ def test_every_score_has_the_failure_limit(name: str, brevity: None) -> None:
             EvalRecord(str(n), "mmvp", "m", "s", {**others, name: s}, {"finish": "stop"}) for n, s in enumerate(scores)
         ]
 
-    run.check_failures(records(2), config)
+    scored_answers.check_failures(records(2), config)
     with pytest.raises(UserError, match=rf"3 of 10 judgements of {name} failed"):
-        run.check_failures(records(3), config)
+        scored_answers.check_failures(records(3), config)
 
 
 def test_a_reward_that_needs_boxes_is_not_applicable_to_a_model_without(
