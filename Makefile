@@ -8,6 +8,7 @@ METHOD ?=
 OVERLAY ?=
 SET ?=
 MODEL ?=
+MODELS ?=
 BENCHMARKS ?=
 JUDGES ?=
 RUNS ?=
@@ -38,7 +39,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval compare tables figures report demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -73,6 +74,8 @@ tables: | .venv/.stamp ## write all tables from finished evaluations, print the 
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
+compare: | .venv/.stamp ## compare evaluated models on the same questions: MODELS=a,b[,c]
+	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
 report: | .venv/.stamp ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report

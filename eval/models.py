@@ -28,6 +28,7 @@ from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
 METHODS = CONFIGS / "method"
+SPEC_FILE = "model.json"  # in the folder of answers that another harness made: how they are read
 AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -156,6 +157,21 @@ def configured(name: str, config: Config) -> ModelSpec:
         return spec
     keys = {"box_tag", "box_frame"} - spec.model_fields_set
     return spec.model_copy(update={key: getattr(config.policy, key) for key in keys})
+
+
+def of_folder(folder: Path, config: Config) -> ModelSpec:
+    """The model of an evaluation's folder: the one that its `SPEC_FILE` describes, else the one of its name.
+
+    Raises:
+        UserError: the file is damaged, or as `configured`.
+    """
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        return configured(folder.name, config)
+    try:
+        return ModelSpec.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} describes no model ({error}); run the command that wrote it again") from error
 
 
 def _of_method(name: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
 def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations: Path, out: Path) -> None:
     """Write the scores of `generations` by the judge `chosen` into `out`, whose lock this process holds."""
     samples = questions(require(folder / QUESTIONS, "eval"))  # the run's own questions, whatever the preset here
-    spec = models.configured(folder.name, config)
+    spec = models.of_folder(folder, config)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
     judge_set = judges.build(chosen, config.data.root, out)
 

@@ -255,8 +255,9 @@ async def score_file(
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:
         slots = asyncio.Semaphore(IN_FLIGHT)
-        if progress is not None:
-            progress(sum(rollout.id in sink for rollout in rollouts))
+        scored_before = sum(rollout.id in sink for rollout in rollouts)
+        if progress is not None and scored_before:
+            progress(scored_before)
 
         async def one(rollout: Rollout) -> None:
             async with slots:

@@ -218,8 +218,12 @@ def test_the_overview_is_the_end_of_the_tables_command(
     tables.main()
     printed = capsys.readouterr().out
     assert printed.startswith("Results, % (sampled answers, temperature 1)")
-    rows = [line.split()[:2] for line in printed.splitlines()[3:6]]
-    assert rows == [["SFT", "50.0"], ["GRPO-T", "10.0"], ["FGRPO", "100.0"]]
+    rows = [line.split(") ") for line in printed.splitlines()[3:6]]
+    assert [(title, rest.split()[0]) for title, rest in rows] == [
+        (f"{title} (1 of 7 benchmarks", mean)
+        for title, mean in (("SFT", "50.0"), ("GRPO-T", "10.0"), ("FGRPO", "100.0"))
+    ]
+    assert "Partial: the average of SFT is of MMVP" in printed
     assert "Backbone" not in printed and "McNemar" not in printed
     lines = [line for line in printed.splitlines() if "→" in line]
     assert [line.partition(":")[0] for line in lines] == ["SFT → GRPO-T", "SFT → FGRPO", "GRPO-T → FGRPO"]

@@ -80,8 +80,9 @@ def test_the_page_without_two_trained_models_shows_the_reasoning_ones(stored: tu
         return Result(name, name, root, {**results["fgrpo"].summary, "mode": mode})
 
     api = {"one": other("one", "think"), "two": other("two", "direct"), "three": other("three", "think")}
-    assert [r.name for r in report.sides(api, config)] == ["one", "three"]
-    assert [r.name for r in report.sides({**api, "four": other("four", "think")}, config)] == ["three", "four"]
+    assert [r.name for r in report.sides(api, config)] == ["one", "three", "two"]
+    four = report.sides({**api, "four": other("four", "think")}, config)
+    assert [r.name for r in four] == ["three", "four", "one", "two"]
 
 
 def test_bars_and_rates_start_at_zero(tmp_path: Path) -> None:
