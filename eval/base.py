@@ -42,6 +42,7 @@ class Benchmark:
         source: where the data comes from, for error messages.
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
+        known_as: what other harnesses call it, for `eval.external`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Benchmark:
     source: str
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
+    known_as: tuple[str, ...] = ()
 
 
 @dataclass

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from eval import base, examples, freshness, miniworld_truth, models, tables
 from eval.comparisons import KINDS, main_pair
+from eval.external.table import NAME as HARNESSES
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.layout import Table
 from eval.measures import measures
@@ -227,7 +228,7 @@ def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
     averaged = list(dict.fromkeys(name for r in shown for name in r.averaged(kind)))
     of = ", ".join(map(base.title_of, averaged))
-    return f"{where}. Headline: {names}; {KINDS[kind]}; means of {of} with {intervals} (flip: over all questions)."
+    return f"{where}. Headline: {names}; {KINDS[kind]}; means of the benchmarks ({of}) with {intervals} (flip: over all questions)."
 
 
 def _split(
@@ -240,7 +241,7 @@ def _split(
         t for t in paired if t.name == f"{'-vs-'.join(shown)}-{kind}" or (every_pair and t.name.endswith(f"-{kind}"))
     ]
     return {
-        "tables": [t for t in results if t.name.endswith(kind)],
+        "tables": [t for t in results if t.name.endswith(kind)] + [t for t in everything if t.name == HARNESSES],
         "more_tables": [t for t in results if not t.name.endswith(kind)],
         "comparisons": first or paired,
         "more_comparisons": [t for t in paired if t not in first] if first else [],

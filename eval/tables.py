@@ -17,6 +17,7 @@ from typing import Any
 
 from eval import base, judging
 from eval.comparisons import KINDS, Entry, compare, comparison_name, comparison_table, pairs, trained, verdict
+from eval.external.table import build as external_tables
 from eval.layout import DASH, Table, percent
 from eval.measures import ACCURACY, FORMAT, Measure, measures, measures_of, reward_measures
 from eval.results import Result, find, judges_of, paper, places
@@ -320,6 +321,7 @@ def _build(config: Config, root: str | Path) -> tuple[list[Table], list[Table], 
         *main_tables(results, config, "range"),
         *paired,
         *paper_tables(results, config),
+        *external_tables(results),
         *judging.build(config, root),
     ]
     data = {

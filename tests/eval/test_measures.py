@@ -234,7 +234,8 @@ def test_the_overview_is_the_end_of_the_tables_command(
     assert f"tables: {tmp_path}/mini/tables" in printed
     out = tmp_path / "mini/tables"
     assert (
-        "| GRPO-T | 10.0" in (out / "overview.md").read_text() and f"- {lines[0]}" in (out / "overview.md").read_text()
+        "| GRPO-T (1 of 7 benchmarks) | 10.0" in (out / "overview.md").read_text()
+        and f"- {lines[0]}" in (out / "overview.md").read_text()
     )
     assert json.loads((out / "overview.json").read_text())["kind"] == "sampled"
     monkeypatch.setattr("sys.argv", [*command, "--all"])

@@ -47,7 +47,7 @@ def test_the_level_of_confidence_is_named_wherever_intervals_are_shown(
     assert "± half the 80% bootstrap interval" in tables.overview(results, config, {}).table.note
     monkeypatch.setattr(report, "collect", lambda *_: [])
     page = report.write(config, root).read_text(encoding="utf-8")
-    assert "means of the benchmarks with 80% intervals" in page
+    assert "SAT-Real) with 80% intervals" in page
     assert "95%" not in page.partition("</nav>")[0]
 
 
