@@ -204,7 +204,7 @@ def _column(
 ) -> Column:
     bounds = scored_pixels(result.path / SCORING)  # of this model's processor
     seen = sample.images
-    if config is not None:
+    if config is not None and spec.prompt:  # another harness chose what its model saw
         family = assumed_family(location(spec, config, result.path.parents[2]))
         seen = fit([replace(sample, boxes=None)], spec, config, bounds, family)[0].images
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags)

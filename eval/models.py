@@ -70,7 +70,7 @@ class ModelSpec(Section):
         title: row heading in the tables.
         path: checkpoint; "{run}" is runs/<preset>, "{base}" the preset's base model.
         made_by: make target that writes the checkpoint, None for models that are only downloaded or served.
-        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's.
+        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's. "": another harness prompted.
         prompt_open: prompt file for questions without options (default: the same).
         prefix: text that already begins the assistant's turn.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.

@@ -143,7 +143,7 @@ def _spec(source: Source, config: Config) -> models.ModelSpec:
     if source.like is None:
         return models.ModelSpec(title=title, path=MADE_BY, prompt="", grounding="none")
     like = models.configured(source.like, config)
-    return like.model_copy(update={"title": title, "path": MADE_BY, "made_by": None})
+    return like.model_copy(update={"title": title, "path": MADE_BY, "made_by": None, "prompt": "", "mode": "think"})
 
 
 def _take(
