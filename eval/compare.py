@@ -86,7 +86,7 @@ def write(
     kinds = [kind for *_, kind in compared]
     kind = "sampled" if all(k in kinds for k in KINDS) and all("sampled" in r.kinds() for r in results) else kinds[0]
     shown = [r for r in results if kind in r.kinds()]
-    examples = report.collect(shown, config, kind, each)
+    examples = report.collect(shown, config, kind, each, least=2)
     report.write_page(shown, [*singles, *tables], examples, kind, config, root, out, every_model=True)
     return tables, out
 

@@ -124,10 +124,10 @@ class Example:
         return " ".join([*(f"{c.key}-{tag}" for c in self.columns for tag in c.tags), *(["differ"] * differ)])
 
 
-def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int) -> list[str]:
+def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int, least: int = 1) -> list[str]:
     """Ids of rollouts to show, `each` per benchmark: first those on which the models' verdicts differ most, then in order.
 
-    Both of the first two models have answered them; where these share none on a benchmark, one of the models has. Refused
+    Both of the first two models have answered them; where these share none on a benchmark, `least` of the models have. Refused
     rollouts are never shown.
     """
     checks = [m for m in reward_measures() if m.report.binary]
@@ -139,7 +139,8 @@ def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, 
     for name in dict.fromkeys(s.source for s in samples.values()):
         of_each = [[i for i, r in model.items() if r.benchmark == name] for model in by_model]
         shared = [i for i in of_each[0] if all(i in model for model in by_model[1:2])]
-        shared = shared or list(dict.fromkeys(i for ids in of_each for i in ids))
+        any_of = dict.fromkeys(i for ids in of_each for i in ids)
+        shared = shared or [i for i in any_of if sum(i in model for model in by_model) >= least]
         order = {i: n for n, i in enumerate(shared)}
         records = {i: [model[i] for model in by_model if i in model] for i in shared}
         chosen += sorted(shared, key=lambda i: (-_interest(records[i], checks), order[i]))[:each]

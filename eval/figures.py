@@ -129,7 +129,8 @@ def window_of(steps: int) -> int:
 
 def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     """Bars per data set and on average, with intervals: one panel per reward that has a value, one colour per model."""
-    kind = "sampled" if any("sampled" in r.kinds() for r in results.values()) else "greedy"
+    reasoning = [r for r in results.values() if r.summary.get("mode") == "think"]
+    kind = "sampled" if reasoning and all("sampled" in r.kinds() for r in reasoning) else "greedy"
     panels = figure3_measures(results, kind)
     shown = [r for r in results.values() if any(r.cell(kind, "average", m.metric) is not None for m in panels)]
     if not shown:

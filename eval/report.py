@@ -117,8 +117,10 @@ def cards(shown: Sequence[Result], kind: str, config: Config) -> list[dict[str, 
     return out
 
 
-def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH) -> list[examples.Example]:
-    """Examples of the shown models on the same questions."""
+def collect(
+    shown: Sequence[Result], config: Config, kind: str, each: int = EACH, least: int = 1
+) -> list[examples.Example]:
+    """Examples of the shown models on the same questions; `least` of them have answered each."""
     if not shown:
         return []
     book = miniworld_truth.book(config.data.root)
@@ -127,7 +129,7 @@ def collect(shown: Sequence[Result], config: Config, kind: str, each: int = EACH
     rollouts = [result.rollouts() for result in shown]
     specs = [models.of_folder(result.path, config) for result in shown]
     out = []
-    for rollout_id in examples.choose(shown, samples, kind, each):
+    for rollout_id in examples.choose(shown, samples, kind, each, least):
         columns = [
             (key, (result, spec, scored[rollout_id], texts[rollout_id]))
             for key, result, spec, scored, texts in zip(examples.KEYS, shown, specs, records, rollouts, strict=False)

@@ -81,7 +81,7 @@ def _accuracy_table(rows: Sequence[Result], kind: str, words: str, config: Confi
         others = [percent(r.cell(kind, n, "accuracy"), interval=interval) for n in outside]
         by_pair = [percent(r.cell(kind, n, "pair_accuracy"), interval=interval) for n in pairs]
         average = percent(r.cell(kind, "average", "accuracy"), interval=interval)
-        cells.append((r.label, *own, average + partial_mark(r, kind, config), *others, *by_pair))
+        cells.append((r.label + partial_mark(r, kind, config), *own, average, *others, *by_pair))
     note = " ".join(filter(None, (_interval_note(config, interval), averages_note(rows, kind, config))))
     return Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, tuple(cells), note)
 

@@ -296,7 +296,9 @@ def test_the_cards_of_the_page_are_the_averages_of_the_two_methods(page: tuple[C
 def test_a_card_has_a_dash_for_the_model_without_that_metric(stored: tuple[Config, Path]) -> None:
     results = list(find(*stored).values())
     del results[0].summary["greedy"]["average"]["spatial_grounding"]
-    cards = {card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy", stored[0])}
+    cards = {
+        card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy", stored[0])
+    }
     assert cards == {
         "accuracy ↑, %": ["30.0", "55.0"], "inconsistency ↓, %": ["60.0", "20.0"], "flip ↓, %": ["25.0", "15.0"],
         "semantic grounding ↑, %": ["35.0", "70.0"], "spatial grounding ↑, %": ["–", "40.0"],
