@@ -313,10 +313,10 @@ def _build(config: Config, root: str | Path) -> tuple[list[Table], list[Table], 
     for kind in KINDS:
         for one, other in pairs(results, config):
             a, b = results[one], results[other]
-            if kind in a.kinds() and kind in b.kinds():
-                if entries := compare(a, b, kind, config):  # none without a shared question
-                    comparisons[comparison_name(a, b, kind)] = entries
-                    paired.append(comparison_table(a, b, kind, entries))
+            entries = compare(a, b, kind, config) if kind in a.kinds() and kind in b.kinds() else {}
+            if entries:  # none without a shared question
+                comparisons[comparison_name(a, b, kind)] = entries
+                paired.append(comparison_table(a, b, kind, entries))
     brief = overview(results, config, comparisons)
     everything = [
         *main_tables(results, config, "range"),

@@ -245,7 +245,7 @@ def benchmark_of(task: str) -> str | None:
         (len(alias), name)
         for name in base.names()
         for alias in (name, *base.benchmark(name).known_as)
-        if f"_{_identifier(alias)}_" in wanted and name != "own"
+        if f"_{_identifier(alias)}_" in wanted and base.benchmark(name).folder != "own"
     ]
     return max(fits)[1] if fits else None
 

@@ -98,13 +98,13 @@ def score_external(source: Source, config: Config, root: str | Path = "runs") ->
     growing = {name: place for name, place in places.items() if place.is_dir()}
     with Run.open(config, f"eval/{source.name}", inputs, root, {"external": settings}, growing) as folder:
         judge_set = evaluation_judges(config, folder.path)
-        write_json(folder.path / models.SPEC_FILE, spec.model_dump(mode="json"))
         run_folder.settle_scoring(folder, judge_set, config, spec.path, spec)
         if folder.is_done:
             print(f"{folder.path}: already scored")
             return folder.path
         folder.reopen()
         taken = _take(source, formats, chosen, config, folder.path)
+        write_json(folder.path / models.SPEC_FILE, spec.model_dump(mode="json"))
         samples = {found.sample.id: found.sample for _, found in taken.answers}
         write_jsonl(folder.path / QUESTIONS, (sample.to_dict() for sample in samples.values()))
         rollouts = [_rollout(row, found, source) for row, found in taken.answers]
