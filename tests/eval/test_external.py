@@ -78,7 +78,9 @@ def test_vlmevalkit_rows_by_the_benchmark_or_by_its_own_images(file: Path, confi
     theirs = score_external(Source((file,), "by-file", images=IMAGES, like="backbone-cot"), config, tmp_path)
     same = cells(ours, "cvb_2d")
     assert cells(theirs, "LMUData_MiniWorldCVB") == same
-    assert (same["accuracy"], same["inconsistency"], same["no_trace"]) == (0.7, 0.0, 0.1) and same["spatial_grounding"] > 0.3
+    assert (same["accuracy"], same["inconsistency"], same["no_trace"]) == (0.7, 0.0, 0.1) and same[
+        "spatial_grounding"
+    ] > 0.3
     of_theirs = account(ours)["accuracy"]["theirs"]
     assert of_theirs == (0.0 if file == XLSX else None)  # only a result file has `hit`
     images = next(read_jsonl(theirs / "questions.jsonl"))["images"]
@@ -117,7 +119,7 @@ def test_a_row_without_an_image_is_counted_and_in_no_figure(config: Config, tmp_
     assert found["left_out"]["no question found"] == 1 and "row number" not in found["found_by"]
     assert found["scored"] + sum(found["left_out"].values()) == 10
     assert "left out: 1 × no question found" in described(found)
-    with pytest.raises(UserError, match="none of 10 rows can be scored .*no image found"):
+    with pytest.raises(UserError, match=r"none of 10 rows can be scored .*no image found"):
         score_external(Source((TSV,), "none"), config, tmp_path)
 
 
@@ -196,7 +198,14 @@ def test_images_of_a_data_set_file(tmp_path: Path) -> None:
     raw = base64.b64decode(next(iter(vlmevalkit._table(IMAGES)))["image"])
     text = base64.b64encode(raw).decode()
     file = tmp_path / "Set.tsv"
-    rows = [("0", text, ""), ("1", "0", ""), ("2", str([text, text]), ""), ("3", "", "a.png"), ("4", "", "../b.png"), ("5", "%%", "")]
+    rows = [
+        ("0", text, ""),
+        ("1", "0", ""),
+        ("2", str([text, text]), ""),
+        ("3", "", "a.png"),
+        ("4", "", "../b.png"),
+        ("5", "%%", ""),
+    ]
     file.write_text("index\timage\timage_path\n" + "".join("\t".join(row) + "\n" for row in rows))
     found = vlmevalkit.read_images(file)
     assert (found["0"], found["1"], found["2"], found["3"]) == ((raw,), (raw,), (raw, raw), ("a.png",))
