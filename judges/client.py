@@ -86,6 +86,11 @@ class OpenAITransport:
             raise Unusable(CUT_OFF.format(self._config.room(call.size)))
         return choice.text
 
+    @property
+    def slots(self) -> int:
+        """Calls that are sent at a time, over all endpoints."""
+        return self._config.concurrency * len(self._urls)
+
     async def check(self) -> None:
         """See `fgrpo.inference.client.Client.check`; the request that may be sent has this judge's parameters."""
         first = Call("check", "Answer with the word yes.", "", lambda reply: ())
