@@ -98,7 +98,10 @@ class OpenAITransport:
         async def body(endpoint: Endpoint) -> dict[str, Any]:
             return self._body(first, ())
 
-        await self._client.check(body, estimate(first, (), self._config.room(1)))
+        try:
+            await self._client.check(body, estimate(first, (), self._config.room(1)))
+        finally:
+            await self._client.close()  # of this event loop, which may end with the check
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
