@@ -102,7 +102,8 @@ def test_the_manifest_names_the_judges_and_what_they_cost(world: Config, tmp_pat
         assert (identity[role]["backend"], identity[role]["model"]) == (configured.backend, configured.model)
     assert identity["box_normaliser"] == world.rl.box_normaliser
     assert identity["prompts"] == {}  # the oracle reads no prompts
-    assert list(manifest["judging"]) == ["oracle"] and manifest["judging"]["oracle"]["calls"] == 0
+    judging = manifest["judging"]
+    assert list(judging) == ["oracle"] and judging["oracle"]["calls"] == 16  # two questions about each of eight answers
     outputs = json.dumps(manifest)
     assert all(name in outputs for name in ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json"))
     assert manifest["model"] == "fgrpo"
