@@ -8,7 +8,9 @@ METHOD ?=
 OVERLAY ?=
 SET ?=
 MODEL ?=
+MODELS ?=
 BENCHMARKS ?=
+JUDGES ?=
 RUNS ?=
 SHELL := /bin/bash
 PY := .venv/bin/python
@@ -37,7 +39,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -66,12 +68,16 @@ $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | .venv/.stamp # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b; JUDGES=none: accuracy alone)
+	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
 tables: | .venv/.stamp ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
 figures: | .venv/.stamp ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
+external: | .venv/.stamp ## score what lmms-eval or VLMEvalKit stored: NAME=<name> SAMPLES="file …" IMAGES=<LMUData/x.tsv> FLAGS="more options"
+	$(PY) -m eval.external $(ARGS) --name $(or $(NAME),$(error set NAME to a name for the model: NAME=qwen-lmms)) --samples $(or $(SAMPLES),$(error set SAMPLES to the files of lmms-eval or VLMEvalKit)) $(if $(IMAGES),--images $(IMAGES)) $(if $(JUDGES),--judges $(JUDGES)) $(FLAGS)
+compare: | .venv/.stamp ## compare evaluated models on the same questions: MODELS=a,b[,c]
+	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
 report: | .venv/.stamp ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report

@@ -96,6 +96,7 @@ def build_trainer(
     rl = cfg.rl
     dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
     scorer = make_scorer(cfg, pixels, run.path)
+    distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
@@ -215,6 +216,7 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         box_frame=cfg.policy.box_frame,
         unscorable=cfg.rl.unscorable,
         grounding_mean=cfg.rl.grounding_mean,
+        token_limit=cfg.rl.max_response_length,
     )
     return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 
