@@ -99,7 +99,7 @@ INSTEAD = re.compile(
 DEGREE = "slightly|somewhat|directly|immediately|a bit|a little"
 OWN_ANSWER = re.compile(
     rf"(?:^|[,.;:] )(?:(?:the|my|our|your|its|a|this|here is|and|so|thus|therefore|hence|multiple choice|model's|short|direct|full|"
-    rf"chosen|selected|predicted|only|true|correct|{_GOOD}) )*(?:answer|ans|option|choice|response|pick)$|^[^a-z]+$"
+    rf"chosen|selected|predicted|only|true|correct|{_GOOD}) )*(?:answer|ans|option|choice|response|pick)$|^[^\w]+$"
 )
 """The label of the writer's own answer. "Their answer", "the old answer", "a bad answer" are others'."""
 _CONFIDENCE = re.compile(r"(?<!\S)(?:confiden(?:ce|t)|certainty|certain|sure|probability|likelihood|chance|odds)(?!\S)")

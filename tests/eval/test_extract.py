@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from answer_phrasings import FRESH, FRESH_OPEN, PHRASINGS, REVIEWED, REVIEWED_OPEN
@@ -304,3 +307,44 @@ def test_a_long_answer_takes_no_time() -> None:
     assert extract_choice("The cup is on the left of the table. " * 20_000 + "The answer is B.", LR) is None
     for piece in ("in the image , ", "the left of the ", "A) ", "\\boxed{", "twenty ", "\n"):
         extract_choice(piece * 300, LR)
+
+
+def third_party() -> Iterator[tuple[str, str, str, str]]:
+    """(kind of question, its options or gold answer, value, text) of each line of the table."""
+    heading = ""
+    for line in (Path(__file__).parent / "answers_of_a_third_party.tsv").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("@"):
+            heading = line
+        elif line and not line.startswith("# "):
+            value, _, text = line.partition("\t")
+            kind = "open" if heading.startswith("@open ") else "choice"
+            yield (
+                kind,
+                heading.rpartition(" | ")[2] if kind == "open" else heading[2:],
+                value,
+                text.replace("\\n", "\n"),
+            )
+
+
+def test_answers_of_a_third_party_are_read_as_they_say_or_left_undecided() -> None:
+    """Training may not take another option either; it ignores a question mark, as punctuation ("A?")."""
+    counts = Counter[str]()
+    wrong = []
+    for kind, about, value, text in third_party():
+        if kind == "open":
+            read = {True: "1", False: "0", None: "-"}[same_open_answer(text, about)]
+            is_right = read == value or (read == "-" and value in ("0", "1?"))
+        else:
+            choices = tuple(about.split(" | "))
+            index = extract_choice(text, choices)
+            read = "-" if index is None else "ABCDEFGHI"[index]
+            is_right = read == value or (value.endswith("?") and read in ("-", value[0]))
+            trained = ["ABCDEFGHI"[i] for i, choice in enumerate(choices) if matches(text, choice, choices)]
+            if any(letter != value[0] for letter in trained) and not text.endswith("?") and "~" not in text:
+                wrong.append((text, choices, value, trained))
+        counts[kind] += 1
+        counts["may be undecided"] += value.endswith("?")
+        if not is_right:
+            wrong.append((text, about, value, read))
+    assert wrong == []
+    assert counts["choice"] > 1200 and counts["open"] > 230 and counts["may be undecided"] <= 0.11 * counts.total()
