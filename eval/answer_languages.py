@@ -27,7 +27,7 @@ _ARTICLE = rf"(?:{_DETERMINERS} )?(?:(?:opción|option|opção|opzione|lettre|le
 _FORMS = (
     # Chinese and Japanese, which put no blanks between words
     (
-        rf"(?<![^\W\d_])(?:所以|因此|故|最终)?(?:正确|最终|最佳)?的?答案(?:应该|应当|就)?(?:是|为|為|选择|選擇|選|选|：|:)\s*(?:选项|選項)?\s*"
+        r"(?<![^\W\d_])(?:所以|因此|故|最终)?(?:正确|最终|最佳)?的?答案(?:应该|应当|就)?(?:是|为|為|选择|選擇|選|选|：|:)\s*(?:选项|選項)?\s*"
         r"(?=\S)",
         "the answer is ",
     ),
@@ -67,8 +67,50 @@ _ASCII_FRAME = re.compile(rf"(?i)(?<!\w)(?:{_NOUNS}|no es|nicht|sino|sondern|pas
 _COMPILED = tuple((re.compile(pattern), english) for pattern, english in _FORMS)
 
 YES_NO = {
-    **dict.fromkeys("是 是的 对 對 对的 sí si sim ja oui да はい 네 예 हाँ हां نعم evet tak".split(), "yes"),
-    **dict.fromkeys("否 不是 不对 nein non não нет いいえ 아니요 아니오 नहीं لا hayır nie nee".split(), "no"),
+    **dict.fromkeys(
+        [
+            "是",
+            "是的",
+            "对",
+            "對",
+            "对的",
+            "sí",
+            "si",
+            "sim",
+            "ja",
+            "oui",
+            "да",
+            "はい",
+            "네",
+            "예",
+            "हाँ",
+            "हां",
+            "نعم",
+            "evet",
+            "tak",
+        ],
+        "yes",
+    ),
+    **dict.fromkeys(
+        [
+            "否",
+            "不是",
+            "不对",
+            "nein",
+            "non",
+            "não",
+            "нет",
+            "いいえ",
+            "아니요",
+            "아니오",
+            "नहीं",
+            "لا",
+            "hayır",
+            "nie",
+            "nee",
+        ],
+        "no",
+    ),
 }
 """Words that alone are an answer to a yes-no question, but for the English ones."""
 

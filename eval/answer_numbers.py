@@ -16,7 +16,20 @@ _UNITS = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {word: n for n, word in enumerate(_UNITS)} | {word: 10 * (n + 2) for n, word in enumerate(_TENS)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+_ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
 _ORDINAL = re.compile(r"0*(\d{1,2})(?:st|nd|rd|th)")
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
@@ -26,8 +39,8 @@ _SPACED = re.compile(r"(?<![\w.,:/'])(\d{1,3})((?:[ ']\d{3})+)(?![\w'\"]|[.,:/]\
 
 _N = r"n-?[\d.]+"
 _SIGNED = (
-    (re.compile(rf"(?<!\S)(?:from )?n([\d.]+) (?:to|~) n([\d.]+)(?!\S)"), r"o\1-\2"),
-    (re.compile(rf"(?<!\S)between n([\d.]+) and n([\d.]+)(?!\S)"), r"o\1-\2"),
+    (re.compile(r"(?<!\S)(?:from )?n([\d.]+) (?:to|~) n([\d.]+)(?!\S)"), r"o\1-\2"),
+    (re.compile(r"(?<!\S)between n([\d.]+) and n([\d.]+)(?!\S)"), r"o\1-\2"),
     (re.compile(rf"(?<!\S)(?:over|above|greater than|higher than|>) (?={_N}(?!\S))"), "more than "),
     (re.compile(rf"(?<!\S)(?:under|below|fewer than|lower than|smaller than|<) (?={_N}(?!\S))"), "less than "),
     (re.compile(r"(?<!\S)(n[\d.]+) (?:dollars?|usd)(?!\S)"), r"$ \1"),

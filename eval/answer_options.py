@@ -18,7 +18,7 @@ _NUMERIC = re.compile(r"[no][+-]?\.?\d|-$")
 _PLACE = re.compile(r"^(?:to|on|at|in) the (\S.*)$")
 _YES_NO = {**languages.YES_NO, **YES_NO}
 _HAS_NUMBER = re.compile(r"(?<!\S)n-?\d")
-_VERBS = frozenset("cannot can can't could is isn't does doesn't has will".split())
+_VERBS = frozenset(["cannot", "can", "can't", "could", "is", "isn't", "does", "doesn't", "has", "will"])
 
 
 def key(tokens_text: str) -> tuple[str, ...]:
