@@ -21,7 +21,9 @@ _PATTERNS = {
 }
 _OPENINGS = {BBOX_2D: r"[\"']bbox_2d[\"']\s*:", BOX_START: r"<\|box_start\|>"}
 _BETWEEN = r"[,;\s]"
-_TAGGED = re.compile(rf"<(\w{{1,12}})>\s*[\[(]{{0,2}}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}[\])]{{0,2}}\s*</\1>")
+_TAGGED = re.compile(
+    rf"<(\w{{1,12}})>\s*[\[(]{{0,2}}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}[\])]{{0,2}}\s*</\1>"
+)
 _LOCATIONS = re.compile(r"(?:<loc_?\d{1,4}>\s*){4}")
 _BARE = re.compile(rf"[\[(]{_N},{_N},{_N},{_N}[\])]")
 

@@ -59,7 +59,8 @@ def test_an_instruction_after_the_last_option_is_none_of_it(text: str, instructi
 
 
 @pytest.mark.parametrize(
-    "option", ["Answer the phone", "Select the option", "answer", "Give the answer to the man", "a\nlong one", "It is given."]
+    "option",
+    ["Answer the phone", "Select the option", "answer", "Give the answer to the man", "a\nlong one", "It is given."],
 )
 def test_an_option_that_reads_like_an_instruction_stays(option: str) -> None:
     assert split_options(f"What next? A. Wait B. {option}")[1] == ("Wait", option)
