@@ -237,9 +237,9 @@ def test_a_moved_data_root_is_the_same_data(config: Config, tmp_path: Path) -> N
     (folder / "done").unlink()  # unfinished work goes on too
     curate(at(second), runs, again)
     assert not again.requests and {name: (folder / name).read_bytes() for name in before} == before
-    with (second / next(p for p in _annotation_files(second))).open("ab") as file:
+    with _annotation_files(second)[0].open("ab") as file:
         file.write(b" ")
-    with pytest.raises(UserError, match="another experiment|input"):
+    with pytest.raises(UserError, match="another experiment"):
         curate(
             at(second).model_copy(update={"changed": config.changed.model_copy(update={"finished": "refuse"})}),
             runs,
