@@ -33,7 +33,7 @@ _MATH = re.compile(r"\$\$?(?=[^\s$])([^$\n]*[^\s$])\$\$?(?!\d)")
 _DENIED = re.compile(r"(?<!\S)(?:-(?=[A-Z](?!\w))|!(?=[\w(]))")  # "-A", "!A"
 _INCHES = re.compile(r"(?<![\w.\"'])(\d[\d.]*)(?:''|[\"'])(?!\w)")
 _STOPS = str.maketrans({"。": ".", "।": ".", "、": ",", **dict.fromkeys("→⇒➜➔➡⟶", "->")})
-_CROSSES = frozenset("✗✘❌✖❎🚫⛔👎°")  # signs that deny, and the degree
+_CROSSES = frozenset("✗✘❌✖❎🚫⛔👎☐°")  # signs that deny, and the degree
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
 _BULLET = re.compile(r"(?m)^[^\S\n]*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
 

@@ -126,7 +126,7 @@ DENIAL = _words(
     "opposite|contrary|reverse|false|untrue|fake|mistake|mistaken|mistakenly|error|erroneous",
     "least|less|unless|outside|anything|non|contradicts?|contradicted|unsupported|invalid|absent",
     "disagree|ignore|excluded|missing|deceptive|trap|distractor|illusion|misleading|misread",
-    "surprised?|ridiculous|absurd|nonsense|out of the question|too|✗|✘|❌|✖|×|¬|≠",
+    "surprised?|ridiculous|absurd|nonsense|out of the question|too|✗|✘|❌|✖|☐|×|¬|≠",
 )
 DOUBT = _words(
     "or|either|both|between|might|may|could|perhaps|maybe|possibly|possible|plausible",

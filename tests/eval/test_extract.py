@@ -326,7 +326,7 @@ def third_party() -> Iterator[tuple[str, str, str, str]]:
 
 
 def test_answers_of_a_third_party_are_read_as_they_say_or_left_undecided() -> None:
-    """Training may not take another option either; it ignores a question mark, as punctuation ("A?")."""
+    """Training may not take another option either; it ignores question marks and tildes, as punctuation ("A?")."""
     counts = Counter[str]()
     wrong = []
     for kind, about, value, text in third_party():
@@ -339,11 +339,11 @@ def test_answers_of_a_third_party_are_read_as_they_say_or_left_undecided() -> No
             read = "-" if index is None else "ABCDEFGHI"[index]
             is_right = read == value or (value.endswith("?") and read in ("-", value[0]))
             trained = ["ABCDEFGHI"[i] for i, choice in enumerate(choices) if matches(text, choice, choices)]
-            if any(letter != value[0] for letter in trained) and not text.endswith("?") and "~" not in text:
+            if any(letter != value[0] for letter in trained) and not set("?~") & set(text):
                 wrong.append((text, choices, value, trained))
         counts[kind] += 1
         counts["may be undecided"] += value.endswith("?")
         if not is_right:
             wrong.append((text, about, value, read))
     assert wrong == []
-    assert counts["choice"] > 1200 and counts["open"] > 230 and counts["may be undecided"] <= 0.11 * counts.total()
+    assert counts["choice"] > 1500 and counts["open"] > 230 and counts["may be undecided"] <= 0.11 * counts.total()
