@@ -67,6 +67,7 @@ _ASCII_FRAME = re.compile(rf"(?i)(?<!\w)(?:{_NOUNS}|no es|nicht|sino|sondern|pas
 _COMPILED = tuple((re.compile(pattern), english) for pattern, english in _FORMS)
 
 YES_NO = {
+    "affirmative": "yes",
     **dict.fromkeys(
         [
             "是",
@@ -112,7 +113,7 @@ YES_NO = {
         "no",
     ),
 }
-"""Words that alone are an answer to a yes-no question, but for the English ones."""
+"""Words that alone are an answer to a yes-no question, but for the most common English ones."""
 
 PLACE = re.compile(r"^(?:(?:a )?la|al|el|à la|à|au|en el|en la|en|auf der|in der|ao|в|на) (\S.*)$|^在(\S.*)$")
 """A place with the preposition that options often lack: "a la izquierda", "à gauche", "在左边"."""

@@ -38,6 +38,7 @@ _SUB_CLAUSE = re.compile(
 _CONDITION = re.compile(
     r"(?<!\S)(?:if|whether|unless|suppose|assuming|say|says|said|claims?|doubt|think|wrong|false)(?!\S)"
 )
+_SURE_OPENING = re.compile(r"no doubt(?!\S)")  # which is no "no"
 _NAMED = re.compile(r"(?<!\S)(?:view|figure|image|panel|point|car|line|see|object|person|box)$")
 _OTHER_LETTERS = re.compile(
     r"\(([A-Z])\)|(?<!\S)(?:option|choice|letter|answer) ([A-Z])(?!\S)|(?<!\S)(?:or|and|nor|both|either|&|/|,) ([A-Z])(?!\S)|^ ?([A-Z])(?= [.,!?;]|$)"
@@ -107,9 +108,9 @@ def _decide(span: str, options: Options) -> int | None:
     whole = options.without_money(canonical(span))
     if (found := _entire(" ".join(whole.split()), options, span)) is not None:
         return _single(found)
-    if options.polar and (opening := say.OPENING.match(whole)):
+    if options.polar and not _SURE_OPENING.match(whole) and (opening := say.OPENING.match(whole)):
         return _polar(opening, whole, options)
-    parts = sentences(whole)
+    parts = sentences(say.OF_OTHERS.sub("", whole))
     claims = _without_listing(_claims(parts, options))
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
