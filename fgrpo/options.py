@@ -38,11 +38,13 @@ _OTHER_MARKERS = tuple(
 )
 _ORDERS = r"(?:answer|respond|reply|choose|select|pick|give|provide|output|return|write|indicate|state|directly|only|just|think)"
 _WHAT = r"(?:letters?|options?|choices?|answers?|questions?|above|given|following)"
+_ASKS = rf"(?:(?:please|now|you should|you must|your task is to|and),? +){{0,3}}{_ORDERS}\b[^\n]{{0,200}}\b{_WHAT}\b[^\n]{{0,200}}"
 _INSTRUCTION = re.compile(
-    rf"(?:\n\s*|(?<=[.;!?])\s+)(?:(?:please|now|you should|you must|your task is to|and),?\s+)*{_ORDERS}\b[^\n]{{0,200}}\b{_WHAT}\b[^\n]{{0,200}}\s*$"
-    r"|\n\s*(?:(?:your |the )?(?:final |correct )?answer(?: is)?\s*[:：]?\s*|请[^\n]{0,60}(?:选|答|字母)[^\n]{0,60})$",
+    rf"{_ASKS}|(?:your |the )?(?:final |correct )?answer(?: is)? ?[:：]?|请[^\n]{{0,60}}(?:选|答|字母)[^\n]{{0,60}}",
     re.IGNORECASE,
 )
+_INSTRUCTION_SENTENCE = re.compile(rf"(?<=[.;!?]) +{_ASKS}$", re.IGNORECASE)
+_LONGEST_INSTRUCTION = 450  # characters
 _CONJUNCTION = re.compile(r"(?:[,;]\s*|\s+)(?:or|and)$")
 
 
@@ -97,9 +99,14 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 def without_instruction(option: str) -> str:
     """The last option without the instruction after it ("Answer with the option's letter."), which prompts give anew."""
-    while option != (rest := _INSTRUCTION.sub("", option, count=1).rstrip()) and rest:
-        option = rest
-    return option
+    lines = option.rstrip().split("\n")
+    while len(lines) > 1 and (
+        not lines[-1].strip() or _INSTRUCTION.fullmatch(lines[-1].strip()[:_LONGEST_INSTRUCTION])
+    ):
+        lines.pop()
+    option = "\n".join(lines).rstrip()
+    begin = max(0, len(option) - _LONGEST_INSTRUCTION)
+    return option[:begin] + _INSTRUCTION_SENTENCE.sub("", option[begin:])
 
 
 def _plain_markers(text: str) -> str:

@@ -301,8 +301,26 @@ def test_tags_are_those_of_the_model() -> None:
 
 def test_a_long_answer_takes_no_time() -> None:
     assert extract_choice("The cup is on the left of the table. " * 20_000 + "The answer is B.", LR) is None
-    for piece in ("in the image , ", "the left of the ", "A) ", "\\boxed{", "twenty ", "\n"):
+    for piece in (
+        "in the image , ",
+        "the left of the ",
+        "A) ",
+        "\\boxed{",
+        "twenty ",
+        "\n",
+        "选 ",
+        "$a ",
+        "1 000 ",
+        "la respuesta ",
+    ):
         extract_choice(piece * 300, LR)
+    for blanks in (
+        f"选{' ' * 20_000}x",
+        f"答案{' ' * 20_000}x",
+        f"La respuesta{' ' * 20_000}x",
+        f"A{' ' * 20_000}です x",
+    ):
+        assert extract_choice(blanks, LR) is None
 
 
 def third_party() -> Iterator[tuple[str, str, str, str]]:

@@ -163,3 +163,8 @@ def test_options_in_other_markers_are_refused(text: str) -> None:
 )
 def test_texts_without_options_stay(text: str) -> None:
     assert split_options(text) == (text, ())
+
+
+def test_what_follows_an_option_is_read_in_linear_time() -> None:
+    for tail in ("\n" * 50_000 + "x", "please " * 20_000, ". answer " * 20_000, "\n answer " * 20_000):
+        assert len(split_options(f"Q? A. x B. y{tail}")[1]) == 2
