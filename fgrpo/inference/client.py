@@ -37,7 +37,7 @@ from fgrpo.inference.failures import (
 )
 from fgrpo.inference.parameters import advice
 from fgrpo.inference.redaction import redact
-from fgrpo.inference.replies import NO_COMPLETION, NO_TEXT, BadReply, Reply, model_owners, read_reply
+from fgrpo.inference.replies import NO_COMPLETION, WITHHELD, BadReply, Reply, model_owners, read_reply
 from fgrpo.inference.size_limit import allow
 
 Read = Callable[[bytes], Reply]  # raises BadReply
@@ -156,7 +156,7 @@ class Client:
     def _is_over(self, loop: _LoopState, failure: Failure, attempts: _Attempts) -> bool:
         """Whether a failed request is given up: after its attempts, or, where the fault is an endpoint's, after the patience."""
         if not failure.by_time:
-            is_same = failure == attempts.last and failure.kind == NO_TEXT
+            is_same = failure == attempts.last and failure.kind == WITHHELD
             return attempts.own >= self.limits.attempts or (is_same and self.limits.repeats_itself)
         if attempts.count < self.limits.attempts:
             return False

@@ -17,6 +17,7 @@ from fgrpo.text import clean
 Finish = Literal["stop", "length"]
 NO_JSON, NO_COMPLETION = "no JSON", "no completion"  # a gateway without its server answers so
 NO_TEXT, ODD_CHOICE, TOO_LONG = "no text", "odd choice", "reply too long"
+WITHHELD = "withheld"  # by the model or a filter, which at temperature 0 do so again
 _FILTERED = ("content_filter", "safety", "refusal")  # ends that the same text meets again
 _REASONING_TYPES = ("reasoning", "thinking", "redacted_thinking", "reasoning_content", "reasoning_text")
 _DEEPEST = 3  # parts within parts
@@ -191,11 +192,11 @@ def _choice(choice: Any, takes_blank: bool) -> Choice:
     finish = _FINISHES.get(reason.lower()) if isinstance(reason, str) else None
     text, reasoning = text_of(message), reasoning_of(message)
     has_text = bool(text if takes_blank else text.strip())
+    is_filtered = isinstance(reason, str) and reason.lower() in _FILTERED
     if not has_text and not (reasoning and finish == "length"):
-        raise BadReply(NO_TEXT, _why_no_text(message, reason))
+        raise BadReply(WITHHELD if message.get("refusal") or is_filtered else NO_TEXT, _why_no_text(message, reason))
     if finish is None:
-        is_filtered = isinstance(reason, str) and reason.lower() in _FILTERED
-        raise BadReply(NO_TEXT if is_filtered else ODD_CHOICE, f"the server ended with {words_of(reason)!r}")
+        raise BadReply(WITHHELD if is_filtered else NO_TEXT, f"the server ended with {words_of(reason)!r}")
     token_ids, logprobs = _token_ids(choice.get("token_ids")), _logprobs(choice.get("logprobs"))
     if token_ids and len(token_ids) != len(logprobs):
         raise BadReply(ODD_CHOICE, f"{len(token_ids)} tokens came with {len(logprobs)} log-probabilities")
