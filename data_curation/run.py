@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_curation import clustering, difficulty, report, shortcuts, source
+from data_curation.moved import check_images
 from data_curation.pool import Pool, build, written
 from fgrpo import inference, prompts, shards
 from fgrpo.cli import parser, run
@@ -57,8 +58,10 @@ def curate(
     """
     sources, train, inputs = _sources(config)
     if is_done(config, "data", runs, inputs) and not pending(folder(config, "data", runs)):
+        check_images(folder(config, "data", runs), config.data.root)
         return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
+        check_images(stage.path, config.data.root)
         if stage.is_done and not pending(stage.path):
             return stage.path
         stage.reopen()
@@ -119,6 +122,7 @@ def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampl
         if stage.is_done:
             return stage.path
         stage_folder = folder(config, "data", runs)
+        check_images(stage_folder, config.data.root)
         pools = {name: written(stage_folder / "pool" / f"{name}.jsonl") for name in config.data.sources}
         seeds = stage_folder / "seed.jsonl"
         if not same_identity(stage.path, stage_folder) or not seeds.exists() or None in pools.values():

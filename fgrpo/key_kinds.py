@@ -58,8 +58,9 @@ KINDS: dict[str, dict[Kind, str]] = {
     "cluster.shards": {_NONE: "data mcts eval"},
     "world": {_EXPERIMENT: "train_per_source bench_per_benchmark"},
     "data": {
+        _NONE: "root",  # what lies there counts by its content
         _MEANS: "max_failed_share",
-        _EXPERIMENT: "root sources boxes_from choices embedder embedder_model per_cluster difficulty_rollouts "
+        _EXPERIMENT: "sources boxes_from choices embedder embedder_model per_cluster difficulty_rollouts "
         "difficulty_temperature difficulty_max_new_tokens difficulty_prefix keep_trivial validation_share",
     },
     "data.sources.*": {_EXPERIMENT: "seed rl pool"},
