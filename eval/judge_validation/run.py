@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +37,7 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.policy.model_files import pixel_bounds
+from fgrpo.sealed import read_sealed
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base
 from judges.base import JudgeSet
@@ -177,9 +177,9 @@ def _pixels(folder: Path, config: schema.Config) -> PixelBounds:
     record = folder / "scoring.json"
     if record.is_file():
         try:
-            least, most, factor = json.loads(record.read_text(encoding="utf-8"))["judges"]["pixels"]
+            least, most, factor = read_sealed(record)["judges"]["pixels"]
             return PixelBounds(int(least), int(most), int(factor))
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{record} is broken ({error!r}); rerun `make eval` for this model") from error
     return pixel_bounds(config.models.base)
 
