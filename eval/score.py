@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import rewards.base as rewards
 from eval.base import group_of
 from eval.extract import extract_choice
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
-from eval.measures import ACCURACY, FORMAT, measures, reward_measures
+from eval.measures import ACCURACY, FORMAT, Measure, measures, reward_measures
 from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
 from eval.open_answers import same_open_answer
@@ -43,6 +43,11 @@ NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model i
 IN_FLIGHT = 256  # rollouts that are judged at a time
 
 
+def reported_rewards() -> list[tuple[Measure, rewards.Reward]]:
+    """Each reward that evaluation reports, with its measure."""
+    return [(measure, rewards.load(measure.score)) for measure in reward_measures()]
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Everything that scoring needs besides the rollouts.
@@ -54,6 +59,7 @@ class Scorer:
         truth: the miniature world's truth, None for real data.
         box_normaliser: divisor of Eq. 1, see `rewards.base.RewardContext`.
         pixels: the bounds within which the model's processor resizes an image.
+        columns: the reported rewards, which are found once.
     """
 
     spec: ModelSpec
@@ -62,6 +68,7 @@ class Scorer:
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
     pixels: boxes.PixelBounds = backbone.default().pixels
+    columns: Sequence[tuple[Measure, rewards.Reward]] = field(default_factory=reported_rewards)
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         """One record per rollout, in order. A rollout that the engine refused gets failed scores, and no judge is called."""
@@ -104,22 +111,22 @@ class Scorer:
         least, most, factor = self.pixels
         tag, frame = self.spec.box_tag, self.spec.box_frame
         context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor)
-        columns: dict[str, list[Score]] = {}
-        for measure in reward_measures():
+        scores: dict[str, list[Score]] = {}
+        for measure, reward in self.columns:
             if measure.report.needs_boxes and self.spec.grounding != "boxes":
-                columns[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
-            elif rewards.needs_trace(rewards.load(measure.score)):
-                columns[measure.score] = await self._of_traces(measure.score, items, context)
+                scores[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
+            elif rewards.needs_trace(reward):
+                scores[measure.score] = await self._of_traces(reward, items, context)
             else:
-                columns[measure.score] = await rewards.load(measure.score)(items, context)
-        return columns
+                scores[measure.score] = await reward(items, context)
+        return scores
 
     async def _of_traces(
-        self, name: str, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
+        self, reward: rewards.Reward, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
     ) -> list[Score]:
         """The scores of a reward that judges traces: not applicable where the reply shows none."""
         shown = [item for item in items if item.response.has_trace]
-        scored = iter(await rewards.load(name)(shown, context) if shown else [])
+        scored = iter(await reward(shown, context) if shown else [])
         return [next(scored) if item.response.has_trace else Score.not_applicable(NO_TRACE) for item in items]
 
     def _read(self, rollout: Rollout) -> Response:

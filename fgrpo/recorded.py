@@ -53,7 +53,9 @@ def check(path: Path, root: Path, hashes: Hashes, wanted: Callable[[str], bool],
     if found:
         name, problem = next(iter(found.items()))
         more = f" ({len(found) - 1} more are damaged)" if len(found) > 1 else ""
-        raise UserError(f"{root / name} is not what was written: it {problem}{more}. {remedy}")
+        raise UserError(
+            f"{root / name} is not what was written: it {problem}{more}. {remedy}; if it was changed on purpose, delete {path}"
+        )
 
 
 def check_images(data: Path, paths: Iterable[str]) -> None:
@@ -63,8 +65,7 @@ def check_images(data: Path, paths: Iterable[str]) -> None:
         UserError: an image is missing or changed, or the list is damaged.
     """
     hashes = Hashes(data.parent)
-    remedy = f"Restore it from a copy. If the images below data.root were replaced on purpose, move {data} away and rerun `make data`"
-    check(data / IMAGES, Path(), hashes, set(paths).__contains__, remedy)
+    check(data / IMAGES, Path(), hashes, set(paths).__contains__, "Restore it from a copy")
     hashes.save()
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from miniworld.language import parse_question
 from perf.scripted import write
@@ -342,10 +342,13 @@ class OddServer:
         return right(good)
 
 
+Server = TypeVar("Server", bound=OddServer)
+
+
 @contextmanager
-def running() -> Iterator[OddServer]:
+def running(odd: Server | None = None) -> Iterator[Server]:
     """A server that runs until the block ends."""
-    odd = OddServer()
+    odd = cast(Server, OddServer()) if odd is None else odd
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -15,6 +15,7 @@ from fgrpo.files import read_jsonl
 from fgrpo.policy.model_files import PixelBounds
 from fgrpo.runs import Run
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 from tests.eval.test_chain import checkpoint, engine
 
 JUDGED = (
@@ -86,7 +87,7 @@ def test_scores_of_other_judges_are_kept_and_come_back(
 
 def test_a_scoring_file_of_an_older_version_is_of_the_same_judges(tmp_path: Path) -> None:
     folder = paid(tmp_path)
-    stored = json.loads((folder / "scoring.json").read_text())
+    stored = read_sealed(folder / "scoring.json")
     stored["judges"]["evaluation"]["max_completion_tokens"] = 5
     (folder / "scoring.json").write_text(json.dumps(stored))
     assert settled(tmp_path) == PAID
