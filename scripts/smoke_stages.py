@@ -18,6 +18,11 @@ import pyarrow.parquet as pq
 
 from fgrpo.config import load
 
+# as `make` sets them: one thread that does not spin; read when torch is imported
+for _name, _value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}.items():
+    os.environ.setdefault(_name, _value)
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+
 TIMED = ("manifest.json", "done", ".hashes.json", "training_args.bin", "checksums.json", "files.jsonl", "changes.json")
 SECONDS = ("seconds", "runtime", "per_second", "step_time")
 MODEL, BENCHMARKS = "fgrpo", ("mmvp", "cvb_2d")
