@@ -9,6 +9,7 @@ since ids are used again.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sqlite3
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import psutil
 import xxhash
-from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay
 
 from fgrpo.errors import UserError
 
@@ -32,6 +33,7 @@ _CLAIMS = (
     "CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, "
     "started REAL NOT NULL, until REAL NOT NULL)"
 )
+_JITTER = random.Random()  # not the generator whose state a trainer saves
 _DAMAGE = ("malformed", "not a database", "Could not decode", "schema")  # in SQLite's messages
 _CLOCK_DRIFT_S = 2.0  # of the time of a start, which is computed from the clock and the time since the machine's start
 _CLAIM = (
@@ -58,7 +60,7 @@ class Cache:
             retrying = Retrying(  # the change to WAL mode does not wait for the lock by itself
                 retry=retry_if_exception_message(match=".*locked.*"),
                 stop=stop_after_delay(self._timeout),
-                wait=wait_random(0.01, 0.1),
+                wait=lambda _: _JITTER.uniform(0.01, 0.1),
                 reraise=True,
             )
             try:

@@ -357,7 +357,9 @@ def running(odd: Server | None = None) -> Iterator[Server]:
             self.respond(None)
 
         def do_POST(self) -> None:
-            self.respond(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(size := int(self.headers["Content-Length"]))
+            if len(body) == size:  # else its client was killed
+                self.respond(body)
 
         def respond(self, body: bytes | None) -> None:
             if odd.down:
