@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -192,11 +193,10 @@ def _is_own(name: str, top: Path) -> bool:
 
 
 def _plain(value: object, top: Path) -> object:
-    return (
-        value.replace(f"{top}/away".encode(), b"").replace(f"{top}/plain".encode(), b"")
-        if isinstance(value, bytes)
-        else value
-    )
+    """Without the trial's own folders and the server's port."""
+    if not isinstance(value, bytes):
+        return value
+    return re.sub(rf"{top}/(away|plain)|127\.0\.0\.1:\d+".encode(), b"", value)
 
 
 def prepare() -> None:
