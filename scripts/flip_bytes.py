@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fgrpo.files import read_jsonl
 from scripts.smoke_stages import MODEL, Stage, content, in_child, stages
 from tests.odd_server import MODEL as SERVED
 from tests.odd_server import running
@@ -36,7 +37,7 @@ ROOT, WHOLE, STATES, LOG = TOP / "runs", TOP / "whole", TOP / "states", TOP / "c
 RL, EVAL = f"rl-{MODEL}", f"eval/{MODEL}"
 KEEP_ALL = "rl.keep_checkpoints=null"
 FAULTS = ("SILENT", "UNNAMED", "TRACEBACK")
-MOST = 12  # files of one pattern
+MOST = 8  # files of one pattern
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
     """A reader, the files that it reads (patterns below the run root), and the state in which it reads them."""
 
     reader: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # "@file": the images that its rows name
     state: str = "whole"  # a folder of `STATES`, or the finished run
     without: tuple[str, ...] = ()  # folders and files below the preset's folder that are deleted first
 
@@ -57,12 +58,12 @@ def cases() -> dict[str, Case]:
         "world, again": Case("world", ("data/**/*", "smoke/world/*.jsonl")),
         "data": Case("data", world, without=("data",)),
         "data, again": Case("data", ("smoke/data/*.*",)),
-        "mcts": Case("mcts", ("smoke/data/seed.jsonl", "smoke/data/images/**/*", *world), without=("mcts",)),
+        "mcts": Case("mcts", ("smoke/data/seed.jsonl", "@smoke/data/seed.jsonl"), without=("mcts",)),
         "mcts, again": Case("mcts", ("smoke/mcts/*.*",)),
-        "sft": Case("sft", ("smoke/mcts/sft.jsonl", "smoke/data/images/**/*", *world), without=("sft",)),
+        "sft": Case("sft", ("smoke/mcts/sft.jsonl", "@smoke/mcts/sft.jsonl"), without=("sft",)),
         "sft, resumed": Case("sft", ("smoke/sft/checkpoints/**/*", "smoke/sft/best/*", "smoke/sft/*.*"), "sft"),
         "sft, again": Case("sft", ("smoke/sft/final/*", "smoke/sft/*.*")),
-        "rl": Case("rl", ("smoke/data/rl.jsonl", "smoke/sft/final/*", "smoke/data/images/**/*", *world), without=(RL,)),
+        "rl": Case("rl", ("smoke/data/rl.jsonl", "smoke/sft/final/*", "@smoke/data/rl.jsonl"), without=(RL,)),
         "rl, resumed": Case(
             "rl", (f"smoke/{RL}/checkpoints/**/*", f"smoke/{RL}/*.*"), without=(f"{RL}/done", f"{RL}/final")
         ),
@@ -110,7 +111,8 @@ def readers() -> dict[str, Stage]:
     """The stages, and what else reads a run."""
     from eval import run as evaluation
     from eval.judge_validation import run as validation
-    from scripts.smoke_stages import config
+    from fgrpo.files import read_jsonl
+from scripts.smoke_stages import config
 
     found = stages(ROOT, KEEP_ALL)
     first = list(found)[:6]
@@ -259,10 +261,16 @@ def files_of(case: Case, rng: random.Random) -> list[Path]:
     """Files of a case, at most `MOST` of each pattern, drawn by chance."""
     chosen: dict[Path, None] = {}
     for pattern in case.files:
-        found = sorted(p for p in ROOT.glob(pattern) if p.is_file() and p.stat().st_size and p.name != "done")
+        places = _images(ROOT / pattern[1:]) if pattern.startswith("@") else ROOT.glob(pattern)
+        found = sorted(p for p in places if p.is_file() and p.stat().st_size and p.name != "done")
         kept = found if len(found) <= MOST or "checkpoint" in pattern else sorted(rng.sample(found, MOST))
         chosen.update(dict.fromkeys(kept))
     return list(chosen)
+
+
+def _images(rows: Path) -> set[Path]:
+    """The images that the rows of a file name."""
+    return {Path(image) for row in read_jsonl(rows) for image in row["images"]}
 
 
 def walk(name: str, case: Case, stage: Stage, flips: int, seed: int) -> tuple[list[str], Counter[str]]:

@@ -138,13 +138,19 @@ def content(folder: Path) -> dict[str, object]:
     out: dict[str, object] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in TIMED):
         name = str(path.relative_to(folder))
-        if path.suffix == ".parquet":
-            out[name] = pq.read_table(path).to_pylist()
-        elif path.name in ("metrics.jsonl", "trainer_state.json", "best.json"):
-            out[name] = [_untimed(json.loads(line)) for line in _documents(path)]
-        else:
+        try:
+            out[name] = _plain(path)
+        except (ValueError, OSError):  # damaged
             out[name] = path.read_bytes()
     return out
+
+
+def _plain(path: Path) -> object:
+    if path.suffix == ".parquet":
+        return pq.read_table(path, page_checksum_verification=True).to_pylist()
+    if path.name in ("metrics.jsonl", "trainer_state.json", "best.json"):
+        return [_untimed(json.loads(line)) for line in _documents(path)]
+    return path.read_bytes()
 
 
 def _documents(path: Path) -> list[str]:
