@@ -111,8 +111,7 @@ def readers() -> dict[str, Stage]:
     """The stages, and what else reads a run."""
     from eval import run as evaluation
     from eval.judge_validation import run as validation
-    from fgrpo.files import read_jsonl
-from scripts.smoke_stages import config
+    from scripts.smoke_stages import config
 
     found = stages(ROOT, KEEP_ALL)
     first = list(found)[:6]
