@@ -37,7 +37,7 @@ ROOT, WHOLE, STATES, LOG = TOP / "runs", TOP / "whole", TOP / "states", TOP / "c
 RL, EVAL = f"rl-{MODEL}", f"eval/{MODEL}"
 KEEP_ALL = "rl.keep_checkpoints=null"
 FAULTS = ("SILENT", "UNNAMED", "TRACEBACK")
-MOST = 8  # files of one pattern
+MOST = 5  # files of one pattern
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,16 @@ def cases() -> dict[str, Case]:
         "mcts": Case("mcts", ("smoke/data/seed.jsonl", "@smoke/data/seed.jsonl"), without=("mcts",)),
         "mcts, again": Case("mcts", ("smoke/mcts/*.*",)),
         "sft": Case("sft", ("smoke/mcts/sft.jsonl", "@smoke/mcts/sft.jsonl"), without=("sft",)),
-        "sft, resumed": Case("sft", ("smoke/sft/checkpoints/**/*", "smoke/sft/best/*", "smoke/sft/*.*"), "sft"),
+        "sft, resumed": Case(
+            "sft", ("smoke/sft/checkpoints/checkpoint-6/*", "smoke/sft/best/*", "smoke/sft/*.*"), "sft"
+        ),
+        "sft, chosen checkpoint": Case("chosen of sft", ("smoke/sft/checkpoints/**/*",), "sft"),
         "sft, again": Case("sft", ("smoke/sft/final/*", "smoke/sft/*.*")),
         "rl": Case("rl", ("smoke/data/rl.jsonl", "smoke/sft/final/*", "@smoke/data/rl.jsonl"), without=(RL,)),
         "rl, resumed": Case(
-            "rl", (f"smoke/{RL}/checkpoints/**/*", f"smoke/{RL}/*.*"), without=(f"{RL}/done", f"{RL}/final")
+            "rl", (f"smoke/{RL}/checkpoints/checkpoint-4/*", f"smoke/{RL}/*.*"), without=(f"{RL}/done", f"{RL}/final")
         ),
+        "rl, chosen checkpoint": Case("chosen of rl", (f"smoke/{RL}/checkpoints/**/*",)),
         "rl, again": Case("rl", (f"smoke/{RL}/final/*", f"smoke/{RL}/rollouts/*", f"smoke/{RL}/*.*")),
         "evaluation": Case(
             "evaluation",
@@ -111,7 +115,10 @@ def readers() -> dict[str, Stage]:
     """The stages, and what else reads a run."""
     from eval import run as evaluation
     from eval.judge_validation import run as validation
+    from fgrpo.training.stored import resume_point
+    from rl.trainer import NEEDED
     from scripts.smoke_stages import config
+    from sft import train as sft
 
     found = stages(ROOT, KEEP_ALL)
     first = list(found)[:6]
@@ -128,12 +135,17 @@ def readers() -> dict[str, Stage]:
 
         return work
 
+    def chosen(folder: str, needed: tuple[str, ...]) -> Callable[[], object]:
+        return lambda: print(resume_point(ROOT / "smoke" / folder / "checkpoints", needed))
+
     def paid() -> None:
         evaluation.evaluate(config(ROOT, MODEL, KEEP_ALL, *PAID), MODEL, ("mmvp", "cvb_2d"), ROOT)
 
     return {
         **found,
         "chain": Stage("", chain),
+        "chosen of sft": Stage("sft", chosen("sft", sft.NEEDED)),
+        "chosen of rl": Stage(RL, chosen(RL, NEEDED)),
         "checkpoint": Stage(
             f"{EVAL}@2",
             lambda: evaluation.evaluate(config(ROOT, MODEL, KEEP_ALL), f"{MODEL}@2", ("mmvp", "cvb_2d"), ROOT),
@@ -262,7 +274,8 @@ def files_of(case: Case, rng: random.Random) -> list[Path]:
     for pattern in case.files:
         places = _images(ROOT / pattern[1:]) if pattern.startswith("@") else ROOT.glob(pattern)
         found = sorted(p for p in places if p.is_file() and p.stat().st_size and p.name != "done")
-        kept = found if len(found) <= MOST or "checkpoint" in pattern else sorted(rng.sample(found, MOST))
+        most = len(found) if pattern.endswith("checkpoints/**/*") else min(len(found), MOST)
+        kept = sorted(rng.sample(found, most))
         chosen.update(dict.fromkeys(kept))
     return list(chosen)
 

@@ -120,11 +120,12 @@ def trials() -> dict[str, Trial]:
 
     def validation(root: Path, servers: dict[str, Server]) -> None:
         from eval.judge_validation.page import add
-        from eval.judge_validation.run import check_world
+        from eval.judge_validation.run import REPLIES, check_world
 
         out = root / "smoke/judge_validation"
         out.mkdir(parents=True, exist_ok=True)
-        add(out, [check_world(config(root, servers), "evaluation", 6)])
+        add(out, [check_world(config(root, servers), "evaluation", 6, out / REPLIES)])
+        shutil.rmtree(out / REPLIES)
 
     return {
         "search": Trial("mcts", ("data",), "engine", search),
