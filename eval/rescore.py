@@ -184,7 +184,8 @@ def main() -> None:
         out = rescore(config, folder, args.judge)
         new = read_records(out / "scores.jsonl")
         if (folder / "scores.jsonl").is_file():
-            _print_difference(read_records(folder / "scores.jsonl"), new, config.eval)
+            old = read_records(require(folder / "scores.jsonl", "eval"))
+            _print_difference(old, new, config.eval)
         print(f"scores: {out}")
 
     arguments = parser("score stored generations again with another judge")

@@ -118,6 +118,7 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     scoring = _stored_scoring(path)
     is_of_others = scoring is None or scoring["judges"] != identity
     if is_of_others or (scoring is not None and scoring["summary"] != intervals):
+        _ = run.is_done  # a damaged file is named before it is put away or scored again
         run.reopen()
     if is_of_others:
         kept_scores.put_away(run.path, None if scoring is None else scoring["judges"])
