@@ -255,6 +255,7 @@ def _figures(drawn: Path) -> list[Embedded]:
     captions = drawn / CAPTION_FILE
     if not captions.is_file():
         return []
+    freshness.check_written(drawn, "figures")
     by_name = json.loads(captions.read_text(encoding="utf-8"))
     return [Embedded(_uri(drawn / f"{n}.png"), c) for n, c in by_name.items() if (drawn / f"{n}.png").is_file()]
 

@@ -24,6 +24,7 @@ _BETWEEN = r"[,;\s]"
 _TAGGED = re.compile(
     rf"<(\w{{1,12}})>\s*[\[(]{{0,2}}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}[\])]{{0,2}}\s*</\1>"
 )
+_MAY_BE_BOX = re.compile(r"[>\[(]\s*[\[(]{0,2}\s*[+-]?[0-9]")  # how a tagged or a bare box begins
 _LOCATIONS = re.compile(r"(?:<loc_?\d{1,4}>\s*){4}")
 _BARE = re.compile(rf"[\[(]{_N},{_N},{_N},{_N}[\])]")
 
@@ -59,6 +60,8 @@ def unread(text: str, form: str) -> Counter[str]:
     rest = pattern(form).sub(" ", text)
     if form not in _PATTERNS:  # a box that is opened and not closed is a dropped box
         rest = re.sub(rf"<{re.escape(form)}>[^<]{{0,{_LONGEST}}}", " ", rest)
+    if not (_MAY_BE_BOX.search(rest) or "bbox_2d" in rest or "box_start" in rest or "<loc" in rest):
+        return counts
     for other in (BBOX_2D, BOX_START):
         if other != form:
             rest, count = pattern(other).subn(" ", rest)

@@ -18,13 +18,15 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, prompts, runs
+from fgrpo import cli, config, prompts, recorded, runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
+from fgrpo.files import read_jsonl
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import checkpoints, distributed, launch, metrics_file
 from fgrpo.training.finite import NotFinite
+from fgrpo.training.stored import settle_replaced
 from judges import build
 from rewards import base as rewards
 from rewards.base import RewardContext
@@ -68,7 +70,10 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"{run.path} is already done")
             return run.path
         disable_progress_bar()  # transformers' own; the stage has one progress line
+        images = (path for row in read_jsonl(questions) for path in row.get("images") or ())
+        distributed.on_main(lambda: recorded.check_images(questions.parent, images))
         trainer, log = build_trainer(cfg, run, questions, policy)
+        distributed.on_main(lambda: settle_replaced(run.path / "final"))
         checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from miniworld.language import parse_question
 from perf.scripted import write
@@ -387,10 +387,13 @@ class OddServer:
         return right(good)
 
 
+Server = TypeVar("Server", bound=OddServer)
+
+
 @contextmanager
-def running() -> Iterator[OddServer]:
+def running(odd: Server | None = None) -> Iterator[Server]:
     """A server that runs until the block ends."""
-    odd = OddServer()
+    odd = cast(Server, OddServer()) if odd is None else odd
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -399,7 +402,9 @@ def running() -> Iterator[OddServer]:
             self.respond(None)
 
         def do_POST(self) -> None:
-            self.respond(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(size := int(self.headers["Content-Length"]))
+            if len(body) == size:  # else its client was killed
+                self.respond(body)
 
         def respond(self, body: bytes | None) -> None:
             if odd.down:

@@ -6,6 +6,7 @@ docs/endpoints.md has the table; `tests.odd_server` does all of it.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ def test_every_behaviour(name: str, who: str, server: OddServer) -> None:
         words = str(result)
         assert behaviour.says in words and KEY not in words
         assert len(words) < 2000 and "\n" not in words.strip()
+
+
+@pytest.mark.parametrize("who", ["sampler", "judge"])
+def test_waits_leave_the_state_of_random_as_it_was(who: str, server: OddServer) -> None:
+    """A trainer saves that state: after an outage its checkpoint equals an undisturbed one's."""
+    before = random.getstate()
+    assert ask(who, server.url("status-502", f"{who}-random"))[0] == TEXT
+    assert random.getstate() == before
 
 
 def test_there_are_enough_of_them_and_the_table_has_all() -> None:

@@ -48,6 +48,7 @@ _LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be rea
 _NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
 _NAMED = 8  # models that a message lists
 _CHECKS = 4  # connections that are tried before an address counts as wrong
+_JITTER = random.Random()  # waits take nothing from the generator whose state a trainer saves
 
 
 @dataclass
@@ -230,7 +231,7 @@ class Client:
         limits = self.limits
         doublings = min(attempts.count - 1, 60) if failure.by_time or not failure.is_alive else 0
         longest = min(limits.longest_backoff_s, limits.first_wait_s * 2**doublings)
-        return min(limits.longest_wait_s, max(random.uniform(0, longest), failure.after_s))
+        return min(limits.longest_wait_s, max(_JITTER.uniform(0, longest), failure.after_s))
 
     async def _attempt(
         self, loop: _LoopState, body: Body, reserved: tuple[int, int], read: Read, last: Endpoint | None

@@ -15,6 +15,7 @@ import pytest
 from data_curation import clustering
 from data_curation.difficulty import fraction, histogram, is_kept, order
 from data_curation.run import curate
+from fgrpo import recorded
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -210,6 +211,7 @@ def test_a_data_set_without_usable_records_names_the_reasons(config: Config, tmp
     root = tmp_path / "root"
     shutil.copytree(config.data.root, root)
     shutil.rmtree(root / "train" / "VGR" / "llava_next_raw_format")
+    (root / recorded.LIST).unlink()  # as a real data set, of which there is no list
     broken = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
     with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* is usable: missing_image \d+"):
         curate(broken, tmp_path / "runs", Scripted())
