@@ -17,6 +17,7 @@ INSTALLED :=# set by the command `fgrpo`: the folder of the installed package
 ENVIRONMENT := $(if $(INSTALLED),$(PYTHON),$(shell VENV='$(VENV)' PYTHON='$(PYTHON)' QUIET='$(filter setup help,$(MAKECMDGOALS))$(filter-out 0,$(MAKELEVEL))' bash scripts/python.sh))
 PY := $(firstword $(ENVIRONMENT))
 STAMP := $(word 2,$(ENVIRONMENT))
+BIN = $(dir $(shell command -v $(PY)))# of the environment's other commands
 $(if $(PY),,$(error no interpreter; see above))
 ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET)) $(if $(RUNS),--runs $(RUNS))
 METHOD_FILES := $(wildcard configs/method/*.yaml $(addsuffix /configs/method/*.yaml,$(INSTALLED)))
@@ -129,8 +130,8 @@ rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine:
 	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
 check: | $(STAMP) ## check lint, types, import contract, configurations and the paper's values
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(dir $(PY))lint-imports
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+	$(BIN)lint-imports
 	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py tests/test_imports.py

@@ -23,7 +23,7 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
-from fgrpo.training import checkpoints, distributed, launch, metrics_file
+from fgrpo.training import checkpoints, distributed, launch, metrics_file, tracking
 from fgrpo.training.finite import NotFinite
 from judges import build
 from rewards import base as rewards
@@ -36,7 +36,6 @@ from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
 from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
-from rl.tracking import tracked
 from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 
@@ -68,12 +67,13 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"{run.path} is already done")
             return run.path
         disable_progress_bar()  # transformers' own; the stage has one progress line
+        tracking.check_tracker(cfg.rl.report_to, "rl.report_to")
         trainer, log = build_trainer(cfg, run, questions, policy)
         checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
-            with tracked(cfg, run.path):
+            with tracking.tracked(trainer, cfg.rl.report_to, cfg, f"{cfg.preset}-{cfg.method}", run.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error
