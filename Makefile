@@ -46,7 +46,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
-  judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
+  judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -123,7 +123,9 @@ doctor: | $(STAMP) ## check versions, devices, endpoints and data; say what is m
 
 # --- tests -----------------------------------------------------------------------------------------------------------
 test: | $(STAMP) ## run the fast tests (CPU, offline)
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm and not network" tests
+test-wheel: | $(STAMP) ## build the wheel, install it beside PyPI packages of the same names, and use it (needs network)
+	$(PY) -m pytest -q -m network tests/packaging
 test-vllm: | $(STAMP) .venv-vllm/.stamp ## run the tests on the real vLLM server (CPU)
 	$(PY) -m pytest -q -m vllm tests/vllm
 rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once

@@ -6,8 +6,7 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
-from rl.dual import Constraint
-from rl.trainer import FaithfulGRPOTrainer  # instead of trl.GRPOTrainer
+from fgrpo import Constraint, FaithfulGRPOTrainer  # instead of trl.GRPOTrainer
 
 
 def correct(completions, answer, **_):  # the task reward comes first

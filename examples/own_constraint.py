@@ -10,8 +10,7 @@ from transformers import ProgressCallback
 from trl import GRPOConfig
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
-from rl.dual import Constraint
-from rl.trainer import FaithfulGRPOTrainer
+from fgrpo import Constraint, FaithfulGRPOTrainer
 
 
 def correct(completions, answer, **_):  # the task reward comes first

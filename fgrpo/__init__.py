@@ -5,6 +5,11 @@ stages' packages import this package first. So too old a Python ends in one line
 """
 
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rl.dual import Constraint as Constraint
+    from rl.trainer import FaithfulGRPOTrainer as FaithfulGRPOTrainer
 
 __version__ = "0.1.0"
 
@@ -29,3 +34,16 @@ def _interrupted(kind, error, trace):  # type: ignore[no-untyped-def]
 
 if sys.argv[:1] == ["-m"]:  # `python -m` sets this while it looks for the module: a command, not a library
     sys.excepthook = _interrupted
+
+
+def __getattr__(name: str) -> Any:
+    """What a user's script imports from here, `from fgrpo import FaithfulGRPOTrainer, Constraint`, is loaded at first use."""
+    if name == "Constraint":
+        from rl.dual import Constraint
+
+        return Constraint
+    if name == "FaithfulGRPOTrainer":
+        from rl.trainer import FaithfulGRPOTrainer
+
+        return FaithfulGRPOTrainer
+    raise AttributeError(f"module 'fgrpo' has no attribute {name!r}")

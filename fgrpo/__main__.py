@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fgrpo.installed import IS_WHEEL, ROOT
 
-NEEDS_CHECKOUT = ("setup", "setup-vllm", "bench", "test", "test-vllm", "rehearsal", "check")
+NEEDS_CHECKOUT = ("setup", "setup-vllm", "bench", "test", "test-wheel", "test-vllm", "rehearsal", "check")
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -22,7 +22,15 @@ def command(words: Sequence[str]) -> list[str]:
         if target in NEEDS_CHECKOUT:
             sys.exit(f"error: {target} is for a checkout of the repository; run `make {target}` there")
     settings = [f"PYTHON={sys.executable}", f"INSTALLED={ROOT}"]
-    return ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), *settings, *words, *([] if targets else ["help"])]
+    return [
+        "make",
+        "--no-print-directory",
+        "-f",
+        str(ROOT / "Makefile"),
+        *settings,
+        *words,
+        *([] if targets else ["help"]),
+    ]
 
 
 def main() -> None:
@@ -30,7 +38,9 @@ def main() -> None:
     if not IS_WHEEL:
         sys.exit("error: this is a checkout; use `make` in its folder")
     if shutil.which("make") is None:
-        sys.exit("error: there is no make; install it (apt install make), or run the stages: python -m fgrpo.eval.run --help")
+        sys.exit(
+            "error: there is no make; install it (apt install make), or run the stages: python -m fgrpo.eval.run --help"
+        )
     os.execvp("make", command(sys.argv[1:]))
 
 

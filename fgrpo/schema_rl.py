@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share, Tracker, check_nonfinite
+from fgrpo.schema_base import (
+    Count,
+    Lora,
+    NonFinite,
+    Positive,
+    Rate,
+    Scheduler,
+    Section,
+    Share,
+    Tracker,
+    check_nonfinite,
+)
 
 
 class Dual(Section):

@@ -238,7 +238,17 @@ def grow_shards(config: Config, args: argparse.Namespace) -> None:
         shards.gather(stage, TREES)
         if read_ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
             return
-    command = [sys.executable, "-m", importable("mcts.run"), "--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    command = [
+        sys.executable,
+        "-m",
+        importable("mcts.run"),
+        "--preset",
+        args.preset,
+        "--method",
+        args.method,
+        "--runs",
+        args.runs,
+    ]
     command += ["--set", *args.set] if args.set else []
     names = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
     failed = parallel.run({name: [*command, "--shard", name] for name in names}, args.jobs)

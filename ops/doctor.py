@@ -24,8 +24,8 @@ from eval import base as benchmarks
 from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.installed import ROOT
 from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.installed import ROOT
 from fgrpo.policy import torchvision_shim
 from fgrpo.schema import Config, Serving
 from ops.connectivity import Finding, endpoints, ports

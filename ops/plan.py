@@ -142,7 +142,9 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
     if money is None:
         role = {"judge-rl": "training", "judge-eval": "evaluation", "extract": "extraction"}[line.stage]
         return f"{line.stage:10} {judge.model}: {counted}; set judges.{role}.prompt_price and completion_price for its cost"
-    return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices per million: {_prices(judge, price)})"
+    return (
+        f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices per million: {_prices(judge, price)})"
+    )
 
 
 def judge_price(line: Line, assume: Assumptions, price: float | None) -> tuple[int, int, float | None]:

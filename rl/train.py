@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from fgrpo import cli, config, prompts, runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
+from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import checkpoints, distributed, launch, metrics_file, tracking
@@ -73,7 +74,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
-            with tracking.tracked(trainer, cfg.rl.report_to, cfg, f"{cfg.preset}-{cfg.method}", run.path):
+            with tracking.tracked(trainer, cfg.rl.report_to, f"{cfg.preset}-{cfg.method}", run.path, without_keys(cfg)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error

@@ -78,7 +78,7 @@ def commands(text: str) -> str:
     """Commands in messages and in the Makefile: `-m eval.run` is `-m fgrpo.eval.run`, and "`make eval" is "`fgrpo eval"."""
     packages = "|".join(PACKAGES)
     text = re.sub(rf"(?<=-m )(?=(?:{packages})\.)", f"{HOME}.", text)
-    return re.sub(r"`make (?=[a-z$])", f"`{HOME} ", text)
+    return re.sub(r"`make (?=[a-z${])", f"`{HOME} ", text)
 
 
 def write(out: Path) -> Path:
@@ -91,6 +91,8 @@ def write(out: Path) -> Path:
     for path in sorted(home.rglob("*.py")):
         where = str(path.relative_to(home))
         path.write_text(rewritten(path.read_text(encoding="utf-8"), where), encoding="utf-8")
+    for path in sorted((home / "ops").rglob("*.j2")):
+        path.write_text(commands(path.read_text(encoding="utf-8")), encoding="utf-8")
     for name in CARRIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, home / name, ignore=ignore)

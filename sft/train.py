@@ -26,6 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from fgrpo import cli, config, runs
 from fgrpo.errors import UserError
 from fgrpo.files import read_items
+from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.resume import recorded_changes
 from fgrpo.schema import Config
@@ -87,7 +88,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
-                with tracking.tracked(trainer, cfg.sft.report_to, cfg, f"{cfg.preset}-sft", run.path):
+                with tracking.tracked(trainer, cfg.sft.report_to, f"{cfg.preset}-sft", run.path, without_keys(cfg)):
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             else:
                 trainer.rotate_to(checkpoint)

@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fgrpo import INTERRUPTED, cli, config, hardware, runs

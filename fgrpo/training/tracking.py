@@ -15,12 +15,10 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fgrpo.errors import UserError
-from fgrpo.inference.addresses import without_keys
-from fgrpo.schema import Config
 from fgrpo.schema_base import Tracker
 from fgrpo.training import distributed
 
@@ -48,12 +46,15 @@ def check_tracker(tracker: Tracker, key: str) -> None:
 
 
 @contextmanager
-def tracked(trainer: Trainer, tracker: Tracker, cfg: Config, name: str, folder: Path) -> Iterator[str | None]:
+def tracked(
+    trainer: Trainer, tracker: Tracker, name: str, folder: Path, settings: dict[str, Any]
+) -> Iterator[str | None]:
     """Send what `trainer` logs in the block to the tracker, from the main process alone.
 
     Args:
         name: of the run; Trackio's gets the first characters of the id as well.
         folder: the run folder.
+        settings: the configuration without keys, which Weights & Biases shows.
 
     Yields:
         The id of the tracked run; None for TensorBoard, no tracker and other processes.
@@ -61,7 +62,7 @@ def tracked(trainer: Trainer, tracker: Tracker, cfg: Config, name: str, folder: 
     if tracker == "none" or distributed.rank() != 0:
         yield None
     elif tracker == "wandb":
-        with _weights_and_biases(trainer, cfg, name, folder) as run_id:
+        with _weights_and_biases(trainer, name, folder, settings) as run_id:
             yield run_id
     elif tracker == "trackio":
         from transformers.integrations import TrackioCallback
@@ -79,7 +80,7 @@ def tracked(trainer: Trainer, tracker: Tracker, cfg: Config, name: str, folder: 
 
 
 @contextmanager
-def _weights_and_biases(trainer: Trainer, cfg: Config, name: str, folder: Path) -> Iterator[str]:
+def _weights_and_biases(trainer: Trainer, name: str, folder: Path, settings: dict[str, Any]) -> Iterator[str]:
     import wandb
     from transformers.integrations import WandbCallback
 
@@ -92,7 +93,7 @@ def _weights_and_biases(trainer: Trainer, cfg: Config, name: str, folder: Path) 
         id=run_id,
         resume="allow",
         dir=str(folder),
-        config=without_keys(cfg),
+        config=settings,
     )
     trainer.add_callback(WandbCallback())  # logs into the open run
     succeeded = False
