@@ -78,7 +78,7 @@ def commands(text: str) -> str:
     """Commands in messages and in the Makefile: `-m eval.run` is `-m fgrpo.eval.run`, and "`make eval" is "`fgrpo eval"."""
     packages = "|".join(PACKAGES)
     text = re.sub(rf"(?<=-m )(?=(?:{packages})\.)", f"{HOME}.", text)
-    return re.sub(r"`make (?=[a-z${])", f"`{HOME} ", text)
+    return re.sub(r"([`\"'])make (?=[a-z${])", rf"\1{HOME} ", text)
 
 
 def write(out: Path) -> Path:
