@@ -8,7 +8,9 @@ METHOD ?=
 OVERLAY ?=
 SET ?=
 MODEL ?=
+MODELS ?=
 BENCHMARKS ?=
+JUDGES ?=
 RUNS ?=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
@@ -45,7 +47,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval compare tables figures report demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -75,12 +77,14 @@ $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
+eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b; JUDGES=none: accuracy alone)
+	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
 tables: | $(STAMP) ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
 figures: | $(STAMP) ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
+compare: | $(STAMP) ## compare evaluated models on the same questions: MODELS=a,b[,c]
+	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
 report: | $(STAMP) ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report

@@ -42,6 +42,7 @@ class Benchmark:
         source: where the data comes from, for error messages.
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
+        known_as: what other harnesses call it, for `eval.external`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Benchmark:
     source: str
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
+    known_as: tuple[str, ...] = ()
 
 
 @dataclass
@@ -71,6 +73,16 @@ def benchmark(name: str) -> Benchmark:
     plugin = load_plugin("eval.benchmarks", name, "BENCHMARK", "benchmark")
     assert isinstance(plugin, Benchmark)
     return plugin
+
+
+def title_of(name: str) -> str:
+    """The heading of a benchmark in tables; its name where there is no such benchmark, as of another harness' data set."""
+    return benchmark(name).title if name in names() else name
+
+
+def is_paired(name: str) -> bool:
+    """Whether a benchmark's groups are pairs; False where there is no such benchmark."""
+    return name in names() and benchmark(name).paired
 
 
 def folder_of(name: str, config: Config) -> Path:

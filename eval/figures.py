@@ -26,6 +26,7 @@ from eval import base, freshness, models
 from eval.comparisons import KINDS
 from eval.measures import Measure, measures_of, reward_measures
 from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
+from eval.results import places as places_of
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import read_items
@@ -128,23 +129,28 @@ def window_of(steps: int) -> int:
 
 def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     """Bars per data set and on average, with intervals: one panel per reward that has a value, one colour per model."""
-    kind = "sampled" if any("sampled" in r.kinds() for r in results.values()) else "greedy"
+    reasoning = [r for r in results.values() if r.summary.get("mode") == "think"]
+    kind = "sampled" if reasoning and all("sampled" in r.kinds() for r in reasoning) else "greedy"
     panels = figure3_measures(results, kind)
     shown = [r for r in results.values() if any(r.cell(kind, "average", m.metric) is not None for m in panels)]
     if not shown:
         return None
-    places = [*config.eval.benchmarks, "average"]
-    titles = [*(base.benchmark(n).title for n in config.eval.benchmarks), "average"]
+    names = places_of(shown, config)
+    inside = [n for n in names if n in config.eval.benchmarks] or names
+    outside = [n for n in names if n not in inside]
+    places = [*outside, *inside, "average"]
+    titles = [*map(base.title_of, outside), *map(base.title_of, inside), "average"]
     size = (max(9.5, 1.4 * len(shown)), 2.7 * len(panels) + 0.4)
     figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axis, measure in zip(axes[:, 0], panels, strict=True):
-        _bars(axis, shown, kind, places, measure.metric)
+        _bars(axis, shown, kind, places, measure.metric, inside)
         direction = "higher" if measure.report.higher_is_better else "lower"
         axis.set_title(f"{_capital(measure.report.title)}, % ({direction} is better)")
     axes[-1, 0].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
-    figure.supxlabel(f"{KINDS[kind]}; {intervals}", fontsize=9, color="#555555")
+    of = f"average of {', '.join(map(base.title_of, inside))}"
+    figure.supxlabel(f"{KINDS[kind]}; {intervals}; {of}", fontsize=9, color="#555555")
     return figure
 
 
@@ -158,12 +164,22 @@ def figure3_measures(results: Mapping[str, Result], kind: str | None = None) -> 
     ]
 
 
-def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str) -> None:
-    """One metric in percent: a group of bars per place, one bar per model; the average stands apart at the right."""
+def _is_other_average(result: Result, kind: str, place: str, averaged: Sequence[str]) -> bool:
+    """Whether this is the average of a result over other benchmarks than those that the axis names: no bar beside the others."""
+    return place == "average" and kind in result.kinds() and set(result.averaged(kind)) != set(averaged)
+
+
+def _bars(
+    axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str, inside: Sequence[str]
+) -> None:
+    """One metric in percent: a group of bars per place, one bar per model; the average of `inside` stands apart at the right."""
     width = 0.8 / len(shown)
     gap = np.array([0.0] * (len(places) - 1) + [0.25])
     for k, result in enumerate(shown):
-        cells = [result.cell(kind, place, metric) for place in places]
+        cells = [
+            None if _is_other_average(result, kind, place, inside) else result.cell(kind, place, metric)
+            for place in places
+        ]
         xs = np.arange(len(places)) + (k - (len(shown) - 1) / 2) * width + gap
         heights = [np.nan if c is None else 100 * c["value"] for c in cells]
         errors = np.array(
@@ -172,7 +188,7 @@ def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str],
                 for c in cells
             ]
         ).T
-        axis.bar(xs, heights, width * 0.92, label=result.title, color=colour(result.name, k))
+        axis.bar(xs, heights, width * 0.92, label=result.label, color=colour(result.name, k))
         axis.errorbar(xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5)
     if all(bar.get_height() >= 0 or np.isnan(bar.get_height()) for bar in axis.patches):  # type: ignore[attr-defined]
         axis.set_ylim(0, None)

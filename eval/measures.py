@@ -40,6 +40,11 @@ class Measure:
         return self.report.metric
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the score is a judge's."""
+        return self.is_reward and rewards.judge_task_of(rewards.load(self.score)) is not None
+
+    @property
     def heading(self) -> str:
         """The title with the arrow of its direction, such as "inconsistency ↓"."""
         return f"{self.report.title} {'↑' if self.report.higher_is_better else '↓'}"

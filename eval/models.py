@@ -29,6 +29,7 @@ from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
 METHODS = CONFIGS / "method"
+SPEC_FILE = "model.json"  # in the folder of answers that another harness made: how they are read
 AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -70,7 +71,7 @@ class ModelSpec(Section):
         title: row heading in the tables.
         path: checkpoint; "{run}" is runs/<preset>, "{base}" the preset's base model.
         made_by: make target that writes the checkpoint, None for models that are only downloaded or served.
-        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's.
+        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's. "": another harness prompted.
         prompt_open: prompt file for questions without options (default: the same).
         prefix: text that already begins the assistant's turn.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
@@ -160,6 +161,21 @@ def configured(name: str, config: Config) -> ModelSpec:
     return spec.model_copy(update={key: getattr(config.policy, key) for key in keys})
 
 
+def of_folder(folder: Path, config: Config) -> ModelSpec:
+    """The model of an evaluation's folder: the one that its `SPEC_FILE` describes, else the one of its name.
+
+    Raises:
+        UserError: the file is damaged, or as `configured`.
+    """
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        return configured(folder.name, config)
+    try:
+        return ModelSpec.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} describes no model ({error}); run the command that wrote it again") from error
+
+
 def _of_method(name: str) -> dict[str, Any]:
     """The keys of a model that is only a method: the end of its RL run, with the preset's prompt."""
     return {
@@ -242,6 +258,11 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
     }
     values |= {key: value for key, value in spec.engine.model_dump().items() if value is not None}
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
+
+
+def token_limit(spec: ModelSpec, config: Config) -> int:
+    """The most tokens of one answer."""
+    return spec.max_new_tokens or config.eval.max_new_tokens
 
 
 def temperature(spec: ModelSpec, config: Config) -> float:

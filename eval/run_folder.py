@@ -16,6 +16,7 @@ from eval.extraction import evaluation_tasks
 from eval.measures import measures
 from eval.results import SCORING
 from fgrpo import shards
+from fgrpo.code_hash import code_hashes
 from fgrpo.errors import UserError
 from fgrpo.identity import Identity
 from fgrpo.key_kinds import of_judge
@@ -99,6 +100,17 @@ def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
 
 
+def reward_code() -> dict[str, str]:
+    """The hash of the code of every reported reward: scores of an edited reward are computed again."""
+    return code_hashes("rewards", [measure.score for measure in measures() if measure.is_reward])
+
+
+def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:
+    """A stored identity; names of rewards without their code, as older versions stored them, count as the present code."""
+    names, code = identity.get("rewards"), reward_code()
+    return {**identity, "rewards": code} if isinstance(names, list) and set(names) == set(code) else identity
+
+
 def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
 
@@ -106,7 +118,7 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     """
     boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
     every = measures()
-    identity = {**judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
+    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
@@ -116,6 +128,8 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     }
     path = run.path / SCORING
     scoring = _stored_scoring(path)
+    if scoring is not None:
+        scoring["judges"] = with_known_code(scoring["judges"])
     is_of_others = scoring is None or scoring["judges"] != identity
     if is_of_others or (scoring is not None and scoring["summary"] != intervals):
         run.reopen()

@@ -39,6 +39,7 @@ __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
 REFUSED = "the engine refused the request"
 NO_TRACE = "no trace visible"
+NO_JUDGE = "not scored: no judge"
 NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
 IN_FLIGHT = 256  # rollouts that are judged at a time
 
@@ -54,6 +55,7 @@ class Scorer:
         truth: the miniature world's truth, None for real data.
         box_normaliser: divisor of Eq. 1, see `rewards.base.RewardContext`.
         pixels: the bounds within which the model's processor resizes an image.
+        token_limit: of one answer; None if it is not known.
     """
 
     spec: ModelSpec
@@ -62,6 +64,7 @@ class Scorer:
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
     pixels: boxes.PixelBounds = backbone.default().pixels
+    token_limit: int | None = None
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         """One record per rollout, in order. A rollout that the engine refused gets failed scores, and no judge is called."""
@@ -98,21 +101,37 @@ class Scorer:
     ) -> dict[str, list[Score]]:
         """The scores of every reported reward, by reward name, one per pair."""
         items = [
-            rewards.RewardItem(rollout.id, with_true_boxes(sample, self.truth), response)
+            rewards.RewardItem(
+                rollout.id,
+                with_true_boxes(sample, self.truth),
+                response,
+                tokens=rollout.tokens if rollout.tokens or not rollout.text else None,
+                finish=rollout.finish,
+                group=rollout.sample_id,
+            )
             for (sample, rollout), response in zip(pairs, responses, strict=True)
         ]
         least, most, factor = self.pixels
         tag, frame = self.spec.box_tag, self.spec.box_frame
-        context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor)
+        context = rewards.RewardContext(
+            self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor, token_limit=self.token_limit
+        )
         columns: dict[str, list[Score]] = {}
         for measure in reward_measures():
             if measure.report.needs_boxes and self.spec.grounding != "boxes":
                 columns[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
+            elif not self._is_judged(measure.score):
+                columns[measure.score] = [Score.not_applicable(NO_JUDGE)] * len(items)
             elif rewards.needs_trace(rewards.load(measure.score)):
                 columns[measure.score] = await self._of_traces(measure.score, items, context)
             else:
                 columns[measure.score] = await rewards.load(measure.score)(items, context)
         return columns
+
+    def _is_judged(self, name: str) -> bool:
+        """Whether the judges answer what the reward asks; True for a reward that asks nothing."""
+        task = rewards.judge_task_of(rewards.load(name))
+        return task is None or self.judges.answers(task)
 
     async def _of_traces(
         self, name: str, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
@@ -142,7 +161,10 @@ class Scorer:
             else:
                 answers.append(None)
                 unread.append((i, ExtractionItem(rollout.id, sample.choices, span)))
-        if unread:
+        if unread and not self.judges.answers(EXTRACTION_TASK):
+            for i, item in unread:
+                answers[i] = _unresolved(item.answer_span)
+        elif unread:
             verdicts = await self.judges.ask(EXTRACTION_TASK, [item for _, item in unread])
             for (i, item), verdict in zip(unread, verdicts, strict=True):
                 answers[i] = _extracted(pairs[i][0], item.answer_span, verdict)
@@ -216,7 +238,7 @@ async def score_file(
     complete; at the end both files are in the order of `generations`.
 
     Args:
-        progress: called with 1 after each rollout.
+        progress: called with the number of rollouts that were scored before, then with 1 after each rollout.
 
     Returns:
         All records, in the order of `generations`.
@@ -233,6 +255,9 @@ async def score_file(
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:
         slots = asyncio.Semaphore(IN_FLIGHT)
+        scored_before = sum(rollout.id in sink for rollout in rollouts)
+        if progress is not None and scored_before:
+            progress(scored_before)
 
         async def one(rollout: Rollout) -> None:
             async with slots:

@@ -86,6 +86,15 @@ class OpenAITransport:
             raise Unusable(CUT_OFF.format(self._config.room(call.size)))
         return choice.text
 
+    async def check(self) -> None:
+        """See `fgrpo.inference.client.Client.check`; the request that may be sent has this judge's parameters."""
+        first = Call("check", "Answer with the word yes.", "", lambda reply: ())
+
+        async def body(endpoint: Endpoint) -> dict[str, Any]:
+            return self._body(first, ())
+
+        await self._client.check(body, estimate(first, (), self._config.room(1)))
+
     async def close(self) -> None:
         """Close the connections of the running event loop."""
         await self._client.close()

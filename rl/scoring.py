@@ -68,17 +68,26 @@ class RolloutScorer:
             inputs: rows with a "sample" column (JSON).
             completions: texts, or chat turns of which the last is the completion.
             ids: token ids of the completions.
-            trainer: gives the step, the rank and the event loop.
+            trainer: gives the step, the rank, the size of a group, what a completion's end is, and the event loop.
         """
         step = int(trainer.state.global_step)
         rank = int(trainer.accelerator.process_index)
         texts = tuple(c if isinstance(c, str) else str(c[-1]["content"]) for c in completions)
         tag, frame = self._context.box_tag, self._context.box_frame
+        first = rank * len(inputs)  # rows of one prompt follow each other over all processes
         items = []
-        for n, (row, text) in enumerate(zip(inputs, texts, strict=True)):
+        for n, (row, text, tokens) in enumerate(zip(inputs, texts, ids, strict=True)):
             sample = Sample.from_dict(json.loads(row["sample"]))
-            parsed = response.parse(text, box_tag=tag, frame=frame)
-            items.append(RewardItem(rollout_id(step, rank, n, sample.id), sample, parsed))
+            items.append(
+                RewardItem(
+                    rollout_id(step, rank, n, sample.id),
+                    sample,
+                    response.parse(text, box_tag=tag, frame=frame),
+                    tokens=len(tokens),
+                    finish="length" if trainer.is_cut_off(tokens) else "stop",
+                    group=f"{step}/{(first + n) // trainer.num_generations}",
+                )
+            )
         work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))
         self._pending = asyncio.run_coroutine_threadsafe(work, trainer.async_loop)
 

@@ -214,6 +214,7 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         box_frame=cfg.policy.box_frame,
         unscorable=cfg.rl.unscorable,
         grounding_mean=cfg.rl.grounding_mean,
+        token_limit=cfg.rl.max_response_length,
     )
     return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 

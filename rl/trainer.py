@@ -245,6 +245,11 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
+    def is_cut_off(self, ids: Sequence[int]) -> bool:
+        """Whether a completion of these token ids ended without an end token, as TRL counts it."""
+        ends: Sequence[int | None] = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        return len(ids) > 0 and ids[-1] not in ends
+
     def forbidden_ids(self) -> Sequence[int]:
         """Token ids that the rollout engine is configured never to sample."""
         if self.use_vllm:

@@ -47,6 +47,7 @@ _LOOK_S = 0.25  # seconds between two looks for an endpoint that is up again
 _LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be read is read again
 _NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
 _NAMED = 8  # models that a message lists
+_CHECKS = 4  # connections that are tried before an address counts as wrong
 
 
 @dataclass
@@ -131,6 +132,59 @@ class Client:
             wait = self._wait(attempts, result)
             self.meter.wait(wait)
             await self.clock.sleep(wait)
+
+    async def check(self, body: Body, reserved: tuple[int, int]) -> None:
+        """Find out whether requests can be answered, before any is needed: the key, the addresses, the model's name.
+
+        The lists of models tell at no cost. Where none names the model, one request is sent.
+
+        Args:
+            body, reserved: of that request, see `complete`.
+
+        Raises:
+            UserError: no endpoint can be reached, or one refuses the key or the model (says which, and what to do).
+        """
+        endpoints = self._loop().endpoints
+        found = [await self._reached(endpoint) for endpoint in endpoints]
+        lost = [failure for failure in found if isinstance(failure, Failure)]
+        if len(lost) == len(endpoints):
+            raise UserError(
+                f"the {self._served_model.role} {self._served_model.model} at {', '.join(e.name for e in endpoints)} cannot be "
+                f"reached ({lost[0].detail}); start its server, or fix the address"
+            )
+        if any(not isinstance(names, Failure) and self._served_model.model in names for names in found):
+            return
+        try:
+            await self.complete(body, reserved)
+        except RequestFailed as error:
+            failure = error.failure
+            if failure.action == "stop":
+                raise UserError(failure.detail) from None
+            if failure.action == "refuse" or not failure.is_alive:
+                raise UserError(
+                    f"the {self._served_model.role} {self._served_model.model} at {', '.join(e.name for e in endpoints)} does not "
+                    f"answer a first request ({failure.detail}); check its address and its name"
+                ) from None
+
+    async def _reached(self, endpoint: Endpoint) -> frozenset[str] | Failure:
+        """The models that an endpoint lists, none if its list cannot be read; the failure if there is no connection.
+
+        Raises:
+            UserError: the endpoint refuses the key.
+        """
+        for attempt in range(_CHECKS):
+            if attempt:
+                await self.clock.sleep(min(attempt * self.limits.first_wait_s, self.limits.longest_wait_s))
+            try:
+                return frozenset(await self._models(endpoint))
+            except ERRORS as error:
+                failure = classify(error)
+            failure = replace(failure, detail=redact(failure.detail))
+            if failure.action == "stop":
+                raise UserError(self._stop_reason(endpoint, failure))
+            if not failure.is_unreachable:
+                return frozenset()
+        return failure
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
