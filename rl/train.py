@@ -139,6 +139,8 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite
+    trainer.writes_card = False
+    trainer.shows_alarms = False  # the logging callback does
     trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not one process'
     preflight.trainer = log.trainer = trainer
     return trainer, log

@@ -25,8 +25,9 @@ from fgrpo.policy import adapters, loading
 from fgrpo.training import tracking
 from fgrpo.types import Score
 from rl import train
+from rl.alarms import Alarms
 from rl.dual import Constraint
-from rl.logging_callback import Alarms, LoggingCallback, progress_text
+from rl.logging_callback import LoggingCallback, progress_text
 from rl.scored_batch import ScoredBatch
 from rl.scoring import RolloutScorer
 from rl.trainer import FaithfulGRPOTrainer, resume_point
