@@ -9,6 +9,7 @@ writes the manifest with their hashes and, last, `done`. What happens to a folde
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -255,6 +256,7 @@ class Run:
                 "outputs": describe_all(self.path, names, hashes),
                 "counts": dict(self.counts),
                 "seconds": round(time.time() - self._started, 1),
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **_provenance(),
                 **extra,
             },
