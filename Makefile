@@ -47,7 +47,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval compare tables figures report demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -83,6 +83,8 @@ tables: | $(STAMP) ## write all tables from finished evaluations, print the smal
 	$(PY) -m eval.tables $(ARGS)
 figures: | $(STAMP) ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
+external: | $(STAMP) ## score what lmms-eval or VLMEvalKit stored: NAME=<name> SAMPLES="file …" IMAGES=<LMUData/x.tsv> FLAGS="more options"
+	$(PY) -m eval.external $(ARGS) --name $(or $(NAME),$(error set NAME to a name for the model: NAME=qwen-lmms)) --samples $(or $(SAMPLES),$(error set SAMPLES to the files of lmms-eval or VLMEvalKit)) $(if $(IMAGES),--images $(IMAGES)) $(if $(JUDGES),--judges $(JUDGES)) $(FLAGS)
 compare: | $(STAMP) ## compare evaluated models on the same questions: MODELS=a,b[,c]
 	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
 report: | $(STAMP) ## write one HTML page: tables, figures, examples with boxes and verdicts

@@ -154,7 +154,7 @@ async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | 
         reason = {"error": str(error)[:500], TRANSIENT: error.is_transient}
         return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, **reason}), error
     text = job.request.prefix + completion.text
-    return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta), None
+    return Rollout(job.id, job.sample.id, text, completion.finish, completion.tokens, meta), None
 
 
 def _stored(path: Path) -> Iterator[dict[str, Any]]:

@@ -82,7 +82,7 @@ def evaluate(
             benchmarks=every,
             model=name,
             judges=run_folder.judge_identity(judge_set, config),
-            judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
+            judging=judge_set.usage(),
         )
         return folder.path
 

@@ -19,7 +19,7 @@ import rewards.base as rewards
 from eval.base import group_of
 from eval.extract import extract_choice
 from eval.extraction import EXTRACTION_TASK, UNRESOLVED, ExtractionItem
-from eval.measures import ACCURACY, FORMAT, measures, reward_measures
+from eval.measures import ACCURACY, FORMAT, Measure, measures, reward_measures
 from eval.miniworld_truth import statement_scores, with_true_boxes
 from eval.models import ModelSpec
 from eval.open_answers import same_open_answer
@@ -42,6 +42,10 @@ NO_TRACE = "no trace visible"
 NO_JUDGE = "not scored: no judge"
 NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
 IN_FLIGHT = 256  # rollouts that are judged at a time
+PER_SLOT, LEAST_IN_FLIGHT = (
+    2,
+    8,
+)  # of a judge with limited calls: enough to keep it busy, few enough to complete one by one
 
 
 @dataclass(frozen=True)
@@ -116,17 +120,25 @@ class Scorer:
         context = rewards.RewardContext(
             self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor, token_limit=self.token_limit
         )
-        columns: dict[str, list[Score]] = {}
-        for measure in reward_measures():
-            if measure.report.needs_boxes and self.spec.grounding != "boxes":
-                columns[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
-            elif not self._is_judged(measure.score):
-                columns[measure.score] = [Score.not_applicable(NO_JUDGE)] * len(items)
-            elif rewards.needs_trace(rewards.load(measure.score)):
-                columns[measure.score] = await self._of_traces(measure.score, items, context)
-            else:
-                columns[measure.score] = await rewards.load(measure.score)(items, context)
-        return columns
+        # together, so that the calls about one answer follow each other and answers are complete one by one
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {m.score: group.create_task(self._column(m, items, context)) for m in reward_measures()}
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {name: task.result() for name, task in tasks.items()}
+
+    async def _column(
+        self, measure: Measure, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
+    ) -> list[Score]:
+        """One reward's score of each item."""
+        if measure.report.needs_boxes and self.spec.grounding != "boxes":
+            return [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
+        if not self._is_judged(measure.score):
+            return [Score.not_applicable(NO_JUDGE)] * len(items)
+        if rewards.needs_trace(rewards.load(measure.score)):
+            return await self._of_traces(measure.score, items, context)
+        return list(await rewards.load(measure.score)(items, context))
 
     def _is_judged(self, name: str) -> bool:
         """Whether the judges answer what the reward asks; True for a reward that asks nothing."""
@@ -229,6 +241,12 @@ def verdict_line(record: EvalRecord, reward_names: Sequence[str]) -> dict[str, A
     return line | {name: record.scores[name].to_dict() for name in reward_names if name in record.scores}
 
 
+def in_flight(judges: JudgeSet) -> int:
+    """How many rollouts to judge at a time, so that answers are complete, and stored, one after the other."""
+    slots = [each.slots for each in (judges, *judges.delegates.values()) if each.slots is not None]
+    return min(IN_FLIGHT, max(LEAST_IN_FLIGHT, PER_SLOT * max(slots))) if slots else IN_FLIGHT
+
+
 async def score_file(
     scorer: Scorer, samples: Mapping[str, Sample], generations: Path, out: Path, progress: Any = None
 ) -> list[EvalRecord]:
@@ -254,7 +272,7 @@ async def score_file(
     known = {r.id: r for r in stored if not any(s.failed for s in r.scores.values())}
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:
-        slots = asyncio.Semaphore(IN_FLIGHT)
+        slots = asyncio.Semaphore(in_flight(scorer.judges))
         scored_before = sum(rollout.id in sink for rollout in rollouts)
         if progress is not None and scored_before:
             progress(scored_before)

@@ -113,6 +113,7 @@ class JudgeSet:
         delegates: by task name, other sets that answer these tasks (`with_task`).
         blind: whether tasks are put in their blind form, where they have one.
         is_none: there is no judge (`judges/backends/none.py`).
+        slots: calls that are sent at a time; None: no limit is known.
         check: finds out whether the judge can be called, before it is needed; see `check_all`.
     """
 
@@ -124,6 +125,7 @@ class JudgeSet:
     delegates: Mapping[str, JudgeSet] = field(default_factory=dict)
     blind: bool = False
     is_none: bool = False
+    slots: int | None = None
     check: Callable[[], Awaitable[None]] = unchecked
 
     async def ask(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[Verdict]:
@@ -183,6 +185,13 @@ class JudgeSet:
     def meters(self) -> tuple[Meter, ...]:
         """The meters of these judges and of those they delegate to."""
         return (self.meter, *(other.meter for other in self.delegates.values()))
+
+    def usage(self) -> dict[str, dict[str, object]]:
+        """What judging has cost so far, by the name of these judges and of those they delegate to (with its task, if it is the same)."""
+        out = {self.name: self.meter.to_dict()}
+        for task, other in self.delegates.items():
+            out[other.name if other.name not in out else f"{other.name} ({task})"] = other.meter.to_dict()
+        return out
 
     def cost(self) -> str:
         """Usage of the models so far, for a progress bar; empty without a model."""

@@ -65,10 +65,21 @@ def _reader(blind: BlindForm[Item], item: Item) -> Callable[[Verdict], Verdict]:
 
 
 def judges_of_model(
-    config: schema.Judge, meter: Meter, transport: Transport, check: Callable[[], Awaitable[None]] = unchecked
+    config: schema.Judge,
+    meter: Meter,
+    transport: Transport,
+    check: Callable[[], Awaitable[None]] = unchecked,
+    slots: int | None = None,
 ) -> JudgeSet:
-    """The judge set of a model that `transport` reaches; `check` is that of `JudgeSet`."""
+    """The judge set of a model that `transport` reaches; `check` and `slots` are those of `JudgeSet`."""
     client = CachedClient(config, meter, transport)
     return JudgeSet(
-        ModelJudge(client, config), config.model, True, meter, client.close, blind=config.blind, check=check
+        ModelJudge(client, config),
+        config.model,
+        True,
+        meter,
+        client.close,
+        blind=config.blind,
+        check=check,
+        slots=slots,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from fgrpo import response
 from fgrpo.types import NotFinite, Sample, Score
-from rewards.base import Reward, RewardContext, RewardItem, load
+from rewards.base import Reward, RewardContext, RewardItem, judge_task_of, load
 from rl.reward_validation import NoScore, rollout_id
 from rl.scored_batch import TASK, ScoreColumn, ScoredBatch
 
@@ -46,6 +46,11 @@ class RolloutScorer:
     def reward_funcs(self) -> list[Callable[..., Any]]:
         """One asynchronous TRL reward function per column, named like its reward. Each returns a `ScoreColumn`."""
         return [self._column(name) for name in self.names]
+
+    def check_judges(self) -> None:
+        """Check that the judges can be called, if a reward asks them; costs no judgement. Raises UserError as `JudgeSet.check_all`."""
+        if any(judge_task_of(reward) is not None for reward in self._rewards.values()):
+            asyncio.run(self._context.judges.check_all())
 
     def _column(self, name: str) -> Callable[..., Any]:
         async def column(*, prompts: Sequence[Any], **_: Any) -> ScoreColumn:

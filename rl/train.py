@@ -97,6 +97,7 @@ def build_trainer(
     rl = cfg.rl
     dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
     scorer = make_scorer(cfg, pixels, run.path)
+    distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)

@@ -115,7 +115,7 @@ def score_external(source: Source, config: Config, root: str | Path = "runs") ->
         outputs = (*OUTPUTS, models.SPEC_FILE, FILE)
         benchmarks = list(dict.fromkeys(sample.source for sample in samples.values()))
         identity = run_folder.judge_identity(judge_set, config)
-        folder.finish(outputs, benchmarks=benchmarks, model=source.name, judges=identity)
+        folder.finish(outputs, benchmarks=benchmarks, model=source.name, judges=identity, judging=judge_set.usage())
         return folder.path
 
 

@@ -66,6 +66,11 @@ def test_measures_are_rewards_in_their_order_and_what_is_no_reward(brevity: None
         measures.measures_of(["brevity"])
 
 
+def test_every_measure_but_format_and_statement_has_a_card(brevity: None) -> None:
+    without = {m.metric for m in measures.measures() if not m.headline}
+    assert without == {"format", "statement"}
+
+
 def test_two_measures_of_one_metric_are_an_error(brevity: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Brevity, "report", rewards.Report("flip", "flip"))
     with pytest.raises(UserError, match="two measures have the metric 'flip'"):

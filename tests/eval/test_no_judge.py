@@ -74,7 +74,7 @@ def test_the_command_line_and_its_processes_take_the_backend() -> None:
     assert run.with_judges(["a=1"], None) == ["a=1"]
     config = load("mini", "fgrpo", run.with_judges([], "none"))
     assert (config.judges.evaluation.backend, config.judges.extraction.backend) == ("none", "none")
-    with pytest.raises(UserError, match="did you mean none"):
+    with pytest.raises(UserError, match="did you mean 'none'"):
         run.with_judges([], "nonne")
 
 
@@ -181,3 +181,64 @@ def test_stored_answers_are_scored_without_a_check(
     run.evaluate(changed(world, backend="none"), "fgrpo", ["mmvp"], tmp_path, engine(world))
     with pytest.raises(UserError, match="judgements of consistency failed"):
         run.evaluate(judged(world, "http://127.0.0.1:9/v1"), "fgrpo", ["mmvp"], tmp_path)
+
+
+def test_the_extraction_judges_usage_does_not_replace_the_evaluation_judges(
+    world: Config, served: tuple[type[Endpoint], str]
+) -> None:
+    """An oracle has a meter without a name; two judges of one model have one name."""
+    paid = judged(world, served[1])
+    for extraction, names in (
+        (world.judges.extraction, ["j", "oracle"]),
+        (paid.judges.evaluation.model_copy(update={"concurrency": 1}), ["j", "j (extraction)"]),
+    ):
+        both = paid.model_copy(update={"judges": paid.judges.model_copy(update={"extraction": extraction})})
+        judges = run.evaluation_judges(both)
+        judges.meter.count("calls")
+        usage = judges.usage()
+        assert list(usage) == names and usage["j"]["calls"] == 1 and usage[names[1]]["calls"] == 0
+
+
+def test_answers_are_complete_one_by_one(
+    world: Config, tmp_path: Path, served: tuple[type[Endpoint], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one call at a time, the first answer has all its verdicts after as many calls as it needs, not after all answers' first."""
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    moved: list[int] = []
+
+    class Ordered(served[0]):  # type: ignore[misc,valid-type]
+        def do_POST(self) -> None:
+            asked = json.loads(self.body())
+            self.asked.append(asked["model"])
+            labels = asked["response_format"]["json_schema"]["schema"]["properties"]
+
+            def filled(form: dict[str, Any]) -> Any:
+                return (
+                    {k: filled(v) for k, v in form["properties"].items()}
+                    if "properties" in form
+                    else form.get("enum", ["x"])[0]
+                )
+
+            content = json.dumps({name: filled(form) for name, form in labels.items()})
+            choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+            self.reply(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "j", "choices": [choice]})
+
+    kind = type("Kind", (Ordered,), {"asked": []})
+    with serving(kind) as url:
+        config = judged(world, url)
+        config = config.model_copy(
+            update={"judges": config.judges.model_copy(update={"extraction": world.judges.extraction})}
+        )
+        config = changed_only(config, concurrency=1)
+        monkeypatch.setattr("eval.score.LEAST_IN_FLIGHT", 2)
+        monkeypatch.setattr(
+            "eval.scored_answers.progress.moving", lambda bar, cost: lambda n: moved.append(len(kind.asked))
+        )
+        run.evaluate(config, "fgrpo", ["mmvp"], tmp_path, engine(world, inconsistent=0.0, wrong=0.0))
+    assert len(moved) == 8 and moved[0] <= 4 < moved[-1] and moved == sorted(moved)
+
+
+def changed_only(config: Config, **keys: Any) -> Config:
+    """`config` with other keys of the evaluation judge, whatever extracts answers."""
+    judge = config.judges.evaluation.model_copy(update=keys)
+    return config.model_copy(update={"judges": config.judges.model_copy(update={"evaluation": judge})})
