@@ -294,7 +294,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
 
     def _warn_of_unknown_failures(self) -> None:
         """Once: without a reward that says what failed, every None is "not applicable" and the limit has no effect."""
-        if self._said_unknown or self.max_failed_share == 1:
+        if self._said_unknown or self.max_failed_share == 1 or not self._returned:
             return
         self._said_unknown = True
         if not any(isinstance(column, ScoreColumn) for column in self._returned.values()):
