@@ -47,7 +47,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke backbone clean-checkpoints \
   judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -89,6 +89,8 @@ compare: | $(STAMP) ## compare evaluated models on the same questions: MODELS=a,
 	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
 report: | $(STAMP) ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
+card: | $(STAMP) ## write the card of a checkpoint or data set, ready to upload: RUN=runs/mini/rl-fgrpo (or sft, mcts, data)
+	$(PY) -m ops.card $(ARGS) --run $(or $(RUN),$(error set RUN to a finished run folder: RUN=runs/$(PRESET)/rl-fgrpo))
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report
 	@$(MAKE) --no-print-directory -j2 $(addprefix rl-,$(DEMO_METHODS))
 	@$(MAKE) --no-print-directory eval
