@@ -124,7 +124,8 @@ def how_to_get(bench: Benchmark, config: Config) -> str:
     """What to do about missing or broken data, for error messages."""
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
-    return f"download {bench.source} into {Path(config.data.root) / 'bench' / bench.folder}"
+    folder = Path(config.data.root) / "bench" / bench.folder
+    return f"`make data-download PRESET={config.preset}` downloads it, or put {bench.source} into {folder}"
 
 
 def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from eval import verdict_classes
 from eval.downscale_images import fit
 from eval.measures import ACCURACY, FLIP, Measure, reward_measures
 from eval.models import ModelSpec, location
@@ -285,7 +286,14 @@ def tag_titles() -> dict[str, str]:
         _tag(m): f"{m.score_title} fails" if m.report.binary else f"{m.score_title} below 100%"
         for m in reward_measures()
     }
-    return {**below, "flip": "flips away from a wrong statement", "wrong": "wrong answer", "right": "right answer"}
+    classes = verdict_classes.titles()
+    return {
+        **classes,
+        **below,
+        "flip": "flips away from a wrong statement",
+        "wrong": "wrong answer",
+        "right": "right answer",
+    }
 
 
 def _tag(measure: Measure) -> str:
@@ -302,7 +310,7 @@ def _tags(record: EvalRecord) -> tuple[str, ...]:
             tags.append(_tag(measure))
     if _score(record, FLIP) == 1.0:
         tags.append("flip")
-    return tuple(tags)
+    return tuple(dict.fromkeys((*tags, *verdict_classes.tags(record))))
 
 
 def _image_of(text: str, default: int, count: int) -> int:

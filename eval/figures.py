@@ -1,11 +1,11 @@
-"""Figures 3, 4 and 8 of the paper, from run files alone, as PNG files.
+"""Figures 3, 4 and 8 of the paper, from run files alone, as PNG and SVG files.
 
 Figure 3: every reward's metric per data set, from finished evaluations. Figure 4: accuracy and inconsistency over training steps,
 of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else of the training rollouts in
 rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the caption says which. Figure 8: each constraint's batch mean
 above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
 
-Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png and captions.json. A figure without
+Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.{png,svg} and captions.json. A figure without
 data is skipped with one line.
 """
 
@@ -62,7 +62,11 @@ METHOD_COLOURS = {
     "grpo-multiplicative": "#009E73",
 }
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# By file type: what is left out of its metadata, so that the same figure gives the same bytes. PNG for the report, SVG for print.
+FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 STYLE = {
+    "svg.hashsalt": "figures",
+    "svg.fonttype": "none",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -343,12 +347,13 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
             if figure is None:
                 print(f"{name}: no data yet")
                 continue
-            path = out / f"{name}.png"
-            part = out / f".{name}.part.png"
-            figure.savefig(part, metadata={"Software": None})
+            for suffix, metadata in FORMATS.items():
+                path = out / f"{name}.{suffix}"
+                part = out / f".{name}.part.{suffix}"
+                figure.savefig(part, metadata=metadata)
+                part.replace(path)
+                written.append(path)
             plt.close(figure)
-            part.replace(path)
-            written.append(path)
     captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if of_checkpoints is not None else {})}
     captions["figure3"] = captions["figure3"].format(
         metrics=", ".join(m.report.title for m in figure3_measures(results))

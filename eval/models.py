@@ -18,6 +18,7 @@ from pydantic import AfterValidator, ValidationError
 from fgrpo import prompts
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
+from fgrpo.installed import yaml_files
 from fgrpo.prompts import render
 from fgrpo.response import COMMON, OWN, Tags, closing
 from fgrpo.runs import folder
@@ -123,7 +124,7 @@ class ModelSpec(Section):
 
 def names(models: Path = FOLDER, methods: Path = METHODS) -> list[str]:
     """Every model: the files of configs/models and of configs/method."""
-    return sorted({path.stem for place in (models, methods) for path in place.glob("*.yaml")})
+    return sorted({*yaml_files(models), *yaml_files(methods)})
 
 
 def load(name: str, models: Path = FOLDER, methods: Path = METHODS) -> ModelSpec:
@@ -136,7 +137,8 @@ def load(name: str, models: Path = FOLDER, methods: Path = METHODS) -> ModelSpec
     name, at, step = name.partition(AT)
     if name not in names(models, methods):
         raise unknown("model", name, names(models, methods))
-    spec = _read(models / f"{name}.yaml", _of_method(name) if (methods / f"{name}.yaml").is_file() else {})
+    file = yaml_files(models).get(name, models / f"{name}.yaml")
+    spec = _read(file, _of_method(name) if name in yaml_files(methods) else {})
     if not at:
         return spec
     if not step.isdigit() or spec.made_by is None or not spec.path.endswith(FINAL):

@@ -20,12 +20,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval import base, examples, freshness, miniworld_truth, models, tables
+from eval import base, definitions, examples, facts, freshness, miniworld_truth, models, tables, verdict_classes
 from eval.comparisons import KINDS, main_pair
 from eval.external.table import NAME as HARNESSES
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.layout import Table
-from eval.measures import measures
+from eval.measures import measures, reward_measures
 from eval.results import CAPTION_FILE, Result, find
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -76,11 +76,12 @@ def render(**context: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    absent = {"rates": None, "checks": [], "facts": [], "definitions": [], "reading": ""}  # a page may do without
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         script=Markup(SCRIPT),  # ours, and named by its hash in the policy
         script_hash=f"sha256-{digest}",
-        **context,
+        **(absent | context),
     )
 
 
@@ -118,9 +119,20 @@ def cards(shown: Sequence[Result], kind: str, config: Config) -> list[dict[str, 
 
 
 def collect(
-    shown: Sequence[Result], config: Config, kind: str, each: int = EACH, least: int = 1
+    shown: Sequence[Result],
+    config: Config,
+    kind: str,
+    each: int = EACH,
+    least: int = 1,
+    ids: Sequence[str] | None = None,
 ) -> list[examples.Example]:
-    """Examples of the shown models on the same questions; `least` of them have answered each."""
+    """Examples of the shown models on the same questions.
+
+    Args:
+        each: per benchmark, where `ids` is None: those on which the models differ come first.
+        least: so many of the models have answered each.
+        ids: of the rollouts to show.
+    """
     if not shown:
         return []
     book = miniworld_truth.book(config.data.root)
@@ -129,7 +141,7 @@ def collect(
     rollouts = [result.rollouts() for result in shown]
     specs = [models.of_folder(result.path, config) for result in shown]
     out = []
-    for rollout_id in examples.choose(shown, samples, kind, each, least):
+    for rollout_id in examples.choose(shown, samples, kind, each, least) if ids is None else ids:
         columns = [
             (key, (result, spec, scored[rollout_id], texts[rollout_id]))
             for key, result, spec, scored, texts in zip(examples.KEYS, shown, specs, records, rollouts, strict=False)
@@ -169,8 +181,10 @@ def write(config: Config, root: str | Path = "runs") -> Path:
     kind = main_kind(every)
     shown = [r for r in every if kind in r.kinds()]
     _, everything, _ = tables.build(config, root)
-    chosen = collect(shown, config, kind)
-    return write_page(shown, everything, chosen, kind, config, root, folder(config, "report", root))
+    by_model = [verdict_classes.answered(result, kind) for result in shown]
+    drawn = verdict_classes.draw(by_model, config.seed)
+    chosen = collect(shown, config, kind, ids=drawn)
+    return write_page(shown, everything, chosen, kind, config, root, folder(config, "report", root), drawn=drawn)
 
 
 def write_page(
@@ -182,6 +196,7 @@ def write_page(
     root: str | Path,
     out: Path,
     every_model: bool = False,
+    drawn: Sequence[str] | None = None,
 ) -> Path:
     """Write index.html into the folder `out`.
 
@@ -189,6 +204,7 @@ def write_page(
         shown: the models side by side.
         everything: tables; those of names that the page does not know are left out.
         every_model: whether all of `shown` are visible at first; otherwise the first two.
+        drawn: ids of the examples, where they were drawn at random; None: they were selected.
     """
     first = len(shown) if every_model else 2
     page = render(
@@ -202,7 +218,12 @@ def write_page(
         judges=[t for t in everything if t.name.startswith("judge-")],
         figures=_figures(folder(config, "figures", root)) if not every_model else [],
         examples=chosen,
-        examples_note=f"{_capital(KINDS[kind])}. The examples are selected, so they are no rates: questions on which the models' verdicts differ come first.",
+        examples_note=_examples_note(kind, config, drawn),
+        rates=_rates(shown[:first], kind, drawn),
+        checks=[m.score_title for m in reward_measures() if m.report.binary],
+        facts=facts.facts(shown, config),
+        definitions=definitions.definitions(),
+        reading=definitions.reading(config),
         columns=[
             {"key": key, "title": r.title, "visible": n < first}
             for n, (key, r) in enumerate(zip(examples.KEYS, shown, strict=False))
@@ -213,6 +234,7 @@ def write_page(
             (f"{key}-{tag}", f"{r.title}: {words}")
             for key, r in zip(examples.KEYS, shown, strict=False)
             for tag, words in examples.tag_titles().items()
+            if any(f"{key}-{tag}" in e.tags.split() for e in chosen)
         ],
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -220,17 +242,51 @@ def write_page(
     return out / "index.html"
 
 
+def _examples_note(kind: str, config: Config, drawn: Sequence[str] | None) -> str:
+    if drawn is None:
+        return (
+            f"{_capital(KINDS[kind])}. The examples are selected, so they are no rates: questions on which the models' "
+            "verdicts differ come first."
+        )
+    return (
+        f"{_capital(KINDS[kind])}. Drawn at random (seed {config.seed}), up to {verdict_classes.EACH} of every class of "
+        "verdicts and model. How often each class occurs:"
+    )
+
+
+def _rates(shown: Sequence[Result], kind: str, drawn: Sequence[str] | None) -> dict[str, Any] | None:
+    """The rates of the classes beside the number of examples shown, one column per model; None for selected examples."""
+    if drawn is None or not shown:
+        return None
+    by_model = [verdict_classes.answered(result, kind) for result in shown]
+    of_each = [{rate.tag: rate for rate in verdict_classes.rates(records, drawn)} for records in by_model]
+    occurring = {t: words for t, words in verdict_classes.titles().items() if any(t in rates for rates in of_each)}
+    return {
+        "models": [{"key": key, "title": r.title} for key, r in zip(examples.KEYS, shown, strict=False)],
+        "rows": [{"title": words, "rates": [r.get(tag) for r in of_each]} for tag, words in occurring.items()],
+        "differ": verdict_classes.differing(by_model, drawn),
+    }
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def _subtitle(config: Config, shown: Sequence[Result], kind: str) -> str:
-    where = "The miniature world, with exact oracles as judges" if config.world is not None else config.models.base
+    where = _where(shown, config)
     names = " against ".join(r.title for r in shown)
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
     averaged = list(dict.fromkeys(name for r in shown for name in r.averaged(kind)))
     of = ", ".join(map(base.title_of, averaged))
     return f"{where}. Headline: {names}; {KINDS[kind]}; means of the benchmarks ({of}) with {intervals} (flip: over all questions)."
+
+
+def _where(shown: Sequence[Result], config: Config) -> str:
+    """What the results are of: the miniature world, the preset's base model where one of its checkpoints is shown, or the data."""
+    if config.world is not None:
+        return "The miniature world"
+    is_own = any(r.name in models.names() and models.load(r.name).is_own for r in shown)
+    return f"Trained from {config.models.base}" if is_own else f"Benchmarks in {config.data.root}"
 
 
 def _split(

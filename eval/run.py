@@ -26,6 +26,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
+from fgrpo.installed import importable
 from fgrpo.pending import COUNT, pending
 from fgrpo.policy.model_files import assumed_family, pixel_bounds
 from fgrpo.runs import Run
@@ -310,7 +311,7 @@ def main() -> None:
 
 def _in_parallel(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     """One process per model, `args.jobs` at a time; UserError names those that failed."""
-    base_command = [sys.executable, "-m", "eval.run"]
+    base_command = [sys.executable, "-m", importable("eval.run")]
     base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []

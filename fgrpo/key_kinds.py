@@ -71,7 +71,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         "rollout_max_new_tokens selection prior zoom direct_chains corrected_chains backtrack_cue expand_attempts",
     },
     "sft": {
-        _NONE: "save_steps logging_steps",
+        _NONE: "save_steps logging_steps report_to",
         _MEANS: "attention deepspeed nonfinite batch_size gradient_accumulation",  # their product: `fgrpo.identity`
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "traces learning_rate weight_decay warmup_ratio scheduler max_length freeze_vision "

@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share, check_nonfinite
+from fgrpo.schema_base import (
+    Count,
+    Lora,
+    NonFinite,
+    Positive,
+    Rate,
+    Scheduler,
+    Section,
+    Share,
+    Tracker,
+    check_nonfinite,
+)
 
 
 class Dual(Section):
@@ -100,7 +111,7 @@ class Rl(Section):
     keep_checkpoints: Positive | None = 2
     deepspeed: str | None
     lora: Lora | None
-    report_to: Literal["none", "wandb"]
+    report_to: Tracker
     nonfinite: NonFinite
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ also holds the reward's question to a judge (`judge_task`), if it has one, and h
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
@@ -88,6 +88,7 @@ class Report:
         colour: of its curve in figures, "#RRGGBB"; None: the next free one of the palette.
         needs_boxes: not applicable to a model that writes points or no boxes (`grounding` in configs/models).
         order: place among the rewards' columns and panels; rewards of one place are sorted by name.
+        definition: what the metric is, in a sentence, for the report and the model card.
     """
 
     metric: str
@@ -100,6 +101,7 @@ class Report:
     colour: str | None = None
     needs_boxes: bool = False
     order: int = 100
+    definition: str = field(default="", compare=False)
 
 
 class Reward(Protocol):

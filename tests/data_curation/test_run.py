@@ -203,8 +203,11 @@ def test_a_few_failures_are_counted_and_never_wrong_answers(config: Config, tmp_
 
 def test_missing_data_names_the_command_that_writes_it(config: Config, tmp_path: Path) -> None:
     empty = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "none")})})
-    with pytest.raises(UserError, match=r"no annotation files of sat .*miniworld\.write.*array/SAT"):
+    with pytest.raises(UserError, match=r"no annotation files of sat .*`make world PRESET=smoke`"):
         curate(empty, tmp_path, Scripted())
+    real = empty.model_copy(update={"world": None})
+    with pytest.raises(UserError, match=r"`make data-download PRESET=smoke` downloads array/SAT"):
+        curate(real, tmp_path, Scripted())
 
 
 def test_a_data_set_without_usable_records_names_the_reasons(config: Config, tmp_path: Path) -> None:

@@ -271,5 +271,5 @@ def test_filter_words_are_those_that_examples_carry(brevity: None) -> None:
     }
     record = EvalRecord("r", "mmvp", "m", "s", {k: Score.of(v) for k, v in values.items()}, {"kind": "greedy"})
     tags = examples._tags(record)
-    assert tags == ("wrong", "no-consistency", "low-semantic_grounding", "no-brevity", "flip")
+    assert tags == ("wrong", "no-consistency", "low-semantic_grounding", "no-brevity", "flip", "wrong-fails")
     assert set(tags) < set(examples.tag_titles())
