@@ -58,6 +58,7 @@ class Rl(Section):
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
     see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
+    `shared_prefix`: see `rl.passes`.
     """
 
     constraints: dict[str, Constraint]
@@ -94,6 +95,7 @@ class Rl(Section):
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     gradient_checkpointing: bool
+    shared_prefix: Literal["auto", "off"] = "auto"
     rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
     vllm: Vllm = Vllm()
     save_steps: Positive

@@ -34,6 +34,7 @@ from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
 from rl.finished_step import FinishedStep
+from rl.passes import LogprobPasses
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, gather
 from rl.step import Step, StepOptions, fgrpo_step
@@ -54,7 +55,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
+class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -68,6 +69,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         scorer: starts judging as soon as the rollouts exist.
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
+        shared_prefix: whether rollouts of one prompt share a row in the log-prob passes, where the model can (`rl.passes`).
 
     Attributes:
         dual: the multipliers.
@@ -92,6 +94,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         whiten: Whiten = "sequence",
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
+        shared_prefix: bool = True,
         **more: Any,
     ) -> None:
         args = GRPOConfig() if args is None else args
@@ -101,6 +104,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
         self.scorer, self.max_failed_share = scorer, max_failed_share
+        self.shared_prefix = shared_prefix
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
         self._finished: FinishedStep | None = None
@@ -238,12 +242,6 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
             self._save_checkpoint(self.model, trial=None)
 
     # -- what others read --------------------------------------------------------------------------------------------------
-
-    @property
-    def plain_model(self) -> Any:
-        """The policy without the wrappers of accelerate and peft."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forbidden_ids(self) -> Sequence[int]:
         """Token ids that the rollout engine is configured never to sample."""
