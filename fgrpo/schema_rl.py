@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share, check_nonfinite
 
@@ -104,6 +104,11 @@ class Rl(Section):
     lora: Lora | None
     report_to: Literal["none", "wandb"]
     nonfinite: NonFinite
+
+    @field_validator("shared_prefix", mode="before")
+    @classmethod
+    def _off_without_quotes(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads off as false
 
     @model_validator(mode="after")
     def _skips_only_without_deepspeed(self) -> Self:

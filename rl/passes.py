@@ -3,7 +3,8 @@
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once (`rl.shared_prefix`).
 - Where the attention implementation takes no mask of our own (flash attention), and with `shared_prefix=False`: rows of about
   equal length pass together, without the padding around them (`rl.length_bucketing`).
-- Model families that `fgrpo.policy.backbones` does not know, and mixtures of experts with their auxiliary loss: TRL's own pass.
+- Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
+  without constraints: TRL's own pass.
 
 All ranks make equally many passes, which DDP and ZeRO-3 need: with several processes, one per `batch_size` rollouts. Results
 are those of TRL's padded rows up to the order of summation (tests/rl/test_shared_prefix.py).
@@ -34,10 +35,10 @@ class LogprobPasses(GRPOTrainer):
     """GRPOTrainer with the passes of this module.
 
     Attributes:
-        shared_prefix: whether rollouts of one prompt share a row where the model can.
+        shared_prefix: whether rollouts of one prompt share a row where the model can; None leaves all to TRL.
     """
 
-    shared_prefix = True
+    shared_prefix: bool | None = True
     _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -62,7 +63,7 @@ class LogprobPasses(GRPOTrainer):
         given = {key: field for key, field in fields.items() if field is not None}
         family = self._known_family()
         known = {*length_bucketing.BY_TOKEN, "pixel_values", "num_images", *([family.grid_field] if family else [])}
-        if family is None or compute_aux_loss or not known.issuperset(given):
+        if self.shared_prefix is None or family is None or compute_aux_loss or not known.issuperset(given):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **given
             )

@@ -69,7 +69,8 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         scorer: starts judging as soon as the rollouts exist.
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
-        shared_prefix: whether rollouts of one prompt share a row in the log-prob passes, where the model can (`rl.passes`).
+        shared_prefix: how rollouts pass through the model (`rl.passes`). True: those of one prompt share a row where the
+            model can; False: rows of about equal length; None: True with constraints, TRL's own rows without.
 
     Attributes:
         dual: the multipliers.
@@ -94,7 +95,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         whiten: Whiten = "sequence",
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
-        shared_prefix: bool = True,
+        shared_prefix: bool | None = None,
         **more: Any,
     ) -> None:
         args = GRPOConfig() if args is None else args
@@ -104,7 +105,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
         self.scorer, self.max_failed_share = scorer, max_failed_share
-        self.shared_prefix = shared_prefix
+        self.shared_prefix = shared_prefix if shared_prefix is not None else (True if self.dual.constraints else None)
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
         self._finished: FinishedStep | None = None
