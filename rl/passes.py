@@ -1,7 +1,7 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once (`rl.shared_prefix`).
-- Where the attention implementation takes no mask of our own (flash attention), and with `shared_prefix=False`: rows of about
+- Where the attention implementation takes no mask of our own (flash attention), and with `rows="by_length"`: rows of about
   equal length pass together, without the padding around them (`rl.length_bucketing`).
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -28,6 +28,7 @@ from fgrpo.training import distributed
 from rl import length_bucketing, shared_prefix
 from rl.shared_prefix import Pack
 
+Rows = Literal["shared", "by_length", "trl"]
 TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
 
 
@@ -35,10 +36,11 @@ class LogprobPasses(GRPOTrainer):
     """GRPOTrainer with the passes of this module.
 
     Attributes:
-        shared_prefix: whether rollouts of one prompt share a row where the model can; None leaves all to TRL.
+        rows: "shared": rollouts of one prompt share a row where the model can; "by_length": rows of about equal length pass
+            together; "trl": padded rows, as TRL's.
     """
 
-    shared_prefix: bool | None = True
+    rows: Rows = "shared"
     _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -63,7 +65,7 @@ class LogprobPasses(GRPOTrainer):
         given = {key: field for key, field in fields.items() if field is not None}
         family = self._known_family()
         known = {*length_bucketing.BY_TOKEN, "pixel_values", "num_images", *([family.grid_field] if family else [])}
-        if self.shared_prefix is None or family is None or compute_aux_loss or not known.issuperset(given):
+        if self.rows == "trl" or family is None or compute_aux_loss or not known.issuperset(given):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **given
             )
@@ -84,7 +86,7 @@ class LogprobPasses(GRPOTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _can_share(self) -> bool:
-        if not self.shared_prefix or self._known_family() is None:
+        if self.rows != "shared" or self._known_family() is None:
             return False
         attention = self.plain_model.config.get_text_config()._attn_implementation
         if attention not in shared_prefix.ATTENTION and not self._said:

@@ -34,7 +34,7 @@ from rl.checks import check_config, check_constraints, check_dataset
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
 from rl.finished_step import FinishedStep
-from rl.passes import LogprobPasses
+from rl.passes import LogprobPasses, Rows
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, gather
 from rl.step import Step, StepOptions, fgrpo_step
@@ -69,8 +69,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         scorer: starts judging as soon as the rollouts exist.
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
-        shared_prefix: how rollouts pass through the model (`rl.passes`). True: those of one prompt share a row where the
-            model can; False: rows of about equal length; None: True with constraints, TRL's own rows without.
+        rows: how rollouts pass through the model (`rl.passes`); None: "shared" with constraints, else "trl".
 
     Attributes:
         dual: the multipliers.
@@ -95,7 +94,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         whiten: Whiten = "sequence",
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
-        shared_prefix: bool | None = None,
+        rows: Rows | None = None,
         **more: Any,
     ) -> None:
         args = GRPOConfig() if args is None else args
@@ -105,7 +104,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, LogprobPasses):
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
         self.scorer, self.max_failed_share = scorer, max_failed_share
-        self.shared_prefix = shared_prefix if shared_prefix is not None else (True if self.dual.constraints else None)
+        self.rows = rows or ("shared" if self.dual.constraints else "trl")
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
         self._finished: FinishedStep | None = None

@@ -98,7 +98,7 @@ def test_a_shared_prompt_changes_nothing(make, lengths: list[list[int]], attenti
     ours = passed(LogprobPasses, trainer, batch)
     check_equal(ours, theirs)
     assert sum(rows * tokens for rows, tokens in widths) < whole.numel() / 1.5
-    trainer.shared_prefix = False
+    trainer.rows = "by_length"
     check_equal(passed(LogprobPasses, trainer, batch), theirs)
 
 
