@@ -80,7 +80,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "sft.lora": _LORA,
     "rl": {
         _NONE: "save_steps keep_checkpoints report_to",
-        _MEANS: "micro_batch attention gradient_checkpointing monitor max_failed_share deepspeed nonfinite",
+        _MEANS: "micro_batch attention gradient_checkpointing shared_prefix monitor max_failed_share deepspeed nonfinite",
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "

@@ -142,6 +142,7 @@ def build_trainer(
         whiten=rl.whiten,
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
+        rows="shared" if rl.shared_prefix == "auto" else "by_length",
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite
