@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgrpo import recorded
 from fgrpo.errors import UserError
 from fgrpo.files import files_below, part_of_process, remove_dead_parts
+from fgrpo.hashing import Hashes
 from fgrpo.image_files import ImageProblem, path_below
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
@@ -42,6 +44,7 @@ class Benchmark:
         source: where the data comes from, for error messages.
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
+        known_as: what other harnesses call it, for `eval.external`.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Benchmark:
     source: str
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
+    known_as: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,6 +77,16 @@ def benchmark(name: str) -> Benchmark:
     return plugin
 
 
+def title_of(name: str) -> str:
+    """The heading of a benchmark in tables; its name where there is no such benchmark, as of another harness' data set."""
+    return benchmark(name).title if name in names() else name
+
+
+def is_paired(name: str) -> bool:
+    """Whether a benchmark's groups are pairs; False where there is no such benchmark."""
+    return name in names() and benchmark(name).paired
+
+
 def folder_of(name: str, config: Config) -> Path:
     """The folder of a benchmark's files, whether or not it exists."""
     return Path(config.data.root) / "bench" / benchmark(name).folder
@@ -88,6 +102,8 @@ def load(name: str, config: Config) -> Loaded:
     bench, root, folder = benchmark(name), Path(config.data.root), folder_of(name, config)
     if not folder.is_dir():
         raise UserError(f"benchmark {name}: {folder} is missing; {how_to_get(bench, config)}")
+    below = f"bench/{bench.folder}/"
+    recorded.check(root / recorded.LIST, root, Hashes(), lambda name: name.startswith(below), how_to_get(bench, config))
     samples: dict[str, Sample] = {}
     dropped: Counter[str] = Counter()
     images = root / "cache" / "images" / name
@@ -108,7 +124,8 @@ def how_to_get(bench: Benchmark, config: Config) -> str:
     """What to do about missing or broken data, for error messages."""
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
-    return f"download {bench.source} into {Path(config.data.root) / 'bench' / bench.folder}"
+    folder = Path(config.data.root) / "bench" / bench.folder
+    return f"`make data-download PRESET={config.preset}` downloads it, or put {bench.source} into {folder}"
 
 
 def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:
@@ -213,7 +230,7 @@ def save_image(data: Any, cache: Path, stem: str) -> str:
     raw = bytes(raw)
     suffix = ".png" if raw.startswith(b"\x89PNG") else ".webp" if raw[8:12] == b"WEBP" else ".jpg"
     path = cache / f"{stem}-{hashlib.sha256(raw).hexdigest()[:12]}{suffix}"
-    if not path.exists():
+    if not path.is_file() or path.read_bytes() != raw:
         cache.mkdir(parents=True, exist_ok=True)
         part = part_of_process(path)  # models are evaluated in parallel
         part.write_bytes(raw)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,17 @@ from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
-from eval.run import check_failures, check_spending
+from eval.run_folder import reward_code, with_known_code
+from eval.scored_answers import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.inference.addresses import shown
 from fgrpo.key_kinds import of_judge
-from fgrpo.runs import RESCORED, held, require, write_json
+from fgrpo.runs import DONE, RESCORED, held, record_outputs, require, verify, write_json
 from fgrpo.schema import Config, Eval, Judge
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.types import EvalRecord, Score
 
 LABELS = ("0", "1")  # of a 0/1 reward
@@ -57,7 +58,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
 def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations: Path, out: Path) -> None:
     """Write the scores of `generations` by the judge `chosen` into `out`, whose lock this process holds."""
     samples = questions(require(folder / QUESTIONS, "eval"))  # the run's own questions, whatever the preset here
-    spec = models.configured(folder.name, config)
+    spec = models.of_folder(folder, config)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
     judge_set = judges.build(chosen, config.data.root, out)
 
@@ -78,19 +79,22 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         "judge": of_judge(chosen.model_dump(mode="json")),
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
-        "rewards": [measure.score for measure in reward_measures()],
+        "rewards": reward_code(),
         "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
     }
+    verify(out, "judge-rescore")
+    (out / DONE).unlink(missing_ok=True)
     _settle_judge(out, identity)
     records = asyncio.run(work())
     check_failures(records, config)
-    paired = [name for name in {r.benchmark for r in records} if base.benchmark(name).paired]
+    paired = [name for name in {r.benchmark for r in records} if base.is_paired(name)]
     result = {
         "model": folder.name,
         "judge": {**of_judge(chosen.model_dump(mode="json")), "endpoints": [*map(shown, chosen.endpoints)]},
         **summary.summarise(records, paired, config.eval),
     }
     write_json(out / "summary.json", result)
+    record_outputs(out, kept_scores.FILES)
 
 
 def agreements(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> dict[str, Agreement]:
@@ -148,16 +152,16 @@ def _settle_judge(out: Path, identity: dict[str, Any]) -> None:
     stored: dict[str, Any] | None = None
     if marker.is_file():
         try:
-            stored = json.loads(marker.read_text(encoding="utf-8"))
-            stored = {**stored, "judge": of_judge(stored["judge"])}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            stored = read_sealed(marker)
+            stored = with_known_code({**stored, "judge": of_judge(stored["judge"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{marker} is empty or damaged, so it is unknown which judge made {out / 'verdicts.jsonl'}; restore it, or "
                 "delete it to judge the stored answers again"
             ) from error
     if stored != identity:
         kept_scores.put_away(out, stored)
-    write_json(marker, identity)
+    write_sealed(marker, identity)
     kept_scores.bring_back(out, identity)
 
 
@@ -181,7 +185,8 @@ def main() -> None:
         out = rescore(config, folder, args.judge)
         new = read_records(out / "scores.jsonl")
         if (folder / "scores.jsonl").is_file():
-            _print_difference(read_records(folder / "scores.jsonl"), new, config.eval)
+            old = read_records(require(folder / "scores.jsonl", "eval"))
+            _print_difference(old, new, config.eval)
         print(f"scores: {out}")
 
     arguments = parser("score stored generations again with another judge")

@@ -6,7 +6,6 @@ other judges keep the generations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,16 @@ from eval.extraction import evaluation_tasks
 from eval.measures import measures
 from eval.results import SCORING
 from fgrpo import shards
+from fgrpo.code_hash import code_hashes
 from fgrpo.errors import UserError
 from fgrpo.identity import Identity
 from fgrpo.key_kinds import of_judge
 from fgrpo.pending import pending
 from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
-from fgrpo.runs import Run, folder, verify, write_json
+from fgrpo.runs import Run, folder, verify
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.shards import Shard
 from fgrpo.training import stored
 from judges.base import JudgeSet
@@ -99,6 +100,18 @@ def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
 
 
+def reward_code() -> dict[str, str]:
+    """The hash of the code of every reported reward: scores of an edited reward are computed again."""
+    names = [measure.score for measure in measures() if measure.is_reward]
+    return dict.fromkeys(names, "") | code_hashes("rewards", names)
+
+
+def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:
+    """A stored identity; names of rewards without their code, as older versions stored them, count as the present code."""
+    names, code = identity.get("rewards"), reward_code()
+    return {**identity, "rewards": code} if isinstance(names, list) and set(names) == set(code) else identity
+
+
 def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
 
@@ -106,7 +119,7 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     """
     boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
     every = measures()
-    identity = {**judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
+    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
@@ -116,12 +129,15 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     }
     path = run.path / SCORING
     scoring = _stored_scoring(path)
+    if scoring is not None:
+        scoring["judges"] = with_known_code(scoring["judges"])
     is_of_others = scoring is None or scoring["judges"] != identity
     if is_of_others or (scoring is not None and scoring["summary"] != intervals):
+        _ = run.is_done  # a damaged file is named before it is put away or scored again
         run.reopen()
     if is_of_others:
         kept_scores.put_away(run.path, None if scoring is None else scoring["judges"])
-    write_json(path, {"judges": identity, "summary": intervals})
+    write_sealed(path, {"judges": identity, "summary": intervals})
     kept_scores.bring_back(run.path, identity)
 
 
@@ -134,7 +150,7 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        scoring = json.loads(path.read_text(encoding="utf-8"))
+        scoring = read_sealed(path)
         judges = {k: of_judge(v) if k in JUDGE_ROLES else v for k, v in scoring["judges"].items()}
         return {"judges": judges, "summary": scoring["summary"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -147,10 +163,17 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def benchmarks_of(run: Run, requested: Sequence[str]) -> list[str]:
+    """The benchmarks that an evaluation covers once `requested` are added. Of a damaged manifest, config.json gives them."""
+    found = manifest(run)
+    if not found and (run.path / "manifest.json").exists() and run.identity is not None:
+        return list(dict.fromkeys([*requested, *run.identity.growing]))
+    return list(dict.fromkeys([*found.get("benchmarks", []), *requested]))
+
+
 def manifest(run: Run) -> dict[str, Any]:
     """The manifest of an evaluation; empty without one."""
     try:
-        found = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
-        return dict(found) if isinstance(found, dict) else {}
+        return read_sealed(run.path / "manifest.json")
     except (OSError, ValueError):  # none, or a damaged one: `Run.is_done` then finishes the stage again
         return {}

@@ -8,6 +8,13 @@ repository's own modules import them from where they are.
 """
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers of users' scripts
+    from rl.dual import Constraint as Constraint
+    from rl.dual import DualAscent as DualAscent
+    from rl.scored_batch import ScoreColumn as ScoreColumn
+    from rl.trainer import FaithfulGRPOTrainer as FaithfulGRPOTrainer
 
 __version__ = "0.1.0"
 
@@ -47,7 +54,9 @@ def __getattr__(name):  # type: ignore[no-untyped-def]
         raise AttributeError("module %r has no attribute %r" % (__name__, name))  # noqa: UP031
     import importlib
 
-    return getattr(importlib.import_module(EXPORTS[name]), name)
+    from fgrpo.installed import importable
+
+    return getattr(importlib.import_module(importable(EXPORTS[name])), name)
 
 
 def __dir__():  # type: ignore[no-untyped-def]

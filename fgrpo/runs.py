@@ -9,6 +9,7 @@ writes the manifest with their hashes and, last, `done`. What happens to a folde
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -28,7 +29,9 @@ from fgrpo.files import Appender, write_atomic
 from fgrpo.hashing import Hashes, damage, describe_all
 from fgrpo.identity import FILE as IDENTITY
 from fgrpo.identity import Identity, labels
+from fgrpo.installed import COMMIT_FILE, IS_WHEEL, ROOT
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 
 PACKAGES = (
     "torch",
@@ -158,7 +161,7 @@ class Run:
             hashes.save()
             resume.settle(path, stage, config, identity)
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / IDENTITY, _as_stored(path, identity).to_dict())
+            write_sealed(path / IDENTITY, _as_stored(path, identity).to_dict())
             _remove_unfinished(path)
         except BaseException:
             lock.close()
@@ -193,9 +196,9 @@ class Run:
         problems = _problems(self.path, hashes)
         hashes.save()
         if problems is None or any(not (self.path / name).exists() for name in problems):
-            self._check_repeatable(
-                f"{'manifest.json' if problems is None else next(iter(problems))} is missing or damaged"
-            )
+            lost = MANIFEST if problems is None else next(name for name in problems if not (self.path / name).exists())
+            self._check_repeatable(f"{lost} is missing or damaged")
+            print(f"{self.path / lost} is missing or damaged; the stage writes it again from what is there")
             self.reopen()
             return False
         for name, problem in problems.items():
@@ -219,7 +222,7 @@ class Run:
         if self.identity is not None and (self.path / DONE).exists():
             stored = Identity.read(self.path)
             resume.record(self.path, stored.changes(self.identity) if stored is not None else [])
-            write_json(self.path / IDENTITY, self.identity.to_dict())
+            write_sealed(self.path / IDENTITY, self.identity.to_dict())
         (self.path / DONE).unlink(missing_ok=True)
 
     def append(self, name: str, key: str = "id") -> Appender:
@@ -241,7 +244,7 @@ class Run:
             raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; rerun it")
         hashes = Hashes(self.path.parent)
         identity = {} if self.identity is None else self.identity.to_dict()
-        write_json(
+        write_sealed(
             self.path / MANIFEST,
             {
                 "stage": self.stage,
@@ -254,12 +257,20 @@ class Run:
                 "outputs": describe_all(self.path, names, hashes),
                 "counts": dict(self.counts),
                 "seconds": round(time.time() - self._started, 1),
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **_provenance(),
                 **extra,
             },
         )
         hashes.save()
         write_atomic(self.path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
+
+
+def record_outputs(path: Path, names: Iterable[str]) -> None:
+    """Mark a folder inside a stage's folder as finished, with the hashes of its files, so that `verify` compares them."""
+    hashes = Hashes(path.parent)
+    write_sealed(path / MANIFEST, {"outputs": describe_all(path, list(names), hashes)})
+    write_atomic(path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 
 def same_identity(path: Path, other: Path) -> bool:
@@ -290,7 +301,7 @@ def write_json(path: Path, data: Any) -> None:
 def _outputs(path: Path) -> dict[str, Any] | None:
     """{file: record} of a folder's manifest; None where the manifest is missing or damaged."""
     try:
-        outputs = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["outputs"]
+        outputs = read_sealed(path / MANIFEST)["outputs"]
         return {name: {"bytes": int(record["bytes"]), **record} for name, record in outputs.items() if record["hash"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage then writes its manifest again
         return None
@@ -365,10 +376,12 @@ def _provenance() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    here = Path(__file__).resolve().parent
+    if IS_WHEEL:  # a repository around the environment is not this one
+        commit = COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else None
+        return {"commit": commit and commit.rstrip("+"), "dirty": bool(commit and "+" in commit), "packages": versions}
     return {
-        "commit": _git(here, "rev-parse", "HEAD"),
-        "dirty": bool(_git(here, "status", "--porcelain")),
+        "commit": _git(ROOT, "rev-parse", "HEAD"),
+        "dirty": bool(_git(ROOT, "status", "--porcelain")),
         "packages": versions,
     }
 

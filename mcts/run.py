@@ -20,13 +20,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fgrpo import inference, parallel, prompts, shards
+from fgrpo import inference, parallel, prompts, recorded, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_ids, read_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
+from fgrpo.installed import importable
 from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
@@ -69,6 +70,7 @@ def distil(
         else:
             grown_ids = shards.merged_ids(stage, folder(config, "mcts", runs), TREES)
             samples = [sample for sample in shard.take(samples) if sample.id not in grown_ids]
+        recorded.check_images(seeds.parent, (path for sample in samples for path in sample.images))
         failed = asyncio.run(_grow_missing(config, stage, samples, sampler, allowed))
         if shard is None:
             finish(config, stage, samples, failed)
@@ -237,7 +239,17 @@ def grow_shards(config: Config, args: argparse.Namespace) -> None:
         shards.gather(stage, TREES)
         if read_ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
             return
-    command = [sys.executable, "-m", "mcts.run", "--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    command = [
+        sys.executable,
+        "-m",
+        importable("mcts.run"),
+        "--preset",
+        args.preset,
+        "--method",
+        args.method,
+        "--runs",
+        args.runs,
+    ]
     command += ["--set", *args.set] if args.set else []
     names = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
     failed = parallel.run({name: [*command, "--shard", name] for name in names}, args.jobs)

@@ -22,8 +22,9 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import adapters, loading
+from fgrpo.training import tracking
 from fgrpo.types import Score
-from rl import tracking, train
+from rl import train
 from rl.alarms import Alarms
 from rl.dual import Constraint
 from rl.logging_callback import LoggingCallback, progress_text
