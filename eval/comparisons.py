@@ -11,7 +11,7 @@ from typing import Any
 from eval import metrics, models
 from eval.layout import DASH, Table
 from eval.measures import Measure, measures
-from eval.results import Result
+from eval.results import Result, judges_of
 from fgrpo.schema import Config
 
 KINDS = {"greedy": "greedy answers", "sampled": "sampled answers, temperature 1"}
@@ -136,6 +136,7 @@ def comparison_table(a: Result, b: Result, kind: str, entries: Mapping[str, Entr
         "answers as independent; where one question has several answers (sampled answers, both orders of SAT-Real), rely on the "
         "interval, which resamples questions."
     )
+    note = " ".join(filter(None, (note, judges_of((a, b)))))
     return Table(
         comparison_name(a, b, kind), f"{a.title} against {b.title} ({KINDS[kind]})", headings, tuple(rows), note
     )

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from eval import base, freshness, models
 from eval.comparisons import KINDS
 from eval.measures import Measure, measures_of, reward_measures
-from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
-from eval.results import places as places_of
+from eval.results import CAPTION_FILE, Result, checkpoints, find, paper, places
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import read_items
@@ -139,22 +138,25 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     shown = [r for r in results.values() if any(r.cell(kind, "average", m.metric) is not None for m in panels)]
     if not shown:
         return None
-    names = places_of(shown, config)
+    names = places(shown, config)
+    sets = {frozenset(r.averaged(kind)) for r in shown if kind in r.kinds()}
+    averaged = next(iter(sets)) if len(sets) == 1 else set(config.eval.benchmarks)  # what an average stands for
     inside = [n for n in names if n in config.eval.benchmarks] or names
+    of = [n for n in names if n in averaged] or inside
     outside = [n for n in names if n not in inside]
-    places = [*outside, *inside, "average"]
+    shown_places = [*outside, *inside, "average"]
     titles = [*map(base.title_of, outside), *map(base.title_of, inside), "average"]
     size = (max(9.5, 1.4 * len(shown)), 2.7 * len(panels) + 0.4)
     figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axis, measure in zip(axes[:, 0], panels, strict=True):
-        _bars(axis, shown, kind, places, measure.metric, inside)
+        _bars(axis, shown, kind, shown_places, measure.metric, of)
         direction = "higher" if measure.report.higher_is_better else "lower"
         axis.set_title(f"{_capital(measure.report.title)}, % ({direction} is better)")
-    axes[-1, 0].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
+    axes[-1, 0].set_xticks([*range(len(titles) - 1), len(titles) - 0.75], titles)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
-    of = f"average of {', '.join(map(base.title_of, inside))}"
-    figure.supxlabel(f"{KINDS[kind]}; {intervals}; {of}", fontsize=9, color="#555555")
+    words = f"average of {', '.join(map(base.title_of, of))}"
+    figure.supxlabel(f"{KINDS[kind]}; {intervals}; {words}", fontsize=9, color="#555555")
     return figure
 
 
@@ -174,14 +176,14 @@ def _is_other_average(result: Result, kind: str, place: str, averaged: Sequence[
 
 
 def _bars(
-    axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str, inside: Sequence[str]
+    axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str, averaged: Sequence[str]
 ) -> None:
-    """One metric in percent: a group of bars per place, one bar per model; the average of `inside` stands apart at the right."""
+    """One metric in percent: a group of bars per place, one bar per model; the average of `averaged` stands apart at the right."""
     width = 0.8 / len(shown)
     gap = np.array([0.0] * (len(places) - 1) + [0.25])
     for k, result in enumerate(shown):
         cells = [
-            None if _is_other_average(result, kind, place, inside) else result.cell(kind, place, metric)
+            None if _is_other_average(result, kind, place, averaged) else result.cell(kind, place, metric)
             for place in places
         ]
         xs = np.arange(len(places)) + (k - (len(shown) - 1) / 2) * width + gap

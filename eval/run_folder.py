@@ -102,7 +102,8 @@ def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
 
 def reward_code() -> dict[str, str]:
     """The hash of the code of every reported reward: scores of an edited reward are computed again."""
-    return code_hashes("rewards", [measure.score for measure in measures() if measure.is_reward])
+    names = [measure.score for measure in measures() if measure.is_reward]
+    return dict.fromkeys(names, "") | code_hashes("rewards", names)
 
 
 def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,8 @@ class JudgeSet:
         """What judging has cost so far, by the name of these judges and of those they delegate to (with its task, if it is the same)."""
         out = {self.name: self.meter.to_dict()}
         for task, other in self.delegates.items():
+            if other.name in out and not other.meter.name:  # the same exact judge, which costs nothing
+                continue
             out[other.name if other.name not in out else f"{other.name} ({task})"] = other.meter.to_dict()
         return out
 

@@ -78,8 +78,8 @@ class Format:
 
 def formats() -> dict[str, Format]:
     """Every known format by name."""
-    package = "eval.external.formats"
-    return {name: load_plugin(package, name, "FORMAT", "format") for name in plugin_names(package, "FORMAT")}
+    names = plugin_names("eval.external.formats", "FORMAT")
+    return {name: load_plugin("eval.external.formats", name, "FORMAT", "format") for name in names}
 
 
 def format_of(path: Path, name: str | None = None) -> Format:

@@ -214,7 +214,7 @@ def _prompt_tokens(reply: Reply) -> int:
     return reply.usage[0] if reply.usage else 0
 
 
-def _completion(request: Request, choice: Choice, prompt_tokens: int, reported: int) -> Completion:
+def _completion(request: Request, choice: Choice, prompt_tokens: int, reported: int = 0) -> Completion:
     """A choice as a completion, with reasoning of a field of its own as its trace."""
     text = with_trace(choice.text, choice.reasoning, request.prefix)
     return Completion(text, choice.finish, choice.token_ids, choice.logprobs, prompt_tokens, reported)

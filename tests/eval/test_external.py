@@ -238,6 +238,15 @@ def test_what_is_no_file_of_a_harness_is_named(config: Config, tmp_path: Path) -
         score_external(Source((LMMS,), "m", metric="x"), config, tmp_path / "runs")
 
 
+def test_lines_of_json_are_read_as_a_list_of_it(tmp_path: Path) -> None:
+    rows = json.loads(JSON.read_text(encoding="utf-8"))
+    file = tmp_path / "mini_MiniWorldCVB.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    read = list(vlmevalkit.FORMAT.read(file, None))
+    assert read == list(vlmevalkit.FORMAT.read(JSON, None)) and len(read) == 10
+    assert read[0].text.startswith("<think>") and read[0].choices == ("left", "right")  # SPLIT_THINK; an empty C
+
+
 def test_names_of_tasks() -> None:
     assert matching.benchmark_of("cv_bench_2d_reasoning") == "cvb_2d"
     assert matching.benchmark_of("Qwen_CV-Bench-3D_result") == "cvb_3d"

@@ -192,7 +192,14 @@ def test_scores_in_a_unit_of_their_own_are_inside_their_panels() -> None:
     axis = Figure().add_subplot()
     cell = {"value": -0.03, "low": -0.04, "high": -0.02}
     axis = Figure().add_subplot()
-    result = SimpleNamespace(title="FGRPO", name="fgrpo", cell=lambda *_: cell)
+    result = SimpleNamespace(
+        title="FGRPO",
+        label="FGRPO",
+        name="fgrpo",
+        cell=lambda *_: cell,
+        kinds=lambda: ["greedy"],
+        averaged=lambda _: ["mmvp"],
+    )
     figures._bars(axis, [result], "greedy", ["mmvp", "average"], "brevity", ["mmvp"])  # type: ignore[list-item]
     assert axis.get_ylim()[0] < -3.0
 

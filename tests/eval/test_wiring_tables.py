@@ -176,7 +176,7 @@ def test_pairs_are_shown_for_the_benchmark_that_has_them() -> None:
     figures_of = summary.summarise(records, ["mmvp"], config.eval)
     result = Result("fgrpo", "FGRPO", Path("nowhere"), figures_of)
     for kind, pairs, questions in (("greedy", 50.0, 75.0), ("sampled", 50.0, 50.0)):
-        row = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}"))["FGRPO"]
+        (row,) = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}")).values()
         title = base.benchmark("mmvp").title
         assert (number(row[f"{title} pairs"]), number(row[title])) == (pairs, questions)
 

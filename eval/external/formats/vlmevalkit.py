@@ -1,7 +1,7 @@
 """VLMEvalKit: `<model>_<dataset>.xlsx`, or .tsv and .json (PRED_FORMAT), and the `…_result` file of its judge, which adds `hit`.
 
 Columns: those of the data set without its image (index, question, A, B, …, answer, category), prediction, with SPLIT_THINK
-also thinking, and in a result file hit (0 or 1) and log. Read as commit e8e78f05 (July 2026) writes them. A cell of an .xlsx file
+also thinking, and in a result file hit (0 or 1) and log. Read as commit e8e78f05 (August 2026) writes them. A cell of an .xlsx file
 holds at most 32,767 characters: a prediction of that length was cut off. Images are in the data set's own file,
 `LMUData/<dataset>.tsv` (`read_images`).
 """
