@@ -68,16 +68,18 @@ def out_of_reach(dual: DualAscent, batch: int) -> list[str]:
     """
     messages = []
     for constraint in dual.constraints if dual.kind != "fixed" else ():
-        needed = constraint.needed(batch)
-        if needed > batch / 2:
-            advice = f"leave min_applicable out (then {enough(batch)} are enough), or enlarge the generation batch"
-            reach = f"all {batch}" if needed == batch else f"{needed} of {batch}"
-            messages.append(
-                f"λ of {constraint.reward} can never move: it needs {needed} scored rollouts (min_applicable), and a generation "
-                f"batch has {batch}; {advice}"
-                if needed > batch
-                else f"λ of {constraint.reward} moves only by batches in which {reach} rollouts have a score; {advice}"
-            )
+        needed, default = constraint.needed(batch), enough(batch)
+        if needed <= (batch - 1 if constraint.min_applicable is None else batch / 2):
+            continue
+        advice = f"leave min_applicable out (then {default} are enough), or " if default < needed else ""
+        reach = f"all {batch}" if needed == batch else f"{needed} of {batch}"
+        messages.append(
+            f"λ of {constraint.reward} can never move: it needs {needed} scored rollouts (min_applicable), and a generation batch "
+            f"has {batch}; {advice}enlarge the generation batch"
+            if needed > batch
+            else f"λ of {constraint.reward} moves only by batches in which {reach} rollouts have a score; {advice}enlarge the "
+            "generation batch"
+        )
     return messages
 
 

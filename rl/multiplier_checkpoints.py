@@ -13,7 +13,7 @@ from fgrpo.training.finite import NotFinite
 from rl.dual import DualAscent
 
 DUALS = "duals.json"
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fgrpo")
 
 
 class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):

@@ -140,10 +140,11 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         if not self.is_plain:
             check_names(self.reward_func_names, self.dual, constraints, coupling)
             self._take_over()
-        elif len(self.reward_func_names) > 1:
+        elif len(self.reward_func_names) > 1 or max_failed_share != 1:
             self.say(
-                f"FaithfulGRPOTrainer without constraints is GRPOTrainer: {', '.join(self.reward_func_names)} are summed. "
-                f"constraints=[Constraint({self.reward_func_names[-1]!r}, tau=…)] makes a constraint of the last"
+                f"FaithfulGRPOTrainer without constraints is GRPOTrainer: its rewards ({', '.join(self.reward_func_names)}) are "
+                f"summed, and max_failed_share has no effect. constraints=[Constraint({self.reward_func_names[-1]!r}, tau=…)] "
+                "makes a constraint of the last"
             )
 
     def _take_over(self) -> None:

@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
 from fgrpo.errors import UserError
+from rl.checks import out_of_reach
 from rl.dual import Constraint, DualAscent
 from rl.scored_batch import ScoreColumn
 from rl.trainer import DUALS, FaithfulGRPOTrainer
@@ -62,7 +63,7 @@ def weights(trainer: Any) -> torch.Tensor:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name.startswith("rl.")]
+    return [record.getMessage() for record in caplog.records if record.name == "fgrpo"]
 
 
 # -- a literal swap ----------------------------------------------------------------------------------------------------
@@ -94,9 +95,12 @@ def test_several_rewards_without_constraints_are_said_to_be_summed(
 ) -> None:
     build(tmp_path, correct)
     assert not warnings_of(caplog)
+    build(tmp_path, correct, max_failed_share=0.5)
+    assert "max_failed_share has no effect" in warnings_of(caplog)[0]
+    caplog.clear()
     build(tmp_path)
     (said,) = warnings_of(caplog)
-    assert "correct, brief are summed" in said and "Constraint('brief', tau=…)" in said
+    assert "(correct, brief) are summed" in said and "Constraint('brief', tau=…)" in said
 
 
 def test_with_constraints_it_sets_what_it_needs_and_says_so_once(
@@ -164,6 +168,17 @@ def test_a_lambda_out_of_reach_is_said_at_the_start_and_at_the_end(
     trainer.train()
     assert trainer.dual.lam["half"] == 1.0 and trainer.state.log_history[0]["constraint/half/moved"] == 0
     assert "λ of half never moved in this run (2 steps)" in warnings_of(caplog)[-1]
+
+
+def test_what_is_said_of_small_batches() -> None:
+    def said(batch: int, needed: int | None) -> list[str]:
+        return out_of_reach(DualAscent([Constraint("c", 0.5, min_applicable=needed)]), batch)
+
+    assert said(3, None) == said(64, None) == said(8, 4) == said(4, 0) == []
+    assert said(2, None) == [
+        "λ of c moves only by batches in which all 2 rollouts have a score; enlarge the generation batch"
+    ]
+    assert "in which 5 of 8 rollouts have a score; leave min_applicable out (then 2 are enough), or" in said(8, 5)[0]
 
 
 def test_fixed_multipliers_are_not_expected_to_move(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -385,7 +385,10 @@ def test_evaluation_computes_advantages_and_leaves_the_rest() -> None:
     before = dual()
     step = fgrpo_step(SCORES, FAILED, before, StepOptions(group_size=2, training=False))
     assert torch.equal(step.advantages_N, combine(SCORES, torch.tensor([1.0, 2.0, 0.5]), 2, failed_NK=FAILED))
-    assert step.dual_state == before.state_dict() and set(step.metrics) == {"reward", "reward_std"}
+    assert step.dual_state == before.state_dict() and set(step.metrics) == {
+        *("reward", "reward_std", "task/mean"),
+        *(f"constraint/{name}/{figure}" for name in ("one", "two") for figure in ("mean", "n")),
+    }
     with pytest.raises(ValueError, match="a group of 1 has no baseline"):
         fgrpo_step(SCORES, FAILED, dual(), StepOptions(group_size=1))
     batch = batch_of(["a"], task=[Score.of(1.0, format=1, accuracy=1)])
