@@ -23,12 +23,14 @@ from typing import Any
 from tqdm import tqdm
 
 from data_curation import clustering, difficulty, report, shortcuts, source
+from data_curation.moved import check_images
 from data_curation.pool import Pool, build, written
-from fgrpo import inference, prompts, shards
+from fgrpo import inference, prompts, recorded, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.files import read_ids, read_items, write_jsonl
+from fgrpo.files import read_ids, read_items, read_jsonl, write_jsonl
+from fgrpo.hashing import Hashes
 from fgrpo.inference.base import Sampler
 from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, same_identity, write_json
@@ -40,7 +42,7 @@ from rewards.task import matches
 DIFFICULTY = "difficulty.jsonl"
 SELECTED = "selected.json"
 Candidates = dict[str, tuple[Pool, list[int], int]]
-OUTPUTS = ("seed.jsonl", "rl.jsonl", DIFFICULTY, "dropped.json", "clusters.json", "report.md")
+OUTPUTS = ("seed.jsonl", "rl.jsonl", recorded.IMAGES, DIFFICULTY, "dropped.json", "clusters.json", "report.md")
 
 
 def curate(
@@ -57,11 +59,14 @@ def curate(
     """
     sources, train, inputs = _sources(config)
     if is_done(config, "data", runs, inputs) and not pending(folder(config, "data", runs)):
+        check_images(folder(config, "data", runs), config.data.root)
         return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
+        check_images(stage.path, config.data.root)
         if stage.is_done and not pending(stage.path):
             return stage.path
         stage.reopen()
+        _check_sources(config, sources, stage.path)
         pools = {
             name: build(
                 s,
@@ -87,6 +92,7 @@ def curate(
         examined_ids = [pools[name].ids[i] for name, indices in examined.items() for i in indices]
         means = _settle(stage.path / DIFFICULTY, examined_ids)
         _write_rl(config, stage.path / "rl.jsonl", pools, selected, means)
+        _write_images(stage.path)
         examples = {
             name: [{"size": c.size, "examples": [pools[name].questions[i] for i in c.picked[:3]]} for c in group]
             for name, group in clusters.items()
@@ -119,6 +125,7 @@ def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampl
         if stage.is_done:
             return stage.path
         stage_folder = folder(config, "data", runs)
+        check_images(stage_folder, config.data.root)
         pools = {name: written(stage_folder / "pool" / f"{name}.jsonl") for name in config.data.sources}
         seeds = stage_folder / "seed.jsonl"
         if not same_identity(stage.path, stage_folder) or not seeds.exists() or None in pools.values():
@@ -147,6 +154,24 @@ def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]
     sources = {name: source.source(name) for name in config.data.sources}
     train = Path(config.data.root) / "train"
     return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder, config)]
+
+
+def _check_sources(config: Config, sources: Mapping[str, source.Source], folder: Path) -> None:
+    """UserError if a file of the miniature world is not what its stage wrote. Real data sets were checked when downloaded."""
+    root, hashes = Path(config.data.root), Hashes(folder.parent)
+    below = tuple(f"train/{s.folder}/" for s in sources.values())
+    remedy = "`make data` writes it again"
+    recorded.check(root / recorded.LIST, root, hashes, lambda name: name.startswith(below), remedy)
+    hashes.save()
+
+
+def _write_images(folder: Path) -> None:
+    """The list of the images of both sets, which later stages compare with the files."""
+    rows = (row for name in ("seed.jsonl", "rl.jsonl") for row in read_jsonl(folder / name))
+    names = sorted({path for row in rows for path in row["images"]})
+    hashes = Hashes(folder.parent)
+    recorded.write(folder / recorded.IMAGES, Path(), names, hashes)
+    hashes.save()
 
 
 def _all_clusters(config: Config, cache: Path, pools: Mapping[str, Pool]) -> dict[str, list[clustering.Cluster]]:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgrpo import recorded
 from fgrpo.errors import UserError
 from fgrpo.files import files_below, part_of_process, remove_dead_parts
+from fgrpo.hashing import Hashes
 from fgrpo.image_files import ImageProblem, path_below
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
@@ -100,6 +102,8 @@ def load(name: str, config: Config) -> Loaded:
     bench, root, folder = benchmark(name), Path(config.data.root), folder_of(name, config)
     if not folder.is_dir():
         raise UserError(f"benchmark {name}: {folder} is missing; {how_to_get(bench, config)}")
+    below = f"bench/{bench.folder}/"
+    recorded.check(root / recorded.LIST, root, Hashes(), lambda name: name.startswith(below), how_to_get(bench, config))
     samples: dict[str, Sample] = {}
     dropped: Counter[str] = Counter()
     images = root / "cache" / "images" / name
@@ -226,7 +230,7 @@ def save_image(data: Any, cache: Path, stem: str) -> str:
     raw = bytes(raw)
     suffix = ".png" if raw.startswith(b"\x89PNG") else ".webp" if raw[8:12] == b"WEBP" else ".jpg"
     path = cache / f"{stem}-{hashlib.sha256(raw).hexdigest()[:12]}{suffix}"
-    if not path.exists():
+    if not path.is_file() or path.read_bytes() != raw:
         cache.mkdir(parents=True, exist_ok=True)
         part = part_of_process(path)  # models are evaluated in parallel
         part.write_bytes(raw)

@@ -12,7 +12,6 @@ data is skipped with one line.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ from eval.measures import Measure, measures_of, reward_measures
 from eval.results import CAPTION_FILE, Result, checkpoints, find, paper, places
 from fgrpo.cli import parser, run
 from fgrpo.config import load
+from fgrpo.errors import UserError
 from fgrpo.files import read_items
+from fgrpo.identity import Identity
 from fgrpo.runs import folder, verify, write_json
 from fgrpo.schema import Config
 from fgrpo.training import metrics_file
@@ -363,10 +364,13 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
 
 def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, float]:
     """The thresholds a method was trained with, from its run folder; without a run folder those of the configuration."""
-    stored = folder(config, f"rl-{method}", root) / "config.json"
-    if not stored.is_file():
+    run = folder(config, f"rl-{method}", root)
+    if not (run / "config.json").is_file():
         return {name: constraint.tau for name, constraint in config.rl.constraints.items()}
-    trained_with = json.loads(stored.read_text(encoding="utf-8"))["config"]["rl"]["constraints"]
+    identity = Identity.read(run)
+    if identity is None:
+        raise UserError(f"{run / 'config.json'} is empty or damaged; restore it, or rerun `make rl-{method}`")
+    trained_with = identity.config["rl"]["constraints"]
     return {name: float(constraint["tau"]) for name, constraint in trained_with.items()}
 
 

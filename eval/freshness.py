@@ -6,7 +6,6 @@ Their folder keeps a stamp, `made_from.json`: the configuration shown, the diges
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,10 @@ from eval import judging, models
 from eval.measures import measures
 from eval.results import PAPER_TABLES
 from fgrpo.config import stage_slice
-from fgrpo.runs import folder, write_json
+from fgrpo.errors import UserError
+from fgrpo.runs import folder
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 
 STAMP = "made_from.json"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -54,7 +55,7 @@ def made_from(config: Config, stage: str, root: str | Path = "runs") -> dict[str
 def is_current(out: Path, made: dict[str, Any]) -> bool:
     """Whether the files that the folder `out` was stamped with are there, unchanged, and were made from `made`."""
     try:
-        stamped = json.loads((out / STAMP).read_text(encoding="utf-8"))
+        stamped = read_sealed(out / STAMP)
         written = {name: _digest(out / name) for name in stamped["written"]}
     except (OSError, ValueError, KeyError, TypeError):  # no stamp, a torn one, or a file is gone: make it again
         return False
@@ -63,7 +64,24 @@ def is_current(out: Path, made: dict[str, Any]) -> bool:
 
 def stamp(out: Path, made: dict[str, Any], written: Iterable[Path]) -> None:
     """Record what `out` was made from and the files `written` in it; call it after the last file is written."""
-    write_json(out / STAMP, {**made, "written": {path.relative_to(out).as_posix(): _digest(path) for path in written}})
+    write_sealed(
+        out / STAMP, {**made, "written": {path.relative_to(out).as_posix(): _digest(path) for path in written}}
+    )
+
+
+def check_written(out: Path, made_by: str) -> None:
+    """UserError if a file of the stamped folder `out` was changed since; without a stamp nothing is compared."""
+    if not (out / STAMP).is_file():
+        return
+    try:
+        written = dict(read_sealed(out / STAMP)["written"])
+        changed = [name for name, digest in written.items() if _digest(out / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{out / STAMP} is damaged, or a file beside it is missing ({error}); rerun `make {made_by}`"
+        ) from error
+    if changed:
+        raise UserError(f"{out / changed[0]} is not what `make {made_by}` wrote; rerun it")
 
 
 def _digest(path: Path) -> str:

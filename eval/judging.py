@@ -6,7 +6,6 @@ runs/<preset>/judge_validation. Without those files there are no tables.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from eval.layout import DASH, Table
 from fgrpo.errors import UserError
 from fgrpo.runs import folder
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 
 FILE = "judge_validation.json"
 FILES = (f"*/{FILE}", f"eval/*/{FILE}")  # below the preset's folder
@@ -32,7 +32,7 @@ def build(config: Config, root: str | Path = "runs") -> list[Table]:
     for path in sorted(path for pattern in FILES for path in top.glob(pattern)):
         where = path.parent.name if path.parent.name != "judge_validation" else ""
         try:
-            for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:
+            for section in read_sealed(path)["sections"]:
                 title = str(section["title"]) if not where else f"{where}: {section['title']}"
                 agreements += [(title, *cells) for cells in _agreements(section)]
                 errors += [(title, *cells) for cells in _errors(section)]

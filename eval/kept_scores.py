@@ -13,8 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fgrpo.errors import UserError
+from fgrpo.hashing import Hashes, damage, describe_all
+from fgrpo.sealed import read_sealed, write_sealed
+
 FOLDER = "scored"
 FILES = ("scores.jsonl", "verdicts.jsonl", "summary.json")
+HASHES = "hashes.json"  # of the kept files
 UNKNOWN = "unknown"  # scores without a record of their judges
 
 
@@ -37,16 +42,41 @@ def put_away(folder: Path, identity: Mapping[str, Any] | None) -> None:
         number += 1
         free = target.with_name(f"{target.name}.{number}")
     free.mkdir(parents=True, exist_ok=True)
+    known = dict(read_sealed(free / HASHES)) if (free / HASHES).exists() else {}  # of a killed move
+    write_sealed(free / HASHES, {**known, **describe_all(folder, present, Hashes())})
     for name in present:
         os.replace(folder / name, free / name)
     print(f"{folder}: the scores of other judges, prompts or rewards are kept in {free}")
 
 
 def bring_back(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Move the scores that depend on `identity` back into `folder`, where it has none of its own."""
+    """Move the scores that depend on `identity` back into `folder`, where it has none of its own.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
     kept = place(folder, identity)
     for name in FILES:
         if (kept / name).exists() and not (folder / name).exists():
+            _check(kept, name)
             os.replace(kept / name, folder / name)
-    if kept.is_dir() and not any(kept.iterdir()):
+    if kept.is_dir() and not any(path.name != HASHES for path in kept.iterdir()):
+        (kept / HASHES).unlink(missing_ok=True)
         kept.rmdir()
+
+
+def _check(kept: Path, name: str) -> None:
+    """UserError if a kept file differs from its record. Scores that an older version kept have none."""
+    if not (kept / HASHES).exists():
+        return
+    try:
+        problem = damage(kept / name, read_sealed(kept / HASHES)[name], Hashes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{kept / HASHES} is damaged ({error!r}), so {kept / name} cannot be checked; delete it to accept that file as it is"
+        ) from error
+    if problem is not None:
+        raise UserError(
+            f"{kept / name} is not what was kept there: it {problem}. Restore it from a copy, or move {kept} away and rerun to "
+            "judge the stored answers again"
+        )

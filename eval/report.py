@@ -76,7 +76,13 @@ def render(**context: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    absent = {"rates": None, "checks": [], "facts": [], "definitions": [], "reading": ""}  # a page may do without
+    absent: dict[str, Any] = {
+        "rates": None,
+        "checks": [],
+        "facts": [],
+        "definitions": [],
+        "reading": "",
+    }  # a page may do without
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         script=Markup(SCRIPT),  # ours, and named by its hash in the policy
@@ -311,6 +317,7 @@ def _figures(drawn: Path) -> list[Embedded]:
     captions = drawn / CAPTION_FILE
     if not captions.is_file():
         return []
+    freshness.check_written(drawn, "figures")
     by_name = json.loads(captions.read_text(encoding="utf-8"))
     return [Embedded(_uri(drawn / f"{n}.png"), c) for n, c in by_name.items() if (drawn / f"{n}.png").is_file()]
 

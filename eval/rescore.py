@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.inference.addresses import shown
 from fgrpo.key_kinds import of_judge
-from fgrpo.runs import RESCORED, held, require, write_json
+from fgrpo.runs import DONE, RESCORED, held, record_outputs, require, verify, write_json
 from fgrpo.schema import Config, Eval, Judge
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.types import EvalRecord, Score
 
 LABELS = ("0", "1")  # of a 0/1 reward
@@ -82,6 +82,8 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         "rewards": reward_code(),
         "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
     }
+    verify(out, "judge-rescore")
+    (out / DONE).unlink(missing_ok=True)
     _settle_judge(out, identity)
     records = asyncio.run(work())
     check_failures(records, config)
@@ -92,6 +94,7 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         **summary.summarise(records, paired, config.eval),
     }
     write_json(out / "summary.json", result)
+    record_outputs(out, kept_scores.FILES)
 
 
 def agreements(old: list[EvalRecord], new: list[EvalRecord], settings: Eval) -> dict[str, Agreement]:
@@ -149,16 +152,16 @@ def _settle_judge(out: Path, identity: dict[str, Any]) -> None:
     stored: dict[str, Any] | None = None
     if marker.is_file():
         try:
-            stored = json.loads(marker.read_text(encoding="utf-8"))
+            stored = read_sealed(marker)
             stored = with_known_code({**stored, "judge": of_judge(stored["judge"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{marker} is empty or damaged, so it is unknown which judge made {out / 'verdicts.jsonl'}; restore it, or "
                 "delete it to judge the stored answers again"
             ) from error
     if stored != identity:
         kept_scores.put_away(out, stored)
-    write_json(marker, identity)
+    write_sealed(marker, identity)
     kept_scores.bring_back(out, identity)
 
 
@@ -182,7 +185,8 @@ def main() -> None:
         out = rescore(config, folder, args.judge)
         new = read_records(out / "scores.jsonl")
         if (folder / "scores.jsonl").is_file():
-            _print_difference(read_records(folder / "scores.jsonl"), new, config.eval)
+            old = read_records(require(folder / "scores.jsonl", "eval"))
+            _print_difference(old, new, config.eval)
         print(f"scores: {out}")
 
     arguments = parser("score stored generations again with another judge")

@@ -20,6 +20,7 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.files import read_items
 from fgrpo.runs import folder, verify
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 from fgrpo.types import EvalRecord, Rollout
 
 SCORING = "scoring.json"  # what an evaluation's scores depend on
@@ -110,7 +111,7 @@ def scored_pixels(scoring: Path) -> PixelBounds:
         UserError: the file (`SCORING`) is broken.
     """
     try:
-        least, most, factor = json.loads(scoring.read_text(encoding="utf-8"))["judges"]["pixels"]
+        least, most, factor = read_sealed(scoring)["judges"]["pixels"]
         return PixelBounds(int(least), int(most), int(factor))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{scoring} is broken ({error!r}); {AGAIN}") from error

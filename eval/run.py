@@ -71,7 +71,7 @@ def evaluate(
             print(f"{folder.path}: already evaluated")
             return folder.path
         folder.reopen()
-        every = list(dict.fromkeys([*run_folder.manifest(folder).get("benchmarks", []), *requested]))
+        every = run_folder.benchmarks_of(folder, requested)
         loaded = {benchmark: base.load(benchmark, config) for benchmark in every}
         for benchmark, part in loaded.items():
             for reason, count in part.dropped.items():
@@ -109,7 +109,7 @@ def _answer_part(
 ) -> Path:
     """Generate the answers of one shard; its folder gets `generations.jsonl` alone."""
     with run_folder.open_run(config, name, spec, path, requested, root, shard) as folder:
-        every = list(dict.fromkeys([*run_folder.manifest(folder).get("benchmarks", []), *requested]))
+        every = run_folder.benchmarks_of(folder, requested)
         if folder.is_done and every == run_folder.manifest(folder).get("benchmarks") and not pending(folder.path):
             return folder.path
         folder.reopen()

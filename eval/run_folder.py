@@ -6,7 +6,6 @@ other judges keep the generations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from fgrpo.key_kinds import of_judge
 from fgrpo.pending import pending
 from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
-from fgrpo.runs import Run, folder, verify, write_json
+from fgrpo.runs import Run, folder, verify
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.shards import Shard
 from fgrpo.training import stored
 from judges.base import JudgeSet
@@ -133,10 +133,11 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
         scoring["judges"] = with_known_code(scoring["judges"])
     is_of_others = scoring is None or scoring["judges"] != identity
     if is_of_others or (scoring is not None and scoring["summary"] != intervals):
+        _ = run.is_done  # a damaged file is named before it is put away or scored again
         run.reopen()
     if is_of_others:
         kept_scores.put_away(run.path, None if scoring is None else scoring["judges"])
-    write_json(path, {"judges": identity, "summary": intervals})
+    write_sealed(path, {"judges": identity, "summary": intervals})
     kept_scores.bring_back(run.path, identity)
 
 
@@ -149,7 +150,7 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        scoring = json.loads(path.read_text(encoding="utf-8"))
+        scoring = read_sealed(path)
         judges = {k: of_judge(v) if k in JUDGE_ROLES else v for k, v in scoring["judges"].items()}
         return {"judges": judges, "summary": scoring["summary"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,10 +163,17 @@ def _stored_scoring(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def benchmarks_of(run: Run, requested: Sequence[str]) -> list[str]:
+    """The benchmarks that an evaluation covers once `requested` are added. Of a damaged manifest, config.json gives them."""
+    found = manifest(run)
+    if not found and (run.path / "manifest.json").exists() and run.identity is not None:
+        return list(dict.fromkeys([*requested, *run.identity.growing]))
+    return list(dict.fromkeys([*found.get("benchmarks", []), *requested]))
+
+
 def manifest(run: Run) -> dict[str, Any]:
     """The manifest of an evaluation; empty without one."""
     try:
-        found = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
-        return dict(found) if isinstance(found, dict) else {}
+        return read_sealed(run.path / "manifest.json")
     except (OSError, ValueError):  # none, or a damaged one: `Run.is_done` then finishes the stage again
         return {}

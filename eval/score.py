@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ PER_SLOT, LEAST_IN_FLIGHT = (
 )  # of a judge with limited calls: enough to keep it busy, few enough to complete one by one
 
 
+def reported_rewards() -> list[tuple[Measure, rewards.Reward]]:
+    """Each reward that evaluation reports, with its measure."""
+    return [(measure, rewards.load(measure.score)) for measure in reward_measures()]
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Everything that scoring needs besides the rollouts.
@@ -60,6 +65,7 @@ class Scorer:
         box_normaliser: divisor of Eq. 1, see `rewards.base.RewardContext`.
         pixels: the bounds within which the model's processor resizes an image.
         token_limit: of one answer; None if it is not known.
+        columns: the reported rewards, which are found once.
     """
 
     spec: ModelSpec
@@ -69,6 +75,7 @@ class Scorer:
     box_normaliser: Any = "max"
     pixels: boxes.PixelBounds = backbone.default().pixels
     token_limit: int | None = None
+    columns: Sequence[tuple[Measure, rewards.Reward]] = field(default_factory=reported_rewards)
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
         """One record per rollout, in order. A rollout that the engine refused gets failed scores, and no judge is called."""
@@ -123,34 +130,38 @@ class Scorer:
         # together, so that the calls about one answer follow each other and answers are complete one by one
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = {m.score: group.create_task(self._column(m, items, context)) for m in reward_measures()}
+                tasks = {m.score: group.create_task(self._column(m, r, items, context)) for m, r in self.columns}
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return {name: task.result() for name, task in tasks.items()}
 
     async def _column(
-        self, measure: Measure, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
+        self,
+        measure: Measure,
+        reward: rewards.Reward,
+        items: Sequence[rewards.RewardItem],
+        context: rewards.RewardContext,
     ) -> list[Score]:
         """One reward's score of each item."""
         if measure.report.needs_boxes and self.spec.grounding != "boxes":
             return [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
-        if not self._is_judged(measure.score):
+        if not self._is_judged(reward):
             return [Score.not_applicable(NO_JUDGE)] * len(items)
-        if rewards.needs_trace(rewards.load(measure.score)):
-            return await self._of_traces(measure.score, items, context)
-        return list(await rewards.load(measure.score)(items, context))
+        if rewards.needs_trace(reward):
+            return await self._of_traces(reward, items, context)
+        return list(await reward(items, context))
 
-    def _is_judged(self, name: str) -> bool:
+    def _is_judged(self, reward: rewards.Reward) -> bool:
         """Whether the judges answer what the reward asks; True for a reward that asks nothing."""
-        task = rewards.judge_task_of(rewards.load(name))
+        task = rewards.judge_task_of(reward)
         return task is None or self.judges.answers(task)
 
     async def _of_traces(
-        self, name: str, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
+        self, reward: rewards.Reward, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
     ) -> list[Score]:
         """The scores of a reward that judges traces: not applicable where the reply shows none."""
         shown = [item for item in items if item.response.has_trace]
-        scored = iter(await rewards.load(name)(shown, context) if shown else [])
+        scored = iter(await reward(shown, context) if shown else [])
         return [next(scored) if item.response.has_trace else Score.not_applicable(NO_TRACE) for item in items]
 
     def _read(self, rollout: Rollout) -> Response:

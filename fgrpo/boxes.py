@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -96,6 +97,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return new_height, new_width
 
 
+@lru_cache(maxsize=65536)
 def model_size(original: Size, min_pixels: int, max_pixels: int, factor: int) -> Size:
     """(width, height) of an image of `original` (width, height) as the model sees it.
 

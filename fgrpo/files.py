@@ -225,11 +225,11 @@ def part_of_process(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
 
 
-def remove_dead_parts(folder: Path) -> int:
-    """Delete unfinished files below `folder` whose process on this host is gone; returns their number."""
+def remove_dead_parts(folder: Path, pattern: str = "**/*") -> int:
+    """Delete unfinished files of `pattern` below `folder` whose process on this host is gone; returns their number."""
     mine = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)\.part$")
     removed = 0
-    for part in folder.rglob("*.part"):
+    for part in folder.glob(f"{pattern}.part"):
         name = mine.search(part.name)
         if name is not None and not _is_alive(int(name.group(1))):
             part.unlink(missing_ok=True)

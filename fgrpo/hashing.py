@@ -6,7 +6,6 @@ was changed within the last seconds is not cached, because its times could stay 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import xxhash
 
 from fgrpo.errors import UserError
-from fgrpo.files import files_below, part_of_process
+from fgrpo.files import files_below, part_of_process, remove_dead_parts
+from fgrpo.sealed import read_sealed, sealed
 
 CACHE = ".hashes.json"
 CACHED_BYTES = 1 << 12  # smaller files are read again each time
@@ -46,9 +46,14 @@ class Hashes:
         self._is_changed = False
         if self._file is not None:
             try:
-                stored = json.loads(self._file.read_text(encoding="utf-8"))
+                stored = read_sealed(self._file)["hashes"]
                 self._known = {str(key): str(value) for key, value in stored.items()}
-            except (OSError, ValueError, AttributeError):  # no cache, or a damaged one: every file is read again
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                AttributeError,
+            ):  # no cache, or a damaged one: every file is read again
                 self._known = {}
 
     def of_file(self, path: Path) -> str:
@@ -98,8 +103,9 @@ class Hashes:
         try:
             newest = dict(list(self._known.items())[-CACHED_FILES:])
             part = part_of_process(self._file)  # stages run in parallel
-            part.write_text(json.dumps(newest, indent=0) + "\n", encoding="utf-8")
+            part.write_text(sealed({"hashes": newest}), encoding="utf-8")
             part.replace(self._file)
+            remove_dead_parts(self._file.parent, f"{CACHE}.*")
         except OSError:
             return
         self._is_changed = False

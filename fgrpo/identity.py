@@ -20,6 +20,7 @@ from fgrpo.errors import UserError
 from fgrpo.hashing import Hashes
 from fgrpo.key_kinds import Kind, flat, kind_of, of_kind
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 
 FILE = "config.json"
 ABSENT = "(absent)"
@@ -104,7 +105,7 @@ class Identity:
         """The identity in a folder's config.json, else that in its manifest; None if neither can be read."""
         for file, pick in ((path / FILE, lambda d: d), (path / "manifest.json", lambda d: d["identity"])):
             try:
-                stored = pick(json.loads(file.read_text(encoding="utf-8")))
+                stored = pick(read_sealed(file))
                 parts = {name: dict(stored.get(name, {})) for name in cls.__dataclass_fields__}
                 parts["length"] = {section: dict(length) for section, length in parts["length"].items()}
                 hashes = [*parts["contents"].values(), *parts["inputs"].values(), *parts["growing"].values()]

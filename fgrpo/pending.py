@@ -6,8 +6,9 @@ again.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from fgrpo.sealed import read_sealed
 
 COUNT = "failed, requested again by the next run"  # in the manifest's counts
 
@@ -15,7 +16,7 @@ COUNT = "failed, requested again by the next run"  # in the manifest's counts
 def pending(folder: Path) -> int:
     """Number of such items in a stage's folder; 0 without a readable manifest."""
     try:
-        count = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["counts"].get(COUNT, 0)
+        count = read_sealed(folder / "manifest.json")["counts"].get(COUNT, 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
     return count if isinstance(count, int) else 0

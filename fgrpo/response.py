@@ -41,7 +41,16 @@ OWN = Tags()
 """The tags that the policy is trained to write (Section 3.1)."""
 
 COMMON = Tags(
-    think=("<think>", "<thinking>", "◁think▷", "<reasoning>", "<thought>", "[THINK]", "<|START_THINKING|>"),
+    think=(
+        "<think>",
+        "<thinking>",
+        "◁think▷",
+        "<reasoning>",
+        "<thought>",
+        "[THINK]",
+        "<|START_THINKING|>",
+        "<seed:think>",
+    ),
     answer=("<answer>", "<|begin_of_box|>"),
     case_blind=True,
 )
@@ -108,6 +117,13 @@ class Response:
 
 def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tags = OWN) -> Response:
     """Parse one response; `box_tag`, `frame` and `tags` are for models that write differently (TreeVGR: "box")."""
+    think, answer, has_trace = _parts(text, tags)
+    boxes, dropped = parse_boxes(think, box_tag=box_tag, frame=frame)
+    return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, has_trace)
+
+
+def _parts(text: str, tags: Tags) -> tuple[str, str | None, bool]:
+    """(trace, answer, whether there is a trace) of a response."""
     found = list(_tag_pattern(tags).finditer(text))
     closed = [tag for tag in found if tag.lastgroup == "think_end"]
     opened = [tag.end() for tag in found if tag.lastgroup == "think"]
@@ -122,8 +138,7 @@ def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tag
         think = text[opened[0] : blocks[0][0].start() if len(blocks) == 1 else len(text)]
     else:
         think = ""
-    boxes, dropped = parse_boxes(think, box_tag=box_tag, frame=frame)
-    return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, bool(closed or opened))
+    return think, answer, bool(closed or opened)
 
 
 def answer_span(text: str, tags: Tags = COMMON) -> str | None:
@@ -131,13 +146,13 @@ def answer_span(text: str, tags: Tags = COMMON) -> str | None:
 
     None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
     """
-    response = parse(text, tags=tags)
-    if response.answer is not None:
-        return response.answer or None
+    _, answer, has_trace = _parts(text, tags)
+    if answer is not None:
+        return answer or None
     found = list(_tag_pattern(tags).finditer(text))
     ends = [tag.end() for tag in found if tag.lastgroup == "think_end"]
     start = ends[-1] if ends else 0
-    if any(tag.lastgroup == "answer" for tag in found if tag.start() >= start) or (response.has_trace and not ends):
+    if any(tag.lastgroup == "answer" for tag in found if tag.start() >= start) or (has_trace and not ends):
         return None
     return _tag_pattern(tags).sub("", text[start:]).strip() or None
 

@@ -31,6 +31,7 @@ from fgrpo.identity import FILE as IDENTITY
 from fgrpo.identity import Identity, labels
 from fgrpo.installed import COMMIT_FILE, IS_WHEEL, ROOT
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 
 PACKAGES = (
     "torch",
@@ -160,7 +161,7 @@ class Run:
             hashes.save()
             resume.settle(path, stage, config, identity)
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / IDENTITY, _as_stored(path, identity).to_dict())
+            write_sealed(path / IDENTITY, _as_stored(path, identity).to_dict())
             _remove_unfinished(path)
         except BaseException:
             lock.close()
@@ -195,9 +196,9 @@ class Run:
         problems = _problems(self.path, hashes)
         hashes.save()
         if problems is None or any(not (self.path / name).exists() for name in problems):
-            self._check_repeatable(
-                f"{'manifest.json' if problems is None else next(iter(problems))} is missing or damaged"
-            )
+            lost = MANIFEST if problems is None else next(name for name in problems if not (self.path / name).exists())
+            self._check_repeatable(f"{lost} is missing or damaged")
+            print(f"{self.path / lost} is missing or damaged; the stage writes it again from what is there")
             self.reopen()
             return False
         for name, problem in problems.items():
@@ -221,7 +222,7 @@ class Run:
         if self.identity is not None and (self.path / DONE).exists():
             stored = Identity.read(self.path)
             resume.record(self.path, stored.changes(self.identity) if stored is not None else [])
-            write_json(self.path / IDENTITY, self.identity.to_dict())
+            write_sealed(self.path / IDENTITY, self.identity.to_dict())
         (self.path / DONE).unlink(missing_ok=True)
 
     def append(self, name: str, key: str = "id") -> Appender:
@@ -243,7 +244,7 @@ class Run:
             raise UserError(f"stage {self.stage} did not write {', '.join(missing)} in {self.path}; rerun it")
         hashes = Hashes(self.path.parent)
         identity = {} if self.identity is None else self.identity.to_dict()
-        write_json(
+        write_sealed(
             self.path / MANIFEST,
             {
                 "stage": self.stage,
@@ -263,6 +264,13 @@ class Run:
         )
         hashes.save()
         write_atomic(self.path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
+
+
+def record_outputs(path: Path, names: Iterable[str]) -> None:
+    """Mark a folder inside a stage's folder as finished, with the hashes of its files, so that `verify` compares them."""
+    hashes = Hashes(path.parent)
+    write_sealed(path / MANIFEST, {"outputs": describe_all(path, list(names), hashes)})
+    write_atomic(path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 
 def same_identity(path: Path, other: Path) -> bool:
@@ -293,7 +301,7 @@ def write_json(path: Path, data: Any) -> None:
 def _outputs(path: Path) -> dict[str, Any] | None:
     """{file: record} of a folder's manifest; None where the manifest is missing or damaged."""
     try:
-        outputs = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["outputs"]
+        outputs = read_sealed(path / MANIFEST)["outputs"]
         return {name: {"bytes": int(record["bytes"]), **record} for name, record in outputs.items() if record["hash"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage then writes its manifest again
         return None

@@ -11,7 +11,6 @@ in every shard.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Self, TypeVar
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_items
 from fgrpo.runs import Run, held, same_identity, verify
+from fgrpo.sealed import read_sealed
 
 Item = TypeVar("Item")
 
@@ -101,7 +101,7 @@ def seconds(run: Run) -> float:
 
 def _seconds(manifest: Path) -> float:
     try:
-        return float(json.loads(manifest.read_text(encoding="utf-8"))["seconds"])
+        return float(read_sealed(manifest)["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{manifest} is damaged ({error!r}); delete {manifest.parent / 'done'}, then rerun that shard"

@@ -15,6 +15,9 @@ _SIGNS = {
     **dict.fromkeys("−‐‑‒–—―﹘﹣⁻", "-"),
     **dict.fromkeys("’‘ʼ′＇", "'"),
     **dict.fromkeys("“”„«»「」『』", '"'),
+    **{
+        chr(code + i): chr(ord("A") + i) for code in (0x1F150, 0x1F170) for i in range(26)
+    },  # "🅑", "🅱": NFKC keeps these
     "⁄": "/",
     "∕": "/",
 }
@@ -29,6 +32,7 @@ _UNSEEN = (
     "Zp",
 )  # control, invisible, private and unassigned code points; line separators
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _MIXED_WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile("[a-zA-Z]")
 _LOOKALIKES = str.maketrans(
@@ -51,6 +55,8 @@ _SEEN = _SeenCharacters()
 
 def as_seen(text: str) -> str:
     """`text` in the form NFKC without invisible and control characters; of these, line feeds and tabs stay."""
+    if text.isascii():  # is in that form
+        return _CONTROL.sub("", text)
     return unicodedata.normalize("NFKC", text).translate(_SEEN)
 
 

@@ -9,24 +9,32 @@ since ids are used again.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
+import xxhash
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay
 
 from fgrpo.errors import UserError
 
-_REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL)"
+_REPLIES = (
+    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL, "
+    "digest TEXT)"
+)
 _CLAIMS = (
     "CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, "
     "started REAL NOT NULL, until REAL NOT NULL)"
 )
+_JITTER = random.Random()  # not the generator whose state a trainer saves
+_DAMAGE = ("malformed", "not a database", "Could not decode", "schema")  # in SQLite's messages
 _CLOCK_DRIFT_S = 2.0  # of the time of a start, which is computed from the clock and the time since the machine's start
 _CLAIM = (
     "INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET host = excluded.host, pid = excluded.pid, "
@@ -52,7 +60,7 @@ class Cache:
             retrying = Retrying(  # the change to WAL mode does not wait for the lock by itself
                 retry=retry_if_exception_message(match=".*locked.*"),
                 stop=stop_after_delay(self._timeout),
-                wait=wait_random(0.01, 0.1),
+                wait=lambda _: _JITTER.uniform(0.01, 0.1),
                 reraise=True,
             )
             try:
@@ -70,6 +78,9 @@ class Cache:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_REPLIES)
         connection.execute(_CLAIMS)
+        if "digest" not in {row[1] for row in connection.execute("PRAGMA table_info(replies)")}:  # of an older version
+            with suppress(sqlite3.OperationalError):  # another process adds it at this moment
+                connection.execute("ALTER TABLE replies ADD COLUMN digest TEXT")
         return connection
 
     @contextmanager
@@ -81,22 +92,32 @@ class Cache:
             except sqlite3.Error as error:
                 if connection.in_transaction:
                     connection.rollback()
+                is_damaged = any(words in str(error) for words in _DAMAGE)
+                way = (
+                    "delete it (its replies are then paid again), restore it"
+                    if is_damaged
+                    else "free space on its disk"
+                )
                 raise UserError(
-                    f"the judge cache {self.path} failed ({error}); free space on its disk or name another file, then rerun to "
-                    "resume"
+                    f"the judge cache {self.path} failed ({error}); {way} or name another file, then rerun to resume"
                 ) from error
 
     def get(self, key: str) -> str | None:
-        """The reply stored under `key`, or None."""
+        """The reply stored under `key`, or None. A damaged reply is named and deleted, so that it is requested again."""
         with self._using() as connection:
-            row = connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+            row = connection.execute("SELECT reply, digest FROM replies WHERE key = ?", (key,)).fetchone()
+            if row is None or row[1] in (None, _digest(key, row[0])):
+                return None if row is None else str(row[0])
+            print(f"{self.path}: a stored reply is damaged; it is requested again", file=sys.stderr)
+            connection.execute("DELETE FROM replies WHERE key = ?", (key,))
+        return None
 
     def put(self, key: str, role: str, model: str, reply: str) -> None:
         """Store `reply`; the first one under a key stays. Ends the claim on the key."""
         with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, role, model, reply))
+            values = (key, role, model, reply, _digest(key, reply))
+            connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", values)
             connection.execute("DELETE FROM leases WHERE key = ?", (key,))
             connection.execute("COMMIT")
 
@@ -131,6 +152,10 @@ class Cache:
             if self._pid == os.getpid():
                 self._connection.close()
             self._pid = -1
+
+
+def _digest(key: str, reply: object) -> str:
+    return xxhash.xxh3_128(f"{key}\0{reply}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _start_of(pid: int) -> float:

@@ -22,6 +22,7 @@ from judges.client import LONGEST_WAIT_S, Transport, Unanswered
 from judges.requests import Call, Unusable
 
 Verdicts = tuple[Verdict, ...]
+UNUSABLE, NO_IMAGE = "unusable reply", "an image cannot be read"  # kinds of failures besides those of the transport
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two lookups of a reply that another process requests
 
 
@@ -62,7 +63,7 @@ class CachedClient:
         try:
             images = await asyncio.to_thread(self._read_images, call.images) if call.images else []
         except UserError as error:
-            return self._failure(call, "an image cannot be read", str(error))
+            return self._failure(call, NO_IMAGE, str(error))
         key = self._key_of(call, [digest for _, digest in images])
         if self._cache is not None and (reply := self._cache.get(key)) is not None:
             self.meter.count("cached")
@@ -112,7 +113,7 @@ class CachedClient:
 
     async def _requested(self, call: Call, urls: Sequence[str]) -> tuple[Verdicts, str | None]:
         """The model's verdicts with their reply (None: not usable). A model that samples is asked again after an unusable one."""
-        failure = "unusable reply", ""
+        failure = UNUSABLE, ""
         for attempt in range(self._config.attempts if self._config.samples else 1):
             if attempt:
                 self.meter.fault(failure[0])
@@ -121,7 +122,7 @@ class CachedClient:
                 reply = await self._transport.ask(call, urls)
                 return self._read(call, reply), reply
             except Unusable as error:
-                failure = "unusable reply", str(error)
+                failure = UNUSABLE, str(error)
             except Unanswered as error:
                 failure = error.kind, str(error).removeprefix(f"{error.kind}: ")
                 break
@@ -147,7 +148,7 @@ class CachedClient:
         try:
             return self._read(call, reply)
         except Unusable as error:
-            return self._failure(call, "unusable reply", str(error))
+            return self._failure(call, UNUSABLE, str(error))
 
     def _read(self, call: Call, reply: str) -> Verdicts:
         labels = call.parse(reply)

@@ -144,6 +144,7 @@ def _limits(config: schema.Judge, endpoints: int) -> Limits:
         config.concurrency * endpoints,
         per_endpoint=config.concurrency,
         attempts=config.attempts,
+        repeats_itself=not config.samples,
         timeout_s=config.timeout_s,
         patience_s=config.patience_s,
         first_patience_s=FIRST_PATIENCE_S,

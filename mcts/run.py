@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fgrpo import inference, parallel, prompts, shards
+from fgrpo import inference, parallel, prompts, recorded, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -70,6 +70,7 @@ def distil(
         else:
             grown_ids = shards.merged_ids(stage, folder(config, "mcts", runs), TREES)
             samples = [sample for sample in shard.take(samples) if sample.id not in grown_ids]
+        recorded.check_images(seeds.parent, (path for sample in samples for path in sample.images))
         failed = asyncio.run(_grow_missing(config, stage, samples, sampler, allowed))
         if shard is None:
             finish(config, stage, samples, failed)

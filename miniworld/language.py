@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from miniworld import relations as rel
 from miniworld.scene import COLORS, SHAPES
@@ -110,6 +111,7 @@ def number_word(text: str) -> str:
     return rel.NUMBERS[int(text)] if text.isdecimal() and int(text) < len(rel.NUMBERS) else text
 
 
+@lru_cache(maxsize=4096)
 def parse_question(text: str) -> ParsedQuestion | None:
     """The first question of the world in `text`, or None."""
     normalized = normalise(text)

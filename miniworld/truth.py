@@ -13,7 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from fgrpo import recorded
 from fgrpo.errors import UserError
+from fgrpo.hashing import Hashes
 from miniworld.scene import Scene
 
 FILE = "scenes.jsonl"
@@ -59,6 +61,9 @@ class TruthBook:
             raise UserError(
                 f"no {FILE} in {folder}, the root of the miniature data. Run `make data PRESET=mini` to write it"
             )
+        recorded.check(
+            Path(folder) / recorded.LIST, Path(folder), Hashes(), {FILE}.__contains__, "`make data` writes it again"
+        )
         entries = []
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

@@ -92,7 +92,7 @@ def is_contentless(think: str, about: str = "") -> bool:
         about: question and options, whose words count wherever they stand.
     """
     table = filler()
-    known = rules().visual_words | {_folded(word) for word in _WORD.findall(visible(about).casefold())}
+    known = _known(about)
     words: set[str] = set()
     letters: set[str] = set()
     own: set[str] = set()
@@ -119,6 +119,12 @@ def is_contentless(think: str, about: str = "") -> bool:
         and own_words < LEAST_OWN_WORDS
         and not (own_han >= LEAST_OWN_HAN and len(letters) > LEAST_OWN_HAN)
     )
+
+
+@lru_cache(maxsize=1024)
+def _known(about: str) -> Set[str]:
+    """The visual words, and those of question and options: the rollouts of a question share them."""
+    return rules().visual_words | {_folded(word) for word in _WORD.findall(visible(about).casefold())}
 
 
 def _own(words: list[str], table: Filler) -> set[str]:

@@ -35,9 +35,12 @@ def score(pred: Sequence[BoxLike], gt: Sequence[BoxLike], normalise: str = "max"
     """
     if not gt:
         raise ValueError("no annotated box: there is nothing to score against")
-    pairs = match(pred, gt)
+    return _of_pairs(match(pred, gt), len(pred), len(gt), normalise)
+
+
+def _of_pairs(pairs: Sequence[tuple[int, int, float]], predicted: int, annotated: int, normalise: str) -> float:
     total = sum(max(0.0, value) for _, _, value in pairs)
-    divisors = {"max": max(len(pred), len(gt)), "gt": len(gt), "matched": max(1, len(pairs))}
+    divisors = {"max": max(predicted, annotated), "gt": annotated, "matched": max(1, len(pairs))}
     if normalise not in divisors:
         raise ValueError(f"normalise is one of {', '.join(divisors)}, got {normalise!r}")
     return total / divisors[normalise]
@@ -90,13 +93,14 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         outside = _count_outside(pred, item, context)
     except IMAGE_ERRORS as error:
         return Score.failure(f"the image's size cannot be read: {error}")
+    pairs = match(pred, gt)
     unread = box_forms.unread(item.response.think, context.box_tag).total()
     return Score.of(
-        score(pred, gt, context.box_normaliser),
+        _of_pairs(pairs, len(pred), len(gt), context.box_normaliser),
         NOT_READ if unread and not pred else "",
         pred=[list(box) for box in pred],
         gt=[list(box) for box in gt],
-        pairs=[list(pair) for pair in match(pred, gt)],
+        pairs=[list(pair) for pair in pairs],
         dropped=item.response.dropped_boxes + len(converted) - len(pred),
         outside=outside,
         gt_dropped=len(sample.boxes) - len(gt),

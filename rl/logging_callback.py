@@ -197,7 +197,7 @@ class LoggingCallback(MetricsCallback):
     def _write_rollouts(self, step: Step) -> None:
         path = self.folder / ROLLOUTS / f"{step.rollouts[0].step + 1:06d}.parquet"
         part = path.with_suffix(".part")
-        pq.write_table(rollout_table(step, self.pixels), part, compression="zstd")
+        pq.write_table(rollout_table(step, self.pixels), part, compression="zstd", write_page_checksum=True)
         os.replace(part, path)
 
 

@@ -18,14 +18,16 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, prompts, runs
+from fgrpo import cli, config, prompts, recorded, runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
+from fgrpo.files import read_jsonl
 from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import checkpoints, distributed, launch, metrics_file, tracking
 from fgrpo.training.finite import NotFinite
+from fgrpo.training.stored import settle_replaced
 from judges import build
 from rewards import base as rewards
 from rewards.base import RewardContext
@@ -68,8 +70,11 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"{run.path} is already done")
             return run.path
         disable_progress_bar()  # transformers' own; the stage has one progress line
+        images = (path for row in read_jsonl(questions) for path in row.get("images") or ())
+        distributed.on_main(lambda: recorded.check_images(questions.parent, images))
         tracking.check_tracker(cfg.rl.report_to, "rl.report_to")
         trainer, log = build_trainer(cfg, run, questions, policy)
+        distributed.on_main(lambda: settle_replaced(run.path / "final"))
         checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
@@ -137,6 +142,7 @@ def build_trainer(
         whiten=rl.whiten,
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
+        rows="shared" if rl.shared_prefix == "auto" else "by_length",
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite

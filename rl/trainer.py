@@ -39,6 +39,7 @@ from rl.failures import FailedJudgements, over_the_limit
 from rl.finished_step import FinishedStep
 from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
+from rl.passes import LogprobPasses, Rows
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
@@ -58,7 +59,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -73,6 +74,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         scorer: starts judging as soon as the rollouts exist.
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
+        rows: how rollouts pass through the model (`rl.passes`); None: "shared" with constraints, else "trl".
 
     Attributes:
         dual: the multipliers.
@@ -105,6 +107,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         whiten: Whiten | None = None,
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
+        rows: Rows | None = None,
         **more: Any,
     ) -> None:
         check_dataset(train_dataset)
@@ -118,6 +121,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
         self.masked: Masked = masked or "exclude"
         self.baseline: Baseline = baseline or "group"
         self.whiten: Whiten = whiten or "sequence"
+        self.rows = rows or ("shared" if self.dual.constraints else "trl")
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
         self.last_alarms: Sequence[str] = ()
@@ -334,12 +338,6 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, GRPOTrainer):
             self._save_checkpoint(self.model, trial=None)
 
     # -- what others read --------------------------------------------------------------------------------------------------
-
-    @property
-    def plain_model(self) -> Any:
-        """The policy without the wrappers of accelerate and peft."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def is_cut_off(self, ids: Sequence[int]) -> bool:
         """Whether a completion of these token ids ended without an end token, as TRL counts it."""

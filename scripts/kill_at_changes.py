@@ -1,85 +1,30 @@
 """Kill each stage of the smoke preset at chosen file-system changes, resume it, and compare with an undisturbed run.
 
-A change is a rename, a deletion, a new folder, or an appended line (of which half is written). For each stage in turn: run it
-once and count its changes; then, for evenly spaced changes, run it from the same start in a child process that kills itself with
-SIGKILL just before that change, and run it again to the end. The stage's folder must then be equal byte for byte, times aside, and hold
-no left-over. Prints one line per stage and per fault; exit code 1 if there is a fault.
+A change is a rename, a deletion, a new folder, or an appended line or a small file (of which half is written). For each stage in
+turn: run it once and count its changes; then, for changes drawn from equal parts of the run, run it from the same start in a child
+process that kills itself with SIGKILL just before that change, and run it again to the end. The stage's folder must then be equal
+byte for byte, times aside, and hold no left-over. Prints one line per stage and per fault; exit code 1 if there is a fault.
 
-Command: `python scripts/kill_at_changes.py [--stages world data] [--kills 10]` (minutes per stage; writes to runs/kill).
+Command: `python -m scripts.kill_at_changes [--stages world data] [--kills 10] [--seed 0]` (minutes per stage; writes to runs/kill).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import random
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from fgrpo import files
-from fgrpo.config import load
+from scripts.smoke_stages import Stage, content, in_child, stages
 
 TOP = Path("runs/kill").absolute()
-ROOT, START, WHOLE = TOP / "runs", TOP / "start", TOP / "whole"
-TIMED = ("manifest.json", "done", ".hashes.json", "training_args.bin", "checksums.json", "files.jsonl")
-SECONDS = ("seconds", "runtime", "per_second", "step_time")
-
-
-def config(method: str = "grpo-t") -> Any:
-    """The smoke preset below the work folder."""
-    return load("smoke", method, [f"data.root={TOP / 'runs' / 'data'}", "eval.limit=4", "rl.keep_checkpoints=1"])
-
-
-def stages() -> dict[str, Callable[[], object]]:
-    """{stage folder: what runs the stage}; imports torch."""
-    from data_curation import run as data
-    from eval import run as evaluation
-    from mcts import run as mcts
-    from miniworld.write import __main__ as world
-    from rl import train as rl
-    from sft import train as sft
-
-    return {
-        "world": lambda: world.write_world(config(), ROOT),
-        "data": lambda: data.curate(config(), ROOT),
-        "mcts": lambda: mcts.distil(config(), ROOT),
-        "sft": lambda: sft.train(config(), ROOT),
-        "rl-grpo-t": lambda: rl.train(config(), ROOT),
-        "eval/grpo-t": lambda: evaluation.evaluate(config(), "grpo-t", ["mmvp", "cvb_2d"], ROOT),
-    }
-
-
-def in_child(work: Callable[[], object], kill_at: int | None) -> tuple[int, int]:
-    """(exit status of a child process that does `work`, number of changes it made). It dies before change `kill_at`."""
-    log = (TOP / "child.log").open("ab")
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        counter = _arm(kill_at)
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:  # no exit handlers of the parent
-            if code:
-                traceback.print_exc()
-            os.write(writing, str(counter["changes"]).encode())
-            sys.stdout.flush()
-            os._exit(code)
-    os.close(writing)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(reading) as told:
-        changes = told.read()
-    return os.waitstatus_to_exitcode(status), int(changes or 0)
+ROOT, START, WHOLE, LOG = TOP / "runs", TOP / "start", TOP / "whole", TOP / "child.log"
 
 
 def _arm(kill_at: int | None) -> dict[str, int]:
@@ -111,57 +56,53 @@ def _arm(kill_at: int | None) -> dict[str, int]:
         add(self, item)
 
     files.Appender.add = half  # type: ignore[method-assign]
+    for name in ("write_text", "write_bytes"):
+        setattr(Path, name, _half_of(getattr(Path, name), is_due))
     return counter
 
 
-def content(folder: Path) -> dict[str, object]:
-    """{file: its content without times} of a stage's folder."""
-    out: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in TIMED):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".parquet":
-            out[name] = pq.read_table(path).to_pylist()
-        elif path.name in ("metrics.jsonl", "trainer_state.json", "best.json"):
-            out[name] = [_untimed(json.loads(line)) for line in _documents(path)]
-        else:
-            out[name] = path.read_bytes()
-    return out
+def _half_of(write: Callable[..., int], is_due: Callable[[], bool]) -> Callable[..., int]:
+    def change(path: Path, content: Any, *args: Any, **more: Any) -> int:
+        if is_due():
+            write(path, content[: len(content) // 2], *args, **more)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content, *args, **more)
+
+    return change
 
 
-def _documents(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
+def run(stage: Stage, kill_at: int | None = None) -> tuple[int, int]:
+    """(exit status of the stage in a process that dies before change `kill_at`, number of changes it made)."""
+    code, counter = in_child(stage.work, LOG, lambda: _arm(kill_at))
+    return code, 0 if counter is None else counter["changes"]
 
 
-def _untimed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _untimed(v) for k, v in value.items() if not any(word in k for word in SECONDS)}
-    return [_untimed(item) for item in value] if isinstance(value, list) else value
-
-
-def kills_of(stage: str, work: Callable[[], object], count: int) -> list[str]:
+def kills_of(name: str, stage: Stage, count: int, seed: int) -> list[str]:
     """Faults of `count` kills of a stage; leaves the folder of the undisturbed run."""
     for old in (START, WHOLE):
         shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(ROOT, START, symlinks=True) if ROOT.exists() else START.mkdir(parents=True)
-    code, changes = in_child(work, None)
+    code, changes = run(stage)
     if code:
-        return [f"{stage}: ended with {code}; see {TOP / 'child.log'}"]
+        return [f"{name}: ended with {code}; see {LOG}"]
     ROOT.rename(WHOLE)
-    expected, problems = content(WHOLE / "smoke" / stage), []
-    points = sorted({1 + k * changes // count for k in range(count)})
+    expected, problems = content(WHOLE / "smoke" / stage.folder), []
+    rng, count = random.Random(f"{name} {seed}"), min(count, changes)
+    points = [rng.randint(1 + k * changes // count, (k + 1) * changes // count) for k in range(count)]
+    reached = 0
     for point in points:
         shutil.copytree(START, ROOT, symlinks=True)
-        killed, _ = in_child(work, point)
-        ended, _ = in_child(work, None)
-        found = content(ROOT / "smoke" / stage)
-        wrong = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
-        left = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.part")]
-        if killed != -signal.SIGKILL or ended or wrong or left:
-            problems.append(f"{stage}, change {point}: killed {killed}, resumed {ended}, differs {wrong}, left {left}")
+        killed, _ = run(stage, point)
+        ended, _ = run(stage)
+        found = content(ROOT / "smoke" / stage.folder)
+        wrong = [file for file in sorted({*expected, *found}) if expected.get(file) != found.get(file)]
+        left = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if ".part" in p.name]
+        reached += killed == -signal.SIGKILL  # a run that writes its caches at other times may end before
+        if killed not in (0, -signal.SIGKILL) or ended or wrong or left:
+            problems.append(f"{name}, change {point}: killed {killed}, resumed {ended}, differs {wrong}, left {left}")
         shutil.rmtree(ROOT)
     WHOLE.rename(ROOT)
-    print(f"{stage}: {changes} changes, {len(points)} kills, {len(problems)} faults", flush=True)
+    print(f"| {name} | {changes} | {reached} | {len(problems)} | {', '.join(map(str, points))} |", flush=True)
     return problems
 
 
@@ -170,15 +111,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", nargs="*", help="stages to kill (default: all); those before them run undisturbed")
     parser.add_argument("--kills", type=int, default=10, help="kills per stage (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of changes (default: 0)")
     args = parser.parse_args()
     shutil.rmtree(TOP, ignore_errors=True)
     TOP.mkdir(parents=True)
     problems: list[str] = []
-    for stage, work in stages().items():
-        if args.stages is None or stage in args.stages:
-            problems += kills_of(stage, work, args.kills)
-        elif in_child(work, None)[0]:
-            sys.exit(f"{stage} failed; see {TOP / 'child.log'}")
+    print("| stage | changes | kills | faults | killed before change |\n|---|---:|---:|---:|---|")
+    for name, stage in stages(ROOT, "rl.keep_checkpoints=1").items():
+        if args.stages is None or name in args.stages:
+            problems += kills_of(name, stage, args.kills, args.seed)
+        elif run(stage)[0]:
+            sys.exit(f"{name} failed; see {LOG}")
     print("\n".join(problems) or "complete: every stage equals an undisturbed one, and nothing is left over")
     sys.exit(1 if problems else 0)
 

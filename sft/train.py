@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,9 @@ from transformers import PrinterCallback, TrainerControl, TrainerState, Training
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
-from fgrpo import cli, config, runs
+from fgrpo import cli, config, recorded, runs
 from fgrpo.errors import UserError
-from fgrpo.files import read_items
+from fgrpo.files import read_items, read_jsonl
 from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.resume import recorded_changes
@@ -34,7 +33,7 @@ from fgrpo.training import distributed, launch, metrics_file, tracking
 from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
-from fgrpo.training.stored import CHECKSUMS, problem_of, resume_point, write_checksums
+from fgrpo.training.stored import CHECKSUMS, problem_of, put_in_place, resume_point, settle_replaced, write_checksums
 from sft import dataset
 
 METRICS = metrics_file.NAME
@@ -81,6 +80,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"{run.path} is already done")
             return run.path
         disable_progress_bar()  # of transformers; the stage has its own progress bar
+        distributed.on_main(lambda: check_images(cfg, traces, root))
         tracking.check_tracker(cfg.sft.report_to, "sft.report_to")
         trainer, logger = build_trainer(cfg, run, traces)
         checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
@@ -104,6 +104,12 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         return run.path
 
 
+def check_images(cfg: Config, traces: Path, root: str | Path) -> None:
+    """UserError if an image of the traces is not what the data stage read."""
+    images = [path for row in read_jsonl(traces) for path in row.get("images") or ()]
+    recorded.check_images(runs.folder(cfg, "data", root), images)
+
+
 def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     """The last complete checkpoint, or None to train from the start. Called on the main process only.
 
@@ -113,6 +119,8 @@ def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     Raises:
         UserError: the state with the lowest validation loss is lost or damaged; no checkpoint can give it again.
     """
+    settle_replaced(folder / "best")
+    settle_replaced(folder / "final")
     check_best(folder)
     has_best = not math.isinf(best_so_far(folder)[0])
     checkpoint = resume_point(folder / "checkpoints", NEEDED, before=None if has_best else steps)
@@ -336,8 +344,7 @@ def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
         save_state(trainer, folder / "final", metadata)
     elif trainer.accelerator.is_main_process and (folder / "best").exists():
         (folder / "best" / CHECKSUMS).unlink(missing_ok=True)  # the manifest records the hashes of `final`
-        shutil.rmtree(folder / "final", ignore_errors=True)
-        (folder / "best").replace(folder / "final")
+        put_in_place(folder / "best", folder / "final")
     return metadata
 
 

@@ -6,6 +6,7 @@ docs/endpoints.md has the table; `tests.odd_server` does all of it.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.odd_server import BEHAVIOURS, KEY, MODEL, TEXT, OddServer, running
 CALL = EXTRACTION_TASK.call(ExtractionItem("x", ("left",), "the former"))
 FAILURES = (SamplingError, Unanswered, UserError, Unusable)
 ATTEMPTS, PATIENCE_S = 3, 75.0
+REPEATED = {"refusal", "finish-filter"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,10 @@ def test_every_behaviour(name: str, who: str, server: OddServer) -> None:
     result, attempts, clock = ask(who, server.url(name, who))
     if behaviour.outcome == "read":
         assert result == right and attempts <= 1 + ("models" in name) * 60
+    elif who == "judge" and name in REPEATED:  # at temperature 0 the same came twice
+        assert isinstance(result, Unanswered) and attempts == 2
+        sampling, attempts, _ = ask(who, server.url(name, f"{who}-sampling"), reasoning_effort="low")
+        assert sampling == right and attempts == 3
     elif behaviour.outcome == "retried":  # the fault passes after two requests
         assert result == right and (attempts == 3 or name == "404-and-no-list")  # whose list of models is read first
         assert name != "retry-after" or clock.slept >= 40.0
@@ -99,6 +105,14 @@ def test_every_behaviour(name: str, who: str, server: OddServer) -> None:
         words = str(result)
         assert behaviour.says in words and KEY not in words
         assert len(words) < 2000 and "\n" not in words.strip()
+
+
+@pytest.mark.parametrize("who", ["sampler", "judge"])
+def test_waits_leave_the_state_of_random_as_it_was(who: str, server: OddServer) -> None:
+    """A trainer saves that state: after an outage its checkpoint equals an undisturbed one's."""
+    before = random.getstate()
+    assert ask(who, server.url("status-502", f"{who}-random"))[0] == TEXT
+    assert random.getstate() == before
 
 
 def test_there_are_enough_of_them_and_the_table_has_all() -> None:

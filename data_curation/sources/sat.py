@@ -37,7 +37,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _image_files(cells: Any, stem: str, images: Path) -> tuple[str, ...]:
-    """Write the images of one row below `images`, unless they exist with the same size; returns their paths."""
+    """Write the images of one row below `images`, unless they are there already; returns their paths."""
     if not isinstance(cells, list) or not cells:
         raise Drop("no_image")
     encoded = []
@@ -52,7 +52,7 @@ def _image_files(cells: Any, stem: str, images: Path) -> tuple[str, ...]:
     paths = []
     for k, (data, suffix) in enumerate(encoded):
         path = images / f"{stem}_{k}.{suffix}"
-        if not path.exists() or path.stat().st_size != len(data):
+        if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".part")
             partial.write_bytes(data)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError
-from fgrpo.runs import write_json
+from fgrpo.sealed import read_sealed, write_sealed
 
 NAME = "judge_validation"
 HEAD = """# Validation of judges
@@ -28,13 +27,11 @@ def add(folder: Path, sections: Sequence[dict[str, Any]]) -> str:
     sections_by_title: dict[str, dict[str, Any]] = {}
     if path.is_file():
         try:
-            sections_by_title = {
-                section["title"]: section for section in json.loads(path.read_text(encoding="utf-8"))["sections"]
-            }
-        except (ValueError, KeyError, TypeError) as error:
+            sections_by_title = {section["title"]: section for section in read_sealed(path)["sections"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error!r}); delete it, then rerun") from error
     sections_by_title |= {section["title"]: section for section in sections}
-    write_json(path, {"sections": list(sections_by_title.values())})
+    write_sealed(path, {"sections": list(sections_by_title.values())})
     (folder / f"{NAME}.md").write_text("\n".join([HEAD, *map(page, sections_by_title.values())]), encoding="utf-8")
     return "\n".join(map(page, sections))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -38,14 +38,18 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.policy.model_files import pixel_bounds
+from fgrpo.sealed import read_sealed
 from fgrpo.types import Rollout, Sample, Verdict
 from judges import base
 from judges.base import JudgeSet
+from judges.cached_client import NO_IMAGE, UNUSABLE
 from rewards.consistency import ConsistencyItem
 from rewards.semantic_grounding import GroundingItem
 
 ROLES = ("training", "evaluation", "extraction")
 SCENES = 100  # of the miniature world, if the command line names no check
+REPLIES = "judge_validation.replies"
+OF_THE_JUDGE = (UNUSABLE, NO_IMAGE)  # failures that a rerun repeats
 Ratings = list[tuple[str, ...]]
 Section = dict[str, Any]
 
@@ -92,20 +96,22 @@ def _compare(role: str, first: str, second: str, pairs: Sequence[Pair], settings
     return compare(role, first, second, pairs, LABELS[role], samples=samples, confidence=confidence)
 
 
-def check_world(config: schema.Config, judge: str, scenes: int) -> Section:
-    """The judge on `scenes` generated scenes of the miniature world."""
+def check_world(config: schema.Config, judge: str, scenes: int, replies: Path | None = None) -> Section:
+    """The judge on `scenes` generated scenes of the miniature world. `replies`: see `validate`."""
     with TemporaryDirectory() as folder:
         items = planted.world(scenes, Path(folder), config.seed)
-        ratings, about = _rate_now(config, judge, [x.item for x in items], Path(folder))
+        ratings, about = _rate_now(config, judge, [x.item for x in items], Path(folder), replies)
     results = against_truth(judge, items, ratings, config.eval)
     return {"title": f"{judge} on planted errors ({scenes} scenes)", **about, **results}
 
 
-def check_labelled(config: schema.Config, judge: str, name: str, path: str, limit: int | None) -> Section:
+def check_labelled(
+    config: schema.Config, judge: str, name: str, path: str, limit: int | None, replies: Path | None = None
+) -> Section:
     """The judge on the first `limit` items (None: all) of the labelled set `name` at `path`."""
     loaded = labelled.load(name, path)
     items = loaded.items[:limit]
-    ratings, about = _rate_now(config, judge, [x.item for x in items], config.data.root)
+    ratings, about = _rate_now(config, judge, [x.item for x in items], config.data.root, replies)
     results = against_truth(judge, items, ratings, config.eval)
     dropped = dict(loaded.dropped)
     if len(items) < len(loaded.items):
@@ -114,7 +120,12 @@ def check_labelled(config: schema.Config, judge: str, name: str, path: str, limi
 
 
 def check_run(
-    config: schema.Config, folder: Path, judge: str | None, questions: Path | None, limit: int | None
+    config: schema.Config,
+    folder: Path,
+    judge: str | None,
+    questions: Path | None,
+    limit: int | None,
+    replies: Path | None = None,
 ) -> list[Section]:
     """Every pair of judges of a run; with `judge`, that one too, and on swapped answers (both on at most `limit` answers).
 
@@ -129,7 +140,7 @@ def check_run(
     if judge is not None:
         samples = stored.questions(questions or generations.questions)
         rollouts = generations.rollouts[:limit]
-        sections += _compare_now(config, generations, judge, samples, rollouts, _pixels(folder, config))
+        sections += _compare_now(config, generations, judge, samples, rollouts, _pixels(folder, config), replies)
     if not sections:
         raise UserError(
             f"one judge alone has judged {folder}; name a second one with --judge (training, evaluation, or a file of "
@@ -145,6 +156,7 @@ def _compare_now(
     samples: Mapping[str, Sample],
     rollouts: Sequence[Rollout],
     pixels: PixelBounds,
+    replies: Path | None,
 ) -> list[Section]:
     """`judge` on the items of the run's own judge, and on its consistent traces with swapped answers."""
     first = generations.judged[0].only({rollout.id for rollout in rollouts})
@@ -153,13 +165,13 @@ def _compare_now(
         raise UserError(
             f"no judge judged any of the first {len(rollouts)} answers of {generations.origin}; raise --limit or name another run"
         )
-    ratings, about = _rate_now(config, judge, items, config.data.root)
+    ratings, about = _rate_now(config, judge, items, config.data.root, replies)
     second = stored.from_ratings(f"{judge} (now)", first, items, ratings)
     agreements = _agreements(config, first, second)
     sections = [{"title": f"{first.judge} and {judge} (asked now)", **about, "agreements": agreements}]
     negatives, dropped = stored.swapped(first, rollouts, samples, generations.tags)
     if negatives:
-        ratings, about = _rate_now(config, judge, [x.item for x in negatives], config.data.root)
+        ratings, about = _rate_now(config, judge, [x.item for x in negatives], config.data.root, replies)
         errors = against_truth(judge, negatives, ratings, config.eval)["errors"]
         title = f"{judge} on swapped answers of consistent traces"
         sections.append({"title": title, **about, "errors": errors, "dropped": dropped})
@@ -177,25 +189,28 @@ def _pixels(folder: Path, config: schema.Config) -> PixelBounds:
     record = folder / "scoring.json"
     if record.is_file():
         try:
-            least, most, factor = json.loads(record.read_text(encoding="utf-8"))["judges"]["pixels"]
+            least, most, factor = read_sealed(record)["judges"]["pixels"]
             return PixelBounds(int(least), int(most), int(factor))
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{record} is broken ({error!r}); rerun `make eval` for this model") from error
     return pixel_bounds(config.models.base)
 
 
 def _rate_now(
-    config: schema.Config, judge: str, items: Sequence[Item], data_root: str | Path
+    config: schema.Config, judge: str, items: Sequence[Item], data_root: str | Path, replies: Path | None
 ) -> tuple[Ratings, Section]:
     """Ratings by a newly built judge, and what identifies it (model, prompts, usage)."""
     chosen = judge_config(config, judge)
+    if replies is not None:
+        replies.mkdir(parents=True, exist_ok=True)
 
     async def work() -> tuple[Ratings, Section]:
-        judges = base.build(chosen, data_root)
+        judges = base.build(chosen, data_root, replies)
         try:
             ratings = await rate(judges, items)
         finally:
             await judges.close()
+        _check_unanswered(judges, config.rl.max_failed_share)
         about = {
             "model": judges.name,
             "prompts": judges.prompt_hashes(TASKS.values()),
@@ -204,6 +219,20 @@ def _rate_now(
         return ratings, {"judge": judge, **about}
 
     return asyncio.run(work())
+
+
+def _check_unanswered(judges: JudgeSet, allowed: float) -> None:
+    """UserError if more than the share `allowed` of the calls got no reply: that says nothing of the judge.
+
+    Replies that are not usable do, and are counted in the results.
+    """
+    meter = judges.meter
+    unanswered = {kind: n for kind, n in meter.failed.items() if kind not in OF_THE_JUDGE}
+    if meter.calls and sum(unanswered.values()) > allowed * meter.calls:
+        raise UserError(
+            f"{sum(unanswered.values())} of {meter.calls} calls of the judge {judges.name} got no reply ({', '.join(unanswered)}); "
+            "nothing is written: fix its endpoint, then rerun to resume"
+        )
 
 
 def judge_config(config: schema.Config, name: str) -> schema.Judge:
@@ -221,20 +250,28 @@ def judge_config(config: schema.Config, name: str) -> schema.Judge:
 
 
 def validate(config: schema.Config, args: argparse.Namespace) -> tuple[list[Section], Path]:
-    """The sections of the checks that the command line names, and the output folder."""
+    """The sections of the checks that the command line names, and the output folder.
+
+    Replies of a judge behind an endpoint lie in `REPLIES` there until all checks are done, so that a rerun pays for no reply
+    twice. The next validation asks anew.
+    """
+    default = Path(args.run) if args.run is not None else runs.folder(config, NAME, args.runs)
+    out = Path(args.out) if args.out else default
+    replies = out / REPLIES
     judge = args.judge or "evaluation"
     sections: list[Section] = []
     if args.run is not None:
-        sections += check_run(config, Path(args.run), args.judge, args.questions and Path(args.questions), args.limit)
+        sections += check_run(
+            config, Path(args.run), args.judge, args.questions and Path(args.questions), args.limit, replies
+        )
     for argument in args.labelled:
         name, colon, path = argument.partition(":")
         if not colon:
             raise UserError(f"--labelled {argument}: give the set and its path, such as vsr:/data/vsr")
-        sections.append(check_labelled(config, judge, name, path, args.limit))
+        sections.append(check_labelled(config, judge, name, path, args.limit, replies))
     if args.world is not None or not sections:
-        sections.append(check_world(config, judge, args.world or SCENES))
-    default = Path(args.run) if args.run is not None else runs.folder(config, NAME, args.runs)
-    return sections, Path(args.out) if args.out else default
+        sections.append(check_world(config, judge, args.world or SCENES, replies))
+    return sections, out
 
 
 def main() -> None:
@@ -244,6 +281,7 @@ def main() -> None:
         sections, out = validate(load(args.preset, args.method, args.set), args)
         out.mkdir(parents=True, exist_ok=True)
         print(add(out, sections))
+        shutil.rmtree(out / REPLIES, ignore_errors=True)
         print(f"also in {out / (NAME + '.md')} and .json")
 
     arguments = parser("agreement of a judge with other judges and with the truth")

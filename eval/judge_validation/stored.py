@@ -139,6 +139,7 @@ def _evaluated(folder: Path) -> Generations:
     judged = []
     samples = questions(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     for path in [folder / "scores.jsonl", *sorted(folder.glob("rescored/*/scores.jsonl"))]:
+        verify(path, "judge-rescore")
         records = list(read_items(path, EvalRecord.from_dict, "record of scores"))
         judge = str(records[0].meta.get("judge", "evaluation")) if records else "evaluation"
         stored = Stored(judge if path.parent == folder else f"{path.parent.name} (rescored)")
@@ -160,7 +161,6 @@ def _tags(folder: Path) -> Tags:
 
 
 def _trained(folder: Path, files: Sequence[Path]) -> Generations:
-    import pandas as pd
     import pyarrow.parquet as pq
 
     names = ["step", "id", "sample_id", "text"]
@@ -168,12 +168,27 @@ def _trained(folder: Path, files: Sequence[Path]) -> Generations:
     stored, rollouts = Stored("training"), []
     for file in files:
         columns = [name for name in names if name in pq.read_schema(file).names]  # images are not read
-        for row in pd.read_parquet(file, columns=columns).to_dict("records"):
+        for row in _rows(file, columns):
             rollouts.append(Rollout(f"{row['step']}/{row['id']}", row["sample_id"], row["text"]))
             stored.add(rollouts[-1].id, *(_column_score(row, name) for name in (CONSISTENCY, GROUNDING)))
     if not stored.consistency and not stored.grounding:
         raise UserError(f"{folder}/rollouts holds no verdicts: no reward of that method has a judge; name another run")
     return Generations(str(folder), [stored], rollouts, folder.parent / "data" / "rl.jsonl", OWN)
+
+
+def _rows(file: Path, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows of a parquet file, with its pages' checksums compared. UserError if it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+        rows: list[dict[str, Any]] = table.to_pandas().to_dict("records")
+        return rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged ({str(error).strip():.200}); restore it from a copy, or delete it to leave its step out"
+        ) from error
 
 
 def _column_score(row: Mapping[str, Any], name: str) -> Score | None:

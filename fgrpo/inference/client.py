@@ -37,7 +37,7 @@ from fgrpo.inference.failures import (
 )
 from fgrpo.inference.parameters import advice
 from fgrpo.inference.redaction import redact
-from fgrpo.inference.replies import NO_COMPLETION, BadReply, Reply, model_owners, read_reply
+from fgrpo.inference.replies import NO_COMPLETION, WITHHELD, BadReply, Reply, model_owners, read_reply
 from fgrpo.inference.size_limit import allow
 
 Read = Callable[[bytes], Reply]  # raises BadReply
@@ -48,6 +48,7 @@ _LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be rea
 _NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
 _NAMED = 8  # models that a message lists
 _CHECKS = 4  # connections that are tried before an address counts as wrong
+_JITTER = random.Random()  # waits take nothing from the generator whose state a trainer saves
 
 
 @dataclass
@@ -61,11 +62,12 @@ class _LoopState:
 
 @dataclass
 class _Attempts:
-    """The attempts of one request: all, those that failed by its own fault, and when the first one failed."""
+    """The attempts of one request: all, those that failed by its own fault, when the first one failed, and how the last one did."""
 
     count: int = 0
     own: int = 0
     failing_since: float | None = None
+    last: Failure | None = None
 
 
 class Client:
@@ -129,6 +131,7 @@ class Client:
                 attempts.failing_since = self.clock.now()
             if result.action != "retry" or self._is_over(loop, result, attempts):
                 raise RequestFailed(result, attempts.count, self.clock.now() - attempts.failing_since)
+            attempts.last = result
             wait = self._wait(attempts, result)
             self.meter.wait(wait)
             await self.clock.sleep(wait)
@@ -208,7 +211,8 @@ class Client:
     def _is_over(self, loop: _LoopState, failure: Failure, attempts: _Attempts) -> bool:
         """Whether a failed request is given up: after its attempts, or, where the fault is an endpoint's, after the patience."""
         if not failure.by_time:
-            return attempts.own >= self.limits.attempts
+            is_same = failure == attempts.last and failure.kind == WITHHELD
+            return attempts.own >= self.limits.attempts or (is_same and self.limits.repeats_itself)
         if attempts.count < self.limits.attempts:
             return False
         if failure.kind == NO_CONNECTION and not _has_answered(loop):
@@ -227,7 +231,7 @@ class Client:
         limits = self.limits
         doublings = min(attempts.count - 1, 60) if failure.by_time or not failure.is_alive else 0
         longest = min(limits.longest_backoff_s, limits.first_wait_s * 2**doublings)
-        return min(limits.longest_wait_s, max(random.uniform(0, longest), failure.after_s))
+        return min(limits.longest_wait_s, max(_JITTER.uniform(0, longest), failure.after_s))
 
     async def _attempt(
         self, loop: _LoopState, body: Body, reserved: tuple[int, int], read: Read, last: Endpoint | None

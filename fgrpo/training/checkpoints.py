@@ -73,9 +73,7 @@ class AtomicCheckpoints(FiniteSteps):
             write_json(unfinished / name / PROCESSES, self._processes())
             self._rename_best(unfinished, folder)
             stored.write_checksums(unfinished / name)
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-            os.replace(unfinished / name, folder / name)
+            stored.put_in_place(unfinished / name, folder / name)
             shutil.rmtree(unfinished, ignore_errors=True)
             stored.rotate(folder, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -250,8 +248,7 @@ def save_final(trainer: Any, folder: Path, extra: Callable[[Path], object] | Non
     if trainer.accelerator.is_main_process:
         if extra is not None:
             extra(unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.replace(folder)
+        stored.put_in_place(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
 
 

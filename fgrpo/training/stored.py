@@ -21,6 +21,7 @@ PREFIX = "checkpoint"
 STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
 PROCESSES = "processes.json"
+REPLACED = ".replaced"  # the end of the name of a folder while its successor takes its place
 MACHINE_ERRORS = (
     errno.EACCES,
     errno.EPERM,
@@ -110,6 +111,8 @@ def resume_point(
     Raises:
         WrongCheckpoint: there are checkpoints, and none is whole.
     """
+    for old in Path(folder).glob(f"{PREFIX}-*{REPLACED}"):
+        settle_replaced(old.with_name(old.name.removesuffix(REPLACED)))
     chosen = last_checkpoint(folder, needed, before, plain)
     candidates = [step for step in steps_in(folder) if before is None or step < before]
     if chosen is None and candidates:
@@ -117,6 +120,24 @@ def resume_point(
             f"no checkpoint of {folder} is whole (see above); restore one, or delete that folder to train from step 0"
         )
     return chosen
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Rename the complete folder `new` to `folder`; what was there is deleted afterwards, so that a kill loses none of both."""
+    old = folder.with_name(folder.name + REPLACED)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_replaced(folder: Path) -> None:
+    """After a kill in `put_in_place`: bring the old folder back if the new one is not in its place, else delete it."""
+    old = folder.with_name(folder.name + REPLACED)
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def rotate(folder: str | Path, step: int, limit: int | None, keep: str | Path | None = None) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fgrpo import recorded
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl, write_jsonl
-from fgrpo.hashing import Hashes, damage, describe
+from fgrpo.files import read_jsonl, write_atomic, write_jsonl
+from fgrpo.hashing import Hashes
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.runs import Run, folder, is_done
 from fgrpo.schema import Config
@@ -56,24 +57,25 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
         _claim(root)
         with stage.append(PROGRESS) as progress:
             for name, writer in tqdm(writers().items(), desc="miniature world", unit="data set"):
-                if name in progress and (root / writer.folder).is_dir():
+                scenes = stage.path / f"scenes-{name}.jsonl"
+                if name in progress and scenes.is_file() and (root / writer.folder).is_dir():
                     continue
                 train = config.world.train_per_source
                 count = train if writer.part == "train" else config.world.bench_per_benchmark
                 studio = _write_one(name, writer, count, config.seed, root)
-                write_jsonl(stage.path / f"scenes-{name}.jsonl", studio.entries)
+                write_jsonl(scenes, studio.entries)
                 if name not in progress:
                     progress.add(
                         {"id": name, "folder": writer.folder, "questions": count, "images": len(studio.entries)}
                     )
+        rows = {row["id"]: row for row in read_jsonl(stage.path / PROGRESS)}
+        write_jsonl(stage.path / PROGRESS, (rows[name] for name in writers()))
         _write_book(stage.path, root)
         stage.counts.update({f"{row['id']}/images": row["images"] for row in read_jsonl(stage.path / PROGRESS)})
         hashes = Hashes(stage.path.parent)
-        write_jsonl(
-            stage.path / "files.jsonl",
-            ({"id": str(p.relative_to(root)), **describe(p, hashes)} for p in _files(root)),
-        )
-        stage.finish([PROGRESS, "files.jsonl"])
+        recorded.write(stage.path / recorded.LIST, root, _files(root), hashes)
+        _copy_list(stage.path, root)
+        stage.finish([PROGRESS, recorded.LIST, *(f"scenes-{name}.jsonl" for name in writers())])
     return root
 
 
@@ -109,18 +111,29 @@ def _write_book(stage: Path, root: Path) -> None:
     partial.replace(root / FILE)
 
 
-def _files(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".part")
+def _files(root: Path) -> list[str]:
+    """Files of the data sets and the truth book, below `root`; not the loaders' cache."""
+    folders = {writer.folder for writer in writers().values()}
+    files = [p for folder in sorted(folders) for p in (root / folder).rglob("*") if p.is_file()]
+    return sorted(str(p.relative_to(root)) for p in [*files, root / FILE, root / MARKER])
+
+
+def _copy_list(stage: Path, root: Path) -> None:
+    """The list of files lies beside the data too, for stages that read it under another root of runs."""
+    write_atomic(root / recorded.LIST, (stage / recorded.LIST).read_text(encoding="utf-8"))
 
 
 def _broken(stage: Path, root: Path) -> list[str]:
-    """Files that were written and are missing or changed."""
+    """Files that were written and are missing or changed; a damaged copy of their list is written again."""
     hashes = Hashes(stage.parent)
-    rows = read_jsonl(stage / "files.jsonl")
-    broken = [row["id"] for row in rows if damage(root / row["id"], row, hashes) is not None]
+    broken = list(recorded.damaged(stage / recorded.LIST, root, hashes))
     hashes.save()
     if broken:
         print(f"{root}: {len(broken)} files are missing or changed and are written again, such as {broken[0]}")
+    copy = root / recorded.LIST
+    if not copy.is_file() or copy.read_bytes() != (stage / recorded.LIST).read_bytes():
+        print(f"{copy} is missing or changed and is written again")
+        _copy_list(stage, root)
     return broken
 
 

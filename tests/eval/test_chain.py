@@ -20,6 +20,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_jsonl, write_jsonl
 from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable, UnusableImage
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.types import Box, EvalRecord, Rollout, Sample
 from judges.base import build
 
@@ -370,8 +371,9 @@ def test_the_same_rescore_agrees_and_generates_nothing(
     assert found.kappa == 1.0 and found.n == len(asked)
     again = Path(shutil.copytree(out, out.with_name("before")))
     monkeypatch.setattr(base, "load", lambda *_: pytest.fail("the folder keeps its own questions"))
-    settled = json.loads((out / "judge.json").read_text())
-    (out / "judge.json").write_text(json.dumps({**settled, "prompts": {"consistency": "of another day"}}))
+    settled = read_sealed(out / "judge.json")
+    write_sealed(out / "judge.json", {**settled, "prompts": {"consistency": "of another day"}})
+    (out / "done").unlink()  # else the change itself is refused
     (out / "scores.jsonl").write_text((out / "scores.jsonl").read_text().replace('"CORRECT"', '"INCORRECT"'))
     assert (out / "scores.jsonl").read_bytes() != (again / "scores.jsonl").read_bytes()
     rescore.rescore(world, folder, "oracle")

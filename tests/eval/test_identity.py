@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval import run, tables
+from fgrpo import recorded
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.runs import Run
@@ -39,6 +40,7 @@ def test_moved_model_and_data_are_the_same_evaluation(world: Config, tmp_path: P
 def test_a_changed_benchmark_is_another_evaluation(world: Config, tmp_path: Path) -> None:
     checkpoint(world, tmp_path, "rl-fgrpo")
     shutil.copytree(world.data.root, tmp_path / "data")
+    (tmp_path / "data" / recorded.LIST).unlink()  # of the miniature world's stage: these are the user's own data
     config = moved(world, tmp_path / "data")
     folder = run.evaluate(config, "fgrpo", ["mmvp"], tmp_path, engine(world))
     file = next(p for p in sorted((tmp_path / "data" / "bench").rglob("*.csv")) if "MMVP" in str(p))

@@ -26,7 +26,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.response import parse
 from fgrpo.types import EvalRecord, Rollout, Sample, Score, Verdict
-from judges.base import JudgeSet, build, failed_verdict
+from judges.base import JudgeSet, Meter, build, failed_verdict
 from miniworld.planted import CONTROLS, ERRORS
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 from rewards.semantic_grounding import GROUNDING_TASK
@@ -283,7 +283,7 @@ def test_command_on_a_stored_run(
     printed = capsys.readouterr().out
     assert "qwen and gpt (rescored)" in printed and "| CONSISTENT | 1 | 0 |" in printed
     monkeypatch.setattr(run, "_pixels", lambda folder, config: (3136, 12845056, 28))
-    monkeypatch.setattr(run.base, "build", lambda chosen, root: text_oracle())
+    monkeypatch.setattr(run.base, "build", lambda chosen, root, run: text_oracle())
     command(monkeypatch, f"--run={folder}", "--judge=oracle")
     printed = capsys.readouterr().out
     assert (
@@ -380,3 +380,42 @@ def test_rollouts_of_training(tmp_path: Path) -> None:
     consistency, grounding = agreements(stored, second)
     assert consistency.confusion == ((0, 1), (0, 0)) and grounding.agreement == 1.0
     assert consistency.left_out == {"now: not judged": 1, "training: not applicable": 1}
+
+
+class Mute:
+    """A judge of which every second call gets no reply, for a reason."""
+
+    def __init__(self, kind: str, meter: Meter) -> None:
+        self.kind, self.meter, self.asked = kind, meter, 0
+
+    async def answer(self, task: Any, items: Any) -> Any:
+        out = []
+        for item in items:
+            self.asked += 1
+            self.meter.count("calls")
+            if self.asked % 2:
+                self.meter.fail(self.kind)
+                out.append((failed_verdict(f"{self.kind}: x"),) * task.size(item))
+            else:
+                out.append((Verdict(task.labels[0], ""),) * task.size(item))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["no connection", "HTTP 502", "unusable reply"])
+def test_an_endpoint_that_is_down_is_no_result(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls without a reply beyond rl.max_failed_share end the validation; unusable replies are what it measures."""
+    kept: list[Any] = []
+
+    def build(chosen: Any, root: Any, run: Any) -> JudgeSet:
+        kept.append(run)
+        meter = Meter()
+        return JudgeSet(Mute(kind, meter), "mute", meter=meter)
+
+    monkeypatch.setattr(run.base, "build", build)
+    mini = config.load("mini")
+    if kind == "unusable reply":
+        assert run.check_world(mini, "evaluation", 2, tmp_path / "replies")["errors"]
+    else:
+        with pytest.raises(UserError, match=r"got no reply \(" + kind + r".*rerun to resume"):
+            run.check_world(mini, "evaluation", 2, tmp_path / "replies")
+    assert kept == [tmp_path / "replies"] and kept[0].is_dir()

@@ -15,6 +15,7 @@ from fgrpo.files import read_jsonl
 from fgrpo.policy.model_files import PixelBounds
 from fgrpo.runs import Run
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 from tests.eval.test_chain import checkpoint, engine
 
 JUDGED = (
@@ -86,7 +87,7 @@ def test_scores_of_other_judges_are_kept_and_come_back(
 
 def test_a_scoring_file_of_an_older_version_is_of_the_same_judges(tmp_path: Path) -> None:
     folder = paid(tmp_path)
-    stored = json.loads((folder / "scoring.json").read_text())
+    stored = read_sealed(folder / "scoring.json")
     stored["judges"]["evaluation"]["max_completion_tokens"] = 5
     (folder / "scoring.json").write_text(json.dumps(stored))
     assert settled(tmp_path) == PAID
@@ -147,3 +148,19 @@ def test_a_summary_of_a_rescored_run_shows_no_key_of_an_address(world: Config, t
     assert "sk-1234567890abcdef" not in "".join(p.read_text() for p in out.glob("*.json*"))
     assert json.loads((out / "summary.json").read_text())["judge"]["endpoints"] == ["https://host/v1"]
     assert len(list(read_jsonl(out / "scores.jsonl"))) > 0
+
+
+def test_damaged_scores_are_named_before_they_are_put_away(tmp_path: Path) -> None:
+    """Else their place would record the damage as what was there."""
+    folder = paid(tmp_path)
+    config = load("mini", overrides=list(JUDGED))
+    spec = models.configured("fgrpo", config)
+    with Run.open(config, "eval/fgrpo", [], tmp_path, run_folder.generation_identity(spec, "hub/x", config)) as run:
+        run.finish([*PAID, "generations.jsonl"])
+    (folder / "scores.jsonl").write_text('{"id": "A"}\n')
+    with pytest.raises(UserError, match=r"scores\.jsonl is not what its finished stage wrote"):
+        settled(tmp_path, "judges.evaluation.model=other")
+    assert not (folder / "scored").exists() and (folder / "done").exists()
+    (folder / "scores.jsonl").write_text(PAID["scores.jsonl"])
+    assert settled(tmp_path, "judges.evaluation.model=other") == {}
+    assert settled(tmp_path) == PAID

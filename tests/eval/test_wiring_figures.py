@@ -150,7 +150,7 @@ def trained(tmp_path: Path) -> tuple[Config, Path]:
         folder = tmp_path / config.preset / f"rl-{method}"
         folder.mkdir(parents=True)
         write_jsonl(folder / "metrics.jsonl", (step_line(n, k) for n in range(1, 5)))
-        (folder / "config.json").write_text(json.dumps({"config": old.model_dump(mode="json")}))
+        (folder / "config.json").write_text(json.dumps({"config": old.model_dump(mode="json"), "inputs": {}}))
     return config, tmp_path
 
 

@@ -44,7 +44,7 @@ def test_the_cache_is_used_and_a_changed_file_is_read_again(tmp_path: Path, monk
     first = Hashes(tmp_path)
     digest = first.of_file(big)
     first.save()
-    assert list(json.loads((tmp_path / CACHE).read_text()).values()) == [digest]
+    assert list(json.loads((tmp_path / CACHE).read_text())["hashes"].values()) == [digest]
     reads: list[Path] = []
     read = hashing._read
     monkeypatch.setattr(hashing, "_read", lambda path: (reads.append(path), read(path))[1])

@@ -13,6 +13,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.resume import CHANGES, holds_work
 from fgrpo.runs import Run, is_done, require
+from fgrpo.sealed import read_sealed
 from judges.cache import Cache
 
 CONSTANT = "rl.scheduler=constant"
@@ -301,7 +302,7 @@ def test_folders_of_older_versions_are_the_same_experiment(tmp_path: Path) -> No
     """Keys that no longer count are still in them, and `leave_out` is not there yet."""
     for stage in ("rl-fgrpo", "mcts"):
         path = with_work(tmp_path, stage=stage)
-        stored = json.loads((path / "config.json").read_text())
+        stored = read_sealed(path / "config.json")
         judge, engine = stored["config"].get("judges.training"), stored["config"].get("engine")
         for section in filter(None, (judge, engine)):
             assert section.pop("leave_out") == []
