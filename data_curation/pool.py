@@ -81,8 +81,8 @@ def build(source: Source, context: Context, path: Path, limit: int | None) -> Po
         print(f"{path} is damaged; reading {source.name} again")
     if not source.files(context.folder):
         raise UserError(
-            f"no annotation files of {source.name} in {context.folder}. `make data PRESET=mini` writes the miniature one; "
-            f"the real data set is {source.hub}"
+            f"no annotation files of {source.name} in {context.folder}; `make data-download` with the preset downloads "
+            f"{source.hub}, `make world PRESET=mini` writes a miniature one"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = itertools.islice(source.read(context), limit)

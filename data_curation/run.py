@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_curation import clustering, difficulty, report, shortcuts, source
+from data_curation.moved import check_images
 from data_curation.pool import Pool, build, written
 from fgrpo import inference, prompts, recorded, shards
 from fgrpo.cli import parser, run
@@ -58,8 +59,10 @@ def curate(
     """
     sources, train, inputs = _sources(config)
     if is_done(config, "data", runs, inputs) and not pending(folder(config, "data", runs)):
+        check_images(folder(config, "data", runs), config.data.root)
         return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
+        check_images(stage.path, config.data.root)
         if stage.is_done and not pending(stage.path):
             return stage.path
         stage.reopen()
@@ -122,6 +125,7 @@ def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampl
         if stage.is_done:
             return stage.path
         stage_folder = folder(config, "data", runs)
+        check_images(stage_folder, config.data.root)
         pools = {name: written(stage_folder / "pool" / f"{name}.jsonl") for name in config.data.sources}
         seeds = stage_folder / "seed.jsonl"
         if not same_identity(stage.path, stage_folder) or not seeds.exists() or None in pools.values():
@@ -149,7 +153,7 @@ def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]
     """The data sets, the folder that contains them, and their annotation files."""
     sources = {name: source.source(name) for name in config.data.sources}
     train = Path(config.data.root) / "train"
-    return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder)]
+    return sources, train, [path for s in sources.values() for path in _annotations(s, train / s.folder, config)]
 
 
 def _check_sources(config: Config, sources: Mapping[str, source.Source], folder: Path) -> None:
@@ -210,12 +214,16 @@ def _settle(path: Path, ids: list[str]) -> dict[str, float]:
     return {row["id"]: row["mean"] for row in rows}
 
 
-def _annotations(data_set: source.Source, folder: Path) -> list[Path]:
+def _annotations(data_set: source.Source, folder: Path, config: Config) -> list[Path]:
     files = data_set.files(folder) if folder.is_dir() else []
     if not files:
         raise UserError(
-            f"no annotation files of {data_set.name} in {folder}. `python -m miniworld.write` writes the miniature ones; "
-            f"the real data set is {data_set.hub}"
+            f"no annotation files of {data_set.name} in {folder}; "
+            + (
+                f"`make world PRESET={config.preset}` writes the miniature ones"
+                if config.world is not None
+                else f"`make data-download PRESET={config.preset}` downloads {data_set.hub}"
+            )
         )
     return files
 
@@ -261,14 +269,11 @@ async def _choose(
     )
     target = sum(count for _, _, count in candidates.values())
     try:
-        with stage.append(DIFFICULTY) as done, tqdm(total=target, desc="difficulty", unit=" samples") as bar:
+        with stage.append(DIFFICULTY) as done, tqdm(total=target, desc="difficulty", unit=" kept") as bar:
             meter = difficulty.DifficultyMeter(engine, settings, done, measured, matches)
-
-            def step() -> None:
-                bar.total = max(bar.total, bar.n + 1)  # the number of candidates is not known in advance
-                bar.update()
-
-            selected, examined = await difficulty.choose(candidates, meter, step)
+            selected, examined = await difficulty.choose(candidates, meter, bar.update)
+            bar.total = bar.n  # fewer than wanted where a source has no more candidates
+            bar.refresh()
             return meter, selected, examined
     finally:
         if sampler is None:

@@ -42,6 +42,7 @@ _OPINION = _any(
     ),
 )
 _DISCOURSE = _any(
+    "no doubt|without (?:a|any) doubt|beyond (?:a|any) doubt|undoubtedly|there is no doubt that",
     "so|thus|therefore|hence|then|ok|okay|well|overall|finally|accordingly|consequently",
     "in (?:conclusion|summary|short|this case)|to (?:conclude|summarize|summarise|sum up)|as a result|all in all",
     *("it follows", "this means", "sure", "great", "and"),
@@ -99,7 +100,7 @@ INSTEAD = re.compile(
 DEGREE = "slightly|somewhat|directly|immediately|a bit|a little"
 OWN_ANSWER = re.compile(
     rf"(?:^|[,.;:] )(?:(?:the|my|our|your|its|a|this|here is|and|so|thus|therefore|hence|multiple choice|model's|short|direct|full|"
-    rf"chosen|selected|predicted|only|true|correct|{_GOOD}) )*(?:answer|ans|option|choice|response|pick)$|^[^a-z]+$"
+    rf"chosen|selected|predicted|only|true|correct|{_GOOD}) )*(?:answer|ans|option|choice|response|pick)$|^[^\w]+$"
 )
 """The label of the writer's own answer. "Their answer", "the old answer", "a bad answer" are others'."""
 _CONFIDENCE = re.compile(r"(?<!\S)(?:confiden(?:ce|t)|certainty|certain|sure|probability|likelihood|chance|odds)(?!\S)")
@@ -126,7 +127,7 @@ DENIAL = _words(
     "opposite|contrary|reverse|false|untrue|fake|mistake|mistaken|mistakenly|error|erroneous",
     "least|less|unless|outside|anything|non|contradicts?|contradicted|unsupported|invalid|absent",
     "disagree|ignore|excluded|missing|deceptive|trap|distractor|illusion|misleading|misread",
-    "surprised?|ridiculous|absurd|nonsense|out of the question|too|✗|✘|❌|✖|×|¬|≠",
+    "surprised?|ridiculous|absurd|nonsense|out of the question|too|✗|✘|❌|✖|☐|×|¬|≠",
 )
 DOUBT = _words(
     "or|either|both|between|might|may|could|perhaps|maybe|possibly|possible|plausible",
@@ -245,6 +246,11 @@ COUNT = re.compile(
     rf"(?: (?:in|on|at|from)(?: (?:the|this|that|front|total|all|each|view|sight|your|my))(?: [a-z][a-z'-]*){{0,5}})?{END}"
 )
 ABOUT = "about|approximately|around|roughly|circa"
+OF_OTHERS = re.compile(
+    r"(?<= [.!\n]) (?:the|all|all the) (?:others?|other (?:options?|choices?|answers?|ones))(?: (?:is|are|do|does|can|seem|look))?(?: all| clearly)?"
+    rf" (?:wrong|incorrect|false|not (?:correct|right|match|fit|apply)|be (?:ruled out|excluded|eliminated)){END}"
+)
+"""A last sentence that only confirms: "The others are wrong."."""
 YES_NO = {"yes": "yes", "yeah": "yes", "yep": "yes", "yup": "yes", "no": "no", "nope": "no"}
 OPENING = re.compile(
     rf"^({'|'.join(YES_NO)})(?: [,!;:-]| \.(?! [no]\d))?(?:$|(?: \n)+| (?=(?:it|there|they|he|she|this|that|these|those|we|you|i|the|because|since|as)(?:'s|'re)?(?!\S))|(?<=[,.!;:-]) )"

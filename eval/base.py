@@ -44,6 +44,7 @@ class Benchmark:
         source: where the data comes from, for error messages.
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
+        known_as: what other harnesses call it, for `eval.external`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Benchmark:
     source: str
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
+    known_as: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,6 +75,16 @@ def benchmark(name: str) -> Benchmark:
     plugin = load_plugin("eval.benchmarks", name, "BENCHMARK", "benchmark")
     assert isinstance(plugin, Benchmark)
     return plugin
+
+
+def title_of(name: str) -> str:
+    """The heading of a benchmark in tables; its name where there is no such benchmark, as of another harness' data set."""
+    return benchmark(name).title if name in names() else name
+
+
+def is_paired(name: str) -> bool:
+    """Whether a benchmark's groups are pairs; False where there is no such benchmark."""
+    return name in names() and benchmark(name).paired
 
 
 def folder_of(name: str, config: Config) -> Path:
@@ -112,7 +124,8 @@ def how_to_get(bench: Benchmark, config: Config) -> str:
     """What to do about missing or broken data, for error messages."""
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
-    return f"download {bench.source} into {Path(config.data.root) / 'bench' / bench.folder}"
+    folder = Path(config.data.root) / "bench" / bench.folder
+    return f"`make data-download PRESET={config.preset}` downloads it, or put {bench.source} into {folder}"
 
 
 def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from eval import metrics, models
 from eval.layout import DASH, Table
 from eval.measures import Measure, measures
-from eval.results import Result
+from eval.results import Result, judges_of
 from fgrpo.schema import Config
 
 KINDS = {"greedy": "greedy answers", "sampled": "sampled answers, temperature 1"}
@@ -31,10 +31,12 @@ def pairs(results: Mapping[str, Result], config: Config) -> list[tuple[str, str]
     - The reasoning base model with the first trained model (SFT, where it was evaluated).
     - The first trained model with the trained models of `eval.models`.
     - Every trained model with the method of the configuration (the last trained model, if that was not evaluated).
+    - Every other reasoning model with that method; without a trained model, the first with each further one.
     """
     order = trained(results)
     if not order:
-        return []
+        reasoning = _reasoning(results)
+        return [(reasoning[0], name) for name in reasoning[1:]]
     first, goal = order[0], _goal(order, config)
     known = [name for name in results if name in models.names()]
     bases = [n for n in known if n not in order and models.load(n).is_own and models.load(n).mode == "think"]
@@ -42,7 +44,12 @@ def pairs(results: Mapping[str, Result], config: Config) -> list[tuple[str, str]
     if first != goal:
         chosen += [(first, name) for name in order[1:] if name in config.eval.models]
     chosen += [(name, goal) for name in order if name != goal]
+    chosen += [(name, goal) for name in _reasoning(results) if name not in order and name not in bases]
     return list(dict.fromkeys(chosen))
+
+
+def _reasoning(results: Mapping[str, Result]) -> list[str]:
+    return [name for name, result in results.items() if result.summary.get("mode") == "think"]
 
 
 def main_pair(results: Mapping[str, Result], config: Config) -> tuple[str, str] | None:
@@ -129,6 +136,7 @@ def comparison_table(a: Result, b: Result, kind: str, entries: Mapping[str, Entr
         "answers as independent; where one question has several answers (sampled answers, both orders of SAT-Real), rely on the "
         "interval, which resamples questions."
     )
+    note = " ".join(filter(None, (note, judges_of((a, b)))))
     return Table(
         comparison_name(a, b, kind), f"{a.title} against {b.title} ({KINDS[kind]})", headings, tuple(rows), note
     )

@@ -1,4 +1,4 @@
-"""Examples for the report: one question, its images with boxes, and the text of one or two models, sentence by sentence.
+"""Examples for the report: one question, its images with boxes, and the text of some models, sentence by sentence.
 
 Everything here is plain text and numbers; the template escapes it. Colours as in the paper's Appendix E: a sentence that a judge
 calls correct is blue, an incorrect one orange; the answer is green if every 0/1 reward holds, else red. Sentence verdicts come
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from eval import verdict_classes
 from eval.downscale_images import fit
 from eval.measures import ACCURACY, FLIP, Measure, reward_measures
 from eval.models import ModelSpec, location
@@ -31,6 +32,7 @@ _ORDINAL = re.compile(
     r"\b(?:(first|second|third|fourth)\s+(?:picture|image|view)|(?:picture|image|view)\s+([1-4]))\b", re.IGNORECASE
 )
 _ORDINALS = ("first", "second", "third", "fourth")
+KEYS = "abcdef"  # of the columns
 _COLOURS = {"CORRECT": "grounded", "INCORRECT": "ungrounded"}
 
 
@@ -43,7 +45,7 @@ class Shape:
     y: float
     width: float
     height: float
-    kind: str  # "true", or the key of the column ("a" or "b") whose model wrote it
+    kind: str  # "true", or the key of the column ("a", "b", …) whose model wrote it
     label: str = ""
 
 
@@ -123,10 +125,11 @@ class Example:
         return " ".join([*(f"{c.key}-{tag}" for c in self.columns for tag in c.tags), *(["differ"] * differ)])
 
 
-def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int) -> list[str]:
+def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, each: int, least: int = 1) -> list[str]:
     """Ids of rollouts to show, `each` per benchmark: first those on which the models' verdicts differ most, then in order.
 
-    Refused rollouts are never shown.
+    Both of the first two models have answered them; where these share none on a benchmark, `least` of the models have. Refused
+    rollouts are never shown.
     """
     checks = [m for m in reward_measures() if m.report.binary]
     by_model = [
@@ -135,11 +138,13 @@ def choose(results: Sequence[Result], samples: Mapping[str, Sample], kind: str, 
     ]
     chosen: list[str] = []
     for name in dict.fromkeys(s.source for s in samples.values()):
-        shared = [
-            i for i, r in by_model[0].items() if r.benchmark == name and all(i in other for other in by_model[1:])
-        ]
+        of_each = [[i for i, r in model.items() if r.benchmark == name] for model in by_model]
+        shared = [i for i in of_each[0] if all(i in model for model in by_model[1:2])]
+        any_of = dict.fromkeys(i for ids in of_each for i in ids)
+        shared = shared or [i for i in any_of if sum(i in model for model in by_model) >= least]
         order = {i: n for n, i in enumerate(shared)}
-        chosen += sorted(shared, key=lambda i: (-_interest([m[i] for m in by_model], checks), order[i]))[:each]
+        records = {i: [model[i] for model in by_model if i in model] for i in shared}
+        chosen += sorted(shared, key=lambda i: (-_interest(records[i], checks), order[i]))[:each]
     return chosen
 
 
@@ -162,6 +167,7 @@ def build(
     models: Sequence[tuple[Result, ModelSpec, EvalRecord, Rollout]],
     benchmark: str,
     config: Config | None = None,
+    keys: Sequence[str] = KEYS,
 ) -> Example:
     """The example of one rollout id.
 
@@ -169,6 +175,7 @@ def build(
         models: per column: result, model (`models.configured`), record and rollout.
         benchmark: the benchmark's title.
         config: for images that were downscaled for the model; None = shown as they are.
+        keys: of the columns, one letter each.
 
     Raises:
         UserError: an image cannot be read.
@@ -181,8 +188,8 @@ def build(
     for k, box in zip(box_images, sample.boxes or (), strict=True):
         truth.append(_shape(k, convert(box, "original", sizes[k], model_size(sizes[k], *bounds)), "true"))
     columns = tuple(
-        _column("ab"[n], result, spec, record, rollout, sample, sizes, config)
-        for n, (result, spec, record, rollout) in enumerate(models)
+        _column(key, result, spec, record, rollout, sample, sizes, config)
+        for key, (result, spec, record, rollout) in zip(keys, models, strict=False)
     )
     return Example(rollout_id, benchmark, sample.question, sample.choices, sample.answer, images, tuple(truth), columns)
 
@@ -199,7 +206,7 @@ def _column(
 ) -> Column:
     bounds = scored_pixels(result.path / SCORING)  # of this model's processor
     seen = sample.images
-    if config is not None:
+    if config is not None and spec.prompt:  # another harness chose what its model saw
         family = assumed_family(location(spec, config, result.path.parents[2]))
         seen = fit([replace(sample, boxes=None)], spec, config, bounds, family)[0].images
     response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags)
@@ -279,7 +286,14 @@ def tag_titles() -> dict[str, str]:
         _tag(m): f"{m.score_title} fails" if m.report.binary else f"{m.score_title} below 100%"
         for m in reward_measures()
     }
-    return {**below, "flip": "flips away from a wrong statement", "wrong": "wrong answer", "right": "right answer"}
+    classes = verdict_classes.titles()
+    return {
+        **classes,
+        **below,
+        "flip": "flips away from a wrong statement",
+        "wrong": "wrong answer",
+        "right": "right answer",
+    }
 
 
 def _tag(measure: Measure) -> str:
@@ -296,7 +310,7 @@ def _tags(record: EvalRecord) -> tuple[str, ...]:
             tags.append(_tag(measure))
     if _score(record, FLIP) == 1.0:
         tags.append("flip")
-    return tuple(tags)
+    return tuple(dict.fromkeys((*tags, *verdict_classes.tags(record))))
 
 
 def _image_of(text: str, default: int, count: int) -> int:

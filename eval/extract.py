@@ -38,6 +38,7 @@ _SUB_CLAUSE = re.compile(
 _CONDITION = re.compile(
     r"(?<!\S)(?:if|whether|unless|suppose|assuming|say|says|said|claims?|doubt|think|wrong|false)(?!\S)"
 )
+_SURE_OPENING = re.compile(r"no doubt(?!\S)")  # which is no "no"
 _NAMED = re.compile(r"(?<!\S)(?:view|figure|image|panel|point|car|line|see|object|person|box)$")
 _OTHER_LETTERS = re.compile(
     r"\(([A-Z])\)|(?<!\S)(?:option|choice|letter|answer) ([A-Z])(?!\S)|(?<!\S)(?:or|and|nor|both|either|&|/|,) ([A-Z])(?!\S)|^ ?([A-Z])(?= [.,!?;]|$)"
@@ -76,7 +77,7 @@ def read_span(span: str, options: Options, depth: int = 0) -> int | None:
     if not boxed:
         return _decide(span, options)
     contents = {read_span(content, options, depth + 1) for content in boxed}
-    around = canonical(outside)
+    around = options.without_money(canonical(outside))
     before = re.split(r" [.!?;](?= )|\n", around.partition("¤")[0])[-1]
     after = around.rpartition("¤")[2]
     if (
@@ -104,12 +105,12 @@ def _takes_back(text: str) -> bool:
 
 def _decide(span: str, options: Options) -> int | None:
     """The option that a span without boxed parts chooses."""
-    whole = canonical(span)
+    whole = options.without_money(canonical(span))
     if (found := _entire(" ".join(whole.split()), options, span)) is not None:
         return _single(found)
-    if options.polar and (opening := say.OPENING.match(whole)):
+    if options.polar and not _SURE_OPENING.match(whole) and (opening := say.OPENING.match(whole)):
         return _polar(opening, whole, options)
-    parts = sentences(whole)
+    parts = sentences(say.OF_OTHERS.sub("", whole))
     claims = _without_listing(_claims(parts, options))
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
@@ -293,7 +294,7 @@ def _tail(text: str, options: Options) -> set[int] | None:
         return None
     before = m.group(1)
     letter = options.letter((m.group(2) or m.group(3)).strip("()"))
-    is_short = before.isascii() and len(before.split()) <= _LONGEST_NAME
+    is_short = len(before.split()) <= _LONGEST_NAME
     names_answer = _ANSWER_NOUN.search(before) is not None
     if _TAIL_LABEL.match(text, m.end(1)) and (is_short or names_answer) and not say.OWN_ANSWER.search(before):
         return None  # "Grade: B", "Their answer: B"
@@ -373,7 +374,9 @@ def _polar(opening: re.Match[str], whole: str, options: Options) -> int | None:
     denied = say.NEGATED.search(rest) is not None
     if say.RETRACTION.search(rest) or say.UNSURE.search(rest) or whole.endswith("?") or say.LIMITED.match(rest):
         return None
-    if options.has_letters and _OTHER_LETTERS.search(rest):
+    if (options.has_letters and _OTHER_LETTERS.search(rest)) or any(
+        not options.is_polar(i) for i in options.mentioned(rest)
+    ):
         return None
     if word == "yes":
         return None if denied else options.polar.get(word)

@@ -1,11 +1,11 @@
-"""Figures 3, 4 and 8 of the paper, from run files alone, as PNG files.
+"""Figures 3, 4 and 8 of the paper, from run files alone, as PNG and SVG files.
 
 Figure 3: every reward's metric per data set, from finished evaluations. Figure 4: accuracy and inconsistency over training steps,
 of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else of the training rollouts in
 rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the caption says which. Figure 8: each constraint's batch mean
 above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
 
-Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.png and captions.json. A figure without
+Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.{png,svg} and captions.json. A figure without
 data is skipped with one line.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from eval import base, freshness, models
 from eval.comparisons import KINDS
 from eval.measures import Measure, measures_of, reward_measures
-from eval.results import CAPTION_FILE, Result, checkpoints, find, paper
+from eval.results import CAPTION_FILE, Result, checkpoints, find, paper, places
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -62,7 +62,11 @@ METHOD_COLOURS = {
     "grpo-multiplicative": "#009E73",
 }
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# By file type: what is left out of its metadata, so that the same figure gives the same bytes. PNG for the report, SVG for print.
+FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 STYLE = {
+    "svg.hashsalt": "figures",
+    "svg.fonttype": "none",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -129,23 +133,31 @@ def window_of(steps: int) -> int:
 
 def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     """Bars per data set and on average, with intervals: one panel per reward that has a value, one colour per model."""
-    kind = "sampled" if any("sampled" in r.kinds() for r in results.values()) else "greedy"
+    reasoning = [r for r in results.values() if r.summary.get("mode") == "think"]
+    kind = "sampled" if reasoning and all("sampled" in r.kinds() for r in reasoning) else "greedy"
     panels = figure3_measures(results, kind)
     shown = [r for r in results.values() if any(r.cell(kind, "average", m.metric) is not None for m in panels)]
     if not shown:
         return None
-    places = [*config.eval.benchmarks, "average"]
-    titles = [*(base.benchmark(n).title for n in config.eval.benchmarks), "average"]
+    names = places(shown, config)
+    sets = {frozenset(r.averaged(kind)) for r in shown if kind in r.kinds()}
+    averaged = next(iter(sets)) if len(sets) == 1 else set(config.eval.benchmarks)  # what an average stands for
+    inside = [n for n in names if n in config.eval.benchmarks] or names
+    of = [n for n in names if n in averaged] or inside
+    outside = [n for n in names if n not in inside]
+    shown_places = [*outside, *inside, "average"]
+    titles = [*map(base.title_of, outside), *map(base.title_of, inside), "average"]
     size = (max(9.5, 1.4 * len(shown)), 2.7 * len(panels) + 0.4)
     figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axis, measure in zip(axes[:, 0], panels, strict=True):
-        _bars(axis, shown, kind, places, measure.metric)
+        _bars(axis, shown, kind, shown_places, measure.metric, of)
         direction = "higher" if measure.report.higher_is_better else "lower"
         axis.set_title(f"{_capital(measure.report.title)}, % ({direction} is better)")
-    axes[-1, 0].set_xticks([*range(len(places) - 1), len(places) - 0.75], titles)
+    axes[-1, 0].set_xticks([*range(len(titles) - 1), len(titles) - 0.75], titles)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
-    figure.supxlabel(f"{KINDS[kind]}; {intervals}", fontsize=9, color="#555555")
+    words = f"average of {', '.join(map(base.title_of, of))}"
+    figure.supxlabel(f"{KINDS[kind]}; {intervals}; {words}", fontsize=9, color="#555555")
     return figure
 
 
@@ -159,12 +171,22 @@ def figure3_measures(results: Mapping[str, Result], kind: str | None = None) -> 
     ]
 
 
-def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str) -> None:
-    """One metric in percent: a group of bars per place, one bar per model; the average stands apart at the right."""
+def _is_other_average(result: Result, kind: str, place: str, averaged: Sequence[str]) -> bool:
+    """Whether this is the average of a result over other benchmarks than those that the axis names: no bar beside the others."""
+    return place == "average" and kind in result.kinds() and set(result.averaged(kind)) != set(averaged)
+
+
+def _bars(
+    axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str], metric: str, averaged: Sequence[str]
+) -> None:
+    """One metric in percent: a group of bars per place, one bar per model; the average of `averaged` stands apart at the right."""
     width = 0.8 / len(shown)
     gap = np.array([0.0] * (len(places) - 1) + [0.25])
     for k, result in enumerate(shown):
-        cells = [result.cell(kind, place, metric) for place in places]
+        cells = [
+            None if _is_other_average(result, kind, place, averaged) else result.cell(kind, place, metric)
+            for place in places
+        ]
         xs = np.arange(len(places)) + (k - (len(shown) - 1) / 2) * width + gap
         heights = [np.nan if c is None else 100 * c["value"] for c in cells]
         errors = np.array(
@@ -173,7 +195,7 @@ def _bars(axis: Axes, shown: Sequence[Result], kind: str, places: Sequence[str],
                 for c in cells
             ]
         ).T
-        axis.bar(xs, heights, width * 0.92, label=result.title, color=colour(result.name, k))
+        axis.bar(xs, heights, width * 0.92, label=result.label, color=colour(result.name, k))
         axis.errorbar(xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5)
     if all(bar.get_height() >= 0 or np.isnan(bar.get_height()) for bar in axis.patches):  # type: ignore[attr-defined]
         axis.set_ylim(0, None)
@@ -325,12 +347,13 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
             if figure is None:
                 print(f"{name}: no data yet")
                 continue
-            path = out / f"{name}.png"
-            part = out / f".{name}.part.png"
-            figure.savefig(part, metadata={"Software": None})
+            for suffix, metadata in FORMATS.items():
+                path = out / f"{name}.{suffix}"
+                part = out / f".{name}.part.{suffix}"
+                figure.savefig(part, metadata=metadata)
+                part.replace(path)
+                written.append(path)
             plt.close(figure)
-            part.replace(path)
-            written.append(path)
     captions = {**CAPTIONS, **({"figure4": OF_CHECKPOINTS} if of_checkpoints is not None else {})}
     captions["figure3"] = captions["figure3"].format(
         metrics=", ".join(m.report.title for m in figure3_measures(results))

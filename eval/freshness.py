@@ -26,6 +26,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 RESULTS = ("eval/*/done", "eval/*/summary.json", "eval/*/scores.jsonl", "rl-*/metrics.jsonl", "rl-*/config.json")
 OF_THE_REPORT = (
     *("eval/*/generations.jsonl", "eval/*/scoring.json"),  # the examples' texts, and in which pixels their boxes are
+    *("eval/*/questions.jsonl", "eval/*/model.json", "eval/*/external.json"),  # of other harnesses' answers
     *judging.FILES,
     *("figures/*.png", "figures/captions.json"),
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.models import ModelSpec, temperature, template, user_text
+from eval.models import ModelSpec, temperature, template, token_limit, user_text
 from fgrpo import progress
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_items, write_jsonl
@@ -55,7 +55,7 @@ def jobs(samples: Sequence[Sample], spec: ModelSpec, config: Config) -> list[Job
                 images=sample.images,
                 text=text,
                 prefix=spec.prefix,
-                max_new_tokens=spec.max_new_tokens or config.eval.max_new_tokens,
+                max_new_tokens=token_limit(spec, config),
                 temperature=greedy if n < 0 else config.eval.sampled_temperature,
                 seed=(config.seed + zlib.crc32(rollout_id.encode())) % 2**31,
             )
@@ -154,7 +154,7 @@ async def _sample(job: Job, sampler: Sampler) -> tuple[Rollout, SamplingError | 
         reason = {"error": str(error)[:500], TRANSIENT: error.is_transient}
         return Rollout(job.id, job.sample.id, "", "error", 0, {**meta, **reason}), error
     text = job.request.prefix + completion.text
-    return Rollout(job.id, job.sample.id, text, completion.finish, len(completion.token_ids), meta), None
+    return Rollout(job.id, job.sample.id, text, completion.finish, completion.tokens, meta), None
 
 
 def _stored(path: Path) -> Iterator[dict[str, Any]]:

@@ -40,6 +40,11 @@ class Measure:
         return self.report.metric
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the score is a judge's."""
+        return self.is_reward and rewards.judge_task_of(rewards.load(self.score)) is not None
+
+    @property
     def heading(self) -> str:
         """The title with the arrow of its direction, such as "inconsistency ↓"."""
         return f"{self.report.title} {'↑' if self.report.higher_is_better else '↓'}"
@@ -57,11 +62,36 @@ class Measure:
         return 1.0 - score.value if self.report.inverted else score.value
 
 
-ACCURACY = Measure("accuracy", Report("accuracy", "accuracy", binary=True))
+ACCURACY = Measure(
+    "accuracy",
+    Report(
+        "accuracy", "accuracy", binary=True, definition="Share of right answers; an answer nobody can read is wrong."
+    ),
+)
 # The next three rest on few answers per benchmark, so they are pooled. The tables give no test for them, only intervals.
-FLIP = Measure("flip", Report("flip", "flip", higher_is_better=False, pooled=True))
-STATEMENT = Measure("statement", Report("statement", "statement", pooled=True), headline=False)
-FORMAT = Measure("format", Report("format", "format", pooled=True), compared=False, headline=False)
+FLIP = Measure(
+    "flip",
+    Report(
+        "flip",
+        "flip",
+        higher_is_better=False,
+        pooled=True,
+        definition="Among answers whose last statement is wrong, the share that says something else than the statement.",
+    ),
+)
+STATEMENT = Measure(
+    "statement",
+    Report("statement", "statement", pooled=True, definition="Share of true last statements about the question."),
+    headline=False,
+)
+FORMAT = Measure(
+    "format",
+    Report(
+        "format", "format", pooled=True, definition="Share of replies that are one trace followed by one answer block."
+    ),
+    compared=False,
+    headline=False,
+)
 
 
 def reward_measures() -> tuple[Measure, ...]:

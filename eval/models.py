@@ -18,6 +18,7 @@ from pydantic import AfterValidator, ValidationError
 from fgrpo import prompts
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
+from fgrpo.installed import yaml_files
 from fgrpo.prompts import render
 from fgrpo.response import COMMON, OWN, Tags, closing
 from fgrpo.runs import folder
@@ -28,6 +29,7 @@ from fgrpo.types import FRAMES, Frame, Sample
 
 FOLDER = CONFIGS / "models"
 METHODS = CONFIGS / "method"
+SPEC_FILE = "model.json"  # in the folder of answers that another harness made: how they are read
 AT = "@"  # between a model and the step of one of its checkpoints
 FINAL = "/final"
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -69,7 +71,7 @@ class ModelSpec(Section):
         title: row heading in the tables.
         path: checkpoint; "{run}" is runs/<preset>, "{base}" the preset's base model.
         made_by: make target that writes the checkpoint, None for models that are only downloaded or served.
-        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's.
+        prompt: prompt file for questions with options; "{think}" and "{direct}" are the preset's. "": another harness prompted.
         prompt_open: prompt file for questions without options (default: the same).
         prefix: text that already begins the assistant's turn.
         mode: whether the reply holds reasoning ("think") or the answer alone ("direct"). Only "think" is scored by rewards.
@@ -122,7 +124,7 @@ class ModelSpec(Section):
 
 def names(models: Path = FOLDER, methods: Path = METHODS) -> list[str]:
     """Every model: the files of configs/models and of configs/method."""
-    return sorted({path.stem for place in (models, methods) for path in place.glob("*.yaml")})
+    return sorted({*yaml_files(models), *yaml_files(methods)})
 
 
 def load(name: str, models: Path = FOLDER, methods: Path = METHODS) -> ModelSpec:
@@ -135,7 +137,8 @@ def load(name: str, models: Path = FOLDER, methods: Path = METHODS) -> ModelSpec
     name, at, step = name.partition(AT)
     if name not in names(models, methods):
         raise unknown("model", name, names(models, methods))
-    spec = _read(models / f"{name}.yaml", _of_method(name) if (methods / f"{name}.yaml").is_file() else {})
+    file = yaml_files(models).get(name, models / f"{name}.yaml")
+    spec = _read(file, _of_method(name) if name in yaml_files(methods) else {})
     if not at:
         return spec
     if not step.isdigit() or spec.made_by is None or not spec.path.endswith(FINAL):
@@ -156,6 +159,21 @@ def configured(name: str, config: Config) -> ModelSpec:
         return spec
     keys = {"box_tag", "box_frame"} - spec.model_fields_set
     return spec.model_copy(update={key: getattr(config.policy, key) for key in keys})
+
+
+def of_folder(folder: Path, config: Config) -> ModelSpec:
+    """The model of an evaluation's folder: the one that its `SPEC_FILE` describes, else the one of its name.
+
+    Raises:
+        UserError: the file is damaged, or as `configured`.
+    """
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        return configured(folder.name, config)
+    try:
+        return ModelSpec.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} describes no model ({error}); run the command that wrote it again") from error
 
 
 def _of_method(name: str) -> dict[str, Any]:
@@ -240,6 +258,11 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
     }
     values |= {key: value for key, value in spec.engine.model_dump().items() if value is not None}
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
+
+
+def token_limit(spec: ModelSpec, config: Config) -> int:
+    """The most tokens of one answer."""
+    return spec.max_new_tokens or config.eval.max_new_tokens
 
 
 def temperature(spec: ModelSpec, config: Config) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from eval.answer_options import Options
 from eval.answer_text import canonical
@@ -43,6 +44,17 @@ def _is_another(text: str, gold: str) -> bool:
         return _reads_open(text, "no" if "yes" in polar else "yes")
     own = set(_WORDS.findall(canonical(gold)))
     others = set(_WORDS.findall(canonical(text)))
-    return bool(own and others) and not any(
-        one.startswith(other[:_STEM]) or other.startswith(one[:_STEM]) for one in own for other in others
-    )
+    return bool(own and others) and not any(_may_be_one(one, other) for one in own for other in others)
+
+
+def _may_be_one(one: str, other: str) -> bool:
+    """Whether two words may mean the same: equal beginnings, one within the other where no blanks part words, other scripts."""
+    if one.isascii() and other.isascii():
+        return one.startswith(other[:_STEM]) or other.startswith(one[:_STEM])
+    if one.isascii() != other.isascii():
+        return True  # a translation, or a word with an accent
+    return one in other or other in one or one[:_STEM] == other[:_STEM] or not _is_one_script(one, other)
+
+
+def _is_one_script(one: str, other: str) -> bool:
+    return len({unicodedata.name(word[0], "").partition(" ")[0] for word in (one, other)}) == 1

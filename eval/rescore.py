@@ -24,7 +24,8 @@ from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
-from eval.run import check_failures, check_spending
+from eval.run_folder import reward_code, with_known_code
+from eval.scored_answers import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -57,7 +58,7 @@ def rescore(config: Config, folder: Path, judge: str) -> Path:
 def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations: Path, out: Path) -> None:
     """Write the scores of `generations` by the judge `chosen` into `out`, whose lock this process holds."""
     samples = questions(require(folder / QUESTIONS, "eval"))  # the run's own questions, whatever the preset here
-    spec = models.configured(folder.name, config)
+    spec = models.of_folder(folder, config)
     pixels = scored_pixels(require(folder / SCORING, "eval"))
     judge_set = judges.build(chosen, config.data.root, out)
 
@@ -78,7 +79,7 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         "judge": of_judge(chosen.model_dump(mode="json")),
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
-        "rewards": [measure.score for measure in reward_measures()],
+        "rewards": reward_code(),
         "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
     }
     verify(out, "judge-rescore")
@@ -86,7 +87,7 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
     _settle_judge(out, identity)
     records = asyncio.run(work())
     check_failures(records, config)
-    paired = [name for name in {r.benchmark for r in records} if base.benchmark(name).paired]
+    paired = [name for name in {r.benchmark for r in records} if base.is_paired(name)]
     result = {
         "model": folder.name,
         "judge": {**of_judge(chosen.model_dump(mode="json")), "endpoints": [*map(shown, chosen.endpoints)]},
@@ -152,7 +153,7 @@ def _settle_judge(out: Path, identity: dict[str, Any]) -> None:
     if marker.is_file():
         try:
             stored = read_sealed(marker)
-            stored = {**stored, "judge": of_judge(stored["judge"])}
+            stored = with_known_code({**stored, "judge": of_judge(stored["judge"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{marker} is empty or damaged, so it is unknown which judge made {out / 'verdicts.jsonl'}; restore it, or "

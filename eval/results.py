@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import yaml
 
 from eval import models
-from eval.measures import measures
+from eval.layout import percent
+from eval.measures import Measure, measures
 from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
-from fgrpo.errors import UserError
+from fgrpo.errors import UserError, unknown
 from fgrpo.files import read_items
 from fgrpo.runs import folder, verify
 from fgrpo.schema import Config
@@ -24,6 +26,7 @@ from fgrpo.types import EvalRecord, Rollout
 SCORING = "scoring.json"  # what an evaluation's scores depend on
 CAPTION_FILE = "captions.json"  # in the folder of figures: the caption of each
 PAPER_TABLES = CONFIGS / "paper_tables.yaml"
+NO_JUDGE, NOT_SCORED = "none", "not scored"
 AGAIN = "run `make eval` for this model again (stored answers are kept)"
 
 
@@ -46,6 +49,37 @@ class Result:
         cells = part.get("average", {}) if benchmark == "average" else part.get("benchmarks", {}).get(benchmark, {})
         cell = cells.get(metric)
         return dict(cell) if cell is not None else None
+
+    @property
+    def limit(self) -> int | None:
+        """The most questions of a benchmark that were evaluated; None: all of them."""
+        limit = self.summary.get("limit")
+        return None if limit is None else int(limit)
+
+    @property
+    def label(self) -> str:
+        """The title, marked if the evaluation took a part of each benchmark alone."""
+        return self.title if self.limit is None else f"{self.title} (limit {self.limit})"
+
+    def benchmarks(self) -> list[str]:
+        """The evaluated benchmarks."""
+        return list(dict.fromkeys(name for kind in self.kinds() for name in self.summary[kind]["benchmarks"]))
+
+    def averaged(self, kind: str) -> list[str]:
+        """The benchmarks that its averages are over; those with a value of a metric count for that metric."""
+        part = self.summary[kind]
+        return list(part.get("averaged", part["benchmarks"]))
+
+    def has_no_judge(self) -> bool:
+        """Whether it was evaluated without a judge (`make eval JUDGES=none`)."""
+        return self.summary.get("judge") == NO_JUDGE
+
+    def shown(self, kind: str, benchmark: str, measure: Measure, interval: str = "none") -> str:
+        """A metric as a cell of a table: percent, a dash without a value, "not scored" where it needs the judge that was left out."""
+        cell = self.cell(kind, benchmark, measure.metric)
+        if cell is None and self.has_no_judge() and measure.is_judged and benchmark in (*self.benchmarks(), "average"):
+            return NOT_SCORED
+        return percent(cell, interval=interval)
 
     def records(self) -> list[EvalRecord]:
         """Its scored rollouts. Raises UserError as `read_records`."""
@@ -100,6 +134,39 @@ def find(config: Config, root: str | Path = "runs") -> dict[str, Result]:
         state = f"{', '.join(begun)} {'is' if len(begun) == 1 else 'are'} not finished; " if begun else ""
         raise UserError(f"no evaluated model below {top}; {state}run `make eval PRESET={config.preset}` first")
     return results
+
+
+def one(name: str, config: Config, root: str | Path = "runs") -> Result:
+    """The finished evaluation of one model or checkpoint. UserError: it is not evaluated (names those that are)."""
+    top = folder(config, "eval", root)
+    if name not in _finished(top):
+        raise unknown("evaluated model", name, _finished(top))
+    return _load(top / name)
+
+
+def places(results: Iterable[Result], config: Config) -> list[str]:
+    """The benchmarks to show: those of `eval.benchmarks`, then the others that were evaluated.
+
+    Those of the configuration are left out where every result is of other benchmarks alone.
+    """
+    evaluated = list(dict.fromkeys(name for result in results for name in result.benchmarks()))
+    configured = list(config.eval.benchmarks)
+    others = [name for name in evaluated if name not in configured]
+    return [*(configured if set(configured) & set(evaluated) or not others else ()), *others]
+
+
+def judges_of(results: Iterable[Result]) -> str:
+    """The judges of these evaluations in words; "" if none is recorded."""
+    by_judge: dict[str, list[str]] = {}
+    for result in results:
+        if "judge" not in result.summary:
+            continue
+        judge, extractor = result.summary["judge"], result.summary.get("extractor")
+        name = judge if extractor in (None, judge) else f"{judge} (answers: {extractor})"
+        by_judge.setdefault(name, []).append(result.title)
+    if len(by_judge) <= 1:
+        return "".join(f"Judge: {name}." for name in by_judge)
+    return "Judges: " + "; ".join(f"{name} of {', '.join(titles)}" for name, titles in by_judge.items()) + "."
 
 
 def checkpoints(config: Config, root: str | Path = "runs") -> dict[str, dict[int, Result]]:

@@ -13,28 +13,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
 
-from eval import base, generate, miniworld_truth, models, run_folder, score, summary
+from eval import base, generate, miniworld_truth, models, run_folder, score, scored_answers
 from eval.downscale_images import fit
 from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
-from eval.measures import measures
-from fgrpo import parallel, progress, shards
+from fgrpo import parallel, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
+from fgrpo.installed import importable
 from fgrpo.pending import COUNT, pending
 from fgrpo.policy.model_files import assumed_family, pixel_bounds
-from fgrpo.runs import Run, write_json
+from fgrpo.runs import Run
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from judges.base import JudgeSet, build
+from judges.base import names as judge_names
 
 OUTPUTS = ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json", QUESTIONS)
 
@@ -83,7 +82,7 @@ def evaluate(
             benchmarks=every,
             model=name,
             judges=run_folder.judge_identity(judge_set, config),
-            judging={meter.name or judge_set.name: meter.to_dict() for meter in judge_set.meters},
+            judging=judge_set.usage(),
         )
         return folder.path
 
@@ -217,29 +216,14 @@ async def _work(
     ids = {job.id for job in todo}
     refused = generate.forget_refusals(generations)
     shards.gather(folder, generations.name, lambda item: item["id"] in ids and item.get("finish") != "error")
+    if not ids <= generate.held_ids(generations):  # a wrong key or name costs no generated token
+        await judge_set.check_all()
     await _answers(folder, name, spec, path, config, todo, sampler, refused)
-    scorer = score.Scorer(spec, name, judge_set, book, config.rl.box_normaliser, pixels)
-    try:
-        with progress.bar(f"score {name}", len(todo), "answer") as bar:
-            records = await score.score_file(
-                scorer, samples, generations, folder.path, progress.moving(bar, judge_set.cost)
-            )
-    finally:
-        await judge_set.close()
-    check_spending(judge_set)
-    check_failures(records, config)
     paired = [benchmark for benchmark, part in loaded.items() if part.benchmark.paired]
-    result = {"model": name, "title": spec.title, "mode": spec.mode, **summary.summarise(records, paired, config.eval)}
-    if unread := sum((Counter(r.meta.get("boxes_unread", {})) for r in records), Counter[str]()):
-        result["boxes_unread"] = dict(sorted(unread.items()))
-        print(
-            f"{name} writes boxes that are not read ({', '.join(f'{n} × {form}' for form, n in unread.most_common())}), since its "
-            f"file names the form {spec.box_tag!r}; name another one with box_tag (fgrpo/box_forms.py), then rerun to score again"
-        )
-    write_json(folder.path / "summary.json", result)
-    for record in records:
-        for key, value in record.scores.items():
-            folder.counts[f"{key}/{value.state}"] += 1
+    scorer = score.Scorer(
+        spec, name, judge_set, book, config.rl.box_normaliser, pixels, models.token_limit(spec, config)
+    )
+    await scored_answers.score(folder, scorer, samples, paired, config, len(todo))
 
 
 def _build_sampler(config: Config, path: str) -> Sampler:
@@ -258,35 +242,33 @@ def evaluation_judges(config: Config, run: Path | None = None) -> JudgeSet:
     return judge_set.with_task(EXTRACTION_TASK, extraction)
 
 
-def check_spending(judge_set: JudgeSet) -> None:
-    """UserError if a judge reached its spending cap before it had judged everything."""
-    for meter in judge_set.meters:
-        if meter.stopped is not None:
-            raise UserError(
-                f"{meter.stopped}; all answers and the verdicts so far are kept: raise the judge's money_cap or token_cap, "
-                "then rerun to resume"
-            )
+def with_judges(overrides: Sequence[str], backend: str | None) -> list[str]:
+    """Overrides of the configuration with `backend` for the evaluation judge and for answer extraction; None: as configured.
+
+    Raises:
+        UserError: no such backend (names the nearest).
+    """
+    if not backend:
+        return list(overrides)
+    if backend not in judge_names():
+        raise unknown("judge backend", backend, judge_names())
+    return [*overrides, f"judges.evaluation.backend={backend}", f"judges.extraction.backend={backend}"]
 
 
-def check_failures(records: Sequence[Any], config: Config) -> None:
-    """UserError if more than `rl.max_failed_share` of one measure's judgements failed. Refused requests do not count."""
-    for measure in measures():
-        name = measure.score
-        scores = [r.scores[name] for r in records if name in r.scores and r.meta["finish"] != "error"]
-        failed = [s for s in scores if s.failed]
-        judged = [s for s in scores if s.state != "not_applicable"]
-        if judged and len(failed) > config.rl.max_failed_share * len(judged):
-            raise UserError(
-                f"{len(failed)} of {len(judged)} judgements of {name} failed, such as: {failed[0].reason!r}; all answers "
-                "and the other scores are kept: fix the cause (often the judge endpoint), then rerun to judge the failed ones"
-            )
+def judges_option(arguments: argparse.ArgumentParser) -> None:
+    """Add `--judges`, see `with_judges`."""
+    arguments.add_argument(
+        "--judges",
+        metavar="BACKEND",
+        help="backend of both judges; none: no judge, so that judged metrics are not scored (default: as configured)",
+    )
 
 
 def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
-        config = load(args.preset, args.method, args.set)
+        config = load(args.preset, args.method, with_judges(args.set, args.judges))
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
         check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
@@ -321,6 +303,7 @@ def main() -> None:
         help="evaluate also every checkpoint that the models' runs kept (Figure 4)",
     )
     arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
+    judges_option(arguments)
     shards.add_option(arguments)
     arguments.add_argument("--jobs", type=int, default=1, help="models to evaluate in parallel, one process each")
     run(body, arguments)
@@ -328,10 +311,11 @@ def main() -> None:
 
 def _in_parallel(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     """One process per model, `args.jobs` at a time; UserError names those that failed."""
-    base_command = [sys.executable, "-m", "eval.run"]
+    base_command = [sys.executable, "-m", importable("eval.run")]
     base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
     base_command += ["--set", *args.set] if args.set else []
+    base_command += ["--judges", args.judges] if args.judges else []
     base_command += ["--shard", args.shard] if args.shard else []
     failed = parallel.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)
     if failed:

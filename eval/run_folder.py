@@ -15,6 +15,7 @@ from eval.extraction import evaluation_tasks
 from eval.measures import measures
 from eval.results import SCORING
 from fgrpo import shards
+from fgrpo.code_hash import code_hashes
 from fgrpo.errors import UserError
 from fgrpo.identity import Identity
 from fgrpo.key_kinds import of_judge
@@ -99,6 +100,18 @@ def judge_identity(judge_set: JudgeSet, config: Config) -> dict[str, Any]:
     return {**roles, "prompts": judge_set.prompt_hashes(evaluation_tasks()), "box_normaliser": config.rl.box_normaliser}
 
 
+def reward_code() -> dict[str, str]:
+    """The hash of the code of every reported reward: scores of an edited reward are computed again."""
+    names = [measure.score for measure in measures() if measure.is_reward]
+    return dict.fromkeys(names, "") | code_hashes("rewards", names)
+
+
+def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:
+    """A stored identity; names of rewards without their code, as older versions stored them, count as the present code."""
+    names, code = identity.get("rewards"), reward_code()
+    return {**identity, "rewards": code} if isinstance(names, list) and set(names) == set(code) else identity
+
+
 def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
     """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
 
@@ -106,7 +119,7 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     """
     boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
     every = measures()
-    identity = {**judge_identity(judge_set, config), **boxes, "rewards": [m.score for m in every if m.is_reward]}
+    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
     intervals = {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
@@ -116,6 +129,8 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
     }
     path = run.path / SCORING
     scoring = _stored_scoring(path)
+    if scoring is not None:
+        scoring["judges"] = with_known_code(scoring["judges"])
     is_of_others = scoring is None or scoring["judges"] != identity
     if is_of_others or (scoring is not None and scoring["summary"] != intervals):
         _ = run.is_done  # a damaged file is named before it is put away or scored again

@@ -39,8 +39,13 @@ __all__ = ["Scorer", "answer_span", "extract_choice", "score_file"]
 
 REFUSED = "the engine refused the request"
 NO_TRACE = "no trace visible"
+NO_JUDGE = "not scored: no judge"
 NO_BOXES = {"points": "the model writes points, not boxes", "none": "the model is not asked for boxes"}
 IN_FLIGHT = 256  # rollouts that are judged at a time
+PER_SLOT, LEAST_IN_FLIGHT = (
+    2,
+    8,
+)  # of a judge with limited calls: enough to keep it busy, few enough to complete one by one
 
 
 def reported_rewards() -> list[tuple[Measure, rewards.Reward]]:
@@ -59,6 +64,7 @@ class Scorer:
         truth: the miniature world's truth, None for real data.
         box_normaliser: divisor of Eq. 1, see `rewards.base.RewardContext`.
         pixels: the bounds within which the model's processor resizes an image.
+        token_limit: of one answer; None if it is not known.
         columns: the reported rewards, which are found once.
     """
 
@@ -68,6 +74,7 @@ class Scorer:
     truth: TruthBook | None = None
     box_normaliser: Any = "max"
     pixels: boxes.PixelBounds = backbone.default().pixels
+    token_limit: int | None = None
     columns: Sequence[tuple[Measure, rewards.Reward]] = field(default_factory=reported_rewards)
 
     async def score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
@@ -105,21 +112,49 @@ class Scorer:
     ) -> dict[str, list[Score]]:
         """The scores of every reported reward, by reward name, one per pair."""
         items = [
-            rewards.RewardItem(rollout.id, with_true_boxes(sample, self.truth), response)
+            rewards.RewardItem(
+                rollout.id,
+                with_true_boxes(sample, self.truth),
+                response,
+                tokens=rollout.tokens if rollout.tokens or not rollout.text else None,
+                finish=rollout.finish,
+                group=rollout.sample_id,
+            )
             for (sample, rollout), response in zip(pairs, responses, strict=True)
         ]
         least, most, factor = self.pixels
         tag, frame = self.spec.box_tag, self.spec.box_frame
-        context = rewards.RewardContext(self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor)
-        scores: dict[str, list[Score]] = {}
-        for measure, reward in self.columns:
-            if measure.report.needs_boxes and self.spec.grounding != "boxes":
-                scores[measure.score] = [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
-            elif rewards.needs_trace(reward):
-                scores[measure.score] = await self._of_traces(reward, items, context)
-            else:
-                scores[measure.score] = await reward(items, context)
-        return scores
+        context = rewards.RewardContext(
+            self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor, token_limit=self.token_limit
+        )
+        # together, so that the calls about one answer follow each other and answers are complete one by one
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {m.score: group.create_task(self._column(m, r, items, context)) for m, r in self.columns}
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {name: task.result() for name, task in tasks.items()}
+
+    async def _column(
+        self,
+        measure: Measure,
+        reward: rewards.Reward,
+        items: Sequence[rewards.RewardItem],
+        context: rewards.RewardContext,
+    ) -> list[Score]:
+        """One reward's score of each item."""
+        if measure.report.needs_boxes and self.spec.grounding != "boxes":
+            return [Score.not_applicable(NO_BOXES[self.spec.grounding])] * len(items)
+        if not self._is_judged(reward):
+            return [Score.not_applicable(NO_JUDGE)] * len(items)
+        if rewards.needs_trace(reward):
+            return await self._of_traces(reward, items, context)
+        return list(await reward(items, context))
+
+    def _is_judged(self, reward: rewards.Reward) -> bool:
+        """Whether the judges answer what the reward asks; True for a reward that asks nothing."""
+        task = rewards.judge_task_of(reward)
+        return task is None or self.judges.answers(task)
 
     async def _of_traces(
         self, reward: rewards.Reward, items: Sequence[rewards.RewardItem], context: rewards.RewardContext
@@ -149,7 +184,10 @@ class Scorer:
             else:
                 answers.append(None)
                 unread.append((i, ExtractionItem(rollout.id, sample.choices, span)))
-        if unread:
+        if unread and not self.judges.answers(EXTRACTION_TASK):
+            for i, item in unread:
+                answers[i] = _unresolved(item.answer_span)
+        elif unread:
             verdicts = await self.judges.ask(EXTRACTION_TASK, [item for _, item in unread])
             for (i, item), verdict in zip(unread, verdicts, strict=True):
                 answers[i] = _extracted(pairs[i][0], item.answer_span, verdict)
@@ -214,6 +252,12 @@ def verdict_line(record: EvalRecord, reward_names: Sequence[str]) -> dict[str, A
     return line | {name: record.scores[name].to_dict() for name in reward_names if name in record.scores}
 
 
+def in_flight(judges: JudgeSet) -> int:
+    """How many rollouts to judge at a time, so that answers are complete, and stored, one after the other."""
+    slots = [each.slots for each in (judges, *judges.delegates.values()) if each.slots is not None]
+    return min(IN_FLIGHT, max(LEAST_IN_FLIGHT, PER_SLOT * max(slots))) if slots else IN_FLIGHT
+
+
 async def score_file(
     scorer: Scorer, samples: Mapping[str, Sample], generations: Path, out: Path, progress: Any = None
 ) -> list[EvalRecord]:
@@ -223,7 +267,7 @@ async def score_file(
     complete; at the end both files are in the order of `generations`.
 
     Args:
-        progress: called with 1 after each rollout.
+        progress: called with the number of rollouts that were scored before, then with 1 after each rollout.
 
     Returns:
         All records, in the order of `generations`.
@@ -239,7 +283,10 @@ async def score_file(
     known = {r.id: r for r in stored if not any(s.failed for s in r.scores.values())}
     write_jsonl(scores_path, (r.to_dict() for r in known.values()))
     with Appender(scores_path) as sink:
-        slots = asyncio.Semaphore(IN_FLIGHT)
+        slots = asyncio.Semaphore(in_flight(scorer.judges))
+        scored_before = sum(rollout.id in sink for rollout in rollouts)
+        if progress is not None and scored_before:
+            progress(scored_before)
 
         async def one(rollout: Rollout) -> None:
             async with slots:

@@ -2,7 +2,7 @@
 
 An average is the plain mean of the benchmarks, as in Table 1 (PAPER: mean of the seven columns). A benchmark outside
 `eval.benchmarks` (the user's own) is in no average, unless nothing else was evaluated; a cell's "benchmarks" is how many it
-averages. Measures that rest on few answers per benchmark are pooled over all answers instead (`Report.pooled`). Intervals are
+averages, and "averaged" lists those that were evaluated for it. Measures that rest on few answers per benchmark are pooled over all answers instead (`Report.pooled`). Intervals are
 percentile bootstraps over questions; trials of one question (SAT's two orders, MMVP's pairs) are resampled together.
 """
 
@@ -40,6 +40,7 @@ def summarise(records: Sequence[EvalRecord], paired: Sequence[str], settings: Ev
         out[kind] = {
             "benchmarks": {n: _benchmark(rows, every, n in paired, settings) for n, rows in by_benchmark.items()},
             "average": {metric: cell for metric, cell in averages.items() if cell is not None},
+            "averaged": list(averaged),
             "counts": _counts(of_kind),
         }
     return out

@@ -17,9 +17,10 @@ from typing import Any
 
 from eval import base, judging
 from eval.comparisons import KINDS, Entry, compare, comparison_name, comparison_table, pairs, trained, verdict
+from eval.external.table import build as external_tables
 from eval.layout import DASH, Table, percent
 from eval.measures import ACCURACY, FORMAT, Measure, measures, measures_of, reward_measures
-from eval.results import Result, find, paper
+from eval.results import Result, find, judges_of, paper, places
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import write_atomic
@@ -41,6 +42,7 @@ __all__ = [
 COMPARISON_NOTE = (
     "On the same questions (differences in points, means over questions; better or worse if the interval excludes 0):"
 )
+SHARES = ("truncated", "unresolved", "no_trace")  # of a model's answers
 Comparisons = dict[str, dict[str, Entry]]  # name ("grpo-t-vs-fgrpo-greedy") -> metric -> entry
 
 
@@ -56,44 +58,68 @@ def main_tables(results: Mapping[str, Result], config: Config, interval: str = "
         if not rows:
             continue
         out.append(_accuracy_table(rows, kind, words, config, interval))
-        out.append(_faithfulness_table(rows, kind, words, interval))
+        out.append(_faithfulness_table(rows, kind, words, config, interval))
     return out
 
 
 def _accuracy_table(rows: Sequence[Result], kind: str, words: str, config: Config, interval: str) -> Table:
     """Accuracy by benchmark, average, and pair accuracy where a benchmark has pairs."""
-    names = config.eval.benchmarks
-    pairs = [n for n in names if base.benchmark(n).paired]
-    titles = [base.benchmark(n).title for n in names]
-    headings = ("accuracy ↑", *titles, "average", *(f"{base.benchmark(n).title} pairs" for n in pairs))
+    names = places(rows, config)
+    inside = [n for n in names if n in config.eval.benchmarks]
+    outside = [n for n in names if n not in inside]
+    pairs = [n for n in names if base.is_paired(n)]
+    headings = (
+        "accuracy ↑",
+        *map(base.title_of, inside),
+        "average",
+        *map(base.title_of, outside),
+        *(f"{base.title_of(n)} pairs" for n in pairs),
+    )
     cells = []
     for r in rows:
-        by_question = [percent(r.cell(kind, n, "accuracy"), interval=interval) for n in names]
+        own = [percent(r.cell(kind, n, "accuracy"), interval=interval) for n in inside]
+        others = [percent(r.cell(kind, n, "accuracy"), interval=interval) for n in outside]
         by_pair = [percent(r.cell(kind, n, "pair_accuracy"), interval=interval) for n in pairs]
-        average = r.cell(kind, "average", "accuracy")
-        of = "" if average is None or _is_complete(average, names) else f" (of {average.get('benchmarks')})"
-        cells.append((r.title, *by_question, percent(average, interval=interval) + of, *by_pair))
-    return Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, tuple(cells), _interval_note(config, interval))
+        average = percent(r.cell(kind, "average", "accuracy"), interval=interval)
+        cells.append((r.label + partial_mark(r, kind, config), *own, average, *others, *by_pair))
+    note = " ".join(filter(None, (_interval_note(config, interval), averages_note(rows, kind, config))))
+    return Table(f"accuracy-{kind}", f"Accuracy, % ({words})", headings, tuple(cells), note)
 
 
-def _is_complete(average: Mapping[str, Any], benchmarks: Sequence[str]) -> bool:
-    """Whether an average is over all the benchmarks, and so comparable with others."""
-    return int(average.get("benchmarks", len(benchmarks))) == len(benchmarks)
+def partial_mark(result: Result, kind: str, config: Config) -> str:
+    """ " (2 of 7 benchmarks)" beside averages over other benchmarks than those of `eval.benchmarks`; else ""."""
+    averaged, configured = set(result.averaged(kind)), set(config.eval.benchmarks)
+    if averaged == configured:
+        return ""
+    return f" ({len(averaged)} of {len(configured)} benchmarks)" if averaged < configured else " (other benchmarks)"
 
 
-def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval: str) -> Table:
+def averages_note(rows: Sequence[Result], kind: str, config: Config) -> str:
+    """What the averages are over, where they are not all over the same benchmarks as the table's columns; parts of benchmarks."""
+    parts = [
+        f"the average of {r.title} is of {', '.join(map(base.title_of, r.averaged(kind)))}"
+        for r in rows
+        if kind in r.kinds() and partial_mark(r, kind, config)
+    ]
+    limited = [f"{r.title} took at most {r.limit} questions of each benchmark" for r in rows if r.limit is not None]
+    return f"Partial: {'; '.join([*parts, *limited])}." if parts or limited else ""
+
+
+def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, config: Config, interval: str) -> Table:
     """Every measure on average, and the shares of answers that are truncated, unparsed or without a trace."""
     every = measures()
     cells = []
     for r in rows:
         counts = r.summary[kind]["counts"]
         answered = counts["rollouts"] - counts.get("refused", 0)
-        shares = [
-            {"value": counts[name] / answered} if name in counts and answered else None
-            for name in ("truncated", "unresolved", "no_trace")
-        ]
-        values = [percent(r.cell(kind, "average", m.metric), interval=_interval_of(m, interval)) for m in every]
-        cells.append((r.title, *values, *map(percent, shares)))
+        shares = [{"value": counts[name] / answered} if name in counts and answered else None for name in SHARES]
+        values = [r.shown(kind, "average", m, _interval_of(m, interval)) for m in every]
+        cells.append((r.label + partial_mark(r, kind, config), *values, *map(percent, shares)))
+        for name in r.summary[kind]["benchmarks"]:
+            if name not in r.averaged(kind):
+                values = [r.shown(kind, name, m, _interval_of(m, interval)) for m in every]
+                shares_of = [percent(r.cell(kind, name, share)) for share in SHARES]
+                cells.append((f"{r.label}: {base.title_of(name)}", *values, *shares_of))
     headings = ("model", *(m.heading for m in every), "truncated", "unparsed", "no trace")
     pooled = ", ".join(m.report.title for m in every if m.report.pooled)
     note = (
@@ -103,6 +129,7 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, interval:
         "unparsed = no answer that the rules or the judge could read. "
         "no trace = replies without visible reasoning, to which inconsistency does not apply."
     )
+    note = " ".join(filter(None, (note, judges_of(rows), averages_note(rows, kind, config))))
     return Table(f"faithfulness-{kind}", f"Faithfulness, % ({words})", headings, tuple(cells), note)
 
 
@@ -151,8 +178,11 @@ def overview(results: Mapping[str, Result], config: Config, comparisons: Compari
     rows = [results[name] for name in names] or list(results.values())
     kind = headline_kind(rows)
     shown = (ACCURACY, *reward_measures())
-    cells = [(r.title, *(percent(r.cell(kind, "average", m.metric), interval="plus") for m in shown)) for r in rows]
+    cells = [
+        (r.label + partial_mark(r, kind, config), *(r.shown(kind, "average", m, "plus") for m in shown)) for r in rows
+    ]
     note = f"Means of the benchmarks, ± half the {100 * config.eval.confidence:.0f}% bootstrap interval over questions."
+    note = " ".join(filter(None, (note, judges_of(rows), averages_note(rows, kind, config))))
     headings = ("model", *(m.heading for m in shown))
     table = Table("overview", f"Results, % ({KINDS[kind]})", headings, tuple(cells), note)
     lines = []
@@ -198,9 +228,10 @@ def paper_cells(results: Mapping[str, Result], config: Config) -> dict[str, list
 
 
 def _comparable(result: Result | None, place: str, metric: str) -> dict[str, Any] | None:
-    """Our greedy cell; None if there is none, or if it averages fewer benchmarks than the paper's seven."""
+    """Our greedy cell; None if there is none, or if it averages other benchmarks than the paper's seven, or parts of them."""
     cell = None if result is None else result.cell("greedy", place, metric)
-    return cell if cell is None or place != "average" or _is_complete(cell, paper()["columns"]) else None
+    is_same = result is not None and set(result.averaged("greedy")) == set(paper()["columns"]) and result.limit is None
+    return cell if cell is None or place != "average" or is_same else None
 
 
 def _beside(cell: Mapping[str, Any] | None, reference: float) -> dict[str, float | None]:
@@ -282,14 +313,16 @@ def _build(config: Config, root: str | Path) -> tuple[list[Table], list[Table], 
     for kind in KINDS:
         for one, other in pairs(results, config):
             a, b = results[one], results[other]
-            if kind in a.kinds() and kind in b.kinds():
-                entries = comparisons[comparison_name(a, b, kind)] = compare(a, b, kind, config)
+            entries = compare(a, b, kind, config) if kind in a.kinds() and kind in b.kinds() else {}
+            if entries:  # none without a shared question
+                comparisons[comparison_name(a, b, kind)] = entries
                 paired.append(comparison_table(a, b, kind, entries))
     brief = overview(results, config, comparisons)
     everything = [
         *main_tables(results, config, "range"),
         *paired,
         *paper_tables(results, config),
+        *external_tables(results),
         *judging.build(config, root),
     ]
     data = {

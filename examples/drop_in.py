@@ -6,11 +6,10 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
-from rl.dual import Constraint
-from rl.trainer import FaithfulGRPOTrainer  # instead of trl.GRPOTrainer
+from fgrpo import Constraint, FaithfulGRPOTrainer  # the latter instead of trl.GRPOTrainer
 
 
-def correct(completions, answer, **_):  # the task reward comes first
+def correct(completions, answer, **_):  # the task reward
     return [float(gold in text) for gold, text in zip(answer, completions, strict=True)]
 
 
@@ -23,7 +22,7 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = FaithfulGRPOTrainer(
         model,
         reward_funcs=[correct, brief],
-        constraints=[Constraint("brief", tau=0.5)],  # one per reward function after the first
+        constraints=[Constraint("brief", tau=0.5)],  # what no constraint names is the task's
         args=GRPOConfig(folder, max_steps=10, logging_steps=5, **ON_A_CPU),
         train_dataset=Dataset.from_dict(PROMPTS),
         processing_class=tokenizer,

@@ -10,11 +10,10 @@ from transformers import ProgressCallback
 from trl import GRPOConfig
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
-from rl.dual import Constraint
-from rl.trainer import FaithfulGRPOTrainer
+from fgrpo import Constraint, FaithfulGRPOTrainer
 
 
-def correct(completions, answer, **_):  # the task reward comes first
+def correct(completions, answer, **_):  # the task reward
     return [float(gold in text) for gold, text in zip(answer, completions, strict=True)]
 
 
@@ -24,7 +23,7 @@ def one_side(completions, **_):  # None where the text names no side: not applic
 
 
 model, tokenizer = tiny_model()
-constraint = Constraint("one_side", tau=0.9, lr=0.2, min_applicable=2)
+constraint = Constraint("one_side", tau=0.9, lr=0.2)
 with tempfile.TemporaryDirectory() as folder:
     args = GRPOConfig(folder, max_steps=16, logging_steps=1, **ON_A_CPU)
     trainer = FaithfulGRPOTrainer(

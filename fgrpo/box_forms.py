@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from functools import lru_cache
 
-BBOX_2D, BOX_START, BARE = "bbox_2d", "box_start", "bare"
+BBOX_2D, BOX_START, BARE, LOC = "bbox_2d", "box_start", "bare", "loc"
 _LONGEST = 200  # characters inside; longer text is not a box
 _N = r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*"
 _POINTS = re.compile(rf"\s*\(({_N},{_N})\)\s*,?\s*\(({_N},{_N})\)\s*")
@@ -20,9 +20,13 @@ _PATTERNS = {
     BOX_START: rf"<\|box_start\|>([^<]{{0,{_LONGEST}}})<\|box_end\|>",
 }
 _OPENINGS = {BBOX_2D: r"[\"']bbox_2d[\"']\s*:", BOX_START: r"<\|box_start\|>"}
-_TAGGED = re.compile(rf"<(\w{{1,12}})>\s*\[?{_N},{_N},{_N},{_N}\]?\s*</\1>")
-_MAY_BE_BOX = re.compile(r"[>\[]\s*[+-]?[0-9]")  # how a tagged or a bare box begins
-_BARE = re.compile(rf"\[{_N},{_N},{_N},{_N}\]")
+_BETWEEN = r"[,;\s]"
+_TAGGED = re.compile(
+    rf"<(\w{{1,12}})>\s*[\[(]{{0,2}}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}{_BETWEEN}{_N}[\])]{{0,2}}\s*</\1>"
+)
+_MAY_BE_BOX = re.compile(r"[>\[(]\s*[\[(]{0,2}\s*[+-]?[0-9]")  # how a tagged or a bare box begins
+_LOCATIONS = re.compile(r"(?:<loc_?\d{1,4}>\s*){4}")
+_BARE = re.compile(rf"[\[(]{_N},{_N},{_N},{_N}[\])]")
 
 
 @lru_cache(maxsize=16)
@@ -49,19 +53,20 @@ def numbers(inside: str) -> str:
 
 
 def unread(text: str, form: str) -> Counter[str]:
-    """How many boxes of `text` are in other forms than `form`, by form; "bare" is four numbers in brackets alone."""
+    """How many boxes of `text` are in other forms than `form`, by form; "bare" is four numbers in brackets alone, "loc" four `<loc…>`."""
     counts: Counter[str] = Counter()
-    if "[" not in text and "box_start" not in text and "<" not in text:
+    if not any(sign in text for sign in "[(<"):
         return counts
     rest = pattern(form).sub(" ", text)
     if form not in _PATTERNS:  # a box that is opened and not closed is a dropped box
         rest = re.sub(rf"<{re.escape(form)}>[^<]{{0,{_LONGEST}}}", " ", rest)
-    if not (_MAY_BE_BOX.search(rest) or "bbox_2d" in rest or "box_start" in rest):
+    if not (_MAY_BE_BOX.search(rest) or "bbox_2d" in rest or "box_start" in rest or "<loc" in rest):
         return counts
     for other in (BBOX_2D, BOX_START):
         if other != form:
             rest, count = pattern(other).subn(" ", rest)
             counts[other] += count
     counts.update(match.group(1) for match in _TAGGED.finditer(rest) if match.group(1) != form)
+    counts[LOC] += len(_LOCATIONS.findall(rest))
     counts[BARE] += len(_BARE.findall(_TAGGED.sub(" ", rest)))
     return +counts

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from fgrpo import INTERRUPTED
 from fgrpo.config import OVERLAY
 from fgrpo.errors import UserError
+from fgrpo.output import make_printable
 
 SIDE_BY_SIDE = "FGRPO_SIDE_BY_SIDE"  # set for processes whose parent prints the final message
 INTERRUPTED_CODE = 130
@@ -51,6 +52,7 @@ def run(
 
     A `UserError`, a full disk or a folder without permission ends in one line and exit code 2, ctrl-C in exit code 130.
     """
+    make_printable()
     args = arguments.parse_args(argv)
     try:
         body(args)

@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fgrpo.errors import UserError, unknown
+from fgrpo.installed import CONFIGS, packaged, yaml_files
 from fgrpo.key_kinds import Kind, of_kind
 from fgrpo.schema import Config
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OVERLAY = "@"  # marks the name of an overlay among the overrides
 
 # What each stage depends on (dotted keys). A stage reruns if its own slice or the output of an earlier stage changed.
@@ -71,7 +71,7 @@ def load(preset: str, method: str = "fgrpo", overrides: Iterable[str] = (), *, c
         if isinstance(section, dict) and isinstance(section.get("endpoints"), list):
             section["endpoints"] = [str(entry).replace("{preset}", preset) for entry in section["endpoints"]]
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(packaged(merged))
     except ValidationError as error:
         raise _explain(error) from error
 
@@ -85,20 +85,20 @@ def _above(text: str, configs: Path) -> list[dict[str, Any]]:
 
 
 def _layer(configs: Path, kind: str, folder: str, name: str) -> dict[str, Any]:
-    path = configs / folder / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown(kind, name, (p.stem for p in (configs / folder).glob("*.yaml")))
-    return _read(path)
+    files = yaml_files(configs / folder)
+    if name not in files:
+        raise unknown(kind, name, files)
+    return _read(files[name])
 
 
 def _parents(layer: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Layers named by `extends:` (nearest first); removes the key from `layer`."""
     parents = []
     while (name := layer.pop("extends", None)) is not None:
-        path = folder / f"{name}.yaml"
-        if not path.is_file():
-            raise unknown("parent layer", name, (p.stem for p in folder.glob("*.yaml")))
-        layer = _read(path)
+        files = yaml_files(folder)
+        if name not in files:
+            raise unknown("parent layer", name, files)
+        layer = _read(files[name])
         parents.append(layer)
     return parents
 

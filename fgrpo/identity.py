@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fgrpo import prompts
+from fgrpo.code_hash import code_hashes
 from fgrpo.config import stage_keys
 from fgrpo.errors import UserError
 from fgrpo.hashing import Hashes
@@ -53,6 +54,7 @@ class Identity:
         inputs: {label: hash} of the stage's input files; labels do not count.
         means: keys of kind "means", by dotted key.
         growing: {name: hash} of contents that more may be added to, such as the benchmarks of an evaluation.
+        code: {reward: hash} of the code of the rewards that RL trains on (`fgrpo.code_hash`). Unknown code is no change.
         length: training's length by section: {"steps" | "epochs": number, "extendable": bool}.
     """
 
@@ -60,6 +62,7 @@ class Identity:
     contents: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     growing: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     length: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ class Identity:
             of_kind(whole, Kind.EXPERIMENT),
             _contents(whole, hashes) | _batch(config, whole),
             hashed,
+            code=_code(whole),
             means=flat(of_kind(whole, Kind.MEANS)),
             length={name: _length(whole[name]) for name in ("sft", "rl") if name in whole},
         )
@@ -105,6 +109,7 @@ class Identity:
                 parts = {name: dict(stored.get(name, {})) for name in cls.__dataclass_fields__}
                 parts["length"] = {section: dict(length) for section, length in parts["length"].items()}
                 hashes = [*parts["contents"].values(), *parts["inputs"].values(), *parts["growing"].values()]
+                hashes += parts["code"].values()
             except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, empty or damaged
                 continue
             if "config" in stored and "inputs" in stored and all(isinstance(text, str) for text in hashes):
@@ -129,8 +134,15 @@ class Identity:
         return is_same and not self._regrown(other)
 
     def _regrown(self, new: Identity) -> list[Change]:
-        both = {key: (value, new.growing[key]) for key, value in self.growing.items() if key in new.growing}
-        return [Change(f"content of {key}", *pair, Kind.EXPERIMENT) for key, pair in both.items() if pair[0] != pair[1]]
+        """What differs of the contents and codes that both have."""
+        out = []
+        for what, old, now in (
+            ("content of", self.growing, new.growing),
+            ("code of the reward", self.code, new.code),
+        ):
+            both = {key: (value, now[key]) for key, value in old.items() if key in now}
+            out += [Change(f"{what} {k}", *pair, Kind.EXPERIMENT) for k, pair in both.items() if pair[0] != pair[1]]
+        return out
 
     def _input_hashes(self) -> list[str]:
         return sorted(self.inputs.values())
@@ -183,6 +195,13 @@ def _contents(whole: Mapping[str, Any], hashes: Hashes) -> dict[str, str]:
             except UserError:  # the stage that reads the prompt reports it; here its name counts
                 continue
     return out
+
+
+def _code(whole: Mapping[str, Any]) -> dict[str, str]:
+    """The code of the rewards that RL trains on or logs."""
+    if "rl" not in whole:
+        return {}
+    return code_hashes("rewards", ["task", *whole["rl"]["constraints"], *whole["rl"]["monitor"]])
 
 
 def _batch(config: Config, whole: Mapping[str, Any]) -> dict[str, str]:

@@ -58,8 +58,9 @@ KINDS: dict[str, dict[Kind, str]] = {
     "cluster.shards": {_NONE: "data mcts eval"},
     "world": {_EXPERIMENT: "train_per_source bench_per_benchmark"},
     "data": {
+        _NONE: "root",  # what lies there counts by its content
         _MEANS: "max_failed_share",
-        _EXPERIMENT: "root sources boxes_from choices embedder embedder_model per_cluster difficulty_rollouts "
+        _EXPERIMENT: "sources boxes_from choices embedder embedder_model per_cluster difficulty_rollouts "
         "difficulty_temperature difficulty_max_new_tokens difficulty_prefix keep_trivial validation_share",
     },
     "data.sources.*": {_EXPERIMENT: "seed rl pool"},
@@ -70,7 +71,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         "rollout_max_new_tokens selection prior zoom direct_chains corrected_chains backtrack_cue expand_attempts",
     },
     "sft": {
-        _NONE: "save_steps logging_steps",
+        _NONE: "save_steps logging_steps report_to",
         _MEANS: "attention deepspeed nonfinite batch_size gradient_accumulation",  # their product: `fgrpo.identity`
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "traces learning_rate weight_decay warmup_ratio scheduler max_length freeze_vision "
@@ -79,7 +80,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "sft.lora": _LORA,
     "rl": {
         _NONE: "save_steps keep_checkpoints report_to",
-        _MEANS: "micro_batch attention gradient_checkpointing monitor max_failed_share deepspeed nonfinite",
+        _MEANS: "micro_batch attention gradient_checkpointing shared_prefix monitor max_failed_share deepspeed nonfinite",
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "

@@ -36,6 +36,15 @@ _OTHER_MARKERS = tuple(
     tuple(re.compile(rf"(?<!\S){mark}(?=\s+\S)") for mark in pair)
     for pair in ((r"A\s+[-–—]", r"B\s+[-–—]"), (r"1[.)]", r"2[.)]"), (r"\(1\)", r"\(2\)"), (r"\(?i[.)]", r"\(?ii[.)]"))
 )
+_ORDERS = r"(?:answer|respond|reply|choose|select|pick|give|provide|output|return|write|indicate|state|directly|only|just|think)"
+_WHAT = r"(?:letters?|options?|choices?|answers?|questions?|above|given|following)"
+_ASKS = rf"(?:(?:please|now|you should|you must|your task is to|and),? +){{0,3}}{_ORDERS}\b[^\n]{{0,200}}\b{_WHAT}\b[^\n]{{0,200}}"
+_INSTRUCTION = re.compile(
+    rf"{_ASKS}|(?:your |the )?(?:final |correct )?answer(?: is)? ?[:：]?|请[^\n]{{0,60}}(?:选|答|字母)[^\n]{{0,60}}",
+    re.IGNORECASE,
+)
+_INSTRUCTION_SENTENCE = re.compile(rf"(?<=[.;!?]) +{_ASKS}$", re.IGNORECASE)
+_LONGEST_INSTRUCTION = 450  # characters
 _CONJUNCTION = re.compile(r"(?:[,;]\s*|\s+)(?:or|and)$")
 
 
@@ -62,7 +71,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
     Markers at the beginnings of lines count first, then those between blanks, then those without blanks. The longest run counts,
     from the A that begins a statement: "view A." before the options is part of the stem. Of a marker that comes twice in a row
-    ("Hepatitis B. B. Hepatitis C.") the first belongs to the option before.
+    ("Hepatitis B. B. Hepatitis C.") the first belongs to the option before. An instruction after the last option is left out.
 
     Raises:
         UnclearOptions: several readings have equal claims, or the markers are of another form ("unclear_options"), or two options are equal ("equal_options").
@@ -80,11 +89,24 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     run = runs[-1]
     ends = [mark.start for mark in run[1:]] + [len(text)]
     options = tuple(text[mark.end : end].strip().rstrip(",;，；") for mark, end in zip(run, ends, strict=True))
+    options = (*options[:-1], without_instruction(options[-1]))
     if last := _CONJUNCTION.sub("", options[-2]):
         options = (*options[:-2], last, options[-1])
     if len({" ".join(option.casefold().split()) for option in options}) < len(options):
         raise UnclearOptions("equal_options")
     return text[: run[0].start].strip(), options
+
+
+def without_instruction(option: str) -> str:
+    """The last option without the instruction after it ("Answer with the option's letter."), which prompts give anew."""
+    lines = option.rstrip().split("\n")
+    while len(lines) > 1 and (
+        not lines[-1].strip() or _INSTRUCTION.fullmatch(lines[-1].strip()[:_LONGEST_INSTRUCTION])
+    ):
+        lines.pop()
+    option = "\n".join(lines).rstrip()
+    begin = max(0, len(option) - _LONGEST_INSTRUCTION)
+    return option[:begin] + _INSTRUCTION_SENTENCE.sub("", option[begin:])
 
 
 def _plain_markers(text: str) -> str:

@@ -1,7 +1,7 @@
 """Discovery by file: a module of a package is a plugin if it defines the package's constant at its top level.
 
-Rewards (`REWARD`), judge backends (`BACKEND`), data sources (`SOURCE`), benchmarks (`BENCHMARK`), labelled sets (`LABELLED`)
-and writers of the miniature world (`WRITER`) are found this way. No registry and no list of names exists elsewhere.
+Rewards (`REWARD`), judge backends (`BACKEND`), data sources (`SOURCE`), benchmarks (`BENCHMARK`), labelled sets (`LABELLED`),
+files of other harnesses (`FORMAT`) and writers of the miniature world (`WRITER`) are found this way. No registry and no list of names exists elsewhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.errors import UserError, unknown
+from fgrpo.installed import importable
 
 
 def plugin_names(package: str, constant: str) -> list[str]:
@@ -44,7 +45,7 @@ def load_plugin(package: str, name: str, constant: str, kind: str) -> Any:
     file = _folder(package) / f"{name}.py"
     if not name.isidentifier() or not file.is_file():
         raise unknown(kind, name, plugin_names(package, constant))
-    module = importlib.import_module(f"{package}.{name}")
+    module = importlib.import_module(importable(f"{package}.{name}"))
     if not hasattr(module, constant):
         known = ", ".join(plugin_names(package, constant))
         raise UserError(f"{file} defines no {constant}, so it is no {kind}; define it there, or name one of: {known}")
@@ -52,7 +53,7 @@ def load_plugin(package: str, name: str, constant: str, kind: str) -> Any:
 
 
 def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(importable(package))
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is no package")
     return Path(next(iter(spec.submodule_search_locations)))

@@ -41,7 +41,16 @@ OWN = Tags()
 """The tags that the policy is trained to write (Section 3.1)."""
 
 COMMON = Tags(
-    think=("<think>", "<thinking>", "◁think▷", "<reasoning>", "<thought>", "[THINK]", "<|START_THINKING|>"),
+    think=(
+        "<think>",
+        "<thinking>",
+        "◁think▷",
+        "<reasoning>",
+        "<thought>",
+        "[THINK]",
+        "<|START_THINKING|>",
+        "<seed:think>",
+    ),
     answer=("<answer>", "<|begin_of_box|>"),
     case_blind=True,
 )

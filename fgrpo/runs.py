@@ -9,6 +9,7 @@ writes the manifest with their hashes and, last, `done`. What happens to a folde
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -28,6 +29,7 @@ from fgrpo.files import Appender, write_atomic
 from fgrpo.hashing import Hashes, damage, describe_all
 from fgrpo.identity import FILE as IDENTITY
 from fgrpo.identity import Identity, labels
+from fgrpo.installed import COMMIT_FILE, IS_WHEEL, ROOT
 from fgrpo.schema import Config
 from fgrpo.sealed import read_sealed, write_sealed
 
@@ -255,6 +257,7 @@ class Run:
                 "outputs": describe_all(self.path, names, hashes),
                 "counts": dict(self.counts),
                 "seconds": round(time.time() - self._started, 1),
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **_provenance(),
                 **extra,
             },
@@ -373,10 +376,12 @@ def _provenance() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    here = Path(__file__).resolve().parent
+    if IS_WHEEL:  # a repository around the environment is not this one
+        commit = COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else None
+        return {"commit": commit and commit.rstrip("+"), "dirty": bool(commit and "+" in commit), "packages": versions}
     return {
-        "commit": _git(here, "rev-parse", "HEAD"),
-        "dirty": bool(_git(here, "status", "--porcelain")),
+        "commit": _git(ROOT, "rev-parse", "HEAD"),
+        "dirty": bool(_git(ROOT, "status", "--porcelain")),
         "packages": versions,
     }
 

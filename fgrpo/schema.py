@@ -20,6 +20,7 @@ from fgrpo.schema_base import (
     Scheduler,
     Section,
     Share,
+    Tracker,
     check_nonfinite,
 )
 from fgrpo.schema_rl import Rl
@@ -218,6 +219,7 @@ class Sft(Section):
     deepspeed: str | None
     lora: Lora | None
     logging_steps: Positive
+    report_to: Tracker
     nonfinite: NonFinite
 
     @model_validator(mode="after")

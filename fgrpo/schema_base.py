@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 EngineKind = Literal["transformers", "vllm", "openai"]
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 NonFinite = Literal["stop", "skip"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 

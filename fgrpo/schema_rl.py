@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fgrpo.schema_base import Count, Lora, NonFinite, Positive, Rate, Scheduler, Section, Share, check_nonfinite
+from fgrpo.schema_base import (
+    Count,
+    Lora,
+    NonFinite,
+    Positive,
+    Rate,
+    Scheduler,
+    Section,
+    Share,
+    Tracker,
+    check_nonfinite,
+)
 
 
 class Dual(Section):
@@ -58,6 +69,7 @@ class Rl(Section):
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
     see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
+    `shared_prefix`: see `rl.passes`.
     """
 
     constraints: dict[str, Constraint]
@@ -94,14 +106,20 @@ class Rl(Section):
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     gradient_checkpointing: bool
+    shared_prefix: Literal["auto", "off"] = "auto"
     rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
     vllm: Vllm = Vllm()
     save_steps: Positive
     keep_checkpoints: Positive | None = 2
     deepspeed: str | None
     lora: Lora | None
-    report_to: Literal["none", "wandb"]
+    report_to: Tracker
     nonfinite: NonFinite
+
+    @field_validator("shared_prefix", mode="before")
+    @classmethod
+    def _off_without_quotes(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads off as false
 
     @model_validator(mode="after")
     def _skips_only_without_deepspeed(self) -> Self:

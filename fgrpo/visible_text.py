@@ -15,6 +15,9 @@ _SIGNS = {
     **dict.fromkeys("−‐‑‒–—―﹘﹣⁻", "-"),
     **dict.fromkeys("’‘ʼ′＇", "'"),
     **dict.fromkeys("“”„«»「」『』", '"'),
+    **{
+        chr(code + i): chr(ord("A") + i) for code in (0x1F150, 0x1F170) for i in range(26)
+    },  # "🅑", "🅱": NFKC keeps these
     "⁄": "/",
     "∕": "/",
 }

@@ -96,6 +96,10 @@ async def _nothing_to_close() -> None:
     return None
 
 
+async def unchecked() -> None:
+    """The check of judges that need none."""
+
+
 @dataclass(frozen=True)
 class JudgeSet:
     """The judges of one backend, for all tasks.
@@ -108,6 +112,9 @@ class JudgeSet:
         close: closes connections and caches.
         delegates: by task name, other sets that answer these tasks (`with_task`).
         blind: whether tasks are put in their blind form, where they have one.
+        is_none: there is no judge (`judges/backends/none.py`).
+        slots: calls that are sent at a time; None: no limit is known.
+        check: finds out whether the judge can be called, before it is needed; see `check_all`.
     """
 
     answerer: Answerer
@@ -117,6 +124,9 @@ class JudgeSet:
     close: Callable[[], Awaitable[None]] = _nothing_to_close
     delegates: Mapping[str, JudgeSet] = field(default_factory=dict)
     blind: bool = False
+    is_none: bool = False
+    slots: int | None = None
+    check: Callable[[], Awaitable[None]] = unchecked
 
     async def ask(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in order. A failed item is a verdict with `failed=True`.
@@ -133,6 +143,23 @@ class JudgeSet:
     async def ask_several(self, task: JudgeTask[Item], items: Sequence[Item]) -> list[tuple[Verdict, ...]]:
         """For each item, in order, its `task.size(item)` verdicts. Raises as `ask` does."""
         return await self._set_for(task).answerer.answer(task, items)
+
+    def answers(self, task: JudgeTask[Any]) -> bool:
+        """Whether there is a judge for `task`."""
+        return not self._set_for(task).is_none
+
+    def answering(self, task: JudgeTask[Any]) -> str:
+        """The name of the judges that answer `task`."""
+        return self._set_for(task).name
+
+    async def check_all(self) -> None:
+        """Check the key, the address and the model of these judges and of those they delegate to; costs no judgement.
+
+        Raises:
+            UserError: a judge cannot be called; says which, and what to do.
+        """
+        for judges in (self, *self.delegates.values()):
+            await judges.check()
 
     def judge(self, task: JudgeTask[Item]) -> Judge[Item]:
         """The judge of one task that has one verdict per item."""
@@ -158,6 +185,15 @@ class JudgeSet:
     def meters(self) -> tuple[Meter, ...]:
         """The meters of these judges and of those they delegate to."""
         return (self.meter, *(other.meter for other in self.delegates.values()))
+
+    def usage(self) -> dict[str, dict[str, object]]:
+        """What judging has cost so far, by the name of these judges and of those they delegate to (with its task, if it is the same)."""
+        out = {self.name: self.meter.to_dict()}
+        for task, other in self.delegates.items():
+            if other.name in out and not other.meter.name:  # the same exact judge, which costs nothing
+                continue
+            out[other.name if other.name not in out else f"{other.name} ({task})"] = other.meter.to_dict()
+        return out
 
     def cost(self) -> str:
         """Usage of the models so far, for a progress bar; empty without a model."""

@@ -86,6 +86,23 @@ class OpenAITransport:
             raise Unusable(CUT_OFF.format(self._config.room(call.size)))
         return choice.text
 
+    @property
+    def slots(self) -> int:
+        """Calls that are sent at a time, over all endpoints."""
+        return self._config.concurrency * len(self._urls)
+
+    async def check(self) -> None:
+        """See `fgrpo.inference.client.Client.check`; the request that may be sent has this judge's parameters."""
+        first = Call("check", "Answer with the word yes.", "", lambda reply: ())
+
+        async def body(endpoint: Endpoint) -> dict[str, Any]:
+            return self._body(first, ())
+
+        try:
+            await self._client.check(body, estimate(first, (), self._config.room(1)))
+        finally:
+            await self._client.close()  # of this event loop, which may end with the check
+
     async def close(self) -> None:
         """Close the connections of the running event loop."""
         await self._client.close()
@@ -127,6 +144,7 @@ def _limits(config: schema.Judge, endpoints: int) -> Limits:
         config.concurrency * endpoints,
         per_endpoint=config.concurrency,
         attempts=config.attempts,
+        repeats_itself=not config.samples,
         timeout_s=config.timeout_s,
         patience_s=config.patience_s,
         first_patience_s=FIRST_PATIENCE_S,

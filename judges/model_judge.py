@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from fgrpo import schema
 from fgrpo.types import Verdict
-from judges.base import JudgeSet, Meter
+from judges.base import JudgeSet, Meter, unchecked
 from judges.cached_client import CachedClient
 from judges.client import Transport
 from judges.task import BlindForm, Item, JudgeTask
@@ -64,7 +64,22 @@ def _reader(blind: BlindForm[Item], item: Item) -> Callable[[Verdict], Verdict]:
     return read
 
 
-def judges_of_model(config: schema.Judge, meter: Meter, transport: Transport) -> JudgeSet:
-    """The judge set of a model that `transport` reaches."""
+def judges_of_model(
+    config: schema.Judge,
+    meter: Meter,
+    transport: Transport,
+    check: Callable[[], Awaitable[None]] = unchecked,
+    slots: int | None = None,
+) -> JudgeSet:
+    """The judge set of a model that `transport` reaches; `check` and `slots` are those of `JudgeSet`."""
     client = CachedClient(config, meter, transport)
-    return JudgeSet(ModelJudge(client, config), config.model, True, meter, client.close, blind=config.blind)
+    return JudgeSet(
+        ModelJudge(client, config),
+        config.model,
+        True,
+        meter,
+        client.close,
+        blind=config.blind,
+        check=check,
+        slots=slots,
+    )

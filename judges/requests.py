@@ -4,7 +4,8 @@ Text under test is data. It is normalized (NFKC, no invisible or control charact
 in brackets ("[INST]") are moved apart from them, so that no role tag or closing fence survives. It enters the prompt as a JSON
 string.
 
-A reply may stand in a code fence or after a think block, have further keys, or write a label in another case: it is read where
+A reply may stand in a code fence, after a think block or before a token that ends a turn, have further keys, or write a key or label in another
+case: it is read where
 only one reading is possible, and the deviation is counted by form. Any other reply is `Unusable`: prose around JSON, a label
 that was not offered, a missing verdict, a key that occurs twice, a further key with another label.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +28,15 @@ _LONGEST_REASON = 400
 # Control tokens of other model families: [INST], [/INST], [gMASK], [|user|], ◁think▷. "<…>" is escaped, boxes hold numbers.
 _CONTROL = re.compile(r"([\[◁])(\|?/?[^\W\d][\w ]{0,40}\|?)(?=[\]▷])")
 THINK, FENCE, FURTHER_KEY, OTHER_CASE = "think block", "code fence", "further key", "other case"  # forms of a reply
+TURN_END = "end of turn"
 _OPENED, _CLOSED = ("|".join(map(re.escape, tags)) for tags in (COMMON.think, map(closing, COMMON.think)))
 _THOUGHT = re.compile(rf"(?is)\A\s*(?:{_OPENED})?(?:(?!{_OPENED}|{_CLOSED}).)*(?:{_CLOSED})")
 _FINAL = re.compile(r"(?s)\A\s*(?:<\|start\|>\w*)?<\|channel\|>.*<\|channel\|>final(?: [^<]*)?<\|message\|>(.*)\Z")
 _FINAL_END = re.compile(r"<\|(?:return|end)\|>\s*\Z")
-_FENCED = re.compile(r"(?s)\A```[\w-]*[ \t]*\n?(.*)```\Z")
+_FENCED = re.compile(r"(?s)\A(```|~~~)[\w-]*[ \t]*\n?(.*)\1\Z")
+_TURN_END = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|return|endoftext|end_of_text)\|>|<(?:end_of_turn|eos)>|</s>))+\s*\Z"
+)
 
 
 class Unusable(ValueError):
@@ -151,8 +156,11 @@ def unwrapped(reply: str) -> tuple[str, list[str]]:
     A reply that is JSON stays as it is: its reasons may hold tags and fences. Byte order marks are dropped.
     """
     text, forms = reply.replace("\ufeff", "").strip(), []
+    if not _is_json(text) and (end := _TURN_END.search(text)) and not text.startswith("<|"):
+        text = text[: end.start()]
+        forms.append(TURN_END)
     fenced = _FENCED.match(text)
-    if not _is_json(text) and not (fenced and _is_json(fenced.group(1))):
+    if not _is_json(text) and not (fenced and _is_json(fenced.group(2))):
         if final := _FINAL.match(text):
             text = _FINAL_END.sub("", final.group(1)).strip()
             forms.append(THINK)
@@ -160,8 +168,8 @@ def unwrapped(reply: str) -> tuple[str, list[str]]:
             text = text[thought.end() :].strip()
             forms.append(THINK)
         fenced = None if _is_json(text) else _FENCED.match(text)
-    if fenced is not None and ("```" not in fenced.group(1) or _is_json(fenced.group(1))):
-        text = fenced.group(1).strip()
+    if fenced is not None and (fenced.group(1) not in fenced.group(2) or _is_json(fenced.group(2))):
+        text = fenced.group(2).strip()
         forms.append(FENCE)
     return text, forms
 
@@ -208,11 +216,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _shaped(found: Any, keys: set[str], forms: list[str]) -> dict[str, Any]:
-    if not isinstance(found, dict) or not keys <= set(found):
+    if not isinstance(found, dict):
+        raise Unusable("JSON of another shape")
+    if not keys <= set(found):
+        found = _in_lower_case(found)
+        forms.append(OTHER_CASE)
+    if not keys <= set(found):
         raise Unusable("JSON of another shape")
     if len(found) > len(keys):
         forms.append(FURTHER_KEY)
     return found
+
+
+def _in_lower_case(found: dict[str, Any]) -> dict[str, Any]:
+    lower = {key.strip().casefold(): value for key, value in found.items()}
+    if len(lower) < len(found):
+        raise Unusable("a key stands twice")
+    return lower
 
 
 def _labelled(verdict: dict[str, Any], labels: Sequence[str], forms: list[str]) -> Labelled:
@@ -224,17 +244,28 @@ def _labelled(verdict: dict[str, Any], labels: Sequence[str], forms: list[str]) 
 
 
 def _check_further(found: dict[str, Any], keys: set[str], label: str, labels: Sequence[str]) -> None:
-    """Refuse a further key that is a required one in another spelling, or whose value is another of the offered labels.
+    """Refuse a further key that is a required one in another spelling, or that holds, at any depth, another offered label.
 
     The offered labels may have a suffix, which such a value need not have.
     """
     for key in found.keys() - keys:
         if key.strip().casefold() in keys:
             raise Unusable("a key stands twice")
-        value = found[key].strip().casefold() if isinstance(found[key], str) else ""
-        others = (other.casefold() for other in labels if other != label)
-        if value and not label.casefold().startswith(value) and any(other.startswith(value) for other in others):
-            raise Unusable("two labels in one verdict")
+        others = [other.casefold() for other in labels if other != label]
+        for value in map(str.casefold, _texts(found[key])):
+            if value and not label.casefold().startswith(value) and any(other.startswith(value) for other in others):
+                raise Unusable("two labels in one verdict")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in JSON, stripped."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str):
+            yield held.strip()
+        elif isinstance(held, (dict, list)):
+            waiting += held.values() if isinstance(held, dict) else held
 
 
 def _offered(found: Any, labels: Sequence[str], forms: list[str]) -> str:

@@ -42,7 +42,7 @@ def endpoints(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "fail",
                 'engine.kind is "openai" and engine.endpoints is empty',
-                "SET='engine.endpoints=[\"http://host:8000/v1\"]'",
+                f"make mcts PRESET={config.preset} SET='engine.endpoints=[\"http://host:8000/v1\"]'",
             )
         roles = {"teacher": config.models.teacher, "base": config.models.base}
         named = (config.engine.model_name,) if config.engine.model_name else tuple(roles.values())
@@ -51,21 +51,23 @@ def endpoints(config: Config) -> Iterator[Finding]:
                 users.setdefault((entry, named, ENGINE_KEY), []).append("engine")
                 continue
             for role, model in roles.items():
-                yield from _collect((entry,), config.engine.model_name or model, ENGINE_KEY, role, role, users)
+                yield from _collect(
+                    (entry,), config.engine.model_name or model, ENGINE_KEY, role, role, users, config.preset
+                )
     for key, role in (("training", "judge"), ("evaluation", "judge"), ("extraction", "extractor")):
         judge: Judge = getattr(config.judges, key)
         if judge.backend != "openai":
             continue
-        yield from _collect(judge.endpoints, judge.model, judge.api_key_env, f"{key} judge", role, users)
+        yield from _collect(judge.endpoints, judge.model, judge.api_key_env, f"{key} judge", role, users, config.preset)
         if not judge.endpoints and not _key(judge.api_key_env):
-            advice = f"set {judge.api_key_env}, or set judges.{key}.endpoints to your own server"
+            advice = f"export {judge.api_key_env}=your-key  # or SET=judges.{key}.endpoints=[<address>], a server of your own"
             yield Finding("fail", f"the {key} judge {judge.model} has no endpoint and no key", advice)
     for (url, models, variable), names in users.items():
         yield endpoint(url, models, ", ".join(names), variable)
 
 
 def _collect(
-    entries: tuple[str, ...], model: str, variable: str, user: str, role: str, users: Users
+    entries: tuple[str, ...], model: str, variable: str, user: str, role: str, users: Users, preset: str
 ) -> Iterator[Finding]:
     """Add the addresses of `entries` to `users`. An address file that does not exist yet is a warning."""
     try:
@@ -75,7 +77,9 @@ def _collect(
         if "is no address file" in str(error):
             yield Finding("fail", str(error))
         else:
-            yield Finding("warn", f"{user}: no server of {model} is up", f"run `make serve-{role}` before its stage")
+            yield Finding(
+                "warn", f"{user}: no server of {model} is up", f"make serve-{role} PRESET={preset}  # before its stage"
+            )
 
 
 def _key(variable: str) -> str:
@@ -91,7 +95,7 @@ def endpoint(url: str, models: tuple[str, ...], role: str, variable: str) -> Fin
     try:
         request = urllib.request.Request(f"{addresses.normal_url(url)}/models")
     except UserError as error:
-        return Finding("fail", f"{role}: {error}", "fix the address (http://host:port/v1)")
+        return Finding("fail", f"{role}: {error}", "# fix the address (http://host:port/v1)")
     if key := _key(variable):
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
@@ -100,16 +104,16 @@ def endpoint(url: str, models: tuple[str, ...], role: str, variable: str) -> Fin
         served = [str(entry["id"]) for entry in body["data"]]
     except urllib.error.HTTPError as error:
         return Finding(
-            "fail", f"{role}: {url} answers {error.code}", f"check the address (…/v1) and the key in {variable}"
+            "fail", f"{role}: {url} answers {error.code}", f"# check the address (…/v1) and the key in {variable}"
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Finding("fail", f"{role}: {url} does not answer ({error})", "start its server, or fix the address")
+        return Finding("fail", f"{role}: {url} does not answer ({error})", "# start its server, or fix the address")
     matching = [model for model in models if model in served]
     if not matching:
         return Finding(
             "fail",
             f"{role}: {url} serves {', '.join(served[:4])}, not {' or '.join(models)}",
-            "set the model's name to the served one, or serve the right model",
+            "# set the model's name to the served one, or serve the right model",
         )
     return Finding("ok", f"{role}: {url} serves {matching[0]}")
 
@@ -124,22 +128,26 @@ def listens(host: str, port: int) -> bool:
 def ports(config: Config) -> Iterator[Finding]:
     """Check the rollout server (up, not yet up, or its port in use), and the port of training over several machines."""
     if config.rl.rollout_engine == "vllm-server":
-        yield rollouts(config.rl.vllm.server.replace("{preset}", config.preset))
+        yield rollouts(config.rl.vllm.server.replace("{preset}", config.preset), config.preset)
     if config.launch.machines > 1:
         port = config.launch.port
         if listens("127.0.0.1", port):
-            yield Finding("fail", f"port {port} (launch.port) is in use on this machine", "SET=launch.port=<another>")
+            yield Finding(
+                "fail",
+                f"port {port} (launch.port) is in use on this machine",
+                f"# choose another: SET=launch.port={port + 1}",
+            )
         else:
             yield Finding("ok", f"port {port} is free for training over {config.launch.machines} machines")
 
 
-def rollouts(entry: str) -> Finding:
+def rollouts(entry: str, preset: str) -> Finding:
     """Check the rollout server that `rl.vllm.server` names by an address or an address file."""
-    later = "run `make serve-rollouts` before RL"
+    later = f"make serve-rollouts PRESET={preset}  # before RL"
     try:
         urls = [address.url for address in addresses.matching(entry)] if addresses.is_pattern(entry) else [entry]
     except UserError as error:
-        return Finding("fail", str(error), "delete it and start the server again")
+        return Finding("fail", str(error), f"rm {entry}  # then start the server again")
     if not urls:
         return Finding("warn", f"no rollout server has written {entry} yet", later)
     server = urls[0]
@@ -148,11 +156,11 @@ def rollouts(entry: str) -> Finding:
     try:
         taken = listens(host, port)
     except OSError as error:
-        advice = "set rl.vllm.server to the address of the rollout server"
+        advice = "# set rl.vllm.server to the address of the rollout server"
         return Finding("fail", f"rl.vllm.server {server} cannot be reached ({error})", advice)
     if taken and healthy(server):
         return Finding("ok", f"the rollout server answers at {server}")
     if taken:
-        advice = f"stop the process on port {port}, or choose another port in rl.vllm.server"
+        advice = f"# stop the process on port {port}, or choose another port in rl.vllm.server"
         return Finding("fail", f"{server} is in use by something that is not a vLLM server", advice)
     return Finding("warn", f"no rollout server at {server} yet", later)

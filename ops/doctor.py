@@ -1,6 +1,7 @@
 """Checks, before hours are spent, whether this machine can run a preset: versions, builds, tools, disk, data, endpoints.
 
-Each line is ok, warn (a part of the project will not work) or fail (this preset will not work), with what to do. Versions
+Each line is ok, warn (a part of the project will not work) or fail (this preset will not work). Below it is a command to paste,
+or a remark after "#". Versions
 are compared with requirements/*.txt; torch and vLLM are examined without an import. Exit code 1 if anything fails.
 
 Command: `make doctor PRESET=paper-7b` (`python -m ops.doctor --preset paper-7b`).
@@ -25,11 +26,11 @@ from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.installed import IS_WHEEL, ROOT
 from fgrpo.policy import torchvision_shim
 from fgrpo.schema import Config, Serving
 from ops.connectivity import Finding, endpoints, ports
 
-ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "torch",
     "torchvision",
@@ -47,6 +48,9 @@ SHIM_MODULE = "fgrpo_torchvision_shim.py"
 MINI_DISK_GB = 2  # ours: environments and a mini run
 DATA_DISK_GB = 500  # ours: archives and images, also while unpacking; `make data-download PLAN=1` has the exact figure
 IMPORT_TIMEOUT_S = 120.0
+GPU_PINS = ROOT / "requirements" / "gpu.txt" if IS_WHEEL else "requirements/gpu.txt"
+PIP = f"{sys.executable} -m pip install"
+_REPAIR = f"{PIP} --force-reinstall torchvision" if IS_WHEEL else f"{sys.executable} scripts/install_shim.py"
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -80,16 +84,18 @@ def versions(wanted: dict[str, str], source: str) -> Iterator[Finding]:
             if present != version:
                 others.append(f"{name} {present or 'missing'} (pinned {version})")
         elif present is None:
-            yield Finding("fail", f"{name} is missing", "run `make setup`")
+            yield Finding("fail", f"{name} is missing", f"{PIP} {name}=={version}")
         elif present != version:
             yield Finding(
                 "fail",
                 f"{name} {present}, pinned {version} in {source}",
-                f"pip install {name}=={version}, or `make setup`",
+                f"{PIP} {name}=={version}",
             )
     if others:
         yield Finding(
-            "warn", f"{len(others)} other packages differ from {source}: {', '.join(others[:6])}", "run `make setup`"
+            "warn",
+            f"{len(others)} other packages differ from {source}: {', '.join(others[:6])}",
+            f"{PIP} -r {source}",
         )
     yield Finding("ok", f"{len(wanted)} pins of {source} compared")
 
@@ -112,17 +118,17 @@ def devices() -> Iterator[Finding]:
     driver = re.search(r"CUDA Version: *(\d+)\.(\d+)", listing)
     count = len(gpus())
     if count and build is None:
-        advice = "create the environment from requirements/gpu.txt (pip install torch from PyPI)"
+        advice = f"python3 -m venv .venv-gpu && .venv-gpu/bin/pip install -r {GPU_PINS}  # then make … VENV=.venv-gpu"
         yield Finding("fail", f"{count} GPUs, but torch is a CPU build", advice)
     elif count and driver and build and int(build.split(".")[0]) > int(driver.group(1)):
         yield Finding(
             "fail",
             f"torch was built for CUDA {build}, the driver supports {driver.group(1)}.{driver.group(2)}",
-            "update the driver",
+            "# update the NVIDIA driver, or install a torch that was built for it: https://pytorch.org/get-started/locally",
         )
     elif not count and build is not None:
         yield Finding(
-            "warn", f"torch was built for CUDA {build} and there is no GPU", "fine; a CPU build is much smaller"
+            "warn", f"torch was built for CUDA {build} and there is no GPU", "# fine; a CPU build is much smaller"
         )
     else:
         yield Finding("ok", f"torch for {'CUDA ' + build if build else 'CPU'}, {count} GPUs")
@@ -150,7 +156,7 @@ def torchvision() -> Iterator[Finding]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("fail", f"torchvision does not load: {last}", f"{sys.executable} scripts/install_shim.py")
+        yield Finding("fail", f"torchvision does not load: {last}", _REPAIR)
         return
     yield Finding("ok", "torchvision loads in a fresh interpreter")
     spec = importlib.util.find_spec(SHIM_MODULE.removesuffix(".py"))
@@ -159,7 +165,7 @@ def torchvision() -> Iterator[Finding]:
         yield Finding(
             "warn",
             "the installed torchvision shim is older than this repository's",
-            f"{sys.executable} scripts/install_shim.py",
+            _REPAIR,
         )
 
 
@@ -173,12 +179,12 @@ def vllm(config: Config) -> Iterator[Finding]:
     if present is None and beside:
         present = beside[-1].name.removeprefix("vllm-").removesuffix(".dist-info").split("+")[0]
     if present is None:
-        advice = "create the environment from requirements/gpu.txt (GPU), or run `make setup-vllm` (CPU, for tests)"
+        advice = f"make setup-vllm  # for tests on a CPU; on a GPU machine: pip install -r {GPU_PINS}"
         yield Finding(
             state, "no vLLM" + (f", and rl.rollout_engine is {config.rl.rollout_engine}" if needed else ""), advice
         )
     elif present != wanted:
-        yield Finding(state, f"vLLM {present}, pinned {wanted}", f"pip install vllm=={wanted}")
+        yield Finding(state, f"vLLM {present}, pinned {wanted}", f"{PIP} vllm=={wanted}")
     else:
         yield Finding("ok", f"vLLM {present}")
 
@@ -212,9 +218,8 @@ def disk(config: Config, runs_root: str) -> Iterator[Finding]:
             yield Finding("ok", f"{free:.0f} GB free for {name}")
             continue
         words = f"{free:.0f} GB free for {name} in {folder}, {needed:.0f} needed"
-        advice = "free some space, or choose another disk" + (
-            "" if mini or name == "data" else ", or OVERLAY=lora; `make plan` has the formula"
-        )
+        setting = "RUNS=<folder>" if name == "runs" else "SET=data.root=<folder>"
+        advice = f"make plan PRESET={config.preset}  # has the formula; another disk: {setting}"
         yield Finding("fail" if mini or name == "runs" else "warn", words, advice)
 
 
@@ -244,21 +249,21 @@ def data(config: Config) -> Iterator[Finding]:
     if halves:
         names = ", ".join(str(path) for path in halves)
         yield Finding(
-            "fail", f"incomplete download: {names}", f"`make data-download PRESET={config.preset}` resumes it"
+            "fail", f"incomplete download: {names}", f"make data-download PRESET={config.preset}  # resumes it"
         )
-    missing = []
+    missing: dict[str, str] = {}
     for part, item, origin in needed:
         folder = root / part / item.folder
         files = getattr(item, "files", lambda place: list(place.iterdir()))
         if not folder.is_dir() or not files(folder):
-            missing.append(f"{folder} ({origin})")
+            missing.setdefault(str(folder), f"{folder} ({origin})")
     if not missing:
         yield Finding("ok", f"data of {len(needed)} sources and benchmarks in {root}")
     elif config.world is not None:
-        yield Finding("ok", f"{root} is written by `make data`")
-    for entry in missing if config.world is None else ():
+        yield Finding("ok", f"{root} is written by `make data PRESET={config.preset}`")
+    for entry in missing.values() if config.world is None else ():
         yield Finding(
-            "fail", f"no data in {entry}", f"`make data-download PRESET={config.preset}`, or by hand: docs/data.md"
+            "fail", f"no data in {entry}", f"make data-download PRESET={config.preset}  # or by hand: docs/data.md"
         )
 
 
@@ -268,7 +273,7 @@ def models(config: Config) -> Iterator[Finding]:
     from huggingface_hub.errors import HFValidationError
 
     if config.data.embedder == "sentence-transformers" and installed("sentence-transformers") is None:
-        advice = "pip install sentence-transformers, or SET=data.embedder=hashing"
+        advice = f"{PIP} sentence-transformers  # or SET=data.embedder=hashing"
         yield Finding("fail", "data.embedder is sentence-transformers, which is not installed", advice)
     wanted = {config.models.base: "base"}
     if config.engine.kind == "transformers":
@@ -285,7 +290,7 @@ def models(config: Config) -> Iterator[Finding]:
             yield Finding("ok", f"{role} model {name} in the hub's cache")
         elif config.world is not None:
             yield Finding(
-                "fail", f"no {role} model in {name}", "run `make backbone`, or restore the shipped one with git"
+                "fail", f"no {role} model in {name}", "git checkout miniworld/backbone  # or train one: make backbone"
             )
         else:
             yield Finding("warn", f"{role} model {name} is not downloaded", f"hf download {name}")
@@ -299,9 +304,9 @@ def layout(config: Config) -> Iterator[Finding]:
         wanted = getattr(config.launch, f"{stage}_processes")
         if needs and wanted > len(devices):
             advice = (
-                f"SET=launch.{stage}_processes={len(devices)}"
+                f"make {stage if stage == 'sft' else f'rl-{config.method}'} PRESET={config.preset} SET=launch.{stage}_processes={len(devices)}"
                 if devices
-                else "train on a GPU machine; PRESET=mini runs on a CPU"
+                else "make demo PRESET=mini  # runs on a CPU; this preset trains on a GPU machine"
             )
             yield Finding(
                 "fail", f"{stage} runs {wanted} processes, one per GPU, and this machine has {len(devices)}", advice
@@ -313,7 +318,7 @@ def layout(config: Config) -> Iterator[Finding]:
         and "flash_attention_2" in (config.sft.attention, config.rl.attention)
         and installed("flash-attn") is None
     ):
-        advice = "pip install flash-attn --no-build-isolation; without it torch's own attention runs, which is slower"
+        advice = f"{PIP} flash-attn --no-build-isolation  # without it torch's own attention runs, which is slower"
         yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
     if devices and any(trained.values()):
         yield from _memory(config, min(gpu.gib for gpu in devices))
@@ -322,7 +327,7 @@ def layout(config: Config) -> Iterator[Finding]:
             serving: Serving = getattr(config.serve, role)
             wanted = serving.tensor_parallel * serving.data_parallel
             if wanted > len(devices):
-                advice = f"serve it elsewhere, or SET=serve.{role}.tensor_parallel={len(devices)}"
+                advice = f"make serve-{role} PRESET={config.preset} SET=serve.{role}.tensor_parallel={len(devices)}  # or on another machine"
                 yield Finding(
                     "warn", f"serving the {role} takes {wanted} GPUs, and this machine has {len(devices)}", advice
                 )
@@ -338,7 +343,9 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
     for stage in STAGES:
         wanted = sum(part.size for part in likely_memory(config, stage, shape, Assumptions())) / 2**30
         if wanted > gib:
-            advice = "more GPUs, OVERLAY=lora, or a smaller micro-batch; `make plan` shows the parts"
+            advice = (
+                f"make plan PRESET={config.preset} OVERLAY=lora  # shows the parts; or more GPUs, a smaller micro-batch"
+            )
             yield Finding("fail", f"{stage} likely needs {wanted:.0f} GiB per GPU, and a GPU has {gib:.0f}", advice)
         else:
             yield Finding("ok", f"{stage} likely needs {wanted:.0f} of {gib:.0f} GiB per GPU")

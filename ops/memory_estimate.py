@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fgrpo.installed import CONFIGS
 from fgrpo.policy import backbone, model_files
 from fgrpo.schema_base import Lora
 
-SHAPES = Path(__file__).resolve().parent.parent / "configs" / "shapes"
+SHAPES = CONFIGS / "shapes"
 Sharding = Literal["zero3", "zero2", "none"]
 HALF, FULL = 2, 4  # bytes of a bf16 and a float32 number
 MASTER_AND_ADAM = 12  # float32 weights and Adam's two moments

@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.inference.budget import Budget
-from fgrpo.schema import Config
+from fgrpo.schema import Config, Judge
 from fgrpo.training.checkpoints import SFT_KEPT
 from ops import memory_estimate
 from ops.assumptions import Assumptions
@@ -35,22 +35,39 @@ STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 
 def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
     """One line each for SFT and RL: GPU hours of their updates, with the formula."""
-    flops = assume["gpu.tflops"] * 1e12 * assume["gpu.utilisation"]
     length = round(assume["lengths.prompt"] + assume["lengths.response"])
     out = []
     for stage in STAGES:
-        if stage == "sft":
-            seen, passes, why = sft_updates(config) * sft_batch(config), 8, "forward 2, recomputed 2, backward 4"
-        else:
-            seen = rl_updates(config) * config.rl.global_batch * config.rl.group_size
-            passes, why = 12, "old and reference log-probabilities 2 + 2, update 8"
-        hours = seen * length * passes * shape.parameters / flops / 3600
+        seen, passes, why = _passes(config, stage)
+        hours = stage_hours(config, stage, shape, assume)
         gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
         out.append(
             f"{stage:10} {hours:>10.2f} GPU hours, {hours / gpus:.2f} on {gpus}: {seen:,} sequences x {length:,} tokens x "
             f"{passes} FLOP x {shape.parameters:,} parameters ({why}) / ({assume['gpu.tflops']:g} TFLOP/s x {assume['gpu.utilisation']:g})"
         )
     return out
+
+
+def stage_hours(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> float:
+    """GPU hours of a training stage's updates."""
+    flops = assume["gpu.tflops"] * 1e12 * assume["gpu.utilisation"]
+    length = round(assume["lengths.prompt"] + assume["lengths.response"])
+    seen, passes, _ = _passes(config, stage)
+    return seen * length * passes * shape.parameters / flops / 3600
+
+
+def _passes(config: Config, stage: Literal["sft", "rl"]) -> tuple[int, int, str]:
+    """Sequences that a stage trains on, FLOP per token and parameter, and what these are."""
+    if stage == "sft":
+        return sft_updates(config) * sft_batch(config), 8, "forward 2, recomputed 2, backward 4"
+    seen = rl_updates(config) * config.rl.global_batch * config.rl.group_size
+    return seen, 12, "old and reference log-probabilities 2 + 2, update 8"
+
+
+def sampling_hours(line: Line, config: Config, assume: Assumptions) -> float:
+    """GPU hours of sampling that a line takes; 0 where nothing is sampled or no model judges."""
+    served = line.sampler and (line.judge is None or line.judge.backend == "openai")
+    return likely_tokens(line, config, assume) / assume[f"sampling.{line.sampler}"] / 3600 if served else 0.0
 
 
 def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> int:
@@ -118,17 +135,55 @@ def judge_cost(line: Line, assume: Assumptions, price: float | None) -> str:
     """One line: the cost of a line of judging."""
     assert line.judge is not None
     judge = line.judge
+    reads, writes, money = judge_price(line, assume, price)
     if judge.backend != "openai" or not line.calls:
         return f"{line.stage:10} nothing: {'no calls' if not line.calls else f'the backend {judge.backend} calls no model'}"
-    length = assume["lengths.extract_prompt" if line.stage == "extract" else "lengths.judge_prompt"]
-    reads, writes = round(line.calls * length), line.tokens
     counted = f"{reads:,} tokens read, at most {writes:,} written"
-    prices = (judge.prompt_price, judge.completion_price) if price is None else (0.0, price)
-    money = Budget(*prices).price(reads, writes)
     if money is None:
         role = {"judge-rl": "training", "judge-eval": "evaluation", "extract": "extraction"}[line.stage]
         return f"{line.stage:10} {judge.model}: {counted}; set judges.{role}.prompt_price and completion_price for its cost"
-    return f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices per million: {prices[0]:g}, {prices[1]:g})"
+    return (
+        f"{line.stage:10} {judge.model}: {counted}; at most {money:,.0f} (prices per million: {_prices(judge, price)})"
+    )
+
+
+def judge_price(line: Line, assume: Assumptions, price: float | None) -> tuple[int, int, float | None]:
+    """(tokens read, most tokens written, most money) of a line of judging; money is None without prices."""
+    assert line.judge is not None
+    length = assume["lengths.extract_prompt" if line.stage == "extract" else "lengths.judge_prompt"]
+    reads, writes = round(line.calls * length), line.tokens
+    if line.judge.backend != "openai" or not line.calls:
+        return reads, writes, 0.0
+    prices = (line.judge.prompt_price, line.judge.completion_price) if price is None else (0.0, price)
+    return reads, writes, Budget(*prices).price(reads, writes)
+
+
+def _prices(judge: Judge, price: float | None) -> str:
+    return f"{judge.prompt_price:g}, {judge.completion_price:g}" if price is None else f"0, {price:g}"
+
+
+def totals(
+    config: Config, lines: Sequence[Line], shape: Shape, assume: Assumptions, price: float | None = None
+) -> list[str]:
+    """The sums over all stages of this preset with one method."""
+    calls = sum(line.calls for line in lines if line.sampler)
+    tokens = sum(likely_tokens(line, config, assume) for line in lines)
+    most = sum(line.tokens for line in lines)
+    sampled = sum(sampling_hours(line, config, assume) for line in lines)
+    trained = sum(stage_hours(config, stage, shape, assume) for stage in STAGES)
+    stored = sum(checkpoints(config, stage, shape).size for stage in STAGES) + tokens * assume["disk.bytes_a_token"]
+    money = {line.stage: judge_price(line, assume, price)[2] for line in lines if line.judge}
+    priced = sum(value for value in money.values() if value is not None)
+    unpriced = [stage for stage, value in money.items() if value is None]
+    return [
+        f"requests   {calls:,}",
+        f"tokens     {tokens:,} likely, {most:,} at most, written",
+        f"GPU hours  {sampled + trained:,.0f}: {sampled:,.0f} sampling and judging, {trained:,.0f} training",
+        "judge cost "
+        + (f"at most {priced:,.0f}" if len(unpriced) < len(money) else "unknown")
+        + (f"; no prices are set for {', '.join(unpriced)}" if unpriced else ""),
+        f"disk       {stored / GB:,.0f} GB",
+    ]
 
 
 def checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> Part:
@@ -196,8 +251,7 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     out += [f"{'stage':10} {'calls':>12} {'tokens <=':>16} {'likely':>16} {'GPU hours':>10}  how"]
     likely = {line.stage: likely_tokens(line, config, assume) for line in lines}
     for line in lines:
-        served = line.sampler and (line.judge is None or line.judge.backend == "openai")
-        hours = likely[line.stage] / assume[f"sampling.{line.sampler}"] / 3600 if served else 0.0
+        hours = sampling_hours(line, config, assume)
         out.append(
             f"{line.stage:10} {line.calls:>12,} {line.tokens:>16,} {likely[line.stage]:>16,} {hours:>10.2f}  {line.formula}"
         )
@@ -217,6 +271,7 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     out += ["", "disk", *disk(config, shape, sum(likely.values()), assume)]
     if times := measured(config, root):
         out += ["", "measured in this preset's run folders", *times]
+    out += ["", f"total, one method ({config.method})", *totals(config, lines, shape, assume, price)]
     return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]
 
 

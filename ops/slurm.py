@@ -22,6 +22,7 @@ from fgrpo import cli, runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses
+from fgrpo.installed import importable
 from fgrpo.schema import Config, Judge, Serving
 
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
@@ -119,7 +120,7 @@ def scripts(
     out = {"data-prepare.sbatch": render("data-prepare.sbatch", hours=cluster.hours["data"])}
     for stage, module, role in PARTS:
         common_values = {
-            "module": module,
+            "module": importable(module),
             "role": role,
             "hours": cluster.hours[stage],
             "gpus": _sampling_gpus(config, role),

@@ -40,6 +40,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     options = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
     options += ["--set", *args.set] if args.set else []
     out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
+    out["shared_prefix"] = ["perf.shared_prefix"]
     out["search"] = ["perf.search", "--trees", *TREES]
     out["prior"] = ["perf.prior"]
     out["stream"] = ["perf.stream", *ROWS]

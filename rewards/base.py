@@ -7,7 +7,7 @@ also holds the reward's question to a judge (`judge_task`), if it has one, and h
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
@@ -22,11 +22,22 @@ from judges.task import JudgeTask
 
 @dataclass(frozen=True)
 class RewardItem:
-    """One rollout to score: its sample and its parsed text."""
+    """One rollout to score.
+
+    Attributes:
+        sample: its question.
+        response: its parsed text.
+        tokens: its length, the end token included; None if the engine does not report it.
+        finish: "stop", or "length" if it was cut off at the token limit (`RewardContext.token_limit`).
+        group: rollouts of one prompt have one group: a GRPO group in training, a question in evaluation.
+    """
 
     rollout_id: str
     sample: Sample
     response: Response
+    tokens: int | None = None
+    finish: Literal["stop", "length", "error"] = "stop"
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class RewardContext:
         unscorable: what a right answer without a claim about the image gets from semantic grounding: "not_applicable" (the
             paper, and evaluation) or "zero" (training under its constraint, so that an empty trace does not escape it).
         grounding_mean: semantic grounding is the mean over "sentences" (the paper) or over distinct "claims".
+        token_limit: the most tokens that a rollout may have; None if it is not known.
     """
 
     judges: JudgeSet
@@ -58,6 +70,7 @@ class RewardContext:
     patch_factor: int = backbone.default().pixels.factor
     unscorable: Literal["not_applicable", "zero"] = "not_applicable"
     grounding_mean: Literal["sentences", "claims"] = "sentences"
+    token_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Report:
         colour: of its curve in figures, "#RRGGBB"; None: the next free one of the palette.
         needs_boxes: not applicable to a model that writes points or no boxes (`grounding` in configs/models).
         order: place among the rewards' columns and panels; rewards of one place are sorted by name.
+        definition: what the metric is, in a sentence, for the report and the model card.
     """
 
     metric: str
@@ -87,6 +101,7 @@ class Report:
     colour: str | None = None
     needs_boxes: bool = False
     order: int = 100
+    definition: str = field(default="", compare=False)
 
 
 class Reward(Protocol):

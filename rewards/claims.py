@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from fgrpo.boxes import iou
+from fgrpo.visible_text import latin_lookalikes
 from rewards.content import visible
 
 SAME_BOX_IOU = 0.9
@@ -51,9 +52,14 @@ _NOTHING = frozenset(
         "clearly",
         "very",
         "really",
+        "located",
+        "situated",
+        "positioned",
+        "colored",
+        "coloured",
     ]
 )
-_OF_BOXES = frozenset(["at", "located", "situated", "positioned", "box", "bounding", "bbox", "coordinates", "region"])
+_OF_BOXES = frozenset(["at", "box", "bounding", "bbox", "coordinates", "region"])
 _PRONOUNS = frozenset(["it", "its", "they", "their", "he", "his", "she", "her", "this", "that", "these", "those"])
 _COPULA = re.compile(r"\b(?:is|are|was|were|has|have|had)\b")
 _PAIRS = (
@@ -61,6 +67,85 @@ _PAIRS = (
     *(("nearer", "further"), ("bigger", "smaller"), ("larger", "lesser"), ("taller", "shorter"), ("wider", "narrower")),
 )
 _OPPOSITE = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
+_DETERMINERS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "his",
+        "her",
+        "its",
+        "their",
+        "each",
+        "every",
+        "another",
+        "one",
+        "two",
+        "three",
+    ]
+)
+_PREPOSITIONS = frozenset(
+    [
+        *(
+            "on",
+            "in",
+            "at",
+            "under",
+            "over",
+            "behind",
+            "inside",
+            "outside",
+            "within",
+            "between",
+            "against",
+            "with",
+            "by",
+            "from",
+            "to",
+        ),
+        *(
+            "into",
+            "onto",
+            "upon",
+            "beneath",
+            "underneath",
+            "around",
+            "along",
+            "across",
+            "through",
+            "toward",
+            "towards",
+            "of",
+            "for",
+        ),
+        *(
+            "above",
+            "below",
+            "left",
+            "right",
+            "infront",
+            "beyond",
+            "past",
+            "atop",
+            "among",
+            "near",
+            "beside",
+            "next",
+            "off",
+        ),
+    ]
+)
+_EITHER_WAY = frozenset(
+    ["near", "beside", "next", "alongside", "adjacent", "opposite", "touching"]
+)  # "a near b" is "b near a"
+_FRONTED = re.compile(
+    r"^((?:on|in|at|under|over|behind|inside|above|below|left|right|infront|beside|near|next to|beneath|between|against)\b"
+    r"(?: of)? [\w' -]{1,120}?),? (?:there )?(is|are|was|were|stands?|sits?|lies|hangs?) ((?:a|an|the|one|two|three|some)\b.+)$"
+)
 _SUBJECT_WORDS = 2  # of a sentence without a form of "be" or "have"
 _SHORT = 2  # words of a claim whose order does not matter: an object and its attribute
 
@@ -71,7 +156,8 @@ class Claim:
 
     Attributes:
         words: without boxes, in an order that is equal for equal claims.
-        topic: the same regardless of word order, except around a relation; equal for paraphrases of the same words.
+        topic: the same regardless of word order, except that it says what relates to what: equal for "There stands the red
+            car" and "The red car stands there", not for "The man holds the dog" and "The dog holds the man".
         boxes: as written.
     """
 
@@ -92,7 +178,7 @@ def claims(texts: Sequence[str]) -> list[Claim]:
         else:
             subject = _subject(plain)
         ordered, has_relation = _ordered(words)
-        out.append(Claim(ordered, ordered if has_relation else frozenset(words), boxes))
+        out.append(Claim(ordered, ordered if has_relation else _topic(plain, words, bool(boxes)), boxes))
     return out
 
 
@@ -156,19 +242,48 @@ def _read(text: str) -> tuple[str, tuple[Numbers, ...]]:
         boxes.append((x1, y1, x2, y2))
         return " "
 
-    shown = _LABEL_A.sub("label_a", _BLANKS.sub(" ", visible(text)).strip())
+    shown = _LABEL_A.sub("label_a", _BLANKS.sub(" ", latin_lookalikes(visible(text))).strip())
     plain = _BOX.sub(take, shown).casefold().replace("’", "'").replace("n't", " not").replace("'s", " is")
     plain = _LEAD_IN.sub("", " ".join(plain.strip(" \t*_\"'([").split()))
-    return _FRONT.sub("infront", _SIDE.sub(r"\1", plain)), tuple(boxes)
+    return _FRONTED.sub(r"\3 \2 \1", _FRONT.sub("infront", _SIDE.sub(r"\1", plain))), tuple(boxes)
 
 
 def _words(plain: str, has_boxes: bool) -> tuple[str, ...]:
     words: list[str] = []
     for word in _TOKEN.findall(plain):
         is_of_relation = word in ("of", "than", "to") and bool(words) and words[-1] in _OPPOSITE
-        if not (word in _NOTHING or is_of_relation or (has_boxes and word in _OF_BOXES)):
+        is_said = bool(words) and words[-1] == word  # "red, red, red"
+        if not (word in _NOTHING or is_of_relation or is_said or (has_boxes and word in _OF_BOXES)):
             words.append(word)
     return tuple(words)
+
+
+def _topic(plain: str, words: tuple[str, ...], has_boxes: bool) -> Hashable:
+    """The words by the things that they speak of: noun phrases in their order, and phrases with a preposition in any order.
+
+    A phrase begins at a determiner or a preposition; phrases joined by "and" or "or" are one. Without two phrases the order says
+    nothing, but in a sentence without determiners all of it counts.
+    """
+    phrases: list[tuple[str, set[str]]] = [("", set())]
+    marks = 0  # determiners and prepositions that begin a phrase
+    before = "and"
+    tokens = _TOKEN.findall(plain)
+    for word in tokens:
+        if word in _PREPOSITIONS and before not in _PREPOSITIONS:
+            phrases.append((word, set()))
+            marks += 1
+        elif word in _DETERMINERS and before not in _PREPOSITIONS:
+            if before not in ("and", "or"):
+                phrases.append(("", set()))
+            marks += before not in ("and", "or") or not marks
+        phrases[-1][1].update(_words(word, has_boxes))
+        before = word
+    if len(words) > _SHORT and _DETERMINERS.isdisjoint(tokens):
+        return words
+    if marks < 2 or not _EITHER_WAY.isdisjoint(words):
+        return frozenset(words)
+    nouns = tuple(frozenset(held) for preposition, held in phrases if held and not preposition)
+    return nouns, frozenset((preposition, frozenset(held)) for preposition, held in phrases if held and preposition)
 
 
 def _subject(plain: str) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ class ConsistencyReward:
         symbol="C",
         colour="#009E73",
         order=1,
+        definition="Share of answers whose trace does not entail them, as a judge reads question, trace and answer without the image.",
     )
     judge_task: JudgeTask[Any] | None = CONSISTENCY_TASK
     needs_trace = True

@@ -125,7 +125,14 @@ class SemanticGroundingReward:
     """
 
     name = "semantic_grounding"
-    report: Report | None = Report("semantic_grounding", "semantic grounding", symbol="G", colour="#0072B2", order=2)
+    report: Report | None = Report(
+        "semantic_grounding",
+        "semantic grounding",
+        symbol="G",
+        colour="#0072B2",
+        order=2,
+        definition="Share of a trace's visual sentences that a judge finds correct in the image; sentences that claim nothing are left out.",
+    )
     judge_task: JudgeTask[Any] | None = GROUNDING_TASK
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:

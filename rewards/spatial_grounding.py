@@ -63,7 +63,13 @@ class SpatialGroundingReward:
 
     name = "spatial_grounding"
     report: Report | None = Report(
-        "spatial_grounding", "spatial grounding", symbol="S", colour="#CC79A7", needs_boxes=True, order=3
+        "spatial_grounding",
+        "spatial grounding",
+        symbol="S",
+        colour="#CC79A7",
+        needs_boxes=True,
+        order=3,
+        definition="Sum of the CIoU of matched boxes over the larger number of boxes (Eq. 1), where boxes are annotated.",
     )
     needs_trace = True
 

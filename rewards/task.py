@@ -14,8 +14,10 @@ from fgrpo.visible_text import visible
 from rewards.base import Report, Reward, RewardContext, RewardItem
 
 # Numbers keep sign, decimals and groups ("-5" is not "5", "2.5" is not "25"); all other characters but letters are ignored.
-# Signs that compare are no punctuation either ("<5" is not "5").
-_TOKEN = re.compile(r"(?:(?<![\w.])[+-])?\d+(?:[.,:/]\d+)*|(?<![\w.])\.\d+|[^\W\d_]+|_+|[<>≤≥≠≈±¬]")
+# Signs that compare or deny are no punctuation either ("<5" is not "5", nor "❌ B" "B").
+_TOKEN = re.compile(r"(?:(?<![\w.])[+-])?\d+(?:[.,:/]\d+)*|(?<![\w.])\.\d+|[^\W\d_]+|_+|[<>≤≥≠≈±¬✗✘❌✖❎🚫⛔👎☐]")
+# Signs beside a number that change it; an answer must not have one that its option lacks ("5%" is not "5").
+_SIGNS = re.compile(r"(?<=\d)\s?[%‰+]|-?[$€£¥₹~](?=\s?[+-]?\.?\d)")
 _APOSTROPHE = re.compile(r"(?<=\w)['’`](?=\w)")
 
 
@@ -37,6 +39,8 @@ def matches(answer: str | None, gold: str, choices: Sequence[str]) -> bool:
         return False
     texts = [_tokens(choice) for choice in choices]
     index = _gold_index(gold, choices, texts)
+    if not _signs(answer) <= _signs(gold if index is None else choices[index]):
+        return False
     if index is None:
         return tokens == _tokens(gold)
     if tokens == texts[index]:
@@ -64,7 +68,11 @@ def _gold_index(gold: str, choices: Sequence[str], texts: Sequence[tuple[str, ..
 
 
 def _plain(text: str) -> str:
-    return " ".join(visible(text).casefold().split())
+    return " ".join(visible(text).replace("+/-", "±").replace("[ ]", "☐").casefold().split())
+
+
+def _signs(text: str) -> set[str]:
+    return {sign.strip() for sign in _SIGNS.findall(_plain(text))}
 
 
 def _tokens(text: str) -> tuple[str, ...]:

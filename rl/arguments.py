@@ -143,7 +143,7 @@ def _bookkeeping(rl: Rl) -> dict[str, Any]:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
-        "report_to": rl.report_to,
+        "report_to": "none",  # `fgrpo.training.tracking` adds the tracker
     }
 
 

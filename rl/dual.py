@@ -26,14 +26,15 @@ Kind = Literal["adaptive", "fixed", "pid"]
 
 @dataclass(frozen=True)
 class Constraint:
-    """E[reward] >= tau (Eq. 2). The defaults are Table 6's.
+    """E[reward] >= tau (Eq. 2). The defaults are Table 6's, `min_applicable` in small batches aside.
 
     Attributes:
         reward: the reward's name.
         tau: threshold, in the reward's own unit.
         lam_init, lam_max: first value and upper bound of the multiplier.
         lr: dual learning rate.
-        min_applicable: below this many applicable rollouts the multiplier does not move.
+        min_applicable: below this many applicable rollouts in a generation batch the multiplier does not move; None: Table
+            6's 8, in batches of fewer than 64 rollouts an eighth of the batch, at least 2.
 
     Raises:
         ValueError: a value that is not finite or out of bounds.
@@ -44,7 +45,7 @@ class Constraint:
     lam_init: float = 1.0
     lr: float = 0.05
     lam_max: float = 5.0
-    min_applicable: int = 8
+    min_applicable: int | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and math.isfinite(self.lr) and math.isfinite(self.lam_max)):
@@ -55,8 +56,17 @@ class Constraint:
             raise ValueError(
                 f"constraint {self.reward!r}: lam_init {self.lam_init} is outside [0, lam_max = {self.lam_max}]"
             )
-        if self.min_applicable < 0:
+        if self.min_applicable is not None and self.min_applicable < 0:
             raise ValueError(f"constraint {self.reward!r}: min_applicable is a count, got {self.min_applicable}")
+
+    def needed(self, batch: int) -> int:
+        """How many applicable rollouts of a generation batch of `batch` move the multiplier."""
+        return enough(batch) if self.min_applicable is None else self.min_applicable
+
+
+def enough(batch: int) -> int:
+    """`min_applicable` where it is not set: Table 6's 8, and in a smaller batch an eighth of it, at least 2."""
+    return max(2, min(8, batch // 8))
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class DualAscent:
         mean = float(known.mean()) if len(known) else None
         error = None if mean is None else constraint.tau - mean
         before = state.lam
-        moved = self.kind != "fixed" and error is not None and len(known) >= constraint.min_applicable
+        moved = self.kind != "fixed" and error is not None and len(known) >= constraint.needed(len(scores_N))
         if moved and error is not None:
             change = constraint.lr * error
             if self.kind == "pid":

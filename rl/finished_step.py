@@ -1,4 +1,4 @@
-"""The state that sampling changes before a step is finished: random number generators and TRL's count of tokens.
+"""The state that sampling changes before a step is finished: random number generators, TRL's count of tokens, multipliers.
 
 Judges may fail after a generation. The checkpoint that is then written must hold the state before that generation.
 """
@@ -6,6 +6,7 @@ Judges may fail after a generation. The checkpoint that is then written must hol
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ class FinishedStep:
     cpu: Tensor
     gpus: tuple[Tensor, ...]
     tokens_seen: float
+    multipliers: Mapping[str, Any]
 
     @classmethod
     def of(cls, trainer: Any) -> Self:
@@ -34,6 +36,7 @@ class FinishedStep:
             torch.get_rng_state(),
             gpus,
             trainer.state.num_input_tokens_seen,
+            trainer.multipliers_to_save(),
         )
 
     def restore(self, trainer: Any) -> None:
@@ -44,3 +47,4 @@ class FinishedStep:
         if self.gpus:
             torch.cuda.set_rng_state_all(list(self.gpus))
         trainer.state.num_input_tokens_seen = self.tokens_seen
+        trainer.dual.load_state_dict(self.multipliers)

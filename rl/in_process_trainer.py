@@ -1,11 +1,10 @@
 """Rollouts in this process, for machines without vLLM: the same trainer with generation twice as fast (docs/benchmarks.md).
 
-It avoids three repetitions of TRL's own path:
+It avoids two repetitions of TRL's own path:
 - generation uses the project's decoder (`fgrpo.inference.decode`): the prompt of a group is read once, keys and values are
   preallocated, finished rows leave the batch. It samples from torch's global generator, so it resumes like everything else;
 - a frozen vision tower encodes each image once (`FeatureMemo`), not five times in each of three passes (generation, reference,
-  update). Features are stored by the pixels' hash and have the same values; used only where the tower is frozen;
-- padding is not computed: rollouts of about equal length pass through the model together (`rl.length_bucketing`).
+  update). Features are stored by the pixels' hash and have the same values; used only where the tower is frozen.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from fgrpo.inference.decode import Prompt, Row, decode
 from fgrpo.inference.transformers_engine import vocabulary_of
 from fgrpo.policy import backbone
 from fgrpo.policy.backbone import Backbone
-from rl import length_bucketing
 from rl.trainer import FaithfulGRPOTrainer
 
 
@@ -132,45 +130,6 @@ class InProcessTrainer(FaithfulGRPOTrainer):
             policy.train(training)
         self._sampled_logprobs = [row.logprobs for row in rows]
         return [row.ids for row in rows], None
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **fields: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's own, piece by piece (`rl.length_bucketing`); 0 for padding."""
-        by_token = {key: fields.pop(key) for key in length_bucketing.BY_TOKEN if fields.get(key) is not None}
-        images_B = fields.get("num_images")
-        order: list[int] = []
-        parts = []
-        most = length_bucketing.ROWS if input_ids.device.type == "cpu" else len(input_ids)
-        for piece in length_bucketing.split(attention_mask, logits_to_keep, min(most, batch_size or most)):
-            rows, columns = piece.rows, piece.columns
-            tokens = {key: field[rows, columns] for key, field in by_token.items()}
-            of_images: dict[str, Any] = {}
-            if images_B is not None:
-                of_images = length_bucketing.image_fields(fields, rows, images_B, self._family.grid_field)
-            *result, _ = super()._get_per_token_logps_and_entropies(
-                model, input_ids[rows, columns], attention_mask[rows, columns], piece.completion,
-                compute_entropy=compute_entropy, **tokens, **of_images,
-            )  # fmt: skip
-            order += rows
-            parts.append(
-                [
-                    torch.nn.functional.pad(part, (0, logits_to_keep - piece.completion))
-                    for part in result
-                    if part is not None
-                ]
-            )
-        original = torch.argsort(torch.tensor(order))
-        logps_BT, *entropies_BT = (torch.cat(column)[original] for column in zip(*parts, strict=True))
-        return logps_BT, entropies_BT[0] if entropies_BT else None, None
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:
         """For each row, its images' features (image tokens, H) and grids (images, 3)."""

@@ -1,4 +1,4 @@
-"""The files of a run: metrics.jsonl (one line per step), rollouts as parquet, the progress line, alarms.
+"""The files of a run: metrics.jsonl (one line per step), rollouts as parquet, the progress line.
 
 metrics.jsonl holds for each step: accuracy, format, inconsistency (share of judged rollouts whose trace contradicts its
 answer; only correct answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
@@ -17,7 +17,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from fgrpo import boxes
 from fgrpo.images import image_size, portable
 from fgrpo.training import metrics_file
 from fgrpo.training.metrics_callback import MetricsCallback
-from rl.dual import Constraint
 from rl.scored_batch import ScoredBatch, report_named
 from rl.step import Step
 from rl.trainer import FaithfulGRPOTrainer
@@ -125,49 +123,9 @@ def _row(batch: ScoredBatch, i: int, advantage: float, pixels: boxes.PixelBounds
     return row
 
 
-class Alarms:
-    """Messages about what stays wrong for `EVERY` dual steps (generations) in a row: a multiplier at its bound, a constraint
-    that varies in no group, a score that paraphrases dilute."""
-
-    EVERY = 50
-    DILUTION = 0.05  # mean over sentences minus mean over distinct claims
-
-    def __init__(self, constraints: Sequence[Constraint]) -> None:
-        self.constraints = constraints
-        self._constant: Counter[str] = Counter()  # generations in a row without a group in which it varies
-        self._diluted: Counter[str] = Counter()  # generations in a row above DILUTION
-
-    def of(self, line: Mapping[str, Any]) -> list[str]:
-        """The alarms that a generation's first line of metrics.jsonl raises."""
-        messages = []
-        for constraint in self.constraints:
-            name = constraint.reward
-            at_bound = int(line.get(f"constraint/{name}/at_bound") or 0)
-            if at_bound and at_bound % self.EVERY == 0:
-                messages.append(
-                    f"{name} has been at its bound λ = {constraint.lam_max:g} for {at_bound} steps and is still violated: "
-                    f"τ = {constraint.tau:g} looks infeasible"
-                )
-            self._constant[name] = 0 if line.get(f"constraint/{name}/mixed_share") else self._constant[name] + 1
-            if self._constant[name] % self.EVERY == 0 and self._constant[name]:
-                messages.append(
-                    f"{name} has varied in no group for {self._constant[name]} steps: it moves λ, but gives no policy gradient "
-                    "(with rl.baseline=batch it does)"
-                )
-            dilution = line.get(f"monitor/{name}/dilution")
-            if dilution is None:  # no rollout of this step was scored
-                continue
-            self._diluted[name] = self._diluted[name] + 1 if dilution > self.DILUTION else 0
-            if self._diluted[name] and self._diluted[name] % self.EVERY == 0:
-                messages.append(
-                    f"{name} counts sentences and has been {dilution:.2f} above the mean over distinct claims for "
-                    f"{self._diluted[name]} steps: paraphrases dilute what is false (rl.grounding_mean=claims counts each once)"
-                )
-        return messages
-
-
 class LoggingCallback(MetricsCallback):
-    """Writes the files of one run, on the main process only. Set `trainer` after the trainer is built.
+    """Writes the files of one run, on the main process only. Set `trainer` after the trainer is built; its alarms
+    (`rl.alarms`) are then shown here alone.
 
     Args:
         folder: the run's.
@@ -181,7 +139,6 @@ class LoggingCallback(MetricsCallback):
         self._last_line_at = time.perf_counter()
         self._written: Step | None = None
         self._of_generation: dict[str, Any] = {}
-        self._alarms = Alarms(())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero or self.trainer is None:
@@ -189,7 +146,6 @@ class LoggingCallback(MetricsCallback):
         (self.folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         self._report_lost(truncate_rollouts(self.folder, state.global_step), args, state.global_step)
         super().on_train_begin(args, state, control)
-        self._alarms = Alarms(self.trainer.dual.constraints)
         self._last_line_at = time.perf_counter()
 
     def _report_lost(self, remaining: Sequence[int], args: Any, step: int) -> None:
@@ -211,8 +167,8 @@ class LoggingCallback(MetricsCallback):
         self._written = step
         line = self._line(state.global_step, logs, now, new_step)
         self._last_line_at = now
-        if new_step is not None and (alarms := self._alarms.of(line)):
-            line["alarms"] = alarms
+        if new_step is not None and self.trainer.last_alarms:
+            line["alarms"] = list(self.trainer.last_alarms)
         if skipped := self.trainer.take_skipped():
             line[metrics_file.NOT_FINITE] = {str(n): cause for n, cause in skipped.items()}
         self.add(line)

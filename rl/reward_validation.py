@@ -7,7 +7,7 @@ for "not applicable", or spoil a batch. `guarded` names the reward and the rollo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,12 @@ def rollout_id(step: int, rank: int, row: int, sample: str = "") -> str:
     return f"{step:06d}/{rank}/{row:04d}" + (f"/{sample}" if sample else "")
 
 
-def guarded(func: Any, note: Callable[[str, Values], None], stop: Callable[[UserError], None] | None = None) -> Any:
+def guarded(
+    func: Any,
+    note: Callable[[str, Values], None],
+    stop: Callable[[UserError], None] | None = None,
+    name: str | None = None,
+) -> Any:
     """A reward function whose values are checked and noted on their way to TRL.
 
     Reward models and names of models, which TRL runs itself, stay as they are (see `check_reward_models`).
@@ -38,16 +43,18 @@ def guarded(func: Any, note: Callable[[str, Values], None], stop: Callable[[User
         note: called with the function's name and what it returned.
         stop: called with a UserError of the function (a judge with a refused key); the function then returns None for each
             rollout, so that all processes reach the end of the step and can stop together. None: the error is raised.
+        name: of the reward; None: the function's own.
 
     Raises:
         NoScore: (the result raises it) a value is neither None nor a finite number.
     """
     if isinstance(func, (str, torch.nn.Module)) or not callable(func):
         return func
-    name = get_callable_name(func)
+    reward = get_callable_name(func) if name is None else name
 
-    def passed_on(values: Values, arguments: Mapping[str, Any]) -> Values:
-        note(name, checked(values, name, arguments))
+    def passed_on(returned: Iterable[float | None], arguments: Mapping[str, Any]) -> Values:
+        values = returned if isinstance(returned, Sequence) else list(returned)  # an iterator can be read once
+        note(reward, checked(values, reward, arguments))
         return values
 
     def stopped(error: UserError, arguments: Mapping[str, Any]) -> Values:
@@ -69,7 +76,7 @@ def guarded(func: Any, note: Callable[[str, Values], None], stop: Callable[[User
             return stopped(error, arguments)
 
     column: Any = awaited if is_async_callable(func) else called
-    column.__name__ = name
+    column.__name__ = reward
     return column
 
 

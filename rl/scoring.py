@@ -17,7 +17,7 @@ from typing import Any
 
 from fgrpo import response
 from fgrpo.types import NotFinite, Sample, Score
-from rewards.base import Reward, RewardContext, RewardItem, load
+from rewards.base import Reward, RewardContext, RewardItem, judge_task_of, load
 from rl.reward_validation import NoScore, rollout_id
 from rl.scored_batch import TASK, ScoreColumn, ScoredBatch
 
@@ -47,6 +47,11 @@ class RolloutScorer:
         """One asynchronous TRL reward function per column, named like its reward. Each returns a `ScoreColumn`."""
         return [self._column(name) for name in self.names]
 
+    def check_judges(self) -> None:
+        """Check that the judges can be called, if a reward asks them; costs no judgement. Raises UserError as `JudgeSet.check_all`."""
+        if any(judge_task_of(reward) is not None for reward in self._rewards.values()):
+            asyncio.run(self._context.judges.check_all())
+
     def _column(self, name: str) -> Callable[..., Any]:
         async def column(*, prompts: Sequence[Any], **_: Any) -> ScoreColumn:
             if self._pending is None:
@@ -68,17 +73,26 @@ class RolloutScorer:
             inputs: rows with a "sample" column (JSON).
             completions: texts, or chat turns of which the last is the completion.
             ids: token ids of the completions.
-            trainer: gives the step, the rank and the event loop.
+            trainer: gives the step, the rank, the size of a group, what a completion's end is, and the event loop.
         """
         step = int(trainer.state.global_step)
         rank = int(trainer.accelerator.process_index)
         texts = tuple(c if isinstance(c, str) else str(c[-1]["content"]) for c in completions)
         tag, frame = self._context.box_tag, self._context.box_frame
+        first = rank * len(inputs)  # rows of one prompt follow each other over all processes
         items = []
-        for n, (row, text) in enumerate(zip(inputs, texts, strict=True)):
+        for n, (row, text, tokens) in enumerate(zip(inputs, texts, ids, strict=True)):
             sample = Sample.from_dict(json.loads(row["sample"]))
-            parsed = response.parse(text, box_tag=tag, frame=frame)
-            items.append(RewardItem(rollout_id(step, rank, n, sample.id), sample, parsed))
+            items.append(
+                RewardItem(
+                    rollout_id(step, rank, n, sample.id),
+                    sample,
+                    response.parse(text, box_tag=tag, frame=frame),
+                    tokens=len(tokens),
+                    finish="length" if trainer.is_cut_off(tokens) else "stop",
+                    group=f"{step}/{(first + n) // trainer.num_generations}",
+                )
+            )
         work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))
         self._pending = asyncio.run_coroutine_threadsafe(work, trainer.async_loop)
 

@@ -29,7 +29,7 @@ class StepOptions:
         coupling: None decouples (Eq. 6); else one reward is made of all columns first (Table 2).
         masked, baseline, whiten: options of `rl.advantage.combine`.
         names: the columns' reward names, the task's first; None: the task's and those of the constraints.
-        training: evaluation takes no dual step and logs no constraint.
+        training: evaluation takes no dual step, and its reward is the task's alone.
     """
 
     group_size: int
@@ -101,6 +101,7 @@ def fgrpo_step(
     weights_K = torch.tensor(weights, dtype=torch.float32, device=scores.device)
     advantages_N = _advantages(scores, failed_NK, weights_K, options, lengths_N)
     metrics = _reward(scores, failed_NK, weights_K, options)
+    metrics |= _means(scores, names)
     after, steps = copy.deepcopy(dual), list[DualStep]()
     if options.training:
         steps = after.step(scores[:, 1:] if dual.constraints else scores[:, :0])
@@ -133,15 +134,33 @@ def _advantages(
 
 
 def _reward(scores_NK: Tensor, failed_NK: Tensor, weights_K: Tensor, options: StepOptions) -> dict[str, float]:
-    """Mean and deviation of the reward: task + sum of λ_t times the constraints, or the coupled one."""
+    """Mean and deviation of the reward: in training task + sum of λ_t times the constraints; the coupled one where there is one.
+
+    In evaluation it is the task reward alone, so that the choice of the best checkpoint does not follow λ.
+    """
     if options.coupling is not None:
         reward_N = advantage.couple(scores_NK, options.coupling, failed_NK)[:, 0]
+    elif not options.training:
+        reward_N = scores_NK[:, 0]
     else:
         reward_N = (scores_NK * weights_K).nansum(dim=1)
         reward_N = torch.where(torch.isnan(scores_NK).all(dim=1), torch.nan, reward_N)
     known_N = reward_N[~torch.isnan(reward_N)]
     out = {"reward": float(known_N.mean())} if len(known_N) else {}
     return out | ({"reward_std": float(known_N.std())} if len(known_N) > 1 else {})
+
+
+def _means(scores_NK: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """`task/mean`, and `constraint/<name>/mean` and `n` (rollouts with a score), in training and in evaluation."""
+    out: dict[str, float] = {}
+    for k, name in enumerate(names):
+        known_N = scores_NK[:, k][~torch.isnan(scores_NK[:, k])]
+        prefix = f"constraint/{name}" if k else "task"
+        if len(known_N):
+            out[f"{prefix}/mean"] = float(known_N.double().mean())
+        if k:
+            out[f"{prefix}/n"] = float(len(known_N))
+    return out
 
 
 def _constraint_metrics(
@@ -163,12 +182,8 @@ def _constraint_metrics(
         out["task/share"] = float(share_K[0])
     by_name = {step.name: step for step in steps}
     for k, name in enumerate(names[1:], start=1):
-        column_N = scores_NK[:, k]
-        known_N = column_N[~torch.isnan(column_N)]
-        mixed, groups = advantage.varying_groups(column_N, options.group_size)
+        mixed, groups = advantage.varying_groups(scores_NK[:, k], options.group_size)
         prefix = f"constraint/{name}"
-        out[f"{prefix}/mean"] = float(known_N.double().mean()) if len(known_N) else None
-        out[f"{prefix}/n"] = float(len(known_N))
         out[f"{prefix}/mixed_share"] = mixed / groups
         out[f"{prefix}/failed"] = float(failed_NK[:, k].sum())
         if share_K is not None:
@@ -176,6 +191,7 @@ def _constraint_metrics(
         if (step := by_name.get(name)) is not None:
             out[f"lambda/{name}"] = step.lam_before
             out[f"{prefix}/violation"] = step.violation
+            out[f"{prefix}/moved"] = float(step.moved)
             out[f"{prefix}/saturated"] = float(step.saturated)
             out[f"{prefix}/at_bound"] = float(step.at_bound)
             out[f"{prefix}/steps_to_bound"] = None if step.bound_steps is None else float(step.bound_steps)

@@ -22,9 +22,10 @@ from fgrpo import cli, config, prompts, recorded, runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import read_jsonl
+from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.schema import Config
-from fgrpo.training import checkpoints, distributed, launch, metrics_file
+from fgrpo.training import checkpoints, distributed, launch, metrics_file, tracking
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import settle_replaced
 from judges import build
@@ -38,7 +39,6 @@ from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
 from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
-from rl.tracking import tracked
 from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 
@@ -72,13 +72,14 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         disable_progress_bar()  # transformers' own; the stage has one progress line
         images = (path for row in read_jsonl(questions) for path in row.get("images") or ())
         distributed.on_main(lambda: recorded.check_images(questions.parent, images))
+        tracking.check_tracker(cfg.rl.report_to, "rl.report_to")
         trainer, log = build_trainer(cfg, run, questions, policy)
         distributed.on_main(lambda: settle_replaced(run.path / "final"))
         checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
-            with tracked(cfg, run.path):
+            with tracking.tracked(trainer, cfg.rl.report_to, f"{cfg.preset}-{cfg.method}", run.path, without_keys(cfg)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FailedJudgements as error:
             raise UserError(str(error)) from error
@@ -101,6 +102,7 @@ def build_trainer(
     rl = cfg.rl
     dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
     scorer = make_scorer(cfg, pixels, run.path)
+    distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
@@ -140,9 +142,12 @@ def build_trainer(
         whiten=rl.whiten,
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
+        rows="shared" if rl.shared_prefix == "auto" else "by_length",
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite
+    trainer.writes_card = False
+    trainer.shows_alarms = False  # the logging callback does
     trainer.processes_make_the_batch = False  # the configuration's batches are the run's, not one process'
     preflight.trainer = log.trainer = trainer
     return trainer, log
@@ -218,6 +223,7 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         box_frame=cfg.policy.box_frame,
         unscorable=cfg.rl.unscorable,
         grounding_mean=cfg.rl.grounding_mean,
+        token_limit=cfg.rl.max_response_length,
     )
     return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
 

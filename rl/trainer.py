@@ -1,7 +1,8 @@
 """FaithfulGRPOTrainer: TRL's GRPOTrainer with adaptive constraints (Section 3.3, Eqs. 3 to 6).
 
 A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Constraint("c1", tau=.95)], args=GRPOConfig(…))`.
-docs/rl_step.md shows the order of one step. TRL's methods are overridden around `super()`, and none is copied:
+docs/drop_in.md says what changes for a script of TRL, docs/rl_step.md shows the order of one step. TRL's methods are overridden
+around `super()`, and none is copied:
 
 - `_generate`: scoring starts as soon as the rollouts exist, beside the log-prob passes;
 - `_calculate_rewards`: keeps the gathered scores with their failures;
@@ -9,36 +10,40 @@ docs/rl_step.md shows the order of one step. TRL's methods are overridden around
   multipliers' step. TRL's own aggregation of rewards trains nothing, whatever `args` say of it; with
   `multi_objective_aggregation="normalize_then_sum"` a test compares it with ours (the last bits of float32 may differ).
 
+Without constraints and options of its own the trainer is plain: advantages, rewards and log are TRL's.
+
 The multipliers are part of every checkpoint (`duals.json`). A step in which too many judgements fail stops the run after
 saving a checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 from fgrpo.training import checkpoints, stored
-from fgrpo.training.finite import NotFinite
+from rl import mixed_batches
 from rl.advantage import Baseline, Coupling, Masked, Whiten
-from rl.checks import check_config, check_constraints, check_dataset
+from rl.alarms import Alarms
+from rl.checks import check_dataset, check_names, out_of_reach, replaced_options
+from rl.columns import Columns, names_of
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
 from rl.finished_step import FinishedStep
+from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
+from rl.paper import PAPER
+from rl.passes import LogprobPasses, Rows
 from rl.reward_validation import check_reward_models, guarded, rollout_id
-from rl.scored_batch import Gathered, gather
+from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
 
-DUALS = "duals.json"
 NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
 
 
@@ -54,28 +59,37 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
-        reward_funcs: the task's reward first. Each returns a list with a number or None per completion, or an
-            `rl.scored_batch.ScoreColumn`, which also says what failed.
-        constraints: one for each reward function but the first.
+        reward_funcs: each returns a number or None per completion, or an `rl.scored_batch.ScoreColumn`, which also says what
+            failed. Those that no constraint names are the task's (`rl.columns`).
+        constraints: each names a reward function.
+        reward_names: names of the reward functions, where their own do not tell them apart (lambdas, partials).
         dual: the multipliers; made from `constraints` (adaptive) if not given.
         coupling: None decouples (Eq. 6); "additive" or "multiplicative" make one reward of all columns first (Table 2),
             and take no constraints.
-        masked, baseline, whiten: options of `rl.advantage.combine`.
+        masked, baseline, whiten: options of `rl.advantage.combine`; None: "exclude", "group", "sequence".
         scorer: starts judging as soon as the rollouts exist.
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
+        rows: how rollouts pass through the model (`rl.passes`); None: "shared" with constraints, else "trl".
 
     Attributes:
         dual: the multipliers.
+        is_plain: whether the trainer is TRL's: it has neither constraints nor an option of those above.
         last_step: the `Step` of the last generation batch of training, None before the first.
+        last_alarms: what `rl.alarms` said of it.
+        shows_alarms: whether alarms are logged as warnings.
 
     Raises:
-        ValueError: a configuration that would silently not be FGRPO.
+        ValueError: constraints and reward functions do not fit one another.
     """
+
+    _tag_names = ["trl", "grpo", "faithful-grpo"]  # noqa: RUF012 (TRL's own form)
+    _name = "Faithful GRPO"
+    _paper = PAPER
 
     def __init__(
         self,
@@ -85,32 +99,75 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         train_dataset: Any = None,
         *others: Any,
         constraints: Sequence[Constraint] = (),
+        reward_names: Sequence[str] | None = None,
         dual: DualAscent | None = None,
         coupling: Coupling | None = None,
-        masked: Masked = "exclude",
-        baseline: Baseline = "group",
-        whiten: Whiten = "sequence",
+        masked: Masked | None = None,
+        baseline: Baseline | None = None,
+        whiten: Whiten | None = None,
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
+        rows: Rows | None = None,
         **more: Any,
     ) -> None:
-        args = GRPOConfig() if args is None else args
-        check_config(args)
         check_dataset(train_dataset)
-        funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs] * (reward_funcs is not None)
+        functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        functions = [function for function in functions if function is not None]
+        names = names_of(functions, reward_names)
+        options = (dual, coupling, masked, baseline, whiten, scorer)
+        self.is_plain = not constraints and all(option is None for option in options)
         self.dual = dual if dual is not None else DualAscent(constraints)
-        self.coupling, self.masked, self.baseline, self.whiten = coupling, masked, baseline, whiten
-        self.scorer, self.max_failed_share = scorer, max_failed_share
+        self.coupling, self.scorer, self.max_failed_share = coupling, scorer, max_failed_share
+        self.masked: Masked = masked or "exclude"
+        self.baseline: Baseline = baseline or "group"
+        self.whiten: Whiten = whiten or "sequence"
+        self.rows = rows or ("shared" if self.dual.constraints else "trl")
         self.seconds = {"generation": 0.0, "judging": 0.0, "rollout": 0.0}  # since the last `take_seconds`
         self.last_step: Step | None = None
+        self.last_alarms: Sequence[str] = ()
+        self.shows_alarms = True
+        self._alarms = Alarms.of_dual(self.dual)
         self._finished: FinishedStep | None = None
+        self._before_step: Mapping[str, Any] | None = None  # the multipliers before the last generation batch's step
         self._inputs: Sequence[dict[str, Any]] = ()
         self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
         self._gathered: Gathered | None = None
+        self._said_unknown = False
         self._stops: list[UserError] = []  # what ended this batch's judging in this process
-        guarded_funcs = [guarded(func, self._returned.__setitem__, self._stops.append) for func in funcs]
-        super().__init__(model, guarded_funcs, args, train_dataset, *others, **more)
-        check_constraints(self.reward_func_names, self.dual, constraints, coupling)
+        if self.is_plain:
+            self._tag_names, self._name, self._paper = GRPOTrainer._tag_names, GRPOTrainer._name, GRPOTrainer._paper
+        else:  # before the model is loaded
+            check_names(names, self.dual, constraints, coupling, more_to_come=bool(more.get("environment_factory")))
+        super().__init__(model, functions or None, args, train_dataset, *others, **more)
+        self.reward_func_names[: len(names)] = names
+        self._columns = Columns.of(self.reward_func_names, [c.reward for c in self.dual.constraints])
+        if not self.is_plain:
+            check_names(self.reward_func_names, self.dual, constraints, coupling)
+            self._take_over()
+        elif len(self.reward_func_names) > 1 or max_failed_share != 1:
+            self.say(
+                f"FaithfulGRPOTrainer without constraints is GRPOTrainer: its rewards ({', '.join(self.reward_func_names)}) are "
+                f"summed, and max_failed_share has no effect. constraints=[Constraint({self.reward_func_names[-1]!r}, tau=…)] "
+                "makes a constraint of the last"
+            )
+
+    def _take_over(self) -> None:
+        """Guard the reward functions, set what Eq. 6 needs, and say once what that replaces."""
+        self.reward_funcs = [
+            guarded(function, self._returned.__setitem__, self._stops.append, name)
+            for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        args: Any = self.args
+        self._task_weights = self.reward_weights.clone()
+        replaced = replaced_options(args, self._columns, self.reward_func_names, self.coupling)
+        self.multi_objective_aggregation, self.scale_rewards = "normalize_then_sum", "group"  # of TRL's own figures
+        if len(self._columns.task) > 1 and self.coupling is None:
+            parts = [f"{self._task_weights[k]:g} × {self.reward_func_names[k]}" for k in self._columns.task]
+            self.say(f"the task reward is {' + '.join(parts)}: no constraint names these reward functions")
+        if replaced:
+            self.say(f"Faithful GRPO replaces {'; '.join(replaced)}")
+        for message in out_of_reach(self.dual, int(args.generation_batch_size)):
+            self.say(message)
 
     @property
     def _is_training(self) -> bool:
@@ -127,50 +184,77 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         began = time.perf_counter()
         result = super()._generate(prompts)
         self.seconds["generation"] += time.perf_counter() - began
-        _, completion_ids, _, completions, *_ = result
-        self._check_sampled(completion_ids)
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra, images, tool_images = result
+        if mixed_batches.has_images(self._inputs, images):
+            self._check_sampled(completion_ids, tool_mask)
         if self.scorer is not None:
             self.scorer.start(self._inputs, completions, completion_ids, self)
-        return result
+        if images is not None:  # TRL's None for a row without images is unknown to processors
+            images = [row or [] for row in images]
+        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra, images, tool_images
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        """TRL's gathered scores (N, K), NaN = no score; they are kept together with their failures."""
+        """TRL's gathered scores (N, reward functions), NaN = no score; they are kept together with their failures."""
         began = time.perf_counter()
         self._returned.clear()
         self._stops.clear()
-        scores_NK: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._stop_if_refused()
-        check_reward_models(self.reward_funcs, self.reward_func_names, scores_NK, self.state.global_step)
-        self._gathered = gather(scores_NK, self._returned, self.reward_func_names, len(prompts))
+        scores_NR: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if not self.is_plain:
+            self._stop_if_refused()
+            check_reward_models(self.reward_funcs, self.reward_func_names, scores_NR, self.state.global_step)
+            self._gathered = gather(scores_NR, self._returned, self.reward_func_names, len(prompts))
+            self._warn_of_unknown_failures()
         self.seconds["judging"] += time.perf_counter() - began
-        return scores_NK
+        return scores_NR
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's batch with the advantages of `rl.step`; in training the multipliers take their step."""
         began = time.perf_counter()
-        self._inputs = inputs
-        weights = self.dual.weights() if self.coupling is None else [1.0] * len(self.reward_func_names)
-        self.reward_weights = torch.tensor(weights, dtype=torch.float32)  # λ_t, for what TRL logs itself
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self._inputs = mixed_batches.with_image_lists(inputs)
+        if not self.is_plain:
+            self.reward_weights = self._columns.weights(
+                self._task_weights, self.dual.weights()[1:]
+            )  # λ_t, for TRL's log
+        output: dict[str, Any] = super()._generate_and_score_completions(self._inputs)
+        if not self.is_plain:
+            self._take_step(output, len(inputs))
+        self.seconds["rollout"] += time.perf_counter() - began
+        return output
+
+    def _take_step(self, output: dict[str, Any], rows: int) -> None:
+        """Put the step's advantages into TRL's batch of `rows` rollouts; in training, move the multipliers."""
         assert self._gathered is not None
         gathered, self._gathered = self._gathered, None
         self._stop_if_failed(gathered)
+        scores_NK, failed_NK = gathered.scores_NK, gathered.failed_NK
+        if self.coupling is None:
+            scores_NK, failed_NK = self._columns.reduce(scores_NK, failed_NK, self._task_weights)
         step = fgrpo_step(
-            gathered.scores_NK,
-            gathered.failed_NK,
+            scores_NK,
+            failed_NK,
             self.dual,
             self._step_options(),
             lengths_N=self.accelerator.gather(output["completion_mask"].sum(dim=1)) if self.whiten == "token" else None,
             rollouts=gathered.batches,
         )
-        first_row = self.accelerator.process_index * len(inputs)
-        output["advantages"] = step.advantages_N[first_row : first_row + len(inputs)]
+        first_row = self.accelerator.process_index * rows
+        output["advantages"] = step.advantages_N[first_row : first_row + rows]
         self._log_step(step)
         if self._is_training:
+            self._before_step = self.dual.state_dict()
             self.dual.load_state_dict(step.dual_state)
-            self.last_step = step
-        self.seconds["rollout"] += time.perf_counter() - began
-        return output
+            self.last_step, self.last_alarms = step, self._alarms.of(step.metrics)
+            self._show(self.last_alarms)
+
+    def _show(self, alarms: Sequence[str]) -> None:
+        for alarm in alarms if self.shows_alarms else ():
+            self.say(alarm)
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As TRL's; says at the end which multipliers never moved."""
+        result = super().train(*args, **more)
+        self._show(self._alarms.at_end())
+        return result
 
     def _step_options(self) -> StepOptions:
         return StepOptions(
@@ -179,7 +263,7 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
             masked=self.masked,
             baseline=self.baseline,
             whiten=self.whiten,
-            names=tuple(self.reward_func_names),
+            names=self._columns.names if self.coupling is None else tuple(self.reward_func_names),
             training=self._is_training,
         )
 
@@ -197,16 +281,32 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
 
     # -- checks of a batch -------------------------------------------------------------------------------------------------
 
-    def _check_sampled(self, completion_ids: Sequence[Sequence[int]]) -> None:
-        """A sampled image token would end the next forward pass with "Image features and image tokens do not match"."""
+    def _check_sampled(self, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None) -> None:
+        """A sampled image token would end the next forward pass with "Image features and image tokens do not match".
+
+        Args:
+            sampled: per token, whether the model wrote it (1) or a tool or environment (0); None: the model wrote all.
+        """
         config: Any = self.plain_model.config
-        image_ids = backbone.assumed(config.model_type).placeholder_ids(config)
+        image_token = getattr(config, backbone.assumed(config.model_type).image_token_attribute, None)
         for row, ids in enumerate(completion_ids):
-            if not image_ids.isdisjoint(ids):
+            own = ids if sampled is None else [token for token, mine in zip(ids, sampled[row], strict=True) if mine]
+            if image_token in own:
                 raise ValueError(
                     f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains an image token; "
                     "forbid these tokens to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
                 )
+
+    def _warn_of_unknown_failures(self) -> None:
+        """Once: without a reward that says what failed, every None is "not applicable" and the limit has no effect."""
+        if self._said_unknown or self.max_failed_share == 1 or not self._returned:
+            return
+        self._said_unknown = True
+        if not any(isinstance(column, ScoreColumn) for column in self._returned.values()):
+            self.say(
+                f"max_failed_share={self.max_failed_share:g} has no effect: the reward functions return plain lists, in which None "
+                "means not applicable. Return an rl.scored_batch.ScoreColumn to say which scores failed"
+            )
 
     def _stop_if_failed(self, gathered: Gathered) -> None:
         """Raise `FailedJudgements` where a reward's failures exceed its allowed share."""
@@ -239,11 +339,10 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
 
     # -- what others read --------------------------------------------------------------------------------------------------
 
-    @property
-    def plain_model(self) -> Any:
-        """The policy without the wrappers of accelerate and peft."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+    def is_cut_off(self, ids: Sequence[int]) -> bool:
+        """Whether a completion of these token ids ended without an end token, as TRL counts it."""
+        ends: Sequence[int | None] = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        return len(ids) > 0 and ids[-1] not in ends
 
     def forbidden_ids(self) -> Sequence[int]:
         """Token ids that the rollout engine is configured never to sample."""
@@ -262,31 +361,6 @@ class FaithfulGRPOTrainer(checkpoints.AtomicCheckpoints, GRPOTrainer):
         passes = spent.pop("rollout") - spent["generation"] - spent["judging"]
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         return {**spent, "logprobs": max(passes, 0.0)}
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------------
-
-    def _write_extra(self, folder: Path) -> None:
-        try:
-            text = json.dumps(self.dual.state_dict(), indent=1, allow_nan=False)
-        except ValueError as error:
-            raise NotFinite(self.state.global_step, "a multiplier is not finite", "nothing was saved") from error
-        (folder / DUALS).write_text(text + "\n", encoding="utf-8")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint) / DUALS
-        if not path.exists():
-            raise checkpoints.WrongCheckpoint(
-                f"{checkpoint} has no {DUALS}: this trainer did not write it, and its multipliers are lost"
-            )
-        try:
-            self.dual.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise checkpoints.WrongCheckpoint(
-                f"{path}: {error}; delete that checkpoint, or give this run its own folder"
-            ) from error
 
 
 def resume_point(folder: str | Path) -> Path | None:

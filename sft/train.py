@@ -25,10 +25,11 @@ from trl import SFTConfig, SFTTrainer
 from fgrpo import cli, config, recorded, runs
 from fgrpo.errors import UserError
 from fgrpo.files import read_items, read_jsonl
+from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.resume import recorded_changes
 from fgrpo.schema import Config
-from fgrpo.training import distributed, launch, metrics_file
+from fgrpo.training import distributed, launch, metrics_file, tracking
 from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
@@ -80,13 +81,15 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             return run.path
         disable_progress_bar()  # of transformers; the stage has its own progress bar
         distributed.on_main(lambda: check_images(cfg, traces, root))
+        tracking.check_tracker(cfg.sft.report_to, "sft.report_to")
         trainer, logger = build_trainer(cfg, run, traces)
         checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
         if checkpoint is not None:
             distributed.print_once(f"resuming from {checkpoint}")
         try:
             if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                with tracking.tracked(trainer, cfg.sft.report_to, f"{cfg.preset}-sft", run.path, without_keys(cfg)):
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             else:
                 trainer.rotate_to(checkpoint)
         except NotFinite as error:
@@ -254,7 +257,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world
         logging_nan_inf_filter=False,
         seed=cfg.seed,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # `fgrpo.training.tracking` adds the tracker
     )
 
 

@@ -116,6 +116,14 @@ def error(**fields: Any) -> Callable[..., Raw]:
     return of({"error": {"message": "try later, please", **fields}})
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def wired(header: str) -> Callable[[Document], Raw]:
+    """The right answer under a header that does not fit it."""
+    return lambda good: Raw(wire=_HEAD + header.encode() + b"\r\n\r\n" + json.dumps(good).encode())
+
+
 LIST = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]}
 PAGE = "<html><body>gateway</body></html>"
 QUOTA = {"error": {"message": "no money", "code": "insufficient_quota"}}
@@ -217,6 +225,29 @@ BEHAVIOURS: dict[str, Behaviour] = {
         of({"error": {"message": "no such model"}}, 404), "stops", "does not serve 'm'", of({"data": [{"id": "gpt"}]})
     ),
     "404-and-no-list": Behaviour(of({"detail": "Not Found"}, 404), "retried", "is the address right", fixed(PAGE)),
+    # words and values that only some gateways send
+    "error-in-lines": Behaviour(of({"error": {"message": "a\nb\x1b[2J"}}, 400), "refused", "a b [2J"),
+    "finish-list": Behaviour(choice(finish_reason=["stop"]), "retried", "ended with"),
+    "retry-after-negative": status(503, **{"Retry-After": "-5"}),
+    "retry-after-infinite": status(503, **{"Retry-After": "1e999"}),
+    "retry-after-text": status(429, **{"Retry-After": "soon"}),
+    "status-999": Behaviour(lambda good: Raw(wire=b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n"), "retried"),
+    "length-too-short": Behaviour(wired("Content-Length: 5"), "retried"),
+    "length-too-long": Behaviour(wired("Content-Length: 99999"), "retried"),
+    "length-negative": Behaviour(wired("Content-Length: -5"), "retried"),
+    "broken-chunks": Behaviour(
+        lambda good: Raw(wire=_HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n"), "retried"
+    ),
+    "redirect-to-file": Behaviour(fixed("", 302, Location="file:///dev/null"), "retried"),
+    "utf-16": Behaviour(lambda good: raw(json.dumps(good).encode("utf-16")), "retried", "not UTF-8"),
+    "huge-number": Behaviour(lambda good: raw(json.dumps(good)[:-1] + ', "x": ' + "9" * 10_000 + "}"), "retried"),
+    "two-documents": Behaviour(lambda good: raw(json.dumps(good) * 2), "retried"),
+    "error-code-list": Behaviour(error(code=[429]), "retried", "try later, please"),
+    "error-code-huge": Behaviour(error(code=10**30), "retried", "try later, please"),
+    "logprob-positive": Behaviour(logprob(3.0), "retried", "log-probability"),
+    "logprob-huge": Behaviour(logprob(-(10**400)), "retried", "log-probability"),
+    "anthropic": Behaviour(of({"type": "message", "content": [{"type": "text", "text": "A"}]}), "retried"),
+    "surrogate-in-error": Behaviour(fixed('{"error": {"message": "\\ud800 x"}}', 400), "refused"),
     # read as they are meant
     "parts": Behaviour(
         text(lambda words: [{"type": "text", "text": words[:1]}, {"type": "text", "text": words[1:]}]), "read"
@@ -232,6 +263,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
         lambda good: right({**good, "usage": {"prompt_tokens": -1, "completion_tokens": "x"}}), "read"
     ),
     "error-null": Behaviour(lambda good: right({**good, "error": None, "extra": {"x": [1]}}), "read"),
+    "usage-nan": Behaviour(lambda good: right({**good, "usage": {"prompt_tokens": float("nan")}}), "read"),
+    "usage-huge": Behaviour(lambda good: right({**good, "usage": {"prompt_tokens": 10**30}}), "read"),
+    "index-text": Behaviour(choice(index="0"), "read"),
+    "other-charset": Behaviour(lambda good: raw(json.dumps(good), kind="application/json; charset=utf-16"), "read"),
+    "continue-first": Behaviour(
+        lambda good: Raw(
+            wire=b"HTTP/1.1 100 Continue\r\n\r\n" + _HEAD + b"Connection: close\r\n\r\n" + json.dumps(good).encode()
+        ),
+        "read",
+    ),
     # lists of models
     "models-page": Behaviour(right, "read", models=fixed(PAGE, kind="text/html")),
     "models-null": Behaviour(right, "read", models=of(None)),
@@ -240,6 +281,10 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "models-no-data": Behaviour(right, "read", models=of({"object": "list"})),
     "models-empty": Behaviour(right, "read", models=of({"data": []})),
     "models-odd-entries": Behaviour(right, "read", models=of({"data": [None, "m", {"id": 3}, {"id": MODEL}]})),
+    "models-nul": Behaviour(
+        right, "read", models=of({"data": [{"id": f"{MODEL}\0"}, {"id": MODEL, "max_model_len": {}}]})
+    ),
+    "models-surrogate": Behaviour(right, "read", models=fixed('{"data": [{"id": "\\ud800"}, {"id": "m"}]}')),
     "models-bare-list": Behaviour(right, "read", models=of([{"id": MODEL}])),
 }
 PASSING = tuple(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import fgrpo
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
 PACKAGES = PROJECT["importlinter"]["root_packages"]
@@ -20,6 +22,9 @@ DISCOVERY = "fgrpo/plugins.py"  # imports for its callers; the package that each
 LAUNCHER = "fgrpo/training/launch.py"  # runs a stage as `python -m` does: a start in the stage's own process
 BY_NAME = {"import_module", "__import__", "run_module", "resolve_name"}
 BY_PLUGIN = {"load_plugin", "plugin_names"}
+EXPORTS = (
+    "fgrpo/__init__.py"  # the names of a user's script, loaded on first use; no module of the repository uses them
+)
 FAMILIES = "fgrpo/policy/backbone.py"  # model families: an unknown one names all that exist
 VOCABULARY = "fgrpo"
 
@@ -82,7 +87,9 @@ def upward(path: str, source: str) -> list[str]:
     wrong = []
     for line, target in targets(ast.parse(source), BY_NAME | BY_PLUGIN):
         if target is None:
-            if path not in (DISCOVERY, LAUNCHER) and height < len(layers()) - 1:  # nothing is above the top layer
+            if (
+                path not in (DISCOVERY, LAUNCHER, EXPORTS) and height < len(layers()) - 1
+            ):  # nothing is above the top layer
                 wrong.append(f"{path}:{line} imports a module by a name that is not written there")
             continue
         if target.split(".")[0] not in PACKAGES:  # a library
@@ -110,7 +117,20 @@ def test_only_discovery_imports_by_name() -> None:
         for _, target in targets(ast.parse(path.read_text(encoding="utf-8")), BY_NAME)
         if target is None or target.split(".")[0] in PACKAGES
     }
-    assert callers <= {DISCOVERY, LAUNCHER, FAMILIES}
+    assert callers <= {DISCOVERY, LAUNCHER, EXPORTS, FAMILIES}
+
+
+def test_no_module_uses_the_exports() -> None:
+    """`from fgrpo import Constraint` in a module would be an upward import that import-linter cannot see."""
+    users = [
+        str(path.relative_to(ROOT))
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == VOCABULARY
+        and {a.name for a in node.names} & set(fgrpo.EXPORTS)
+    ]
+    assert fgrpo.EXPORTS and not users
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        *("fgrpo.config", "fgrpo.inference", "fgrpo.inference.serve", "fgrpo.training.launch"),
+        *("fgrpo", "fgrpo.config", "fgrpo.inference", "fgrpo.inference.serve", "fgrpo.training.launch"),
         *("data_curation.run", "eval.figures", "eval.run", "eval.tables", "mcts.run", "miniworld.write.__main__"),
         *("judges", "mcts.linearize", "mcts.search", "miniworld.oracle", "rewards.task"),
         *("ops.doctor", "ops.plan", "ops.slurm"),
@@ -31,6 +31,17 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 )
 def test_imports_without_torch(module: str) -> None:
     done = run(f"import {module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_names_of_a_script_are_loaded_on_first_use() -> None:
+    code = "import fgrpo, sys; assert 'FaithfulGRPOTrainer' in dir(fgrpo) and not hasattr(fgrpo, 'Trainer')"
+    assert run(code).returncode == 0
+    heavy = "from fgrpo import Constraint, DualAscent, FaithfulGRPOTrainer, ScoreColumn; import rl.trainer, trl"
+    same = "assert FaithfulGRPOTrainer is rl.trainer.FaithfulGRPOTrainer and issubclass(FaithfulGRPOTrainer, trl.GRPOTrainer)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{heavy}; {same}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

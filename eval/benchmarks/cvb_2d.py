@@ -39,4 +39,6 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     return read_half(folder, cache, "2D")
 
 
-BENCHMARK = Benchmark("cvb_2d", "CVB-2D", "CV-Bench", "nyu-visionx/CV-Bench", _read)
+BENCHMARK = Benchmark(
+    "cvb_2d", "CVB-2D", "CV-Bench", "nyu-visionx/CV-Bench", _read, known_as=("cv_bench_2d", "CV-Bench-2D")
+)

@@ -17,4 +17,6 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
     return read_half(folder, cache, "3D")
 
 
-BENCHMARK = Benchmark("cvb_3d", "CVB-3D", "CV-Bench", "nyu-visionx/CV-Bench", _read)
+BENCHMARK = Benchmark(
+    "cvb_3d", "CVB-3D", "CV-Bench", "nyu-visionx/CV-Bench", _read, known_as=("cv_bench_3d", "CV-Bench-3D")
+)

@@ -39,4 +39,11 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
         yield Sample(f"mindcube/tinybench/{row['id']}", images, question, choices, choices[gold], meta=meta)
 
 
-BENCHMARK = Benchmark("mindcube", "MindCube", "MindCube", "MLL-Lab/MindCube", _read)
+BENCHMARK = Benchmark(
+    "mindcube",
+    "MindCube",
+    "MindCube",
+    "MLL-Lab/MindCube",
+    _read,
+    known_as=("mindcube_tiny", "MindCubeBench_tiny_raw_qa"),
+)

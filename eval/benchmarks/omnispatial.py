@@ -103,4 +103,6 @@ def _choices_and_gold(options: Any, answer: Any, drawn: int) -> tuple[tuple[str,
     return letters(drawn), letters(drawn)[place]
 
 
-BENCHMARK = Benchmark("omnispatial", "OmniSpatial", "OmniSpatial", "qizekun/OmniSpatial", _read)
+BENCHMARK = Benchmark(
+    "omnispatial", "OmniSpatial", "OmniSpatial", "qizekun/OmniSpatial", _read, known_as=("OmniSpatialBench",)
+)

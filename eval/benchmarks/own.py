@@ -1,5 +1,11 @@
 """The user's own benchmark: `<data root>/bench/own/questions.jsonl`, one question per line; not a column of Table 1.
 
+A second one under a name of its own is a module of two lines, such as eval/benchmarks/kitchen.py for
+`<data root>/bench/kitchen/questions.jsonl`:
+
+    from eval.benchmarks.own import questions_file
+    BENCHMARK = questions_file("kitchen", "Kitchen scenes")
+
 Keys: question; images (list of paths below the file's folder) or image (one); choices (list of distinct texts; missing or [] =
 free-form answer); answer (an option's text, its letter, or its 0-based index as a number; the text itself for a free-form
 question); id (optional). A text that is one option and the letter of another is refused.
@@ -18,8 +24,13 @@ from fgrpo.options import letter_index
 from fgrpo.types import Sample
 
 
-def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
-    path = one_file(folder, "questions.jsonl", "own")
+def questions_file(name: str, title: str) -> Benchmark:
+    """The benchmark of `<data root>/bench/<name>/questions.jsonl`; `name` is also that of its module."""
+    return Benchmark(name, title, name, f"your own {name}/questions.jsonl", lambda folder, _: _read(folder, name))
+
+
+def _read(folder: Path, name: str) -> Iterator[Sample | Drop]:
+    path = one_file(folder, "questions.jsonl", name)
     for n, row in enumerate(read_jsonl(path, torn_tail_ok=False)):
         if not isinstance(row, dict):
             yield Drop("not an object")
@@ -40,7 +51,7 @@ def _read(folder: Path, cache: Path) -> Iterator[Sample | Drop]:
             yield Drop(str(error))
             continue
         group = {"group": str(row["group"])} if row.get("group") else {}
-        yield Sample(f"own/test/{row.get('id', n)}", paths, question.strip(), choices, answer, meta=group)
+        yield Sample(f"{name}/test/{row.get('id', n)}", paths, question.strip(), choices, answer, meta=group)
 
 
 def _choices(found: Any) -> tuple[str, ...] | None:
@@ -70,4 +81,4 @@ def _gold(answer: Any, choices: tuple[str, ...]) -> str | None:
     return by_letter
 
 
-BENCHMARK = Benchmark("own", "own", "own", "your own questions.jsonl", _read)
+BENCHMARK = questions_file("own", "own")

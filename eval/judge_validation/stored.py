@@ -149,12 +149,14 @@ def _evaluated(folder: Path) -> Generations:
                 stored.extraction[record.id] = _extraction_rating(record.meta, samples[record.sample_id])
         judged.append(stored)
     rollouts = list(read_items(folder / "generations.jsonl", Rollout.from_dict, "answer"))
-    return Generations(str(folder), judged, rollouts, folder / QUESTIONS, _tags(folder.name))
+    return Generations(str(folder), judged, rollouts, folder / QUESTIONS, _tags(folder))
 
 
-def _tags(model: str) -> Tags:
+def _tags(folder: Path) -> Tags:
     """The tags of an evaluated model; those of common models where its file is gone."""
-    name = model.partition(models.AT)[0]
+    if (folder / models.SPEC_FILE).is_file():
+        return models.ModelSpec.model_validate_json((folder / models.SPEC_FILE).read_text(encoding="utf-8")).tags
+    name = folder.name.partition(models.AT)[0]
     return models.load(name).tags if name in models.names() else COMMON
 
 

@@ -39,6 +39,7 @@ class Completion:
     """One continuation (without the prefix). `logprobs` are those of `token_ids`, of the untempered distribution.
 
     `prompt_tokens` are those that an endpoint reports for the request, on its first continuation; 0 without a report.
+    `reported_tokens` is the length that an endpoint reports for a request of one continuation, also without token ids.
     """
 
     text: str
@@ -46,6 +47,12 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
+    reported_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Its length in tokens; 0 if it is not known."""
+        return len(self.token_ids) or self.reported_tokens
 
 
 class Sampler(Protocol):

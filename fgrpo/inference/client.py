@@ -37,7 +37,7 @@ from fgrpo.inference.failures import (
 )
 from fgrpo.inference.parameters import advice
 from fgrpo.inference.redaction import redact
-from fgrpo.inference.replies import NO_COMPLETION, BadReply, Reply, model_owners, read_reply
+from fgrpo.inference.replies import NO_COMPLETION, WITHHELD, BadReply, Reply, model_owners, read_reply
 from fgrpo.inference.size_limit import allow
 
 Read = Callable[[bytes], Reply]  # raises BadReply
@@ -47,6 +47,7 @@ _LOOK_S = 0.25  # seconds between two looks for an endpoint that is up again
 _LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be read is read again
 _NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
 _NAMED = 8  # models that a message lists
+_CHECKS = 4  # connections that are tried before an address counts as wrong
 _JITTER = random.Random()  # waits take nothing from the generator whose state a trainer saves
 
 
@@ -61,11 +62,12 @@ class _LoopState:
 
 @dataclass
 class _Attempts:
-    """The attempts of one request: all, those that failed by its own fault, and when the first one failed."""
+    """The attempts of one request: all, those that failed by its own fault, when the first one failed, and how the last one did."""
 
     count: int = 0
     own: int = 0
     failing_since: float | None = None
+    last: Failure | None = None
 
 
 class Client:
@@ -129,9 +131,63 @@ class Client:
                 attempts.failing_since = self.clock.now()
             if result.action != "retry" or self._is_over(loop, result, attempts):
                 raise RequestFailed(result, attempts.count, self.clock.now() - attempts.failing_since)
+            attempts.last = result
             wait = self._wait(attempts, result)
             self.meter.wait(wait)
             await self.clock.sleep(wait)
+
+    async def check(self, body: Body, reserved: tuple[int, int]) -> None:
+        """Find out whether requests can be answered, before any is needed: the key, the addresses, the model's name.
+
+        The lists of models tell at no cost. Where none names the model, one request is sent.
+
+        Args:
+            body, reserved: of that request, see `complete`.
+
+        Raises:
+            UserError: no endpoint can be reached, or one refuses the key or the model (says which, and what to do).
+        """
+        endpoints = self._loop().endpoints
+        found = [await self._reached(endpoint) for endpoint in endpoints]
+        lost = [failure for failure in found if isinstance(failure, Failure)]
+        if len(lost) == len(endpoints):
+            raise UserError(
+                f"the {self._served_model.role} {self._served_model.model} at {', '.join(e.name for e in endpoints)} cannot be "
+                f"reached ({lost[0].detail}); start its server, or fix the address"
+            )
+        if any(not isinstance(names, Failure) and self._served_model.model in names for names in found):
+            return
+        try:
+            await self.complete(body, reserved)
+        except RequestFailed as error:
+            failure = error.failure
+            if failure.action == "stop":
+                raise UserError(failure.detail) from None
+            if failure.action == "refuse" or not failure.is_alive:
+                raise UserError(
+                    f"the {self._served_model.role} {self._served_model.model} at {', '.join(e.name for e in endpoints)} does not "
+                    f"answer a first request ({failure.detail}); check its address and its name"
+                ) from None
+
+    async def _reached(self, endpoint: Endpoint) -> frozenset[str] | Failure:
+        """The models that an endpoint lists, none if its list cannot be read; the failure if there is no connection.
+
+        Raises:
+            UserError: the endpoint refuses the key.
+        """
+        for attempt in range(_CHECKS):
+            if attempt:
+                await self.clock.sleep(min(attempt * self.limits.first_wait_s, self.limits.longest_wait_s))
+            try:
+                return frozenset(await self._models(endpoint))
+            except ERRORS as error:
+                failure = classify(error)
+            failure = replace(failure, detail=redact(failure.detail))
+            if failure.action == "stop":
+                raise UserError(self._stop_reason(endpoint, failure))
+            if not failure.is_unreachable:
+                return frozenset()
+        return failure
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -155,7 +211,8 @@ class Client:
     def _is_over(self, loop: _LoopState, failure: Failure, attempts: _Attempts) -> bool:
         """Whether a failed request is given up: after its attempts, or, where the fault is an endpoint's, after the patience."""
         if not failure.by_time:
-            return attempts.own >= self.limits.attempts
+            is_same = failure == attempts.last and failure.kind == WITHHELD
+            return attempts.own >= self.limits.attempts or (is_same and self.limits.repeats_itself)
         if attempts.count < self.limits.attempts:
             return False
         if failure.kind == NO_CONNECTION and not _has_answered(loop):

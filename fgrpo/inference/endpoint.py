@@ -30,6 +30,8 @@ class Limits:
     Attributes:
         concurrency: requests in flight, over all endpoints; `per_endpoint` bounds each of them (None: no own bound).
         attempts: attempts per request; the limit for what may be the request's own fault (a time-out, a reply without text).
+        repeats_itself: the same request gets the same text (temperature 0), so a text that was withheld twice in a row, for the
+            same reason, ends the request.
         timeout_s: seconds per attempt.
         patience_s: seconds for which a request is retried while the fault is an endpoint's (429, 5xx, a cut connection), and
             for which requests wait while all endpoints are down, before they fail at once. 0: attempts alone decide.
@@ -44,6 +46,7 @@ class Limits:
     concurrency: int
     per_endpoint: int | None = None
     attempts: int = 6
+    repeats_itself: bool = False
     timeout_s: float = 600.0
     patience_s: float = 0.0
     first_patience_s: float | None = None

@@ -128,18 +128,19 @@ class OpenAISampler:
         """
         check(request)
         choices: tuple[Choice, ...] = ()
-        prompt_tokens = rounds = 0
+        prompt_tokens = reported = rounds = 0
         while (missing := request.n - len(choices)) > 0:
             if rounds < _EQUAL_ROUNDS:  # so that a fault in passing leaves what an undisturbed request has
                 reply = await self._reply(request)
                 if len(reply.choices) > len(choices):
                     choices, prompt_tokens = reply.choices, _prompt_tokens(reply)
+                    reported = reply.usage[1] if reply.usage and request.n == 1 else 0
             else:
                 seed = None if request.seed is None else request.seed + rounds * _SEED_STRIDE
                 reply = await self._reply(replace(request, n=missing, seed=seed))
                 choices, prompt_tokens = choices + reply.choices, prompt_tokens + _prompt_tokens(reply)
             rounds += 1
-        return [_completion(request, choice, 0 if i else prompt_tokens) for i, choice in enumerate(choices)]
+        return [_completion(request, choice, 0 if i else prompt_tokens, reported) for i, choice in enumerate(choices)]
 
     async def _reply(self, request: Request) -> Reply:
         """A reply with at least one usable choice. Raises as `sample`."""
@@ -213,10 +214,10 @@ def _prompt_tokens(reply: Reply) -> int:
     return reply.usage[0] if reply.usage else 0
 
 
-def _completion(request: Request, choice: Choice, prompt_tokens: int) -> Completion:
+def _completion(request: Request, choice: Choice, prompt_tokens: int, reported: int = 0) -> Completion:
     """A choice as a completion, with reasoning of a field of its own as its trace."""
     text = with_trace(choice.text, choice.reasoning, request.prefix)
-    return Completion(text, choice.finish, choice.token_ids, choice.logprobs, prompt_tokens)
+    return Completion(text, choice.finish, choice.token_ids, choice.logprobs, prompt_tokens, reported)
 
 
 def _error(failure: Failure) -> type[SamplingError]:

@@ -17,8 +17,11 @@ from fgrpo.text import clean
 Finish = Literal["stop", "length"]
 NO_JSON, NO_COMPLETION = "no JSON", "no completion"  # a gateway without its server answers so
 NO_TEXT, ODD_CHOICE, TOO_LONG = "no text", "odd choice", "reply too long"
+WITHHELD = "withheld"  # by the model or a filter, which at temperature 0 do so again
+_FILTERED = ("content_filter", "safety", "refusal")  # ends that the same text meets again
 _REASONING_TYPES = ("reasoning", "thinking", "redacted_thinking", "reasoning_content", "reasoning_text")
 _DEEPEST = 3  # parts within parts
+_ROUNDED = 0.01  # above 0: what rounding may add to a log-probability
 _LARGEST = 2**31  # past any count of tokens, token id or log-probability
 QUOTA = "insufficient_quota"  # the code or type of a 429 that no wait resolves
 LONGEST_WORDS = 500  # characters of a foreign message that are kept
@@ -110,7 +113,7 @@ def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Repl
         raise BadReply(NO_COMPLETION, f"JSON without a completion: {words_of(document)}")
     ordered = sorted(choices, key=_index) if all(isinstance(choice, dict) for choice in choices) else choices
     if len(ordered) != n:
-        raise BadReply(NO_TEXT, f"{n} continuations were requested and {len(ordered)} came")
+        raise BadReply(ODD_CHOICE, f"{n} continuations were requested and {len(ordered)} came")
     usable: list[Choice] = []
     unusable: list[BadReply] = []
     for choice in ordered:
@@ -145,10 +148,12 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
     """The reasoning that a server returns beside the text, or as parts of the content; empty if there is none."""
     content = message.get("content")
     parts = [part for part in content if _is_reasoning(part)] if isinstance(content, list) else []
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or parts
-    if isinstance(reasoning, list):
-        reasoning = _joined(reasoning)
-    return redact(clean(reasoning)) if isinstance(reasoning, str) else ""
+    held = (message.get(key) for key in ("reasoning_content", "reasoning", "reasoning_details", "thinking"))
+    for found in (*held, parts):
+        reasoning = found if isinstance(found, str) else _joined(found if isinstance(found, list) else [found])
+        if reasoning.strip():
+            return redact(clean(reasoning))
+    return ""
 
 
 def words_of(document: object) -> str:
@@ -159,7 +164,7 @@ def words_of(document: object) -> str:
             text = json.dumps(document, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError):
             text = f"a {type(document).__name__}"
-    return redact(clean(text))[:LONGEST_WORDS]
+    return redact(_one_line(clean(text)))[:LONGEST_WORDS]
 
 
 def model_owners(content: bytes) -> dict[str, str]:
@@ -169,7 +174,12 @@ def model_owners(content: bytes) -> dict[str, str]:
     if not isinstance(listed, list):
         raise BadReply(NO_COMPLETION, f"no list of models: {words_of(document)}")
     models = [model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)]
-    return {redact(clean(model["id"])): str(model.get("owned_by") or "") for model in models}
+    return {redact(_one_line(clean(model["id"]))): str(model.get("owned_by") or "") for model in models}
+
+
+def _one_line(text: str) -> str:
+    """Foreign words for a message: on one line, without control characters (a terminal would obey them)."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:4000]).split())
 
 
 def _choice(choice: Any, takes_blank: bool) -> Choice:
@@ -182,10 +192,11 @@ def _choice(choice: Any, takes_blank: bool) -> Choice:
     finish = _FINISHES.get(reason.lower()) if isinstance(reason, str) else None
     text, reasoning = text_of(message), reasoning_of(message)
     has_text = bool(text if takes_blank else text.strip())
+    is_filtered = isinstance(reason, str) and reason.lower() in _FILTERED
     if not has_text and not (reasoning and finish == "length"):
-        raise BadReply(NO_TEXT, _why_no_text(message, reason))
+        raise BadReply(WITHHELD if message.get("refusal") or is_filtered else NO_TEXT, _why_no_text(message, reason))
     if finish is None:
-        raise BadReply(NO_TEXT, f"the server ended with {words_of(reason)!r}")
+        raise BadReply(WITHHELD if is_filtered else NO_TEXT, f"the server ended with {words_of(reason)!r}")
     token_ids, logprobs = _token_ids(choice.get("token_ids")), _logprobs(choice.get("logprobs"))
     if token_ids and len(token_ids) != len(logprobs):
         raise BadReply(ODD_CHOICE, f"{len(token_ids)} tokens came with {len(logprobs)} log-probabilities")
@@ -270,7 +281,7 @@ def _logprobs(found: object) -> tuple[float, ...]:
     if not items:
         return ()
     values = [item.get("logprob") if isinstance(item, dict) else None for item in items] if _is_list(items) else [None]
-    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):  # type: ignore[arg-type]
+    if not all(type(value) in (int, float) and -_LARGEST < value < _ROUNDED for value in values):  # type: ignore[operator]
         raise BadReply(ODD_CHOICE, "a log-probability that is no finite number")
     return tuple(float(value) for value in values)  # type: ignore[arg-type]
 

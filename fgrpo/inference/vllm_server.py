@@ -25,9 +25,9 @@ from typing import Self
 from tqdm import tqdm
 
 from fgrpo.errors import UserError
+from fgrpo.installed import ROOT
 from fgrpo.policy import backbone
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG_LINES = 25
 PATIENCE_S = 20.0
 CPU_FLAGS = (

@@ -20,12 +20,20 @@ from fgrpo.runs import write_json
 from fgrpo.training import stored
 from fgrpo.training.distributed import on_main
 from fgrpo.training.finite import FiniteSteps
-from fgrpo.training.stored import PREFIX, STATE, WrongCheckpoint, last_checkpoint
+from fgrpo.training.stored import PREFIX, PROCESSES, STATE, WrongCheckpoint, last_checkpoint
 
-__all__ = ["PREFIX", "SFT_KEPT", "STATE", "AtomicCheckpoints", "WrongCheckpoint", "last_checkpoint", "save_final"]
+__all__ = [
+    "PREFIX",
+    "PROCESSES",
+    "SFT_KEPT",
+    "STATE",
+    "AtomicCheckpoints",
+    "WrongCheckpoint",
+    "last_checkpoint",
+    "save_final",
+]
 
-UNFINISHED = ".part"  # folder of a checkpoint that is being written
-PROCESSES = "processes.json"
+UNFINISHED = "_checkpoint.part"  # folder of a checkpoint that is being written; "_*" is not pushed to the hub
 SFT_KEPT = 2  # checkpoints that SFT keeps: the last, and the one before it
 
 
@@ -33,10 +41,13 @@ class AtomicCheckpoints(FiniteSteps):
     """Saves complete checkpoints of finite weights only. A subclass adds its own files in `_write_extra`.
 
     Each process writes its part into a temporary folder; the main process renames it when all have finished. A checkpoint
-    records how its states are sharded (`processes.json`), and a run with other processes refuses it.
+    records how its states are sharded (`processes.json`), and a run with other processes refuses it. What is pushed to the hub
+    is pushed when it is complete.
     """
 
     processes_make_the_batch = True  # whether another number of processes would change the batches
+    reads_plain = False  # whether checkpoints of transformers and TRL, which have no checksums, are resumed
+    writes_card = False  # whether the trainer writes its model card; a stage's manifest describes its checkpoints
     _is_saving = False
 
     def _write_extra(self, folder: Path) -> None:
@@ -68,6 +79,13 @@ class AtomicCheckpoints(FiniteSteps):
 
         self._on_main(finish)
         self._rename_best(unfinished, folder)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As transformers, once the checkpoint is complete."""
+        if not self._is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As transformers, without the copies of tied weights in DeepSpeed's gathered state, and with a plain tokenizer."""
@@ -103,11 +121,11 @@ class AtomicCheckpoints(FiniteSteps):
         """
         checkpoint: str | bool | None = resume_from_checkpoint
         if checkpoint is True:
-            newest = on_main(lambda: stored.resume_point(str(self.args.output_dir)))
+            newest = on_main(lambda: stored.resume_point(str(self.args.output_dir), plain=self.reads_plain))
             checkpoint = None if newest is None else str(newest)
         if checkpoint:
             path = Path(str(checkpoint))
-            problem = on_main(lambda: stored.problem_of(path))
+            problem = on_main(lambda: stored.problem_of(path, plain=self.reads_plain))
             if problem is not None:
                 raise WrongCheckpoint(
                     f"cannot resume from {checkpoint} ({problem}); delete that folder to resume from the checkpoint before it "
@@ -201,8 +219,10 @@ class AtomicCheckpoints(FiniteSteps):
             work()
         self.accelerator.wait_for_everyone()
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no model card: the run's manifest describes the checkpoint."""
+    def create_model_card(self, *args: Any, **more: Any) -> None:
+        """As the trainer's, where `writes_card`."""
+        if self.writes_card:
+            super().create_model_card(*args, **more)
 
 
 def save_final(trainer: Any, folder: Path, extra: Callable[[Path], object] | None = None) -> None:

@@ -15,16 +15,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fgrpo import INTERRUPTED, cli, config, hardware, runs
 from fgrpo.errors import UserError, unknown
+from fgrpo.installed import CONFIGS, importable
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 
 STAGES = {"sft.train": "sft", "rl.train": "rl"}
-ACCELERATE = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
+ACCELERATE = CONFIGS / "accelerate"
 NO_MESSAGE = "<NONE>"  # torch's message of a process that left none, such as a killed one
 MACHINE_RANKS = ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID")
 
@@ -98,7 +98,7 @@ def command(module: str, cfg: Config, argv: Sequence[str]) -> list[str]:
             )
         port = os.environ.get("MASTER_PORT", str(launch.port))
         words += ["--machine_rank", number, "--main_process_ip", address, "--main_process_port", port]
-    return [*words, "--module", module, *argv]
+    return [*words, "--module", importable(module), *argv]
 
 
 def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{runs.folder(cfg, stage, args.runs)} is done already")
         elif not launch_if_needed(module, cfg, rest):
             sys.argv = [module, *rest]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_module(importable(module), run_name="__main__", alter_sys=True)
 
     cli.run(body, cli.parser(__doc__ or ""), rest)
 

@@ -20,6 +20,7 @@ from fgrpo.runs import write_json
 PREFIX = "checkpoint"
 STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
+PROCESSES = "processes.json"
 REPLACED = ".replaced"  # the end of the name of a folder while its successor takes its place
 MACHINE_ERRORS = (
     errno.EACCES,
@@ -49,15 +50,23 @@ def write_checksums(checkpoint: Path) -> None:
     write_json(checkpoint / CHECKSUMS, describe_all(checkpoint, names, Hashes()))
 
 
-def problem_of(checkpoint: Path, needed: Sequence[str] = (STATE,)) -> str | None:
+def is_plain(checkpoint: Path) -> bool:
+    """Whether a trainer of transformers or TRL wrote this checkpoint: it has none of our records."""
+    return not any((checkpoint / name).exists() for name in (CHECKSUMS, PROCESSES))
+
+
+def problem_of(checkpoint: Path, needed: Sequence[str] = (STATE,), plain: bool = False) -> str | None:
     """What is missing or damaged in a checkpoint; None if it is whole.
 
     Args:
         needed: files that it must have, in addition to those that it recorded.
+        plain: accept one that transformers or TRL wrote, which records no checksums, if it has its last file.
 
     Raises:
         OSError: the machine's fault (no permission, a file system that is gone): it says nothing of the checkpoint.
     """
+    if plain and is_plain(checkpoint):
+        return None if (checkpoint / STATE).exists() else f"{STATE} is missing"
     try:
         recorded = dict(json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8")))
         hashes = Hashes()
@@ -74,24 +83,29 @@ def problem_of(checkpoint: Path, needed: Sequence[str] = (STATE,)) -> str | None
     return f"{missing[0]} is missing" if missing else None
 
 
-def last_checkpoint(folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None) -> Path | None:
+def last_checkpoint(
+    folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None, plain: bool = False
+) -> Path | None:
     """The newest whole checkpoint of `folder`, None if there is none; damaged ones are named and skipped.
 
     Args:
         needed: files that a checkpoint must have.
         before: only checkpoints of steps before this one.
+        plain: accept those of transformers and TRL.
     """
     for step, path in reversed(steps_in(folder).items()):
         if before is not None and step >= before:
             continue
-        problem = problem_of(path, needed)
+        problem = problem_of(path, needed, plain)
         if problem is None:
             return path
         print(f"{path} is not used: {problem}", file=sys.stderr)
     return None
 
 
-def resume_point(folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None) -> Path | None:
+def resume_point(
+    folder: str | Path, needed: Sequence[str] = (STATE,), before: int | None = None, plain: bool = False
+) -> Path | None:
     """`last_checkpoint`, or None to train from the start if there are no checkpoints.
 
     Raises:
@@ -99,7 +113,7 @@ def resume_point(folder: str | Path, needed: Sequence[str] = (STATE,), before: i
     """
     for old in Path(folder).glob(f"{PREFIX}-*{REPLACED}"):
         settle_replaced(old.with_name(old.name.removesuffix(REPLACED)))
-    chosen = last_checkpoint(folder, needed, before)
+    chosen = last_checkpoint(folder, needed, before, plain)
     candidates = [step for step in steps_in(folder) if before is None or step < before]
     if chosen is None and candidates:
         raise WrongCheckpoint(

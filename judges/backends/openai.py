@@ -16,7 +16,8 @@ from judges.model_judge import judges_of_model
 
 def _build(config: schema.Judge, data_root: Path) -> JudgeSet:
     meter = make_meter(config)
-    return judges_of_model(config, meter, OpenAITransport(config, meter))
+    transport = OpenAITransport(config, meter)
+    return judges_of_model(config, meter, transport, transport.check, transport.slots)
 
 
 BACKEND: Backend = _build

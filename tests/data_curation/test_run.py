@@ -203,8 +203,11 @@ def test_a_few_failures_are_counted_and_never_wrong_answers(config: Config, tmp_
 
 def test_missing_data_names_the_command_that_writes_it(config: Config, tmp_path: Path) -> None:
     empty = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "none")})})
-    with pytest.raises(UserError, match=r"no annotation files of sat .*miniworld\.write.*array/SAT"):
+    with pytest.raises(UserError, match=r"no annotation files of sat .*`make world PRESET=smoke`"):
         curate(empty, tmp_path, Scripted())
+    real = empty.model_copy(update={"world": None})
+    with pytest.raises(UserError, match=r"`make data-download PRESET=smoke` downloads array/SAT"):
+        curate(real, tmp_path, Scripted())
 
 
 def test_a_data_set_without_usable_records_names_the_reasons(config: Config, tmp_path: Path) -> None:
@@ -215,6 +218,42 @@ def test_a_data_set_without_usable_records_names_the_reasons(config: Config, tmp
     broken = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
     with pytest.raises(UserError, match=r"none of the \d+ records of vgr in .* is usable: missing_image \d+"):
         curate(broken, tmp_path / "runs", Scripted())
+
+
+def test_a_moved_data_root_is_the_same_data(config: Config, tmp_path: Path) -> None:
+    """Its path is no part of the experiment; rows whose images are gone say which link is missing."""
+    first, second, runs = tmp_path / "first", tmp_path / "second", tmp_path / "runs"
+    shutil.copytree(config.data.root, first)
+
+    def at(root: Path) -> Config:
+        return config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
+
+    folder = curate(at(first), runs, Scripted())
+    before = {name: (folder / name).read_bytes() for name in ("seed.jsonl", "rl.jsonl", "difficulty.jsonl")}
+    first.rename(second)
+    again = Scripted()
+    with pytest.raises(UserError, match=rf"ln -s {second} {first}") as error:
+        curate(at(second), runs, again)
+    assert "pool" in str(error.value) or "seed.jsonl" in str(error.value)
+    first.symlink_to(second)
+    for root in (second, first, tmp_path / "runs" / ".." / "second"):
+        assert curate(at(root), runs, again) == folder
+    assert not again.requests and {name: (folder / name).read_bytes() for name in before} == before
+    (folder / "done").unlink()  # unfinished work goes on too
+    curate(at(second), runs, again)
+    assert not again.requests and {name: (folder / name).read_bytes() for name in before} == before
+    with _annotation_files(second)[0].open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match="another experiment"):
+        curate(
+            at(second).model_copy(update={"changed": config.changed.model_copy(update={"finished": "refuse"})}),
+            runs,
+            again,
+        )
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    return sorted((root / "train").rglob("*.json*"))
 
 
 def test_the_trivial_share_is_kept_by_hash() -> None:

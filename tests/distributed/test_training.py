@@ -94,11 +94,14 @@ def ran(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(small: Small) -> list[dict[str, Any]]:
-    """One process: SFT with two accumulated batches, RL with one batch of eight; returns what RL saw."""
+    """One process: SFT with two accumulated batches, RL with one batch of eight rows of their own; returns what RL saw."""
     worker.run(
         {"stage": "sft", "set": small.sft("sft.gradient_accumulation=2"), "root": small.root("sft-alone")}, small.texts
     )
-    return worker.run({"stage": "rl", "set": small.rl("rl.micro_batch=8"), "root": small.root("rl-alone")}, small.texts)
+    return worker.run(
+        {"stage": "rl", "set": small.rl("rl.micro_batch=8", "rl.shared_prefix=off"), "root": small.root("rl-alone")},
+        small.texts,
+    )
 
 
 def lines(small: Small, name: str, stage: str, key: str) -> dict[int, float]:

@@ -138,7 +138,9 @@ def test_pictures_gone_and_wrong_counts_stop_before_the_first_token(
     monkeypatch.setattr(run, "_build_sampler", lambda *_: pytest.fail("a model was loaded"))
     here = [f"data.root={real_like.data.root}", 'judges.extraction.endpoints=["http://127.0.0.1:9/v1"]']
     loose = load("paper-7b", "fgrpo", [*here, "eval.counts=null"])
-    with pytest.raises(UserError, match=r"omnispatial: 1 of 3 images are missing .*0\.png.* download .*OmniSpatial"):
+    with pytest.raises(
+        UserError, match=r"omnispatial: 1 of 3 images are missing .*0\.png.*`make data-download .*OmniSpatial"
+    ):
         run.evaluate(loose, "gpt-4o", ["mmvp", "omnispatial"], tmp_path / "runs")
     short = load("paper-7b", "fgrpo", here)
     with pytest.raises(

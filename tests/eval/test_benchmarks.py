@@ -212,7 +212,9 @@ def test_own_questions_by_letter_index_or_text(real_like: Config, tmp_path: Path
 
 def test_missing_images_are_named(real_like: Config) -> None:
     (Path(real_like.data.root) / "bench/MMVP/MMVP Images/2.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 images are missing .*2\.jpg.*download MMVP/MMVP"):
+    with pytest.raises(
+        UserError, match=r"1 of 4 images are missing .*2\.jpg.*`make data-download PRESET=paper-7b`.*MMVP/MMVP"
+    ):
         base.load("mmvp", real_like)
 
 
@@ -232,7 +234,9 @@ PUBLISHED = {
 def test_each_published_count_is_asked_for(name: str, real_like: Config) -> None:
     """And another copy of the data (MindCube's of 1040 rows) can be accepted by saying so."""
     here = f"data.root={real_like.data.root}"
-    with pytest.raises(UserError, match=f"instead of the published {PUBLISHED[name]}.*download .* into") as found:
+    with pytest.raises(
+        UserError, match=f"instead of the published {PUBLISHED[name]}.*make data-download .* into"
+    ) as found:
         base.load(name, load("paper-7b", "fgrpo", [here]))
     (accept,) = [word for word in str(found.value).split() if word.startswith(f"eval.counts.{name}=")]
     assert base.load(name, load("paper-7b", "fgrpo", [here, accept])).samples
@@ -266,7 +270,9 @@ def test_missing_folder_file_column_and_name(real_like: Config, tmp_path: Path) 
     with pytest.raises(UserError, match="did you mean 'mmvp'"):
         base.load("mmpv", real_like)
     elsewhere = load("paper-7b", "fgrpo", [f"data.root={tmp_path / 'nothing'}"])
-    with pytest.raises(UserError, match="is missing; download qizekun/OmniSpatial"):
+    with pytest.raises(
+        UserError, match="is missing; `make data-download PRESET=paper-7b` downloads it, or put qizekun/OmniSpatial"
+    ):
         base.load("omnispatial", elsewhere)
     path = tmp_path / "bench/SAT/SAT_test.parquet"
     path.write_bytes(b"torn")

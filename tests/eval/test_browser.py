@@ -42,7 +42,7 @@ def page_of(found: list[Any], path: Path, **more: Any) -> str:
     context: dict[str, Any] = {
         "title": "ours", "subtitle": "", "cards": [], "tables": [], "more_tables": [], "comparisons": [],
         "more_comparisons": [], "paper": [], "figures": [], "judges": [], "world": True, "other_kind": "",
-        "examples": found, "examples_note": "", "benchmarks": ["MMVP"], "filters": [("a-flip", "flip")], **more,
+        "examples": found, "examples_note": "", "benchmarks": ["MMVP"], "columns": [], "filters": [("a-flip", "flip")], **more,
     }  # fmt: skip
     text = report.render(**context)
     path.write_text(text, encoding="utf-8")

@@ -405,7 +405,11 @@ def test_figures_and_report(evaluated: Path, world: Config) -> None:
         )
         (evaluated / world.preset / f"rl-{method}").mkdir(exist_ok=True)
         write_jsonl(evaluated / world.preset / f"rl-{method}/metrics.jsonl", rows)
-    assert [p.name for p in figures.draw(world, evaluated)] == [
+    drawn = figures.draw(world, evaluated)
+    assert [p.with_suffix(".svg").name for p in drawn if p.suffix == ".png"] == [
+        p.name for p in drawn if p.suffix == ".svg"
+    ]
+    assert [p.name for p in drawn if p.suffix == ".png"] == [
         *("figure3.png", "figure4.png", "figure8.png", "figure8-fgrpo-fixed.png")
     ]
     page = report.write(world, evaluated).read_text()

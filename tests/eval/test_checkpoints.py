@@ -61,7 +61,10 @@ def test_names_that_are_no_checkpoint(world: Config, trained: Path) -> None:
 
 def test_figure_4_takes_evaluated_checkpoints_and_says_so(world: Config, trained: Path) -> None:
     captions = trained / world.preset / "figures" / results.CAPTION_FILE
-    assert [p.name for p in figures.draw(world, trained)] == ["figure4.png"]  # nothing evaluated: training rollouts
+    assert [p.name for p in figures.draw(world, trained)] == [
+        "figure4.png",
+        "figure4.svg",
+    ]  # nothing evaluated: training rollouts
     assert "training rollouts" in json.loads(captions.read_text())["figure4"]
     for name, share in (("sft", 0.1), ("fgrpo@2", 0.3), ("fgrpo@10", 0.6), ("fgrpo", 0.8)):
         evaluate(world, trained, name, share)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from answer_phrasings import FRESH, FRESH_OPEN, PHRASINGS, REVIEWED, REVIEWED_OPEN
@@ -170,7 +173,6 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
             "Because the table is below, A.",
             "Options: A. left B. right. Answer: A",
             "B: It will decrease, as A (increase) is impossible",
-            "The answer is C. The others are wrong.",
             "It'd be inside",
             "A; the table is below the cup",
             "A... no wait, B",
@@ -180,10 +182,8 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
             "You're right, it is on the left.",
             "All right, left.",
             "Looks like left to me",
-            "No doubt: yes",
             "No, wait, yes.",
             "Not really",
-            "Affirmative",
             "Of course not",
             "Yes, the car is not parked",
             "It does.",
@@ -200,7 +200,6 @@ def test_no_phrasing_is_read_wrongly_and_few_clear_ones_are_undecided() -> None:
             "the red cup is closer than the blue cup",
             "The table is not the one; the red cup is.",
             "The camera didn't rotate",
-            "not behind but in front of the chair",
             "The object in panel B is behind the chair",
             "The answer can't be anything other than C",
             "The left is closer to the camera",
@@ -302,5 +301,64 @@ def test_tags_are_those_of_the_model() -> None:
 
 def test_a_long_answer_takes_no_time() -> None:
     assert extract_choice("The cup is on the left of the table. " * 20_000 + "The answer is B.", LR) is None
-    for piece in ("in the image , ", "the left of the ", "A) ", "\\boxed{", "twenty ", "\n"):
+    for piece in (
+        "in the image , ",
+        "the left of the ",
+        "A) ",
+        "\\boxed{",
+        "twenty ",
+        "\n",
+        "选 ",
+        "$a ",
+        "1 000 ",
+        "la respuesta ",
+    ):
         extract_choice(piece * 300, LR)
+    for blanks in (
+        f"选{' ' * 20_000}x",
+        f"答案{' ' * 20_000}x",
+        f"La respuesta{' ' * 20_000}x",
+        f"A{' ' * 20_000}です x",
+    ):
+        assert extract_choice(blanks, LR) is None
+
+
+def third_party() -> Iterator[tuple[str, str, str, str]]:
+    """(kind of question, its options or gold answer, value, text) of each line of the table."""
+    heading = ""
+    for line in (Path(__file__).parent / "answers_of_a_third_party.tsv").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("@"):
+            heading = line
+        elif line and not line.startswith("# "):
+            value, _, text = line.partition("\t")
+            kind = "open" if heading.startswith("@open ") else "choice"
+            yield (
+                kind,
+                heading.rpartition(" | ")[2] if kind == "open" else heading[2:],
+                value,
+                text.replace("\\n", "\n"),
+            )
+
+
+def test_answers_of_a_third_party_are_read_as_they_say_or_left_undecided() -> None:
+    """Training may not take another option either; it ignores question marks and tildes, as punctuation ("A?")."""
+    counts = Counter[str]()
+    wrong = []
+    for kind, about, value, text in third_party():
+        if kind == "open":
+            read = {True: "1", False: "0", None: "-"}[same_open_answer(text, about)]
+            is_right = read == value or (read == "-" and value in ("0", "1?"))
+        else:
+            choices = tuple(about.split(" | "))
+            index = extract_choice(text, choices)
+            read = "-" if index is None else "ABCDEFGHI"[index]
+            is_right = read == value or (value.endswith("?") and read in ("-", value[0]))
+            trained = ["ABCDEFGHI"[i] for i, choice in enumerate(choices) if matches(text, choice, choices)]
+            if any(letter != value[0] for letter in trained) and not set("?~") & set(text):
+                wrong.append((text, choices, value, trained))
+        counts[kind] += 1
+        counts["may be undecided"] += value.endswith("?")
+        if not is_right:
+            wrong.append((text, about, value, read))
+    assert wrong == []
+    assert counts["choice"] > 1500 and counts["open"] > 230 and counts["may be undecided"] <= 0.11 * counts.total()

@@ -12,7 +12,7 @@ import pytest
 from scripted import Scripted
 
 import rewards.base as rewards
-from eval import comparisons, examples, measures, miniworld_truth, models, run, score, summary, tables
+from eval import comparisons, examples, measures, miniworld_truth, models, run, score, scored_answers, summary, tables
 from eval.results import SCORING, find, read_records
 from fgrpo.config import load
 from fgrpo.errors import UserError
@@ -66,6 +66,11 @@ def test_measures_are_rewards_in_their_order_and_what_is_no_reward(brevity: None
         measures.measures_of(["brevity"])
 
 
+def test_every_measure_but_format_and_statement_has_a_card(brevity: None) -> None:
+    without = {m.metric for m in measures.measures() if not m.headline}
+    assert without == {"format", "statement"}
+
+
 def test_two_measures_of_one_metric_are_an_error(brevity: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Brevity, "report", rewards.Report("flip", "flip"))
     with pytest.raises(UserError, match="two measures have the metric 'flip'"):
@@ -93,9 +98,9 @@ def test_every_score_has_the_failure_limit(name: str, brevity: None) -> None:
             EvalRecord(str(n), "mmvp", "m", "s", {**others, name: s}, {"finish": "stop"}) for n, s in enumerate(scores)
         ]
 
-    run.check_failures(records(2), config)
+    scored_answers.check_failures(records(2), config)
     with pytest.raises(UserError, match=rf"3 of 10 judgements of {name} failed"):
-        run.check_failures(records(3), config)
+        scored_answers.check_failures(records(3), config)
 
 
 def test_a_reward_that_needs_boxes_is_not_applicable_to_a_model_without(
@@ -218,8 +223,12 @@ def test_the_overview_is_the_end_of_the_tables_command(
     tables.main()
     printed = capsys.readouterr().out
     assert printed.startswith("Results, % (sampled answers, temperature 1)")
-    rows = [line.split()[:2] for line in printed.splitlines()[3:6]]
-    assert rows == [["SFT", "50.0"], ["GRPO-T", "10.0"], ["FGRPO", "100.0"]]
+    rows = [line.split(") ") for line in printed.splitlines()[3:6]]
+    assert [(title, rest.split()[0]) for title, rest in rows] == [
+        (f"{title} (1 of 7 benchmarks", mean)
+        for title, mean in (("SFT", "50.0"), ("GRPO-T", "10.0"), ("FGRPO", "100.0"))
+    ]
+    assert "Partial: the average of SFT is of MMVP" in printed
     assert "Backbone" not in printed and "McNemar" not in printed
     lines = [line for line in printed.splitlines() if "→" in line]
     assert [line.partition(":")[0] for line in lines] == ["SFT → GRPO-T", "SFT → FGRPO", "GRPO-T → FGRPO"]
@@ -230,7 +239,8 @@ def test_the_overview_is_the_end_of_the_tables_command(
     assert f"tables: {tmp_path}/mini/tables" in printed
     out = tmp_path / "mini/tables"
     assert (
-        "| GRPO-T | 10.0" in (out / "overview.md").read_text() and f"- {lines[0]}" in (out / "overview.md").read_text()
+        "| GRPO-T (1 of 7 benchmarks) | 10.0" in (out / "overview.md").read_text()
+        and f"- {lines[0]}" in (out / "overview.md").read_text()
     )
     assert json.loads((out / "overview.json").read_text())["kind"] == "sampled"
     monkeypatch.setattr("sys.argv", [*command, "--all"])
@@ -261,5 +271,5 @@ def test_filter_words_are_those_that_examples_carry(brevity: None) -> None:
     }
     record = EvalRecord("r", "mmvp", "m", "s", {k: Score.of(v) for k, v in values.items()}, {"kind": "greedy"})
     tags = examples._tags(record)
-    assert tags == ("wrong", "no-consistency", "low-semantic_grounding", "no-brevity", "flip")
+    assert tags == ("wrong", "no-consistency", "low-semantic_grounding", "no-brevity", "flip", "wrong-fails")
     assert set(tags) < set(examples.tag_titles())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval.run import check_spending, evaluation_judges
+from eval.run import evaluation_judges
+from eval.scored_answers import check_spending
 from fgrpo import config
 from fgrpo.errors import UserError
 from fgrpo.inference.budget import LEDGER

@@ -53,7 +53,8 @@ def test_an_average_of_two_benchmarks_is_not_set_beside_one_of_seven() -> None:
     assert row["average"]["ours"] is None and row["average"]["difference"] is None
     assert cells(config, few, "table2", "FGRPO")["inconsistency"]["ours"] is None
     (accuracy, _) = tables.main_tables(results(config, few, "fgrpo"), config)
-    assert accuracy.rows[0][accuracy.headings.index("average")].endswith("(of 2)")
+    assert accuracy.rows[0][0].endswith("(2 of 7 benchmarks)")
+    assert "the average of fgrpo is of MMVP, CVB-2D" in accuracy.note
 
 
 def test_ablations_of_the_7b_model_are_no_rows_of_a_3b_run() -> None:
@@ -91,7 +92,7 @@ def test_a_refused_answer_is_neither_right_nor_wrong_in_the_report() -> None:
     }  # fmt: skip
     page = report.render(
         title="t", subtitle="", cards=[], tables=[], more_tables=[], comparisons=[], more_comparisons=[], paper=[],
-        figures=[], judges=[], world=True, other_kind="", examples=[shown], examples_note="", benchmarks=[], filters=[],
+        figures=[], judges=[], world=True, other_kind="", examples=[shown], examples_note="", benchmarks=[], filters=[], columns=[],
     )  # fmt: skip
     assert "not scored" in page and "not correct" not in page
 
@@ -114,6 +115,7 @@ def test_everything_that_is_not_ours_is_escaped_wherever_it_stands() -> None:
         title=attack, subtitle=attack, cards=[card], tables=[table], more_tables=[table], comparisons=[table],
         more_comparisons=[table], paper=[table], figures=[], judges=[table], world=True, other_kind=attack,
         examples=[shown], examples_note=attack, benchmarks=[attack], filters=[(attack, attack)],
+        columns=[{"key": "a", "title": attack, "visible": True}, {"key": "b", "title": attack, "visible": False}],
     )  # fmt: skip
     assert page.count("<script>") == 1 and "<img" not in page and page.count("</title>") == 1
     assert page.count("&lt;script&gt;") > 30
@@ -137,7 +139,7 @@ def test_shares_are_of_the_requests_that_were_answered() -> None:
     (result,) = results(config, found, "m").values()
     cells = result.summary["greedy"]["benchmarks"]["mmvp"]
     assert (cells["truncated"]["value"], cells["truncated"]["n"], cells["refused"]["value"]) == (0.5, 2, 0.5)
-    (row,) = tables._faithfulness_table([result], "greedy", "", "none").rows
+    (row,) = tables._faithfulness_table([result], "greedy", "", config, "none").rows
     assert row[-3] == "50.0"
     only_refused = summary.summarise(found[2:], ("mmvp",), config.eval)["greedy"]["benchmarks"]["mmvp"]
     assert "truncated" not in only_refused and only_refused["refused"]["value"] == 1.0

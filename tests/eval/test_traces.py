@@ -142,5 +142,5 @@ def test_replies_without_a_trace_have_their_own_column() -> None:
         "n": 1,
     }
     row = tables.Result("m", "M", Path("."), found)
-    table = tables._faithfulness_table([row], "greedy", "greedy", "range")
+    table = tables._faithfulness_table([row], "greedy", "greedy", load("mini", "fgrpo"), "range")
     assert table.headings[-1] == "no trace" and table.rows[0][-1] == "75.0"

@@ -15,7 +15,7 @@ from known import evaluate, record, setting
 from PIL import Image
 from scripted import Scripted
 
-from eval import base, miniworld_truth, models, run, score, summary
+from eval import base, miniworld_truth, models, run, score, scored_answers, summary
 from eval.extraction import EXTRACTION_TASK, ExtractionItem
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
@@ -258,9 +258,9 @@ def test_the_allowed_share_of_failures_is_of_what_was_judged() -> None:
         )
         return [*found, *[refused] * 8]
 
-    run.check_failures(records(2, 10), config)
+    scored_answers.check_failures(records(2, 10), config)
     with pytest.raises(UserError, match=rf"3 of 10 judgements of {metric} failed.*'gone'"):
-        run.check_failures(records(3, 10), config)
+        scored_answers.check_failures(records(3, 10), config)
 
 
 def recorded(path: Path, items: Sequence[tuple[JudgeTask[Any], Any, tuple[Verdict, ...]]]) -> Path:

@@ -47,7 +47,7 @@ def test_the_level_of_confidence_is_named_wherever_intervals_are_shown(
     assert "± half the 80% bootstrap interval" in tables.overview(results, config, {}).table.note
     monkeypatch.setattr(report, "collect", lambda *_: [])
     page = report.write(config, root).read_text(encoding="utf-8")
-    assert "means of the benchmarks with 80% intervals" in page
+    assert "SAT-Real) with 80% intervals" in page
     assert "95%" not in page.partition("</nav>")[0]
 
 
@@ -80,8 +80,9 @@ def test_the_page_without_two_trained_models_shows_the_reasoning_ones(stored: tu
         return Result(name, name, root, {**results["fgrpo"].summary, "mode": mode})
 
     api = {"one": other("one", "think"), "two": other("two", "direct"), "three": other("three", "think")}
-    assert [r.name for r in report.sides(api, config)] == ["one", "three"]
-    assert [r.name for r in report.sides({**api, "four": other("four", "think")}, config)] == ["three", "four"]
+    assert [r.name for r in report.sides(api, config)] == ["one", "three", "two"]
+    four = report.sides({**api, "four": other("four", "think")}, config)
+    assert [r.name for r in four] == ["three", "four", "one", "two"]
 
 
 def test_bars_and_rates_start_at_zero(tmp_path: Path) -> None:

@@ -192,8 +192,15 @@ def test_scores_in_a_unit_of_their_own_are_inside_their_panels() -> None:
     axis = Figure().add_subplot()
     cell = {"value": -0.03, "low": -0.04, "high": -0.02}
     axis = Figure().add_subplot()
-    result = SimpleNamespace(title="FGRPO", name="fgrpo", cell=lambda *_: cell)
-    figures._bars(axis, [result], "greedy", ["mmvp", "average"], "brevity")  # type: ignore[list-item]
+    result = SimpleNamespace(
+        title="FGRPO",
+        label="FGRPO",
+        name="fgrpo",
+        cell=lambda *_: cell,
+        kinds=lambda: ["greedy"],
+        averaged=lambda _: ["mmvp"],
+    )
+    figures._bars(axis, [result], "greedy", ["mmvp", "average"], "brevity", ["mmvp"])  # type: ignore[list-item]
     assert axis.get_ylim()[0] < -3.0
 
 
@@ -296,14 +303,16 @@ def test_the_cards_of_the_page_are_the_averages_of_the_two_methods(page: tuple[C
 def test_a_card_has_a_dash_for_the_model_without_that_metric(stored: tuple[Config, Path]) -> None:
     results = list(find(*stored).values())
     del results[0].summary["greedy"]["average"]["spatial_grounding"]
-    cards = {card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy")}
+    cards = {
+        card["name"]: [side["value"] for side in card["sides"]] for card in report.cards(results, "greedy", stored[0])
+    }
     assert cards == {
         "accuracy ↑, %": ["30.0", "55.0"], "inconsistency ↓, %": ["60.0", "20.0"], "flip ↓, %": ["25.0", "15.0"],
         "semantic grounding ↑, %": ["35.0", "70.0"], "spatial grounding ↑, %": ["–", "40.0"],
     }  # fmt: skip
     for result in results:
         result.summary["greedy"]["average"].pop("spatial_grounding", None)
-    assert "spatial grounding ↑, %" not in {card["name"] for card in report.cards(results, "greedy")}
+    assert "spatial grounding ↑, %" not in {card["name"] for card in report.cards(results, "greedy", stored[0])}
 
 
 def test_the_commands_of_figures_and_report_read_the_runs_folder(

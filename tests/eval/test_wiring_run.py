@@ -20,7 +20,7 @@ from eval.judge_validation.stored import QUESTIONS
 from eval.measures import measures
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
-from fgrpo.inference.base import Request, SamplingError
+from fgrpo.inference.base import Request, SamplingError, TransientError
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import EvalRecord, Rollout, Sample, Verdict
@@ -102,7 +102,8 @@ def test_the_manifest_names_the_judges_and_what_they_cost(world: Config, tmp_pat
         assert (identity[role]["backend"], identity[role]["model"]) == (configured.backend, configured.model)
     assert identity["box_normaliser"] == world.rl.box_normaliser
     assert identity["prompts"] == {}  # the oracle reads no prompts
-    assert list(manifest["judging"]) == ["oracle"] and manifest["judging"]["oracle"]["calls"] == 0
+    judging = manifest["judging"]
+    assert list(judging) == ["oracle"] and judging["oracle"]["calls"] == 16  # two questions about each of eight answers
     outputs = json.dumps(manifest)
     assert all(name in outputs for name in ("generations.jsonl", "verdicts.jsonl", "scores.jsonl", "summary.json"))
     assert manifest["model"] == "fgrpo"
@@ -124,13 +125,46 @@ class RefusesOne(Scripted):
     """Refuses one greedy request."""
 
     refused: tuple[str, tuple[str, ...]] = ("", ())
+    error = SamplingError
 
     async def sample(self, request: Request) -> Any:
         if not request.temperature and RefusesOne.refused in (("", ()), (request.text, request.images)):
             RefusesOne.refused = (request.text, request.images)
             self.asked.append(request)
-            raise SamplingError("too long")
+            raise RefusesOne.error("too long")
         return await super().sample(request)
+
+
+@pytest.mark.parametrize(
+    ("error", "share", "advice"),
+    [
+        (SamplingError, "(0 for reasons that may pass)", "/done and rerun to retry them)"),
+        (TransientError, "(1 for reasons that may pass)", "(rerun to request them again)"),
+    ],
+)
+def test_a_request_without_an_answer_says_whether_a_rerun_helps(
+    error: type[SamplingError], share: str, advice: str, world: Config, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(RefusesOne, "error", error)
+    RefusesOne.refused = ("", ())
+    folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp"], engine=RefusesOne)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "have no answer" in line]
+    assert "1 of 8 requests" in line and share in line and line.endswith(advice)
+    assert (str(folder / "done") in line) is (error is SamplingError)
+
+
+def test_the_number_of_questions_with_downscaled_images_is_counted(
+    world: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_shrunk(samples: Sequence[Sample], *rest: Any) -> list[Sample]:
+        first, *others = samples
+        return [dataclasses.replace(first, meta={**first.meta, "shrunk": 0.5}), *others]
+
+    monkeypatch.setattr(run, "fit", one_shrunk)
+    folder = evaluate(world, tmp_path, "fgrpo", "rl-fgrpo", 0, 0, benchmarks=["mmvp"])
+    assert "downscaled the images of 1 questions" in capsys.readouterr().out
+    assert json.loads((folder / "manifest.json").read_text())["counts"]["questions with downscaled images"] == 1
 
 
 def test_a_merge_takes_the_answers_of_shards_but_not_what_they_were_refused(world: Config, tmp_path: Path) -> None:
@@ -308,7 +342,7 @@ def test_scores_of_other_benchmarks_stay_when_one_is_scored(world: Config, tmp_p
     scorer = score.Scorer(models.load("fgrpo"), "fgrpo", refusing())  # nothing is left to score
     ticks: list[int] = []
     got = asyncio.run(score.score_file(scorer, samples, folder / "generations.jsonl", folder, ticks.append))
-    assert {r.benchmark for r in got} == {"cvb_2d"} and sum(ticks) == 0
+    assert {r.benchmark for r in got} == {"cvb_2d"} and ticks == [len(got)]  # the bar is full at once
     after = list(read_jsonl(folder / "scores.jsonl"))
     assert {r["id"]: r for r in after} == before
     assert [EvalRecord.from_dict(r).benchmark for r in after] == ["cvb_2d"] * len(got) + ["mmvp"] * (

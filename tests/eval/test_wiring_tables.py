@@ -67,6 +67,13 @@ def test_each_metric_of_the_summary_is_that_of_its_score_benchmark_and_decoding(
     assert [name for name, cells in of_kind["benchmarks"].items() if "pair_accuracy" in cells] == ["mmvp"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_benchmark_of_pairs_has_a_column_of_pairs(built: list[Any], kind: str) -> None:
+    (table,) = [t for t in built if t.name == f"accuracy-{kind}"]
+    titles = [base.benchmark(name).title for name in SEVEN]
+    assert sorted(table.headings[1:-2]) == sorted(titles) and table.headings[-2:] == ("average", "MMVP pairs")
+
+
 def test_some_averages_are_over_benchmarks_and_some_over_questions() -> None:
     """Three questions of one benchmark, one of another: 1/3 and 1 make 2/3 as a mean of benchmarks and 1/2 over questions."""
     settings = setting().eval
@@ -169,7 +176,7 @@ def test_pairs_are_shown_for_the_benchmark_that_has_them() -> None:
     figures_of = summary.summarise(records, ["mmvp"], config.eval)
     result = Result("fgrpo", "FGRPO", Path("nowhere"), figures_of)
     for kind, pairs, questions in (("greedy", 50.0, 75.0), ("sampled", 50.0, 50.0)):
-        row = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}"))["FGRPO"]
+        (row,) = rows_of(table_named(tables.main_tables({"fgrpo": result}, config), f"accuracy-{kind}")).values()
         title = base.benchmark("mmvp").title
         assert (number(row[f"{title} pairs"]), number(row[title])) == (pairs, questions)
 

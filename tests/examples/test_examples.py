@@ -39,6 +39,26 @@ def test_own_constraint(capsys: pytest.CaptureFixture[str]) -> None:
     assert out["one_side"](["left", "left right", "the box", ""]) == [1.0, 0.0, None, None]
 
 
+def test_two_constraints(tmp_path: Path) -> None:
+    """Each multiplier rises below its threshold and falls above it; the plot shows both."""
+    import examples.two_constraints as two_constraints
+
+    trainer = two_constraints.train(steps=12)
+    rows = two_constraints.rows_of(trainer)
+    assert len(rows) == 12
+    for constraint in two_constraints.CONSTRAINTS:
+        name = constraint.reward
+        later = [*(row[f"lambda/{name}"] for row in rows[1:]), trainer.dual.lam[name]]
+        for row, after in zip(rows, later, strict=True):
+            moved = after - row[f"lambda/{name}"]
+            assert moved == pytest.approx(0.2 * (constraint.tau - row[f"constraint/{name}/mean"]), abs=1e-6)
+    assert {row["constraint/brief/n"] for row in rows} == {32.0}
+    assert two_constraints.brief(["left", "a b c d e f g h"]) == [7 / 8, 0.0]
+    assert two_constraints.scenic(["box box", "lamp of box", "left", ""]) == [0.5, 1.0, 0.0, None]
+    two_constraints.draw(rows, tmp_path / "new" / "two.png")
+    assert (tmp_path / "new" / "two.png").stat().st_size > 10_000
+
+
 def test_the_readmes_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code block as it is printed; only the model's name and the device differ here."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -44,6 +44,13 @@ def test_opened_boxes_that_are_not_valid_are_dropped(form: str) -> None:
         ("box_start", TOKENS, {}),
         ("bbox", BARE, {"bare": 1}),
         ("bbox", "<Box>1,2,3,4</Box> <bbox>[1,2,3,4]", {"Box": 1}),
+        ("bbox", "<box>10 20 30 40</box> <box>[[1, 2, 3, 4]]</box> <box>(1,2,3,4)</box>", {"box": 3}),
+        (
+            "bbox",
+            "at (10, 20, 30, 40) and <loc_1><loc_2><loc_3><loc_4> <loc0001><loc0002><loc0003><loc0004>",
+            {"bare": 1, "loc": 2},
+        ),
+        ("bbox", "<loc_1><loc_2> and (1, 2, 3) and f(a, b)", {}),
         ("bbox", "The options are [1, 2, 3] and a < b.", {}),
         ("bbox", TAGGED + JSON + TOKENS + BARE, {"bbox_2d": 2, "box_start": 2, "bare": 1}),
     ],
@@ -54,6 +61,17 @@ def test_boxes_in_other_forms_are_counted(form: str, text: str, counts: dict[str
 
 def test_counting_is_linear() -> None:
     """A quadratic pattern would take minutes here."""
-    for piece in ("[", "<", "<bbox>", '"bbox_2d": [', "<|box_start|>", "[1,2,", "<bbox>[1,"):
-        assert box_forms.unread(piece * 20_000, "bbox") == {}
+    for piece in (
+        "[",
+        "<",
+        "<bbox>",
+        '"bbox_2d": [',
+        "<|box_start|>",
+        "[1,2,",
+        "(1 ",
+        "<loc_1>",
+        "<box>1 ",
+        "<bbox>[1,",
+    ):
+        assert set(box_forms.unread(piece * 20_000, "bbox")) <= {"loc"}
         assert parse_boxes(piece * 20_000, box_tag="bbox_2d")[0] == ()

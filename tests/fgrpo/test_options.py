@@ -38,6 +38,34 @@ SPLIT = [
     ("A: hi. B: no. Reply? (A) yes (B) no", "A: hi. B: no. Reply?", ("yes", "no")),
     ("Compare A. cat and B. dog. Which? A. x B. y C. z", "Compare A. cat and B. dog. Which?", ("x", "y", "z")),
 ]
+INSTRUCTIONS = [
+    "\nAnswer with the option's letter from the given choices directly.",
+    "\nAnswer with the letter.",
+    "\nPlease select the correct answer from the options above.",
+    "\n\nPlease answer with one letter only.\n",
+    ". Answer with the option's letter.",
+    "\nRespond with only the letter of the correct option",
+    "\nAnswer:",
+    "\nThink first, then give the letter.\nAnswer: ",
+    "\n请直接回答选项字母。",
+]
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+@pytest.mark.parametrize("text", ["Where?\nA. left\nB. right", "Where? (A) left (B) right"])
+def test_an_instruction_after_the_last_option_is_none_of_it(text: str, instruction: str) -> None:
+    stem, options = split_options(text + instruction)
+    assert (stem, [option.rstrip(".") for option in options]) == ("Where?", ["left", "right"])
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["Answer the phone", "Select the option", "answer", "Give the answer to the man", "a\nlong one", "It is given."],
+)
+def test_an_option_that_reads_like_an_instruction_stays(option: str) -> None:
+    assert split_options(f"What next? A. Wait B. {option}")[1] == ("Wait", option)
+
+
 REFUSED = [
     ("Which? A. Hepatitis B. Hepatitis C. Hepatitis D.", "equal_options"),
     ("Which? A. left B. right C. Left", "equal_options"),
@@ -135,3 +163,8 @@ def test_options_in_other_markers_are_refused(text: str) -> None:
 )
 def test_texts_without_options_stay(text: str) -> None:
     assert split_options(text) == (text, ())
+
+
+def test_what_follows_an_option_is_read_in_linear_time() -> None:
+    for tail in ("\n" * 50_000 + "x", "please " * 20_000, ". answer " * 20_000, "\n answer " * 20_000):
+        assert len(split_options(f"Q? A. x B. y{tail}")[1]) == 2

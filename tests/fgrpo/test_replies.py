@@ -18,7 +18,7 @@ def body(**more: Any) -> bytes:
     return json.dumps({"choices": [choice()], **more}).encode()
 
 
-@pytest.mark.parametrize("number", [10**400, -(10**400), 10**300, 1e308])
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**300, 1e308, 3.0])
 def test_a_log_probability_without_bounds_is_an_odd_choice(number: float) -> None:
     odd = choice(token_ids=[1], logprobs={"content": [{"logprob": number}]})
     with pytest.raises(BadReply, match="no finite number"):
@@ -60,6 +60,11 @@ def test_a_quota_that_only_the_type_names() -> None:
         ({"content": [{"type": "reasoning", "text": "so B"}, {"type": "text", "text": "A"}]}, "A", "so B"),
         ({"content": [{"type": "thinking", "thinking": "so B"}, {"type": "output_text", "text": "A"}]}, "A", "so B"),
         ({"content": "A", "reasoning_content": [{"text": "so "}, "B"]}, "A", "so B"),
+        ({"content": "A", "reasoning": {"text": "so B"}}, "A", "so B"),
+        ({"content": "A", "reasoning": "", "reasoning_details": [{"type": "reasoning.text", "text": "so B"}]}, "A", "so B"),
+        ({"content": "A", "reasoning_details": [{"type": "reasoning.encrypted", "data": "xx"}]}, "A", ""),
+        ({"content": "A", "reasoning_content": " ", "thinking": "so B"}, "A", "so B"),
+        ({"content": "A", "reasoning": 3, "reasoning_content": None}, "A", ""),
         ({"content": ["A", {"text": "B"}]}, "AB", ""),
         ({"content": [{"type": "redacted_thinking", "data": "xx"}, {"type": "text", "text": "A"}]}, "A", ""),
     ],

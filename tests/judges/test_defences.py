@@ -20,7 +20,7 @@ from judges.client import OpenAITransport
 from judges.imitation import imitates_verdict
 from judges.model_judge import judges_of_model
 from judges.requests import Call, Unusable, fence
-from judges.task import JudgeTask
+from judges.task import JudgeTask, NoAnswer
 from miniworld.planted import INJECTIONS
 from rewards.consistency import BLIND_TASK, CONSISTENCY_TASK, ConsistencyItem
 from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
@@ -266,3 +266,33 @@ def test_words_about_a_courtroom_or_a_question_are_no_imitation(text: str) -> No
 )
 def test_look_alikes_and_further_commands_are_flagged(text: str) -> None:
     assert imitates_verdict(text)
+
+
+class NoScenes:
+    """The consistency oracle reads text alone."""
+
+    def scenes(self, images: Sequence[str]) -> Any:
+        raise AssertionError("no image should be looked up")
+
+
+ENDS = [
+    # trace, letter of the option at which it ends
+    ("The red circle is left of the blue square.", "A"),
+    ("The red circle is right of the blue square.", "B"),
+    ("The red circle is above the blue square.", "0"),
+    ("The red circle is left of the blue square.\nThe red circle is right of the blue square.", "0"),
+]
+
+
+@pytest.mark.parametrize(("trace", "letter"), ENDS)
+def test_the_blind_oracle_names_the_option_at_which_the_trace_ends(trace: str, letter: str) -> None:
+    question = "Is the red circle left or right of the blue square?"
+    item = ConsistencyItem("r", question, ("left", "right"), trace, "right")  # the answer is not looked at
+    assert BLIND_TASK.oracle is not None
+    assert [label for label, _ in BLIND_TASK.oracle(item, NoScenes())] == [letter]
+
+
+def test_the_blind_oracle_knows_no_other_questions() -> None:
+    assert BLIND_TASK.oracle is not None
+    with pytest.raises(NoAnswer, match="miniature world"):
+        BLIND_TASK.oracle(ITEM, NoScenes())

@@ -184,6 +184,12 @@ READABLE = [
     ),
     ('{"why": "x", "label": "CONSISTENT", "verdict": "consistent"}', ("further key",)),
     ('{"why": "x", "label": "CONSISTENT", "verdict": "good"}', ("further key",)),
+    (f"~~~json\n{VERDICT}\n~~~", ("code fence",)),
+    (f"{VERDICT}<|im_end|>\n", ("end of turn",)),
+    (f"<think>Hm.</think>```json\n{VERDICT}\n```</s>", ("end of turn", "think block", "code fence")),
+    ('{"why": "x", "Label": "CONSISTENT"}', ("other case",)),
+    ('{"WHY": "x", " label": "consistent"}', ("other case",)),
+    ('{"why": "x", "label": "CONSISTENT", "all": [{"label": "CONSISTENT"}, 3, null]}', ("further key",)),
 ]
 
 
@@ -234,7 +240,17 @@ def test_a_reason_may_hold_tags_and_fences(why: str, form: str) -> None:
     assert REASONED_LABEL.parse(reply, ("A", "B"), 1) == (("B", why),)
 
 
+@pytest.mark.parametrize(
+    "reply", [{"why": "x", "Label": "A", " LABEL": "A"}, {"Why": "x", "Label": "A", "other": "b"}, {"Why": "x"}]
+)
+def test_keys_in_another_case_contradict_as_others_do(reply: dict[str, str]) -> None:
+    with pytest.raises(Unusable):
+        REASONED_LABEL.parse(json.dumps(reply), ("A", "B"), 1)
+
+
 CONTRADICTIONS = [
+    {"why": "x", "label": "CORRECT", "other": {"label": "INCORRECT"}},
+    {"why": "x", "label": "CORRECT", "all": [["correct"], {"x": [" incorrect "]}]},
     {"why": "x", "label": "CORRECT", "Label": "INCORRECT"},
     {"why": "x", "label": "CORRECT", "Label": "CORRECT"},
     {"why": "x", "label": "CORRECT", " label ": "INCORRECT"},

@@ -36,6 +36,7 @@ BY_HAND = {
     "serve-model": "needs vLLM; tests/vllm serves",
     "serve-rollouts": "needs vLLM; tests/vllm serves",
     "serve-teacher": "needs vLLM; tests/vllm serves",
+    "test-wheel": "needs network; .ci/run runs it",
     "test-vllm": "needs .venv-vllm; .ci/run runs it",
 }
 EXECUTED = {

@@ -99,3 +99,12 @@ def test_help_lists_every_public_target() -> None:
     listed = set(re.findall(r"^  make (\S+)", done.stdout, re.M))
     assert {"help", "setup", "demo", "test", "check", "data", "mcts", "sft", "eval", "plan", "doctor"} <= listed
     assert {f"rl-{method}" for method in METHODS} <= listed
+
+
+@pytest.mark.parametrize("preset", ["mini", "smoke", "paper-7b"])
+def test_agreement_asks_about_scenes_only_if_told(preset: str) -> None:
+    words = ["make", "-n", "judge-agreement", "RUN=runs/x", "JUDGE=oracle", f"PRESET={preset}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--run runs/x --judge oracle" in done.stdout and "--world" not in done.stdout
+    done = subprocess.run([*words, "WORLD=100"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--world 100" in done.stdout

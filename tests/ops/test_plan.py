@@ -183,3 +183,18 @@ def test_sentences_that_are_judged_one_by_one_are_calls() -> None:
     answers = together.calls / 2
     assert together.tokens == answers * (1024 + 1024 + 48 * 6)
     assert (apart.calls, apart.tokens) == (answers * (1 + 7), answers * 1024 * (1 + 7))
+
+
+def test_totals_are_the_sums_of_the_lines() -> None:
+    text = report(load("paper-7b"), Assumptions(), "nowhere")
+    totals = text[text.index("total, one method (fgrpo)") :]
+    lines = [line for line in demand(load("paper-7b")) if line.sampler]
+    assert f"requests   {sum(line.calls for line in lines):,}" in totals
+    table = text[: next(n for n, line in enumerate(text) if line.startswith("likely:"))]
+    sampled = sum(float(line.split()[4]) for line in table if line.split()[:1] in [[entry.stage] for entry in lines])
+    assert f"GPU hours  201: {sampled:,.0f} sampling and judging, 85 training" in totals
+    assert "judge cost unknown; no prices are set for judge-rl, judge-eval, extract" in totals
+    prices = [f"judges.evaluation.{kind}_price={price}" for kind, price in (("prompt", 1), ("completion", 4))]
+    priced = report(load("paper-7b", overrides=prices), Assumptions(), "nowhere")
+    assert "judge cost at most 391; no prices are set for judge-rl, extract" in priced
+    assert "judge cost at most 0" in report(load("mini"), Assumptions(), "nowhere"), "oracles are free"

@@ -361,7 +361,7 @@ def test_they_are_columns_and_rows_of_the_tables(chain: tuple[Path, dict[str, An
         table = tables[f"faithfulness-{kind}"]
         for row, model in zip(table["rows"], ("sft", "own"), strict=True):
             average = _measured(chain[0], model, kind)["average"]
-            assert row[0] == model.upper()
+            assert row[0] == f"{model.upper()} (2 of 7 benchmarks)"
             for heading, metric in (("brevity ↑", "brevity"), ("hedged traces ↓", "hedged")):
                 assert row[table["headings"].index(heading)].partition(" ")[0] == f"{average[metric]:.1f}"
         compared = {row[0]: row for row in tables[f"sft-vs-own-{kind}"]["rows"]}
@@ -402,7 +402,7 @@ def test_they_are_in_the_report(chain: tuple[Path, dict[str, Any]]) -> None:
     page = (run / "report" / "index.html").read_text()
     for heading, metric in (("brevity ↑", "brevity"), ("hedged traces ↓", "hedged")):
         (card,) = (part for part in page.split('<div class="card">') if f'<div class="name">{heading}, %</div>' in part)
-        shown = re.findall(r"<b>([\d.]+)</b><small>(\w+)<br>", card)
+        shown = re.findall(r"<b>([\d.]+)</b><small>(\w+) \(2 of 7 benchmarks\)<br>", card)
         averages = {model: _measured(run, model, "sampled")["average"][metric] for model in ("sft", "own")}
         assert shown == [(f"{value:.1f}", model.upper()) for model, value in averages.items()]
         assert f"<th>{heading}</th>" in page

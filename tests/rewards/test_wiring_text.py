@@ -177,6 +177,10 @@ def test_an_unreadable_image_leaves_model_pixels_scored(tmp_path: Path, no_judge
         ("a-", "a+", ("a-", "a+"), False),
         ("a", "a+", ("a-", "a+"), False),
         ("it's 1,000.5", "its 1,000.5", ("its 1,000.5", "x"), True),
+        ("+", "+", ("+", "-"), True),  # options of signs alone
+        ("+", "-", ("+", "-"), False),
+        ("<", ">", ("<", ">"), False),
+        (" \u200b", "<", ("<", ">"), False),  # nothing visible
     ],
 )
 def test_letters_texts_and_both(answer: str, gold: str, choices: tuple[str, ...], verdict: bool) -> None:

@@ -22,10 +22,12 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import adapters, loading
+from fgrpo.training import tracking
 from fgrpo.types import Score
-from rl import tracking, train
+from rl import train
+from rl.alarms import Alarms
 from rl.dual import Constraint
-from rl.logging_callback import Alarms, LoggingCallback, progress_text
+from rl.logging_callback import LoggingCallback, progress_text
 from rl.scored_batch import ScoredBatch
 from rl.scoring import RolloutScorer
 from rl.trainer import FaithfulGRPOTrainer, resume_point
@@ -163,18 +165,42 @@ def test_alarms_in_words() -> None:
     assert silent[49] and "varied in no group for 50 steps" in silent[49][0] and not any(silent[:49])
 
 
+@pytest.mark.parametrize(
+    ("line", "moving", "words"),
+    [
+        ({"n": 0, "moved": 0}, True, ["c applied to no rollout for 50 steps"]),
+        (
+            {"n": 3, "moved": 0, "mixed_share": 0.5},
+            True,
+            ["λ of c has not moved for 50 steps: fewer rollouts than min_applicable"],
+        ),
+        ({"n": 3, "moved": 0, "mixed_share": 0.5}, False, []),  # fixed
+        ({"n": 3, "moved": 1, "mixed_share": 0.5}, True, []),
+    ],
+)
+def test_alarms_of_a_multiplier_that_stands_still(line: dict[str, float], moving: bool, words: list[str]) -> None:
+    alarms = Alarms([Constraint("c", 0.95)], moving)
+    metrics = {f"constraint/c/{key}": value for key, value in line.items()}
+    said = [alarms.of(metrics) for _ in range(50)]
+    assert not any(said[:49]) and len(said[49]) == len(words)
+    assert all(text.startswith(start) for text, start in zip(said[49], words, strict=True)) and alarms.at_end() == []
+    assert alarms.of({"constraint/c/n": 9, "constraint/c/moved": 1, "constraint/c/mixed_share": 1.0}) == []
+    assert not any(alarms.of(metrics) for _ in range(49)), "the count begins again"
+
+
 def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     """Two updates on a generation are two lines with its figures; the alarm comes with the first."""
     lines: list[dict[str, Any]] = []
     callback = LoggingCallback(tmp_path, PixelBounds(784, 12544, 28))
     dual = SimpleNamespace(constraints=())
-    callback.trainer = SimpleNamespace(take_seconds=dict, take_skipped=dict, last_step=None, dual=dual)  # type: ignore[assignment]
+    callback.trainer = SimpleNamespace(take_seconds=dict, take_skipped=dict, last_step=None, last_alarms=(), dual=dual)  # type: ignore[assignment]
     callback._out = SimpleNamespace(add=lines.append)  # type: ignore[assignment]
-    callback._alarms = Alarms([Constraint("c", 0.95)])
+    alarms = Alarms([Constraint("c", 0.95)])
     for number in range(1, 7):
         if number % 2:
             metrics = {"constraint/c/at_bound": 49.0 + number // 2, "constraint/c/mixed_share": 1.0}
             callback.trainer.last_step = SimpleNamespace(metrics=metrics, rollouts=())  # type: ignore[union-attr,assignment]
+            callback.trainer.last_alarms = alarms.of(metrics)  # type: ignore[union-attr]
         state: Any = SimpleNamespace(global_step=number, log_history=[{}])
         callback.on_log(None, state, None, {})  # type: ignore[arg-type]
     assert [line["step"] for line in lines if "alarms" in line] == [3]

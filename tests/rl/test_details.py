@@ -12,8 +12,8 @@ from fgrpo.response import parse
 from fgrpo.types import Sample, Verdict
 from judges import JudgeSet, JudgeTask
 from rewards.base import RewardContext, RewardItem
+from rl.alarms import Alarms
 from rl.dual import Constraint
-from rl.logging_callback import Alarms
 from rl.scored_batch import ScoredBatch, batch_metrics
 from rl.scoring import RolloutScorer
 from rl.train import make_scorer

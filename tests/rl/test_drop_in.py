@@ -66,7 +66,12 @@ def test_without_constraints_it_is_trls_trainer(policy: Path, tmp_path: Path) ->
     config = {"multi_objective_aggregation": "normalize_then_sum"}
     theirs = their_script(GRPOTrainer, policy, tmp_path / "theirs", config)
     ours = their_script(
-        FaithfulGRPOTrainer, policy, tmp_path / "ours", config, dual=DualAscent([Constraint("short", 0.5)], "fixed")
+        FaithfulGRPOTrainer,
+        policy,
+        tmp_path / "ours",
+        config,
+        dual=DualAscent([Constraint("short", 0.5)], "fixed"),
+        rows="trl",
     )
     base, _ = loading.load_policy(policy)
     start, one, two = (

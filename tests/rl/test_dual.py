@@ -36,8 +36,19 @@ def test_a_step_by_hand() -> None:
     assert dual.weights() == pytest.approx([1.0, 1.0075])
 
 
-def test_too_few_applicable_rollouts_leave_lambda_alone() -> None:
+@pytest.mark.parametrize(("batch", "needed"), [(2, 2), (8, 2), (24, 3), (63, 7), (64, 8), (4096, 8)])
+def test_how_many_applicable_rollouts_are_enough(batch: int, needed: int) -> None:
+    """An eighth of the batch, at least 2, at most Table 6's 8; a number that was set stands."""
+    assert Constraint("c", 0.9).needed(batch) == needed and Constraint("c", 0.9, min_applicable=5).needed(batch) == 5
     dual = one()
+    scores = [*[0.0] * needed, *[NAN] * (batch - needed)]
+    assert dual.step(column(*scores))[0].moved
+    scores[0] = NAN
+    assert not dual.step(column(*scores))[0].moved
+
+
+def test_too_few_applicable_rollouts_leave_lambda_alone() -> None:
+    dual = one(min_applicable=8)
     (step,) = dual.step(column(*[0.0] * 7, *[NAN] * 9))
     assert not step.moved and dual.lam["c"] == 1.0 and step.mean == 0.0
     assert step.bound_steps is None  # it goes nowhere

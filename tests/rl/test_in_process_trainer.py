@@ -41,7 +41,7 @@ def test_rollout_and_trainer_logprobs_agree(make, monkeypatch) -> None:
 
 def test_padding_changes_nothing(make, monkeypatch) -> None:
     """Log-probabilities, entropies and gradients of a batch piece by piece are those of TRL's one padded pass."""
-    trainer = make(overrides=("rl.max_response_length=60",))
+    trainer = make(overrides=("rl.max_response_length=60",), rows="by_length")
     rows = [row for n in (1, 2) for row in trainer.train_dataset if len(row["images"]) == n][:3]
     rows += [row for row in trainer.train_dataset if len(row["images"]) == 2][:2]
     batch, _ = Probe(trainer).rollout(rows)

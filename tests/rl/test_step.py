@@ -37,10 +37,10 @@ def test_every_field_by_hand() -> None:
     assert before.state_dict() == dual().state_dict(), "the multipliers that were passed in stay as they are"
     assert step.metrics == {
         "reward": pytest.approx((4 + 0 + 1 + 1) / 4), "reward_std": pytest.approx(3**0.5),
-        "task/share": 1.0,  # c varies in no group: each has one known score at most
+        "task/mean": 1.0, "task/share": 1.0,  # c varies in no group: each has one known score at most
         "constraint/c/mean": 0.5, "constraint/c/n": 2, "constraint/c/mixed_share": 0, "constraint/c/failed": 1,
         "constraint/c/share": 0, "lambda/c": 2.0, "constraint/c/violation": pytest.approx(0.4),
-        "constraint/c/saturated": 0, "constraint/c/at_bound": 0, "constraint/c/steps_to_bound": 14,  # 2.8 / 0.2
+        "constraint/c/moved": 1, "constraint/c/saturated": 0, "constraint/c/at_bound": 0, "constraint/c/steps_to_bound": 14,  # 2.8 / 0.2
     }  # fmt: skip
 
 
@@ -69,10 +69,14 @@ def test_options_reach_the_advantages(option: dict[str, Any]) -> None:
 
 
 def test_evaluation_moves_nothing_and_allows_groups_of_one() -> None:
+    """Its reward is the task's, whose scores are 2, 0, 1 and 1: λ = 2 has no part in it."""
     step = fgrpo_step(SCORES, None, dual(), StepOptions(group_size=1, training=False))
     assert step.advantages_N.tolist() == [0.0] * 4
     assert step.dual_state == dual().state_dict() and step.dual_steps == ()
-    assert set(step.metrics) == {"reward", "reward_std"}
+    assert step.metrics == {
+        "reward": 1.0, "reward_std": pytest.approx((2 / 3) ** 0.5),
+        "task/mean": 1.0, "constraint/c/mean": 0.5, "constraint/c/n": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from fgrpo import config
 from fgrpo.errors import UserError
-from fgrpo.training.checkpoints import PROCESSES
+from fgrpo.training.checkpoints import PROCESSES, UNFINISHED
 from fgrpo.training.stored import write_checksums
 from rl import advantage, train
 from rl.advantage import combine, couple
-from rl.checks import check_config
+from rl.checks import check_dataset
 from rl.dual import Constraint, DualAscent
 from rl.reward_validation import check_reward_models
 from rl.scored_batch import ScoreColumn
@@ -181,7 +182,7 @@ def test_a_trainer_without_data_is_refused(make) -> None:
 
 
 def test_task_only_needs_no_constraint(make) -> None:
-    trainer = make([scorer("task", scattered(5))], [], steps=1)
+    trainer = make([scorer("task", scattered(5))], steps=1, dual=DualAscent([]))
     watch = Watch(trainer)
     trainer.train()
     assert torch.allclose(watch.seen[0][2], combine(watch.seen[0][0], torch.ones(1), 4), atol=1e-6)
@@ -196,7 +197,7 @@ def test_checkpoints_carry_the_multipliers(make, tmp_path: Path) -> None:
     assert {name: state["lam"] for name, state in saved["states"].items()} == trainer.dual.lam
     (folder / "trainer_state.json").write_text("{torn")
     assert resume_point(tmp_path / "out").name == "checkpoint-2"  # type: ignore[union-attr]
-    assert not (tmp_path / "out" / ".part").exists()
+    assert not (tmp_path / "out" / UNFINISHED).exists()
 
 
 def test_k_and_k_is_2k_bit_for_bit(make, tmp_path: Path) -> None:
@@ -286,62 +287,41 @@ def test_a_reward_of_the_wrong_length_is_named(make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps_per_generation", "iterations", "accumulation", "save_steps"),
-    [(1, 1, 1, 1), (2, 1, 2, 1), (1, 2, 2, 1), (4, 1, 2, 2), (2, 2, 2, 4)],
-)
-def test_generations_of_whole_updates_are_accepted(
-    steps_per_generation: int, iterations: int, accumulation: int, save_steps: int
-) -> None:
-    args = GRPOConfig(
-        output_dir="out", steps_per_generation=steps_per_generation, num_iterations=iterations, save_steps=save_steps,
-        gradient_accumulation_steps=accumulation, per_device_train_batch_size=8, num_generations=4, bf16=False,
-        use_cpu=True, report_to="none",
-    )  # fmt: skip
-    check_config(args)
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tweak": {"reward_weights": [1.0, 1.0, 1.0]}}, "reward_weights"),
-        ({"tweak": {"num_generations": 1}}, "at least 2"),
-        ({"tweak": {"scale_rewards": "none"}}, "scale_rewards"),
-        ({"tweak": {"save_steps": 3, "steps_per_generation": 2}}, "multiple"),
-        ({"tweak": {"save_steps": 2, "max_steps": 3, "steps_per_generation": 2}}, "max_steps=3 saves between"),
-        ({"tweak": {"save_steps": 0.5}}, "whole number"),
-        ({"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 1}}, "begin within an update"),
-        ({"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 3}}, "to a multiple of 2"),
-        (
-            {"tweak": {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "save_strategy": "no"}},
-            "dual step twice",  # a stop after failed judgements saves nevertheless
-        ),
-        ({"tweak": {"save_strategy": "epoch", "steps_per_generation": 2}}, "'epoch' may save between"),
-        ({"constraints": [Constraint("three", 0.5)]}, "no reward function is called 'three'"),
-        ({"constraints": [Constraint("one", 0.5)]}, "Two task columns"),
-        ({"constraints": [Constraint("task", 0.5)]}, "is the task reward"),
+        ({"constraints": [Constraint("onee", 0.5)]}, r"no reward function is called 'onee'.*did you mean 'one'\?"),
+        ({"constraints": [Constraint("three", 0.5)]}, "there are .*reward_names"),
+        ({"constraints": [Constraint(name, 0.5) for name in ("task", "one", "two")]}, "the task reward.*is missing"),
         ({"coupling": "additive", "constraints": [Constraint("one", 0.5)]}, "no multipliers"),
+        ({"coupling": "none"}, "coupling is None"),
         (
             {"constraints": [Constraint("one", 0.5)], "dual": DualAscent([Constraint("two", 0.5)])},
             "not two different sets",
         ),
+        (
+            {"constraints": [Constraint("one", 0.5)], "reward_names": ["task", "one"]},
+            "name each of the 3 reward functions",
+        ),
+        (
+            {"constraints": [Constraint("one", 0.5)], "reward_names": ["a", "one", "a"]},
+            "two reward functions are called 'a'",
+        ),
     ],
 )
-def test_what_is_silently_not_fgrpo_is_refused(make, change: dict[str, Any], message: str) -> None:
+def test_constraints_that_do_not_fit_are_refused(
+    make, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before TRL's trainer, and so the model, is built."""
+    monkeypatch.setattr(GRPOTrainer, "__init__", lambda *_, **__: pytest.fail("the model was loaded first"))
     with pytest.raises(ValueError, match=message):
         make(**change)
 
 
-def test_rows_with_and_without_pictures_are_refused() -> None:
-    from datasets import Dataset
-
-    from rl.checks import check_dataset
-
-    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "images": [["x.png"], [], ["x.png", "y.png"]]})
-    with pytest.raises(ValueError, match="1 of 3 rows have no image"):
-        check_dataset(rows)
-    check_dataset(rows.select([0, 2]))
+def test_data_are_checked_first() -> None:
     with pytest.raises(ValueError, match="empty"):
-        check_dataset(rows.select([]))
+        check_dataset(Dataset.from_dict({"prompt": []}))
+    check_dataset(Dataset.from_dict({"prompt": ["a"]}))
+    check_dataset(None)
 
 
 def test_trl_generation_works_as_well(make) -> None:

@@ -181,6 +181,17 @@ def test_which_part_of_the_visual_module_is_frozen(world: Path, built: Callable[
     assert 0 < len(questions) < 12  # a pass over all questions, and some of their prompts are longer than that
 
 
+def test_a_box_tag_that_may_not_be_sampled_ends_the_stage_before_the_model_loads(
+    world: Path, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **more: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(loading, "load_policy", load)
+    with pytest.raises(UserError, match=r"requests <\|box_start\|>"):
+        train.train(mini(world, "policy.box_tag=box_start"), chain)
+
+
 def test_the_configured_engine_generates(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rl import vllm_rollouts
 

@@ -29,6 +29,7 @@ from rl.reward_validation import NoScore, guarded
 from rl.scored_batch import Gathered, ScoreColumn, ScoredBatch, batch_metrics, gather, report_named
 from rl.scoring import RolloutScorer
 from rl.step import StepOptions, fgrpo_step
+from rl.trainer import FaithfulGRPOTrainer
 
 NAN = math.nan
 NAMES = ("consistency", "spatial_grounding", "semantic_grounding")
@@ -72,8 +73,9 @@ def context(**more: Any) -> RewardContext:
 
 def stub(loop: Any, step: int = 7, rank: int = 2) -> Any:
     return SimpleNamespace(
-        state=SimpleNamespace(global_step=step), accelerator=SimpleNamespace(process_index=rank), async_loop=loop
-    )
+        state=SimpleNamespace(global_step=step), accelerator=SimpleNamespace(process_index=rank), async_loop=loop,
+        num_generations=2, is_cut_off=lambda ids: ids[-1] != 2,
+    )  # fmt: skip
 
 
 def columns_of(scorer: RolloutScorer, rows: Sequence[Any], completions: Sequence[Any], prompts: Any = None) -> Any:
@@ -383,7 +385,10 @@ def test_evaluation_computes_advantages_and_leaves_the_rest() -> None:
     before = dual()
     step = fgrpo_step(SCORES, FAILED, before, StepOptions(group_size=2, training=False))
     assert torch.equal(step.advantages_N, combine(SCORES, torch.tensor([1.0, 2.0, 0.5]), 2, failed_NK=FAILED))
-    assert step.dual_state == before.state_dict() and set(step.metrics) == {"reward", "reward_std"}
+    assert step.dual_state == before.state_dict() and set(step.metrics) == {
+        *("reward", "reward_std", "task/mean"),
+        *(f"constraint/{name}/{figure}" for name in ("one", "two") for figure in ("mean", "n")),
+    }
     with pytest.raises(ValueError, match="a group of 1 has no baseline"):
         fgrpo_step(SCORES, FAILED, dual(), StepOptions(group_size=1))
     batch = batch_of(["a"], task=[Score.of(1.0, format=1, accuracy=1)])
@@ -442,3 +447,33 @@ def test_a_missing_input_is_named_with_the_stage_that_makes_it(tmp_path: Any) ->
     (tmp_path / "mini" / "data" / "rl.jsonl").touch()
     with pytest.raises(UserError, match=r"final.*make sft( |$|`|;|,)"):
         train.train(cfg, tmp_path)
+
+
+def test_a_reward_sees_tokens_finish_and_group_of_each_rollout() -> None:
+    """So that E[1 - tokens/limit] is a constraint; rows of a later process continue the groups of the first."""
+    seen: list[tuple[RewardItem, ...]] = []
+
+    async def short(items: Any, context: Any) -> list[Score]:
+        seen.append(tuple(items))
+        return [Score.of(1 - item.tokens / context.token_limit) for item in items]
+
+    answerer: Any = None
+    scorer = RolloutScorer(["consistency"], RewardContext(JudgeSet(answerer), token_limit=8))
+    scorer._rewards = {"task": short, "consistency": short}  # type: ignore[dict-item]
+    row = {"sample": json.dumps(Sample("sat/train/0", (), "q", ("a", "b"), "a").to_dict())}
+    ids = [[5, 5, 2], [5, 5, 5, 5], [2], [7] * 8]
+
+    async def work() -> Any:
+        scorer.start([row] * 4, ["t"] * 4, ids, stub(asyncio.get_running_loop(), rank=1))
+        return [await func(prompts=[0] * 4) for func in scorer.reward_funcs()]
+
+    columns = asyncio.run(work())
+    assert columns[0] == [1 - 3 / 8, 0.5, 1 - 1 / 8, 0.0]
+    assert [(i.tokens, i.finish) for i in seen[0]] == [(3, "stop"), (4, "length"), (1, "stop"), (8, "length")]
+    assert [i.group for i in seen[0]] == ["7/2", "7/2", "7/3", "7/3"]
+
+
+def test_a_completion_is_cut_off_without_an_end_token() -> None:
+    trainer: Any = SimpleNamespace(eos_token_ids=[2, 3], _tokenizer=SimpleNamespace(pad_token_id=0))
+    cut = [FaithfulGRPOTrainer.is_cut_off(trainer, ids) for ids in ([5, 2], [5, 3], [5, 0], [5, 5], [])]
+    assert cut == [False, False, False, True, False]

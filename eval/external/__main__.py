@@ -1,0 +1,5 @@
+"""`python -m eval.external`."""
+
+from eval.external.run import main
+
+main()

@@ -1,0 +1,248 @@
+"""The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
+
+- Rollouts of one prompt share a row, in which the prompt and its images are computed once (`rl.shared_prefix`).
+- Where the attention implementation takes no mask of our own (flash attention), and with `rows="by_length"`: rows of about
+  equal length pass together, without the padding around them (`rl.length_bucketing`).
+- Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
+  without constraints: TRL's own pass.
+
+All ranks make equally many passes, which DDP and ZeRO-3 need: with several processes, one per `batch_size` rollouts. Results
+are those of TRL's padded rows up to the order of summation (tests/rl/test_shared_prefix.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+from fgrpo.policy import backbone
+from fgrpo.policy.backbone import Backbone
+from fgrpo.training import distributed
+from rl import length_bucketing, shared_prefix
+from rl.shared_prefix import Pack
+
+Rows = Literal["shared", "by_length", "trl"]
+TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
+
+
+class LogprobPasses(GRPOTrainer):
+    """GRPOTrainer with the passes of this module.
+
+    Attributes:
+        rows: "shared": rollouts of one prompt share a row where the model can; "by_length": rows of about equal length pass
+            together; "trl": padded rows, as TRL's.
+    """
+
+    rows: Rows = "shared"
+    _said = False
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
+        if not self._can_share():
+            return super()._prepare_inputs(generation_batch)
+        with _shuffled_by_group():
+            return super()._prepare_inputs(generation_batch)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities (B, T) and entropies (B, T), 0 for padding."""
+        given = {key: field for key, field in fields.items() if field is not None}
+        family = self._known_family()
+        known = {*length_bucketing.BY_TOKEN, "pixel_values", "num_images", *([family.grid_field] if family else [])}
+        if self.rows == "trl" or family is None or compute_aux_loss or not known.issuperset(given):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **given
+            )
+        passes = self._packed if self._can_share() else self._by_length
+        logps_BT, entropies_BT = passes(
+            model, family, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, given
+        )
+        return logps_BT, entropies_BT, None
+
+    def _known_family(self) -> Backbone | None:
+        kind = getattr(self.plain_model.config, "model_type", None)
+        return backbone.lookup(kind) if kind in backbone.names() else None
+
+    @property
+    def plain_model(self) -> Any:
+        """The policy without the wrappers of accelerate and peft."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _can_share(self) -> bool:
+        if self.rows != "shared" or self._known_family() is None:
+            return False
+        attention = self.plain_model.config.get_text_config()._attn_implementation
+        if attention not in shared_prefix.ATTENTION and not self._said:
+            self._said = True
+            distributed.print_once(
+                f"rollouts of a prompt do not share a row: {attention} takes no mask of branches; rows of about equal length "
+                'pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
+            )
+        return attention in shared_prefix.ATTENTION
+
+    # -- rows that share their prompt ----------------------------------------------------------------------------------------
+
+    def _packed(
+        self,
+        model: Any,
+        family: Backbone,
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        completion: int,
+        batch_size: int | None,
+        compute_entropy: bool,
+        fields: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        images = _Images(fields, family)
+        shape = (len(ids_BL), completion)
+        logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
+        for chosen in self._passes(ids_BL, mask_BL, completion, batch_size, images):
+            heads = [pack.rows[0] for pack in chosen]
+            of_images = images.of(heads)
+            prompt = slice(ids_BL.shape[1] - completion)
+            is_image = (ids_BL[heads, prompt] == family.image_token_id(self.plain_model.config)) & (
+                mask_BL[heads, prompt] == 1
+            )
+            position_AUP = family.positions(
+                self.plain_model,
+                ids_BL[heads, prompt],
+                is_image,
+                of_images.get(family.grid_field),
+                mask_BL[heads, prompt],
+            )
+            layout = shared_prefix.lay_out(chosen, ids_BL, mask_BL, completion, position_AUP)
+            attends = layout.attends_U1LL
+            if self.plain_model.config.get_text_config()._attn_implementation == "eager":
+                attends = shared_prefix.additive(attends, self.plain_model.dtype)
+            with self.accelerator.autocast():
+                out = model(
+                    input_ids=layout.ids_UL,
+                    attention_mask=attends,
+                    position_ids=layout.position_AUL,
+                    labels=layout.labels_UL,
+                    fused_lm_head=True,
+                    **of_images,
+                )
+            logps_BT = logps_BT + layout.spread(out.log_probs, shape)
+            if compute_entropy:
+                part = layout.spread(out.entropy, shape)
+                entropies_BT = part if entropies_BT is None else entropies_BT + part
+        return logps_BT, entropies_BT
+
+    def _passes(
+        self, ids_BL: Tensor, mask_BL: Tensor, completion: int, batch_size: int | None, images: _Images
+    ) -> Iterator[list[Pack]]:
+        """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
+        most = batch_size or len(ids_BL)
+        packs = shared_prefix.packs(ids_BL, mask_BL, completion, images.same)
+        if self.accelerator.num_processes > 1:
+            for start in range(0, len(ids_BL), most):
+                yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
+            return
+        tokens = TOKENS if ids_BL.device.type == "cpu" else None
+        held: list[Pack] = []
+        for pack in sorted(packs, key=lambda pack: pack.tokens):
+            rollouts = sum(len(p.rows) for p in held) + len(pack.rows)
+            if held and (rollouts > most or (tokens and (len(held) + 1) * pack.tokens > tokens)):
+                yield held
+                held = []
+            held.append(pack)
+        yield held
+
+    # -- rows of about equal length ------------------------------------------------------------------------------------------
+
+    def _by_length(
+        self,
+        model: Any,
+        family: Backbone,
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        completion: int,
+        batch_size: int | None,
+        compute_entropy: bool,
+        fields: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        rest = dict(fields)
+        by_token = {key: rest.pop(key) for key in length_bucketing.BY_TOKEN if key in rest}
+        images_B = rest.get("num_images")
+        most = batch_size or len(ids_BL)
+        if ids_BL.device.type == "cpu" and self.accelerator.num_processes == 1:
+            most = min(most, length_bucketing.ROWS)
+        order: list[int] = []
+        parts = []
+        for piece in length_bucketing.split(mask_BL, completion, most):
+            rows, columns = piece.rows, piece.columns
+            tokens = {key: field[rows, columns] for key, field in by_token.items()}
+            of_images: dict[str, Any] = {}
+            if images_B is not None:
+                of_images = length_bucketing.image_fields(rest, rows, images_B, family.grid_field)
+            *result, _ = super()._get_per_token_logps_and_entropies(
+                model, ids_BL[rows, columns], mask_BL[rows, columns], piece.completion,
+                compute_entropy=compute_entropy, **tokens, **of_images,
+            )  # fmt: skip
+            order += rows
+            widths = (0, completion - piece.completion)
+            parts.append([torch.nn.functional.pad(part, widths) for part in result if part is not None])
+        original = torch.argsort(torch.tensor(order))
+        logps_BT, *entropies_BT = (torch.cat(column)[original] for column in zip(*parts, strict=True))
+        return logps_BT, entropies_BT[0] if entropies_BT else None
+
+
+class _Images:
+    """The images of a batch's rows."""
+
+    def __init__(self, fields: Mapping[str, Any], family: Backbone) -> None:
+        self.fields, self.grid_field = fields, family.grid_field
+        self.counts = fields.get("num_images")
+        if self.counts is None:
+            return
+        patches = fields[self.grid_field].prod(dim=-1).split(self.counts)
+        self.pixels = fields["pixel_values"].split([int(part.sum()) for part in patches])
+
+    def same(self, one: int, other: int) -> bool:
+        """Whether two rows have the same images, pixel by pixel."""
+        return self.counts is None or torch.equal(self.pixels[one], self.pixels[other])
+
+    def of(self, rows: Sequence[int]) -> dict[str, Any]:
+        """`pixel_values` and grids of some rows; {} without images."""
+        if self.counts is None or not any(self.counts[row] for row in rows):
+            return {}
+        found = length_bucketing.image_fields(self.fields, rows, self.counts, self.grid_field)
+        del found["num_images"]
+        return found
+
+
+def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tensor) -> list[Pack]:
+    """The part of the packs with rows from `start` to before `end`."""
+    found = []
+    for pack in packs:
+        rows = tuple(row for row in pack.rows if start <= row < end)
+        if rows:
+            lengths = mask_BL[list(rows), prompt:].sum(dim=1) + 1
+            shared = int(mask_BL[rows[0], :prompt].sum()) - 1
+            found.append(Pack(rows, shared + int(lengths.sum())))
+    return found
+
+
+@contextmanager
+def _shuffled_by_group() -> Iterator[None]:
+    """Inside, TRL shuffles groups of rollouts instead of rollouts."""
+    with mock.patch.object(grpo_trainer, "shuffle_sequence_dict", shared_prefix.shuffled):
+        yield

@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# Sourced by setup.sh and setup_vllm.sh: `step TITLE ARGUMENTS…` runs pip install in $VENV and shows that it is alive.
+
+# On a terminal the line shows the package pip is at; elsewhere there is one line per step. pip's own words are kept for an error.
+step() {
+  local title=$1 log start=$SECONDS pid
+  shift
+  log=$(mktemp)
+  "$VENV/bin/python" -m pip --disable-pip-version-check install --progress-bar off "$@" > "$log" 2>&1 &
+  pid=$!
+  if [ -t 2 ]; then
+    while kill -0 "$pid" 2>/dev/null; do
+      printf '\r\033[K%s: %s' "$title" "$(tail -n 1 "$log" | tr -d '\r' | cut -c1-60)" >&2
+      sleep 1
+    done
+    printf '\r\033[K' >&2
+  else
+    echo "$title" >&2
+  fi
+  if ! wait "$pid"; then
+    tail -n 30 "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+  echo "$title: done in $((SECONDS - start)) s" >&2
+}

@@ -1,0 +1,155 @@
+"""Cards of checkpoints and data: what they state is what the run's files hold, and the hub's own reader accepts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+
+from fgrpo.errors import UserError
+from fgrpo.files import write_jsonl
+from ops import card, card_model
+
+BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
+RL = {"constraints": {"consistency": {"tau": 0.95}, "spatial_grounding": {"tau": 0.6}}, "learning_rate": 1e-6}
+TRACE = {
+    "id": "sat/train/1/direct-0",
+    "sample_id": "sat/train/1",
+    "kind": "direct",
+    "text": "<think>```\nx\n```</think><answer>a</answer>",
+    "meta": {},
+}
+
+
+def run_folder(root: Path, stage: str, preset: str = "mini", **stored: Any) -> Path:
+    folder = root / preset / stage
+    (folder / "final").mkdir(parents=True)
+    shutil.copy(BACKBONE / "config.json", folder / "final")
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": 0, **stored}, "means": {}}))
+    manifest = {
+        "preset": preset,
+        "method": "fgrpo",
+        "seed": 3,
+        "commit": "b" * 40,
+        "dirty": False,
+        "counts": {"questions": 1500},
+    }
+    manifest |= {
+        "final_lambda": {"consistency": 1.25, "spatial_grounding": 2.0},
+        "finished": "2026-03-04T05:06:07+00:00",
+    }
+    manifest |= {"identity": {"length": {"rl": {"steps": 77}}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def header(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+def test_a_checkpoint_of_rl(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    out = card.write(folder)
+    assert out == folder / "final" / "README.md"
+    text = out.read_text(encoding="utf-8")
+    assert "| consistency | 0.95 | 1.250 |" in text and "| spatial grounding | 0.6 | 2.000 |" in text
+    for stated in (
+        "- steps: 77",
+        "- seed: 3",
+        "commit bbbbbbbbbb",
+        "- trained: 2026-03-04",
+        "1,500 questions",
+        "make eval MODEL=fgrpo",
+    ):
+        assert stated in text, stated
+    assert ModelCard(text).data.pipeline_tag == "image-text-to-text"
+    assert "base_model" not in header(text) and "model-index" not in header(text), "a folder is no model of the hub"
+    assert not re.search(r"\{\{|\{%|None|Undefined", text)
+
+
+def test_a_preset_of_the_paper_names_base_and_data(tmp_path: Path) -> None:
+    text = card.write(run_folder(tmp_path, "rl-fgrpo", "paper-7b", rl=RL)).read_text(encoding="utf-8")
+    assert header(text)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert "array/SAT" in header(text)["datasets"] and "licence: MIT" in text
+    assert "miniature" not in text.lower()
+    assert "write your reasoning inside <think>" in text.lower(), "the prompt it was trained with"
+
+
+def test_a_checkpoint_of_a_step_has_its_own_multipliers(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    step = folder / "checkpoints" / "checkpoint-100"
+    shutil.copytree(folder / "final", step)
+    (step / "duals.json").write_text(json.dumps({"states": {"consistency": {"lam": 1.5}}}))
+    text = card.write(step).read_text(encoding="utf-8")
+    assert (
+        "# FGRPO, step 100" in text
+        and "| consistency | 0.95 | 1.500 |" in text
+        and "| spatial grounding | 0.6 | – |" in text
+    )
+    assert not (folder / "final" / "README.md").exists()
+
+
+def test_results_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.results import Result
+
+    cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "benchmarks": 7}
+    part = {
+        "average": {"accuracy": cell, "inconsistency": {**cell, "value": 0.25}},
+        "benchmarks": {},
+        "counts": {"rollouts": 10},
+    }
+    shown = [Result(name, name.upper(), tmp_path, {"greedy": part}) for name in ("sft", "fgrpo")]
+    monkeypatch.setattr(card_model, "evaluations", lambda source, name: shown)
+    monkeypatch.setattr(card_model, "main_tables", lambda results, config: [])
+    text = card.write(run_folder(tmp_path, "rl-fgrpo", rl=RL)).read_text(encoding="utf-8")
+    (index,) = header(text)["model-index"]
+    metrics = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
+    assert metrics == {"accuracy": 50.0, "inconsistency": 25.0}
+
+
+def test_traces(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "mcts", mcts={"simulations": 8})
+    write_jsonl(folder / "traces.jsonl", [TRACE, {**TRACE, "id": "2", "sample_id": "vgr/train/9", "kind": "corrected"}])
+    out = card.write(folder)
+    text = out.read_text(encoding="utf-8")
+    assert out == folder / "README.md"
+    assert "2 records: sat, direct 1; vgr, corrected 1." in text and "- simulations: 8" in text
+    assert DatasetCard(text).data.pretty_name == "Reasoning traces of a tree search"
+    assert header(text)["configs"] == [{"config_name": "traces", "data_files": "traces.jsonl", "default": True}]
+    assert "````json" in text or "```" not in json.dumps(TRACE), "text of a trace cannot close its block"
+
+
+def test_what_has_no_card_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run folder"):
+        card.write(tmp_path)
+    folder = run_folder(tmp_path, "world")
+    with pytest.raises(UserError, match="neither a trained model nor data"):
+        card.write(folder)
+    unfinished = tmp_path / "mini" / "rl-grpo-t"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is not finished"):
+        card.write(unfinished)
+
+
+def test_the_code_of_the_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a reader pastes loads the model and prints a reply."""
+    from PIL import Image
+
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    shutil.copytree(BACKBONE, folder / "final", dirs_exist_ok=True)
+    text = card.write(folder).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (112, 112)).save("photo.jpg")
+    code = code.replace("<this repository>", str(folder / "final")).replace(', device_map="auto"', "")
+    exec(compile(code, "card", "exec"), {"prompt": "Is the red box left or right of the blue circle?"})
+    assert capsys.readouterr().out.strip()

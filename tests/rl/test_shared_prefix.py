@@ -1,0 +1,240 @@
+"""Rollouts that share their prompt's row: log-probabilities, entropies, loss and gradients are those of TRL's padded rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOTrainer
+from trl.data_utils import prepare_multimodal_messages
+
+from fgrpo.policy import adapters, backbone
+from fgrpo.schema_base import Lora
+from rl import shared_prefix
+from rl.passes import LogprobPasses
+from rl.shared_prefix import Pack, attention_mask, lay_out, packs
+
+FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+
+
+def batch_of(trainer: Any, lengths: list[list[int]], images: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
+    """One group per list of response lengths; prompts have one and two images in turn, responses are random text tokens."""
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for n, group in enumerate(lengths):
+        count = images[n % len(images)]
+        fitting = [row for row in trainer.train_dataset if len(row["images"]) == count]
+        rows += [fitting[n % len(fitting)]] * len(group)
+    flat = [length for group in lengths for length in group]
+    prompts = [row["prompt"] for row in rows]
+    with_images = [prepare_multimodal_messages(p, images=r["images"]) for p, r in zip(prompts, rows, strict=True)]
+    ids, _, fields = trainer._tokenize_prompts(with_images)
+    width = max(map(len, ids))
+    prompt_ids = torch.tensor([[0] * (width - len(i)) + list(i) for i in ids])
+    prompt_mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids])
+    longest = max(flat)
+    completion_mask = torch.tensor([[1] * n + [0] * (longest - n) for n in flat])
+    completion_ids = torch.randint(20, 200, (len(flat), longest), generator=generator) * completion_mask
+    is_image = prompt_ids == trainer.processing_class.image_token_id
+    types = torch.cat([is_image.int(), torch.zeros_like(completion_ids)], dim=1)
+    return {
+        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids,
+        "completion_mask": completion_mask, "pixel_values": torch.as_tensor(fields["pixel_values"]),
+        "image_grid_thw": torch.as_tensor(fields["image_grid_thw"]),
+        "num_images": [len(row["images"]) for row in rows], "mm_token_type_ids": types,
+    }  # fmt: skip
+
+
+def passed(kind: type[Any], trainer: Any, batch: dict[str, Any], batch_size: int | None = None) -> list[torch.Tensor]:
+    """Log-probabilities, entropies, a loss of both, and its gradients."""
+    kept = batch["completion_ids"].shape[1]
+    mask_BL = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    ids_BL = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    policy = trainer.model
+    logps, entropies, _ = kind._get_per_token_logps_and_entropies(
+        trainer, policy, ids_BL, mask_BL, kept, batch_size, True, **{key: batch[key] for key in FIELDS}
+    )
+    policy.zero_grad()
+    known = batch["completion_mask"].bool()
+    weights = torch.linspace(-1, 1, known.numel()).view(known.shape)
+    loss = ((logps * weights + 0.1 * entropies) * known).sum() / known.sum()
+    loss.backward()
+    return [
+        logps[known].detach(), entropies[known].detach(), loss.detach(),
+        *(p.grad.clone() for p in policy.parameters() if p.grad is not None),
+    ]  # fmt: skip
+
+
+def check_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    assert len(ours) == len(theirs) > 30
+    assert (ours[0] - theirs[0]).abs().max() < 1e-5
+    assert (ours[1] - theirs[1]).abs().max() < 1e-5
+    assert (ours[2] - theirs[2]).abs() < 1e-6
+    norm = max(1.0, float(torch.stack([part.norm() for part in theirs[3:]]).norm()))  # training clips it to 1
+    for one, other in zip(ours[3:], theirs[3:], strict=True):
+        assert (one - other).abs().max() / norm < 1e-6
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [[7, 3]],
+        [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]],
+        [[4] * 8, [1, 2, 3], [6, 5, 9, 0]],  # one rollout without a counted token
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_shared_prompt_changes_nothing(make, lengths: list[list[int]], attention: str) -> None:
+    trainer = make(overrides=("rl.max_response_length=12",))
+    trainer.plain_model.set_attn_implementation(attention)
+    batch = batch_of(trainer, lengths)
+    widths: list[Any] = []
+    trainer.plain_model.register_forward_pre_hook(
+        lambda _, __, given: widths.append(given["input_ids"].shape), with_kwargs=True
+    )
+    theirs = passed(GRPOTrainer, trainer, batch)
+    whole = widths.pop()
+    ours = passed(LogprobPasses, trainer, batch)
+    check_equal(ours, theirs)
+    assert sum(rows * tokens for rows, tokens in widths) < whole.numel() / 1.5
+    trainer.rows = "by_length"
+    check_equal(passed(LogprobPasses, trainer, batch), theirs)
+
+
+def test_a_shared_prompt_changes_nothing_for_adapters(make) -> None:
+    family = backbone.default()
+    trainer = make(peft_config=adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.0), family))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    batch = batch_of(trainer, [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]])
+    check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
+
+
+def test_a_shared_prompt_changes_nothing_under_gradient_checkpointing(make) -> None:
+    trainer = make(tweak={"gradient_checkpointing": True})
+    batch = batch_of(trainer, [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer.model.train()
+    assert trainer.model.is_gradient_checkpointing
+    check_equal(passed(LogprobPasses, trainer, batch), theirs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 10, None])
+def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process and in several, in which all ranks make one pass per `batch_size` rollouts."""
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
+    laid_out: list[int] = []
+    lay_out = shared_prefix.lay_out
+    monkeypatch.setattr(
+        shared_prefix, "lay_out",
+        lambda chosen, *rest: laid_out.append(sum(len(pack.rows) for pack in chosen)) or lay_out(chosen, *rest),
+    )  # fmt: skip
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
+    size = batch_size or 10
+    assert laid_out == [min(size, 10 - start) for start in range(0, 10, size)]
+
+
+def test_a_long_group_takes_several_rows() -> None:
+    ids = torch.arange(12).repeat(4, 1)
+    mask = torch.ones_like(ids)
+    found = packs(ids, mask, 4, lambda one, other: True, longest=18)  # 8 prompt tokens, 4 of each response
+    assert found == [Pack((0, 1), 8 + 4 + 5), Pack((2, 3), 8 + 4 + 5)]
+    assert packs(ids, mask, 4, lambda one, other: True, longest=3) == [Pack((n,), 12) for n in range(4)]
+    assert packs(ids, mask, 4, lambda one, other: other != 2) == [Pack((0, 1), 17), Pack((2, 3), 17)]
+
+
+def test_a_branch_attends_to_the_prompt_and_to_itself() -> None:
+    """Prompt of two tokens, branches of two and one, padding."""
+    (attends,) = attention_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[:, 0].int().tolist()
+    assert attends == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_positions_of_every_branch_continue_from_the_prompt() -> None:
+    """Two rollouts of one prompt, whose image makes positions lag behind the columns; its first column is padding."""
+    ids = torch.tensor([[0, 7, 8, 9, 1, 2, 0], [0, 7, 8, 9, 3, 4, 5]])
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1]])
+    layout = lay_out([Pack((0, 1), 9)], ids, mask, 3, torch.tensor([[[9, 0, 0, 1]]]))
+    assert layout.ids_UL.tolist() == [[7, 8, 9, 1, 2, 9, 3, 4, 5]]
+    assert layout.position_AUL.tolist() == [[[0, 0, 1, 2, 3, 1, 2, 3, 4]]]
+    ignored = shared_prefix.IGNORED
+    assert layout.labels_UL.tolist() == [[ignored, ignored, ignored, 1, 2, ignored, 3, 4, 5]]
+    values = torch.tensor([[0.0, 0, 10, 20, 0, 30, 40, 50]])  # of all but the last token
+    assert layout.spread(values, (2, 3)).tolist() == [[10, 20, 0], [30, 40, 50]]
+
+
+def test_the_shuffle_keeps_groups_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In real training: micro-batches hold whole groups in random order, with each rollout's own fields."""
+    trainer = make(overrides=("rl.rollout_batch=4", "rl.global_batch=4", "rl.micro_batch=4"), steps=1)
+    seen: list[dict[str, Any]] = []
+    compute = type(trainer)._compute_loss
+    monkeypatch.setattr(
+        type(trainer), "_compute_loss", lambda self, model, inputs: seen.append(inputs) or compute(self, model, inputs)
+    )
+    made: list[dict[str, Any]] = []
+    generate = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: made.append(generate(inputs)) or made[-1]
+    trainer.train()
+    assert len(made) == 1 and len(seen) == 4
+    key = ("prompt_ids", "completion_ids", "advantages")
+    rows = {str([made[0][k][n].tolist() for k in key]) for n in range(16)}
+    for inputs in seen:
+        assert len(inputs["prompt_ids"]) == 4 and len(set(map(str, inputs["prompt_ids"].tolist()))) == 1
+        assert len(inputs["pixel_values"]) == int(inputs["image_grid_thw"].prod(dim=-1).sum())
+        assert {str([inputs[k][n].tolist() for k in key]) for n in range(4)} <= rows
+    assert len({str(inputs["prompt_ids"][0].tolist()) for inputs in seen}) == 4
+
+
+def test_a_shuffle_is_one_of_groups() -> None:
+    ids = torch.tensor([[1, 2]] * 3 + [[3, 4]] * 2 + [[1, 2]] * 2)
+    pixels = [torch.ones(2)] * 3 + [None] * 2 + [torch.zeros(2), torch.ones(2)]  # the last two differ in their images
+    given = {"prompt_ids": ids, "pixel_values": pixels, "n": torch.arange(7), "names": list("abcdefg"), "none": None}
+    groups = [[0, 1, 2], [3, 4], [5], [6]]
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        out = shared_prefix.shuffled({**given, "scalar": torch.tensor(3.0)})
+        order = out["n"].tolist()
+        starts = [order.index(group[0]) for group in groups]
+        assert sorted(order) == list(range(7)) and out["names"] == ["abcdefg"[n] for n in order]
+        assert [order[s : s + len(g)] for s, g in zip(starts, groups, strict=True)] == groups
+        assert torch.equal(out["prompt_ids"], ids[order]) and out["none"] is None and out["scalar"] == 3
+        assert all(one is pixels[n] for one, n in zip(out["pixel_values"], order, strict=True))
+        seen.add(tuple(order))
+    assert len(seen) > 10
+
+
+def test_attention_without_a_mask_of_branches_takes_rows_by_length(
+    make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    monkeypatch.setattr(shared_prefix, "ATTENTION", {"eager"})
+    monkeypatch.setattr(shared_prefix, "lay_out", None)
+    capsys.readouterr()
+    for _ in range(2):
+        check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    assert capsys.readouterr().out.count("sdpa takes no mask of branches") == 1
+
+
+def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
+    trainer = make()
+    batch = batch_of(trainer, [[3, 4, 5]], images=(1,))
+    patches = len(batch["pixel_values"]) // 3
+    batch["pixel_values"][2 * patches :] += 0.5  # the same tokens, another image
+    check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
