@@ -344,12 +344,16 @@ def main() -> None:
         shown, _, out, brief = _build(config, args.runs)
         if args.all:
             print("\n\n".join(table.text() for table in shown) + "\n")
-        print(brief.text())
+        print(brief.table.text() if args.brief else brief.text())
         report = folder(config, "report", args.runs) / "index.html"
-        print(f"\ntables: {out}" + (f"\nreport: {report}" if report.exists() else ""))
+        if report.exists():
+            print(f"\nreport: {report} (figures, comparisons, examples)\ntables: {out}")
+        else:
+            print(f"\ntables: {out}")
 
     arguments = parser("write the tables, ours and the paper's, from finished evaluations; print the overview")
     arguments.add_argument("--all", action="store_true", help="print the long tables too")
+    arguments.add_argument("--brief", action="store_true", help="print the small table alone")
     run(body, arguments)
 
 
