@@ -329,7 +329,6 @@ def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[st
         "reward": (11 + 5 + 4 + 1.5) / 8,  # the sums of the four columns, each weighed by 1
         "task/mean": 11 / 8,
         "lambda/consistency": 1.0, "lambda/spatial_grounding": 1.0, "lambda/semantic_grounding": 1.0,
-        "constraint/consistency/moved": 1, "constraint/spatial_grounding/moved": 1, "constraint/semantic_grounding/moved": 0,
         # consistency: five of six; one pair differs; 0.5 x (0.95 - 5/6) leads past the bound of 1.05
         "constraint/consistency/mean": 5 / 6, "constraint/consistency/n": 6, "constraint/consistency/mixed_share": 1 / 4,
         "constraint/consistency/failed": 0, "constraint/consistency/violation": 0.95 - 5 / 6,
