@@ -1,7 +1,8 @@
 """What a plugin computes, as one hash of its code: an edited reward makes what it scored stale (docs/runs.md).
 
 Of the module and the helpers that it imports from its package, statements count; comments, docstrings and layout do not. Data
-files of the package that the code names (word lists, prompts) count by their content. Nothing is imported.
+files of the package that the code names (word lists, prompts) count by their content. Nothing is imported. A checkout and its
+wheel give the same hashes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from fgrpo.installed import importable, plain_name
+
 DATA = (".yaml", ".yml", ".json", ".txt", ".csv")
 _LENGTH = 32
 
 
 def code_hashes(package: str, names: Iterable[str]) -> dict[str, str]:
     """{name: hash} of the modules called `names` of a package such as "rewards"; names without a module are left out."""
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(importable(package))
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is no package")
     folder = Path(next(iter(spec.submodule_search_locations)))
@@ -57,10 +60,12 @@ def _files(folder: Path, name: str) -> set[Path]:
 def _imported(node: ast.AST, package: str) -> Iterator[str]:
     """Modules of the package that an import statement names."""
     if isinstance(node, ast.Import):
-        yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith(f"{package}."))
+        names = [plain_name(alias.name) for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith(f"{package}."))
     elif isinstance(node, ast.ImportFrom):
-        module = "" if node.module in (None, package) else str(node.module).removeprefix(f"{package}.")
-        if node.level or str(node.module).split(".")[0] == package:
+        source = plain_name(node.module or "")
+        module = "" if source in ("", package) else source.removeprefix(f"{package}.")
+        if node.level or source.split(".")[0] == package:
             yield from ([module.split(".")[0]] if module else [alias.name for alias in node.names])
 
 
@@ -74,9 +79,17 @@ def _parsed(text: str) -> ast.Module:
 
 @lru_cache(maxsize=256)
 def _statements(text: str) -> bytes:
-    """The code of a module without comments, docstrings and layout."""
+    """The code of a module without comments, docstrings and layout, with its imports as in a checkout."""
     tree = _parsed(text)
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            node.module = plain_name(node.module)
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                alias.name = plain_name(alias.name)
+                alias.asname = (
+                    None if alias.asname == alias.name else alias.asname
+                )  # of `import fgrpo.judges as judges`
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)

@@ -15,12 +15,29 @@ ROOT = _HERE if IS_WHEEL else _HERE.parent  # the folder of configs/ and require
 CONFIGS = ROOT / "configs"
 OWN_CONFIGS = Path("configs")  # of the working directory, beside a wheel: the user's own models, methods and presets
 _SHIPPED = ("configs/", "miniworld/")
+PARTS = (
+    "data_curation",
+    "eval",
+    "judges",
+    "mcts",
+    "miniworld",
+    "ops",
+    "rewards",
+    "rl",
+    "sft",
+)  # of the wheel's package
 COMMIT_FILE = _HERE / "commit.txt"  # in a wheel that was built from a git checkout
 
 
 def importable(name: str) -> str:
     """The name under which a module of this repository is imported here: "judges.base", or "fgrpo.judges.base" in a wheel."""
     return f"fgrpo.{name}" if IS_WHEEL and name.partition(".")[0] != "fgrpo" else name
+
+
+def plain_name(module: str) -> str:
+    """A module's name in a checkout: "rewards.claims" of the wheel's "fgrpo.rewards.claims"."""
+    head, _, rest = module.partition(".")
+    return rest if head == "fgrpo" and rest.partition(".")[0] in PARTS else module
 
 
 def packaged(value: Any) -> Any:

@@ -12,6 +12,8 @@ import pytest
 
 from eval import base as benchmarks
 from eval import models
+from fgrpo.code_hash import code_hashes
+from fgrpo.installed import PARTS
 from judges import base as judges
 from rewards import base as rewards
 
@@ -108,6 +110,16 @@ def test_plugins_and_configurations_are_found(python) -> None:
     done = python("-c", LISTS)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [benchmarks.names(), judges.names(), rewards.names(), models.names()]
+
+
+def test_rewards_have_the_same_code_as_in_the_checkout(wheel_tree: ModuleType, python) -> None:
+    """So that a run folder of one is not another experiment to the other, and no package of that name is hashed."""
+    assert wheel_tree.PACKAGES == PARTS
+    names = rewards.names()
+    code = f"import json\nfrom fgrpo.code_hash import code_hashes\nprint(json.dumps(code_hashes('rewards', {names!r})))"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == code_hashes("rewards", names) and set(code_hashes("rewards", names)) == set(names)
 
 
 def test_processes_of_a_stage_run_the_wheels_module(python) -> None:
