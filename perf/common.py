@@ -57,6 +57,16 @@ def generated_by(trainer: Any = None) -> Iterator[None]:
         rl.train.InProcessTrainer = chosen  # type: ignore[misc]
 
 
+def with_padded_rows(trainer: type[Any]) -> type[Any]:
+    """`trainer` with TRL's padded rows in its log-prob passes, whatever the configuration says."""
+
+    class Padded(trainer):  # type: ignore[misc]
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **{**more, "rows": "trl"})
+
+    return Padded
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """Wall-clock seconds of one call."""
     began = time.perf_counter()

@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from fgrpo import runs
-from perf.common import borrowed_stages, generated_by, load, main, median, show
+from perf.common import borrowed_stages, generated_by, load, main, median, show, with_padded_rows
+from rl.in_process_trainer import InProcessTrainer
 from rl.scoring import RolloutScorer
 from rl.train import build_trainer
 from rl.trainer import FaithfulGRPOTrainer
@@ -156,20 +157,24 @@ def slowed(trainer: FaithfulGRPOTrainer) -> Slow:
 
 
 def same_rewards(args: argparse.Namespace, root: Path) -> None:
-    """FGRPO against TRL's own trainer, both with TRL's generation."""
-    arms = {
-        "TRL's GRPOTrainer": Arm(build(args, root, "fgrpo", "rl-trl", plain_trl)),
-        "FaithfulGRPOTrainer": Arm(build(args, root, "fgrpo", "rl-ours", FaithfulGRPOTrainer)),
+    """FGRPO against TRL's own trainer: with TRL's generation and rows, with shared prompts, and with our decoder as well."""
+    kinds = {
+        "`FaithfulGRPOTrainer`, TRL's padded rows": with_padded_rows(FaithfulGRPOTrainer),
+        "`FaithfulGRPOTrainer`, rollouts of a prompt in one row": FaithfulGRPOTrainer,
+        "`InProcessTrainer`: that, and our decoder": InProcessTrainer,
     }
-    take_turns(arms)
-    theirs, ours = arms.values()
-    wall, cpu = ours.over(theirs)
+    theirs = Arm(build(args, root, "fgrpo", "rl-trl", plain_trl))
+    ours = {name: Arm(build(args, root, "fgrpo", f"rl-ours-{n}", kind)) for n, (name, kind) in enumerate(kinds.items())}
+    take_turns({"TRL": theirs, **ours})
     show(
         "FGRPO's step over TRL's own GRPO step",
-        f"The same four reward columns (task and three constraints, the oracle judges them), {STEPS - WARM_UP} pairs of steps on the same "
-        "rollouts; ours includes the dual step, metrics and written rollouts.",
+        f"The same four reward columns (task and three constraints, the oracle judges them), {STEPS - WARM_UP} rounds of steps on the "
+        "same rollouts (our decoder's are others of the same policy); ours include the dual step, metrics and written rollouts.",
         ("trainer", "wall clock", "CPU seconds"),
-        [("TRL's `GRPOTrainer`", "1.00", "1.00"), ("`FaithfulGRPOTrainer`", f"{wall:.3f}", f"{cpu:.3f}")],
+        [
+            ("TRL's `GRPOTrainer`", "1.00", "1.00"),
+            *((name, *(f"{ratio:.3f}" for ratio in arm.over(theirs))) for name, arm in ours.items()),
+        ],
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import rl.train
 from fgrpo.files import read_jsonl
-from perf.common import WARM_UP, borrowed_stages, generated_by, load, main, median, show
+from perf.common import WARM_UP, borrowed_stages, generated_by, load, main, median, show, with_padded_rows
 from rl.in_process_trainer import InProcessTrainer
 from rl.trainer import FaithfulGRPOTrainer
 
@@ -33,7 +33,7 @@ def profile(args: argparse.Namespace, trainer: type[FaithfulGRPOTrainer]) -> dic
 
 def body(args: argparse.Namespace) -> None:
     """Two runs, one table."""
-    before, after = profile(args, FaithfulGRPOTrainer), profile(args, InProcessTrainer)
+    before, after = profile(args, with_padded_rows(FaithfulGRPOTrainer)), profile(args, InProcessTrainer)
     rows = []
     for part, words in {**PARTS, "step": "**whole step**"}.items():
         ratio = f"{before[part] / after[part]:.1f}" if after[part] > 0.01 * after["step"] else "–"
@@ -44,7 +44,7 @@ def body(args: argparse.Namespace) -> None:
         f"Share of the median step's time ({STEPS - WARM_UP} steps, method {args.method}, one core); the last column is how "
         "many times longer TRL's own path takes. Judges run during the log-probability passes; the remaining time is waiting. The "
         "largest parts are optimized: generation has its own decoder (a group's prompt is read once, finished rows leave the batch), "
-        "a frozen vision tower sees each image once per step, and rows are batched with others of similar length, without padding. "
+        "a frozen vision tower sees each image once per step, and rollouts of a prompt share its row, without padding. "
         "What remains is the update: matrix products of forward and backward.",
         ("part", "TRL's path", "InProcessTrainer", "TRL's / ours"),
         rows,

@@ -327,20 +327,21 @@ def test_every_logged_figure_of_a_batch_worked_by_hand(lines: tuple[list[dict[st
     expected: dict[str, float | None] = {
         "step": 1, "accuracy": 5 / 8, "format": 6 / 8, "inconsistency": 1 / 6, "failed": 3,
         "reward": (11 + 5 + 4 + 1.5) / 8,  # the sums of the four columns, each weighed by 1
+        "task/mean": 11 / 8,
         "lambda/consistency": 1.0, "lambda/spatial_grounding": 1.0, "lambda/semantic_grounding": 1.0,
         # consistency: five of six; one pair differs; 0.5 x (0.95 - 5/6) leads past the bound of 1.05
         "constraint/consistency/mean": 5 / 6, "constraint/consistency/n": 6, "constraint/consistency/mixed_share": 1 / 4,
         "constraint/consistency/failed": 0, "constraint/consistency/violation": 0.95 - 5 / 6,
-        "constraint/consistency/saturated": 1, "constraint/consistency/at_bound": 1,
+        "constraint/consistency/moved": 1, "constraint/consistency/saturated": 1, "constraint/consistency/at_bound": 1,
         # spatial grounding: 4/7; three pairs differ; a step of 0.5 x (0.6 - 4/7) = 1/70, and 0.05 - 1/70 is 2.5 more
         "constraint/spatial_grounding/mean": 4 / 7, "constraint/spatial_grounding/n": 7,
         "constraint/spatial_grounding/mixed_share": 3 / 4, "constraint/spatial_grounding/failed": 1,
-        "constraint/spatial_grounding/violation": 0.6 - 4 / 7, "constraint/spatial_grounding/saturated": 0,
+        "constraint/spatial_grounding/violation": 0.6 - 4 / 7, "constraint/spatial_grounding/moved": 1, "constraint/spatial_grounding/saturated": 0,
         "constraint/spatial_grounding/at_bound": 0, "constraint/spatial_grounding/steps_to_bound": 3,
         # semantic grounding: two scores are too few for a step
         "constraint/semantic_grounding/mean": 3 / 4, "constraint/semantic_grounding/n": 2,
         "constraint/semantic_grounding/mixed_share": 1 / 4, "constraint/semantic_grounding/failed": 2,
-        "constraint/semantic_grounding/violation": 0.5 - 3 / 4, "constraint/semantic_grounding/saturated": 0,
+        "constraint/semantic_grounding/violation": 0.5 - 3 / 4, "constraint/semantic_grounding/moved": 0, "constraint/semantic_grounding/saturated": 0,
         "constraint/semantic_grounding/at_bound": 0,
     }  # fmt: skip
     assert {key: first.get(key) for key in expected} == {key: pytest.approx(value) for key, value in expected.items()}
