@@ -98,7 +98,7 @@ demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then t
 	@$(MAKE) --no-print-directory eval
 	$(PY) -m eval.figures $(ARGS) --if-changed
 	$(PY) -m eval.report $(ARGS) --if-changed
-	@$(PY) -m eval.tables $(ARGS) --brief
+	@$(PY) -m eval.tables $(ARGS)
 smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
 clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list superseded run folders with their sizes

@@ -344,7 +344,7 @@ def main() -> None:
         shown, _, out, brief = _build(config, args.runs)
         if args.all:
             print("\n\n".join(table.text() for table in shown) + "\n")
-        print(brief.table.text() if args.brief else brief.text())
+        print(brief.text())
         report = folder(config, "report", args.runs) / "index.html"
         if report.exists():
             print(f"\nreport: {report} (figures, comparisons, examples)\ntables: {out}")
@@ -353,7 +353,6 @@ def main() -> None:
 
     arguments = parser("write the tables, ours and the paper's, from finished evaluations; print the overview")
     arguments.add_argument("--all", action="store_true", help="print the long tables too")
-    arguments.add_argument("--brief", action="store_true", help="print the small table alone")
     run(body, arguments)
 
 

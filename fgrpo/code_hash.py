@@ -1,8 +1,7 @@
 """What a plugin computes, as one hash of its code: an edited reward makes what it scored stale (docs/runs.md).
 
 Of the module and the helpers that it imports from its package, statements count; comments, docstrings and layout do not. Data
-files of the package that the code names (word lists, prompts) count by their content. Nothing is imported. A checkout and its
-wheel give the same hashes.
+files of the package that the code names (word lists, prompts) count by their content. Nothing is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from fgrpo.installed import importable, plain_name
+from fgrpo.installed import checkout_name, importable
 
 DATA = (".yaml", ".yml", ".json", ".txt", ".csv")
 _LENGTH = 32
@@ -60,36 +59,33 @@ def _files(folder: Path, name: str) -> set[Path]:
 def _imported(node: ast.AST, package: str) -> Iterator[str]:
     """Modules of the package that an import statement names."""
     if isinstance(node, ast.Import):
-        names = [plain_name(alias.name) for alias in node.names]
-        yield from (name.split(".")[1] for name in names if name.startswith(f"{package}."))
+        yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith(f"{package}."))
     elif isinstance(node, ast.ImportFrom):
-        source = plain_name(node.module or "")
-        module = "" if source in ("", package) else source.removeprefix(f"{package}.")
-        if node.level or source.split(".")[0] == package:
+        module = "" if node.module in (None, package) else str(node.module).removeprefix(f"{package}.")
+        if node.level or str(node.module).split(".")[0] == package:
             yield from ([module.split(".")[0]] if module else [alias.name for alias in node.names])
 
 
 def _parsed(text: str) -> ast.Module:
     """The syntax tree; an empty one for a broken module, which its stage reports."""
     try:
-        return ast.parse(text)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return ast.Module([], [])
+    for node in ast.walk(tree):  # one hash in a checkout and in a wheel
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            node.module = checkout_name(node.module)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                alias.name = checkout_name(alias.name)
+    return tree
 
 
 @lru_cache(maxsize=256)
 def _statements(text: str) -> bytes:
-    """The code of a module without comments, docstrings and layout, with its imports as in a checkout."""
+    """The code of a module without comments, docstrings and layout."""
     tree = _parsed(text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            node.module = plain_name(node.module)
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                alias.name = plain_name(alias.name)
-                alias.asname = (
-                    None if alias.asname == alias.name else alias.asname
-                )  # of `import fgrpo.judges as judges`
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)

@@ -14,8 +14,7 @@ IS_WHEEL = (_HERE / "configs").is_dir()
 ROOT = _HERE if IS_WHEEL else _HERE.parent  # the folder of configs/ and requirements/
 CONFIGS = ROOT / "configs"
 OWN_CONFIGS = Path("configs")  # of the working directory, beside a wheel: the user's own models, methods and presets
-_SHIPPED = ("configs/", "miniworld/")
-PARTS = (
+PACKAGES = (
     "data_curation",
     "eval",
     "judges",
@@ -25,7 +24,8 @@ PARTS = (
     "rewards",
     "rl",
     "sft",
-)  # of the wheel's package
+)  # beside fgrpo in a checkout
+_SHIPPED = ("configs/", "miniworld/")
 COMMIT_FILE = _HERE / "commit.txt"  # in a wheel that was built from a git checkout
 
 
@@ -34,10 +34,10 @@ def importable(name: str) -> str:
     return f"fgrpo.{name}" if IS_WHEEL and name.partition(".")[0] != "fgrpo" else name
 
 
-def plain_name(module: str) -> str:
-    """A module's name in a checkout: "rewards.claims" of the wheel's "fgrpo.rewards.claims"."""
-    head, _, rest = module.partition(".")
-    return rest if head == "fgrpo" and rest.partition(".")[0] in PARTS else module
+def checkout_name(module: str) -> str:
+    """The name of a module in a checkout, the inverse of `importable`."""
+    inner = module.removeprefix("fgrpo.")
+    return inner if IS_WHEEL and inner.partition(".")[0] in PACKAGES else module
 
 
 def packaged(value: Any) -> Any:
