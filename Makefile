@@ -42,6 +42,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
+export TRANSFORMERS_VERBOSITY ?= error
+export DS_ACCELERATOR ?= cpu
 WRITTEN_WORLD := world
 JOBS := 2
 endif
@@ -96,7 +98,7 @@ demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then t
 	@$(MAKE) --no-print-directory eval
 	$(PY) -m eval.figures $(ARGS) --if-changed
 	$(PY) -m eval.report $(ARGS) --if-changed
-	@$(MAKE) --no-print-directory tables
+	@$(PY) -m eval.tables $(ARGS)
 smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRESET=smoke)
 	@$(MAKE) --no-print-directory demo PRESET=smoke
 clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list superseded run folders with their sizes

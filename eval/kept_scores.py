@@ -42,11 +42,21 @@ def put_away(folder: Path, identity: Mapping[str, Any] | None) -> None:
         number += 1
         free = target.with_name(f"{target.name}.{number}")
     free.mkdir(parents=True, exist_ok=True)
-    known = dict(read_sealed(free / HASHES)) if (free / HASHES).exists() else {}  # of a killed move
+    known = _known(free)  # of a killed move
     write_sealed(free / HASHES, {**known, **describe_all(folder, present, Hashes())})
     for name in present:
         os.replace(folder / name, free / name)
     print(f"{folder}: the scores of other judges, prompts or rewards are kept in {free}")
+
+
+def _known(kept: Path) -> dict[str, Any]:
+    """The hashes of the files kept in a folder; none where nothing is recorded. UserError: the record is damaged."""
+    try:
+        return read_sealed(kept / HASHES) if (kept / HASHES).exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{kept / HASHES} is damaged ({error}), so the files beside it cannot be checked; delete it to accept them as they are"
+        ) from error
 
 
 def bring_back(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -67,11 +77,11 @@ def bring_back(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _check(kept: Path, name: str) -> None:
     """UserError if a kept file differs from its record. Scores that an older version kept have none."""
-    if not (kept / HASHES).exists():
+    if not (known := _known(kept)):
         return
     try:
-        problem = damage(kept / name, read_sealed(kept / HASHES)[name], Hashes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = damage(kept / name, known[name], Hashes())
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{kept / HASHES} is damaged ({error!r}), so {kept / name} cannot be checked; delete it to accept that file as it is"
         ) from error

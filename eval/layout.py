@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fgrpo.output import printable
+
 DASH = "–"
 _TEX = {
     **{sign: "\\" + sign for sign in "&%#_${}"},
@@ -43,7 +45,8 @@ class Table:
 
     def text(self) -> str:
         """For a terminal, in columns."""
-        widths = [max(len(row[i]) for row in (self.headings, *self.rows)) for i in range(len(self.headings))]
+        headings, *rows = [tuple(map(printable, row)) for row in (self.headings, *self.rows)]
+        widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
 
         def line(cells: Sequence[str]) -> str:
             padded = (
@@ -51,8 +54,8 @@ class Table:
             )
             return "  ".join(padded).rstrip()
 
-        body = [line(self.headings), "  ".join("─" * w for w in widths), *map(line, self.rows)]
-        return "\n".join([self.title, *body, *([self.note] if self.note else [])])
+        body = [line(headings), "  ".join("─" * w for w in widths), *map(line, rows)]
+        return printable("\n".join([self.title, *body, *([self.note] if self.note else [])]))
 
     def markdown(self) -> str:
         """As a Markdown table under a heading."""

@@ -346,7 +346,10 @@ def main() -> None:
             print("\n\n".join(table.text() for table in shown) + "\n")
         print(brief.text())
         report = folder(config, "report", args.runs) / "index.html"
-        print(f"\ntables: {out}" + (f"\nreport: {report}" if report.exists() else ""))
+        if report.exists():
+            print(f"\nreport: {report} (figures, comparisons, examples)\ntables: {out}")
+        else:
+            print(f"\ntables: {out}")
 
     arguments = parser("write the tables, ours and the paper's, from finished evaluations; print the overview")
     arguments.add_argument("--all", action="store_true", help="print the long tables too")

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from fgrpo.installed import checkout_name, importable
+
 DATA = (".yaml", ".yml", ".json", ".txt", ".csv")
 _LENGTH = 32
 
 
 def code_hashes(package: str, names: Iterable[str]) -> dict[str, str]:
     """{name: hash} of the modules called `names` of a package such as "rewards"; names without a module are left out."""
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(importable(package))
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is no package")
     folder = Path(next(iter(spec.submodule_search_locations)))
@@ -67,9 +69,16 @@ def _imported(node: ast.AST, package: str) -> Iterator[str]:
 def _parsed(text: str) -> ast.Module:
     """The syntax tree; an empty one for a broken module, which its stage reports."""
     try:
-        return ast.parse(text)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return ast.Module([], [])
+    for node in ast.walk(tree):  # one hash in a checkout and in a wheel
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            node.module = checkout_name(node.module)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                alias.name = checkout_name(alias.name)
+    return tree
 
 
 @lru_cache(maxsize=256)

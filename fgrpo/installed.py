@@ -14,6 +14,17 @@ IS_WHEEL = (_HERE / "configs").is_dir()
 ROOT = _HERE if IS_WHEEL else _HERE.parent  # the folder of configs/ and requirements/
 CONFIGS = ROOT / "configs"
 OWN_CONFIGS = Path("configs")  # of the working directory, beside a wheel: the user's own models, methods and presets
+PACKAGES = (
+    "data_curation",
+    "eval",
+    "judges",
+    "mcts",
+    "miniworld",
+    "ops",
+    "rewards",
+    "rl",
+    "sft",
+)  # beside fgrpo in a checkout
 _SHIPPED = ("configs/", "miniworld/")
 COMMIT_FILE = _HERE / "commit.txt"  # in a wheel that was built from a git checkout
 
@@ -21,6 +32,12 @@ COMMIT_FILE = _HERE / "commit.txt"  # in a wheel that was built from a git check
 def importable(name: str) -> str:
     """The name under which a module of this repository is imported here: "judges.base", or "fgrpo.judges.base" in a wheel."""
     return f"fgrpo.{name}" if IS_WHEEL and name.partition(".")[0] != "fgrpo" else name
+
+
+def checkout_name(module: str) -> str:
+    """The name of a module in a checkout, the inverse of `importable`."""
+    inner = module.removeprefix("fgrpo.")
+    return inner if IS_WHEEL and inner.partition(".")[0] in PACKAGES else module
 
 
 def packaged(value: Any) -> Any:

@@ -19,8 +19,8 @@ FORMS = {
     "│": "|",
     "≤": "<=",
     "≥": ">=",
-    "↑": "(up)",
-    "↓": "(down)",
+    "↑": "^",
+    "↓": "v",
     "→": "->",
     "≠": "!=",
     "λ": "lambda",
@@ -37,6 +37,17 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(FORMS.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+
+def printable(text: str) -> str:
+    """`text` as standard output can show it, for layouts that count characters."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        codecs.register_error(HANDLER, _replace)
+        return text.encode(encoding, HANDLER).decode(encoding)
+    return text
 
 
 def make_printable() -> None:

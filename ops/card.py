@@ -11,7 +11,6 @@ a checkpoint of a run, work alike).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,9 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
+from fgrpo.runs import DONE
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 
 TEMPLATES = Path(__file__).resolve().parent / "card_templates"
 CARD = "README.md"
@@ -77,7 +78,7 @@ def find(place: Path, overrides: Sequence[str] = ()) -> Source:
         UserError: no run folder, an unfinished one, or one of a stage that has no card.
     """
     folder = next((p for p in (place, *place.parents) if (p / "manifest.json").is_file()), None)
-    if folder is None:
+    if folder is None or not (folder / DONE).is_file():  # a stage that is taken up again keeps its manifest
         state = "is not finished" if (place / "config.json").is_file() else "is no run folder"
         raise UserError(f"{place} {state}; name a finished one: RUN=runs/<preset>/rl-<method>, sft, mcts or data")
     manifest, identity = _read(folder / "manifest.json"), _read(folder / "config.json")
@@ -95,8 +96,8 @@ def find(place: Path, overrides: Sequence[str] = ()) -> Source:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_sealed(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); rerun its stage") from error
 
 

@@ -14,7 +14,7 @@ from eval.comparisons import KINDS
 from eval.definitions import definitions, reading
 from eval.measures import ACCURACY, reward_measures
 from eval.results import Result
-from eval.tables import headline_kind, main_tables
+from eval.tables import headline_kind, main_tables, partial_mark
 from fgrpo import prompts
 from fgrpo.policy.model_files import backbone_of
 from fgrpo.training.checkpoints import PREFIX
@@ -38,6 +38,7 @@ def text(source: Source) -> str:
         miniature=config.world is not None,
         base=base_model(source),
         constraints=constraints,
+        coupling=_coupling(source),
         settings=_settings(source),
         data=_data(source),
         tables=[t.markdown() for t in main_tables({r.name: r for r in shown}, config)],
@@ -51,6 +52,7 @@ def text(source: Source) -> str:
         policy=config.policy,
         facts=[("command", f"make {source.stage} PRESET={config.preset}"), *_facts(source)],
         judges=_judges(source),
+        measured_by=results.judges_of([r for r in shown if r.name == name and not r.has_no_judge()]),
     )
 
 
@@ -85,7 +87,7 @@ def metadata(source: Source, name: str, shown: list[Result]) -> ModelCardData:
                 EvalResult(
                     task_type="image-text-to-text",
                     dataset_type="miniature-world" if source.config.world is not None else "spatial-reasoning",
-                    dataset_name=f"{len(source.config.eval.benchmarks)} benchmarks, {KINDS[kind]}",
+                    dataset_name=_benchmarks(own, kind, source),
                     metric_type=measure.metric,
                     metric_name=measure.heading,
                     metric_value=round(100 * float(cell["value"]), 1),
@@ -113,6 +115,14 @@ def metadata(source: Source, name: str, shown: list[Result]) -> ModelCardData:
     )
 
 
+def _benchmarks(own: Result | None, kind: str, source: Source) -> str:
+    """What the averages are over, such as "7 benchmarks, greedy answers"."""
+    assert own is not None
+    part = partial_mark(own, kind, source.config) or f" ({len(own.averaged(kind))} benchmarks)"
+    limit = "" if own.limit is None else f", at most {own.limit} questions of each"
+    return f"{part.strip(' ()')}{limit}, {KINDS[kind]}"
+
+
 def base_model(source: Source) -> str:
     """Hub name or folder of the model from which the chain started."""
     return str(source.stored.get("models.base", source.config.models.base))
@@ -125,9 +135,21 @@ def _title(source: Source, step: int | None) -> str:
     return f"{name}{after}: {where}"
 
 
-def _constraints(source: Source) -> list[dict[str, Any]]:
-    """Each constraint with its threshold, its multiplier at the end, and the batch mean of the last steps."""
+def _coupling(source: Source) -> str:
+    """How the rewards enter: "adaptive", "fixed" or "pid" multipliers; "additive" or "multiplicative" without any; "none"."""
     rl = source.stored.get("rl", {})
+    combine = str(rl.get("combine", "decoupled"))
+    if not rl.get("constraints"):
+        return "none"
+    return str((rl.get("dual") or {}).get("kind", "adaptive")) if combine == "decoupled" else combine
+
+
+def _constraints(source: Source) -> list[dict[str, Any]]:
+    """Each constraint with its threshold and its multiplier at the start and the end; empty for a method without multipliers."""
+    rl = source.stored.get("rl", {})
+    if _coupling(source) in ("none", "additive", "multiplicative"):
+        return []
+    first = (rl.get("dual") or {}).get("lam_init")
     lam = _multipliers(source)
     rows = []
     for name, constraint in (rl.get("constraints") or {}).items():
@@ -137,6 +159,7 @@ def _constraints(source: Source) -> list[dict[str, Any]]:
                 "name": name,
                 "title": measure.score_title if measure is not None else name.replace("_", " "),
                 "tau": constraint.get("tau"),
+                "lam_init": first if constraint.get("lam_init") is None else constraint["lam_init"],
                 "lam": lam.get(name),
             }
         )
@@ -218,9 +241,6 @@ def _facts(source: Source) -> list[tuple[str, str]]:
 
 
 def _judges(source: Source) -> dict[str, str]:
-    """The judge of training, and of evaluation."""
+    """The judge of training."""
     training = source.stored.get("judges.training", {})
-    return {
-        "training": str(training.get("model", "")) if training else "",
-        "evaluation": source.config.judges.evaluation.model,
-    }
+    return {"training": str(training.get("model", "")) if training else ""}

@@ -21,11 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging
 from trl.trainer.utils import add_fused_lm_head
 
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, loading
 from perf.common import show
 from rl.passes import LogprobPasses, Rows
 
@@ -74,7 +73,8 @@ def load(name: str) -> Any:
         }  # fmt: skip
         vision = {"depth": 1, "hidden_size": 64, "num_heads": 4, "intermediate_size": 64, "out_hidden_size": 512}
         torch.manual_seed(0)
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+        family = backbone.default()
+        model = family.model_class()(family.config_class()(text_config=text, vision_config=vision))
     model.train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     return model

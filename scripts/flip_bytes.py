@@ -262,7 +262,7 @@ def outcome(file: Path, damaged: tuple[int, dict[str, object], str], expected: d
         return "named" if is_named else "UNNAMED"
     if code:
         return "TRACEBACK"
-    skipped = (skip, "made_from.json")  # a stamp of what was read, damage included
+    skipped = (skip, "made_from.json", "spend.jsonl")  # a stamp of what was read, damage included, and what was paid
     same = {k: v for k, v in found.items() if k not in skipped} == {
         k: v for k, v in expected.items() if k not in skipped
     }

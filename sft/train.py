@@ -132,9 +132,9 @@ def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
     return checkpoint
 
 
-def check_best(folder: Path) -> None:
-    """UserError if best/ differs from its checksums. A folder of an older version has none."""
-    best = folder / "best"
+def check_best(folder: Path, name: str = "best") -> None:
+    """UserError if the best state differs from its checksums. A folder of an older version has none."""
+    best = folder / name
     problem = problem_of(best, ("best.json",)) if (best / CHECKSUMS).exists() else None
     if problem is not None:
         raise UserError(
@@ -343,8 +343,10 @@ def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
         metadata = {"step": trainer.state.global_step}
         save_state(trainer, folder / "final", metadata)
     elif trainer.accelerator.is_main_process and (folder / "best").exists():
-        (folder / "best" / CHECKSUMS).unlink(missing_ok=True)  # the manifest records the hashes of `final`
         put_in_place(folder / "best", folder / "final")
+    if trainer.accelerator.is_main_process:
+        check_best(folder, "final")
+        (folder / "final" / CHECKSUMS).unlink(missing_ok=True)  # the manifest records its hashes from here on
     return metadata
 
 

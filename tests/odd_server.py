@@ -116,7 +116,7 @@ def error(**fields: Any) -> Callable[..., Raw]:
     return of({"error": {"message": "try later, please", **fields}})
 
 
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"  # which the server then does
 
 
 def wired(header: str) -> Callable[[Document], Raw]:
@@ -231,7 +231,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "retry-after-negative": status(503, **{"Retry-After": "-5"}),
     "retry-after-infinite": status(503, **{"Retry-After": "1e999"}),
     "retry-after-text": status(429, **{"Retry-After": "soon"}),
-    "status-999": Behaviour(lambda good: Raw(wire=b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n"), "retried"),
+    "status-999": Behaviour(
+        lambda good: Raw(wire=b"HTTP/1.1 999 Odd\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), "retried"
+    ),
     "length-too-short": Behaviour(wired("Content-Length: 5"), "retried"),
     "length-too-long": Behaviour(wired("Content-Length: 99999"), "retried"),
     "length-negative": Behaviour(wired("Content-Length: -5"), "retried"),

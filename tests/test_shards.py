@@ -19,6 +19,7 @@ from fgrpo.files import read_ids
 from fgrpo.inference.base import Request
 from fgrpo.runs import Run
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, write_sealed
 from fgrpo.shards import Shard, stage
 from mcts.run import OUTPUTS, distil, grow_shards
 from miniworld.write.__main__ import write_world
@@ -90,7 +91,7 @@ def test_parallel_shards_grow_only_missing_trees(tmp_path: Path, monkeypatch: py
     grow_shards(CONFIG, args)
     assert sum(requested.values()) == 11 - 4, "the four trees of shard 2 of 3 are not grown again"
     for manifest in (runs / "smoke" / "mcts-parts").glob("*/manifest.json"):
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": 5.0}))
+        write_sealed(manifest, {**read_sealed(manifest), "seconds": 5.0})
     merging = ScriptedEngine()
     merged = contents(distil(CONFIG, runs, merging))
     assert not merging.requests

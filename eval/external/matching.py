@@ -2,8 +2,8 @@
 
 Three sources, in this order: the data set's own file (VLMEvalKit's .tsv, by index), a benchmark of this repository, and the
 images that the row itself holds. A row of a benchmark is found by its number where the questions of all rows agree with those
-numbers, else by its text where only one question of the benchmark has it. Numbers that do not agree are never used, since a
-wrong image would be judged as if the model had seen it.
+numbers, else by its text where only one image of the benchmark has it. Numbers that do not agree are never used, nor does a
+gold answer choose between images, since a wrong image would be judged as if the model had seen it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class Table:
             same = by_text.get(_plain(row.question), [])
         else:
             asked = _plain(row.prompt)
-            same = [sample for text, samples in by_text.items() if text and text in asked for sample in samples]
+            held = [text for text in by_text if text and text in asked]
+            longest = [text for text in held if not any(text != other and text in other for other in held)]
+            same = [sample for text in longest for sample in by_text[text]]
         return _chosen(row, same, "question")
 
 
@@ -144,13 +146,15 @@ def of_file(row: Row, source: str, pictures: Pictures, folder: Path, cache: Path
 
 
 def _chosen(row: Row, candidates: Iterable[Sample], by: str) -> Found | str:
-    """The one candidate whose options and gold answer fit the row best."""
+    """The one candidate whose options fit the row; of several with the same images, the one whose gold answer and order fit."""
     fitting = [found for sample in candidates if (found := _with_options(row, sample, by)) is not None]
     if not fitting:
         return OTHER_OPTIONS if list(candidates) else NO_QUESTION
+    if len({found.sample.images for found in fitting}) > 1:
+        return NO_IMAGE  # a gold answer does not tell which: files correct them
     same_gold = [found for found in fitting if not found.other_gold] or fitting
     same_order = [found for found in same_gold if not found.is_reordered] or same_gold
-    return same_order[0] if len(same_order) == 1 else NO_IMAGE  # several images have this question
+    return same_order[0] if len(same_order) == 1 else NO_IMAGE
 
 
 def _with_options(row: Row, sample: Sample, by: str) -> Found | None:

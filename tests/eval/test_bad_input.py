@@ -144,7 +144,7 @@ def test_pictures_gone_and_wrong_counts_stop_before_the_first_token(
         run.evaluate(loose, "gpt-4o", ["mmvp", "omnispatial"], tmp_path / "runs")
     short = load("paper-7b", "fgrpo", here)
     with pytest.raises(
-        UserError, match=r"mmvp: 4 trials instead of the published 300; download .*eval\.counts\.mmvp=4"
+        UserError, match=r"mmvp: 4 trials instead of the published 300; `make data-download .*eval\.counts\.mmvp=4"
     ):
         run.evaluate(short, "gpt-4o", ["mmvp"], tmp_path / "runs")
 

@@ -156,6 +156,21 @@ def test_numbers_count_only_where_all_rows_agree() -> None:
     assert ids((0, "where is it?")) == ["no question found"]
 
 
+def test_a_gold_answer_chooses_no_image() -> None:
+    """Pairs of images share a question; a harness' copy may have corrected the gold answer of one."""
+    asked = "is the dog facing left?"
+    held = table(sample(asked, 0, ("yes", "no"), "yes"), sample(asked, 1, ("yes", "no"), "no"))
+    found = held.find([Row("0", "A", prompt=f"{asked}\nA. yes\nB. no", target="B"), Row("7", "A", prompt="which?")])
+    assert found == [matching.NO_IMAGE, matching.NO_QUESTION]
+
+
+def test_a_question_within_another_is_not_it() -> None:
+    held = table(sample("is it left?", 0), sample("is it left? look at the cup.", 1))
+    row = Row("5", "A", prompt="Is it left? Look at the cup.\nA. left\nB. right")
+    (found,) = held.find([row])
+    assert isinstance(found, matching.Found) and found.sample.id == "b/test/1"
+
+
 def test_letters_mean_the_options_in_the_rows_order() -> None:
     held = table(sample("where?", 0))
     (found,) = held.find([Row("0", "B", prompt="where?\n(A) right\n(B) left", target="(B)")])

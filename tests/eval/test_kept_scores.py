@@ -103,6 +103,16 @@ def test_a_killed_move_is_completed(tmp_path: Path) -> None:
     assert settled(tmp_path) == PAID
 
 
+def test_a_damaged_record_of_a_killed_move_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text("b\n")
+    kept = kept_scores.place(tmp_path, {"judge": "x"})
+    kept.mkdir(parents=True)
+    (kept / kept_scores.HASHES).write_text("{")
+    with pytest.raises(UserError, match=r"hashes\.json is damaged"):
+        kept_scores.put_away(tmp_path, {"judge": "x"})
+    assert (tmp_path / "scores.jsonl").read_text() == "b\n"
+
+
 def test_nothing_kept_is_overwritten(tmp_path: Path) -> None:
     for text in ("first", "second"):
         (tmp_path / "scores.jsonl").write_text(text)

@@ -17,8 +17,8 @@ CODE = f"from fgrpo import cli\ncli.run(lambda args: print({TEXT!a}), cli.parser
 @pytest.mark.parametrize(
     ("locale", "printed"),
     [
-        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"lambda 1.0 +-0.2 (up) -> ?"),
-        ({"PYTHONIOENCODING": "latin-1"}, b"lambda 1.0 \xb10.2 (up) -> ?"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"lambda 1.0 +-0.2 ^ -> ?"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"lambda 1.0 \xb10.2 ^ -> ?"),
         ({"PYTHONIOENCODING": "utf-8"}, TEXT.encode()),
     ],
 )
@@ -29,3 +29,13 @@ def test_what_the_encoding_lacks_is_written_in_ascii(locale: dict[str, str], pri
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == printed
+
+
+def test_a_table_is_in_columns_in_ascii_too() -> None:
+    code = "from eval.layout import Table; print(Table('t', 'T ±', ('a ↑', 'b'), (('1 ±2', 'x'), ('– …', 'y'))).text())"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    words = [sys.executable, "-c", f"exec({code!a})"]
+    done = subprocess.run(
+        words, cwd=ROOT, env=inherited | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["T +-", "a ^    b", "-----  -", "1 +-2  x", "- ...  y"]

@@ -14,10 +14,16 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
+from fgrpo.sealed import sealed
 from ops import card, card_model
 
 BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
-RL = {"constraints": {"consistency": {"tau": 0.95}, "spatial_grounding": {"tau": 0.6}}, "learning_rate": 1e-6}
+RL = {
+    "constraints": {"consistency": {"tau": 0.95}, "spatial_grounding": {"tau": 0.6, "lam_init": 2.0}},
+    "combine": "decoupled",
+    "dual": {"kind": "adaptive", "lr": 0.05, "lam_init": 1.0, "lam_max": 5.0},
+    "learning_rate": 1e-6,
+}
 TRACE = {
     "id": "sat/train/1/direct-0",
     "sample_id": "sat/train/1",
@@ -45,7 +51,8 @@ def run_folder(root: Path, stage: str, preset: str = "mini", **stored: Any) -> P
         "finished": "2026-03-04T05:06:07+00:00",
     }
     manifest |= {"identity": {"length": {"rl": {"steps": 77}}}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
+    (folder / "done").touch()
     return folder
 
 
@@ -58,7 +65,8 @@ def test_a_checkpoint_of_rl(tmp_path: Path) -> None:
     out = card.write(folder)
     assert out == folder / "final" / "README.md"
     text = out.read_text(encoding="utf-8")
-    assert "| consistency | 0.95 | 1.250 |" in text and "| spatial grounding | 0.6 | 2.000 |" in text
+    assert "| consistency | 0.95 | 1.0 | 1.250 |" in text and "| spatial grounding | 0.6 | 2.0 | 2.000 |" in text
+    assert "Faithfulness was measured" not in text, "there is no evaluation"
     for stated in (
         "- steps: 77",
         "- seed: 3",
@@ -89,8 +97,8 @@ def test_a_checkpoint_of_a_step_has_its_own_multipliers(tmp_path: Path) -> None:
     text = card.write(step).read_text(encoding="utf-8")
     assert (
         "# FGRPO, step 100" in text
-        and "| consistency | 0.95 | 1.500 |" in text
-        and "| spatial grounding | 0.6 | – |" in text
+        and "| consistency | 0.95 | 1.0 | 1.500 |" in text
+        and "| spatial grounding | 0.6 | 2.0 | – |" in text
     )
     assert not (folder / "final" / "README.md").exists()
 
@@ -102,15 +110,48 @@ def test_results_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest
     part = {
         "average": {"accuracy": cell, "inconsistency": {**cell, "value": 0.25}},
         "benchmarks": {},
+        "averaged": ["mmvp", "cvb_2d"],
         "counts": {"rollouts": 10},
     }
-    shown = [Result(name, name.upper(), tmp_path, {"greedy": part}) for name in ("sft", "fgrpo")]
+    summary = {"greedy": part, "limit": 50, "judge": "a-judge"}
+    shown = [Result(name, name.upper(), tmp_path, summary) for name in ("sft", "fgrpo")]
     monkeypatch.setattr(card_model, "evaluations", lambda source, name: shown)
     monkeypatch.setattr(card_model, "main_tables", lambda results, config: [])
     text = card.write(run_folder(tmp_path, "rl-fgrpo", rl=RL)).read_text(encoding="utf-8")
     (index,) = header(text)["model-index"]
     metrics = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
     assert metrics == {"accuracy": 50.0, "inconsistency": 25.0}
+    assert index["results"][0]["dataset"]["name"] == "2 of 7 benchmarks, at most 50 questions of each, greedy answers"
+    assert "Judge: a-judge." in text
+
+
+@pytest.mark.parametrize(
+    ("combine", "kind", "words"),
+    [
+        ("additive", "adaptive", "are added to the task's, without thresholds or multipliers"),
+        ("multiplicative", "adaptive", "are multiplied with the task's, without thresholds or multipliers"),
+        ("decoupled", "fixed", "a multiplier weighs each and stays as it is"),
+        ("decoupled", "adaptive", "a multiplier weighs each and grows"),
+    ],
+)
+def test_a_method_is_described_as_it_trained(tmp_path: Path, combine: str, kind: str, words: str) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl={**RL, "combine": combine, "dual": {**RL["dual"], "kind": kind}})
+    text = card.write(folder).read_text(encoding="utf-8")
+    assert words in text
+    assert ("## Constraints" in text) == (combine == "decoupled")
+
+
+def test_a_damaged_or_reopened_run_has_no_card(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    manifest = folder / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"steps": 77', '"steps": 76'))
+    with pytest.raises(UserError, match="does not have its checksum"):
+        card.write(folder)
+    manifest.write_text(whole)
+    (folder / "done").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        card.write(folder)
 
 
 def test_traces(tmp_path: Path) -> None:

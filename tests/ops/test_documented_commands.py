@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +19,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACEHOLDERS = {"<method>": "fgrpo", "<checkpoint>": "x", "<name>": "x", "…": "x"}
-REQUIRED = {"judge-rescore": ["RUN=x", "JUDGE=x"]}  # what a bare mention leaves out
+PLACEHOLDERS = {
+    "<method>": "fgrpo",
+    "<checkpoint>": "x",
+    "<name>": "x",
+    "…": "x",
+    "/path/to/python3.11": sys.executable,
+    "/path/to/python": sys.executable,
+}
+REQUIRED = {
+    "card": ["RUN=x"],
+    "compare": ["MODELS=a,b"],
+    "external": ["NAME=x", "SAMPLES=x"],
+    "judge-rescore": ["RUN=x", "JUDGE=x"],
+}  # what a bare mention leaves out
 STAGES = {"sft.train", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
 BY_HAND = {
@@ -49,7 +63,20 @@ EXECUTED = {
         "figures",
         "report",
     ),  # the stages' own tests call what these targets call
-    *("judge-rescore", "judge-agreement", "plan", "doctor", "slurm", "help", "check", "test", "smoke"),
+    *(
+        "card",
+        "compare",
+        "external",
+        "judge-rescore",
+        "judge-agreement",
+        "plan",
+        "doctor",
+        "slurm",
+        "help",
+        "check",
+        "test",
+        "smoke",
+    ),
 }
 
 
@@ -66,7 +93,7 @@ def commands(page: Path) -> list[str]:
         for old, new in PLACEHOLDERS.items():
             line = line.replace(old, new)
         line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # MASTER_ADDR=… before a command
-        if re.match(r"(make|(\S*/)?python) \S", line):
+        if re.match(r"(make|fgrpo|(\S*/)?(python3?|pip)) [^=\s]", line):
             found.append(line)
     return found
 
@@ -94,6 +121,8 @@ def help_of(module: str) -> str:
 
 def check_python(words: list[str]) -> None:
     """`python -m module --flag …` or `python script.py --flag …`: the module is there and has each flag."""
+    if words[:2] == ["-m", "venv"]:
+        return
     if words[0] != "-m":
         assert (ROOT / words[0]).is_file(), words[0]
         return
@@ -115,9 +144,25 @@ def check_python(words: list[str]) -> None:
     assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known
 
 
+def check_pip(words: list[str]) -> None:
+    """`pip install -r FILE`, `-c FILE`, `.` or `.[extra]`: the files and the extras are there."""
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for option, word in itertools.pairwise(words):
+        if option in ("-r", "-c"):
+            assert (ROOT / word).is_file(), word
+        elif word.startswith(".["):
+            assert set(word[2:-1].split(",")) <= set(extras), word
+
+
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {command}" for page, command in ALL])
 def test_a_documented_command_exists(page: str, command: str) -> None:
-    words = shlex.split(command)
+    words = [word for word in shlex.split(command) if word != "x"]  # "make external … FLAGS=…"
+    if words[0].endswith("pip"):
+        check_pip(words[1:])
+        return
+    if words[0] == "fgrpo":  # the same targets
+        words[0] = "make"
     if words[0] != "make":
         check_python(words[1:])
         return

@@ -12,6 +12,8 @@ import pytest
 
 from eval import base as benchmarks
 from eval import models
+from fgrpo.code_hash import code_hashes
+from fgrpo.installed import PACKAGES
 from judges import base as judges
 from rewards import base as rewards
 
@@ -38,6 +40,7 @@ if __name__ == "__main__":
         assert pool.apply(Constraint, ("brief", 0.5)) == Constraint("brief", 0.5)
     print(pickle.loads(pickle.dumps(Constraint("brief", 0.5))).__class__.__module__)
 """
+LIBRARIES = ("tracker", "SHIM_MODULE.removesuffix('.py')")  # arguments that name packages of others
 LISTS = """
 import json
 from fgrpo.eval import base as benchmarks, models
@@ -88,6 +91,29 @@ def test_nothing_else_is_installed(wheel_tree: ModuleType, tmp_path: Path) -> No
             named += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             assert not {str(name).split(".")[0] for name in named} & set(wheel_tree.PACKAGES), path
     assert not list(home.rglob("__pycache__"))
+
+
+def test_the_code_of_rewards_has_one_hash(wheel_tree: ModuleType, python) -> None:
+    """Scores of a checkout are not stale in a wheel."""
+    assert wheel_tree.PACKAGES == PACKAGES
+    done = python(
+        "-c",
+        f"import json; from fgrpo.code_hash import code_hashes; print(json.dumps(code_hashes('rewards', {rewards.names()})))",
+    )
+    assert json.loads(done.stdout) == code_hashes("rewards", rewards.names())
+
+
+def test_modules_are_looked_up_under_their_name_in_the_wheel() -> None:
+    """A name that is not spelled there goes through `importable`; otherwise a stranger's package would be found."""
+    for package in ("fgrpo", "eval", "judges", "rewards", "rl", "sft", "mcts", "data_curation", "miniworld", "ops"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+                if name not in ("find_spec", "import_module", "run_module") or "PathFinder" in ast.unparse(node):
+                    continue
+                looked_up = ast.unparse(node.args[0])
+                is_library = looked_up in LIBRARIES or looked_up.startswith(("'", '"', "f'fgrpo.", 'f"fgrpo.'))
+                assert is_library or looked_up.startswith("importable("), f"{path}:{node.lineno} looks up {looked_up}"
 
 
 def test_every_module_imports_and_no_stranger_is_taken_for_ours(wheel_tree: ModuleType, python) -> None:

@@ -54,6 +54,8 @@ def test_own_model_behind_an_endpoint(python, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((tmp_path / "runs/smoke/eval/mine/summary.json").read_text())
     assert summary["greedy"]["counts"]["rollouts"] == 4
+    scored_with = json.loads((tmp_path / "runs/smoke/eval/mine/scoring.json").read_text())["judges"]["rewards"]
+    assert scored_with and all(scored_with.values()), "the hashes are of our rewards, not of the package of that name"
     manifest = json.loads((tmp_path / "runs/smoke/eval/mine/manifest.json").read_text())
     assert "mine" in str(manifest) and len(str(manifest["commit"] or "")) in (0, 40)
 

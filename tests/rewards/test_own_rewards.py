@@ -407,4 +407,4 @@ def test_they_are_in_the_report(chain: tuple[Path, dict[str, Any]]) -> None:
         assert shown == [(f"{value:.1f}", model.upper()) for model, value in averages.items()]
         assert f"<th>{heading}</th>" in page
     assert "OWN: hedging fails" in page and "OWN: brevity below 100%" in page, "filters of the examples"
-    assert "✗ hedging" in page and "✓ hedging" in page, "and their marks"
+    assert "✗ no hedging" in page and "✓ hedging" in page, "and their marks"

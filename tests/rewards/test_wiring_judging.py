@@ -160,6 +160,7 @@ def test_a_reward_without_a_report_gets_a_default_under_its_own_name() -> None:
         "colour": None,
         "needs_boxes": False,
         "order": 100,
+        "definition": "",
     }
     own = Own()
     own.report = None  # type: ignore[attr-defined]

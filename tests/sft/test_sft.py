@@ -338,3 +338,23 @@ def test_a_skipped_step_outlives_a_kill_before_the_next_log_line(world: Path, tm
         {"2": "the loss is nan"}
     ]
     assert json.loads((folder / "manifest.json").read_text())["counts"]["skipped steps"] == 1
+
+
+def test_a_best_state_is_checked_until_its_manifest_is_written(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed just before best/ becomes final/: a changed file of it is named, also where the tensors are whole."""
+    cfg = mini(world, "data.validation_share=0.31")
+    shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(cfg, tmp_path)
+    tokenizer = tmp_path / "mini" / "sft" / "best" / "tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text(whole.replace('"red"', '"reb"', 1))
+    with pytest.raises(UserError, match=r"best, the state .* is damaged: tokenizer\.json has the right size"):
+        train.train(cfg, tmp_path)
+    tokenizer.write_text(whole)
+    final = train.train(cfg, tmp_path) / "final"
+    assert (final / "tokenizer.json").read_text() == whole and not (final / "checksums.json").exists()
