@@ -72,11 +72,8 @@ class Columns:
         """
         task, others = list(self.task), list(self.constraints)
         scores_NT, failed_N = scores_NR[:, task], failed_NR[:, task].any(dim=1)
-        if len(task) == 1:
-            task_N = scores_NT[:, 0]
-        else:
-            task_N = (scores_NT * weights_R[task].to(scores_NR)).nansum(dim=1)
-            task_N = torch.where(scores_NT.isnan().all(dim=1) | failed_N, torch.nan, task_N)
+        task_N = (scores_NT * weights_R[task].to(scores_NR)).nansum(dim=1)
+        task_N = torch.where(scores_NT.isnan().all(dim=1) | failed_N, torch.nan, task_N)
         scores_NK = torch.cat([task_N.unsqueeze(1), scores_NR[:, others]], dim=1)
         return scores_NK, torch.cat([failed_N.unsqueeze(1), failed_NR[:, others]], dim=1)
 

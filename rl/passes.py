@@ -1,8 +1,10 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once (`rl.shared_prefix`).
+  The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - Where the attention implementation takes no mask of our own (flash attention), and with `rows="by_length"`: rows of about
   equal length pass together, without the padding around them (`rl.length_bucketing`).
+- Sliding windows, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
 
@@ -14,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -45,10 +47,14 @@ class LogprobPasses(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
-        if not self._can_share():
+        if not self._can_share(self.model) or self._micro_batches_matter():
             return super()._prepare_inputs(generation_batch)
         with _shuffled_by_group():
             return super()._prepare_inputs(generation_batch)
+
+    def _micro_batches_matter(self) -> bool:
+        """Whether the loss takes a mean or a quantile over the tokens of one micro-batch, so that its rollouts must be mixed."""
+        return self.loss_type == "bnpo" or self.top_entropy_quantile < 1.0 or bool(self._entropy_bonus_enabled)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -64,12 +70,18 @@ class LogprobPasses(GRPOTrainer):
         """Log-probabilities (B, T) and entropies (B, T), 0 for padding."""
         given = {key: field for key, field in fields.items() if field is not None}
         family = self._known_family()
+        images_B = given.get("num_images")
+        if family is not None and images_B is not None and not any(images_B):
+            given = {k: v for k, v in given.items() if k not in ("pixel_values", "num_images", family.grid_field)}
         known = {*length_bucketing.BY_TOKEN, "pixel_values", "num_images", *([family.grid_field] if family else [])}
-        if self.rows == "trl" or family is None or compute_aux_loss or not known.issuperset(given):
+        is_mixed = "num_images" in given and not all(given["num_images"])  # TRL's pieces may then have no image at all
+        if (self.rows == "trl" and not is_mixed) or family is None or compute_aux_loss or not known.issuperset(given):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **given
             )
-        passes = self._packed if self._can_share() else self._by_length
+        image_token = family.image_token_id(self.plain_model.config)
+        responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
+        passes = self._packed if self._can_share(model) and not responses_have_images else self._by_length
         logps_BT, entropies_BT = passes(
             model, family, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, given
         )
@@ -82,13 +94,20 @@ class LogprobPasses(GRPOTrainer):
     @property
     def plain_model(self) -> Any:
         """The policy without the wrappers of accelerate and peft."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return self._plain(self.model)
 
-    def _can_share(self) -> bool:
+    def _plain(self, model: Any) -> Any:
+        plain: Any = self.accelerator.unwrap_model(model)
+        return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+
+    def _can_share(self, model: Any) -> bool:
+        """Whether rollouts of a prompt can share a row of this model, the policy or the reference."""
         if self.rows != "shared" or self._known_family() is None:
             return False
-        attention = self.plain_model.config.get_text_config()._attn_implementation
+        config = self._plain(model).config.get_text_config()
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            return False  # a mask of our own would replace the window
+        attention = config._attn_implementation
         if attention not in shared_prefix.ATTENTION and not self._said:
             self._said = True
             distributed.print_once(
@@ -110,18 +129,18 @@ class LogprobPasses(GRPOTrainer):
         compute_entropy: bool,
         fields: Mapping[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        images = _Images(fields, family)
+        images, plain = _Images(fields, family), self._plain(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
         for chosen in self._passes(ids_BL, mask_BL, completion, batch_size, images):
             heads = [pack.rows[0] for pack in chosen]
             of_images = images.of(heads)
             prompt = slice(ids_BL.shape[1] - completion)
-            is_image = (ids_BL[heads, prompt] == family.image_token_id(self.plain_model.config)) & (
-                mask_BL[heads, prompt] == 1
-            )
+            is_image = (ids_BL[heads, prompt] == family.image_token_id(plain.config)) & (mask_BL[heads, prompt] == 1)
+            if not of_images:  # the token is written out in a text, and stands for no image
+                is_image = torch.zeros_like(is_image)
             position_AUP = family.positions(
-                self.plain_model,
+                plain,
                 ids_BL[heads, prompt],
                 is_image,
                 of_images.get(family.grid_field),
@@ -129,8 +148,8 @@ class LogprobPasses(GRPOTrainer):
             )
             layout = shared_prefix.lay_out(chosen, ids_BL, mask_BL, completion, position_AUP)
             attends = layout.attends_U1LL
-            if self.plain_model.config.get_text_config()._attn_implementation == "eager":
-                attends = shared_prefix.additive(attends, self.plain_model.dtype)
+            if plain.config.get_text_config()._attn_implementation == "eager":
+                attends = shared_prefix.additive(attends, plain.dtype)
             with self.accelerator.autocast():
                 out = model(
                     input_ids=layout.ids_UL,
@@ -191,7 +210,7 @@ class LogprobPasses(GRPOTrainer):
             rows, columns = piece.rows, piece.columns
             tokens = {key: field[rows, columns] for key, field in by_token.items()}
             of_images: dict[str, Any] = {}
-            if images_B is not None:
+            if images_B is not None and any(images_B[row] for row in rows):
                 of_images = length_bucketing.image_fields(rest, rows, images_B, family.grid_field)
             *result, _ = super()._get_per_token_logps_and_entropies(
                 model, ids_BL[rows, columns], mask_BL[rows, columns], piece.completion,
@@ -241,8 +260,23 @@ def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tens
     return found
 
 
+_by_group: ContextVar[bool] = ContextVar("_by_group", default=False)
+_shuffle_of_trl = grpo_trainer.shuffle_sequence_dict
+
+
+def _shuffle(seq_dict: dict[str, Any]) -> dict[str, Any]:
+    """TRL's, or that of groups in a context that asks for it: other trainers and threads of the process keep TRL's."""
+    return shared_prefix.shuffled(seq_dict) if _by_group.get() else _shuffle_of_trl(seq_dict)
+
+
+grpo_trainer.shuffle_sequence_dict = _shuffle
+
+
 @contextmanager
 def _shuffled_by_group() -> Iterator[None]:
     """Inside, TRL shuffles groups of rollouts instead of rollouts."""
-    with mock.patch.object(grpo_trainer, "shuffle_sequence_dict", shared_prefix.shuffled):
+    token = _by_group.set(True)
+    try:
         yield
+    finally:
+        _by_group.reset(token)

@@ -150,7 +150,8 @@ def additive(attends: Tensor, dtype: torch.dtype) -> Tensor:
 def shuffled(seq_dict: dict[str, Any]) -> dict[str, Any]:
     """TRL's `shuffle_sequence_dict`, by groups: rollouts of one prompt stay adjacent, and micro-batches hold whole groups.
 
-    The loss of an update does not depend on the order of its rollouts; which groups an update has stays random.
+    Except for the losses of `LogprobPasses._micro_batches_matter`, the loss of an update does not depend on the order of its
+    rollouts. Where a generation batch has several updates, these have whole groups too; which ones stays random.
     """
     ids, images = seq_dict["prompt_ids"], seq_dict.get("pixel_values")
     starts = [0]

@@ -324,6 +324,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             raise (*self._stops, UserError("the judge of another process refused to work; see its message"))[0]
 
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
+        self._finished = FinishedStep.of(self)  # for an evaluation whose judging fails
         super()._maybe_log_save_evaluate(*args, **more)
         self._finished = FinishedStep.of(self)
 

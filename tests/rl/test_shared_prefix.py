@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
 import pytest
 import torch
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import add_fused_lm_head
 
-from fgrpo.policy import adapters, backbone
+from fgrpo.policy import adapters, backbone, loading
 from fgrpo.schema_base import Lora
-from rl import shared_prefix
+from rl import passes, shared_prefix
 from rl.passes import LogprobPasses
 from rl.shared_prefix import Pack, attention_mask, lay_out, packs
 
@@ -238,3 +241,131 @@ def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
     patches = len(batch["pixel_values"]) // 3
     batch["pixel_values"][2 * patches :] += 0.5  # the same tokens, another image
     check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
+
+
+def log_probs(kind: type[Any], trainer: Any, model: Any, batch: dict[str, Any], batch_size: int | None = None) -> Any:
+    """Log-probabilities of `model`, which may be a reference."""
+    kept = batch["completion_ids"].shape[1]
+    mask_BL = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    ids_BL = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    fields = {key: batch[key] for key in FIELDS if key in batch}
+    with torch.no_grad():
+        return kind._get_per_token_logps_and_entropies(
+            trainer, model, ids_BL, mask_BL, kept, batch_size, True, **fields
+        )[0]
+
+
+@pytest.mark.parametrize(("policys", "references"), [("sdpa", "eager"), ("eager", "sdpa")])
+def test_a_reference_may_have_another_attention(make, policys: str, references: str) -> None:
+    trainer = make()
+    reference, _ = loading.load_policy(trainer.model.config._name_or_path)
+    add_fused_lm_head(reference, outputs=("log_probs", "entropy"))
+    reference.set_attn_implementation(references)
+    trainer.plain_model.set_attn_implementation(policys)
+    batch = batch_of(trainer, [[5, 9, 1, 4], [8, 2, 6, 12]])
+    ours, theirs = (log_probs(kind, trainer, reference, batch) for kind in (LogprobPasses, GRPOTrainer))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_a_sliding_window_is_kept(make) -> None:
+    trainer = make()
+    config = trainer.plain_model.config
+    text = config.get_text_config()
+    text.use_sliding_window, text.sliding_window = True, 8
+    text.layer_types = ["sliding_attention"] * text.num_hidden_layers
+    model = type(trainer.plain_model)(config).eval()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    batch = batch_of(trainer, [[5, 9, 6]], images=(1,))
+    ours, theirs = (log_probs(kind, trainer, model, batch) for kind in (LogprobPasses, GRPOTrainer))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_images_of_tools_stand_in_responses(make, same: bool) -> None:
+    """The image, with what follows it in the prompt, is moved to the beginning of each response."""
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9, 6]], images=(1,))
+    ids, patches = batch["prompt_ids"], len(batch["pixel_values"]) // 3
+    cut = int((ids[0] == trainer.processing_class.image_token_id).nonzero()[0]) - 1
+    batch["completion_ids"] = torch.cat([ids[:, cut:], batch["completion_ids"]], dim=1)
+    batch["completion_mask"] = torch.cat([torch.ones_like(ids[:, cut:]), batch["completion_mask"]], dim=1)
+    batch["prompt_ids"], batch["prompt_mask"] = ids[:, :cut], torch.ones_like(ids[:, :cut])
+    if not same:
+        batch["pixel_values"][patches:] += 0.1
+    ours, theirs = (log_probs(kind, trainer, trainer.model, batch) for kind in (LogprobPasses, GRPOTrainer))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_an_image_token_written_out_in_a_text_stands_for_no_image(make) -> None:
+    trainer = make()
+    ids = torch.randint(20, 200, (1, 8)).repeat(3, 1)
+    ids[:, 3] = trainer.processing_class.image_token_id
+    responses = torch.randint(20, 200, (3, 4))
+    batch = {
+        "prompt_ids": ids, "prompt_mask": torch.ones_like(ids),
+        "completion_ids": responses, "completion_mask": torch.ones_like(responses),
+    }  # fmt: skip
+    ours, theirs = (log_probs(kind, trainer, trainer.model, batch) for kind in (LogprobPasses, GRPOTrainer))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def mixed(trainer: Any) -> dict[str, Any]:
+    """Three rollouts of a text, then three of a text with an image; one of each kind is masked as truncated."""
+    batch = batch_of(trainer, [[5, 9, 6]], images=(1,))
+    width = batch["prompt_ids"].shape[1]
+    text = torch.nn.functional.pad(torch.randint(20, 200, (1, 6)).repeat(3, 1), (width - 6, 0))
+    twice = {key: batch[key].repeat(2, 1) for key in ("completion_ids", "completion_mask")}
+    twice["completion_mask"][[1, 4]] = 0
+    return {
+        **batch, **twice, "num_images": [0, 0, 0, 1, 1, 1],
+        "prompt_ids": torch.cat([text, batch["prompt_ids"]]),
+        "prompt_mask": torch.cat([(text > 0).long(), batch["prompt_mask"]]),
+        "mm_token_type_ids": torch.cat([torch.zeros_like(batch["mm_token_type_ids"]), batch["mm_token_type_ids"]]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ["shared", "by_length", "trl"])
+def test_rows_with_and_without_images_pass_in_pieces_of_any_size(make, rows: str) -> None:
+    trainer = make()
+    batch = mixed(trainer)
+    theirs = passed(GRPOTrainer, trainer, batch)
+    trainer.rows = rows
+    for batch_size in (None, 1, 2, 4):
+        check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
+    alone = {key: field[:3] for key, field in batch.items()}  # a micro-batch without an image
+    alone |= {key: batch[key][:0] for key in ("pixel_values", "image_grid_thw")}
+    text = {key: alone[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+    ours, theirs_alone = (
+        log_probs(LogprobPasses, trainer, trainer.model, alone),
+        log_probs(GRPOTrainer, trainer, trainer.model, text),
+    )
+    assert (ours - theirs_alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("tweak", [{"loss_type": "bnpo"}, {"top_entropy_quantile": 0.2}, {"entropy_coef": 0.1}, {}])
+def test_micro_batches_stay_mixed_where_the_loss_depends_on_them(
+    make, tweak: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    grouped, plain = shared_prefix.shuffled, passes._shuffle_of_trl
+    monkeypatch.setattr(shared_prefix, "shuffled", lambda given: used.append("groups") or grouped(given))
+    monkeypatch.setattr(passes, "_shuffle_of_trl", lambda given: used.append("rollouts") or plain(given))
+    make(tweak=tweak, steps=1).train()
+    assert used == ["rollouts" if tweak else "groups"]
+
+
+def test_other_threads_keep_trls_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainers overlap: one leaves its block while the other is inside."""
+    monkeypatch.setattr(passes, "_shuffle_of_trl", lambda given: "trl's")
+    monkeypatch.setattr(shared_prefix, "shuffled", lambda given: "ours")
+    outside = contextvars.copy_context()
+    with passes._shuffled_by_group():
+        assert outside.run(grpo_trainer.shuffle_sequence_dict, {}) == "trl's"
+        assert grpo_trainer.shuffle_sequence_dict({}) == "ours"
+    first, second = contextvars.copy_context(), contextvars.copy_context()
+    one, two = passes._shuffled_by_group(), passes._shuffled_by_group()
+    first.run(one.__enter__), second.run(two.__enter__)
+    first.run(one.__exit__, None, None, None)
+    assert second.run(grpo_trainer.shuffle_sequence_dict, {}) == "ours"
+    second.run(two.__exit__, None, None, None)
+    assert [c.run(grpo_trainer.shuffle_sequence_dict, {}) for c in (first, second)] == ["trl's"] * 2

@@ -18,6 +18,7 @@ from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
 from fgrpo.errors import UserError
 from rl.checks import out_of_reach
 from rl.dual import Constraint, DualAscent
+from rl.failures import FailedJudgements
 from rl.scored_batch import ScoreColumn
 from rl.trainer import DUALS, FaithfulGRPOTrainer
 
@@ -131,6 +132,44 @@ def test_rewards_without_a_constraint_are_one_task_reward(tmp_path: Path, caplog
     assert any("0.5 × half + 2 × correct" in said for said in warnings_of(caplog))
     line = trainer.state.log_history[0]
     assert line["task/mean"] == pytest.approx(float(task.mean())) and line["lambda/brief"] == 1.0
+
+
+def test_the_weight_of_a_single_task_reward_counts(tmp_path: Path) -> None:
+    """A negative one makes a penalty of it."""
+
+    def long(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    trainer = build(
+        tmp_path,
+        (long, half),
+        constraints=[Constraint("half", 0.2)],
+        config={"reward_weights": [-1.0, 1.0], "max_steps": 1},
+    )
+    trainer.train()
+    step = trainer.last_step
+    assert step.scores_NK[:, 0].tolist() == [-length for length in trainer._logs["rewards"]["long"]]
+    assert step.metrics["task/mean"] < 0
+
+
+def test_a_judge_that_fails_in_evaluation_leaves_a_checkpoint_of_the_finished_step(tmp_path: Path) -> None:
+    """Its multipliers are those of the step that was trained, not of the one before."""
+    moved: dict[int, float] = {}
+
+    def judged(completions: list[str], **_: Any) -> list[float | None] | ScoreColumn:
+        if trainer.model.training:
+            return [0.0] * len(completions)
+        moved[trainer.state.global_step] = trainer.dual.lam["judged"]
+        return ScoreColumn([None] * len(completions), ["down"] * len(completions))
+
+    trainer = build(
+        tmp_path, (correct, judged), evaluate=True, constraints=[Constraint("judged", 1.0)], max_failed_share=0.1,
+        config={"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2},
+    )  # fmt: skip
+    with pytest.raises(FailedJudgements):
+        trainer.train()
+    saved = json.loads((tmp_path / "checkpoint-2" / DUALS).read_text())
+    assert moved == {2: pytest.approx(1.1)} and saved["states"]["judged"]["lam"] == moved[2]
 
 
 def test_a_failure_in_a_part_of_the_task_reward_is_one_of_the_task(tmp_path: Path) -> None:
