@@ -133,6 +133,32 @@ def test_failed_requests_of_a_harness_are_no_wrong_answers(config: Config, tmp_p
     assert cells(folder, "cvb_2d")["refused"] == 0.1
 
 
+@pytest.mark.parametrize("source", [Source((LMMS,), "theirs"), Source((TSV,), "theirs", images=IMAGES)])
+def test_cut_offs_that_a_file_does_not_tell_are_no_zero(source: Source, config: Config, tmp_path: Path) -> None:
+    """Neither harness stores how a reply ended: null in the files, a dash in the table, also when another judge scores."""
+    folder = score_external(source, config, tmp_path)
+    assert account(folder)["cut_off"] is None and account(folder)["known_cut_off"] == 0
+    for place in (folder, rescore.rescore(config, folder, "oracle")):
+        summary = json.loads((place / "summary.json").read_text())["greedy"]
+        assert summary["counts"]["truncated"] is None and summary["counts"]["unresolved"] is not None
+        assert all("truncated" not in found and "no_trace" in found for found in summary["benchmarks"].values())
+    (table,) = [t for t in tables.main_tables(find(config, tmp_path), config) if t.name == "faithfulness-greedy"]
+    place = table.headings.index("truncated")
+    assert table.rows and all(row[place] == "–" and row[place + 1] != "–" for row in table.rows)
+
+
+def test_a_cell_that_the_format_cut_off_is_counted(tmp_path: Path) -> None:
+    from openpyxl import load_workbook
+
+    file = Path(shutil.copy(XLSX, tmp_path))
+    book = load_workbook(file)
+    sheet = book.worksheets[0]
+    column = [cell.value for cell in sheet[1]].index("prediction") + 1
+    sheet.cell(2, column).value = "x" * vlmevalkit.LONGEST_CELL
+    book.save(file)
+    assert [row.finish for row in vlmevalkit.FORMAT.read(file, None)] == ["length", *[None] * 9]
+
+
 def sample(question: str, n: int, choices: tuple[str, ...] = ("left", "right"), answer: str = "left") -> Sample:
     return Sample(f"b/test/{n}", (f"{n}.png",), question, choices, answer)
 
