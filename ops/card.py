@@ -29,6 +29,7 @@ from fgrpo.sealed import read_sealed
 TEMPLATES = Path(__file__).resolve().parent / "card_templates"
 CARD = "README.md"
 DATA_STAGES = ("mcts", "data")
+ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,36 @@ class Source:
         """The root of the run folders."""
         return self.path.parent.parent
 
+    def value(self, key: str) -> Any:
+        """The value of a dotted key: as the run stored it, else as the preset has it today (`is_stored` tells which)."""
+        stored = _inside(self.stored, key)
+        return _inside(self.config.model_dump(mode="json"), key) if stored is ABSENT else stored
+
+    def is_stored(self, key: str) -> bool:
+        """Whether the run's own configuration states a dotted key."""
+        return _inside(self.stored, key) is not ABSENT
+
+    def note(self, key: str) -> str:
+        """What follows a stated value: " (of the preset)" where the run does not store it; else ""."""
+        return "" if self.is_stored(key) else " (of the preset)"
+
     @property
     def target(self) -> Path:
         """Where the card belongs: beside the weights, or in the run folder of data."""
         return (self.weights or self.path) / CARD
+
+
+def _inside(values: Any, key: str) -> Any:
+    """The value of a dotted key, of which any first parts may be one key ("models.base"); `ABSENT` if there is none."""
+    if not isinstance(values, dict):
+        return ABSENT
+    if key in values:
+        return values[key]
+    parts = key.split(".")
+    for at in range(len(parts) - 1, 0, -1):
+        if (first := ".".join(parts[:at])) in values:
+            return _inside(values[first], ".".join(parts[at:]))
+    return ABSENT
 
 
 def find(place: Path, overrides: Sequence[str] = ()) -> Source:
