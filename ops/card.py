@@ -11,6 +11,7 @@ a checkpoint of a run, work alike).
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,13 +164,27 @@ def write(place: Path, overrides: Sequence[str] = ()) -> Path:
     return source.target
 
 
+def upload_advice(card: Path) -> str:
+    """How to upload what a card describes. Of data, only the described files: the run folder holds more."""
+    from ops.card_data import FILES
+
+    folder = shlex.quote(str(card.parent))
+    if card.parent.name not in DATA_STAGES:
+        return f"read it, then upload: hf upload <you>/<name> {folder}"
+    files = [name for name in FILES[card.parent.name] if (card.parent / name).is_file()]
+    included = " ".join(f"--include {name}" for name in (CARD, *files))
+    return (
+        "rows hold the paths of images on this machine, and so does the record that the card shows: read both and replace "
+        f"the paths, then upload: hf upload --repo-type dataset <you>/<name> {folder} . {included}"
+    )
+
+
 def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
         card = write(Path(args.run), args.set)
-        kind = "" if card.parent.name not in DATA_STAGES else " --repo-type dataset"
-        print(f"card: {card}\nread it, then upload: hf upload{kind} <you>/<name> {card.parent}")
+        print(f"card: {card}\n{upload_advice(card)}")
 
     arguments = parser("write the card of a checkpoint or a data set")
     arguments.add_argument(

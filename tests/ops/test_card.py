@@ -185,6 +185,22 @@ def test_traces(tmp_path: Path) -> None:
     assert "````json" in text or "```" not in json.dumps(TRACE), "text of a trace cannot close its block"
 
 
+def test_only_the_described_files_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run folder of data holds more than the card describes; rows name images by paths of this machine."""
+    folder = run_folder(tmp_path / "with blank", "mcts")
+    write_jsonl(folder / "traces.jsonl", [TRACE])
+    write_jsonl(folder / "trees.jsonl", [TRACE])
+    monkeypatch.setattr("sys.argv", ["card", "--run", str(folder)])
+    card.main()
+    printed = capsys.readouterr().out
+    command = f"hf upload --repo-type dataset <you>/<name> '{folder}' . --include README.md --include traces.jsonl\n"
+    assert printed.endswith(command) and "paths of images on this machine" in printed
+    trained = card.upload_advice(card.write(run_folder(tmp_path, "sft")))
+    assert trained == f"read it, then upload: hf upload <you>/<name> {tmp_path / 'mini' / 'sft' / 'final'}"
+
+
 def test_what_has_no_card_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
         card.write(tmp_path)
