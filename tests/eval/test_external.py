@@ -197,6 +197,35 @@ def test_a_question_within_another_is_not_it() -> None:
     assert isinstance(found, matching.Found) and found.sample.id == "b/test/1"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "is_asked"),
+    [
+        ("Is it left?", True),
+        ("Question: Is it\n left? (A) yes", True),
+        ("Look at the cup. Is it left?", True),
+        ("<image>Is it left?\nA. yes", True),
+        ("**Is it left?**", True),
+        ("In the first image, is it left?", False),
+        ("In the first image: is it left?", False),
+        ("This is it left?", False),
+    ],
+)
+def test_a_question_begins_a_line_or_a_sentence(prompt: str, is_asked: bool) -> None:
+    """By row number too: a wrong image would be judged as if the model had seen it."""
+    held = table(sample("is it left?", 0))
+    for key in ("0", "x"):
+        (found,) = held.find([Row(key, "A", prompt=prompt)])
+        assert isinstance(found, matching.Found) == is_asked and (is_asked or found == matching.NO_QUESTION)
+
+
+def test_a_question_without_a_mark_is_not_the_beginning_of_another() -> None:
+    held = table(sample("is it left", 0))
+    found = held.find(
+        [Row("x", "A", prompt=text) for text in ("Is it left\nA. x", "Is it left (A) x", "Is it left of it?")]
+    )
+    assert [isinstance(each, matching.Found) for each in found] == [True, True, False]
+
+
 def test_letters_mean_the_options_in_the_rows_order() -> None:
     held = table(sample("where?", 0))
     (found,) = held.find([Row("0", "B", prompt="where?\n(A) right\n(B) left", target="(B)")])
