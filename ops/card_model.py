@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from eval.measures import ACCURACY, reward_measures
 from eval.results import Result
 from eval.tables import headline_kind, main_tables, partial_mark
 from fgrpo import prompts
+from fgrpo.errors import UserError
 from fgrpo.policy.model_files import backbone_of
+from fgrpo.sealed import read_sealed
 from fgrpo.training.checkpoints import PREFIX
 from ops.card import Source, render
 from ops.card_data import entries
@@ -170,11 +171,19 @@ def _constraints(source: Source) -> list[dict[str, Any]]:
 
 
 def _multipliers(source: Source) -> dict[str, float]:
-    """The multipliers of the checkpoint itself, else those at the end of the run; none before any dual step."""
+    """The multipliers of the checkpoint itself, else those at the end of the run; none before any dual step.
+
+    Raises:
+        UserError: the checkpoint's `duals.json` is damaged.
+    """
     duals = (source.weights / "duals.json") if source.weights is not None else None
     if duals is not None and duals.is_file():
-        stored = json.loads(duals.read_text(encoding="utf-8"))
-        return {str(name): float(state["lam"]) for name, state in stored["states"].items()}
+        try:
+            return {str(name): float(state["lam"]) for name, state in read_sealed(duals)["states"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{duals} holds no multipliers ({error!r}); restore it from a copy, or name another checkpoint"
+            ) from error
     return {str(k): float(v) for k, v in (source.manifest.get("final_lambda") or {}).items()}
 
 

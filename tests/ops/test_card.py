@@ -122,6 +122,14 @@ def test_a_checkpoint_of_a_step_has_its_own_multipliers(tmp_path: Path) -> None:
     assert not (folder / "final" / "README.md").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"states": {"consistency": {}}}', '{"states": {"consistency": 1}}'])
+def test_damaged_multipliers_are_named(text: str, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    (folder / "final" / "duals.json").write_text(text)
+    with pytest.raises(UserError, match=r"duals.json holds no multipliers .* name another checkpoint"):
+        card.write(folder)
+
+
 def test_results_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eval.results import Result
 
