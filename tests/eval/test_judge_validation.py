@@ -266,7 +266,9 @@ def test_a_damaged_description_of_a_model_is_named(tmp_path: Path) -> None:
     assert stored_files.read(folder).tags == spec.tags
     for text in ("{", '{"title": 1}'):
         (folder / models.SPEC_FILE).write_text(text)
-        with pytest.raises(UserError, match=r"(?s)model.json describes no model .* run the command that wrote it again"):
+        with pytest.raises(
+            UserError, match=r"(?s)model.json describes no model .* run the command that wrote it again"
+        ):
             stored_files.read(folder)
 
 
