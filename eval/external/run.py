@@ -265,6 +265,11 @@ def described(account: dict[str, Any]) -> str:
             f"accuracy on the {accuracy['n']} rows that both score: {100 * accuracy['ours']:.1f} by our rules, "
             f"{100 * accuracy['theirs']:.1f} by theirs; they differ on {len(accuracy['differ'])}"
         )
+    else:
+        lines.append(
+            "no comparison with their accuracy: the files hold no score between 0 and 1 of the answers that we scored "
+            "(--metric names another metric or column)"
+        )
     return "\n".join(lines)
 
 

@@ -82,6 +82,7 @@ def test_vlmevalkit_rows_by_the_benchmark_or_by_its_own_images(file: Path, confi
         "spatial_grounding"
     ] > 0.3
     of_theirs = account(ours)["accuracy"]["theirs"]
+    assert ("no comparison with their accuracy" in described(account(ours))) == (of_theirs is None)
     assert of_theirs == (0.0 if file == XLSX else None)  # only a result file has `hit`
     images = next(read_jsonl(theirs / "questions.jsonl"))["images"]
     assert all(Path(path).is_file() for path in images)
@@ -143,8 +144,8 @@ def test_cut_offs_that_a_file_does_not_tell_are_no_zero(source: Source, config: 
         assert summary["counts"]["truncated"] is None and summary["counts"]["unresolved"] is not None
         assert all("truncated" not in found and "no_trace" in found for found in summary["benchmarks"].values())
     (table,) = [t for t in tables.main_tables(find(config, tmp_path), config) if t.name == "faithfulness-greedy"]
-    place = table.headings.index("truncated")
-    assert table.rows and all(row[place] == "–" and row[place + 1] != "–" for row in table.rows)
+    column = table.headings.index("truncated")
+    assert table.rows and all(row[column] == "–" and row[column + 1] != "–" for row in table.rows)
 
 
 def test_a_cell_that_the_format_cut_off_is_counted(tmp_path: Path) -> None:
