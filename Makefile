@@ -12,6 +12,13 @@ MODELS ?=
 BENCHMARKS ?=
 JUDGES ?=
 RUNS ?=
+# Of the command line alone: the environment may hold others of these names (WSL sets NAME to the host, platforms set PORT).
+NAME :=
+PORT :=
+PUBLIC :=
+FLAGS :=
+SAMPLES :=
+IMAGES :=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
 export VENV PYTHON

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from fgrpo.errors import UserError
@@ -47,5 +48,14 @@ def _advice(image: Path, data_root: Path) -> str:
     """The link that makes `image` exist, if the same file lies below `data_root`."""
     for at in range(1, len(image.parts)):
         if (data_root / Path(*image.parts[at:])).exists():
-            return f"If the data was moved, link its old place to the new one: ln -s {data_root.absolute()} {Path(*image.parts[:at])}"
+            return f"If the data was moved, link its old place to the new one: {_link(Path(*image.parts[:at]), data_root.absolute())}"
     return "Restore the data there"
+
+
+def _link(old: Path, new: Path) -> str:
+    """The command that makes `old` a link to `new`; what lies at `old` is moved aside, since `ln` would write into a folder."""
+    source, place = shlex.quote(str(new)), shlex.quote(str(old))
+    if old.is_symlink():
+        return f"ln -sfn {source} {place}"
+    aside = f"mv {place} {shlex.quote(f'{old}.old')} && " if old.exists() else ""
+    return f"{aside}ln -s {source} {place}"

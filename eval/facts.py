@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.results import Result
+from fgrpo.errors import UserError
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm")
 JUDGES = ("evaluation", "extraction")
@@ -18,7 +19,7 @@ Fact = tuple[str, str]
 
 
 def facts(shown: Sequence[Result], config: Config) -> list[Fact]:
-    """(what, value) lines; a fact that no manifest states is left out."""
+    """(what, value) lines; a fact that no manifest states is left out. UserError as `manifest`."""
     manifests = [manifest(result.path) for result in shown]
     lines = [
         ("preset", f"{config.preset}, method {config.method}"),
@@ -32,9 +33,12 @@ def facts(shown: Sequence[Result], config: Config) -> list[Fact]:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder; empty if it has none."""
+    """The manifest of a run folder; empty if it has none. UserError: it is damaged."""
     file = folder / "manifest.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    try:
+        return read_sealed(file) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); run its stage again, which writes it anew") from error
 
 
 def commit(written: dict[str, Any]) -> str:

@@ -167,9 +167,14 @@ def of_folder(folder: Path, config: Config) -> ModelSpec:
     Raises:
         UserError: the file is damaged, or as `configured`.
     """
+    return described(folder) or configured(folder.name, config)
+
+
+def described(folder: Path) -> ModelSpec | None:
+    """The model that the `SPEC_FILE` of an evaluation's folder describes; None without one. UserError: it is damaged."""
     file = folder / SPEC_FILE
     if not file.is_file():
-        return configured(folder.name, config)
+        return None
     try:
         return ModelSpec.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

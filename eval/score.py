@@ -204,6 +204,8 @@ class Scorer:
             "answer_from": answer.source,
             "judge": self.judges.name,
         }
+        if rollout.meta.get("finish_known") is False:  # another harness' file that does not tell
+            meta["finish_known"] = False
         if imitates_verdict(rollout.text):
             meta["imitates_verdict"] = True
         if self.spec.mode == "think" and not has_trace:

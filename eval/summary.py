@@ -2,8 +2,9 @@
 
 An average is the plain mean of the benchmarks, as in Table 1 (PAPER: mean of the seven columns). A benchmark outside
 `eval.benchmarks` (the user's own) is in no average, unless nothing else was evaluated; a cell's "benchmarks" is how many it
-averages, and "averaged" lists those that were evaluated for it. Measures that rest on few answers per benchmark are pooled over all answers instead (`Report.pooled`). Intervals are
-percentile bootstraps over questions; trials of one question (SAT's two orders, MMVP's pairs) are resampled together.
+averages, and "averaged" lists those that were evaluated for it. Measures that rest on few answers per benchmark are pooled
+over all answers instead (`Report.pooled`). Intervals are percentile bootstraps over questions; trials of one question (SAT's
+two orders, MMVP's pairs) are resampled together.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _benchmark(rows: Sequence[EvalRecord], every: Sequence[Measure], paired: boo
     counts = _counts(rows)
     for name in ("truncated", "unresolved", "refused", "no_trace"):
         n = len(rows) if name == "refused" else len(rows) - counts["refused"]  # the others: of answered requests
-        if n:
+        if n and counts[name] is not None:
             cells[name] = {"value": counts[name] / n, "low": None, "high": None, "n": n}
     by_rules = _cell([_by_rules(r) for r in rows], [r.meta["group"] for r in rows], settings)
     if by_rules is not None:
@@ -115,11 +116,18 @@ def _average(by_benchmark: Mapping[str, Sequence[EvalRecord]], measure: Measure,
     return {"value": sum(centres) / len(centres), "low": low, "high": high, "n": n, "benchmarks": len(centres)}
 
 
+def _truncated(rows: Sequence[EvalRecord]) -> int | None:
+    """How many answers were cut off; None where a file of another harness does not tell how its replies ended."""
+    if any(r.meta.get("finish_known") is False for r in rows):
+        return None
+    return sum(r.meta["finish"] == "length" for r in rows)
+
+
 def _counts(rows: Sequence[EvalRecord]) -> dict[str, Any]:
     states = Counter(f"{name}/{score.state}" for r in rows for name, score in r.scores.items())
     return {
         "rollouts": len(rows),
-        "truncated": sum(r.meta["finish"] == "length" for r in rows),
+        "truncated": _truncated(rows),
         "refused": sum(r.meta["finish"] == "error" for r in rows),
         "unresolved": sum(r.meta["answer_from"] in ("unresolved", "none") for r in rows),
         "imitates_verdict": sum(bool(r.meta.get("imitates_verdict")) for r in rows),

@@ -112,7 +112,8 @@ def _faithfulness_table(rows: Sequence[Result], kind: str, words: str, config: C
     for r in rows:
         counts = r.summary[kind]["counts"]
         answered = counts["rollouts"] - counts.get("refused", 0)
-        shares = [{"value": counts[name] / answered} if name in counts and answered else None for name in SHARES]
+        known = [name for name in SHARES if counts.get(name) is not None]
+        shares = [{"value": counts[name] / answered} if name in known and answered else None for name in SHARES]
         values = [r.shown(kind, "average", m, _interval_of(m, interval)) for m in every]
         cells.append((r.label + partial_mark(r, kind, config), *values, *map(percent, shares)))
         for name in r.summary[kind]["benchmarks"]:

@@ -53,7 +53,10 @@ def numbers(inside: str) -> str:
 
 
 def unread(text: str, form: str) -> Counter[str]:
-    """How many boxes of `text` are in other forms than `form`, by form; "bare" is four numbers in brackets alone, "loc" four `<loc…>`."""
+    """How many boxes of `text` are in other forms than `form`, by form.
+
+    "bare" is four numbers in brackets alone, "loc" four `<loc…>`.
+    """
     counts: Counter[str] = Counter()
     if not any(sign in text for sign in "[(<"):
         return counts

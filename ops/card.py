@@ -11,6 +11,7 @@ a checkpoint of a run, work alike).
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from fgrpo.sealed import read_sealed
 TEMPLATES = Path(__file__).resolve().parent / "card_templates"
 CARD = "README.md"
 DATA_STAGES = ("mcts", "data")
+ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,36 @@ class Source:
         """The root of the run folders."""
         return self.path.parent.parent
 
+    def value(self, key: str) -> Any:
+        """The value of a dotted key: as the run stored it, else as the preset has it today (`is_stored` tells which)."""
+        stored = _inside(self.stored, key)
+        return _inside(self.config.model_dump(mode="json"), key) if stored is ABSENT else stored
+
+    def is_stored(self, key: str) -> bool:
+        """Whether the run's own configuration states a dotted key."""
+        return _inside(self.stored, key) is not ABSENT
+
+    def note(self, key: str) -> str:
+        """What follows a stated value: " (of the preset)" where the run does not store it; else ""."""
+        return "" if self.is_stored(key) else " (of the preset)"
+
     @property
     def target(self) -> Path:
         """Where the card belongs: beside the weights, or in the run folder of data."""
         return (self.weights or self.path) / CARD
+
+
+def _inside(values: Any, key: str) -> Any:
+    """The value of a dotted key, of which any first parts may be one key ("models.base"); `ABSENT` if there is none."""
+    if not isinstance(values, dict):
+        return ABSENT
+    if key in values:
+        return values[key]
+    parts = key.split(".")
+    for at in range(len(parts) - 1, 0, -1):
+        if (first := ".".join(parts[:at])) in values:
+            return _inside(values[first], ".".join(parts[at:]))
+    return ABSENT
 
 
 def find(place: Path, overrides: Sequence[str] = ()) -> Source:
@@ -136,13 +164,27 @@ def write(place: Path, overrides: Sequence[str] = ()) -> Path:
     return source.target
 
 
+def upload_advice(card: Path) -> str:
+    """How to upload what a card describes. Of data, only the described files: the run folder holds more."""
+    from ops.card_data import FILES
+
+    folder = shlex.quote(str(card.parent))
+    if card.parent.name not in DATA_STAGES:
+        return f"read it, then upload: hf upload <you>/<name> {folder}"
+    files = [name for name in FILES[card.parent.name] if (card.parent / name).is_file()]
+    included = " ".join(f"--include {name}" for name in (CARD, *files))
+    return (
+        "rows hold the paths of images on this machine, and so does the record that the card shows: read both and replace "
+        f"the paths, then upload: hf upload --repo-type dataset <you>/<name> {folder} . {included}"
+    )
+
+
 def main() -> None:
     """Command line."""
 
     def body(args: argparse.Namespace) -> None:
         card = write(Path(args.run), args.set)
-        kind = "" if card.parent.name not in DATA_STAGES else " --repo-type dataset"
-        print(f"card: {card}\nread it, then upload: hf upload{kind} <you>/<name> {card.parent}")
+        print(f"card: {card}\n{upload_advice(card)}")
 
     arguments = parser("write the card of a checkpoint or a data set")
     arguments.add_argument(

@@ -64,10 +64,11 @@ def text(source: Source) -> str:
         title=TITLES[source.stage],
         is_traces=source.stage == "mcts",
         miniature=config.world is not None,
-        teacher=config.models.teacher,
+        teacher=f"{source.value('models.teacher')}{source.note('models.teacher')}",
         mcts=source.stored.get("mcts", {}),
         files=files,
         sources=[] if config.world is not None else _origins(source),
+        has_own_sources=source.is_stored("data.sources"),
         counts=_trees(source.manifest.get("counts", {})) if source.stage == "mcts" else [],
         facts=_facts(source),
     )
@@ -100,7 +101,7 @@ def metadata(source: Source, files: list[File]) -> DatasetCardData:
         license_name="as-the-sources",
         task_categories=["visual-question-answering", "image-text-to-text"],
         size_categories=next((words for limit, words in SIZES if count < limit), "1M<n<10M"),
-        source_datasets=sorted({entry.repo for entry in _entries(source)}) or None,
+        source_datasets=sorted({entry.repo for entry in entries(source)}) or None,
         pretty_name=TITLES[source.stage],
         tags=[
             "spatial-reasoning",
@@ -112,14 +113,16 @@ def metadata(source: Source, files: list[File]) -> DatasetCardData:
     )
 
 
-def _entries(source: Source) -> list[Any]:
+def entries(source: Source) -> list[Any]:
+    """Entries of the catalogue for the sources of the data; none in the miniature world."""
     if source.config.world is not None:
         return []
-    return [e for e in catalogue().values() if set(source.config.data.sources) & set(e.serves)]
+    wanted = set(source.value("data.sources"))
+    return [entry for entry in catalogue().values() if wanted & set(entry.serves)]
 
 
 def _origins(source: Source) -> list[tuple[str, str]]:
-    return [(entry.repo, entry.licence) for entry in _entries(source)]
+    return [(entry.repo, entry.licence) for entry in entries(source)]
 
 
 def _trees(counts: dict[str, int]) -> list[tuple[str, int]]:

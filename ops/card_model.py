@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from data_curation.download import catalogue
 from eval import facts, models, results
 from eval.comparisons import KINDS
 from eval.definitions import definitions, reading
@@ -16,9 +14,12 @@ from eval.measures import ACCURACY, reward_measures
 from eval.results import Result
 from eval.tables import headline_kind, main_tables, partial_mark
 from fgrpo import prompts
+from fgrpo.errors import UserError
 from fgrpo.policy.model_files import backbone_of
+from fgrpo.sealed import read_sealed
 from fgrpo.training.checkpoints import PREFIX
 from ops.card import Source, render
+from ops.card_data import entries
 
 MINIATURE = "the miniature world of this repository (generated scenes with exact truth)"
 
@@ -36,7 +37,7 @@ def text(source: Source) -> str:
         is_rl=source.stage != "sft",
         method=config.method,
         miniature=config.world is not None,
-        base=base_model(source),
+        base=f"{base_model(source)}{source.note('models.base')}",
         constraints=constraints,
         coupling=_coupling(source),
         settings=_settings(source),
@@ -46,10 +47,13 @@ def text(source: Source) -> str:
         compared=[r.title for r in shown if r.name != name],
         definitions=definitions(),
         reading=reading(config),
-        prompt=prompts.read(str(source.stored.get("prompts.think", config.prompts.think))),
+        prompt=prompts.read(str(source.value("prompts.think"))),
+        prompt_note=source.note("prompts.think"),
         max_new_tokens=config.eval.max_new_tokens,
         model_class=backbone_of(source.weights or source.path).model_class_name,
-        policy=config.policy,
+        box_tag=source.value("policy.box_tag"),
+        box_frame=source.value("policy.box_frame"),
+        box_note=source.note("policy.box_tag"),
         facts=[("command", f"make {source.stage} PRESET={config.preset}"), *_facts(source)],
         judges=_judges(source),
         measured_by=results.judges_of([r for r in shown if r.name == name and not r.has_no_judge()]),
@@ -101,7 +105,7 @@ def metadata(source: Source, name: str, shown: list[Result]) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=origin if "/" in origin and not Path(origin).exists() else None,
-        datasets=sorted({entry.repo for entry in _sources(source)}) or None,
+        datasets=sorted({entry.repo for entry in entries(source)}) or None,
         tags=[
             "trl",
             "grpo",
@@ -125,7 +129,7 @@ def _benchmarks(own: Result | None, kind: str, source: Source) -> str:
 
 def base_model(source: Source) -> str:
     """Hub name or folder of the model from which the chain started."""
-    return str(source.stored.get("models.base", source.config.models.base))
+    return str(source.value("models.base"))
 
 
 def _title(source: Source, step: int | None) -> str:
@@ -167,11 +171,19 @@ def _constraints(source: Source) -> list[dict[str, Any]]:
 
 
 def _multipliers(source: Source) -> dict[str, float]:
-    """The multipliers of the checkpoint itself, else those at the end of the run; none before any dual step."""
+    """The multipliers of the checkpoint itself, else those at the end of the run; none before any dual step.
+
+    Raises:
+        UserError: the checkpoint's `duals.json` is damaged.
+    """
     duals = (source.weights / "duals.json") if source.weights is not None else None
     if duals is not None and duals.is_file():
-        stored = json.loads(duals.read_text(encoding="utf-8"))
-        return {str(name): float(state["lam"]) for name, state in stored["states"].items()}
+        try:
+            return {str(name): float(state["lam"]) for name, state in read_sealed(duals)["states"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{duals} holds no multipliers ({error!r}); restore it from a copy, or name another checkpoint"
+            ) from error
     return {str(k): float(v) for k, v in (source.manifest.get("final_lambda") or {}).items()}
 
 
@@ -212,14 +224,6 @@ def _length(source: Source) -> dict[str, Any]:
     return dict(source.manifest.get("identity", {}).get("length", {}))
 
 
-def _sources(source: Source) -> list[Any]:
-    """Entries of the catalogue for the training sources; none in the miniature world."""
-    if source.config.world is not None:
-        return []
-    wanted = set(source.config.data.sources)
-    return [entry for entry in catalogue().values() if wanted & set(entry.serves)]
-
-
 def _data(source: Source) -> list[str]:
     """One line per source of training data, and the number of questions or traces that the run used."""
     counts = source.manifest.get("counts", {})
@@ -229,7 +233,10 @@ def _data(source: Source) -> list[str]:
         return [*lines, f"all from {MINIATURE}"]
     return [
         *lines,
-        *(f"[{e.repo}](https://huggingface.co/datasets/{e.repo}), licence: {e.licence}" for e in _sources(source)),
+        *(
+            f"[{e.repo}](https://huggingface.co/datasets/{e.repo}){source.note('data.sources')}, licence: {e.licence}"
+            for e in entries(source)
+        ),
     ]
 
 

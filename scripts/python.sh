@@ -9,8 +9,8 @@ complete() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.fi
 note() { [ -n "${QUIET:-}" ] || echo "note: $1" >&2; }
 
 if [ -n "$PYTHON" ]; then
-  command -v "$PYTHON" >/dev/null || { echo "error: PYTHON=$PYTHON is no interpreter" >&2; exit 2; }
-  complete "$PYTHON" || note "$PYTHON has no torch or no TRL. \`make setup PYTHON=$PYTHON\` creates .venv from it; then run make without PYTHON"
+  command -v "$PYTHON" >/dev/null || { echo "error: PYTHON=$PYTHON is no interpreter; give the path of one, such as PYTHON=/usr/bin/python3.11" >&2; exit 2; }
+  complete "$PYTHON" || note "$PYTHON has no torch or no TRL: install requirements/ there, or let \`make setup PYTHON=$PYTHON\` create .venv from it and run make without PYTHON"
   echo "$PYTHON"
   exit
 fi

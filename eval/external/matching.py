@@ -33,6 +33,8 @@ NO_IMAGE, NO_QUESTION, OTHER_OPTIONS, NO_GOLD, REPEATED = (
     "the question occurs twice in the file",
 )
 OFFSETS = (0, -1)  # of a harness' row numbers from ours: counted from 0, or from 1
+_SENTENCE_ENDS = ".?!:。？！："
+_BEFORE = r"(?:^[^\w\n]*(?:\w+[^\S\n]*[:.)：][^\w\n]*)?|[.?!。？！>][^\w\n]*)"  # what may stand before a question
 Pictures = Mapping[str, tuple[bytes | str, ...]]
 
 
@@ -112,7 +114,7 @@ class Table:
             same = by_text.get(_plain(row.question), [])
         else:
             asked = _plain(row.prompt)
-            held = [text for text in by_text if text and text in asked]
+            held = [text for text in by_text if text in asked and _is_asked(text, row.prompt)]
             longest = [text for text in held if not any(text != other and text in other for other in held)]
             same = [sample for text in longest for sample in by_text[text]]
         return _chosen(row, same, "question")
@@ -195,7 +197,20 @@ def _gold(target: str, choices: Sequence[str]) -> str | None:
 def _asks(row: Row, sample: Sample) -> bool:
     """Whether the row's question is the sample's."""
     question = _plain(sample.question)
-    return question == _plain(row.question) if row.question else bool(question) and question in _plain(row.prompt)
+    return question == _plain(row.question) if row.question else _is_asked(question, row.prompt)
+
+
+def _is_asked(question: str, prompt: str) -> bool:
+    """Whether a prompt holds a question (as `_plain` writes it) as a whole, not as the end or the beginning of another one.
+
+    It begins a line, after a label such as "Question:" too, or follows the end of a sentence or a tag. What follows a question
+    without a mark of its own is the line's end or no word.
+    """
+    if not question or question not in _plain(prompt):
+        return False
+    words = r"\s+".join(map(re.escape, question.split()))
+    after = "" if question[-1] in _SENTENCE_ENDS else r"(?=[^\S\n]*(?:[^\w\s]|\n|\Z))"
+    return re.search(f"{_BEFORE}{words}{after}", prompt.casefold(), re.MULTILINE) is not None
 
 
 def _plain(text: str) -> str:

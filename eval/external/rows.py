@@ -34,6 +34,7 @@ class Row:
         target: the gold answer as the file states it; "" if it does not.
         question, choices: of the row itself, where the file has them; choices in the order of their letters.
         theirs: the harness' own score of the answer in [0, 1], None without one.
+        finish: how the reply ended, as in `Rollout`; None where the file does not tell.
         tokens: length of the reply; 0 if it is not known.
         images: data URLs of images that the file holds.
         group: rows of one question (rotated options) share it.
@@ -46,7 +47,7 @@ class Row:
     question: str = ""
     choices: tuple[str, ...] = ()
     theirs: float | None = None
-    finish: Literal["stop", "length", "error"] = "stop"
+    finish: Literal["stop", "length", "error"] | None = None
     tokens: int = 0
     images: tuple[str, ...] = ()
     group: str = ""

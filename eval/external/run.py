@@ -187,7 +187,9 @@ def _rollout(row: Row, found: matching.Found, source: Source) -> Rollout:
         meta["other_gold"] = found.other_gold
     if row.finish == "error":
         meta["error"] = "the harness got no reply"
-    return Rollout(found.sample.id, found.sample.id, text, row.finish, row.tokens, meta)
+    if row.finish is None:
+        meta["finish_known"] = False
+    return Rollout(found.sample.id, found.sample.id, text, row.finish or "stop", row.tokens, meta)
 
 
 def untagged(text: str) -> str:
@@ -225,6 +227,7 @@ def _account(taken: Taken, records: Sequence[EvalRecord], source: Source) -> dic
         ours = by_id[found.sample.id].scores["accuracy"].value
         if ours is not None and row.theirs is not None:
             both.append((found.sample.id, ours, row.theirs))
+    cut = sum(row.finish == "length" for row, _ in taken.answers)
     return {
         "files": [path.name for path in source.files],
         "rows": taken.rows,
@@ -232,7 +235,8 @@ def _account(taken: Taken, records: Sequence[EvalRecord], source: Source) -> dic
         "left_out": dict(sorted(taken.left_out.items())),
         "found_by": dict(sorted(Counter(found.by for _, found in taken.answers).items())),
         "no_reply": sum(row.finish == "error" for row, _ in taken.answers),
-        "cut_off": sum(row.finish == "length" for row, _ in taken.answers),
+        "cut_off": None if any(row.finish is None for row, _ in taken.answers) else cut,
+        "known_cut_off": cut,
         "other_gold": [found.sample.id for _, found in taken.answers if found.other_gold],
         "accuracy": {
             "n": len(both),
@@ -251,6 +255,8 @@ def described(account: dict[str, Any]) -> str:
         lines.append(
             f"  {account['no_reply']} of them have no reply: the harness' requests failed; they are in no average"
         )
+    if account["known_cut_off"]:
+        lines.append(f"  {account['known_cut_off']} of them were cut off by the file's format")
     if account["other_gold"]:
         lines.append(f"  {len(account['other_gold'])} have another gold answer in the file; ours counts ({FILE})")
     accuracy = account["accuracy"]
@@ -258,6 +264,11 @@ def described(account: dict[str, Any]) -> str:
         lines.append(
             f"accuracy on the {accuracy['n']} rows that both score: {100 * accuracy['ours']:.1f} by our rules, "
             f"{100 * accuracy['theirs']:.1f} by theirs; they differ on {len(accuracy['differ'])}"
+        )
+    else:
+        lines.append(
+            "no comparison with their accuracy: the files hold no score between 0 and 1 of the answers that we scored "
+            "(--metric names another metric or column)"
         )
     return "\n".join(lines)
 

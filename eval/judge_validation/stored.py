@@ -153,9 +153,9 @@ def _evaluated(folder: Path) -> Generations:
 
 
 def _tags(folder: Path) -> Tags:
-    """The tags of an evaluated model; those of common models where its file is gone."""
-    if (folder / models.SPEC_FILE).is_file():
-        return models.ModelSpec.model_validate_json((folder / models.SPEC_FILE).read_text(encoding="utf-8")).tags
+    """The tags of an evaluated model; those of common models where its file is gone. UserError: the file is damaged."""
+    if (spec := models.described(folder)) is not None:
+        return spec.tags
     name = folder.name.partition(models.AT)[0]
     return models.load(name).tags if name in models.names() else COMMON
 

@@ -6,13 +6,14 @@ import json
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_curation import clustering
+from data_curation import clustering, moved
 from data_curation.difficulty import fraction, histogram, is_kept, order
 from data_curation.run import curate
 from fgrpo import recorded
@@ -250,6 +251,27 @@ def test_a_moved_data_root_is_the_same_data(config: Config, tmp_path: Path) -> N
             runs,
             again,
         )
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a link"])
+def test_the_printed_link_makes_the_images_exist(left: str, tmp_path: Path) -> None:
+    """Also with a blank in a path, and where a folder without the images or a link to nowhere lies at the old place."""
+    old, new, stage = tmp_path / "old place", tmp_path / "new $place", tmp_path / "data"
+    image = Path("train") / "a.png"
+    (new / "train").mkdir(parents=True)
+    (new / image).touch()
+    stage.mkdir()
+    (stage / "rl.jsonl").write_text(json.dumps({"images": [str(old / image)]}) + "\n")
+    if left == "a folder":
+        old.mkdir()
+    elif left == "a link":
+        old.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="link its old place") as error:
+        moved.check_images(stage, new)
+    command = str(error.value).partition("to the new one: ")[2].partition(", or move ")[0]
+    subprocess.run(["bash", "-c", command], check=True)
+    moved.check_images(stage, new)
+    assert (old / image).is_file()
 
 
 def _annotation_files(root: Path) -> list[Path]:

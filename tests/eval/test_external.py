@@ -82,6 +82,7 @@ def test_vlmevalkit_rows_by_the_benchmark_or_by_its_own_images(file: Path, confi
         "spatial_grounding"
     ] > 0.3
     of_theirs = account(ours)["accuracy"]["theirs"]
+    assert ("no comparison with their accuracy" in described(account(ours))) == (of_theirs is None)
     assert of_theirs == (0.0 if file == XLSX else None)  # only a result file has `hit`
     images = next(read_jsonl(theirs / "questions.jsonl"))["images"]
     assert all(Path(path).is_file() for path in images)
@@ -133,6 +134,32 @@ def test_failed_requests_of_a_harness_are_no_wrong_answers(config: Config, tmp_p
     assert cells(folder, "cvb_2d")["refused"] == 0.1
 
 
+@pytest.mark.parametrize("source", [Source((LMMS,), "theirs"), Source((TSV,), "theirs", images=IMAGES)])
+def test_cut_offs_that_a_file_does_not_tell_are_no_zero(source: Source, config: Config, tmp_path: Path) -> None:
+    """Neither harness stores how a reply ended: null in the files, a dash in the table, also when another judge scores."""
+    folder = score_external(source, config, tmp_path)
+    assert account(folder)["cut_off"] is None and account(folder)["known_cut_off"] == 0
+    for place in (folder, rescore.rescore(config, folder, "oracle")):
+        summary = json.loads((place / "summary.json").read_text())["greedy"]
+        assert summary["counts"]["truncated"] is None and summary["counts"]["unresolved"] is not None
+        assert all("truncated" not in found and "no_trace" in found for found in summary["benchmarks"].values())
+    (table,) = [t for t in tables.main_tables(find(config, tmp_path), config) if t.name == "faithfulness-greedy"]
+    column = table.headings.index("truncated")
+    assert table.rows and all(row[column] == "–" and row[column + 1] != "–" for row in table.rows)
+
+
+def test_a_cell_that_the_format_cut_off_is_counted(tmp_path: Path) -> None:
+    from openpyxl import load_workbook
+
+    file = Path(shutil.copy(XLSX, tmp_path))
+    book = load_workbook(file)
+    sheet = book.worksheets[0]
+    column = [cell.value for cell in sheet[1]].index("prediction") + 1
+    sheet.cell(2, column).value = "x" * vlmevalkit.LONGEST_CELL
+    book.save(file)
+    assert [row.finish for row in vlmevalkit.FORMAT.read(file, None)] == ["length", *[None] * 9]
+
+
 def sample(question: str, n: int, choices: tuple[str, ...] = ("left", "right"), answer: str = "left") -> Sample:
     return Sample(f"b/test/{n}", (f"{n}.png",), question, choices, answer)
 
@@ -169,6 +196,35 @@ def test_a_question_within_another_is_not_it() -> None:
     row = Row("5", "A", prompt="Is it left? Look at the cup.\nA. left\nB. right")
     (found,) = held.find([row])
     assert isinstance(found, matching.Found) and found.sample.id == "b/test/1"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_asked"),
+    [
+        ("Is it left?", True),
+        ("Question: Is it\n left? (A) yes", True),
+        ("Look at the cup. Is it left?", True),
+        ("<image>Is it left?\nA. yes", True),
+        ("**Is it left?**", True),
+        ("In the first image, is it left?", False),
+        ("In the first image: is it left?", False),
+        ("This is it left?", False),
+    ],
+)
+def test_a_question_begins_a_line_or_a_sentence(prompt: str, is_asked: bool) -> None:
+    """By row number too: a wrong image would be judged as if the model had seen it."""
+    held = table(sample("is it left?", 0))
+    for key in ("0", "x"):
+        (found,) = held.find([Row(key, "A", prompt=prompt)])
+        assert isinstance(found, matching.Found) == is_asked and (is_asked or found == matching.NO_QUESTION)
+
+
+def test_a_question_without_a_mark_is_not_the_beginning_of_another() -> None:
+    held = table(sample("is it left", 0))
+    found = held.find(
+        [Row("x", "A", prompt=text) for text in ("Is it left\nA. x", "Is it left (A) x", "Is it left of it?")]
+    )
+    assert [isinstance(each, matching.Found) for each in found] == [True, True, False]
 
 
 def test_letters_mean_the_options_in_the_rows_order() -> None:

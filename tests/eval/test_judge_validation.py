@@ -259,6 +259,19 @@ def test_items_are_read_in_the_tags_of_the_evaluated_model(tmp_path: Path, monke
     assert (negative.item.think, negative.item.answer) == (SAID, "right")  # type: ignore[union-attr]
 
 
+def test_a_damaged_description_of_a_model_is_named(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path / "theirs")
+    spec = models.ModelSpec(title="M", path="external", prompt="", think_tags=("[REASON]",))
+    (folder / models.SPEC_FILE).write_text(spec.model_dump_json())
+    assert stored_files.read(folder).tags == spec.tags
+    for text in ("{", '{"title": 1}'):
+        (folder / models.SPEC_FILE).write_text(text)
+        with pytest.raises(
+            UserError, match=r"(?s)model.json describes no model .* run the command that wrote it again"
+        ):
+            stored_files.read(folder)
+
+
 def test_swapped_answers_are_made_from_consistent_traces_alone(tmp_path: Path) -> None:
     found = stored_files.read(stored_run(tmp_path / "m"))
     samples = stored_files.questions(found.questions)

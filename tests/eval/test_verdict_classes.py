@@ -12,6 +12,7 @@ import pytest
 
 from eval import facts, report, verdict_classes
 from eval.results import Result, find
+from fgrpo.errors import UserError
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Score
 
@@ -131,3 +132,10 @@ def test_a_manifest_of_an_older_version_is_dated_by_its_files(tmp_path: Path) ->
         shown.path.mkdir()
         (shown.path / "manifest.json").write_text(f'{{"finished": "{day}T00:00:00+00:00"}}')
     assert dict(facts.facts(days, known.setting()))["evaluated"] == "2026-03-01 to 2026-03-02"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": 1, "checksum": "0"}'])
+def test_facts_of_a_damaged_manifest_are_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json cannot be read .* run its stage again"):
+        facts.manifest(tmp_path)

@@ -89,6 +89,25 @@ def test_a_preset_of_the_paper_names_base_and_data(tmp_path: Path) -> None:
     assert "write your reasoning inside <think>" in text.lower(), "the prompt it was trained with"
 
 
+def test_what_the_run_stored_comes_before_todays_preset(tmp_path: Path) -> None:
+    """A value that the run's config.json states is the run's; of any other the card says that it is the preset's."""
+    policy = {"box_tag": "box", "box_frame": "thousand"}
+    text = card.write(run_folder(tmp_path, "rl-fgrpo", "paper-7b", rl=RL, policy=policy)).read_text(encoding="utf-8")
+    assert "as `<box>[x1,y1,x2,y2]</box>`, in the frame `thousand`." in text
+    assert "from an SFT checkpoint of Qwen/Qwen2.5-VL-7B-Instruct (of the preset)." in text
+    assert "/array/SAT) (of the preset), licence" in text
+    sft = card.write(run_folder(tmp_path, "sft", "paper-7b", **{"models.base": "a/b"})).read_text(encoding="utf-8")
+    assert header(sft)["base_model"] == "a/b" and "fine-tuned from a/b on" in sft
+    assert "resizes it (of the preset)." in sft
+
+    searched = run_folder(tmp_path, "mcts", "paper-7b", **{"models.teacher": "c/d"})
+    text = card.write(searched).read_text(encoding="utf-8")
+    assert "search over c/d (Eq. 7" in text and "Those of the preset (the run does not store its own):" in text
+    curated = run_folder(tmp_path, "data", "paper-7b", data={"sources": {"sat": {}}})
+    text = card.write(curated).read_text(encoding="utf-8")
+    assert header(text)["source_datasets"] == ["array/SAT"] and "of the preset" not in text
+
+
 def test_a_checkpoint_of_a_step_has_its_own_multipliers(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
     step = folder / "checkpoints" / "checkpoint-100"
@@ -101,6 +120,14 @@ def test_a_checkpoint_of_a_step_has_its_own_multipliers(tmp_path: Path) -> None:
         and "| spatial grounding | 0.6 | 2.0 | – |" in text
     )
     assert not (folder / "final" / "README.md").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"states": {"consistency": {}}}', '{"states": {"consistency": 1}}'])
+def test_damaged_multipliers_are_named(text: str, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "rl-fgrpo", rl=RL)
+    (folder / "final" / "duals.json").write_text(text)
+    with pytest.raises(UserError, match=r"duals.json holds no multipliers .* name another checkpoint"):
+        card.write(folder)
 
 
 def test_results_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +191,22 @@ def test_traces(tmp_path: Path) -> None:
     assert DatasetCard(text).data.pretty_name == "Reasoning traces of a tree search"
     assert header(text)["configs"] == [{"config_name": "traces", "data_files": "traces.jsonl", "default": True}]
     assert "````json" in text or "```" not in json.dumps(TRACE), "text of a trace cannot close its block"
+
+
+def test_only_the_described_files_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run folder of data holds more than the card describes; rows name images by paths of this machine."""
+    folder = run_folder(tmp_path / "with blank", "mcts")
+    write_jsonl(folder / "traces.jsonl", [TRACE])
+    write_jsonl(folder / "trees.jsonl", [TRACE])
+    monkeypatch.setattr("sys.argv", ["card", "--run", str(folder)])
+    card.main()
+    printed = capsys.readouterr().out
+    command = f"hf upload --repo-type dataset <you>/<name> '{folder}' . --include README.md --include traces.jsonl\n"
+    assert printed.endswith(command) and "paths of images on this machine" in printed
+    trained = card.upload_advice(card.write(run_folder(tmp_path, "sft")))
+    assert trained == f"read it, then upload: hf upload <you>/<name> {tmp_path / 'mini' / 'sft' / 'final'}"
 
 
 def test_what_has_no_card_is_named(tmp_path: Path) -> None:

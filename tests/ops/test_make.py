@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_every_method_has_a_target(method: str) -> None:
 def test_a_method_without_a_file_is_named() -> None:
     done = subprocess.run(["make", "rl-fgrpx"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode and "fgrpx" in done.stderr and "fgrpo" in done.stderr
+
+
+def test_a_name_of_the_environment_is_no_name_of_a_model() -> None:
+    """WSL sets NAME to the host; platforms set PORT."""
+
+    def made(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "NAME": "host", "PORT": "1", "FLAGS": "--x", "SAMPLES": "y", "IMAGES": "z", "PUBLIC": "1"}
+        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+
+    def printed(*words: str) -> str:
+        return " ".join(made(*words).stdout.split())
+
+    assert "set NAME to a name" in made("external", "SAMPLES=a").stderr
+    assert "set SAMPLES to the files" in made("external", "NAME=mine").stderr
+    assert printed("external", "NAME=mine", "SAMPLES=a").endswith("--name mine --samples a")
+    assert printed("serve-teacher").endswith("serve teacher --preset mini")
+    assert printed("serve-teacher", "NAME=t", "PORT=2").endswith("--preset mini --port 2 --name t")
 
 
 def test_help_lists_every_public_target() -> None:

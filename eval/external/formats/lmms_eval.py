@@ -2,7 +2,8 @@
 
 One line per document: doc_id (the row's number in the task's split), target, input (the prompt), filtered_resps (what it
 scores), resps (the reply before filters took its reasoning away; only where it differs), token_counts, input_media (images of up
-to 300 kB, at most four, where the task's rows hold them as bytes), and one key per metric. The row itself is not in the file.
+to 300 kB, at most four, where the task's rows hold them as bytes), and one key per metric. Neither the row itself nor how a reply ended is in
+the file.
 A task with several filters writes each document once per filter; the first line counts.
 """
 
@@ -58,7 +59,7 @@ def _read(path: Path, metric: str | None) -> Iterator[Row]:
             prompt=line["input"] if isinstance(line["input"], str) else "",
             target=plain(line.get("target")),
             theirs=_score(line, metric, path),
-            finish="error" if text is None or text.startswith(FAILED) else "stop",
+            finish="error" if text is None or text.startswith(FAILED) else None,
             tokens=_tokens(tokens),
             images=_images(line.get("input_media")),
         )

@@ -2,7 +2,7 @@
 
 Columns: those of the data set without its image (index, question, A, B, …, answer, category), prediction, with SPLIT_THINK
 also thinking, and in a result file hit (0 or 1) and log. Read as commit e8e78f05 (August 2026) writes them. A cell of an .xlsx file
-holds at most 32,767 characters: a prediction of that length was cut off. Images are in the data set's own file,
+holds at most 32,767 characters: a prediction of that length was cut off. Other cut-offs are not in the files. Images are in the data set's own file,
 `LMUData/<dataset>.tsv` (`read_images`).
 """
 
@@ -46,7 +46,7 @@ def _read(path: Path, metric: str | None) -> Iterator[Row]:
             question=plain(line["question"]),
             choices=_choices(line),
             theirs=share(line.get(metric or "hit")),
-            finish="error" if has_failed else "length" if is_cut else "stop",
+            finish="error" if has_failed else "length" if is_cut else None,
             group=plain(line.get("g_index")),
         )
 
