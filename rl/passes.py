@@ -81,7 +81,11 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        passes = self._packed if self._can_share(model) and not responses_have_images else self._by_length
+        is_long = (
+            int(attention_mask.sum(dim=1).max()) > shared_prefix.LONGEST
+        )  # a mask of its square would take too much
+        shares = self._can_share(model) and not responses_have_images and not is_long
+        passes = self._packed if shares else self._by_length
         logps_BT, entropies_BT = passes(
             model, family, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, given
         )
@@ -170,8 +174,9 @@ class LogprobPasses(GRPOTrainer):
     ) -> Iterator[list[Pack]]:
         """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
         most = batch_size or len(ids_BL)
-        packs = shared_prefix.packs(ids_BL, mask_BL, completion, images.same)
-        if self.accelerator.num_processes > 1:
+        in_one_process = self.accelerator.num_processes == 1
+        packs = shared_prefix.packs(ids_BL, mask_BL, completion, images.same, most=most if in_one_process else None)
+        if not in_one_process:
             for start in range(0, len(ids_BL), most):
                 yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
             return

@@ -62,6 +62,7 @@ def packs(
     completion: int,
     same_images: Callable[[int, int], bool],
     longest: int = LONGEST,
+    most: int | None = None,
 ) -> list[Pack]:
     """Adjacent rollouts of one prompt together, as far as a row holds them.
 
@@ -71,6 +72,7 @@ def packs(
         completion: T, the columns of responses at the end.
         same_images: whether two rows of the batch have the same images.
         longest: tokens of a packed row; a single rollout may exceed it.
+        most: rollouts of a packed row; None for any number.
     """
     prompt = ids_BL.shape[1] - completion
     prompts = (ids_BL[:, :prompt] * mask_BL[:, :prompt]).tolist()
@@ -78,7 +80,8 @@ def packs(
     responses = mask_BL[:, prompt:].sum(dim=1).tolist()
     found: list[Pack] = []
     for row, response in enumerate(responses):
-        if found and found[-1].tokens + 1 + response <= longest:
+        has_room = found and found[-1].tokens + 1 + response <= longest and (not most or len(found[-1].rows) < most)
+        if has_room:
             head = found[-1].rows[0]
             if lengths[head] == lengths[row] and prompts[head] == prompts[row] and same_images(head, row):
                 found[-1] = Pack((*found[-1].rows, row), found[-1].tokens + 1 + response)

@@ -132,17 +132,28 @@ def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monk
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]])
     theirs = passed(GRPOTrainer, trainer, batch)
-    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
     laid_out: list[int] = []
     lay_out = shared_prefix.lay_out
     monkeypatch.setattr(
         shared_prefix, "lay_out",
         lambda chosen, *rest: laid_out.append(sum(len(pack.rows) for pack in chosen)) or lay_out(chosen, *rest),
     )  # fmt: skip
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
     check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
     size = batch_size or 10
+    assert sum(laid_out) == 10 and max(laid_out) <= size
+    laid_out.clear()
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
     assert laid_out == [min(size, 10 - start) for start in range(0, 10, size)]
+
+
+def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    monkeypatch.setattr(shared_prefix, "LONGEST", 20)
+    monkeypatch.setattr(shared_prefix, "lay_out", None)
+    check_equal(passed(LogprobPasses, trainer, batch), theirs)
 
 
 def test_a_long_group_takes_several_rows() -> None:
