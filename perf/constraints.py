@@ -124,7 +124,10 @@ def plain_trl(
             if name == scorer.names[0]:
                 rows = [{"sample": text} for text in sample]
                 handles = SimpleNamespace(
-                    state=trainer.state, accelerator=trainer.accelerator, async_loop=trainer.async_loop
+                    state=trainer.state,
+                    accelerator=trainer.accelerator,
+                    async_loop=trainer.async_loop,
+                    is_cut_off=lambda ids: False,  # no reward here asks
                 )
                 scorer.start(rows, completions, completion_ids, handles)
             return await inner(prompts=prompts)
