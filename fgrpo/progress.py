@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 EVERY_S = 15.0  # between two lines where there is no terminal
+
+# tqdm's own lock is shared with forked processes: one that is killed while it draws would block all others for ever.
+tqdm.set_lock(threading.RLock())
 
 
 class Lines:

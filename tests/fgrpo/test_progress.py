@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,37 @@ def test_the_bar_shows_the_status() -> None:
         move(2)
         assert shown.n == 4
     assert "3.40 of 50.00" in out.getvalue()
+
+
+def test_a_killed_child_that_was_drawing_blocks_nobody() -> None:
+    """A forked process that holds tqdm's lock is killed; the parent draws on. In a process of its own, since a failure hangs."""
+    code = """
+import io, os, signal, time
+from fgrpo import progress
+from tqdm import tqdm
+child = os.fork()
+if child == 0:
+    tqdm.get_lock().acquire()
+    os.write(1, b"held\\n")
+    time.sleep(60)
+os.read(0, 1)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+with progress.bar("drawn", total=1, unit="item", out=io.StringIO()) as bar:
+    bar.update()
+print("drawn")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        out, _ = process.communicate("x", timeout=60)
+    finally:
+        process.kill()
+    assert out == "drawn\n"
