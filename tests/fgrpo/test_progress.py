@@ -71,6 +71,7 @@ def test_a_killed_child_that_was_drawing_blocks_nobody() -> None:
 import io, os, signal, time
 from fgrpo import progress
 from tqdm import tqdm
+tqdm.get_lock()
 child = os.fork()
 if child == 0:
     tqdm.get_lock().acquire()
