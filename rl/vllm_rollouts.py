@@ -338,7 +338,8 @@ def require_vllm() -> None:
     Raises:
         UserError: it is not; names the interpreter to use.
     """
-    if importlib.util.find_spec("vllm") is None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:  # a folder of that name is no package
         raise UserError(
             f"rl.rollout_engine requires vLLM, which {sys.executable} does not have; on a CPU run `make setup-vllm` and start the stage "
             "with .venv-vllm/bin/python, on a GPU install requirements/gpu.txt, or set rl.rollout_engine=transformers"

@@ -167,3 +167,10 @@ def test_the_server_is_found_by_its_address_file(tmp_path: Path) -> None:
 def test_without_vllm_the_interpreter_that_has_it_is_named() -> None:
     with pytest.raises(UserError, match=r"\.venv-vllm/bin/python"):
         vllm_rollouts.require_vllm()
+
+
+def test_a_folder_of_that_name_is_not_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="requires vLLM"):
+        vllm_rollouts.require_vllm()
