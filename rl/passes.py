@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,17 @@ from rl.shared_prefix import Pack
 
 Rows = Literal["shared", "by_length", "trl"]
 TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
+
+
+@dataclass(frozen=True)
+class _Rollouts:
+    """A batch of rollouts: their tokens and mask (B, P + T), T, how many pass together at most, and further fields."""
+
+    ids_BL: Tensor
+    mask_BL: Tensor
+    completion: int
+    most: int
+    fields: Mapping[str, Any]
 
 
 class LogprobPasses(GRPOTrainer):
@@ -86,9 +98,8 @@ class LogprobPasses(GRPOTrainer):
         )  # a mask of its square would take too much
         shares = self._can_share(model) and not responses_have_images and not is_long
         passes = self._packed if shares else self._by_length
-        logps_BT, entropies_BT = passes(
-            model, family, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, given
-        )
+        rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
+        logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
         return logps_BT, entropies_BT, None
 
     def _known_family(self) -> Backbone | None:
@@ -123,20 +134,13 @@ class LogprobPasses(GRPOTrainer):
     # -- rows that share their prompt ----------------------------------------------------------------------------------------
 
     def _packed(
-        self,
-        model: Any,
-        family: Backbone,
-        ids_BL: Tensor,
-        mask_BL: Tensor,
-        completion: int,
-        batch_size: int | None,
-        compute_entropy: bool,
-        fields: Mapping[str, Any],
+        self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        images, plain = _Images(fields, family), self._plain(model)
+        ids_BL, mask_BL, completion = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion
+        images, plain = _Images(rollouts.fields, family), self._plain(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
-        for chosen in self._passes(ids_BL, mask_BL, completion, batch_size, images):
+        for chosen in self._passes(rollouts, images):
             heads = [pack.rows[0] for pack in chosen]
             of_images = images.of(heads)
             prompt = slice(ids_BL.shape[1] - completion)
@@ -169,11 +173,9 @@ class LogprobPasses(GRPOTrainer):
                 entropies_BT = part if entropies_BT is None else entropies_BT + part
         return logps_BT, entropies_BT
 
-    def _passes(
-        self, ids_BL: Tensor, mask_BL: Tensor, completion: int, batch_size: int | None, images: _Images
-    ) -> Iterator[list[Pack]]:
+    def _passes(self, rollouts: _Rollouts, images: _Images) -> Iterator[list[Pack]]:
         """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
-        most = batch_size or len(ids_BL)
+        ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
         in_one_process = self.accelerator.num_processes == 1
         packs = shared_prefix.packs(ids_BL, mask_BL, completion, images.same, most=most if in_one_process else None)
         if not in_one_process:
@@ -183,8 +185,8 @@ class LogprobPasses(GRPOTrainer):
         tokens = TOKENS if ids_BL.device.type == "cpu" else None
         held: list[Pack] = []
         for pack in sorted(packs, key=lambda pack: pack.tokens):
-            rollouts = sum(len(p.rows) for p in held) + len(pack.rows)
-            if held and (rollouts > most or (tokens and (len(held) + 1) * pack.tokens > tokens)):
+            together = sum(len(p.rows) for p in held) + len(pack.rows)
+            if held and (together > most or (tokens and (len(held) + 1) * pack.tokens > tokens)):
                 yield held
                 held = []
             held.append(pack)
@@ -193,20 +195,12 @@ class LogprobPasses(GRPOTrainer):
     # -- rows of about equal length ------------------------------------------------------------------------------------------
 
     def _by_length(
-        self,
-        model: Any,
-        family: Backbone,
-        ids_BL: Tensor,
-        mask_BL: Tensor,
-        completion: int,
-        batch_size: int | None,
-        compute_entropy: bool,
-        fields: Mapping[str, Any],
+        self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        rest = dict(fields)
+        ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
+        rest = dict(rollouts.fields)
         by_token = {key: rest.pop(key) for key in length_bucketing.BY_TOKEN if key in rest}
         images_B = rest.get("num_images")
-        most = batch_size or len(ids_BL)
         if ids_BL.device.type == "cpu" and self.accelerator.num_processes == 1:
             most = min(most, length_bucketing.ROWS)
         order: list[int] = []
