@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         name: a file of configs/models or configs/method, or "<model>@<step>".
-        benchmarks: names; () = `config.eval.benchmarks`.
+        benchmarks: names; () = `config.eval.every_benchmark`.
         sampler: an engine to use instead of the one that the configuration names (tests).
         shard: generate only this part of the answers, in a folder of its own, and score nothing. A run without it merges.
 
@@ -58,7 +58,7 @@ def evaluate(
         UserError: unknown names, a missing checkpoint, missing or wrong data, an engine that serves nothing, or more failed
             judgements than `rl.max_failed_share` (finished work is kept; rerun to resume).
     """
-    requested = list(benchmarks or config.eval.benchmarks)
+    requested = list(benchmarks or config.eval.every_benchmark)
     check_benchmarks(requested)
     spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
@@ -76,6 +76,8 @@ def evaluate(
         for benchmark, part in loaded.items():
             for reason, count in part.dropped.items():
                 folder.counts[f"{benchmark}/left out: {reason}"] = count
+            for reason, count in part.noted.items():
+                folder.counts[f"{benchmark}/{reason}"] = count
         asyncio.run(_work(folder, name, spec, path, config, loaded, judge_set, sampler))
         folder.finish(
             OUTPUTS,
@@ -91,7 +93,7 @@ def is_evaluated(config: Config, name: str, benchmarks: Sequence[str] = (), root
     """Whether `evaluate` has nothing left to do for this model. Raises as `evaluate` does before its first request."""
     spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
-    requested = list(benchmarks or config.eval.benchmarks)
+    requested = list(benchmarks or config.eval.every_benchmark)
     with run_folder.open_run(config, name, spec, path, requested, root) as folder:
         run_folder.settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
         return run_folder.has_all(folder, requested)
@@ -271,7 +273,7 @@ def main() -> None:
         config = load(args.preset, args.method, with_judges(args.set, args.judges))
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
-        check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
+        check_benchmarks([*benchmarks, *config.eval.every_benchmark, *(config.eval.counts or ())])
         if args.checkpoints:
             chosen = with_checkpoints(chosen, config, args.runs)
         for name in chosen:  # check every name and checkpoint before the first model is loaded
@@ -302,7 +304,9 @@ def main() -> None:
         action="store_true",
         help="evaluate also every checkpoint that the models' runs kept (Figure 4)",
     )
-    arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
+    arguments.add_argument(
+        "--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks and eval.extra_benchmarks)"
+    )
     judges_option(arguments)
     shards.add_option(arguments)
     arguments.add_argument("--jobs", type=int, default=1, help="models to evaluate in parallel, one process each")

@@ -243,7 +243,7 @@ def data(config: Config) -> Iterator[Finding]:
     needed: list[tuple[str, Any, str]] = []
     for source in map(sources.source, config.data.sources):
         needed.append(("train", source, source.hub))
-    for benchmark in map(benchmarks.benchmark, config.eval.benchmarks):
+    for benchmark in map(benchmarks.benchmark, config.eval.every_benchmark):
         needed.append(("bench", benchmark, benchmark.source))
     halves = sorted(root.rglob("*.part"))[:3] if root.is_dir() else []
     if halves:
