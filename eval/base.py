@@ -51,6 +51,7 @@ class Benchmark:
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
         known_as: what other harnesses call it, for `eval.external`.
+        is_downloaded: whether `make data-download` knows it; the user's own are not.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Benchmark:
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
     known_as: tuple[str, ...] = ()
+    is_downloaded: bool = True
 
 
 @dataclass
@@ -136,10 +138,13 @@ def load(name: str, config: Config) -> Loaded:
 
 def how_to_get(bench: Benchmark, config: Config) -> str:
     """What to do about missing or broken data, for error messages."""
+    folder = Path(config.data.root) / "bench" / bench.folder
+    if not bench.is_downloaded:
+        return f"put {bench.source} into {folder}"
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
-    folder = Path(config.data.root) / "bench" / bench.folder
-    return f"`make data-download PRESET={config.preset}` downloads it, or put {bench.source} into {folder}"
+    sets = "" if bench.name in config.eval.benchmarks else f" SETS={bench.name}"
+    return f"`make data-download PRESET={config.preset}{sets}` downloads it, or put {bench.source} into {folder}"
 
 
 def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from eval import base, generate, miniworld_truth, models, run_folder, score, scored_answers
 from eval.downscale_images import fit
+from eval.external import current
 from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
 from fgrpo import parallel, shards
@@ -279,6 +280,8 @@ def main() -> None:
         for name in chosen:  # check every name and checkpoint before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
         shard = shards.of(args)
+        if shard is None:
+            current.rebuild(config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
             todo = [n for n in chosen if shard is not None or not is_evaluated(config, n, benchmarks, args.runs)]
             if len(todo) < len(chosen):

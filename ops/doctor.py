@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -251,20 +252,22 @@ def data(config: Config) -> Iterator[Finding]:
         yield Finding(
             "fail", f"incomplete download: {names}", f"make data-download PRESET={config.preset}  # resumes it"
         )
-    missing: dict[str, str] = {}
+    missing: dict[str, tuple[str, str]] = {}  # what is missing, and the command that gets it
     for part, item, origin in needed:
         folder = root / part / item.folder
         files = getattr(item, "files", lambda place: list(place.iterdir()))
         if not folder.is_dir() or not files(folder):
-            missing.setdefault(str(folder), f"{folder} ({origin})")
+            is_extra = part == "bench" and item.name not in config.eval.benchmarks
+            command = f"make data-download PRESET={config.preset}{f' SETS={item.name}' if is_extra else ''}  # or"
+            if part == "bench" and not item.is_downloaded:
+                command = f"mkdir -p {shlex.quote(str(folder))}  # put questions.jsonl there,"
+            missing.setdefault(str(folder), (f"{folder} ({origin})", f"{command} by hand: docs/data.md"))
     if not missing:
         yield Finding("ok", f"data of {len(needed)} sources and benchmarks in {root}")
     elif config.world is not None:
         yield Finding("ok", f"{root} is written by `make data PRESET={config.preset}`")
-    for entry in missing.values() if config.world is None else ():
-        yield Finding(
-            "fail", f"no data in {entry}", f"make data-download PRESET={config.preset}  # or by hand: docs/data.md"
-        )
+    for entry, advice in missing.values() if config.world is None else ():
+        yield Finding("fail", f"no data in {entry}", advice)
 
 
 def models(config: Config) -> Iterator[Finding]:

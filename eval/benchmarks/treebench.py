@@ -1,4 +1,4 @@
-"""TreeBench (HaochenWang/TreeBench): 405 questions about small things in dense scenes, with annotated boxes; beside the paper's seven.
+"""TreeBench (HaochenWang/TreeBench): 405 questions on dense scenes, with annotated boxes; beside the paper's seven.
 
 File `TreeBench.tsv`: index, image (base64), question, the options in the columns A, B, … and again as the text of "multi-choice
 options", answer (a letter), category ("Perception/OCR"), l2-category, target_instances (a Python list of [x1, y1, x2, y2] in pixels
@@ -156,7 +156,11 @@ def _boxes(text: str, image: str) -> tuple[tuple[Box, ...], list[str]]:
 
 
 def _annotated(text: str) -> list[Box]:
-    """The boxes of a Python list of [x1, y1, x2, y2], or of {"bbox": […]}; none for an empty cell. Raises ValueError for any other text."""
+    """The boxes of a Python list of [x1, y1, x2, y2], or of {"bbox": […]}; none for an empty cell.
+
+    Raises:
+        ValueError: it is another text; the message is the reason.
+    """
     if not text.strip():
         return []
     try:

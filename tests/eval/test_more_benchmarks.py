@@ -383,6 +383,18 @@ def test_the_presets_evaluate_the_papers_seven_by_default() -> None:
     assert more.every_benchmark == [*more.benchmarks, "treebench"]
 
 
+def test_missing_data_names_the_command_that_downloads_it(tmp_path: Path) -> None:
+    """A benchmark that the preset does not evaluate is not downloaded without its name."""
+    for name, words in (
+        ("treebench", "`make data-download PRESET=paper-7b SETS=treebench` downloads it, or put HaochenWang/TreeBench"),
+        ("mmvp", "`make data-download PRESET=paper-7b` downloads it, or put MMVP/MMVP into"),
+        ("own", "is missing; put your own questions.jsonl into"),
+    ):
+        with pytest.raises(UserError) as error:
+            base.load(name, over(tmp_path, settings()))
+        assert words in str(error.value)
+
+
 def test_a_wrong_name_among_the_extra_benchmarks_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     arguments = ["--preset", "smoke", "--model", "fgrpo", "--set", "eval.extra_benchmarks=[blimk]"]
     monkeypatch.setattr("sys.argv", ["eval.run", *arguments])
