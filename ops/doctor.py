@@ -13,7 +13,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -258,10 +257,12 @@ def data(config: Config) -> Iterator[Finding]:
         files = getattr(item, "files", lambda place: list(place.iterdir()))
         if not folder.is_dir() or not files(folder):
             is_extra = part == "bench" and item.name not in config.eval.benchmarks
-            command = f"make data-download PRESET={config.preset}{f' SETS={item.name}' if is_extra else ''}  # or"
+            command = (
+                f"make data-download PRESET={config.preset}{f' SETS={item.name}' if is_extra else ''}  # or by hand:"
+            )
             if part == "bench" and not item.is_downloaded:
-                command = f"mkdir -p {shlex.quote(str(folder))}  # put questions.jsonl there,"
-            missing.setdefault(str(folder), (f"{folder} ({origin})", f"{command} by hand: docs/data.md"))
+                command = "# put your questions.jsonl there (its keys: eval/benchmarks/own.py), or see"
+            missing.setdefault(str(folder), (f"{folder} ({origin})", f"{command} docs/data.md"))
     if not missing:
         yield Finding("ok", f"data of {len(needed)} sources and benchmarks in {root}")
     elif config.world is not None:

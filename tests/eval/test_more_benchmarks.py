@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import genuine
+import matplotlib.pyplot as plt
 import pytest
 from known import rows_of, table_named
 from PIL import Image
 
-from eval import base, models, run, tables
+from eval import base, figures, models, report, run, tables
 from eval.downscale_images import fit
 from eval.results import find, read_records
 from fgrpo import boxes
@@ -27,6 +28,7 @@ from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.schema import Config
 from fgrpo.types import Box, Sample
 from tests.eval.test_chain import checkpoint
+from tests.eval.test_chain import engine as scripted
 
 THREE = ("blink", "mmsi_bench", "treebench")
 
@@ -401,3 +403,20 @@ def test_a_wrong_name_among_the_extra_benchmarks_is_named(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit) as stopped:
         run.main()
     assert "blimk" in str(stopped.value.code) + capsys.readouterr().err
+
+
+def test_the_miniature_has_all_three_in_figure_and_report(world: Config, tmp_path: Path) -> None:
+    checkpoint(world, tmp_path, "rl-fgrpo")
+    run.evaluate(world, "fgrpo", ["mmvp", *THREE], tmp_path, scripted(world))
+    result = find(world, tmp_path)["fgrpo"]
+    assert result.averaged("greedy") == ["mmvp"] and result.benchmarks() == ["mmvp", *THREE]
+    cell = result.cell("greedy", "treebench", "spatial_grounding")
+    assert cell is not None and cell["n"] == 4 and cell["value"] > 0.5
+    drawn = figures.figure3({"fgrpo": result}, world)
+    assert drawn is not None
+    shown = [t.get_text() for t in drawn.axes[-1].get_xticklabels()]
+    plt.close(drawn)
+    assert shown[:3] == ["BLINK (spatial)", "MMSI-Bench", "TreeBench"] and shown[-1] == "average"
+    page = report.write(world, tmp_path).read_text(encoding="utf-8")
+    assert all(f'data-benchmark="{title}"' in page for title in shown[:3])
+    assert "means of the benchmarks (MMVP)" in page
