@@ -86,7 +86,7 @@ $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
-eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b; JUDGES=none: accuracy alone)
+eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the benchmarks (MODEL=name, BENCHMARKS=a,b, such as blink,treebench; JUDGES=none: accuracy alone)
 	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
 tables: | $(STAMP) ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)

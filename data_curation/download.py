@@ -90,7 +90,7 @@ def select_data_sets(config: Config, names: Sequence[str], entries: Mapping[str,
     for name in names:
         if name not in entries and name not in readers:
             raise unknown("data set", name, {*entries, *readers})
-    requested = set(names) or {*config.data.sources, *config.eval.benchmarks}
+    requested = set(names) or {*config.data.sources, *config.eval.every_benchmark}
     return {name: entry for name, entry in entries.items() if name in requested or requested & set(entry.serves)}
 
 

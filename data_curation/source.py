@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fgrpo import image_files
+from fgrpo.boxes import box_of, clipped
 from fgrpo.errors import UserError
 from fgrpo.files import files_below
 from fgrpo.options import UnclearOptions, split_options
@@ -23,7 +24,6 @@ from fgrpo.types import Box, Sample
 
 STREAM_ROWS = 64  # rows decoded at a time
 STREAM_BYTES = 1 << 20  # read-ahead per column; without it a complete row group (5.2 GB in SAT) is read at once
-MIN_INSIDE = 0.5  # minimum share of a box's area inside its image; other boxes are dropped
 
 
 @dataclass
@@ -252,23 +252,18 @@ def tidy_boxes(boxes: Sequence[Box], size: tuple[int, int], tally: Tally) -> tup
         if not box.is_valid:
             tally.notes["box_without_area"] += 1
             continue
-        width, height = (1.0, 1.0) if box.frame == "unit" else (float(size[0]), float(size[1]))
-        clipped = Box(max(0.0, box.x1), max(0.0, box.y1), min(width, box.x2), min(height, box.y2), box.frame)
-        if not clipped.is_valid or _area(clipped) < MIN_INSIDE * _area(box):
+        inside = clipped(box, size)
+        if inside is None:
             n_outside += 1
             tally.notes["box_beyond_image"] += 1
             continue
-        if tuple(clipped) != tuple(box):
+        if tuple(inside) != tuple(box):
             tally.notes["box_clipped"] += 1
-        if clipped not in clipped_boxes:
-            clipped_boxes.append(clipped)
+        if inside not in clipped_boxes:
+            clipped_boxes.append(inside)
     if n_outside and not clipped_boxes:
         raise Drop("boxes_beyond_image")
     return tuple(clipped_boxes)
-
-
-def _area(box: Box) -> float:
-    return (box.x2 - box.x1) * (box.y2 - box.y1)
 
 
 def boxes_of(values: Iterable[Any], tally: Tally) -> tuple[Box, ...]:
@@ -281,17 +276,3 @@ def boxes_of(values: Iterable[Any], tally: Tally) -> tuple[Box, ...]:
         else:
             boxes.append(box)
     return tuple(boxes)
-
-
-def box_of(numbers: Any, *, unit_allowed: bool = False) -> Box | None:
-    """A box from four numbers in original pixels, or None if unreadable.
-
-    With `unit_allowed`, coordinates below 2 are in units of the image (0 to 1). Values slightly above 1 belong to boxes that
-    exceed the image: a box in pixels does not end before the second pixel.
-    """
-    try:
-        x1, y1, x2, y2 = (float(v) for v in numbers)
-    except (TypeError, ValueError, OverflowError):  # JSON allows integers that exceed the range of floats
-        return None
-    is_unit = unit_allowed and max(x1, y1, x2, y2) < 2.0
-    return Box(x1, y1, x2, y2, "unit" if is_unit else "original")

@@ -1,4 +1,4 @@
-"""Evaluation (Appendix B): seven spatial benchmarks, accuracy and faithfulness, the paper's tables, figures and a report.
+"""Evaluation (Appendix B): seven spatial benchmarks and three more, accuracy and faithfulness, the paper's tables, figures and a report.
 
 Generating (`eval.generate`) and scoring (`eval.score`) are separate, so another judge can score stored text again.
 Use `from eval.base import ...`; the bare name `eval` is Python's built-in.

@@ -2,12 +2,15 @@
 
 A benchmark is one module of `eval/benchmarks` with one constant `BENCHMARK`. Its `read` yields `Sample`s or `Drop`s from the data
 set's own files (schemas: the module's docstring). `load` adds the common checks: every image exists, ids are unique, and at paper
-scale the number of scored trials is the published one (Appendix B.1: 1438, 1200, 1050, 300, 1533, 765, 300). Unusable rows are
-counted by reason, never dropped silently.
+scale the number of scored trials is the published one (`eval.counts`; Appendix B.1: 1438, 1200, 1050, 300, 1533, 765, 300).
+Unusable rows are counted by reason, never dropped silently; so is what was left out of a question that stays.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import csv
 import hashlib
 import re
 from collections import Counter
@@ -25,6 +28,9 @@ from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.schema import Config
 from fgrpo.types import Sample
 
+NOTED = "noted"  # in a sample's meta: what was left out of it, one reason per thing
+LONGEST_FIELD = 2**31 - 1  # of a .tsv file, whose images are base64
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -35,7 +41,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of Table 1.
+    """A benchmark: a column of Table 1, or one beside the paper's seven.
 
     Attributes:
         name: module name and first part of every sample id.
@@ -45,6 +51,7 @@ class Benchmark:
         read: (data set folder, cache folder for images) -> samples and drops.
         paired: whether `meta["group"]` names pairs; pair accuracy is then reported too (MMVP).
         known_as: what other harnesses call it, for `eval.external`.
+        is_downloaded: whether `make data-download` knows it; the user's own are not.
     """
 
     name: str
@@ -54,15 +61,24 @@ class Benchmark:
     read: Callable[[Path, Path], Iterable[Sample | Drop]]
     paired: bool = False
     known_as: tuple[str, ...] = ()
+    is_downloaded: bool = True
 
 
 @dataclass
 class Loaded:
-    """Samples of one benchmark, and how many rows were left out, by reason."""
+    """Samples of one benchmark, how many rows were left out, by reason, and what else was left out of rows that stay.
+
+    The latter are the reasons in `meta["noted"]` of the samples.
+    """
 
     benchmark: Benchmark
     samples: list[Sample]
     dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def noted(self) -> Counter[str]:
+        """What was left out of the samples, by reason."""
+        return Counter(str(reason) for sample in self.samples for reason in sample.meta.get(NOTED, ()))
 
 
 def names() -> list[str]:
@@ -122,10 +138,13 @@ def load(name: str, config: Config) -> Loaded:
 
 def how_to_get(bench: Benchmark, config: Config) -> str:
     """What to do about missing or broken data, for error messages."""
+    folder = Path(config.data.root) / "bench" / bench.folder
+    if not bench.is_downloaded:
+        return f"put {bench.source} into {folder}"
     if config.world is not None:
         return f"`make data PRESET={config.preset}` writes it"
-    folder = Path(config.data.root) / "bench" / bench.folder
-    return f"`make data-download PRESET={config.preset}` downloads it, or put {bench.source} into {folder}"
+    sets = "" if bench.name in config.eval.benchmarks else f" SETS={bench.name}"
+    return f"`make data-download PRESET={config.preset}{sets}` downloads it, or put {bench.source} into {folder}"
 
 
 def _check_images(bench: Benchmark, samples: Iterable[Sample], config: Config) -> None:
@@ -199,6 +218,17 @@ def parquet_rows(paths: Sequence[Path], needed: Sequence[str], bench: str) -> It
             yield from batch.to_pylist()
 
 
+def tsv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a tab-separated file with a head, by column; an absent cell is "".
+
+    Raises:
+        OSError, ValueError, csv.Error: it cannot be read.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter="\t", restval="")
+
+
 def image_paths(folder: Path, names: Any) -> tuple[str, ...]:
     """Paths below `folder` of the images that a row names; `load` reports those that are missing.
 
@@ -238,6 +268,18 @@ def save_image(data: Any, cache: Path, stem: str) -> str:
     return str(path)
 
 
+def from_base64(text: str) -> bytes:
+    """The bytes of an image that a cell holds.
+
+    Raises:
+        ValueError: it holds none; the message is the reason.
+    """
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("the row holds no image") from error
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 _DIRECT = re.compile(
@@ -252,3 +294,15 @@ def split_direct_sentence(text: str) -> tuple[str, str]:
     if sentence is None:
         return text.strip(), ""
     return (text[: sentence.start()] + " " + text[sentence.end() :]).strip(), sentence.group(0).strip()
+
+
+def distinct_choices(values: Any) -> tuple[str, ...]:
+    """The option texts of a row.
+
+    Raises:
+        ValueError: `values` is no list of at least two distinct texts; the message is the reason.
+    """
+    texts = tuple(v.strip() for v in values if isinstance(v, str)) if isinstance(values, list | tuple) else ()
+    if len(texts) < 2 or len(texts) != len(values) or not all(texts) or len(set(texts)) != len(texts):
+        raise ValueError("the choices are no list of distinct texts")
+    return texts

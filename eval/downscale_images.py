@@ -2,25 +2,26 @@
 
 The paper keeps the resolution of images in a context of 32768 tokens with 4096 for the reply. One image of Qwen2.5-VL takes at most
 16384 tokens, so only several very large ones do not fit. Then all images of that question shrink by one factor, as little as
-needed; generation, boxes and judges use the smaller files.
+needed; generation, boxes and judges use the smaller files, and annotated boxes are those of the smaller files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eval.models import ModelSpec, template, user_text
-from fgrpo.boxes import PixelBounds, model_size
+from fgrpo.boxes import PixelBounds, Size, convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import part_of_process, remove_dead_parts
-from fgrpo.images import IMAGE_ERRORS, open_rgb
+from fgrpo.images import IMAGE_ERRORS, image_size, open_rgb
 from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Config
-from fgrpo.types import Sample
+from fgrpo.types import Box, Sample, box_image
 
 FRAME = 64  # tokens of the chat template around a question
 STEP = 0.97  # factor per further attempt, where rounding to whole tokens leaves too many
@@ -55,7 +56,7 @@ def _fit(sample: Sample, room: int, bounds: PixelBounds, family: Backbone, cache
         needed = sum(family.prompt_tokens(path, bounds) for path in sample.images)
     except IMAGE_ERRORS:  # a broken image: the engine refuses it and names it
         return sample
-    if needed <= room or room <= 0 or sample.boxes:  # no benchmark annotates boxes; in other pixels they would be wrong
+    if needed <= room or room <= 0:
         return sample
     share = math.sqrt(room / needed)
     for _ in range(ATTEMPTS):
@@ -64,9 +65,25 @@ def _fit(sample: Sample, room: int, bounds: PixelBounds, family: Backbone, cache
         except UserError:  # truncated: the engine refuses it and names it
             return sample
         if sum(family.prompt_tokens(path, bounds) for path in paths) <= room:
-            return replace(sample, images=paths, meta={**sample.meta, "shrunk": round(share, 4)})
+            return _moved(sample, paths, {**sample.meta, "shrunk": round(share, 4)})
         share *= STEP
     return sample  # the processor's smallest size is still too much: the engine refuses it and says so
+
+
+def _moved(sample: Sample, paths: tuple[str, ...], meta: Mapping[str, Any]) -> Sample:
+    """`sample` with the smaller images `paths`, and its boxes in their pixels."""
+    sizes = [(image_size(old), image_size(new)) for old, new in zip(sample.images, paths, strict=True)]
+    boxes = (
+        None
+        if sample.boxes is None
+        else tuple(_scaled(box, *sizes[box_image(sample, place)]) for place, box in enumerate(sample.boxes))
+    )
+    return replace(sample, images=paths, boxes=boxes, meta=meta)
+
+
+def _scaled(box: Box, old: Size, new: Size) -> Box:
+    """A box in pixels of its file, in those of a smaller file; one in another frame stays."""
+    return replace(convert(box, "model", old, new), frame="original") if box.frame == "original" else box
 
 
 def _smaller(path: str, share: float, bounds: PixelBounds, cache: Path) -> str:

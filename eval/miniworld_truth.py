@@ -1,6 +1,6 @@
 """What the miniature world adds to the benchmark files: true boxes, and the answer that a trace states.
 
-The seven benchmarks annotate no boxes. If the data root holds a truth book (`miniworld.truth`), the true boxes of the things in
+The paper's seven benchmarks annotate no boxes. If the data root holds a truth book (`miniworld.truth`), the true boxes of the things in
 the question give spatial grounding, and the oracle reads the answer that a trace states, for the flip rate
 P(answer ≠ statement | statement wrong). Without a truth book (real data) all of this is "not applicable".
 """

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from eval import base, generate, miniworld_truth, models, run_folder, score, scored_answers
 from eval.downscale_images import fit
+from eval.external import current
 from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
 from fgrpo import parallel, shards
@@ -50,7 +51,7 @@ def evaluate(
 
     Args:
         name: a file of configs/models or configs/method, or "<model>@<step>".
-        benchmarks: names; () = `config.eval.benchmarks`.
+        benchmarks: names; () = `config.eval.every_benchmark`.
         sampler: an engine to use instead of the one that the configuration names (tests).
         shard: generate only this part of the answers, in a folder of its own, and score nothing. A run without it merges.
 
@@ -58,7 +59,7 @@ def evaluate(
         UserError: unknown names, a missing checkpoint, missing or wrong data, an engine that serves nothing, or more failed
             judgements than `rl.max_failed_share` (finished work is kept; rerun to resume).
     """
-    requested = list(benchmarks or config.eval.benchmarks)
+    requested = list(benchmarks or config.eval.every_benchmark)
     check_benchmarks(requested)
     spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
@@ -76,6 +77,8 @@ def evaluate(
         for benchmark, part in loaded.items():
             for reason, count in part.dropped.items():
                 folder.counts[f"{benchmark}/left out: {reason}"] = count
+            for reason, count in part.noted.items():
+                folder.counts[f"{benchmark}/{reason}"] = count
         asyncio.run(_work(folder, name, spec, path, config, loaded, judge_set, sampler))
         folder.finish(
             OUTPUTS,
@@ -91,7 +94,7 @@ def is_evaluated(config: Config, name: str, benchmarks: Sequence[str] = (), root
     """Whether `evaluate` has nothing left to do for this model. Raises as `evaluate` does before its first request."""
     spec = models.configured(name, config)
     path = models.checkpoint(spec, config, root)
-    requested = list(benchmarks or config.eval.benchmarks)
+    requested = list(benchmarks or config.eval.every_benchmark)
     with run_folder.open_run(config, name, spec, path, requested, root) as folder:
         run_folder.settle_scoring(folder, evaluation_judges(config, folder.path), config, path, spec)
         return run_folder.has_all(folder, requested)
@@ -271,12 +274,14 @@ def main() -> None:
         config = load(args.preset, args.method, with_judges(args.set, args.judges))
         chosen = args.model.split(",") if args.model else list(config.eval.models)
         benchmarks = tuple(args.benchmarks.split(",")) if args.benchmarks else ()
-        check_benchmarks([*benchmarks, *config.eval.benchmarks, *(config.eval.counts or ())])
+        check_benchmarks([*benchmarks, *config.eval.every_benchmark, *(config.eval.counts or ())])
         if args.checkpoints:
             chosen = with_checkpoints(chosen, config, args.runs)
         for name in chosen:  # check every name and checkpoint before the first model is loaded
             models.checkpoint(models.load(name), config, args.runs)
         shard = shards.of(args)
+        if shard is None:
+            current.rebuild(config, args.runs)
         if args.jobs > 1 and len(chosen) > 1:
             todo = [n for n in chosen if shard is not None or not is_evaluated(config, n, benchmarks, args.runs)]
             if len(todo) < len(chosen):
@@ -302,7 +307,9 @@ def main() -> None:
         action="store_true",
         help="evaluate also every checkpoint that the models' runs kept (Figure 4)",
     )
-    arguments.add_argument("--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks)")
+    arguments.add_argument(
+        "--benchmarks", metavar="NAME[,NAME]", help="benchmarks (default: eval.benchmarks and eval.extra_benchmarks)"
+    )
     judges_option(arguments)
     shards.add_option(arguments)
     arguments.add_argument("--jobs", type=int, default=1, help="models to evaluate in parallel, one process each")

@@ -112,36 +112,39 @@ def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "rewards": code} if isinstance(names, list) and set(names) == set(code) else identity
 
 
-def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
-    """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
-
-    A summary with other intervals is computed again.
-    """
-    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
-    every = measures()
-    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
-    intervals = {
+def definition(config: Config) -> dict[str, Any]:
+    """What a summary depends on besides the scores: intervals, measures, and the benchmarks of the average."""
+    return {
         "bootstrap_samples": config.eval.bootstrap_samples,
         "confidence": config.eval.confidence,
         "limit": config.eval.limit,
         "benchmarks": list(config.eval.benchmarks),
-        "metrics": {m.metric: [m.score, m.report.inverted, m.report.pooled] for m in every},
+        "metrics": {m.metric: [m.score, m.report.inverted, m.report.pooled] for m in measures()},
     }
-    path = run.path / SCORING
-    scoring = _stored_scoring(path)
+
+
+def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, spec: models.ModelSpec) -> None:
+    """Put scores of other judges or rewards into `eval.kept_scores`, and bring back those of these judges; generations stay.
+
+    A summary of another definition is computed again.
+    """
+    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
+    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
+    path, defined = run.path / SCORING, definition(config)
+    scoring = stored_scoring(path)
     if scoring is not None:
         scoring["judges"] = with_known_code(scoring["judges"])
     is_of_others = scoring is None or scoring["judges"] != identity
-    if is_of_others or (scoring is not None and scoring["summary"] != intervals):
+    if is_of_others or (scoring is not None and scoring["summary"] != defined):
         _ = run.is_done  # a damaged file is named before it is put away or scored again
         run.reopen()
     if is_of_others:
         kept_scores.put_away(run.path, None if scoring is None else scoring["judges"])
-    write_sealed(path, {"judges": identity, "summary": intervals})
+    write_sealed(path, {"judges": identity, "summary": defined})
     kept_scores.bring_back(run.path, identity)
 
 
-def _stored_scoring(path: Path) -> dict[str, Any] | None:
+def stored_scoring(path: Path) -> dict[str, Any] | None:
     """What the scores depend on; None without the file.
 
     Raises:

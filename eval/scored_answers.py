@@ -56,8 +56,7 @@ async def score(
         "mode": scorer.spec.mode,
         "judge": judges.name,
         "extractor": judges.answering(EXTRACTION_TASK),
-        "limit": config.eval.limit,
-        **summary.summarise(records, paired, config.eval),
+        **defined(records, paired, config),
     }
     if unread := sum((Counter(r.meta.get("boxes_unread", {})) for r in records), Counter[str]()):
         result["boxes_unread"] = dict(sorted(unread.items()))
@@ -70,6 +69,11 @@ async def score(
         for key, value in record.scores.items():
             folder.counts[f"{key}/{value.state}"] += 1
     return records
+
+
+def defined(records: Sequence[EvalRecord], paired: Sequence[str], config: Config) -> dict[str, Any]:
+    """The part of a summary that follows from the scores and `run_folder.definition`; arguments as of `score`."""
+    return {"limit": config.eval.limit, **summary.summarise(records, paired, config.eval)}
 
 
 def check_spending(judge_set: JudgeSet) -> None:

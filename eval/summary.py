@@ -1,7 +1,7 @@
 """From records to metrics: every metric per benchmark with its interval, and the averages that the tables print.
 
 An average is the plain mean of the benchmarks, as in Table 1 (PAPER: mean of the seven columns). A benchmark outside
-`eval.benchmarks` (the user's own) is in no average, unless nothing else was evaluated; a cell's "benchmarks" is how many it
+`eval.benchmarks` (one beside the paper's seven, the user's own) is in no average, unless nothing else was evaluated; a cell's "benchmarks" is how many it
 averages, and "averaged" lists those that were evaluated for it. Measures that rest on few answers per benchmark are pooled
 over all answers instead (`Report.pooled`). Intervals are percentile bootstraps over questions; trials of one question (SAT's
 two orders, MMVP's pairs) are resampled together.

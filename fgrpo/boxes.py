@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (width, height) in pixels
 
 ASPECT_LIMIT = 200  # longest side of an image over its shortest
+MIN_INSIDE = 0.5  # minimum share of an annotated box's area inside its image; other boxes are left out
 _ASPECT = 4 / math.pi**2  # of CIoU's aspect term
 
 
@@ -129,6 +130,35 @@ def convert(box: Box, to: Frame, original_size: Size, model_size: Size) -> Box:
     }
     (from_w, from_h), (to_w, to_h) = extents[box.frame], extents[to]
     return Box(box.x1 * to_w / from_w, box.y1 * to_h / from_h, box.x2 * to_w / from_w, box.y2 * to_h / from_h, to)
+
+
+def box_of(numbers: Any, *, unit_allowed: bool = False) -> Box | None:
+    """An annotated box from four numbers in original pixels, or None if unreadable.
+
+    With `unit_allowed`, coordinates below 2 are in units of the image (0 to 1). Values slightly above 1 belong to boxes that
+    exceed the image: a box in pixels does not end before the second pixel.
+    """
+    try:
+        x1, y1, x2, y2 = (float(v) for v in numbers)
+    except (TypeError, ValueError, OverflowError):  # JSON allows integers that exceed the range of floats
+        return None
+    is_unit = unit_allowed and max(x1, y1, x2, y2) < 2.0
+    return Box(x1, y1, x2, y2, "unit" if is_unit else "original")
+
+
+def clipped(box: Box, size: Size) -> Box | None:
+    """A valid annotated box without what lies beyond its image of `size`; None with less than half of its area inside.
+
+    Args:
+        box: in original pixels, or in units of the image.
+    """
+    width, height = (1.0, 1.0) if box.frame == "unit" else (float(size[0]), float(size[1]))
+    inside = Box(max(0.0, box.x1), max(0.0, box.y1), min(width, box.x2), min(height, box.y2), box.frame)
+    return inside if inside.is_valid and _area(inside) >= MIN_INSIDE * _area(box) else None
+
+
+def _area(box: Box) -> float:
+    return (box.x2 - box.x1) * (box.y2 - box.y1)
 
 
 Numbers = tuple[float, float, float, float]

@@ -97,7 +97,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "judges.*.engine": _JUDGE_ENGINE,
     "eval": {
         _MEANS: "max_refused_share batch_size",
-        _EXPERIMENT: "engine benchmarks models limit temperature max_new_tokens context_length dtype bootstrap_samples "
+        _EXPERIMENT: "engine benchmarks extra_benchmarks models limit temperature max_new_tokens context_length dtype bootstrap_samples "
         "confidence counts sampled_rollouts sampled_temperature",
     },
 }

@@ -266,10 +266,15 @@ class Run:
         write_atomic(self.path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 
-def record_outputs(path: Path, names: Iterable[str]) -> None:
-    """Mark a folder inside a stage's folder as finished, with the hashes of its files, so that `verify` compares them."""
-    hashes = Hashes(path.parent)
-    write_sealed(path / MANIFEST, {"outputs": describe_all(path, list(names), hashes)})
+def record_outputs(path: Path, names: Iterable[str], manifest: Mapping[str, Any] | None = None) -> None:
+    """Mark a folder as finished, with the hashes of its files `names`, so that `verify` compares them.
+
+    Args:
+        manifest: that of a stage's folder, of which everything else stays.
+    """
+    known = manifest or {"outputs": {}}
+    outputs = {**known["outputs"], **describe_all(path, list(names), Hashes(path.parent))}
+    write_sealed(path / MANIFEST, {**known, "outputs": outputs})
     write_atomic(path / DONE, time.strftime("%Y-%m-%dT%H:%M:%S\n"))
 
 

@@ -299,6 +299,7 @@ class Eval(Section):
     engine: EngineKind | None = None
     max_refused_share: Share
     benchmarks: tuple[str, ...]
+    extra_benchmarks: tuple[str, ...]
     models: tuple[str, ...]
     limit: Positive | None
     temperature: float
@@ -311,6 +312,11 @@ class Eval(Section):
     counts: dict[str, Positive] | None
     sampled_rollouts: Count
     sampled_temperature: Rate
+
+    @property
+    def every_benchmark(self) -> list[str]:
+        """What is evaluated by default: `benchmarks`, which the averages are over, then `extra_benchmarks`."""
+        return list(dict.fromkeys([*self.benchmarks, *self.extra_benchmarks]))
 
 
 class Changed(Section):

@@ -105,6 +105,21 @@ class Sample:
         )
 
 
+def box_image(sample: Sample, place: int) -> int:
+    """The index of the image that holds annotated box `place` of a sample.
+
+    It is the sample's meta["box_images"][place] if its boxes are in several images, else meta["box_image"], else 0.
+
+    Raises:
+        ValueError: the sample has no such image.
+    """
+    indices = sample.meta.get("box_images")
+    index = int(indices[place] if indices and place < len(indices) else sample.meta.get("box_image", 0))
+    if not 0 <= index < len(sample.images):
+        raise ValueError(f"sample {sample.id} has a box in image {index}, and {len(sample.images)} images")
+    return index
+
+
 @dataclass(frozen=True)
 class Trace:
     """One linearized chain of a search tree: `text` is exactly `<think>…</think><answer>…</answer>` (Appendix A.4)."""

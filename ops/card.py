@@ -23,6 +23,7 @@ from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
+from fgrpo.hashing import is_of_model
 from fgrpo.runs import DONE
 from fgrpo.schema import Config
 from fgrpo.sealed import read_sealed
@@ -30,6 +31,8 @@ from fgrpo.sealed import read_sealed
 TEMPLATES = Path(__file__).resolve().parent / "card_templates"
 CARD = "README.md"
 DATA_STAGES = ("mcts", "data")
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, configuration, tokenizer, processor
+TORCH_WEIGHTS = "pytorch_model*.bin"  # weights that an older version saved
 ABSENT = object()
 
 
@@ -164,15 +167,26 @@ def write(place: Path, overrides: Sequence[str] = ()) -> Path:
     return source.target
 
 
-def upload_advice(card: Path) -> str:
-    """How to upload what a card describes. Of data, only the described files: the run folder holds more."""
+def uploaded(card: Path) -> list[str]:
+    """The files beside a card that a user needs, by name: the model and its processor, or the data that the card describes.
+
+    A checkpoint also holds what training resumes from (optimizer, random states, multipliers), and a run folder of data more
+    than its card describes.
+    """
     from ops.card_data import FILES
 
+    if card.parent.name in DATA_STAGES:
+        return [name for name in FILES[card.parent.name] if (card.parent / name).is_file()]
+    files = sorted(path for path in card.parent.iterdir() if path.is_file() and is_of_model(Path(path.name)))
+    return [path.name for path in files if path.suffix in MODEL_SUFFIXES or path.match(TORCH_WEIGHTS)]
+
+
+def upload_advice(card: Path) -> str:
+    """How to upload what a card describes, and nothing else."""
     folder = shlex.quote(str(card.parent))
+    included = " ".join(f"--include {shlex.quote(name)}" for name in (CARD, *uploaded(card)))
     if card.parent.name not in DATA_STAGES:
-        return f"read it, then upload: hf upload <you>/<name> {folder}"
-    files = [name for name in FILES[card.parent.name] if (card.parent / name).is_file()]
-    included = " ".join(f"--include {name}" for name in (CARD, *files))
+        return f"read it, then upload: hf upload <you>/<name> {folder} . {included}"
     return (
         "rows hold the paths of images on this machine, and so does the record that the card shows: read both and replace "
         f"the paths, then upload: hf upload --repo-type dataset <you>/<name> {folder} . {included}"

@@ -243,7 +243,7 @@ def data(config: Config) -> Iterator[Finding]:
     needed: list[tuple[str, Any, str]] = []
     for source in map(sources.source, config.data.sources):
         needed.append(("train", source, source.hub))
-    for benchmark in map(benchmarks.benchmark, config.eval.benchmarks):
+    for benchmark in map(benchmarks.benchmark, config.eval.every_benchmark):
         needed.append(("bench", benchmark, benchmark.source))
     halves = sorted(root.rglob("*.part"))[:3] if root.is_dir() else []
     if halves:
@@ -251,20 +251,24 @@ def data(config: Config) -> Iterator[Finding]:
         yield Finding(
             "fail", f"incomplete download: {names}", f"make data-download PRESET={config.preset}  # resumes it"
         )
-    missing: dict[str, str] = {}
+    missing: dict[str, tuple[str, str]] = {}  # what is missing, and the command that gets it
     for part, item, origin in needed:
         folder = root / part / item.folder
         files = getattr(item, "files", lambda place: list(place.iterdir()))
         if not folder.is_dir() or not files(folder):
-            missing.setdefault(str(folder), f"{folder} ({origin})")
+            is_extra = part == "bench" and item.name not in config.eval.benchmarks
+            command = (
+                f"make data-download PRESET={config.preset}{f' SETS={item.name}' if is_extra else ''}  # or by hand:"
+            )
+            if part == "bench" and not item.is_downloaded:
+                command = "# put your questions.jsonl there (its keys: eval/benchmarks/own.py), or see"
+            missing.setdefault(str(folder), (f"{folder} ({origin})", f"{command} docs/data.md"))
     if not missing:
         yield Finding("ok", f"data of {len(needed)} sources and benchmarks in {root}")
     elif config.world is not None:
         yield Finding("ok", f"{root} is written by `make data PRESET={config.preset}`")
-    for entry in missing.values() if config.world is None else ():
-        yield Finding(
-            "fail", f"no data in {entry}", f"make data-download PRESET={config.preset}  # or by hand: docs/data.md"
-        )
+    for entry, advice in missing.values() if config.world is None else ():
+        yield Finding("fail", f"no data in {entry}", advice)
 
 
 def models(config: Config) -> Iterator[Finding]:

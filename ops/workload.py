@@ -141,7 +141,7 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
     """Answers of every model that `make eval` evaluates, and the judges' verdicts on them."""
     settings = config.eval
     per_benchmark = config.world.bench_per_benchmark if config.world is not None else 0
-    questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.benchmarks)
+    questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.every_benchmark)
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
     judge, extractor = config.judges.evaluation, config.judges.extraction
     judged = _judged()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fgrpo import box_forms
 from fgrpo.boxes import Size, convert, match
 from fgrpo.images import IMAGE_ERRORS, image_size
-from fgrpo.types import Box, Score
+from fgrpo.types import Box, Score, box_image
 from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
 
 if TYPE_CHECKING:
@@ -133,16 +133,11 @@ def _in_model_frame(box: Box, place: int, item: RewardItem, context: RewardConte
 def _image_sizes(place: int, item: RewardItem, context: RewardContext) -> tuple[Size, Size]:
     """Sizes (of the file, of the model's input) of the image that holds annotated box `place`.
 
-    The image is the sample's meta["box_images"][place] if its boxes are in several images, else meta["box_image"], else the
-    first. Predicted boxes do not name an image and count as place 0.
+    Predicted boxes do not name an image and count as place 0 (`box_image`).
     """
-    meta, images = item.sample.meta, item.sample.images
-    indices = meta.get("box_images")
-    index = int(indices[place] if indices and place < len(indices) else meta.get("box_image", 0))
-    if not 0 <= index < len(images):
-        raise ValueError(f"sample {item.sample.id} has a box in image {index}, and {len(images)} images")
-    (resized,) = model_sizes([images[index]], context)
-    return image_size(images[index]), resized
+    image = item.sample.images[box_image(item.sample, place)]
+    (resized,) = model_sizes([image], context)
+    return image_size(image), resized
 
 
 def _count_outside(pred: Sequence[Box], item: RewardItem, context: RewardContext) -> int | None:

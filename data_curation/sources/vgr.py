@@ -22,7 +22,6 @@ from data_curation.source import (
     Drop,
     Source,
     Tally,
-    box_of,
     convert,
     image_below,
     image_size,
@@ -32,6 +31,7 @@ from data_curation.source import (
     tidy_boxes,
 )
 from fgrpo import box_forms
+from fgrpo.boxes import box_of
 from fgrpo.types import Box, Sample
 
 COLUMNS = ("image", "conversations")

@@ -26,7 +26,9 @@ from fgrpo.types import Sample
 
 def questions_file(name: str, title: str) -> Benchmark:
     """The benchmark of `<data root>/bench/<name>/questions.jsonl`; `name` is also that of its module."""
-    return Benchmark(name, title, name, f"your own {name}/questions.jsonl", lambda folder, _: _read(folder, name))
+    return Benchmark(
+        name, title, name, "your own questions.jsonl", lambda folder, _: _read(folder, name), is_downloaded=False
+    )
 
 
 def _read(folder: Path, name: str) -> Iterator[Sample | Drop]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval import base
+from eval.external.current import whole
 from eval.external.rows import Row
 from fgrpo.errors import UserError
 from fgrpo.image_files import ImageProblem, existing_below
@@ -65,7 +66,7 @@ class Table:
     @classmethod
     def of(cls, name: str, config: Config) -> Table:
         """Benchmark `name` as its files hold it. Raises UserError as `eval.base.load`."""
-        config = config.model_copy(update={"eval": config.eval.model_copy(update={"limit": None})})
+        config = whole(config)
         usable = {sample.id for sample in base.load(name, config).samples}
         bench, folder = base.benchmark(name), base.folder_of(name, config)
         rows: list[list[Sample]] = []

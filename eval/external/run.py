@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import base, miniworld_truth, models, run_folder, score, scored_answers
-from eval.external import matching
+from eval.external import current, matching
 from eval.external.formats.vlmevalkit import read_images
 from eval.external.rows import Format, Row, format_of
 from eval.external.table import FILE
@@ -84,6 +84,7 @@ def score_external(source: Source, config: Config, root: str | Path = "runs") ->
         UserError: a name that is taken or no folder's name, a file that cannot be read, no row with question and images, missing
             benchmark data, a judge that cannot be called or that fails too often (finished scores are kept; rerun to resume).
     """
+    config = current.whole(config)
     spec = _spec(source, config)
     formats = [format_of(path, source.format) for path in source.files]
     chosen = [_benchmark(source, form, path, config) for form, path in zip(formats, source.files, strict=True)]
@@ -289,6 +290,7 @@ def main() -> None:
             args.metric,
             args.untagged_trace,
         )
+        current.rebuild(config, args.runs)
         path = score_external(source, config, args.runs)
         report(path)
 

@@ -1,4 +1,4 @@
-"""Writes all data of the miniature world below `data.root`: four training sources, seven benchmark columns, and the truth book.
+"""Writes all data of the miniature world below `data.root`: four training sources, ten benchmarks, and the truth book.
 
 Stage "world": `runs/<preset>/world/` contains the progress, the scenes of each data set's images, and the manifest. The data itself
 is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). Each data set is written atomically, so a kill
@@ -48,7 +48,8 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
             f"the preset {config.preset!r} has no miniature world (world: null). Run `make data-download` for its data"
         )
     root = Path(config.data.root)
-    if is_done(config, "world", runs) and not _broken(folder(config, "world", runs), root):
+    path = folder(config, "world", runs)
+    if is_done(config, "world", runs) and not _unwritten(path) and not _broken(path, root):
         return root
     with Run.open(config, "world", root=runs) as stage:
         if stage.is_done:
@@ -135,6 +136,11 @@ def _broken(stage: Path, root: Path) -> list[str]:
         print(f"{copy} is missing or changed and is written again")
         _copy_list(stage, root)
     return broken
+
+
+def _unwritten(stage: Path) -> set[str]:
+    """Data sets that a finished world lacks: it was written before they had a writer."""
+    return set(writers()) - {row["id"] for row in read_jsonl(stage / PROGRESS)}
 
 
 def _forget(stage: Path, broken: list[str]) -> None:

@@ -23,6 +23,7 @@ from data_curation import download, hub
 from data_curation.source import names as source_names
 from data_curation.source import source
 from data_curation.unpack import unpack
+from eval.base import benchmark, names
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.runs import held
@@ -49,6 +50,24 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return out.getvalue()
+
+
+EXTRA = ("blink", "mmsi_bench", "treebench")  # benchmarks beside the paper's seven
+
+
+def test_extra_benchmarks_are_fetched_when_they_are_named_and_only_what_is_read(place: Place) -> None:
+    config = place.config.model_copy(
+        update={"eval": place.config.eval.model_copy(update={"extra_benchmarks": ("treebench",)})}
+    )
+    known = download.catalogue()
+    assert set(download.select_data_sets(config, (), known)) - set(
+        download.select_data_sets(place.config, (), known)
+    ) == {"treebench"}
+    place.get("blink", "treebench", "mmsi_bench")
+    files = {p.relative_to(place.root / "bench").as_posix() for p in (place.root / "bench").rglob("*") if p.is_file()}
+    tasks = ("Counting", "Multi-view_Reasoning", "Object_Localization", "Relative_Depth", "Spatial_Relation")
+    blink = {f"BLINK/{task}/val-00000-of-00001.parquet" for task in tasks}
+    assert files == {*blink, "MMSI-Bench/MMSI_Bench.parquet", "TreeBench/TreeBench.tsv"}
 
 
 def repositories() -> dict[str, dict[str, bytes]]:
@@ -78,6 +97,13 @@ def repositories() -> dict[str, dict[str, bytes]]:
         "qizekun/OmniSpatial": {
             "OmniSpatial-test.zip": zipped({"OmniSpatial-test/data.json": b"[]"}), "OmniSpatial-train.zip": b"no",
         },
+        "BLINK-Benchmark/BLINK": {
+            f"{task}/{split}-00000-of-00001.parquet": task.encode()
+            for split in ("val", "test")
+            for task in ("Counting", "Jigsaw", "Multi-view_Reasoning", "Object_Localization", "Relative_Depth", "Spatial_Relation")
+        },
+        "RunsenXu/MMSI-Bench": {"MMSI_Bench.parquet": b"mmsi", "assets/1.png": b"no"},
+        "HaochenWang/TreeBench": {"TreeBench.tsv": b"tree", "assets/1.png": b"no"},
         "xai-org/RealworldQA": {"data/test-00000-of-00002.parquet": b"r0", "data/test-00001-of-00002.parquet": b"r1"},
     }  # fmt: skip
 
@@ -111,7 +137,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def test_the_catalogue_covers_every_source_and_benchmark_with_the_loaders_folders() -> None:
     config, known = load("paper-7b"), download.catalogue()
     served = {reader for entry in known.values() for reader in entry.serves}
-    assert served == {*config.data.sources, *config.eval.benchmarks}
+    assert (
+        served == {*config.data.sources, *config.eval.benchmarks, *EXTRA} == {*source_names(), *set(names()) - {"own"}}
+    )
+    for name in (*config.eval.benchmarks, *EXTRA):
+        assert {f"bench/{benchmark(name).folder}"} == {e.folder for e in known.values() if name in e.serves}
     for name in source_names():
         assert f"train/{source(name).folder}" in {e.folder for e in known.values() if name in e.serves}
     assert all(entry.licence and entry.layout and entry.sure for entry in known.values())

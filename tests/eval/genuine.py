@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def png(shade: int) -> bytes:
+def png(shade: int, size: tuple[int, int] = (56, 56), **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (56, 56), (shade % 256, 0, 0)).save(out, "PNG")
+    Image.new("RGB", size, (shade % 256, 0, 0)).save(out, "PNG", **options)
     return out.getvalue()
 
 
@@ -160,7 +161,113 @@ def sat(bench: Path) -> None:
     parquet(bench / "SAT" / "SAT_test.parquet", rows)
 
 
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+BLINK_TASKS = ("Counting", "Multi-view_Reasoning", "Object_Localization", "Relative_Depth", "Spatial_Relation")
+BLINK = pa.schema(
+    [
+        *((name, pa.string()) for name in ("idx", "question", "sub_task")),
+        *((f"image_{n}", HF_IMAGE) for n in range(1, 5)),
+        ("choices", pa.list_(pa.string())),
+        *((name, pa.string()) for name in ("answer", "prompt", "explanation")),
+    ]
+)
+
+
+def blink_row(task: str, n: int = 1, shades: tuple[int, ...] = (1,), **changed: Any) -> dict[str, Any]:
+    """A row of BLINK; what only `prompt` says ("circled") is not in `question`."""
+    images = {f"image_{k}": {"bytes": png(shade), "path": None} for k, shade in enumerate(shades, 1)}
+    options = "(A) A is closer\n(B) B is closer"
+    row = {
+        "idx": f"val_{task}_{n}",
+        "question": "Which point is closer?",
+        "sub_task": task,
+        **images,
+        "choices": ["A is closer", "B is closer"],
+        "answer": "(B)",
+        "prompt": f"Two points are circled. Which point is closer ({task}, {n})?\nSelect from the following choices.\n{options}",
+    }
+    return {**row, **changed}
+
+
+def blink(bench: Path, rows: dict[str, list[dict[str, Any]]] | None = None) -> None:
+    """One file per task; those of other tasks and of the test split, whose answers are hidden, are there too."""
+    for task in (*BLINK_TASKS, "Jigsaw"):
+        shades = (3, 4) if task == "Multi-view_Reasoning" else (2,)
+        of_task = [blink_row(task, shades=shades)] if rows is None else rows.get(task, [])
+        for split, held in (("val", of_task), ("test", [blink_row(task, answer="hidden")])):
+            path = bench / "BLINK" / task / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(held, schema=BLINK), path)
+
+
+MMSI = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("images", pa.list_(pa.binary())),
+        *((name, pa.string()) for name in ("question_type", "question", "answer", "thought", "difficulty")),
+        ("mean_normed_duration_seconds", pa.float64()),
+    ]
+)
+
+
+def mmsi_row(n: int, shades: tuple[int, ...] = (1, 2), **changed: Any) -> dict[str, Any]:
+    row = {
+        "id": n,
+        "images": [png(shade) for shade in shades],
+        "question_type": "Motion (Cam.)",
+        "question": f"In which direction are you moving ({n})?\nOptions: A: Left, while moving back, B: Forward, C: 1.5 m, 2 m, D: Right",
+        "answer": "A",
+        "thought": "",
+        "difficulty": "easy",
+    }
+    return {**row, **changed}
+
+
+def mmsi_bench(bench: Path, rows: list[dict[str, Any]] | None = None) -> None:
+    more = mmsi_row(1, (5, 6, 7), question_type="Positional Relationship (Obj.-Reg.)", answer="C")
+    path = bench / "MMSI-Bench" / "MMSI_Bench.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([mmsi_row(0), more] if rows is None else rows, schema=MMSI), path)
+
+
+TREEBENCH_LETTERS = "ABCDEFGHIJK"
+TREEBENCH = (
+    *("index", "image", "question", "multi-choice options", *TREEBENCH_LETTERS),
+    *("answer", "category", "l2-category", "target_instances"),
+)
+TREEBENCH_SIZE = (100, 60)
+
+
+def treebench_row(
+    n: int, options: tuple[str, ...] = ("red", "blue", "green", "None"), **changed: Any
+) -> dict[str, Any]:
+    """A row of TreeBench; "None" is an option's text, which readers that guess types lose."""
+    row = {
+        "index": n,
+        "image": base64.b64encode(png(n, TREEBENCH_SIZE)).decode(),
+        "question": f"What is the colour of the cup ({n})?",
+        "multi-choice options": "\n".join(
+            f"{letter}. {o}" for letter, o in zip(TREEBENCH_LETTERS, options, strict=False)
+        ),
+        **dict(zip(TREEBENCH_LETTERS, options, strict=False)),
+        "answer": "D",
+        "category": "Perception/Attributes",
+        "l2-category": "colour",
+        "target_instances": "[[10, 6, 50, 30], [60, 30, 90, 54]]",
+    }
+    return {**row, **changed}
+
+
+def treebench(bench: Path, rows: list[dict[str, Any]] | None = None) -> None:
+    path = bench / "TreeBench" / "TreeBench.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as out:
+        table = csv.DictWriter(out, TREEBENCH, delimiter="\t", lineterminator="\n", restval="")
+        table.writeheader()
+        table.writerows([treebench_row(0), treebench_row(1, target_instances="[]")] if rows is None else rows)
+
+
 def write_all(root: Path) -> None:
     bench = root / "bench"
-    for writer in (cv_bench, mindcube, mmvp, omnispatial, realworldqa, sat):
+    for writer in (cv_bench, mindcube, mmvp, omnispatial, realworldqa, sat, blink, mmsi_bench, treebench):
         writer(bench)

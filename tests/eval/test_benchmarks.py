@@ -222,11 +222,13 @@ def test_published_counts_are_checked(real_like: Config) -> None:
     strict = load("paper-7b", "fgrpo", [f"data.root={real_like.data.root}"])
     with pytest.raises(UserError, match="2 trials instead of the published 1438; left out: 1 ×"):
         base.load("cvb_2d", strict)
-    assert strict.eval.counts is not None and sum(strict.eval.counts.values()) == 6586
+    assert strict.eval.counts is not None and sum(strict.eval.counts[name] for name in strict.eval.benchmarks) == 6586
+    assert strict.eval.counts == PUBLISHED
 
 
 PUBLISHED = {
     "cvb_2d": 1438, "cvb_3d": 1200, "mindcube": 1050, "mmvp": 300, "omnispatial": 1533, "realworldqa": 765, "sat_real": 300,
+    "blink": 642, "mmsi_bench": 1000, "treebench": 405,
 }  # fmt: skip
 
 

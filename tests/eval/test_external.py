@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 from known import small_world
 
-from eval import compare, report, rescore, tables
-from eval.external import matching
+from eval import compare, report, rescore, run, run_folder, scored_answers, tables
+from eval.external import current, matching
+from eval.external import run as external_run
 from eval.external.formats import lmms_eval, vlmevalkit
 from eval.external.rows import Row, format_of, share
 from eval.external.run import Source, described, score_external, untagged
@@ -21,6 +23,7 @@ from eval.results import find, read_records
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
+from fgrpo.runs import held
 from fgrpo.schema import Config
 from fgrpo.types import Sample
 
@@ -105,6 +108,66 @@ def test_it_is_an_evaluation_like_any_other(config: Config, tmp_path: Path) -> N
     assert [t.name for t in paired] == ["lm-vs-vl-greedy"] and (out / "index.html").is_file()
     again = rescore.rescore(config, tmp_path / config.preset / "eval" / "lm", "oracle")
     assert len(read_records(again / "scores.jsonl")) == 10
+
+
+@pytest.mark.parametrize("command", ["eval", "external"])
+def test_a_summary_of_an_older_definition_is_computed_again(
+    config: Config, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `make eval` does for our own models, from the scores alone: no judge is called and no file of the harness is read."""
+    file = shutil.copy(LMMS, tmp_path / LMMS.name)
+    folder = score_external(Source((Path(file),), "theirs", title="Theirs"), config, tmp_path)
+    Path(file).unlink()
+    before = json.loads((folder / "summary.json").read_text())
+    scores = (folder / "scores.jsonl").read_bytes()
+    monkeypatch.setattr(scored_answers.scoring, "score_file", lambda *_: pytest.fail("no answer is scored again"))
+    sizes = ("world.train_per_source=1", "world.bench_per_benchmark=4")
+    settings = [f"data.root={config.data.root}", *sizes, "eval.bootstrap_samples=40", "eval.benchmarks=[mmvp]"]
+    settings += ["eval.limit=3"]  # says nothing about answers that another harness has
+    if command == "external":  # of another file, which is missing
+        call = [external_run.__name__, "--name", "other", "--samples", "none.jsonl", "--preset", "smoke"]
+        main = external_run.main
+    else:
+        monkeypatch.setattr(run, "evaluate", lambda *_, **more: tmp_path)
+        call, main = [run.__name__, "--model", "backbone-cot", "--preset", "smoke"], run.main
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path), "--set", *settings])
+        with contextlib.suppress(SystemExit):
+            main()
+    assert capsys.readouterr().out.count("computed again from its scores") == 1
+    now = json.loads((folder / "summary.json").read_text())
+    changed = config.model_copy(
+        update={"eval": config.eval.model_copy(update={"bootstrap_samples": 40, "benchmarks": ("mmvp",)})}
+    )
+    monkeypatch.undo()
+    fresh = score_external(Source((LMMS,), "theirs", title="Theirs"), changed, tmp_path / "again")
+    assert now == json.loads((fresh / "summary.json").read_text())  # as if it were scored anew
+    cell, old = (s["greedy"]["benchmarks"]["cvb_2d"]["accuracy"] for s in (now, before))
+    assert cell["value"] == old["value"] and (cell["low"], cell["high"]) != (old["low"], old["high"])
+    assert {key: now[key] for key in ("model", "title", "mode", "judge", "extractor")} == {
+        key: before[key] for key in ("model", "title", "mode", "judge", "extractor")
+    }
+    assert (folder / "scores.jsonl").read_bytes() == scores
+    assert find(changed, tmp_path)["theirs"].title == "Theirs"  # finished, and its files are what the manifest says
+
+
+def test_scores_of_an_edited_reward_are_said_and_stay(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = score_external(Source((LMMS,), "theirs"), config, tmp_path)
+    before = (folder / "summary.json").read_bytes()
+    other = config.model_copy(update={"eval": config.eval.model_copy(update={"bootstrap_samples": 40})})
+    monkeypatch.setattr(run_folder, "reward_code", lambda: {"consistency": "edited"})
+    assert current.rebuild(other, tmp_path) == []
+    assert "run `make external` for its files again" in capsys.readouterr().out
+    assert (folder / "summary.json").read_bytes() == before
+    monkeypatch.undo()
+    with held(folder):  # another process works on it
+        assert current.rebuild(other, tmp_path) == []
+    assert "another process is working" in capsys.readouterr().out
+    (folder / "scores.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"scores\.jsonl is not what its finished stage wrote"):
+        current.rebuild(other, tmp_path)
 
 
 def test_a_row_without_an_image_is_counted_and_in_no_figure(config: Config, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from eval import base as benchmarks
 from fgrpo import boxes
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.hashing import Hashes, describe_all
 from fgrpo.schema import Config
+from fgrpo.sealed import read_sealed, sealed
 from miniworld import oracle
 from miniworld.language import parse_question
 from miniworld.scene import Scene
@@ -48,9 +51,13 @@ def read_source(name: str, root: Path, out: Path) -> tuple[list[source.Sample], 
     return list(data_set.read(source.Context(root / "train" / data_set.folder, out, 0, 4, tally))), tally
 
 
-def test_there_are_ten_writers() -> None:
-    assert len(writers()) == 10
-    assert len({w.folder for w in writers().values()}) == 10
+BENCHMARKS = ("cvb_2d", "cvb_3d", "mindcube", "mmvp", "omnispatial", "realworldqa", "sat_real")
+MORE = ("blink", "mmsi_bench", "treebench")  # beside the paper's seven
+
+
+def test_every_source_and_benchmark_has_a_writer() -> None:
+    assert len(writers()) == 13
+    assert len({w.folder for w in writers().values()}) == 13
 
 
 @pytest.mark.parametrize("name", ["sat", "vgr", "viscot", "treevgr"])
@@ -94,7 +101,7 @@ def statement(question: str, choice: str) -> str:
     return f"{lead} {names[0]} is {choice}{tail} the {names[1]}."
 
 
-@pytest.mark.parametrize("name", ["cvb_2d", "cvb_3d", "mindcube", "mmvp", "omnispatial", "realworldqa", "sat_real"])
+@pytest.mark.parametrize("name", [*BENCHMARKS, *MORE])
 def test_the_benchmark_loaders_read_every_question(name: str, world: tuple[Config, Path]) -> None:
     loaded = benchmarks.load(name, world[0])
     assert len(loaded.samples) == (2 * BENCH if name == "sat_real" else BENCH)
@@ -107,6 +114,40 @@ def test_the_benchmark_loaders_read_every_question(name: str, world: tuple[Confi
         assert sample.answer in sample.choices
         assert "A." not in sample.question and "letter" not in sample.question
     assert len({s.answer for s in loaded.samples}) >= 2
+
+
+def test_the_boxes_of_treebench_are_those_of_the_things_asked_about(world: tuple[Config, Path]) -> None:
+    book = TruthBook.load(world[1])
+    for sample in benchmarks.load("treebench", world[0]).samples:
+        scenes, asked = book.scenes(sample.images), parse_question(sample.question)
+        assert scenes is not None and asked is not None and sample.boxes
+        named = {scenes[0].by_name(name).box for name in asked.names}  # type: ignore[union-attr]
+        drawn = {tuple(round(v) for v in box) for box in sample.boxes}
+        assert drawn <= {thing.box for thing in scenes[0].things} and named <= drawn
+        assert {box.frame for box in sample.boxes} == {"original"}
+
+
+def test_a_world_of_an_older_version_gets_the_data_sets_it_lacks(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    root = write_world(config, tmp_path / "runs")
+    before, stamp = digests(root), (root / "bench" / "SAT" / "SAT_test.parquet").stat().st_mtime_ns
+    stage = tmp_path / "runs" / config.preset / "world"
+    shutil.rmtree(root / "bench" / "BLINK")
+    written = [line for line in (stage / "written.jsonl").read_text().splitlines() if '"blink"' not in line]
+    (stage / "written.jsonl").write_text("".join(f"{line}\n" for line in written))
+    listed = [line for line in (stage / "files.jsonl").read_text().splitlines() if "bench/BLINK" not in line]
+    for place in (stage, root):
+        (place / "files.jsonl").write_text("".join(f"{line}\n" for line in listed))
+    record_outputs_of(stage)
+    write_world(config, tmp_path / "runs")
+    assert digests(root) == before and (root / "bench" / "SAT" / "SAT_test.parquet").stat().st_mtime_ns == stamp
+
+
+def record_outputs_of(stage: Path) -> None:
+    """The manifest of the present files."""
+    manifest = read_sealed(stage / "manifest.json")
+    outputs = describe_all(stage, list(manifest["outputs"]), Hashes())
+    (stage / "manifest.json").write_text(sealed({**manifest, "outputs": outputs}))
 
 
 def test_mmvp_pairs_differ_only_in_image_and_answer(world: tuple[Config, Path]) -> None:

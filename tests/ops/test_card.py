@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -205,8 +207,44 @@ def test_only_the_described_files_are_uploaded(
     printed = capsys.readouterr().out
     command = f"hf upload --repo-type dataset <you>/<name> '{folder}' . --include README.md --include traces.jsonl\n"
     assert printed.endswith(command) and "paths of images on this machine" in printed
-    trained = card.upload_advice(card.write(run_folder(tmp_path, "sft")))
-    assert trained == f"read it, then upload: hf upload <you>/<name> {tmp_path / 'mini' / 'sft' / 'final'}"
+
+
+MODEL_FILES = {  # of a checkpoint as transformers and the trainers write it
+    "config.json", "generation_config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "adapter_config.json", "adapter_model.safetensors",
+}  # fmt: skip
+OF_TRAINING = {
+    "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json",
+    "training_args.bin", "duals.json", "checksums.json", "processes.json", "counters.json", "best.json", "provenance.json",
+    "latest", "zero_to_fp32.py", "global_step4/mp_rank_00_model_states.pt", "half.part", ".cache/x",
+    "pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp",
+}  # fmt: skip
+
+
+def test_of_a_checkpoint_only_what_a_user_of_the_model_needs_is_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The printed command, read as the hub's client reads it, takes the model and its card and nothing of training."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    folder = run_folder(tmp_path / "with blank", "rl-fgrpo", rl=RL)
+    step = folder / "checkpoints" / "checkpoint-100"
+    for place in (folder / "final", step):
+        for name in sorted({*MODEL_FILES, *OF_TRAINING} - {"config.json"}):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text("{}")
+        shutil.copy(BACKBONE / "config.json", place)
+        (place / "duals.json").write_text(json.dumps({"states": {"consistency": {"lam": 1.5}}}))
+        monkeypatch.setattr("sys.argv", ["card", "--run", str(place)])
+        card.main()
+        words = shlex.split(capsys.readouterr().out.partition("then upload: ")[2])
+        assert words[:5] == ["hf", "upload", "<you>/<name>", str(place), "."]
+        include = [word for before, word in itertools.pairwise(words) if before == "--include"]
+        assert words[5:] == [part for name in include for part in ("--include", name)]
+        files = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
+        assert {*filter_repo_objects(files, allow_patterns=include)} == {"README.md", *MODEL_FILES}
 
 
 def test_what_has_no_card_is_named(tmp_path: Path) -> None:

@@ -166,6 +166,22 @@ def test_half_a_download_and_missing_annotations_fail(tmp_path: Path) -> None:
     assert any("no data in" in line and "SAT" in line for line in lines), "an incomplete file is no annotation file"
 
 
+def test_data_of_extra_benchmarks_is_looked_for(tmp_path: Path) -> None:
+    plain, more = (
+        load("paper-7b", overrides=[f"data.root={tmp_path}", f"eval.extra_benchmarks={extra}"])
+        for extra in ("[]", "[treebench]")
+    )
+    said = set(failures(doctor.data(more))) - set(failures(doctor.data(plain)))
+    (line,) = said
+    assert "TreeBench (HaochenWang/TreeBench)" in line and "make data-download PRESET=paper-7b SETS=treebench" in line
+    own = load("paper-7b", overrides=[f"data.root={tmp_path}", "eval.extra_benchmarks=[own]"])
+    (line,) = set(failures(doctor.data(own))) - set(failures(doctor.data(plain)))
+    assert "your own questions.jsonl" in line and "data-download" not in line
+    (tmp_path / "bench" / "TreeBench").mkdir(parents=True)
+    (tmp_path / "bench" / "TreeBench" / "TreeBench.tsv").write_text("index")
+    assert failures(doctor.data(more)) == failures(doctor.data(plain))
+
+
 class Models(http.server.BaseHTTPRequestHandler):
     """/v1 serves the model m; /moved redirects to it."""
 

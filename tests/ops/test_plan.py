@@ -25,6 +25,12 @@ def test_paper_volumes() -> None:
     assert calls["rl"] == round(48700 * 3 / 64) * 64 * 5
 
 
+def test_extra_benchmarks_are_counted_with_their_published_questions() -> None:
+    config, extra = load("paper-7b"), load("paper-7b", overrides=["eval.extra_benchmarks=[blink,treebench,mmvp]"])
+    seven, more = ({line.stage: line for line in demand(c)}["eval"] for c in (config, extra))
+    assert more.calls - seven.calls == (642 + 405) * len(config.eval.models), "MMVP is one of the seven"
+
+
 def test_step_limit_wins_over_epochs() -> None:
     line = next(x for x in demand(load("mini", overrides=["rl.max_steps=7"])) if x.stage == "rl")
     assert line.calls == 7 * 16 * 5

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.base import tsv_rows
 from eval.external.rows import Format, Row, plain, share
 from fgrpo.errors import UserError
 from fgrpo.response import with_trace
 
 FAILED = "Failed to obtain answer"  # how a prediction begins that no attempt gave
 LONGEST_CELL = 32_767
-LONGEST_FIELD = 2**31 - 1  # of a .tsv file, whose images are base64
 _SHORTEST_IMAGE = 64  # a shorter image column names the index of the row that holds it
 SUFFIXES = (".xlsx", ".tsv", ".json", ".jsonl")
 
@@ -67,7 +67,7 @@ def _table(path: Path) -> Iterable[Mapping[str, Any]]:
         if path.suffix == ".xlsx":
             return list(_sheet(path))
         if path.suffix == ".tsv":
-            return list(_lines(path))
+            return list(tsv_rows(path))
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -98,12 +98,6 @@ def _sheet(path: Path) -> Iterator[dict[str, Any]]:
         book.close()
     except (zipfile.BadZipFile, ParseError, InvalidFileException, IndexError) as error:
         raise ValueError(f"no .xlsx file: {error}") from error
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter="\t")
 
 
 def read_images(path: Path) -> dict[str, tuple[bytes | str, ...]]:
