@@ -28,9 +28,9 @@ from fgrpo import cli, runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import Gpu, gpus
-from fgrpo.inference import addresses
+from fgrpo.inference import addresses, vllm_server
 from fgrpo.inference.addresses import Address
-from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, executable, healthy
+from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
 from fgrpo.policy import backbone, model_files
 from fgrpo.process_guard import Guard
 from fgrpo.schema import Config, Judge, Serving
@@ -238,7 +238,7 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
-        executable()  # before the hub is asked for the model
+        vllm_server.executable()  # before the hub is asked for the model
         devices = [] if args.cpu else gpus()
         ordered = order(config, args.role, devices, args.model, extra, args.runs)
         host, shown_as = ("0.0.0.0", socket.getfqdn()) if args.public else ("127.0.0.1", "127.0.0.1")

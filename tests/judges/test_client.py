@@ -233,9 +233,10 @@ def test_a_retry_goes_elsewhere(caller: Callable[..., Caller], fault_server: Any
 
 
 def test_a_stop_fails_later_calls_of_a_judge_unsent_and_of_a_sampler_one_by_one(
-    judge_config: Any, fault_server: Any
+    judge_config: Any, fault_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callers of a sampler count refusals themselves; a judge's callers get one clear error."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     async def go() -> None:
         async with fault_server(lambda n, body: 401 if n < 2 else "A") as server:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -37,9 +39,13 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def module(path: Path) -> ModuleType:
     """The module in a file of the section."""
-    made = ModuleType(path.stem)
-    made.__file__ = str(path)
-    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), made.__dict__)
+    spec = importlib.util.spec_from_file_location(f"readme_example_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
+    try:
+        spec.loader.exec_module(made)
+    finally:
+        del sys.modules[spec.name]
     return made
 
 
@@ -75,6 +81,12 @@ def test_the_oracle_of_the_example(files: dict[str, Path]) -> None:
     plain = module(files["rewards/plain.py"])
     labels = [plain.TASK.oracle(plain.Trace("1", "q", trace), None)[0][0] for trace in ("maybe left", "left")]
     assert labels == ["HEDGED", "PLAIN"]
+
+
+def test_what_is_there_is_found(files: dict[str, Path]) -> None:
+    """Discovery reads the source for the constant (`fgrpo.plugins`)."""
+    for name, constant in (("rewards/plain.py", "REWARD"), ("judges/backends/keywords.py", "BACKEND")):
+        assert re.search(rf"^{constant} = ", files[name].read_text(encoding="utf-8"), re.M)
 
 
 def test_the_backend_answers(files: dict[str, Path]) -> None:
