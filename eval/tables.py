@@ -342,7 +342,7 @@ def not_shown(config: Config, root: str | Path = "runs") -> list[str]:
     results, lines = find(config, root), []
     others = [r.label for name, r in results.items() if name not in trained(results)] if trained(results) else []
     if others:
-        lines.append(f"Also evaluated: {', '.join(others)}. Their figures: the report, all.md below, or --all.")
+        lines.append(f"Also evaluated (figures in the report and in all.md below): {'; '.join(others)}.")
     if begun := unfinished(config, root):
         lines.append(
             f"Not finished, so in no table: {', '.join(begun)}. `make eval PRESET={config.preset} MODEL=…` goes on with one."

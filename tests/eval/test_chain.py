@@ -352,6 +352,26 @@ def test_tables_show_ours_the_papers_and_dashes(evaluated: Path, world: Config) 
     assert len(found["flipped"]) == found["mcnemar"]["only_a"] + found["mcnemar"]["only_b"]
 
 
+def test_the_overview_names_what_it_leaves_out(evaluated: Path, world: Config) -> None:
+    assert tables.not_shown(world, evaluated) == []
+    top = evaluated / world.preset / "eval"
+    shutil.copytree(top / "fgrpo", top / "theirs")  # an evaluation that no stage here trained
+    shutil.copytree(top / "fgrpo", top / "begun")
+    (top / "begun" / "done").unlink()
+    other, begun = tables.not_shown(world, evaluated)
+    assert other.startswith("Also evaluated") and other.endswith(": FGRPO.")
+    assert begun.startswith("Not finished, so in no table: begun.") and f"PRESET={world.preset}" in begun
+
+
+def test_an_evaluation_ends_with_its_figures(evaluated: Path, world: Config) -> None:
+    folder = evaluated / world.preset / "eval" / "fgrpo"
+    average = json.loads((folder / "summary.json").read_text())["sampled"]["average"]
+    line = run.headline(folder)
+    for title in ("accuracy", "inconsistency", "semantic_grounding"):
+        assert f"{title.replace('_', ' ')} {100 * average[title]['value']:.1f}" in line
+    assert "sampled answers" in line
+
+
 def test_a_run_compared_with_itself_has_no_flips(evaluated: Path, world: Config) -> None:
     result = find(world, evaluated)["fgrpo"]
     for entry in tables.compare(result, result, "greedy", world).values():
