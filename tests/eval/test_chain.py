@@ -141,7 +141,7 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
     todo = generate.jobs(samples, models.load("fgrpo"), world)
     broken = engine(world)
     broken.refuse = ("",)
-    with pytest.raises(UserError, match=r"served none of .*: refused; .* are kept"):
+    with pytest.raises(UserError, match=r"answered none of .*: refused; fix the engine"):
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
