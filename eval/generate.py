@@ -139,10 +139,13 @@ async def generate(
         finally:
             bar.close()
     if watch.is_gone or not held_ids(path) & {job.id for job in todo}:
-        raise UserError(
-            f"the engine served {watch.served or 'none'} of this run's requests and then no more; the last refusal: {watch.last}; "
-            f"finished answers are kept in {path}: fix the engine, then rerun to resume"
+        how_far = (
+            f"the engine served {watch.served} of this run's requests and then no more; the last refusal"
+            if watch.served
+            else "the engine answered none of this run's requests; the last refusal"
         )
+        kept = f"finished answers are kept in {path}; " if held_ids(path) else ""
+        raise UserError(f"{how_far}: {watch.last}; {kept}fix the engine, then rerun to resume")
     return settle(path, todo)
 
 

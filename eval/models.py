@@ -23,7 +23,7 @@ from fgrpo.prompts import render
 from fgrpo.response import COMMON, OWN, Tags, closing
 from fgrpo.runs import folder
 from fgrpo.schema import Config
-from fgrpo.schema_base import EngineKind, Positive, Rate, Section
+from fgrpo.schema_base import EngineKind, Positive, Rate, Section, Variable
 from fgrpo.training.checkpoints import PREFIX
 from fgrpo.types import FRAMES, Frame, Sample
 
@@ -58,6 +58,7 @@ class EngineOverride(Section):
 
     kind: EngineKind | None = None
     endpoints: tuple[str, ...] | None = None
+    api_key_env: Variable | None = None
     model_name: str | None = None
     batch_size: Positive | None = None
     concurrency: Positive | None = None
@@ -200,10 +201,15 @@ def _read(path: Path, defaults: dict[str, Any]) -> ModelSpec:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(
+            error.errors(), key=lambda problem: problem["type"] != "extra_forbidden"
+        )  # a misspelt key is missing too
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise unknown(f"key of {path}", key, ModelSpec.model_fields) from error
+            own_keys = (*ModelSpec.model_fields, *(f"engine.{name}" for name in EngineOverride.model_fields))
+            raise unknown(f"key of {path}", key, own_keys) from error
+        if key.endswith("api_key_env"):  # the value may be the key itself
+            raise UserError(f"{path}: {key} is the name of an environment variable, not the key itself") from None
         frames = f" (frames: {', '.join(FRAMES)})" if key == "box_frame" else ""
         raise UserError(f"{path}, key {key!r}: {first['msg']}{frames}") from error
 
@@ -279,8 +285,7 @@ def template(spec: ModelSpec, config: Config, *, has_choices: bool = True) -> st
     """The text of the model's prompt file."""
     name = spec.prompt if has_choices or spec.prompt_open is None else spec.prompt_open
     name = render(name, think=config.prompts.think, direct=config.prompts.direct)
-    own = OWN_PROMPTS / f"{name}.txt"
-    return prompts.read(name, OWN_PROMPTS) if own.is_file() else prompts.read(name)
+    return prompts.read(name, OWN_PROMPTS, prompts.FOLDER)
 
 
 def user_text(sample: Sample, spec: ModelSpec, text: str) -> str:

@@ -20,11 +20,12 @@ from tqdm import tqdm
 import judges.base as judges
 from eval import base, kept_scores, metrics, miniworld_truth, models, score, summary
 from eval.extraction import evaluation_tasks
+from eval.generate import held_ids
 from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE, Agreement, Pair, compare
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
-from eval.run_folder import reward_code, with_known_code
+from eval.run_folder import reward_code, stored_token_limit, with_known_code
 from eval.scored_answers import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
@@ -64,9 +65,10 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
 
     async def work() -> list[EvalRecord]:
         book = miniworld_truth.book(config.data.root)
-        scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels)
+        limit = stored_token_limit(folder)
+        scorer = score.Scorer(spec, folder.name, judge_set, book, config.rl.box_normaliser, pixels, limit)
         try:
-            with tqdm(desc=f"score with {judge}", unit="answer") as bar:
+            with tqdm(desc=f"score with {judge}", unit="answer", total=len(held_ids(generations))) as bar:
                 records = await score.score_file(
                     scorer, samples, generations, out, progress.moving(bar, judge_set.cost)
                 )

@@ -130,10 +130,17 @@ def find(config: Config, root: str | Path = "runs") -> dict[str, Result]:
     order = [name for name in config.eval.models if name in present]
     results = {name: _load(top / name) for name in [*order, *(n for n in present if n not in order)]}
     if not results:
-        begun = sorted(p.parent.name for p in top.glob("*/config.json"))
+        begun = unfinished(config, root)
         state = f"{', '.join(begun)} {'is' if len(begun) == 1 else 'are'} not finished; " if begun else ""
         raise UserError(f"no evaluated model below {top}; {state}run `make eval PRESET={config.preset}` first")
     return results
+
+
+def unfinished(config: Config, root: str | Path = "runs") -> list[str]:
+    """Evaluations that began and are not finished, also those whose answers await their scores."""
+    top = folder(config, "eval", root)
+    begun = {p.parent.name for p in top.glob("*/config.json") if not p.parent.name.startswith(".")}
+    return sorted(begun - set(_finished(top)))
 
 
 def one(name: str, config: Config, root: str | Path = "runs") -> Result:

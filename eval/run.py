@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -21,6 +22,7 @@ from eval.downscale_images import fit
 from eval.external import current
 from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
+from eval.measures import ACCURACY, reward_measures
 from fgrpo import parallel, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
@@ -267,6 +269,16 @@ def judges_option(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def headline(path: Path) -> str:
+    """The averages of a finished evaluation in one line; a metric without a value is "not scored" or not applicable."""
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    kind = "sampled" if "sampled" in summary else "greedy"
+    cells = summary[kind]["average"]
+    shown = [(m.report.title, cells.get(m.metric)) for m in (ACCURACY, *reward_measures())]
+    figures = (f"{title} {'–' if cell is None else format(100 * cell['value'], '.1f')}" for title, cell in shown)
+    return f"{', '.join(figures)} (%, {kind} answers; intervals: `make tables`)"
+
+
 def main() -> None:
     """Command line."""
 
@@ -292,7 +304,7 @@ def main() -> None:
         for name in chosen:
             path = evaluate(config, name, benchmarks, args.runs, shard=shard)
             if shard is None:
-                print(f"evaluated {name}: {path}")
+                print(f"evaluated {name}: {path}\n  {headline(path)}")
             else:
                 print(f"answers of {name}: {path}; a run without --shard merges the shards")
 

@@ -89,6 +89,14 @@ def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> di
     }
 
 
+def stored_token_limit(folder: Path) -> int | None:
+    """The most tokens of one answer in an evaluation's folder; None if it is not known (another harness made the answers)."""
+    identity = Identity.read(folder)
+    stored = {} if identity is None else identity.config
+    limit = stored.get("model", {}).get("max_new_tokens") or stored.get("decoding", {}).get("max_new_tokens")
+    return None if limit is None else int(limit)
+
+
 def _inputs(path: str) -> list[Path]:
     """The folder of a checkpoint. None for a model that is served or on the hub."""
     return [Path(path)] if Path(path).is_dir() else []

@@ -20,7 +20,7 @@ from eval.comparisons import KINDS, Entry, compare, comparison_name, comparison_
 from eval.external.table import build as external_tables
 from eval.layout import DASH, Table, percent
 from eval.measures import ACCURACY, FORMAT, Measure, measures, measures_of, reward_measures
-from eval.results import Result, find, judges_of, paper, places
+from eval.results import Result, find, judges_of, paper, places, unfinished
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.files import write_atomic
@@ -337,6 +337,19 @@ def _build(config: Config, root: str | Path) -> tuple[list[Table], list[Table], 
     return [*headline, *main_tables(results, config)], everything, out, brief
 
 
+def not_shown(config: Config, root: str | Path = "runs") -> list[str]:
+    """What a reader of the overview may miss: other finished evaluations, and those that are not finished."""
+    results, lines = find(config, root), []
+    others = [r.label for name, r in results.items() if name not in trained(results)] if trained(results) else []
+    if others:
+        lines.append(f"Also evaluated (figures in the report and in all.md below): {'; '.join(others)}.")
+    if begun := unfinished(config, root):
+        lines.append(
+            f"Not finished, so in no table: {', '.join(begun)}. `make eval PRESET={config.preset} MODEL=…` goes on with one."
+        )
+    return lines
+
+
 def main() -> None:
     """Command line."""
 
@@ -346,6 +359,8 @@ def main() -> None:
         if args.all:
             print("\n\n".join(table.text() for table in shown) + "\n")
         print(brief.text())
+        for line in not_shown(config, args.runs):
+            print(f"\n{line}")
         report = folder(config, "report", args.runs) / "index.html"
         if report.exists():
             print(f"\nreport: {report} (figures, comparisons, examples)\ntables: {out}")

@@ -47,7 +47,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "models": {_EXPERIMENT: "base teacher"},
     "policy": {_EXPERIMENT: "box_tag box_frame"},
     "engine": {
-        _NONE: "endpoints concurrency prompt_price completion_price patience_s",
+        _NONE: "endpoints api_key_env concurrency prompt_price completion_price patience_s",
         _MEANS: "batch_size gpu_memory tensor_parallel",
         _EXPERIMENT: "kind model_name dtype context_length leave_out",
     },

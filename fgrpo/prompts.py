@@ -20,15 +20,20 @@ FOLDER = Path(__file__).resolve().parent / "prompt_files"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
-def read(name: str, folder: Path = FOLDER) -> str:
+def read(name: str, *folders: Path) -> str:
     """The text of a prompt file; `name` is its stem, or a path that ends in ".txt".
+
+    Args:
+        folders: where it is searched, in this order (default: `FOLDER`).
 
     Raises:
         UserError: no such prompt (suggests the nearest).
     """
-    path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
-    if not path.is_file():
-        raise unknown("prompt", name, (p.stem for p in folder.glob("*.txt")))
+    folders = folders or (FOLDER,)
+    paths = [Path(name)] if name.endswith(".txt") else [folder / f"{name}.txt" for folder in folders]
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
+        raise unknown("prompt", name, {p.stem for folder in folders for p in folder.glob("*.txt")})
     return path.read_text(encoding="utf-8").removesuffix("\n")
 
 

@@ -21,6 +21,7 @@ from fgrpo.schema_base import (
     Section,
     Share,
     Tracker,
+    Variable,
     check_nonfinite,
 )
 from fgrpo.schema_rl import Rl
@@ -50,11 +51,13 @@ class Engine(Section):
     the engine's share of a GPU's memory, and `tensor_parallel` the GPUs per copy of the model. `prompt_price` and
     `completion_price` are money per million tokens read and written; the search reports its cost with them. `patience_s` is
     how long a request is retried while the fault is an endpoint's: gone, overloaded, restarting. `leave_out` names parameters
-    that the server does not take, such as top_p; without max_completion_tokens it gets max_tokens.
+    that the server does not take, such as top_p; without max_completion_tokens it gets max_tokens. `api_key_env` names the
+    environment variable of the endpoints' key; without it they get none, except for OpenAI's own (OPENAI_API_KEY).
     """
 
     kind: EngineKind
     endpoints: tuple[str, ...] = ()
+    api_key_env: Variable | None = None
     model_name: str | None = None
     batch_size: Positive
     concurrency: Positive
@@ -237,7 +240,7 @@ class Judge(Section):
     The keys with defaults are about transport, not about the method. Of a call: `timeout_s`, `attempts`, `backoff_s` (about the
     first wait between attempts). Of each endpoint: `concurrency` and, of this process, `requests_per_minute` and
     `tokens_per_minute`; `patience_s` is how long a call is retried while the fault is an endpoint's, and how long calls wait
-    while all are down. `leave_out` names parameters that the server does not take. `cache` is an SQLite file of replies; "run":
+    while all are down. `api_key_env` and `leave_out`: as in `Engine`. `cache` is an SQLite file of replies; "run":
     one in the run's folder, for a judge behind an endpoint; null: none. `prompt_price` and `completion_price` are money per
     million tokens; past `money_cap` or `token_cap` (of a run folder, over all its processes) no further call is made. `images`: sent as base64, or as file:// names
     that the server may open. `box_frame`: the frame of boxes that the judge model reads (Qwen3-VL: 0-1000). `sentence_calls`:
@@ -250,7 +253,7 @@ class Judge(Section):
     backend: str
     model: str
     endpoints: tuple[str, ...] = ()
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    api_key_env: Variable | None = None
     reasoning_effort: str | None = None
     max_completion_tokens: Positive
     concurrency: Positive

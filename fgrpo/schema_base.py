@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # name of an environment variable
 EngineKind = Literal["transformers", "vllm", "openai"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 NonFinite = Literal["stop", "skip"]

@@ -63,7 +63,8 @@ class OpenAITransport:
         self._takes_choices = bool(addressed) and not any(
             "openai." in urlsplit(url).netloc for url in self._urls if url
         )
-        served = ServedModel("judge", config.model, "the judge's model", "the judge's leave_out", config.api_key_env)
+        settings = "the judge's model", "the judge's leave_out", "the judge's api_key_env"
+        served = ServedModel("judge", config.model, *settings, config.api_key_env)
         limits = _limits(config, len(self._urls))
         self._client = client.Client(self._urls, served, limits, meter, stops=True, clock=clock)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import urllib.error
 import urllib.request
@@ -14,12 +13,12 @@ from urllib.parse import urlsplit
 
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses
+from fgrpo.inference.connection import key_in, variable_for
 from fgrpo.inference.vllm_server import healthy
 from fgrpo.schema import Config, Judge
 
 ENDPOINT_TIMEOUT_S = 5.0
-ENGINE_KEY = "OPENAI_API_KEY"  # the variable that the sampling engine reads; a judge's is its api_key_env
-Users = dict[tuple[str, tuple[str, ...], str], list[str]]  # (address, models, variable of the API key) -> who uses it
+Users = dict[tuple[str, tuple[str, ...], str | None], list[str]]  # (address, models, `api_key_env`) -> who uses it
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,25 @@ def endpoints(config: Config) -> Iterator[Finding]:
         named = (config.engine.model_name,) if config.engine.model_name else tuple(roles.values())
         for entry in config.engine.endpoints:
             if not addresses.is_pattern(entry):  # one address serves one stage: either model is right
-                users.setdefault((entry, named, ENGINE_KEY), []).append("engine")
+                users.setdefault((entry, named, config.engine.api_key_env), []).append("engine")
                 continue
             for role, model in roles.items():
-                yield from _collect(
-                    (entry,), config.engine.model_name or model, ENGINE_KEY, role, role, users, config.preset
-                )
+                wanted, variable = config.engine.model_name or model, config.engine.api_key_env
+                yield from _collect((entry,), wanted, variable, role, role, users, config.preset)
     for key, role in (("training", "judge"), ("evaluation", "judge"), ("extraction", "extractor")):
         judge: Judge = getattr(config.judges, key)
         if judge.backend != "openai":
             continue
         yield from _collect(judge.endpoints, judge.model, judge.api_key_env, f"{key} judge", role, users, config.preset)
-        if not judge.endpoints and not _key(judge.api_key_env):
-            advice = f"export {judge.api_key_env}=your-key  # or SET=judges.{key}.endpoints=[<address>], a server of your own"
+        if not judge.endpoints and not key_in(needed := variable_for(None, judge.api_key_env)):
+            advice = f"export {needed}=your-key  # or SET=judges.{key}.endpoints=[<address>], a server of your own"
             yield Finding("fail", f"the {key} judge {judge.model} has no endpoint and no key", advice)
     for (url, models, variable), names in users.items():
         yield endpoint(url, models, ", ".join(names), variable)
 
 
 def _collect(
-    entries: tuple[str, ...], model: str, variable: str, user: str, role: str, users: Users, preset: str
+    entries: tuple[str, ...], model: str, variable: str | None, user: str, role: str, users: Users, preset: str
 ) -> Iterator[Finding]:
     """Add the addresses of `entries` to `users`. An address file that does not exist yet is a warning."""
     try:
@@ -82,30 +80,27 @@ def _collect(
             )
 
 
-def _key(variable: str) -> str:
-    return os.environ.get(variable, "").strip()
-
-
-def endpoint(url: str, models: tuple[str, ...], role: str, variable: str) -> Finding:
+def endpoint(url: str, models: tuple[str, ...], role: str, named: str | None) -> Finding:
     """Check that one endpoint answers and serves one of `models`.
 
     Args:
-        variable: the environment variable with this endpoint's API key. No other key is sent, and none to where it redirects.
+        named: the environment variable that the configuration names for this endpoint's API key. Like a stage, the doctor
+            sends no other key (`fgrpo.inference.connection.variable_for`), and none to where the endpoint redirects.
     """
     try:
         request = urllib.request.Request(f"{addresses.normal_url(url)}/models")
     except UserError as error:
         return Finding("fail", f"{role}: {error}", "# fix the address (http://host:port/v1)")
-    if key := _key(variable):
+    variable = variable_for(url, named)
+    if key := key_in(variable):
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=ENDPOINT_TIMEOUT_S) as reply:
             body: Any = json.load(reply)
         served = [str(entry["id"]) for entry in body["data"]]
     except urllib.error.HTTPError as error:
-        return Finding(
-            "fail", f"{role}: {url} answers {error.code}", f"# check the address (…/v1) and the key in {variable}"
-        )
+        key_advice = f"the key in {variable}" if variable else "set api_key_env, if it requires a key"
+        return Finding("fail", f"{role}: {url} answers {error.code}", f"# check the address (…/v1) and {key_advice}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Finding("fail", f"{role}: {url} does not answer ({error})", "# start its server, or fix the address")
     matching = [model for model in models if model in served]

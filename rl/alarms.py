@@ -46,7 +46,12 @@ class Alarms:
         if not self.moving or not 0 < self._steps < self.EVERY:
             return []
         still = [c.reward for c in self.constraints if not self._moved[c.reward]]
-        return [f"λ of {name} never moved in this run ({_steps(self._steps)}): {_STANDS_STILL}" for name in still]
+        return [f"λ of {name} never moved in this run ({_steps(self._steps)}): {self._cause(name)}" for name in still]
+
+    def _cause(self, name: str) -> str:
+        """Why a multiplier stood still during the entire run."""
+        nowhere = self._in_a_row[name]["nowhere"] == self._steps
+        return "the constraint applied to no rollout (every score was None, or failed)" if nowhere else _STANDS_STILL
 
     def _of_one(self, constraint: Constraint, line: Mapping[str, Any]) -> list[str]:
         name, counts = constraint.reward, self._in_a_row[constraint.reward]

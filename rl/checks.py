@@ -12,6 +12,21 @@ from rl.columns import Columns
 from rl.dual import Constraint, DualAscent, enough
 
 
+def checked_constraints(given: Any) -> tuple[Constraint, ...]:
+    """The constraints that the trainer was given: one, or several.
+
+    Raises:
+        TypeError: something that is no `Constraint` (shows how to write it).
+    """
+    constraints = (given,) if isinstance(given, (Constraint, str)) else tuple(given)
+    for odd in constraints:
+        if not isinstance(odd, Constraint):
+            tau = given[odd] if isinstance(given, dict) else "…"
+            name = odd if isinstance(odd, str) else "<reward>"
+            raise TypeError(f"{odd!r} is no constraint; write constraints=[Constraint({name!r}, tau={tau}), …]")
+    return constraints
+
+
 def check_names(
     names: Sequence[str],
     dual: DualAscent,
@@ -56,7 +71,8 @@ def check_names(
         )
     if not set(names) - set(constrained):
         raise ValueError(
-            f"every reward function has a constraint ({constrained}): the task reward, which has none, is missing"
+            f"every reward function has a constraint ({constrained}): the task reward, which has none, is missing; add it to "
+            "reward_funcs"
         )
 
 

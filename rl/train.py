@@ -62,9 +62,12 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     is_main = distributed.rank() == 0
     questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data", check=is_main)
     policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft", check=is_main)
+    stage, inputs = f"rl-{cfg.method}", [questions, policy]
+    if not runs.is_done(cfg, stage, root, inputs):
+        check_configuration(cfg)  # before a folder of another configuration is moved aside
     with (
         distributed.session(cfg.rl.deepspeed, cfg.launch.timeout_s),
-        distributed.open_run(cfg, f"rl-{cfg.method}", [questions, policy], root) as run,
+        distributed.open_run(cfg, stage, inputs, root) as run,
     ):
         if distributed.on_main(lambda: run.is_done):
             distributed.print_once(f"{run.path} is already done")
@@ -72,7 +75,6 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         disable_progress_bar()  # transformers' own; the stage has one progress line
         images = (path for row in read_jsonl(questions) for path in row.get("images") or ())
         distributed.on_main(lambda: recorded.check_images(questions.parent, images))
-        tracking.check_tracker(cfg.rl.report_to, "rl.report_to")
         trainer, log = build_trainer(cfg, run, questions, policy)
         distributed.on_main(lambda: settle_replaced(run.path / "final"))
         checkpoint = distributed.on_main(lambda: resume_point(run.path / "checkpoints"))
@@ -93,6 +95,17 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             run.counts["skipped steps"] = metrics_file.skipped_steps(run.path)
             run.finish(["metrics.jsonl", "rollouts", "final"], final_lambda=trainer.dual.lam)
         return run.path
+
+
+def check_configuration(cfg: Config) -> None:
+    """What shows without a model or a run folder that a run of this configuration cannot start.
+
+    Raises:
+        UserError: an unknown constraint, vLLM or a tracker that is not installed.
+    """
+    make_dual(cfg)
+    trainer_of(cfg)
+    tracking.check_tracker(cfg.rl.report_to, "rl.report_to")
 
 
 def build_trainer(

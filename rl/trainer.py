@@ -32,7 +32,7 @@ from fgrpo.training import checkpoints, stored
 from rl import mixed_batches
 from rl.advantage import Baseline, Coupling, Masked, Whiten
 from rl.alarms import Alarms
-from rl.checks import check_dataset, check_names, out_of_reach, replaced_options
+from rl.checks import check_dataset, check_names, checked_constraints, out_of_reach, replaced_options
 from rl.columns import Columns, names_of
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
@@ -65,7 +65,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
     Args:
         reward_funcs: each returns a number or None per completion, or an `rl.scored_batch.ScoreColumn`, which also says what
             failed. Those that no constraint names are the task's (`rl.columns`).
-        constraints: each names a reward function.
+        constraints: one, or several; each names a reward function.
         reward_names: names of the reward functions, where their own do not tell them apart (lambdas, partials).
         dual: the multipliers; made from `constraints` (adaptive) if not given.
         coupling: None decouples (Eq. 6); "additive" or "multiplicative" make one reward of all columns first (Table 2),
@@ -98,7 +98,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         args: GRPOConfig | None = None,
         train_dataset: Any = None,
         *others: Any,
-        constraints: Sequence[Constraint] = (),
+        constraints: Constraint | Sequence[Constraint] = (),
         reward_names: Sequence[str] | None = None,
         dual: DualAscent | None = None,
         coupling: Coupling | None = None,
@@ -114,6 +114,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         functions = [function for function in functions if function is not None]
         names = names_of(functions, reward_names)
+        constraints = checked_constraints(constraints)
         options = (dual, coupling, masked, baseline, whiten, scorer)
         self.is_plain = not constraints and all(option is None for option in options)
         self.dual = dual if dual is not None else DualAscent(constraints)

@@ -1,5 +1,17 @@
 # shellcheck shell=bash
-# Sourced by setup.sh and setup_vllm.sh: `step TITLE ARGUMENTS…` runs pip install in $VENV and shows that it is alive.
+# Sourced by setup.sh and setup_vllm.sh: `alone` lets one of them at a time work in this checkout, and `step TITLE ARGUMENTS…` runs
+# pip install in $VENV and shows that it is alive.
+
+# Two `make` of a fresh checkout (a server and a stage) both call setup. The second waits, and ends if $VENV is complete then.
+# $BODY is a file that is older than the waiting.
+alone() {
+  command -v flock >/dev/null || return 0
+  exec 9<requirements
+  flock -n 9 && return
+  echo "waiting: another make sets up an environment of this folder" >&2
+  flock 9
+  if [ "$VENV/.stamp" -nt "$BODY" ]; then exit 0; fi
+}
 
 # On a terminal the line shows the package pip is at; elsewhere there is one line per step. pip's own words are kept for an error.
 step() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the interpreter that `make` uses, and the stamp file of its environment where `make setup` looks after it.
 #   PYTHON=…   this interpreter, as it is
-#   VENV=…     the environment in this folder (pip or conda); `make setup VENV=…` creates it if it is not there
+#   VENV=…     the environment in this folder (pip or conda); only `make setup VENV=…` creates it
 #   otherwise  the environment that you activated, if it has torch and TRL; else .venv, which `make setup` creates
 set -euo pipefail
 VENV=${VENV:-} PYTHON=${PYTHON:-}
@@ -13,6 +13,11 @@ if [ -n "$PYTHON" ]; then
   complete "$PYTHON" || note "$PYTHON has no torch or no TRL: install requirements/ there, or let \`make setup PYTHON=$PYTHON\` create .venv from it and run make without PYTHON"
   echo "$PYTHON"
   exit
+fi
+if [ -n "$VENV" ] && [ -z "${QUIET:-}" ] && ! [ -x "$VENV/bin/python" ] && ! [ -e "$VENV/.unfinished" ]; then
+  echo "error: VENV=$VENV has no interpreter ($VENV/bin/python); \`make setup VENV=$VENV\` creates an environment for CPUs there," \
+    "docs/installation.md says how to create one for GPUs" >&2
+  exit 2
 fi
 if [ -z "$VENV" ]; then
   VENV=.venv

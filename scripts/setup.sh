@@ -25,11 +25,12 @@ fi
   echo "error: Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
 command -v g++ >/dev/null || echo "note: no g++ found; only a DeepSpeed file with offload_optimizer needs it (apt install g++)" >&2
 
+# shellcheck source=scripts/install.sh
+. scripts/install.sh
+alone
 # a working folder keeps its packages; one whose interpreter does not start is created anew
 "$VENV/bin/python" -c '' 2>/dev/null || "$PYTHON" -m venv --clear "$VENV"
 touch "$VENV/.unfinished"
-# shellcheck source=scripts/install.sh
-. scripts/install.sh
 
 step "1/3 torch (about 200 MB)" "$(grep '^torch==' "$CORE")"
 # torchvision from PyPI depends on a CUDA torch, hence --no-deps; deepspeed is built against the torch above

@@ -10,9 +10,10 @@ CORE=requirements/core.txt
 BODY=$(mktemp)
 trap 'rm -f "$BODY"' EXIT
 
-.venv-vllm/bin/python -c '' 2>/dev/null || "$PYTHON" -m venv --clear .venv-vllm
 # shellcheck source=scripts/install.sh
 . scripts/install.sh
+alone
+.venv-vllm/bin/python -c '' 2>/dev/null || "$PYTHON" -m venv --clear .venv-vllm
 
 step "1/3 torch (about 200 MB)" "$(grep '^torch==' "$CORE")"
 .venv-vllm/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || {

@@ -51,13 +51,14 @@ def ask(who: str, url: str, **more: Any) -> tuple[Any, int, FakeClock]:
                 patience_s=PATIENCE_S,
                 timeout_s=timeout_s,
                 clock=clock,
+                key_variable="OPENAI_API_KEY",
                 **more,
             )
             work, close, meter = sampler.sample(Request((), "Where?", max_new_tokens=16)), sampler.close, sampler.meter
         else:
             config = Judge(
                 backend="openai", model=MODEL, endpoints=(url,), max_completion_tokens=16, concurrency=4,
-                attempts=ATTEMPTS, patience_s=PATIENCE_S, timeout_s=timeout_s, cache=None, **more,
+                attempts=ATTEMPTS, patience_s=PATIENCE_S, timeout_s=timeout_s, cache=None, api_key_env="OPENAI_API_KEY", **more,
             )  # fmt: skip
             meter = Meter()
             transport = OpenAITransport(config, meter, clock)

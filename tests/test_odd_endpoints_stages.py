@@ -56,7 +56,8 @@ def config(server: OddServer, name: str, data: Path, *more: str) -> Config:
     for role in ("training", "evaluation", "extraction"):
         settings += [f"judges.{role}.{key}" for key in ("backend=openai", f"model={MODEL}", f'endpoints=["{url}"]')]
         settings += [f"judges.{role}.concurrency=16", f"judges.{role}.max_completion_tokens=64"]
-    settings += ["engine.concurrency=16", "eval.bootstrap_samples=50"]
+    settings += [f"{place}.api_key_env=OPENAI_API_KEY" for place in ("engine", "judges.training", "judges.evaluation")]
+    settings += ["judges.extraction.api_key_env=OPENAI_API_KEY", "engine.concurrency=16", "eval.bootstrap_samples=50"]
     for source in ("sat", "vgr", "viscot", "treevgr"):
         settings += [f"data.sources.{source}.rl=16"]
     return load("smoke", "fgrpo", [*settings, *more])

@@ -42,5 +42,6 @@ def build(config: Config, model_path: str) -> Sampler:
         tokenizer=model_path,
         concurrency=engine.concurrency,
         leave_out=engine.leave_out,
+        key_variable=engine.api_key_env,
         patience_s=engine.patience_s,
     )

@@ -138,7 +138,7 @@ def normal_url(endpoint: str) -> str:
     if "@" in parts.netloc:
         raise UserError(
             f"the endpoint at {parts.hostname} has a user or password in its address; remove it and put the key into "
-            "OPENAI_API_KEY (for a judge: the variable that its api_key_env names)"
+            "the environment variable that api_key_env names"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
         raise UserError(f"{shown(endpoint)!r} is not an endpoint; write it as http://host:port/v1")

@@ -23,10 +23,9 @@ import openai
 from fgrpo.errors import UserError
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.clock import SYSTEM, Clock
-from fgrpo.inference.connection import ServedModel, connect, key_of
+from fgrpo.inference.connection import ServedModel, connect, key_of, stop_reason
 from fgrpo.inference.endpoint import Endpoint, Limits, Pace
 from fgrpo.inference.failures import (
-    CERTIFICATE,
     ENDPOINTS_DOWN,
     ERRORS,
     NO_CONNECTION,
@@ -98,7 +97,7 @@ class Client:
         self.urls, self.limits, self.meter, self.clock = tuple(urls), limits, meter, clock
         self._served_model, self._checks_model, self._stops = served, checks_model, stops
         self._stopped: Failure | None = None
-        self._key = key_of(served, is_required=None in self.urls)
+        self._keys = {url: key_of(served, url) for url in self.urls}
         self._paces = [
             (Pace(limits.requests_per_minute, clock), Pace(limits.tokens_per_minute, clock)) for _ in self.urls
         ]
@@ -184,7 +183,7 @@ class Client:
                 failure = classify(error)
             failure = replace(failure, detail=redact(failure.detail))
             if failure.action == "stop":
-                raise UserError(self._stop_reason(endpoint, failure))
+                raise UserError(stop_reason(self._served_model, endpoint.name, endpoint.url, failure))
             if not failure.is_unreachable:
                 return frozenset()
         return failure
@@ -205,7 +204,7 @@ class Client:
         return self._loops[running]
 
     def _endpoint(self, url: str | None, requests: Pace, tokens: Pace) -> Endpoint:
-        connection = connect(url, self._key, self.limits.timeout_s)
+        connection = connect(url, self._keys[url], self.limits.timeout_s)
         return Endpoint(url, connection, self.limits, requests, tokens, self.clock)
 
     def _is_over(self, loop: _LoopState, failure: Failure, attempts: _Attempts) -> bool:
@@ -319,26 +318,10 @@ class Client:
             hint = advice(failure.detail, sent, self._served_model.leave_out_setting)
             return replace(failure, detail=failure.detail + hint)
         if failure.action == "stop":
-            failure = replace(failure, detail=self._stop_reason(endpoint, failure))
+            failure = replace(failure, detail=stop_reason(self._served_model, endpoint.name, endpoint.url, failure))
             if self._stops:
                 self._stopped = failure
         return failure
-
-    def _stop_reason(self, endpoint: Endpoint, failure: Failure) -> str:
-        served = self._served_model
-        place = f"the {served.role} at {endpoint.name}"
-        if failure.kind == CERTIFICATE:
-            return (
-                f"no secure connection to {place}: {failure.detail}; name the certificate authority in SSL_CERT_FILE, or "
-                "write http:// if the server speaks it"
-            )
-        if failure.status in (401, 403):
-            return f"{place} refuses the key in {served.key_variable} (HTTP {failure.status}); set a valid one"
-        if failure.status == 402:
-            return f"{place} requires a payment (HTTP 402: {failure.detail}); pay, then rerun to resume"
-        if failure.status == 404:
-            return failure.detail
-        return f"the quota of the key in {served.key_variable} at {endpoint.name} is used up; raise it, then rerun to resume"
 
     async def _not_found(self, endpoint: Endpoint, failure: Failure) -> Failure:
         """What a 404 means: hopeless if the endpoint lists other models, else a gateway without its server, or a wrong address."""

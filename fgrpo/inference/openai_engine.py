@@ -69,6 +69,7 @@ class OpenAISampler:
         forbidden: ids to forbid instead of reading `tokenizer`.
         concurrency: requests in flight, over all endpoints.
         leave_out: parameters that the server does not take (`fgrpo.inference.parameters.fitted`).
+        key_variable: environment variable of the endpoints' API key (`fgrpo.inference.connection.variable_for`).
         attempts, timeout_s: attempts per request, and seconds per attempt.
         longest_wait_s: seconds between two attempts at most, also where a Retry-After header requests more.
         patience_s: how long a request is retried while the fault is an endpoint's (0: `attempts` only).
@@ -89,6 +90,7 @@ class OpenAISampler:
         forbidden: Sequence[int] | None = None,
         concurrency: int = 64,
         leave_out: Sequence[str] = (),
+        key_variable: str | None = None,
         attempts: int = 8,
         timeout_s: float = 600.0,
         longest_wait_s: float = 30.0,
@@ -116,7 +118,9 @@ class OpenAISampler:
             longest_wait_s=longest_wait_s,
             longest_rest_s=rest_s,
         )
-        served = ServedModel("endpoint", model, "engine.model_name", "engine.leave_out (or the model's file)")
+        file = "(or the model's file)"
+        settings = "engine.model_name", f"engine.leave_out {file}", f"engine.api_key_env {file}"
+        served = ServedModel("endpoint", model, *settings, key_variable)
         self._client = Client(self.urls, served, limits, self.meter, checks_model=True, clock=clock)
 
     async def sample(self, request: Request) -> Sequence[Completion]:

@@ -28,7 +28,7 @@ from fgrpo import cli, runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import Gpu, gpus
-from fgrpo.inference import addresses
+from fgrpo.inference import addresses, vllm_server
 from fgrpo.inference.addresses import Address
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
 from fgrpo.policy import backbone, model_files
@@ -238,6 +238,7 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         config = load(args.preset, args.method, args.set)
+        vllm_server.executable()  # before the hub is asked for the model
         devices = [] if args.cpu else gpus()
         ordered = order(config, args.role, devices, args.model, extra, args.runs)
         host, shown_as = ("0.0.0.0", socket.getfqdn()) if args.public else ("127.0.0.1", "127.0.0.1")

@@ -73,7 +73,11 @@ def test_an_endpoint_that_rejects_pictures(world: Config, tmp_path: Path, blind:
     with pytest.raises(UserError) as refused:
         run.evaluate(world, "fgrpo", everything, tmp_path, remote)
     words = str(refused.value)
-    assert "served none" in words and NO_PICTURES in words and "does its model take images" in words
+    assert (
+        "answered none of this run's requests" in words
+        and NO_PICTURES in words
+        and "does its model take images" in words
+    )
     assert "finished answers are kept" in words
     held = [row for row in read_jsonl(folder / "generations.jsonl") if row["finish"] != "error"]
     assert [json_line(row) for row in held] == before.decode().splitlines()

@@ -141,7 +141,7 @@ def test_an_engine_that_refuses_everything_stops_early(world: Config, tmp_path: 
     todo = generate.jobs(samples, models.load("fgrpo"), world)
     broken = engine(world)
     broken.refuse = ("",)
-    with pytest.raises(UserError, match=r"served none of .*: refused; .* are kept"):
+    with pytest.raises(UserError, match=r"answered none of .*: refused; fix the engine"):
         asyncio.run(generate.generate(todo, broken, tmp_path / "generations.jsonl", concurrency=1))
     assert {job.sample.id for job in todo[: len(broken.asked)]} == {s.id for s in samples[: generate.REFUSALS_IN_A_ROW]}
     assert len(broken.asked) < len(todo)
@@ -215,7 +215,7 @@ def test_an_endpoint_that_dies_is_not_asked_for_all_that_is_left(
     assert len(generate.held_ids(path)) == 5 and len(dying.asked) < 5 + generate.REFUSALS_IN_A_ROW + concurrency
     dying.asked, dying.serves = [], 0  # still gone, and fewer than 20 questions left: not 4 refusals and a finished run
     asyncio.run(generate.generate(todo[:-4], engine(world), path, concurrency=4))
-    with pytest.raises(UserError, match="served none"):
+    with pytest.raises(UserError, match=r"answered none of this run's requests.*finished answers are kept in"):
         asyncio.run(generate.generate(todo, dying, path, concurrency=concurrency))
     assert len(dying.asked) == 4
     assert asyncio.run(generate.generate(todo, engine(world), path, concurrency=4)) == {"stop": len(todo)}
@@ -350,6 +350,26 @@ def test_tables_show_ours_the_papers_and_dashes(evaluated: Path, world: Config) 
     found = data["comparisons"]["grpo-t-vs-fgrpo-greedy"]["inconsistency"]
     assert found["b"] < found["a"] and found["mcnemar"]["only_b"] <= found["mcnemar"]["only_a"]
     assert len(found["flipped"]) == found["mcnemar"]["only_a"] + found["mcnemar"]["only_b"]
+
+
+def test_the_overview_names_what_it_leaves_out(evaluated: Path, world: Config) -> None:
+    assert tables.not_shown(world, evaluated) == []
+    top = evaluated / world.preset / "eval"
+    shutil.copytree(top / "fgrpo", top / "theirs")  # an evaluation that no stage here trained
+    shutil.copytree(top / "fgrpo", top / "begun")
+    (top / "begun" / "done").unlink()
+    other, begun = tables.not_shown(world, evaluated)
+    assert other.startswith("Also evaluated") and other.endswith(": FGRPO.")
+    assert begun.startswith("Not finished, so in no table: begun.") and f"PRESET={world.preset}" in begun
+
+
+def test_an_evaluation_ends_with_its_figures(evaluated: Path, world: Config) -> None:
+    folder = evaluated / world.preset / "eval" / "fgrpo"
+    average = json.loads((folder / "summary.json").read_text())["sampled"]["average"]
+    line = run.headline(folder)
+    for title in ("accuracy", "inconsistency", "semantic_grounding"):
+        assert f"{title.replace('_', ' ')} {100 * average[title]['value']:.1f}" in line
+    assert "sampled answers" in line
 
 
 def test_a_run_compared_with_itself_has_no_flips(evaluated: Path, world: Config) -> None:

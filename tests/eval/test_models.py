@@ -121,3 +121,33 @@ def test_paper_cells_hold_ours_interval_the_papers_and_the_difference() -> None:
     assert tables._shown(beside) == "82.4 ±2.5 / 80.0 (+2.4)"
     assert tables._shown(tables._beside(None, 79.97)) == "– / 80.0"
     assert layout.Table("t", "50% & more_", ("a", "≠"), (("x", "±1 – {}"),)).latex().count(r"$\neq$") == 1
+
+
+def test_a_misspelt_key_is_named_before_what_it_leaves_missing(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("titel: Mine\npath: mine\nprompt: think\n")
+    with pytest.raises(UserError, match=r"unknown key of .*mine.yaml 'titel'; did you mean 'title'"):
+        models.load("mine", tmp_path, tmp_path)
+    (tmp_path / "mine.yaml").write_text("title: Mine\npath: mine\nprompt: think\nengine: {api_key_evn: MY_KEY}\n")
+    with pytest.raises(UserError, match=r"did you mean 'engine.api_key_env'"):
+        models.load("mine", tmp_path, tmp_path)
+    (tmp_path / "mine.yaml").write_text("title: Mine\npath: mine\nprompt: think\nengine: {api_key_env: sk-secret}\n")
+    with pytest.raises(UserError, match="is the name of an environment variable") as raised:
+        models.load("mine", tmp_path, tmp_path)
+    assert "sk-secret" not in str(raised.value)
+
+
+def test_the_key_of_a_model_reaches_its_sampler(world: Config) -> None:
+    spec = models.ModelSpec(
+        title="m", path="m", prompt="think", engine=models.EngineOverride(kind="openai", api_key_env="MY_KEY")
+    )
+    assert models.engine_config(spec, world).engine.api_key_env == "MY_KEY"
+    one = world.model_copy(update={"engine": world.engine.model_copy(update={"api_key_env": "PRESET_KEY"})})
+    assert models.engine_config(
+        spec.model_copy(update={"engine": models.EngineOverride()}), one
+    ).engine.api_key_env == ("PRESET_KEY")
+
+
+def test_a_misspelt_prompt_suggests_those_of_both_folders(world: Config) -> None:
+    spec = models.load("gpt-4o").model_copy(update={"prompt": "plain-thinkk"})
+    with pytest.raises(UserError, match="unknown prompt 'plain-thinkk'; did you mean 'plain-think'"):
+        models.template(spec, world)

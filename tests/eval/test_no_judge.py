@@ -118,16 +118,17 @@ def served() -> Iterator[tuple[type[Endpoint], str]]:
         yield kind, url
 
 
-def judged(world: Config, url: str, model: str = "j") -> Config:
-    return changed(world, backend="openai", model=model, endpoints=(url,), backoff_s=0.01, attempts=2, patience_s=0.05)
+def judged(world: Config, url: str, model: str = "j", **more: Any) -> Config:
+    quick = {"backoff_s": 0.01, "attempts": 2, "patience_s": 0.05}
+    return changed(world, backend="openai", model=model, endpoints=(url,), **quick, **more)
 
 
-def refusal(world: Config, tmp_path: Path, url: str, model: str = "j") -> str:
+def refusal(world: Config, tmp_path: Path, url: str, model: str = "j", **more: Any) -> str:
     """What an evaluation says before it generates."""
     checkpoint(world, tmp_path, "rl-fgrpo")
     sampler = engine(world)
     with pytest.raises(UserError) as raised:
-        run.evaluate(judged(world, url, model), "fgrpo", ["mmvp"], tmp_path, sampler)
+        run.evaluate(judged(world, url, model, **more), "fgrpo", ["mmvp"], tmp_path, sampler)
     assert sampler.asked == []  # not one token
     return str(raised.value)
 
@@ -143,9 +144,12 @@ def test_a_wrong_key_is_found_before_the_first_token(
     world: Config, tmp_path: Path, served: tuple[type[Endpoint], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served[0].key = "right-key-123456"
-    monkeypatch.setenv("OPENAI_API_KEY", "wrong-key-123456")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai-key-123456")
     words = refusal(world, tmp_path, served[1])
-    assert "refuses the key in OPENAI_API_KEY (HTTP 401)" in words and "wrong-key" not in words
+    assert "requires a key (HTTP 401)" in words and "in the judge's api_key_env" in words
+    monkeypatch.setenv("MY_KEY", "wrong-key-123456")
+    words = refusal(world, tmp_path, served[1], api_key_env="MY_KEY")
+    assert "refuses the key in MY_KEY (HTTP 401)" in words and "wrong-key" not in words
     assert served[0].asked == []
 
 

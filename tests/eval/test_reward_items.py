@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eval import models, run, run_folder
+from eval import models, rescore, run, run_folder
 from eval.results import read_records
 from fgrpo.inference.base import Completion, Request
 from fgrpo.inference.openai_engine import OpenAISampler
@@ -70,6 +70,11 @@ def test_a_reward_sees_tokens_finish_group_and_limit(
             assert (item.tokens, value) in ((48, 0.5), (None, None))  # unknown is not 0
             unknown += "x" * (item.tokens is None)
     assert unknown
+    # another judge, under a preset with another limit: the answers' own limit counts
+    other = world.model_copy(update={"eval": world.eval.model_copy(update={"max_new_tokens": 48})})
+    rescored = read_records(rescore.rescore(other, folder, "oracle") / "scores.jsonl")
+    before = {r.id: r.scores["consistency"].value for r in read_records(folder / "scores.jsonl")}
+    assert {r.id: r.scores["consistency"].value for r in rescored} == before
 
 
 class Counted(Replies):

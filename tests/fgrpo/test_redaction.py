@@ -37,7 +37,7 @@ def test_a_key_in_a_query_is_replaced(name: str) -> None:
 @pytest.mark.parametrize("placeholder", ["EMPTY", "unused", "secret", "none", "not-needed"])
 def test_a_placeholder_is_no_key(placeholder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", placeholder)
-    key_of(ServedModel("judge", "m", "a", "b", "THE_KEY"), is_required=True)
+    key_of(ServedModel("judge", "m", "a", "b", "c", "THE_KEY"), None)
     assert redaction.redact(TEXT) == TEXT
 
 

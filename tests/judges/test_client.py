@@ -20,6 +20,7 @@ from fgrpo.inference.base import Request, SamplingError, Unreachable
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.client import Client
 from fgrpo.inference.clock import SYSTEM, Clock
+from fgrpo.inference.connection import variable_for
 from fgrpo.inference.endpoint import FAILURES_WITH_OTHERS, Endpoint
 from fgrpo.inference.failures import CERTIFICATE, ENDPOINTS_DOWN, NO_CONNECTION, RequestFailed, classify
 from fgrpo.inference.openai_engine import OpenAISampler
@@ -54,6 +55,7 @@ def sampling(*urls: str, attempts: int = 3, patience_s: float = 30.0, clock: Clo
         longest_wait_s=0.5 if clock is SYSTEM else 30.0,
         rest_s=0.1,
         clock=clock,
+        key_variable="OPENAI_API_KEY",
     )
     return Caller(lambda: sampler.sample(Request((), "Where?")), sampler._client, sampler.meter)
 
@@ -63,7 +65,9 @@ def judging(
 ) -> Caller:
     meter = Meter()
     waits = {} if clock is SYSTEM else {"backoff_s": 4.0}
-    judge = config(*urls, attempts=attempts, patience_s=patience_s, concurrency=10, **waits)
+    judge = config(
+        *urls, attempts=attempts, patience_s=patience_s, concurrency=10, api_key_env="OPENAI_API_KEY", **waits
+    )
     transport = OpenAITransport(judge, meter, clock)
     return Caller(lambda: transport.ask(CALL, ()), transport._client, meter)
 
@@ -229,9 +233,10 @@ def test_a_retry_goes_elsewhere(caller: Callable[..., Caller], fault_server: Any
 
 
 def test_a_stop_fails_later_calls_of_a_judge_unsent_and_of_a_sampler_one_by_one(
-    judge_config: Any, fault_server: Any
+    judge_config: Any, fault_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callers of a sampler count refusals themselves; a judge's callers get one clear error."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     async def go() -> None:
         async with fault_server(lambda n, body: 401 if n < 2 else "A") as server:
@@ -406,3 +411,55 @@ def test_parameters_are_left_out(judge_config: Any, fault_server: Any) -> None:
                 await one.close()
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "variable"),
+    [
+        (None, None, "OPENAI_API_KEY"),
+        ("https://api.openai.com/v1", None, "OPENAI_API_KEY"),
+        ("http://api.openai.com/v1", None, None),
+        ("https://api.openai.com.example.org/v1", None, None),
+        ("https://example.org/api.openai.com/v1", None, None),
+        ("http://127.0.0.1:8000/v1", None, None),
+        ("http://host:8000/v1", "MY_KEY", "MY_KEY"),
+        ("https://api.openai.com/v1", "MY_KEY", "MY_KEY"),
+    ],
+)
+def test_whose_key_an_endpoint_gets(url: str | None, named: str | None, variable: str | None) -> None:
+    assert variable_for(url, named) == variable
+
+
+@pytest.mark.parametrize("who", ["sampler", "judge"])
+def test_openais_key_is_for_openai_alone(
+    who: str, judge_config: Any, fault_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another endpoint gets none, and where it requires one, the message names the setting, or the variable to set."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("NO_KEY", raising=False)
+
+    def caller(url: str, variable: str | None) -> tuple[Callable[[], Any], Client]:
+        if who == "sampler":
+            sampler = OpenAISampler([url], MODEL, forbidden=(), key_variable=variable)
+            return lambda: sampler.sample(Request((), "Where?")), sampler._client
+        transport = OpenAITransport(judge_config(url, api_key_env=variable), Meter())
+        return lambda: transport.ask(CALL, ()), transport._client
+
+    async def go(variable: str | None, message: str) -> None:
+        async with fault_server(lambda n, body: 401) as server:
+            ask, client = caller(server.url, variable)
+            with pytest.raises((SamplingError, UserError), match=message):
+                await ask()
+            assert set(server.authorizations) == {"Bearer none"}
+            await client.close()
+
+    asyncio.run(
+        go(None, r"requires a key \(HTTP 401\), and none is meant for it .* in (engine\.|the judge's )api_key_env")
+    )
+    asyncio.run(go("NO_KEY", r"requires a key \(HTTP 401\), and the environment variable NO_KEY is not set"))
+
+
+def test_openais_own_address_requires_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="no API key for the endpoint gpt: set the environment variable OPENAI_API_KEY"):
+        OpenAISampler(["https://api.openai.com/v1"], "gpt", forbidden=())

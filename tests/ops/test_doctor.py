@@ -247,6 +247,8 @@ def test_a_key_goes_only_to_the_endpoint_it_is_meant_for(server: str, monkeypatc
         return [f"judges.training.{key}={value}" for key, value in settings.items()]
 
     engine = ["engine.kind=openai", f"engine.endpoints=[{server}/v1]", "models.teacher=m"]
+    assert keys(*engine, "judges.extraction.backend=oracle", "judges.training.backend=oracle") == [None], "not OpenAI's"
+    engine.append("engine.api_key_env=OPENAI_API_KEY")
     alone = ["engine.kind=vllm", "judges.extraction.backend=oracle"]
     assert keys(*alone, *judge(f"{server}/v1", "JUDGE_KEY")) == ["Bearer judge-key"]
     assert keys(*alone, *judge(f"{server}/v1", "NO_KEY")) == [None]

@@ -44,7 +44,34 @@ def chosen(folder: Path, **settings: str) -> tuple[str, str]:
 
 def test_without_a_choice_it_is_the_one_that_make_setup_creates(folder: Path) -> None:
     assert chosen(folder) == (".venv/bin/python .venv/.stamp", "")
-    assert chosen(folder, VENV="mine") == ("mine/bin/python mine/.stamp", "")
+    assert chosen(folder, VENV="mine", QUIET="setup") == ("mine/bin/python mine/.stamp", "")
+
+
+def test_an_environment_that_is_named_and_missing_is_an_error(folder: Path) -> None:
+    printed, notes = chosen(folder, VENV=".venv-gpv")
+    assert printed == "" and "VENV=.venv-gpv has no interpreter" in notes and "make setup VENV=.venv-gpv" in notes
+    environment(folder, ".venv-gpv", stamp=".unfinished")
+    (folder / ".venv-gpv/bin/python").unlink()  # `make setup` was killed
+    assert chosen(folder, VENV=".venv-gpv") == (".venv-gpv/bin/python .venv-gpv/.stamp", "")
+
+
+def test_one_setup_at_a_time(folder: Path) -> None:
+    """A second `make setup` waits for the first, and ends when that one has completed the environment."""
+    script = """
+    VENV=.venv BODY=$(mktemp); . scripts/install.sh
+    ( exec 9<requirements; flock 9; touch held; until [ -e waits ]; do sleep 0.05; done; mkdir .venv; touch .venv/.stamp ) &
+    until [ -e held ]; do sleep 0.05; done
+    touch -d "1 minute ago" "$BODY"
+    echo() { touch waits; command echo "$@"; }
+    alone
+    command echo "not reached"
+    """
+    (folder / "requirements").mkdir(exist_ok=True)
+    words = ["bash", "-euc", script]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "" and "waiting: another make sets up" in done.stderr
+    free = 'VENV=.venv BODY=x; . scripts/install.sh; alone; echo "went on"'
+    assert subprocess.run(["bash", "-euc", free], cwd=folder, capture_output=True, text=True).stdout == "went on\n"
 
 
 def test_an_activated_environment_comes_before_dot_venv(folder: Path) -> None:
@@ -119,5 +146,6 @@ def test_make_hands_the_choice_on() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{sys.executable} -m eval.tables" in done.stdout and "setup.sh" not in done.stdout
     words = ["make", "-n", "tables", "VENV=no-such-folder"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "bash scripts/setup.sh" in done.stdout and "no-such-folder/bin/python -m eval.tables" in done.stdout
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "VENV=no-such-folder has no interpreter" in done.stderr and done.stdout == ""

@@ -26,6 +26,7 @@ STEPS = (
 def trained(server: OddServer, name: str, world: Path, root: Path, *more: str) -> dict[str, Any]:
     """What an RL run leaves whose judge is the server's behaviour `name`."""
     judge = ("backend=openai", f"model={MODEL}", f'endpoints=["{server.url(name)}"]', "max_completion_tokens=64")
+    judge += ("api_key_env=OPENAI_API_KEY",)
     cfg = mini(world, *STEPS, *(f"judges.training.{key}" for key in judge), *more)
     folder = train.train(cfg, root)
     metrics = [

@@ -16,7 +16,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from examples.tiny import ON_A_CPU, PROMPTS, tiny_model
 from fgrpo.errors import UserError
-from rl.checks import out_of_reach
+from rl.alarms import Alarms
+from rl.checks import checked_constraints, out_of_reach
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements
 from rl.scored_batch import ScoreColumn
@@ -207,6 +208,27 @@ def test_a_lambda_out_of_reach_is_said_at_the_start_and_at_the_end(
     trainer.train()
     assert trainer.dual.lam["half"] == 1.0 and trainer.state.log_history[0]["constraint/half/moved"] == 0
     assert "λ of half never moved in this run (2 steps)" in warnings_of(caplog)[-1]
+
+
+def test_a_constraint_that_applies_to_nothing_is_said_at_the_end() -> None:
+    line: dict[str, float] = {"constraint/c/n": 0, "constraint/c/moved": 0}
+    alarms = Alarms([Constraint("c", 0.5), Constraint("d", 0.5)])
+    for _ in range(2):
+        alarms.of({**line, "constraint/d/n": 1, "constraint/d/moved": 0})
+    (nowhere, seldom) = alarms.at_end()
+    assert "λ of c never moved" in nowhere and "applied to no rollout" in nowhere and "min_applicable" not in nowhere
+    assert "λ of d never moved" in seldom and "lower it" in seldom
+
+
+@pytest.mark.parametrize("given", ["brief", ["brief"], {"brief": 0.5}, ("brief",)])
+def test_what_is_no_constraint_is_an_error_that_shows_one(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"'brief' is no constraint; write constraints=\[Constraint\('brief', tau="):
+        checked_constraints(given)
+
+
+def test_one_constraint_needs_no_list(tmp_path: Path) -> None:
+    trainer = build(tmp_path, (correct, half), constraints=Constraint("half", 0.5))
+    assert trainer.dual.lam == {"half": 1.0} and not trainer.is_plain
 
 
 def test_what_is_said_of_small_batches() -> None:
