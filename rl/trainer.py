@@ -175,7 +175,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         return self.model is not None and bool(self.model.training)
 
     @property
-    def _group_size(self) -> int:
+    def group_size(self) -> int:
+        """Rollouts per prompt of the present phase, training or evaluation."""
         return int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
 
     # -- the seam --------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
 
     def _step_options(self) -> StepOptions:
         return StepOptions(
-            group_size=self._group_size,
+            group_size=self.group_size,
             coupling=self.coupling,
             masked=self.masked,
             baseline=self.baseline,
