@@ -80,7 +80,7 @@ class LogprobPasses(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities (B, T) and entropies (B, T), 0 for padding."""
         given = {key: field for key, field in fields.items() if field is not None}
-        family = self._known_family()
+        family = self.known_family()
         images_B = given.get("num_images")
         if family is not None and images_B is not None and not any(images_B):
             given = {k: v for k, v in given.items() if k not in ("pixel_values", "num_images", family.grid_field)}
@@ -99,7 +99,8 @@ class LogprobPasses(GRPOTrainer):
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
         return logps_BT, entropies_BT, None
 
-    def _known_family(self) -> Backbone | None:
+    def known_family(self) -> Backbone | None:
+        """The policy's family, None if no file of fgrpo/policy/backbones describes it."""
         kind = getattr(self.plain_model.config, "model_type", None)
         return backbone.lookup(kind) if kind in backbone.names() else None
 
@@ -114,7 +115,7 @@ class LogprobPasses(GRPOTrainer):
 
     def _can_share(self, model: Any) -> bool:
         """Whether rollouts of a prompt can share a row of this model, the policy or the reference."""
-        if self.rows != "shared" or self._known_family() is None:
+        if self.rows != "shared" or self.known_family() is None:
             return False
         plain = self._plain(model)
         if not branch_attention.takes_branches(packed_inputs.attention_of(plain)):
