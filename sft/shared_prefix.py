@@ -54,7 +54,8 @@ class SharedPrefix(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if not self.shares:
             return super()._get_train_sampler(train_dataset)
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
         """TRL's, over shared rows."""

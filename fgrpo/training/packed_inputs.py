@@ -30,9 +30,8 @@ def can_share(model: Any) -> bool:
 def has_dropout(model: torch.nn.Module) -> bool:
     """Whether tokens are dropped out in training: the branches of a prompt then share one draw for it."""
     layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return layers or bool(getattr(text, "attention_dropout", 0.0))
+    config: Any = model.config
+    return layers or bool(getattr(config.get_text_config(), "attention_dropout", 0.0))
 
 
 def packed_inputs(
