@@ -1,7 +1,8 @@
 """Traces of one question share its row in SFT (`sft.shared_prefix`), in which the question and its images are computed once.
 
 The loss of a micro-batch and its gradients are those of padded rows, up to the order of summation. A micro-batch that padded
-rows make smaller keeps them. The order of the traces brings a question's together (`sft.dataset.order`).
+rows make smaller keeps them. The order of the traces brings a question's together (`sft.dataset.order`). Rows are not regrouped
+by length over the micro-batches of an update: each of these takes the mean over its own tokens.
 """
 
 from __future__ import annotations

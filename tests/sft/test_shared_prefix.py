@@ -110,7 +110,7 @@ def test_shared_rows_have_the_loss_and_gradients_of_padded_ones(
 
 
 def test_k_and_k_rows_have_the_loss_of_2k(world: Path, many: Path, tmp_path: Path) -> None:
-    """Gradient accumulation over micro-batches, which divide by the tokens of them all."""
+    """With a common divisor; transformers gives Qwen2.5-VL none, and each micro-batch takes its own mean."""
     trainer = built(world, many, tmp_path, "sft.batch_size=8")
     whole, gradients, _ = passed(trainer, list(range(8)), 500)
     halves = [passed(trainer, list(range(at, at + 4)), 500) for at in (0, 4)]
