@@ -36,29 +36,37 @@ class Rate:
 
 def titles() -> dict[str, str]:
     """Every class by its tag; a class that cannot occur (no 0/1 reward has a score) is left out by `rates`."""
-    held = " and ".join(m.score_title for m in _checks()) or "every check"
+    checks = [m.score_title for m in _checks()] or ["every check"]
+    held, fails = " and ".join(checks), " or without ".join(checks)
+    unjudged = "no verdict on the trace" if len(checks) == 1 else "a verdict on the trace is missing"
     return {
         "right-holds": f"right answer with {held}",
-        "right-fails": f"right answer without {held}",
+        "right-fails": f"right answer without {fails}",
         "wrong-holds": f"wrong answer with {held}",
-        "wrong-fails": f"wrong answer without {held}",
-        "right-unjudged": "right answer, no verdict on the trace",
-        "wrong-unjudged": "wrong answer, no verdict on the trace",
+        "wrong-fails": f"wrong answer without {fails}",
+        "right-unjudged": f"right answer, {unjudged}",
+        "wrong-unjudged": f"wrong answer, {unjudged}",
         "unscored": "answer not scored",
         "flip": "wrong statement, another answer",
     }
 
 
 def tags(record: EvalRecord) -> tuple[str, ...]:
-    """The classes of one record: one by correctness and checks, and "flip" besides. None for a request that was refused."""
+    """The classes of one record: one by correctness and checks, and "flip" besides. None for a request that was refused.
+
+    With several checks, one that fails decides; all must have held for "holds", so that a missing verdict is no pass.
+    """
     if record.meta.get("finish") == "error":
         return ()
     flips = ("flip",) if _value(record, FLIP) == 1.0 else ()
     correct = _value(record, ACCURACY)
     if correct is None:
         return ("unscored", *flips)
-    values = [value for m in _checks() if (value := _value(record, m)) is not None]
-    trace = "unjudged" if not values else "holds" if all(value == 1.0 for value in values) else "fails"
+    values = [_value(record, m) for m in _checks()]
+    if any(value is not None and value != 1.0 for value in values):
+        trace = "fails"
+    else:
+        trace = "unjudged" if not values or None in values else "holds"
     return (f"{'right' if correct == 1.0 else 'wrong'}-{trace}", *flips)
 
 

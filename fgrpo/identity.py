@@ -164,8 +164,9 @@ class Identity:
 
 
 def _counts(key: str, value: Any) -> bool:
-    """Whether a stored key decides equality: its kind may have changed since, and an older folder has no `leave_out`."""
-    return kind_of(key) in (None, Kind.EXPERIMENT) and (bool(value) or not key.endswith(".leave_out"))
+    """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
+    as_before = (not value and key.endswith(".leave_out")) or (key, value) == ("sft.shared_prefix", "off")
+    return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 
 def labels(inputs: Iterable[str | Path], root: Path) -> dict[str, Path]:

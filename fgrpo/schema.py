@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fgrpo.schema_base import (
+    AutoOrOff,
     Count,
     EngineKind,
     Lora,
@@ -201,6 +202,7 @@ class Sft(Section):
     """Supervised fine-tuning (Appendix A.2, Tables 4 and 5).
 
     `nonfinite`: a step whose loss or gradient norm is not finite stops the run, or is skipped and counted.
+    `shared_prefix`: see `sft.shared_prefix`; "auto" also changes the order of the traces.
     """
 
     traces: Annotated[tuple[Literal["direct", "corrected"], ...], Field(min_length=1)]
@@ -217,6 +219,7 @@ class Sft(Section):
     freeze_projector: bool
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
+    shared_prefix: AutoOrOff = "off"
     evals: Positive
     save_steps: Positive
     deepspeed: str | None

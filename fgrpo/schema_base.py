@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -15,6 +15,8 @@ EngineKind = Literal["transformers", "vllm", "openai"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 NonFinite = Literal["stop", "skip"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+# YAML reads off as false
+AutoOrOff = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 class Section(BaseModel):

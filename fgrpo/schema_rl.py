@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fgrpo.schema_base import (
+    AutoOrOff,
     Count,
     Lora,
     NonFinite,
@@ -106,7 +107,7 @@ class Rl(Section):
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     gradient_checkpointing: bool
-    shared_prefix: Literal["auto", "off"] = "auto"
+    shared_prefix: AutoOrOff = "auto"
     rollout_engine: Literal["transformers", "vllm-server", "vllm-colocate"]
     vllm: Vllm = Vllm()
     save_steps: Positive
@@ -115,11 +116,6 @@ class Rl(Section):
     lora: Lora | None
     report_to: Tracker
     nonfinite: NonFinite
-
-    @field_validator("shared_prefix", mode="before")
-    @classmethod
-    def _off_without_quotes(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads off as false
 
     @model_validator(mode="after")
     def _skips_only_without_deepspeed(self) -> Self:

@@ -324,6 +324,10 @@ def layout(config: Config) -> Iterator[Finding]:
     ):
         advice = f"{PIP} flash-attn --no-build-isolation  # without it torch's own attention runs, which is slower"
         yield Finding("warn", "the preset asks for flash attention, and flash-attn is not installed", advice)
+    if devices and config.rl.shared_prefix == "auto":
+        is_flash = config.rl.attention == "flash_attention_2" and installed("flash-attn") is not None
+        how = "flash attention" if is_flash else "a mask, rows of up to 4,096 tokens"
+        yield Finding("ok", f"rollouts of a prompt share its row in training ({how})")
     if devices and any(trained.values()):
         yield from _memory(config, min(gpu.gib for gpu in devices))
     if config.engine.kind == "openai" and devices:

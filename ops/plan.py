@@ -35,9 +35,9 @@ STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 
 def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
     """One line each for SFT and RL: GPU hours of their updates, with the formula."""
-    length = round(assume["lengths.prompt"] + assume["lengths.response"])
     out = []
     for stage in STAGES:
+        length = round(trained_length(config, stage, assume))
         seen, passes, why = _passes(config, stage)
         hours = stage_hours(config, stage, shape, assume)
         gpus = config.launch.machines * getattr(config.launch, f"{stage}_processes")
@@ -45,13 +45,47 @@ def training_hours(config: Config, shape: Shape, assume: Assumptions) -> list[st
             f"{stage:10} {hours:>10.2f} GPU hours, {hours / gpus:.2f} on {gpus}: {seen:,} sequences x {length:,} tokens x "
             f"{passes} FLOP x {shape.parameters:,} parameters ({why}) / ({assume['gpu.tflops']:g} TFLOP/s x {assume['gpu.utilisation']:g})"
         )
-    return out
+    return [*out, rows_of(config, assume)]
+
+
+def rows_of(config: Config, assume: Assumptions) -> str:
+    """Which form rollouts and traces have in the passes of training (`rl.passes`, `sft.shared_prefix`)."""
+    prompt, response = (round(assume[f"lengths.{part}"]) for part in ("prompt", "response"))
+    rl, size = config.rl, config.rl.group_size
+    if rl.shared_prefix == "auto":
+        said = (
+            f"{rl.micro_batch} rollouts of a pass share rows ({rl.attention}): with {prompts_per_pass(config):.1f} prompts of {prompt} "
+            f"tokens and responses of {response}, {trained_length(config, 'rl', assume):,.0f} tokens per rollout instead of {prompt + response:,}"
+        )
+        said += "" if rl.micro_batch % size == 0 else f"; rl.micro_batch={size}, a whole group, needs fewest"
+    else:
+        said = "each rollout has a row of its own (rl.shared_prefix=off)"
+    traces = (
+        "traces of a question share rows" if config.sft.shared_prefix == "auto" else "each trace has a row of its own"
+    )
+    return f"{'rows':10} RL: {said}. SFT: {traces}"
+
+
+def prompts_per_pass(config: Config, *, most: bool = False) -> float:
+    """Prompts that one pass of RL computes, on average or at most; of consecutive rollouts, which hold whole groups."""
+    rows, size = config.rl.micro_batch, config.rl.group_size
+    if config.rl.shared_prefix == "off":
+        return rows
+    if rows % size == 0:
+        return rows // size
+    return min(rows, 1 + math.ceil((rows - 1) / size)) if most else 1 + (rows - 1) / size
+
+
+def trained_length(config: Config, stage: Literal["sft", "rl"], assume: Assumptions) -> float:
+    """Tokens that one sequence of training takes, its share of the prompt included."""
+    share = prompts_per_pass(config) / config.rl.micro_batch if stage == "rl" else 1.0
+    return share * assume["lengths.prompt"] + assume["lengths.response"]
 
 
 def stage_hours(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> float:
     """GPU hours of a training stage's updates."""
     flops = assume["gpu.tflops"] * 1e12 * assume["gpu.utilisation"]
-    length = round(assume["lengths.prompt"] + assume["lengths.response"])
+    length = round(trained_length(config, stage, assume))
     seen, passes, _ = _passes(config, stage)
     return seen * length * passes * shape.parameters / flops / 3600
 
@@ -95,9 +129,11 @@ def memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, length: in
         reference=stage == "rl" and config.rl.kl_coef > 0 and section.lora is None,
     )
     checkpointing = stage == "sft" or config.rl.gradient_checkpointing
+    prompts = prompts_per_pass(config, most=True) if stage == "rl" else rows
+    tokens = round(prompts * (length - reply)) + rows * reply
     return [
         *states,
-        *memory_estimate.activations(shape, rows * length, rows * reply, half=half, checkpointing=checkpointing),
+        *memory_estimate.activations(shape, tokens, rows * reply, half=half, checkpointing=checkpointing),
     ]
 
 

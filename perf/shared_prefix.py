@@ -178,11 +178,12 @@ def main() -> None:
         print(f"{shape.name} …", file=sys.stderr)
         found = compare(shape)
         base = found["trl"]
-        grown.append((shape.name, *(f"{found[rows][0] / base[0]:.2f}" for rows in FORMS)))
+        times = (f"{found[rows][0] / base[0]:.2f} (± {found[rows][1] / 2:.0%})" for rows in FORMS)
+        grown.append((shape.name, *times, f"{found['shared'][3] / base[3]:.2f}"))
     show(
         "Cost as groups grow",
-        "The same at the miniature's lengths with 4 groups: CPU seconds over TRL's rows.",
-        ("group size", *FORMS.values()),
+        "The same at the miniature's lengths with 4 groups: CPU seconds over TRL's rows, half the range in brackets, and tokens.",
+        ("group size", *FORMS.values(), "tokens of shared prompts"),
         grown,
     )
 

@@ -64,12 +64,13 @@ class Alarms:
             )
         self._moved[name] += bool(line.get(f"{prefix}/moved"))
         nowhere = line.get(f"{prefix}/n") == 0
+        still = self._again(counts, "still", self.moving and line.get(f"{prefix}/moved") == 0)
         if self._again(counts, "nowhere", nowhere):
             messages.append(
                 f"{name} applied to no rollout for {counts['nowhere']} steps (every score was None, or failed): the constraint "
                 "does nothing"
             )
-        elif self._again(counts, "still", self.moving and line.get(f"{prefix}/moved") == 0) and not nowhere:
+        elif still and not nowhere:
             messages.append(f"λ of {name} has not moved for {counts['still']} steps: {_STANDS_STILL}")
         if self._again(counts, "constant", not line.get(f"{prefix}/mixed_share") and not nowhere):
             messages.append(

@@ -193,7 +193,7 @@ class DualAscent:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Load a saved state; nothing changes if it does not fit.
+        """Load a saved state, by the constraints' names in any order; nothing changes if it does not fit.
 
         Raises:
             ValueError: it belongs to another set of constraints (names both), or is malformed or out of bounds.
@@ -204,7 +204,7 @@ class DualAscent:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved dual state: {error!r}") from error
         own_names = [c.reward for c in self.constraints]
-        if saved_names != own_names or sorted(loaded) != sorted(own_names):
+        if not sorted(saved_names) == sorted(loaded) == sorted(own_names):
             raise ValueError(f"the saved multipliers belong to the constraints {saved_names}, this run has {own_names}")
         for c in self.constraints:
             lam = loaded[c.reward].lam

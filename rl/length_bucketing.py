@@ -6,9 +6,7 @@ is computed for nothing. The result of a row does not depend on the other rows o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,25 +41,3 @@ def split(mask_BL: Tensor, completion: int, rows_per_piece: int) -> list[Piece]:
         longest = max(int(lengths[rows].max()), 1)
         pieces.append(Piece(rows.tolist(), slice(int(starts[rows].min()), width - completion + longest), longest))
     return pieces
-
-
-def image_fields(
-    fields: Mapping[str, Any], rows: Sequence[int], images_B: Sequence[int], grid_field: str
-) -> dict[str, Tensor | list[int]]:
-    """`pixel_values` (patches, P), the grids (images, 3) and `num_images` of some rows.
-
-    Args:
-        fields: those of the batch.
-        rows: which rows.
-        images_B: images per row of the batch.
-        grid_field: the name of the grids (`Backbone.grid_field`).
-    """
-    grids = fields[grid_field]
-    images = torch.split(torch.arange(len(grids)), list(images_B))
-    chosen = torch.cat([images[row] for row in rows])
-    patches = torch.split(fields["pixel_values"], grids.prod(dim=-1).tolist())
-    return {
-        "pixel_values": torch.cat([patches[i] for i in chosen.tolist()]),
-        grid_field: grids[chosen],
-        "num_images": [images_B[row] for row in rows],
-    }

@@ -1,9 +1,18 @@
-"""Batches of rows with and without images, which TRL cannot pass to a processor: a row without images gets an empty list."""
+"""Batches of rows with and without images, which TRL cannot pass to a processor: a row without images gets an empty list.
+
+Several processes cannot train on them where the vision tower is sharded (ZeRO-3, FSDP): a process whose rows have no image does
+not enter the tower, and the others wait there for it. They are refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from fgrpo.errors import UserError
 
 Row = dict[str, Any]
 
@@ -29,3 +38,32 @@ def has_images(rows: Sequence[Row], generated: Sequence[Any] | None) -> bool:
         generated: TRL's images per rollout, those of tools among them; None without any.
     """
     return any(generated or ()) or any(_images(row) for row in rows)
+
+
+def must_agree(trainer: Any) -> bool:
+    """Whether all processes of a trainer must enter the vision tower together."""
+    several = trainer.accelerator.num_processes > 1
+    return several and (trainer.sharding()["zero"] == 3 or bool(trainer.is_fsdp_enabled))
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise UserError for rows with and without images where `must_agree`."""
+    raise UserError(
+        f"{what} has rows with and without images, and the model is sharded over several processes (ZeRO-3, FSDP): those without "
+        "an image would leave the others waiting in the vision tower. Train on rows of one kind, or under DDP or ZeRO-2"
+    )
+
+
+def is_mixed(dataset: Any) -> bool:
+    """Whether a data set has rows with and without images, as far as its table says so; no image is decoded."""
+    if not isinstance(dataset, Dataset):
+        return False
+    for name in {"images", "image"} & set(dataset.column_names):
+        column = dataset.data.column(name)
+        if hasattr(column.type, "value_type"):  # a list
+            present = pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+        else:
+            present = pc.is_valid(column)
+        if pc.any(present).as_py() and not pc.all(present).as_py():
+            return True
+    return False

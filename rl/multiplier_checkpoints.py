@@ -11,6 +11,7 @@ from typing import Any
 from fgrpo.training import checkpoints, stored
 from fgrpo.training.finite import NotFinite
 from rl.dual import DualAscent
+from rl.finished_step import FinishedStep
 
 DUALS = "duals.json"
 logger = logging.getLogger("fgrpo")
@@ -27,6 +28,7 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
     num_iterations: int
     _step: int
     _before_step: Mapping[str, Any] | None  # the multipliers before the last generation batch's dual step
+    _finished: FinishedStep | None  # the state at the end of the last optimizer step
 
     reads_plain = True
     writes_card = True
@@ -56,6 +58,7 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            self._before_step = self._finished = None  # of an earlier training of this trainer
             self._load_multipliers(Path(checkpoint))
 
     def _load_multipliers(self, checkpoint: Path) -> None:

@@ -1,9 +1,10 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
-- Rollouts of one prompt share a row, in which the prompt and its images are computed once (`rl.shared_prefix`).
+- Rollouts of one prompt share a row, in which the prompt and its images are computed once
+  (`fgrpo.training.shared_prefix`), under sdpa, eager, flex and flash attention (`fgrpo.training.branch_attention`).
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
-- Where the attention implementation takes no mask of our own (flash attention), and with `rows="by_length"`: rows of about
-  equal length pass together, without the padding around them (`rl.length_bucketing`).
+- With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
+  padding around them (`rl.length_bucketing`).
 - Sliding windows, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
@@ -15,21 +16,19 @@ are those of TRL's padded rows up to the order of summation (tests/rl/test_share
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer import grpo_trainer
 
 from fgrpo.policy import backbone
 from fgrpo.policy.backbone import Backbone
-from fgrpo.training import distributed
-from rl import length_bucketing, shared_prefix
-from rl.shared_prefix import Pack
+from fgrpo.training import branch_attention, distributed, packed_inputs, shared_prefix
+from fgrpo.training.row_images import RowImages, image_fields
+from fgrpo.training.shared_prefix import Pack
+from rl import group_shuffle, length_bucketing
 
 Rows = Literal["shared", "by_length", "trl"]
 TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
@@ -61,7 +60,7 @@ class LogprobPasses(GRPOTrainer):
         """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
         if not self._can_share(self.model) or self._micro_batches_matter():
             return super()._prepare_inputs(generation_batch)
-        with _shuffled_by_group():
+        with group_shuffle.by_group():
             return super()._prepare_inputs(generation_batch)
 
     def _micro_batches_matter(self) -> bool:
@@ -81,7 +80,7 @@ class LogprobPasses(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities (B, T) and entropies (B, T), 0 for padding."""
         given = {key: field for key, field in fields.items() if field is not None}
-        family = self._known_family()
+        family = self.known_family()
         images_B = given.get("num_images")
         if family is not None and images_B is not None and not any(images_B):
             given = {k: v for k, v in given.items() if k not in ("pixel_values", "num_images", family.grid_field)}
@@ -93,16 +92,15 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        is_long = (
-            int(attention_mask.sum(dim=1).max()) > shared_prefix.LONGEST
-        )  # a mask of its square would take too much
+        is_long = int(attention_mask.sum(dim=1).max()) > self._longest(model)
         shares = self._can_share(model) and not responses_have_images and not is_long
         passes = self._packed if shares else self._by_length
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
         return logps_BT, entropies_BT, None
 
-    def _known_family(self) -> Backbone | None:
+    def known_family(self) -> Backbone | None:
+        """The policy's family, None if no file of fgrpo/policy/backbones describes it."""
         kind = getattr(self.plain_model.config, "model_type", None)
         return backbone.lookup(kind) if kind in backbone.names() else None
 
@@ -117,19 +115,28 @@ class LogprobPasses(GRPOTrainer):
 
     def _can_share(self, model: Any) -> bool:
         """Whether rollouts of a prompt can share a row of this model, the policy or the reference."""
-        if self.rows != "shared" or self._known_family() is None:
+        if self.rows != "shared" or self.known_family() is None:
             return False
-        config = self._plain(model).config.get_text_config()
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            return False  # a mask of our own would replace the window
-        attention = config._attn_implementation
-        if attention not in shared_prefix.ATTENTION and not self._said:
-            self._said = True
-            distributed.print_once(
-                f"rollouts of a prompt do not share a row: {attention} takes no mask of branches; rows of about equal length "
-                'pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
+        plain = self._plain(model)
+        if not branch_attention.takes_branches(packed_inputs.attention_of(plain)):
+            self._say_once(
+                f"rollouts of a prompt do not share a row: {packed_inputs.attention_of(plain)} takes no branches; rows of about "
+                'equal length pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
             )
-        return attention in shared_prefix.ATTENTION
+        elif model is self.model and packed_inputs.has_dropout(plain):
+            self._say_once(
+                "the policy has dropout, and rollouts of a prompt share one draw of it for the prompt "
+                '(rl.shared_prefix="off" draws for each rollout)'
+            )
+        return packed_inputs.can_share(plain)
+
+    def _say_once(self, text: str) -> None:
+        if not self._said:
+            self._said = True
+            distributed.print_once(text)
+
+    def _longest(self, model: Any) -> int:
+        return branch_attention.longest(packed_inputs.attention_of(self._plain(model)))
 
     # -- rows that share their prompt ----------------------------------------------------------------------------------------
 
@@ -137,47 +144,26 @@ class LogprobPasses(GRPOTrainer):
         self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         ids_BL, mask_BL, completion = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion
-        images, plain = _Images(rollouts.fields, family), self._plain(model)
+        images, plain = RowImages(rollouts.fields, family.grid_field), self._plain(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
-        for chosen in self._passes(rollouts, images):
-            heads = [pack.rows[0] for pack in chosen]
-            of_images = images.of(heads)
-            prompt = slice(ids_BL.shape[1] - completion)
-            is_image = (ids_BL[heads, prompt] == family.image_token_id(plain.config)) & (mask_BL[heads, prompt] == 1)
-            if not of_images:  # the token is written out in a text, and stands for no image
-                is_image = torch.zeros_like(is_image)
-            position_AUP = family.positions(
-                plain,
-                ids_BL[heads, prompt],
-                is_image,
-                of_images.get(family.grid_field),
-                mask_BL[heads, prompt],
-            )
-            layout = shared_prefix.lay_out(chosen, ids_BL, mask_BL, completion, position_AUP)
-            attends = layout.attends_U1LL
-            if plain.config.get_text_config()._attn_implementation == "eager":
-                attends = shared_prefix.additive(attends, plain.dtype)
+        for chosen in self._passes(rollouts, images, self._longest(model)):
+            layout, given = packed_inputs.packed_inputs(plain, family, images, chosen, ids_BL, mask_BL, completion)
             with self.accelerator.autocast():
-                out = model(
-                    input_ids=layout.ids_UL,
-                    attention_mask=attends,
-                    position_ids=layout.position_AUL,
-                    labels=layout.labels_UL,
-                    fused_lm_head=True,
-                    **of_images,
-                )
+                out = model(**given, fused_lm_head=True)
             logps_BT = logps_BT + layout.spread(out.log_probs, shape)
             if compute_entropy:
                 part = layout.spread(out.entropy, shape)
                 entropies_BT = part if entropies_BT is None else entropies_BT + part
         return logps_BT, entropies_BT
 
-    def _passes(self, rollouts: _Rollouts, images: _Images) -> Iterator[list[Pack]]:
+    def _passes(self, rollouts: _Rollouts, images: RowImages, longest: int) -> Iterator[list[Pack]]:
         """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
         ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
         in_one_process = self.accelerator.num_processes == 1
-        packs = shared_prefix.packs(ids_BL, mask_BL, completion, images.same, most=most if in_one_process else None)
+        packs = shared_prefix.packs(
+            ids_BL, mask_BL, completion, images.same, longest, most=most if in_one_process else None
+        )
         if not in_one_process:
             for start in range(0, len(ids_BL), most):
                 yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
@@ -210,7 +196,7 @@ class LogprobPasses(GRPOTrainer):
             tokens = {key: field[rows, columns] for key, field in by_token.items()}
             of_images: dict[str, Any] = {}
             if images_B is not None and any(images_B[row] for row in rows):
-                of_images = length_bucketing.image_fields(rest, rows, images_B, family.grid_field)
+                of_images = image_fields(rest, rows, images_B, family.grid_field)
             *result, _ = super()._get_per_token_logps_and_entropies(
                 model, ids_BL[rows, columns], mask_BL[rows, columns], piece.completion,
                 compute_entropy=compute_entropy, **tokens, **of_images,
@@ -223,30 +209,6 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT[0] if entropies_BT else None
 
 
-class _Images:
-    """The images of a batch's rows."""
-
-    def __init__(self, fields: Mapping[str, Any], family: Backbone) -> None:
-        self.fields, self.grid_field = fields, family.grid_field
-        self.counts = fields.get("num_images")
-        if self.counts is None:
-            return
-        patches = fields[self.grid_field].prod(dim=-1).split(self.counts)
-        self.pixels = fields["pixel_values"].split([int(part.sum()) for part in patches])
-
-    def same(self, one: int, other: int) -> bool:
-        """Whether two rows have the same images, pixel by pixel."""
-        return self.counts is None or torch.equal(self.pixels[one], self.pixels[other])
-
-    def of(self, rows: Sequence[int]) -> dict[str, Any]:
-        """`pixel_values` and grids of some rows; {} without images."""
-        if self.counts is None or not any(self.counts[row] for row in rows):
-            return {}
-        found = length_bucketing.image_fields(self.fields, rows, self.counts, self.grid_field)
-        del found["num_images"]
-        return found
-
-
 def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tensor) -> list[Pack]:
     """The part of the packs with rows from `start` to before `end`."""
     found = []
@@ -257,25 +219,3 @@ def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tens
             shared = int(mask_BL[rows[0], :prompt].sum()) - 1
             found.append(Pack(rows, shared + int(lengths.sum())))
     return found
-
-
-_by_group: ContextVar[bool] = ContextVar("_by_group", default=False)
-_shuffle_of_trl = grpo_trainer.shuffle_sequence_dict
-
-
-def _shuffle(seq_dict: dict[str, Any]) -> dict[str, Any]:
-    """TRL's, or that of groups in a context that asks for it: other trainers and threads of the process keep TRL's."""
-    return shared_prefix.shuffled(seq_dict) if _by_group.get() else _shuffle_of_trl(seq_dict)
-
-
-grpo_trainer.shuffle_sequence_dict = _shuffle
-
-
-@contextmanager
-def _shuffled_by_group() -> Iterator[None]:
-    """Inside, TRL shuffles groups of rollouts instead of rollouts."""
-    token = _by_group.set(True)
-    try:
-        yield
-    finally:
-        _by_group.reset(token)

@@ -90,7 +90,7 @@ class RolloutScorer:
                     response.parse(text, box_tag=tag, frame=frame),
                     tokens=len(tokens),
                     finish="length" if trainer.is_cut_off(tokens) else "stop",
-                    group=f"{step}/{(first + n) // trainer.num_generations}",
+                    group=f"{step}/{(first + n) // trainer.group_size}",
                 )
             )
         work = self._score(step, tuple(items), texts, tuple(len(i) for i in ids))

@@ -141,6 +141,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             check_names(names, self.dual, constraints, coupling, more_to_come=bool(more.get("environment_factory")))
         super().__init__(model, functions or None, args, train_dataset, *others, **more)
         self.reward_func_names[: len(names)] = names
+        self._must_agree = mixed_batches.must_agree(self)
+        if self._must_agree and mixed_batches.is_mixed(train_dataset):
+            mixed_batches.refuse("the training data set")
         self._columns = Columns.of(self.reward_func_names, [c.reward for c in self.dual.constraints])
         if not self.is_plain:
             check_names(self.reward_func_names, self.dual, constraints, coupling)
@@ -175,7 +178,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         return self.model is not None and bool(self.model.training)
 
     @property
-    def _group_size(self) -> int:
+    def group_size(self) -> int:
+        """Rollouts per prompt of the present phase, training or evaluation."""
         return int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
 
     # -- the seam --------------------------------------------------------------------------------------------------------
@@ -186,6 +190,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         result = super()._generate(prompts)
         self.seconds["generation"] += time.perf_counter() - began
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra, images, tool_images = result
+        self._check_mixed([bool(row) for row in images] if images is not None else [False] * len(prompt_ids))
         if mixed_batches.has_images(self._inputs, images):
             self._check_sampled(completion_ids, tool_mask)
         if self.scorer is not None:
@@ -259,7 +264,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
 
     def _step_options(self) -> StepOptions:
         return StepOptions(
-            group_size=self._group_size,
+            group_size=self.group_size,
             coupling=self.coupling,
             masked=self.masked,
             baseline=self.baseline,
@@ -281,6 +286,11 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         shown.extend(step.advantages_N.tolist())
 
     # -- checks of a batch -------------------------------------------------------------------------------------------------
+
+    def _check_mixed(self, has_image: Sequence[bool]) -> None:
+        """Refuse rollouts with and without images, also of tools, before a pass in which processes would wait for one another."""
+        if self._must_agree and self._anywhere(any(has_image)) and self._anywhere(not all(has_image)):
+            mixed_batches.refuse(f"the generation batch of step {self.state.global_step + 1}")
 
     def _check_sampled(self, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None) -> None:
         """A sampled image token would end the next forward pass with "Image features and image tokens do not match".

@@ -8,6 +8,7 @@ question, so no question is in both the training and the validation part.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fgrpo.images import IMAGE_ERRORS, with_images
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.tokens import special_token
 
+TOGETHER = 4  # traces of a question that follow one another (`order`); Table 4's batch of one device
 TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
 
 
@@ -133,6 +135,34 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     if validation_ids == set(keys):
         validation_ids.discard(max(keys, key=lambda sample: keys[sample]))
     return [r for r in rows if r.sample_id not in validation_ids], [r for r in rows if r.sample_id in validation_ids]
+
+
+def order(rows: Sequence[Row], length: int, seed: int) -> list[int]:
+    """`length` indices of rows for a whole run, in which up to `TOGETHER` traces of a question follow one another.
+
+    Passes over all rows, one after the other. In each, a question's traces are shuffled and cut into pieces of `TOGETHER`; what
+    is left over is put together, and the pieces are shuffled. A last piece that is not full moves into the next pass. So a
+    resumed or extended run goes on in the same order, whatever its micro-batches.
+    """
+    rng = random.Random(f"sft-order:{seed}")
+    questions: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        questions.setdefault(row.sample_id, []).append(index)
+    indices: list[int] = []
+    rest: list[int] = []
+    while len(indices) < length:
+        pieces = []
+        for question in rng.sample(sorted(questions), len(questions)):
+            traces = rng.sample(questions[question], len(questions[question]))
+            full = len(traces) - len(traces) % TOGETHER
+            pieces += [traces[at : at + TOGETHER] for at in range(0, full, TOGETHER)]
+            rest += traces[full:]
+        full = len(rest) - len(rest) % TOGETHER
+        pieces += [rest[at : at + TOGETHER] for at in range(0, full, TOGETHER)]
+        rest = rest[full:]
+        rng.shuffle(pieces)
+        indices += [index for piece in pieces for index in piece]
+    return indices[:length]
 
 
 def _unit(text: str) -> float:

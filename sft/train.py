@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from fgrpo import cli, config, recorded, runs
 from fgrpo.errors import UserError
@@ -35,14 +35,15 @@ from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
 from fgrpo.training.stored import CHECKSUMS, problem_of, put_in_place, resume_point, settle_replaced, write_checksums
 from sft import dataset
+from sft.shared_prefix import SharedPrefix
 
 METRICS = metrics_file.NAME
 COUNTERS = "counters.json"
 NEEDED = (STATE, COUNTERS)  # of a checkpoint
 
 
-class Trainer(AtomicCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer with atomic checkpoints, which also hold its count of tokens."""
+class Trainer(AtomicCheckpoints, SharedPrefix):
+    """TRL's SFTTrainer with shared rows and atomic checkpoints, which also hold its count of tokens."""
 
     def _write_extra(self, folder: Path) -> None:
         runs.write_json(folder / COUNTERS, {"train_tokens": self._total_train_tokens})
@@ -173,6 +174,9 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     # before the model is loaded, because ZeRO-3 partitions it while loading
     args = sft_config(cfg, run.path / "checkpoints", len(training_rows), bool(validation_rows))
     args.eval_steps = validation_interval(first_length(cfg, run.path), len(training_rows))
+    if sft.shared_prefix == "auto":
+        taken = args.max_steps * sft.batch_size * sft.gradient_accumulation * distributed.world_size()
+        training_rows = [training_rows[i] for i in dataset.order(training_rows, taken, cfg.seed)]
     dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
@@ -187,6 +191,8 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         peft_config=adapters.lora_config(sft.lora, family),
         callbacks=[logger],
     )
+    if sft.shared_prefix == "auto":
+        trainer.share()
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = sft.nonfinite
     logger.trainer = trainer

@@ -70,7 +70,7 @@ class AtomicCheckpoints(FiniteSteps):
 
         def finish() -> None:
             self._write_extra(unfinished / name)
-            write_json(unfinished / name / PROCESSES, self._processes())
+            write_json(unfinished / name / PROCESSES, self.sharding())
             self._rename_best(unfinished, folder)
             stored.write_checksums(unfinished / name)
             stored.put_in_place(unfinished / name, folder / name)
@@ -105,7 +105,7 @@ class AtomicCheckpoints(FiniteSteps):
         if self.args.should_save and file.exists():
             self.state.save_to_json(str(file))
 
-    def _processes(self) -> dict[str, int]:
+    def sharding(self) -> dict[str, int]:
         """How the states of a checkpoint are sharded: number of processes, and the ZeRO stage (0 without DeepSpeed)."""
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         return {"processes": int(self.args.world_size), "zero": int(plugin.zero_stage) if plugin is not None else 0}
@@ -147,7 +147,7 @@ class AtomicCheckpoints(FiniteSteps):
     def _check_processes(self, checkpoint: Path) -> None:
         if not (checkpoint / PROCESSES).exists():
             return
-        saved, here = json.loads((checkpoint / PROCESSES).read_text(encoding="utf-8")), self._processes()
+        saved, here = json.loads((checkpoint / PROCESSES).read_text(encoding="utf-8")), self.sharding()
         if saved == here or (saved["zero"] == here["zero"] == 0 and not self.processes_make_the_batch):
             return
         reason = "a step would see another number of rows"

@@ -31,17 +31,21 @@ pytestmark = pytest.mark.slow
 ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
 LAYOUTS = {"ddp": "null", **ZERO}
 REAL = ("ddp", "zero3")  # the trainer that the stage takes: ours with its own decoder, and TRL's generation
-RESUMED = ("rl-ddp", "rl-zero3", "sft-zero3")
+RESUMED = ("rl-ddp", "rl-zero3", "sft-zero3", "sft-shared-ddp")
+SHARED = ("ddp", "zero3")  # compared with rows that share no prompt
 STOP = 3  # in the fourth step; the last checkpoint is of step 2
 
 
 def jobs(small: Small) -> list[dict[str, Any]]:
     """What the two processes do; DDP first, since DeepSpeed's traces in a process are hard to remove."""
     two = "rl.micro_batch=4"
-    made = [
-        {"name": f"rl-{name}", "stage": "rl", "set": small.rl(two, f"rl.deepspeed={file}")}
-        for name, file in LAYOUTS.items()
-    ]
+    made = [{"name": "sft-shared-ddp", "stage": "sft", "set": small.sft("sft.shared_prefix=auto")}]
+    apart = ("rl.shared_prefix=off", "rl.max_steps=1", "rl.save_steps=1")
+    for name, file in LAYOUTS.items():
+        layout = (two, f"rl.deepspeed={file}")
+        made.append({"name": f"rl-{name}", "stage": "rl", "set": small.rl(*layout)})
+        if name in SHARED:
+            made.append({"name": f"rl-{name}-apart", "stage": "rl", "set": small.rl(*layout, *apart)})
     made += [
         {
             "name": f"rl-{name}-real",
@@ -54,6 +58,7 @@ def jobs(small: Small) -> list[dict[str, Any]]:
     zero3 = f"sft.deepspeed={ZERO['zero3']}"
     made += [
         {"name": "sft-zero3", "stage": "sft", "set": small.sft(zero3)},
+        {"name": "sft-shared-zero3", "stage": "sft", "set": small.sft(zero3, "sft.shared_prefix=auto")},
         {"name": "sft-lora", "stage": "sft", "set": small.sft("@lora", "sft.learning_rate=0.01")},
         {"name": "best-zero3", "stage": "best", "set": diverging(small, zero3)},
     ]
@@ -239,6 +244,36 @@ def test_rl_in_two_processes_is_that_of_one(small: Small, ran: Path, alone: Any,
     base = weights(small.folder / "backbone")
     ends = [weights(small.root(f"rl-{name}") / "mini" / "rl-fgrpo" / "final") for name in ("alone", layout)]
     assert moved(*ends) < 0.05 * moved(base, ends[0])
+
+
+@pytest.mark.parametrize("layout", SHARED)
+def test_shared_rows_have_the_loss_and_gradients_of_rows_of_their_own(small: Small, ran: Path, layout: str) -> None:
+    """In the first step, from the same weights."""
+    for key, tolerance in {"loss": 1e-6, "grad_norm": 1e-6, "entropy": 1e-5, "kl": 1e-6}.items():
+        shared, apart = (lines(small, f"rl-{name}", "rl-fgrpo", key)[1] for name in (layout, f"{layout}-apart"))
+        assert shared == pytest.approx(apart, rel=tolerance, abs=tolerance), key
+    assert lines(small, f"rl-{layout}", "rl-fgrpo", "grad_norm")[1] > 0.01
+
+
+@pytest.mark.parametrize("layout", SHARED)
+def test_sft_on_shared_rows_in_two_processes_is_that_of_one(small: Small, ran: Path, layout: str) -> None:
+    root = small.root(f"sft-shared-alone-{layout}")
+    worker.run(
+        {"stage": "sft", "set": small.sft("sft.shared_prefix=auto", "sft.gradient_accumulation=2"), "root": root}, {}
+    )
+    for key in ("loss", "eval_loss", "grad_norm"):
+        one, two = (lines(small, n, "sft", key) for n in (root.name, f"sft-shared-{layout}"))
+        assert two == pytest.approx(one, rel=1e-4) and len(one) == (2 if key == "eval_loss" else 4), key
+        if key != "eval_loss":  # before the first update, nothing but the order of summation differs
+            assert two[1] == pytest.approx(one[1], rel=1e-6), key
+    in_question_order, at_random = (lines(small, n, "sft", "loss") for n in (root.name, "sft-zero3"))
+    assert in_question_order != pytest.approx(at_random, rel=1e-3)
+
+
+def test_sft_on_shared_rows_goes_on_in_the_same_order(small: Small, ran: Path) -> None:
+    for key in ("loss", "eval_loss"):
+        whole, parts = (lines(small, name, "sft", key) for name in ("sft-shared-ddp", "sft-shared-ddp-stopped"))
+        assert parts == pytest.approx(whole, rel=1e-6), key
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

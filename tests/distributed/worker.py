@@ -30,7 +30,7 @@ class Replayed(FaithfulGRPOTrainer):
     seen: ClassVar[list[dict[str, Any]]] = []
 
     def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
-        rows, group = list(self._inputs), self._group_size
+        rows, group = list(self._inputs), self.group_size
         if len(rows) != len(prompt_ids):  # the preflight's probe
             return [[self._tokenizer.eos_token_id] for _ in prompt_ids], None
         out = []

@@ -42,6 +42,25 @@ def test_the_class_of_a_record(values: dict[str, float | None], tags: tuple[str,
     assert verdict_classes.tags(record(0, values, finish="error")) == ()
 
 
+@pytest.mark.parametrize(
+    ("consistency", "second", "trace"),
+    [(1.0, 1.0, "holds"), (1.0, 0.0, "fails"), (0.0, None, "fails"), (1.0, None, "unjudged"), (None, None, "unjudged")],
+)
+def test_with_two_checks_both_must_hold(
+    consistency: float | None, second: float | None, trace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check without a verdict is no pass."""
+    (only,) = verdict_classes._checks()
+    other = replace(only, score="second", report=replace(only.report, title="the second check", inverted=False))
+    monkeypatch.setattr(verdict_classes, "_checks", lambda: [only, other])
+    given = {"consistency": consistency, "second": second}
+    assert verdict_classes.tags(record(0, {**RIGHT, **given})) == (f"right-{trace}",)
+    titles = verdict_classes.titles()
+    assert titles["right-holds"] == f"right answer with {only.score_title} and the second check"
+    assert titles["wrong-fails"] == f"wrong answer without {only.score_title} or without the second check"
+    assert titles["wrong-unjudged"] == "wrong answer, a verdict on the trace is missing"
+
+
 def test_rates_are_of_all_answers_and_the_draw_is_of_each_class() -> None:
     kinds = [
         ({**RIGHT, "consistency": 1.0}, 90),

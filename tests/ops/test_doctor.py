@@ -104,6 +104,15 @@ def test_too_few_gpus_for_the_preset(machine, monkeypatch: pytest.MonkeyPatch) -
     assert failures(doctor.layout(load("mini"))) == []
     monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("H100", 79.6)] * 8)
     assert failures(doctor.layout(load("paper-7b"))) == []
+    for version, how in (
+        ("2.8.3", "training (flash attention)"),
+        (None, "a mask, rows of up to"),
+    ):
+        monkeypatch.setattr(doctor, "installed", lambda name, version=version: version)
+        assert any(how in finding.what for finding in doctor.layout(load("paper-7b")))
+    assert not any(
+        "share its row" in f.what for f in doctor.layout(load("paper-7b", overrides=["rl.shared_prefix=off"]))
+    )
 
 
 def test_too_small_gpus_for_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:

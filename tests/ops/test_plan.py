@@ -94,13 +94,39 @@ def test_memory_of_a_gpu_under_zero3_and_with_adapters() -> None:
     assert whole["weights"] == whole["reference policy"] == 2 * 8_292_166_656 / 8
     assert whole["gradients"] == 2 * trained / 8
     assert whole["optimizer"] == 12 * trained / 8
-    assert whole["logits"] == 4 * 350 * 152064 * 10
+    assert whole["logits"] == 5 * 350 * 152064 * 10
     adapted = {p.name: p.size for p in plan.memory(load("paper-7b", overrides=["@lora"]), "rl", shape, 1250, 350)}
     assert "reference policy" not in adapted, "the base without its adapters is the reference"
     assert adapted["optimizer"] < whole["optimizer"] / 20
     assert adapted["weights"] > 2 * 8_292_166_656, "ZeRO-2 keeps whole parameters"
     two = {p.name: p.size for p in plan.memory(load("paper-7b", overrides=["@multi-node"]), "rl", shape, 1250, 350)}
     assert two["optimizer"] == whole["optimizer"] / 2
+
+
+def test_a_pass_computes_a_prompt_once_for_its_rollouts() -> None:
+    """The issue's figures: a group of five at 900 + 350 tokens takes 2,650 tokens instead of 6,250."""
+    assume = Assumptions(["lengths.prompt=900", "lengths.response=350"])
+    group, apart, part, two = (
+        load("paper-7b", overrides=list(given))
+        for given in ((), ("rl.shared_prefix=off",), ("rl.micro_batch=4",), ("rl.micro_batch=10",))
+    )
+    assert [5 * plan.trained_length(cfg, "rl", assume) for cfg in (group, apart, two)] == pytest.approx(
+        [2650, 6250, 2650]
+    )
+    assert plan.trained_length(part, "rl", assume) == 1.6 / 4 * 900 + 350
+    assert plan.trained_length(group, "sft", assume) == 1250
+    assert [plan.prompts_per_pass(cfg, most=True) for cfg in (group, apart, part, two)] == [1, 5, 2, 2]
+    assert plan.stage_hours(group, "rl", shape_of(SEVEN), assume) == pytest.approx(
+        2650 / 6250 * plan.stage_hours(apart, "rl", shape_of(SEVEN), assume)
+    )
+    assert "share rows (flash_attention_2): with 1.0 prompts of 900 tokens" in plan.rows_of(group, assume)
+    assert "rl.micro_batch=5, a whole group, needs fewest" in plan.rows_of(part, assume)
+    assert "each rollout has a row of its own (rl.shared_prefix=off)" in plan.rows_of(apart, assume)
+    kept = [
+        next(p.size for p in plan.memory(cfg, "rl", shape_of(SEVEN), 1250, 350) if p.name == "activations")
+        for cfg in (group, apart)
+    ]
+    assert kept[0] < kept[1] / 1.5
 
 
 def test_checkpointing_trades_memory() -> None:
@@ -198,7 +224,7 @@ def test_totals_are_the_sums_of_the_lines() -> None:
     assert f"requests   {sum(line.calls for line in lines):,}" in totals
     table = text[: next(n for n, line in enumerate(text) if line.startswith("likely:"))]
     sampled = sum(float(line.split()[4]) for line in table if line.split()[:1] in [[entry.stage] for entry in lines])
-    assert f"GPU hours  201: {sampled:,.0f} sampling and judging, 85 training" in totals
+    assert f"GPU hours  159: {sampled:,.0f} sampling and judging, 43 training" in totals
     assert "judge cost unknown; no prices are set for judge-rl, judge-eval, extract" in totals
     prices = [f"judges.evaluation.{kind}_price={price}" for kind, price in (("prompt", 1), ("completion", 4))]
     priced = report(load("paper-7b", overrides=prices), Assumptions(), "nowhere")

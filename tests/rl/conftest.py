@@ -180,5 +180,5 @@ def trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:
     """What a scorer needs of a trainer."""
     return SimpleNamespace(
         state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0), async_loop=loop,
-        num_generations=2, is_cut_off=lambda ids: ids[-1] != 2,
+        group_size=2, is_cut_off=lambda ids: ids[-1] != 2,
     )  # fmt: skip

@@ -188,6 +188,17 @@ def test_alarms_of_a_multiplier_that_stands_still(line: dict[str, float], moving
     assert not any(alarms.of(metrics) for _ in range(49)), "the count begins again"
 
 
+def test_steps_without_a_score_count_as_steps_without_a_move() -> None:
+    """Also the step at which the other alarm is raised: the 100th still step is the 100th step."""
+    alarms = Alarms([Constraint("c", 0.95)])
+    nowhere, few = ({"constraint/c/n": n, "constraint/c/moved": 0, "constraint/c/mixed_share": 0.5} for n in (0, 3))
+    said = [alarms.of(nowhere if step <= 50 else few) for step in range(1, 101)]
+    assert [(step, words[0].split(":")[0]) for step, words in enumerate(said, 1) if words] == [
+        (50, "c applied to no rollout for 50 steps (every score was None, or failed)"),
+        (100, "λ of c has not moved for 100 steps"),
+    ]
+
+
 def test_one_generation_is_one_alarm(tmp_path: Path) -> None:
     """Two updates on a generation are two lines with its figures; the alarm comes with the first."""
     lines: list[dict[str, Any]] = []

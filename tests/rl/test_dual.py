@@ -114,6 +114,18 @@ def test_saved_and_loaded_goes_on_alike(first: list[float], second: list[float])
     assert dual.state_dict() == again.state_dict()
 
 
+def test_multipliers_are_loaded_by_name() -> None:
+    """Another order of the constraints is the same set."""
+    a, b = Constraint("a", 0.5, 1.0), Constraint("b", 0.5, 2.0)
+    dual = DualAscent([a, b])
+    dual.step([[0.0, 1.0]] * 16)
+    other = DualAscent([b, a])
+    other.load_state_dict(dual.state_dict())
+    assert other.lam == dual.lam and other.weights() == [1.0, dual.lam["b"], dual.lam["a"]] != dual.weights()
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['a'\]"):
+        DualAscent([a]).load_state_dict(dual.state_dict())
+
+
 def test_another_constraint_set_is_refused_and_changes_nothing() -> None:
     dual = one()
     with pytest.raises(ValueError, match=r"\['other'\].*\['c'\]"):

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
 from trl import GRPOConfig, GRPOTrainer
 
+from fgrpo.errors import UserError
 from fgrpo.policy import loading
 from rl.dual import Constraint
 from rl.in_process_trainer import InProcessTrainer
-from rl.mixed_batches import has_images, with_image_lists
+from rl.mixed_batches import has_images, is_mixed, with_image_lists
 from rl.trainer import FaithfulGRPOTrainer
 
 SCREEN = Image.new("RGB", (56, 56), "red")
@@ -65,6 +67,31 @@ def test_mixed_rows_train_without_constraints_too(policy: Path, tmp_path: Path) 
     assert trainer.is_plain
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(("zero", "processes", "refused"), [(3, 2, True), (3, 1, False), (2, 2, False), (0, 2, False)])
+def test_mixed_data_is_refused_where_processes_would_wait_for_one_another(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int, processes: int, refused: bool
+) -> None:
+    """Before the first step; the vision tower is sharded under ZeRO-3 alone."""
+    monkeypatch.setattr(FaithfulGRPOTrainer, "sharding", lambda _: {"zero": zero})
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    if refused:
+        with pytest.raises(UserError, match="the training data set has rows with and without images"):
+            build(policy, tmp_path, {"images": [[SCREEN], [], [], []]})
+    else:
+        build(policy, tmp_path, {"images": [[SCREEN], [], [], []]})
+    build(policy, tmp_path, {"images": [[SCREEN]] * 4})
+
+
+def test_a_data_set_says_whether_it_is_mixed() -> None:
+    """Without decoding an image."""
+    lists, ones = [[SCREEN], []], [SCREEN, None]
+    assert is_mixed(Dataset.from_dict({"images": lists})) and is_mixed(Dataset.from_dict({"image": ones}))
+    assert is_mixed(Dataset.from_dict({"images": [[SCREEN], None]}))
+    for whole in ({"images": [[SCREEN]] * 2}, {"image": [SCREEN] * 2}, {"images": [[], []]}, {"prompt": ["a"]}):
+        assert not is_mixed(Dataset.from_dict(whole))
+    assert not is_mixed(iter([{"image": None}]))
 
 
 def test_only_mixed_batches_change() -> None:

@@ -9,6 +9,7 @@ from trl import GRPOTrainer
 
 from fgrpo.inference import decode as decoder
 from fgrpo.policy import backbone, loading
+from fgrpo.training.row_images import image_fields
 from rl import length_bucketing
 from rl.in_process_trainer import FeatureMemo, InProcessTrainer
 from rl.probe import Probe
@@ -75,7 +76,7 @@ def test_padding_changes_nothing(make, monkeypatch) -> None:
 def test_the_images_of_some_rows_by_the_familys_name_of_their_grids() -> None:
     """Rows with 1, 2 and 0 images of 2, 1 and 3 patches."""
     fields = {"pixel_values": torch.arange(6), "grids": torch.tensor([[1, 1, 2], [1, 1, 1], [1, 3, 1]])}
-    chosen = length_bucketing.image_fields(fields, [1, 2], [1, 2, 0], "grids")
+    chosen = image_fields(fields, [1, 2], [1, 2, 0], "grids")
     assert chosen["num_images"] == [2, 0] and "image_grid_thw" not in chosen
     assert torch.equal(torch.as_tensor(chosen["pixel_values"]), torch.tensor([2, 3, 4, 5]))
     assert torch.equal(torch.as_tensor(chosen["grids"]), fields["grids"][1:])

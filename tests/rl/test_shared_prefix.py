@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from transformers import modeling_flash_attention_utils as transformers_flash
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer import grpo_trainer
@@ -14,9 +16,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from fgrpo.policy import adapters, backbone, loading
 from fgrpo.schema_base import Lora
-from rl import passes, shared_prefix
+from fgrpo.training import branch_attention, shared_prefix
+from fgrpo.training.branch_attention import Sequences, dense_mask
+from fgrpo.training.shared_prefix import Pack, lay_out, packs
+from rl import group_shuffle
 from rl.passes import LogprobPasses
-from rl.shared_prefix import Pack, attention_mask, lay_out, packs
 
 FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
 
@@ -79,6 +83,41 @@ def check_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
         assert (one - other).abs().max() / norm < 1e-6
 
 
+def varlen_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int,
+    max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, **_: Any,
+) -> torch.Tensor:  # fmt: skip
+    """What flash_attn_varlen_func computes, by its documentation: the last query sees all keys of its sequence."""
+    group, out = q.shape[1] // k.shape[1], []
+    starts = list(zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), strict=True))
+    for (a, c), (b, d) in itertools.pairwise(starts):
+        assert 0 < b - a <= max_seqlen_q and 0 < d - c <= max_seqlen_k
+        one, keys, values = q[a:b].transpose(0, 1), k[c:d].transpose(0, 1), v[c:d].transpose(0, 1)
+        scores = one @ keys.repeat_interleave(group, 0).mT * (softmax_scale or q.shape[-1] ** -0.5)
+        if causal:
+            scores = scores.masked_fill(~torch.ones(b - a, d - c).tril(d - c - (b - a)).bool(), float("-inf"))
+        out.append((scores.softmax(-1) @ values.repeat_interleave(group, 0)).transpose(0, 1))
+    assert (b, d) == (len(q), len(k)) == (starts[-1][0], starts[-1][1])
+    return torch.cat(out)
+
+
+@pytest.fixture
+def use_attention(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets a model's attention; a reference stands for flash attention's kernel, which needs a GPU."""
+
+    def use(model: Any, attention: str) -> None:
+        if attention == "flash_attention_2":
+            process = transformers_flash._lazy_define_process_function(varlen_attention)
+            functions = (None, varlen_attention, None, transformers_flash._pad_input, transformers_flash._unpad_input)
+            monkeypatch.setattr(transformers_flash, "lazy_import_flash_attention", lambda *_: (functions, process))
+            model.config.get_text_config()._attn_implementation = attention
+        else:
+            model.set_attn_implementation(attention)
+        assert model.model.language_model.config._attn_implementation == attention
+
+    return use
+
+
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -87,10 +126,10 @@ def check_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
         [[4] * 8, [1, 2, 3], [6, 5, 9, 0]],  # one rollout without a counted token
     ],
 )
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_shared_prompt_changes_nothing(make, lengths: list[list[int]], attention: str) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+def test_a_shared_prompt_changes_nothing(make, use_attention, lengths: list[list[int]], attention: str) -> None:
     trainer = make(overrides=("rl.max_response_length=12",))
-    trainer.plain_model.set_attn_implementation(attention)
+    use_attention(trainer.plain_model, attention)
     batch = batch_of(trainer, lengths)
     widths: list[Any] = []
     trainer.plain_model.register_forward_pre_hook(
@@ -116,12 +155,14 @@ def test_a_shared_prompt_changes_nothing_for_adapters(make) -> None:
     check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
 
 
-def test_a_shared_prompt_changes_nothing_under_gradient_checkpointing(make) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_shared_prompt_changes_nothing_under_gradient_checkpointing(make, use_attention, attention: str) -> None:
     trainer = make(tweak={"gradient_checkpointing": True})
     batch = batch_of(trainer, [[5, 9, 1, 4, 4], [8, 2, 6, 12, 3]])
     theirs = passed(GRPOTrainer, trainer, batch)
     trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer.model.train()
+    use_attention(trainer.plain_model, attention)
     assert trainer.model.is_gradient_checkpointing
     check_equal(passed(LogprobPasses, trainer, batch), theirs)
 
@@ -136,7 +177,7 @@ def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monk
     lay_out = shared_prefix.lay_out
     monkeypatch.setattr(
         shared_prefix, "lay_out",
-        lambda chosen, *rest: laid_out.append(sum(len(pack.rows) for pack in chosen)) or lay_out(chosen, *rest),
+        lambda chosen, *rest, **more: laid_out.append(sum(len(p.rows) for p in chosen)) or lay_out(chosen, *rest, **more),
     )  # fmt: skip
     check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
     size = batch_size or 10
@@ -151,7 +192,7 @@ def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
     theirs = passed(GRPOTrainer, trainer, batch)
-    monkeypatch.setattr(shared_prefix, "LONGEST", 20)
+    monkeypatch.setattr(branch_attention, "LONGEST", 20)
     monkeypatch.setattr(shared_prefix, "lay_out", None)
     check_equal(passed(LogprobPasses, trainer, batch), theirs)
 
@@ -167,7 +208,8 @@ def test_a_long_group_takes_several_rows() -> None:
 
 def test_a_branch_attends_to_the_prompt_and_to_itself() -> None:
     """Prompt of two tokens, branches of two and one, padding."""
-    (attends,) = attention_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[:, 0].int().tolist()
+    branches = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    (attends,) = dense_mask(branches)[:, 0].int().tolist()
     assert attends == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -189,6 +231,42 @@ def test_positions_of_every_branch_continue_from_the_prompt() -> None:
     assert layout.labels_UL.tolist() == [[ignored, ignored, ignored, 1, 2, ignored, 3, 4, 5]]
     values = torch.tensor([[0.0, 0, 10, 20, 0, 30, 40, 50]])  # of all but the last token
     assert layout.spread(values, (2, 3)).tolist() == [[10, 20, 0], [30, 40, 50]]
+
+
+def test_flash_attention_gets_one_sequence_per_prompt_and_branch() -> None:
+    """Two prompts, of three tokens with two rollouts and of one token with one, in one row."""
+    ids = torch.tensor([[7, 8, 9, 1, 2], [7, 8, 9, 3, 0], [0, 0, 6, 4, 5]])
+    mask = (ids > 0).long()
+    chosen = [Pack((0, 1), 2 + 3 + 2), Pack((2,), 3)]
+    position = torch.tensor([[[0, 1, 2], [0, 0, 0]]])
+    layout = lay_out(chosen, ids, mask, 2, position, in_one_row=True)
+    assert layout.ids_UL.tolist() == [[7, 8, 9, 1, 2, 9, 3, 6, 4, 5]]
+    assert layout.position_AUL.tolist() == [[[0, 1, 2, 3, 4, 2, 3, 0, 1, 2]]]
+    assert layout.labels_UL.tolist() == [[-100, -100, -100, 1, 2, -100, 3, -100, 4, 5]]
+    values = torch.arange(9.0)[None]  # of all but the last token
+    assert layout.spread(values, (3, 2)).tolist() == [[2, 3], [5, 0], [7, 8]]
+    given = Sequences.of(layout)
+    starts_q, starts_k = given.starts_q.tolist(), given.starts_k.tolist()
+    assert starts_q == [0, 2, 5, 7, 10] and starts_k == [0, 2, 7, 11, 14]
+    assert given.keys.tolist() == [0, 1, 0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8, 9]
+    assert (given.longest_q, given.longest_k) == (3, 5)
+
+
+def test_old_flash_attention_takes_no_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It aligns queries with the first keys of their sequence, not with the last."""
+    assert branch_attention.takes_branches("flash_attention_2")
+    monkeypatch.setattr(branch_attention, "flash_attn_supports_top_left_mask", lambda: True)
+    assert not branch_attention.takes_branches("flash_attention_2") and branch_attention.takes_branches("sdpa")
+
+
+def test_dropout_is_said(make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rollouts of a prompt share one draw for it."""
+    lora = adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.1), backbone.default())
+    for given, times in ((lora, 1), (None, 0)):
+        trainer = make(peft_config=given, out=str(times))
+        capsys.readouterr()
+        assert trainer._can_share(trainer.model) and trainer._can_share(trainer.model)
+        assert capsys.readouterr().out.count("the policy has dropout, and rollouts of a prompt share one draw") == times
 
 
 def test_the_shuffle_keeps_groups_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +299,7 @@ def test_a_shuffle_is_one_of_groups() -> None:
     seen = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        out = shared_prefix.shuffled({**given, "scalar": torch.tensor(3.0)})
+        out = group_shuffle.shuffled({**given, "scalar": torch.tensor(3.0)})
         order = out["n"].tolist()
         starts = [order.index(group[0]) for group in groups]
         assert sorted(order) == list(range(7)) and out["names"] == ["abcdefg"[n] for n in order]
@@ -238,12 +316,12 @@ def test_attention_without_a_mask_of_branches_takes_rows_by_length(
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
     theirs = passed(GRPOTrainer, trainer, batch)
-    monkeypatch.setattr(shared_prefix, "ATTENTION", {"eager"})
+    monkeypatch.setattr(branch_attention, "MASKED", ("eager",))
     monkeypatch.setattr(shared_prefix, "lay_out", None)
     capsys.readouterr()
     for _ in range(2):
         check_equal(passed(LogprobPasses, trainer, batch), theirs)
-    assert capsys.readouterr().out.count("sdpa takes no mask of branches") == 1
+    assert capsys.readouterr().out.count("sdpa takes no branches") == 1
 
 
 def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
@@ -358,23 +436,23 @@ def test_micro_batches_stay_mixed_where_the_loss_depends_on_them(
     make, tweak: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    grouped, plain = shared_prefix.shuffled, passes._shuffle_of_trl
-    monkeypatch.setattr(shared_prefix, "shuffled", lambda given: used.append("groups") or grouped(given))
-    monkeypatch.setattr(passes, "_shuffle_of_trl", lambda given: used.append("rollouts") or plain(given))
+    grouped, plain = group_shuffle.shuffled, group_shuffle._shuffle_of_trl
+    monkeypatch.setattr(group_shuffle, "shuffled", lambda given: used.append("groups") or grouped(given))
+    monkeypatch.setattr(group_shuffle, "_shuffle_of_trl", lambda given: used.append("rollouts") or plain(given))
     make(tweak=tweak, steps=1).train()
     assert used == ["rollouts" if tweak else "groups"]
 
 
 def test_other_threads_keep_trls_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trainers overlap: one leaves its block while the other is inside."""
-    monkeypatch.setattr(passes, "_shuffle_of_trl", lambda given: "trl's")
-    monkeypatch.setattr(shared_prefix, "shuffled", lambda given: "ours")
+    monkeypatch.setattr(group_shuffle, "_shuffle_of_trl", lambda given: "trl's")
+    monkeypatch.setattr(group_shuffle, "shuffled", lambda given: "ours")
     outside = contextvars.copy_context()
-    with passes._shuffled_by_group():
+    with group_shuffle.by_group():
         assert outside.run(grpo_trainer.shuffle_sequence_dict, {}) == "trl's"
         assert grpo_trainer.shuffle_sequence_dict({}) == "ours"
     first, second = contextvars.copy_context(), contextvars.copy_context()
-    one, two = passes._shuffled_by_group(), passes._shuffled_by_group()
+    one, two = group_shuffle.by_group(), group_shuffle.by_group()
     first.run(one.__enter__), second.run(two.__enter__)
     first.run(one.__exit__, None, None, None)
     assert second.run(grpo_trainer.shuffle_sequence_dict, {}) == "ours"

@@ -31,15 +31,15 @@ from tests.rl.conftest import OVERRIDES, POLICY, mini, trainer_stub
 
 
 def test_paper_values_become_trl_arguments() -> None:
-    """Table 5 on eight processes: 640 rollouts a generation, 320 an update, two updates, four rollouts a pass."""
+    """Table 5 on eight processes: 640 rollouts a generation, 320 an update, two updates, one group a pass."""
     cfg = config.load(
         "paper-7b",
         "fgrpo",
         ["rl.precision=fp32", "rl.deepspeed=null", "rl.rollout_engine=transformers", "rl.report_to=none"],
     )
     args = arguments.grpo_config(cfg, "out", 100, [7, 8], world=8)
-    assert (args.num_generations, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 4, 10)
-    assert args.steps_per_generation == 20  # micro steps: two updates of ten
+    assert (args.num_generations, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 5, 8)
+    assert args.steps_per_generation == 16  # micro steps: two updates of eight
     assert (args.beta, args.epsilon, args.epsilon_high, args.max_grad_norm) == (0.01, 0.2, 0.28, 1.0)
     assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.lr_scheduler_type) == (
         1e-6,

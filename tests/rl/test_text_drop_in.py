@@ -319,6 +319,23 @@ def test_one_rollout_per_evaluated_prompt(tmp_path: Path, options: dict[str, Any
     assert math.isfinite(trainer.evaluate()["eval_reward"])
 
 
+def test_a_scorer_groups_rollouts_as_the_phase_does(tmp_path: Path) -> None:
+    """Several rollouts per prompt in training, one in evaluation."""
+    seen: list[tuple[bool, int]] = []
+
+    class Scorer:
+        def start(self, inputs: Any, completions: Any, ids: Any, trainer: Any) -> None:
+            seen.append((trainer.model.training, trainer.group_size))
+
+    trainer = build(
+        tmp_path, (correct, half), constraints=[Constraint("half", 0.5)], evaluate=True, scorer=Scorer(),
+        config={"num_generations_eval": 1, "max_steps": 1},
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate()
+    assert set(seen) == {(True, int(trainer.num_generations)), (False, 1)} and trainer.num_generations > 1
+
+
 # -- reward functions ------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +427,19 @@ def test_a_checkpoint_within_a_generation_holds_the_multipliers_before_its_dual_
     resumed = build(tmp_path, constraints=BRIEF, config={**config, "max_steps": 2})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert resumed._before_step["states"]["brief"]["lam"] == 1.0 and resumed.dual.lam["brief"] != 1.0
+
+
+def test_a_loaded_checkpoint_leaves_nothing_of_an_earlier_training(tmp_path: Path) -> None:
+    """Else a checkpoint within the next generation, or of a failed judgement, would hold the other training's multipliers."""
+    config = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer = build(tmp_path, constraints=BRIEF, config=config)
+    trainer.train()
+    assert trainer._before_step is not None and trainer._finished is not None
+    trainer._step = 1  # within a generation of two updates
+    trainer.args.steps_per_generation = 2
+    trainer._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-1"))
+    saved = json.loads((tmp_path / "checkpoint-1" / DUALS).read_text())
+    assert trainer.multipliers_to_save() == saved and trainer._finished is None
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------

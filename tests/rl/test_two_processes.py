@@ -84,3 +84,9 @@ def test_multipliers_and_weights_are_one_on_both_processes(seen: list[dict[str, 
             replay.step(scores[:, 1:])
         assert replay.state_dict() == one["dual"]
         assert replay.lam != {"one": 1.0, "two": 2.0}
+
+
+def test_every_process_refuses_rows_of_which_only_one_has_images(seen: list[dict[str, Any]]) -> None:
+    """Rank 0 has images and rank 1 has none: neither waits for the other."""
+    for rank in seen:
+        assert rank["refused"].startswith("the generation batch of step 4 has rows with and without images")

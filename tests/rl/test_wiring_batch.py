@@ -74,7 +74,7 @@ def context(**more: Any) -> RewardContext:
 def stub(loop: Any, step: int = 7, rank: int = 2) -> Any:
     return SimpleNamespace(
         state=SimpleNamespace(global_step=step), accelerator=SimpleNamespace(process_index=rank), async_loop=loop,
-        num_generations=2, is_cut_off=lambda ids: ids[-1] != 2,
+        group_size=2, is_cut_off=lambda ids: ids[-1] != 2,
     )  # fmt: skip
 
 

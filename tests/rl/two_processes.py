@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from fgrpo.errors import UserError
 from rl.dual import Constraint
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.conftest import Watch, build_trainer, scattered, scorer
@@ -50,6 +51,12 @@ def main(world: Path, policy: Path, folder: Path, rank: int) -> None:
             "weights": weights,
             "world": trainer.accelerator.num_processes,
         }
+    trainer._must_agree = True  # as under ZeRO-3: one process alone would wait in the vision tower
+    trainer._check_mixed([True] * 4)
+    try:
+        trainer._check_mixed([rank == 0] * 4)
+    except UserError as error:
+        found["refused"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import random
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -15,56 +13,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trl import SFTTrainer
 
 from fgrpo import config
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import backbone, loading
-from miniworld import questions
-from miniworld.render import render
 from sft import dataset, train
-
-ROOT = Path(__file__).resolve().parents[2]
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/mini/mcts/sft.jsonl with sixteen traces of eight questions, one and two images, and a copy of the policy."""
-    folder = tmp_path_factory.mktemp("sft")
-    shutil.copytree(ROOT / "miniworld" / "backbone", folder / "backbone")
-    rng = random.Random(4)
-    rows = []
-    for n in range(8):
-        question = questions.make(("hrel", "view")[n % 2], rng)
-        paths = []
-        for k, scene in enumerate(question.scenes):
-            path = folder / f"{n}-{k}.png"
-            render(scene, rng).save(path)
-            paths.append(str(path))
-        for copy in range(2):
-            turn = [
-                {"role": "user", "content": question.text},
-                {"role": "assistant", "content": questions.trace(question)},
-            ]
-            rows.append({"id": f"{n}/{copy}", "sample_id": f"sat/train/{n}", "messages": turn, "images": paths})
-    (folder / "runs" / "mini" / "mcts").mkdir(parents=True)
-    write_jsonl(folder / "runs" / "mini" / "mcts" / "sft.jsonl", rows)
-    return folder
-
-
-def mini(world: Path, *overrides: str) -> config.Config:
-    small = (
-        "sft.max_steps=4",
-        "sft.batch_size=4",
-        "sft.save_steps=2",
-        "sft.evals=4",
-        "sft.logging_steps=1",
-        "data.validation_share=0.3",
-    )
-    return config.load("mini", "fgrpo", [*small, f"models.base={world / 'backbone'}", *overrides])
+from tests.sft.conftest import mini, train_to_step_3
 
 
 def record(world: Path) -> dict[str, Any]:
@@ -206,20 +163,6 @@ def test_the_papers_sft_trains_the_projector_and_not_the_encoder(world: Path, tm
     assert moved and all("visual.merger." in name for name in moved)
 
 
-def train_to_step_3(cfg: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until ctrl-C at step 3."""
-    real = train.LoggingCallback.on_step_end
-
-    def dies(self: train.LoggingCallback, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-        real(self, args, state, control, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.LoggingCallback, "on_step_end", dies)
-        train.train(cfg, root)
-
-
 def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, monkeypatch) -> None:
     cfg = mini(world, "data.validation_share=0.31")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "one" / "mini" / "mcts")
@@ -261,13 +204,13 @@ def test_training_that_diverges_stops_and_is_in_the_log(world: Path, tmp_path: P
 def test_a_skipped_step_is_counted_and_changes_nothing(world: Path, tmp_path: Path, monkeypatch) -> None:
     cfg = mini(world, "sft.nonfinite=skip", "sft.save_steps=1")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
-    inner = train.SFTTrainer.training_step
+    inner = SFTTrainer.training_step
 
     def step(self: Any, *args: Any, **more: Any) -> Any:
         loss = inner(self, *args, **more)
         return loss * math.nan if self.state.global_step == 1 else loss
 
-    monkeypatch.setattr(train.SFTTrainer, "training_step", step)
+    monkeypatch.setattr(SFTTrainer, "training_step", step)
     folder = train.train(cfg, tmp_path)
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if "not_finite" in line]
     assert [line["not_finite"] for line in lines] == [{"2": "the loss is nan"}]
@@ -317,7 +260,7 @@ def test_an_extended_run_validates_at_the_same_steps(world: Path, tmp_path: Path
 def test_a_skipped_step_outlives_a_kill_before_the_next_log_line(world: Path, tmp_path: Path, monkeypatch) -> None:
     cfg = mini(world, "sft.nonfinite=skip", "sft.save_steps=1", "sft.logging_steps=100")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
-    inner, real = train.SFTTrainer.training_step, train.LoggingCallback.on_step_end
+    inner, real = SFTTrainer.training_step, train.LoggingCallback.on_step_end
 
     def step(self: Any, *args: Any, **more: Any) -> Any:
         loss = inner(self, *args, **more)
@@ -328,7 +271,7 @@ def test_a_skipped_step_outlives_a_kill_before_the_next_log_line(world: Path, tm
             raise KeyboardInterrupt
         real(self, args, state, control, **more)
 
-    monkeypatch.setattr(train.SFTTrainer, "training_step", step)
+    monkeypatch.setattr(SFTTrainer, "training_step", step)
     monkeypatch.setattr(train.LoggingCallback, "on_step_end", dies)
     with pytest.raises(KeyboardInterrupt):
         train.train(cfg, tmp_path)

@@ -1,26 +1,25 @@
-"""Rollouts of one prompt share it: they pass through the model in one row, in which the prompt is computed once.
+"""Responses to one prompt share it: they pass through the model in one row, in which the prompt is computed once.
 
 A packed row is `prompt without its last token | last token, response 1 | last token, response 2 | …`. Each branch (the last
 prompt token and a response) attends to the prompt and to itself, and its rotary positions continue from the prompt. So each
 response token has the hidden state that it has in a padded row of its own, up to the order of summation. The last prompt
 token is repeated because it predicts the first token of every response.
 
-For a group of G rollouts the row has n - 1 + Σ(1 + rₖ) tokens instead of G·n + Σrₖ, and the image is encoded once.
-Shapes: B rollouts, P prompt columns, T response columns, U packed rows of at most L tokens, A axes of the rotary position.
+For a group of G rollouts the row has n - 1 + Σ(1 + rₖ) tokens instead of G·n + Σrₖ, and the image is encoded once. How
+attention is told of the branches: `fgrpo.training.branch_attention`.
+Shapes: B responses, P prompt columns, T response columns, U packed rows of at most L tokens, A axes of the rotary position.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 IGNORED = -100  # label of a token that is not scored
-LONGEST = 4096  # tokens of a packed row: attention over a longer one costs more than the prompt that is saved
-ATTENTION = {"sdpa", "eager"}  # implementations that take a mask (B, 1, L, L)
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Layout:
     Attributes:
         ids_UL: token ids, right-padded.
         position_AUL: rotary positions.
-        attends_U1LL: True where a token (third axis) attends to another (fourth).
+        branch_UL: the branch of each token, 0 for the prompt and -1 for padding; of rows with one pack each.
+        spans: columns of each pack's prompt (without its last token) and of its branches.
         labels_UL: ids of response tokens, `IGNORED` elsewhere.
         packed: (row, column) of the token before each response token, which predicts it, in the packed rows.
         batch: (row, column) of the response token in (B, T).
@@ -46,7 +46,8 @@ class Layout:
 
     ids_UL: Tensor
     position_AUL: Tensor
-    attends_U1LL: Tensor
+    branch_UL: Tensor
+    spans: tuple[tuple[range, tuple[range, ...]], ...]
     labels_UL: Tensor
     packed: tuple[Tensor, Tensor]
     batch: tuple[Tensor, Tensor]
@@ -61,7 +62,7 @@ def packs(
     mask_BL: Tensor,
     completion: int,
     same_images: Callable[[int, int], bool],
-    longest: int = LONGEST,
+    longest: int = sys.maxsize,
     most: int | None = None,
 ) -> list[Pack]:
     """Adjacent rollouts of one prompt together, as far as a row holds them.
@@ -90,29 +91,41 @@ def packs(
     return found
 
 
-def lay_out(chosen: Sequence[Pack], ids_BL: Tensor, mask_BL: Tensor, completion: int, position_AUP: Tensor) -> Layout:
+def lay_out(
+    chosen: Sequence[Pack],
+    ids_BL: Tensor,
+    mask_BL: Tensor,
+    completion: int,
+    position_AUP: Tensor,
+    *,
+    in_one_row: bool = False,
+) -> Layout:
     """The packed rows of `chosen`.
 
     Args:
         ids_BL, mask_BL, completion: as `packs`.
         position_AUP: rotary positions of the packs' prompts, in the columns that these have in the batch.
+        in_one_row: all packs one after the other in a single row, without padding.
     """
     device, prompt = ids_BL.device, ids_BL.shape[1] - completion
-    shape = (len(chosen), max(pack.tokens for pack in chosen))
+    sizes = [pack.tokens for pack in chosen]
+    shape = (1, sum(sizes)) if in_one_row else (len(chosen), max(sizes))
     ids_UL = torch.zeros(shape, dtype=ids_BL.dtype, device=device)
     labels_UL = torch.full_like(ids_UL, IGNORED)
     position_AUL = torch.zeros((len(position_AUP), *shape), dtype=position_AUP.dtype, device=device)
-    branch_UL = torch.full(shape, -1, dtype=torch.long, device=device)  # 0: the prompt; -1: padding
+    branch_UL = torch.full(shape, -1, dtype=torch.long, device=device)
     at: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    spans = []
     lengths = mask_BL[:, prompt:].sum(dim=1).tolist()
-    for u, pack in enumerate(chosen):
+    for n_pack, pack in enumerate(chosen):
+        u, begin = (0, sum(sizes[:n_pack])) if in_one_row else (n_pack, 0)
         first = int(prompt - mask_BL[pack.rows[0], :prompt].sum())
-        shared = prompt - 1 - first
-        ids_UL[u, :shared] = ids_BL[pack.rows[0], first : prompt - 1]
-        position_AUL[:, u, :shared] = position_AUP[:, u, first : prompt - 1]
-        branch_UL[u, :shared] = 0
-        last_A = position_AUP[:, u, prompt - 1]
-        start = shared
+        start = begin + prompt - 1 - first
+        ids_UL[u, begin:start] = ids_BL[pack.rows[0], first : prompt - 1]
+        position_AUL[:, u, begin:start] = position_AUP[:, n_pack, first : prompt - 1]
+        branch_UL[u, begin:start] = 0
+        last_A = position_AUP[:, n_pack, prompt - 1]
+        shared, branches = range(begin, start), []
         for n, row in enumerate(pack.rows, start=1):
             length = lengths[row]
             end = start + 1 + length
@@ -121,56 +134,18 @@ def lay_out(chosen: Sequence[Pack], ids_BL: Tensor, mask_BL: Tensor, completion:
             # The next position is one more than the largest so far, which the last prompt token, a text token, has.
             position_AUL[:, u, start:end] = last_A[:, None] + torch.arange(1 + length, device=device)
             branch_UL[u, start:end] = n
+            branches.append(range(start, end))
             columns = torch.arange(length, device=device)
             at.append((torch.full_like(columns, u), start + columns, torch.full_like(columns, row), columns))
             start = end
+        spans.append((shared, tuple(branches)))
     packed_row, packed_column, batch_row, batch_column = (torch.cat(part) for part in zip(*at, strict=True))
     return Layout(
         ids_UL,
         position_AUL,
-        attention_mask(branch_UL),
+        branch_UL,
+        tuple(spans),
         labels_UL,
         (packed_row, packed_column),
         (batch_row, batch_column),
     )
-
-
-def attention_mask(branch_UL: Tensor) -> Tensor:
-    """(U, 1, L, L): which earlier tokens a token attends to: those of the prompt (0) and of its own branch.
-
-    Padding (-1) attends to earlier padding and itself, so that no row of the softmax is empty.
-    """
-    own_ULL = branch_UL[:, :, None] == branch_UL[:, None, :]
-    shared_ULL = (branch_UL[:, None, :] == 0) & (branch_UL[:, :, None] > 0)
-    return (own_ULL | shared_ULL).tril()[:, None]
-
-
-def additive(attends: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as eager attention adds it to its scores."""
-    return torch.zeros_like(attends, dtype=dtype).masked_fill(~attends, torch.finfo(dtype).min)
-
-
-def shuffled(seq_dict: dict[str, Any]) -> dict[str, Any]:
-    """TRL's `shuffle_sequence_dict`, by groups: rollouts of one prompt stay adjacent, and micro-batches hold whole groups.
-
-    Except for the losses of `LogprobPasses._micro_batches_matter`, the loss of an update does not depend on the order of its
-    rollouts. Where a generation batch has several updates, these have whole groups too; which ones stays random.
-    """
-    ids, images = seq_dict["prompt_ids"], seq_dict.get("pixel_values")
-    starts = [0]
-    for row in range(1, len(ids)):
-        alike = torch.equal(ids[row], ids[starts[-1]])
-        if alike and images is not None:
-            one, other = images[row], images[starts[-1]]
-            alike = one is other or (one is not None and other is not None and torch.equal(one, other))
-        if not alike:
-            starts.append(row)
-    groups = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
-    order = [row for group in torch.randperm(len(groups)).tolist() for row in groups[group]]
-
-    def permuted(values: Any) -> Any:
-        if values is None or (isinstance(values, Tensor) and values.ndim == 0):
-            return values
-        return values[order] if isinstance(values, Tensor) else [values[i] for i in order]
-
-    return {key: permuted(values) for key, values in seq_dict.items()}
