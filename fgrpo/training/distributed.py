@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from fgrpo import runs
 from fgrpo.errors import UserError
 from fgrpo.process_guard import end_with_parent
-from fgrpo.schema import Config, Launch
+from fgrpo.schema import Config
 
 Result = TypeVar("Result")
 
@@ -39,16 +39,16 @@ def is_started() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def trainer_arguments(deepspeed: str | None, launch: Launch) -> dict[str, Any]:
+def trainer_arguments(deepspeed: str | None, timeout_s: int, image_workers: int) -> dict[str, Any]:
     """transformers' training arguments for the processes of a run; on a CPU the backend is gloo.
 
-    `launch.image_workers` processes per trainer read and decode images ahead of it. DeepSpeed's file is not among them: transformers accepts no backend next to one, so accelerate reads the file from the
+    DeepSpeed's file is not among them: transformers accepts no backend next to one, so accelerate reads the file from the
     environment (`session`).
     """
     import torch
 
-    out: dict[str, Any] = {"ddp_timeout": launch.timeout_s, "dataloader_num_workers": launch.image_workers}
-    if launch.image_workers:
+    out: dict[str, Any] = {"ddp_timeout": timeout_s, "dataloader_num_workers": image_workers}
+    if image_workers:
         out["dataloader_persistent_workers"] = True  # or each pass over the data starts them again
     if is_started() and not torch.cuda.is_available():
         out |= {"ddp_backend": "gloo", "use_cpu": deepspeed is None}
