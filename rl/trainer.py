@@ -223,7 +223,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             self.reward_weights = self._columns.weights(
                 self._task_weights, self.dual.weights()[1:]
             )  # λ_t, for TRL's log
-        family = self._known_family()
+        family = self.known_family()
         with nullcontext() if family is None else prepared_once(self.processing_class, family.grid_field):
             output: dict[str, Any] = super()._generate_and_score_completions(self._inputs)
         if not self.is_plain:
