@@ -40,7 +40,7 @@ ifneq ($(shell test -t 2 && echo terminal),terminal)
 export TQDM_MININTERVAL ?= 15
 endif
 
-# Processes on this machine that share the trees of a search or the models of an evaluation.
+# Processes on this machine that share the data sets of the world, the rollouts of curation, the trees of a search, or the models of an evaluation.
 JOBS :=
 # Two RL runs share two cores: one thread each, and waiting threads do not spin.
 ifneq ($(filter mini smoke,$(PRESET)),)
@@ -75,9 +75,9 @@ setup-vllm: .venv-vllm/.stamp ## create .venv-vllm with vLLM for CPU (used by te
 
 # --- stages ----------------------------------------------------------------------------------------------------------
 world: | $(STAMP)
-	$(PY) -m miniworld.write $(ARGS)
+	$(PY) -m miniworld.write $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 data: $(WRITTEN_WORLD) | $(STAMP) ## curate the seed and RL sets (mini: write the miniature data sets first)
-	$(PY) -m data_curation.run $(ARGS)
+	$(PY) -m data_curation.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 sft: mcts ## fine-tune on the traces

@@ -6,8 +6,9 @@ and images/ for images that are stored inside rows. Seed and RL set share no sam
 
 On several machines: `--prepare` stops before the difficulty rollouts, and `--shard 3/8` measures one shard of the candidates
 (fgrpo/shards.py). The stage without either option merges the shards, rolls out the remaining candidates, and finishes.
+`--jobs 2` does all of this with two processes on this machine. How many there are does not change the outputs.
 
-Command: `python -m data_curation.run --preset mini [--prepare | --shard 3/8]`.
+Command: `python -m data_curation.run --preset mini [--prepare | --shard 3/8 | --jobs 2]`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from tqdm import tqdm
 from data_curation import clustering, difficulty, report, shortcuts, source
 from data_curation.moved import check_images
 from data_curation.pool import Pool, build, written
-from fgrpo import inference, prompts, recorded, shards
+from fgrpo import inference, parallel, prompts, recorded, shards
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_ids, read_items, read_jsonl, write_jsonl
 from fgrpo.hashing import Hashes
 from fgrpo.inference.base import Sampler
+from fgrpo.inference.lazy import LazySampler
 from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
@@ -143,10 +145,23 @@ def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampl
             name: (pool, shard.take(order), math.ceil(target / shard.count))
             for name, (pool, order, target) in _candidates(config, built_pools, seed_indices).items()
         }
-        meter, _, _ = asyncio.run(_choose(config, stage, candidates, sampler))
+        known = _read_means(stage_folder / DIFFICULTY)
+        meter, _, _ = asyncio.run(_choose(config, stage, candidates, sampler, known))
         stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
         stage.finish((DIFFICULTY,))
         return stage.path
+
+
+def measure_shards(config: Config, args: argparse.Namespace) -> None:
+    """Run the difficulty rollouts in `args.jobs` parallel processes, one shard each; `curate` then merges them.
+
+    Raises:
+        UserError: see `curate`; or a shard failed.
+    """
+    _, _, inputs = _sources(config)
+    if not is_done(config, "data", args.runs, inputs):
+        curate(config, args.runs, prepare_only=True)
+        parallel.run_shards("data_curation.run", args, "difficulty rollouts")
 
 
 def _sources(config: Config) -> tuple[dict[str, source.Source], Path, list[Path]]:
@@ -206,6 +221,13 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _read_means(path: Path) -> dict[str, float]:
+    """Mean accuracy by sample id in a difficulty file; empty if there is none."""
+    if not path.exists():
+        return {}
+    return {row["id"]: row["mean"] for row in read_items(path, _measured, "measured sample")}
+
+
 def _settle(path: Path, ids: list[str]) -> dict[str, float]:
     """Sort the measured samples by candidate, drop those that were not needed, and return mean accuracy by id."""
     rows_by_id = {row["id"]: row for row in read_items(path, _measured, "measured sample")}
@@ -244,9 +266,13 @@ def _prepared(config: Config, sample: Sample, **meta: object) -> Sample:
 
 
 async def _choose(
-    config: Config, stage: Run, candidates: Candidates, sampler: Sampler | None
+    config: Config,
+    stage: Run,
+    candidates: Candidates,
+    sampler: Sampler | None,
+    known: Mapping[str, float] | None = None,
 ) -> tuple[difficulty.DifficultyMeter, dict[str, list[int]], dict[str, list[int]]]:
-    """The meter after measuring, the selected samples, and the examined samples."""
+    """The meter after measuring, the selected samples, and the examined samples; `known` means are not measured again."""
     data = config.data
     settings = difficulty.Settings(
         rollouts=data.difficulty_rollouts,
@@ -260,13 +286,8 @@ async def _choose(
         seed=config.seed,
         policy=config.policy,
     )
-    engine = sampler or inference.build(config, config.models.base)
-    measured_path = stage.path / DIFFICULTY
-    measured: dict[str, float] = (
-        {row["id"]: row["mean"] for row in read_items(measured_path, _measured, "measured sample")}
-        if measured_path.exists()
-        else {}
-    )
+    engine = sampler or LazySampler(lambda: inference.build(config, config.models.base))
+    measured = {**(known or {}), **_read_means(stage.path / DIFFICULTY)}
     target = sum(count for _, _, count in candidates.values())
     try:
         with stage.append(DIFFICULTY) as done, tqdm(total=target, desc="difficulty", unit=" kept") as bar:
@@ -299,6 +320,8 @@ def main() -> None:
         if shard is not None:
             print(f"difficulty in {measure_shard(config, shard, args.runs)}; run without --shard to merge")
             return
+        if args.jobs > 1 and not args.prepare:
+            measure_shards(config, args)
         path = curate(config, args.runs, prepare_only=args.prepare)
         print(
             f"pools and seed questions in {path}" if args.prepare else f"curated data in {path}; open report.md there"
@@ -307,6 +330,9 @@ def main() -> None:
     arguments = parser("curate the training data: seed questions by cluster, RL set by difficulty")
     arguments.add_argument("--prepare", action="store_true", help="stop before the difficulty rollouts")
     shards.add_option(arguments)
+    arguments.add_argument(
+        "--jobs", type=int, default=1, help="number of processes that share the rollouts, for an in-process engine"
+    )
     run(body, arguments)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,11 +54,15 @@ def spatial_grounding(scores: Iterable[Value]) -> float | None:
     return mean(scores)
 
 
+def _plain(value: Value) -> float | None:
+    return value.value if isinstance(value, Score) else value
+
+
 def pairs(correct: Sequence[Value], groups: Sequence[Group]) -> dict[Group, float | None]:
     """By group (MMVP's pairs), in order: 1 if every member is correct, else 0; None if a member has no value."""
     members: dict[Group, list[float | None]] = {}
     for value, group in zip(correct, groups, strict=True):
-        plain = value.value if isinstance(value, Score) else value
+        plain = _plain(value)
         members.setdefault(group, []).append(None if plain is None else float(plain))
     return {name: None if None in group else float(all(v == 1.0 for v in group)) for name, group in members.items()}
 
@@ -74,7 +79,7 @@ def bootstrap_means(
     Raises:
         ValueError: the numbers of items and clusters differ.
     """
-    plain = [item.value if isinstance(item, Score) else item for item in items]
+    plain = [_plain(item) for item in items]
     labels = list(clusters) if clusters is not None else list(range(len(plain)))
     if len(labels) != len(plain):
         raise ValueError(f"{len(plain)} values and {len(labels)} clusters")
@@ -88,10 +93,16 @@ def bootstrap_means(
         return None
     table_C2 = np.array(list(sums.values()))
     count = len(table_C2)
-    weights_BC = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=samples)
-    totals_B2 = weights_BC @ table_C2
+    totals_B2 = _resampled(seed, count, samples) @ table_C2
     means: NDArray[np.float64] = totals_B2[:, 0] / totals_B2[:, 1]
     return means
+
+
+@lru_cache(maxsize=8)
+def _resampled(seed: int, count: int, samples: int) -> NDArray[np.float64]:
+    """(samples, count): how often each of `count` clusters is drawn. Cached: most metrics have the same number of questions."""
+    drawn_BC = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=samples)
+    return drawn_BC.astype(np.float64)
 
 
 def interval(draws: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
@@ -131,10 +142,10 @@ def mcnemar(a: Sequence[Value], b: Sequence[Value]) -> McNemar:
 
     only_a = only_b = 0
     for x, y in zip(a, b, strict=True):
-        first, second = values([x]), values([y])
-        if first and second:
-            only_a += first[0] > second[0]
-            only_b += second[0] > first[0]
+        first, second = _plain(x), _plain(y)
+        if first is not None and second is not None:
+            only_a += first > second
+            only_b += second > first
     total = only_a + only_b
     return McNemar(only_a, only_b, float(binomtest(only_a, total, 0.5).pvalue) if total else 1.0)
 
@@ -151,8 +162,8 @@ def paired_bootstrap(
     """(mean of b − a, low, high) over pairs with both values; None if there is none. See `bootstrap_means`."""
     gaps: list[float | None] = []
     for x, y in zip(a, b, strict=True):
-        first, second = values([x]), values([y])
-        gaps.append(second[0] - first[0] if first and second else None)
+        first, second = _plain(x), _plain(y)
+        gaps.append(None if first is None or second is None else float(second) - float(first))
     draws = bootstrap_means(gaps, samples=samples, seed=seed, clusters=clusters)
     centre = mean(gaps)
     return None if draws is None or centre is None else (centre, *interval(draws, confidence))

@@ -97,11 +97,19 @@ def read_records(path: Path) -> list[EvalRecord]:
         UserError: the file is missing, or holds scores that no measure has (an older version or a deleted reward wrote them).
     """
     known = {measure.score for measure in measures()}
-    records = list(read_items(path, EvalRecord.from_dict, "record of scores"))
-    unknown = sorted({name for record in records for name in record.scores} - known)
+    stamp = path.stat() if path.exists() else None
+    records, names = _read(path, stamp and stamp.st_mtime_ns, stamp and stamp.st_size)
+    unknown = sorted(names - known)
     if unknown:
         raise UserError(f"{path} holds the scores {', '.join(unknown)}, which no reward has; {AGAIN}")
-    return records
+    return list(records)
+
+
+@lru_cache(maxsize=16)  # tables and report compare each evaluation with several others
+def _read(path: Path, modified: int | None, size: int | None) -> tuple[tuple[EvalRecord, ...], frozenset[str]]:
+    """The records of one state of a file, and the names of their scores."""
+    records = tuple(read_items(path, EvalRecord.from_dict, "record of scores"))
+    return records, frozenset(name for record in records for name in record.scores)
 
 
 def scored_pixels(scoring: Path) -> PixelBounds:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
-from fgrpo.installed import importable
 from fgrpo.pending import COUNT, pending
 from fgrpo.policy.model_files import assumed_family, pixel_bounds
 from fgrpo.runs import Run
@@ -330,10 +328,8 @@ def main() -> None:
 
 def _in_parallel(args: argparse.Namespace, chosen: Sequence[str]) -> None:
     """One process per model, `args.jobs` at a time; UserError names those that failed."""
-    base_command = [sys.executable, "-m", importable("eval.run")]
-    base_command += ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    base_command = parallel.command("eval.run", args)
     base_command += ["--benchmarks", args.benchmarks] if args.benchmarks else []
-    base_command += ["--set", *args.set] if args.set else []
     base_command += ["--judges", args.judges] if args.judges else []
     base_command += ["--shard", args.shard] if args.shard else []
     failed = parallel.run({name: [*base_command, "--model", name] for name in chosen}, args.jobs)

@@ -51,10 +51,13 @@ def titles() -> dict[str, str]:
     }
 
 
-def tags(record: EvalRecord) -> tuple[str, ...]:
+def tags(record: EvalRecord, checks: Sequence[Measure] | None = None) -> tuple[str, ...]:
     """The classes of one record: one by correctness and checks, and "flip" besides. None for a request that was refused.
 
     With several checks, one that fails decides; all must have held for "holds", so that a missing verdict is no pass.
+
+    Args:
+        checks: the 0/1 rewards, if they were looked up before.
     """
     if record.meta.get("finish") == "error":
         return ()
@@ -62,7 +65,7 @@ def tags(record: EvalRecord) -> tuple[str, ...]:
     correct = _value(record, ACCURACY)
     if correct is None:
         return ("unscored", *flips)
-    values = [_value(record, m) for m in _checks()]
+    values = [_value(record, m) for m in (_checks() if checks is None else checks)]
     if any(value is not None and value != 1.0 for value in values):
         trace = "fails"
     else:
@@ -77,7 +80,8 @@ def answered(result: Result, kind: str) -> dict[str, EvalRecord]:
 
 def rates(records: Mapping[str, EvalRecord], drawn: Sequence[str] = ()) -> list[Rate]:
     """How often each class occurs among `records`, the classes that do occur only."""
-    of_each = {i: tags(record) for i, record in records.items()}
+    checks = _checks()
+    of_each = {i: tags(record, checks) for i, record in records.items()}
     out = []
     for tag, title in titles().items():
         members = {i for i, found in of_each.items() if tag in found}
@@ -91,7 +95,8 @@ def differing(by_model: Sequence[Mapping[str, EvalRecord]], drawn: Sequence[str]
     if len(by_model) < 2:
         return None
     shared = [i for i in by_model[0] if i in by_model[1]]
-    differ = {i for i in shared if tags(by_model[0][i])[0] != tags(by_model[1][i])[0]}
+    checks = _checks()
+    differ = {i for i in shared if tags(by_model[0][i], checks)[0] != tags(by_model[1][i], checks)[0]}
     return Rate(DIFFER, "verdicts of the two models differ", len(differ), len(shared), len(differ & set(drawn)))
 
 
@@ -105,10 +110,12 @@ def draw(by_model: Sequence[Mapping[str, EvalRecord]], seed: int, each: int = EA
         seed: with the class it decides the draw; the number of other classes does not.
     """
     chosen: set[str] = set()
+    checks = _checks()
     for number, records in enumerate(by_model):
         seen = {i for first in by_model[:2] for i in first} if number > 1 else set()
+        of_record = {i: tags(record, checks) for i, record in records.items() if i not in seen}
         for tag in titles():
-            members = sorted(i for i, record in records.items() if i not in seen and tag in tags(record))
+            members = sorted(i for i, found in of_record.items() if tag in found)
             chosen |= set(random.Random(f"{seed}/{number}/{tag}").sample(members, min(each, len(members))))
     order = dict.fromkeys(i for records in by_model for i in records)
     return [i for i in order if i in chosen]

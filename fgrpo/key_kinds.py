@@ -52,7 +52,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         _EXPERIMENT: "kind model_name dtype context_length leave_out",
     },
     "prompts": {_EXPERIMENT: "think direct teacher"},
-    "launch": {_NONE: "machines sft_processes rl_processes address port timeout_s"},
+    "launch": {_NONE: "machines sft_processes rl_processes sft_image_workers rl_image_workers address port timeout_s"},
     "serve.*": _SERVING,
     "cluster": {_NONE: "partition account gpus cpus hours setup sbatch"},
     "cluster.shards": {_NONE: "data mcts eval"},

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 
 from fgrpo.cli import SIDE_BY_SIDE
+from fgrpo.errors import UserError
+from fgrpo.installed import importable
 from fgrpo.process_guard import end_with_parent
+
+
+def command(module: str, args: argparse.Namespace) -> list[str]:
+    """The command that runs `module` with the options that every stage shares (`fgrpo.cli.parser`), as in `args`."""
+    shared = ["--preset", args.preset, "--method", args.method, "--runs", args.runs]
+    return [sys.executable, "-m", importable(module), *shared, *(["--set", *args.set] if args.set else [])]
+
+
+def run_shards(module: str, args: argparse.Namespace, what: str) -> None:
+    """Run the stage `module` in `args.jobs` processes, one shard of its items each (`fgrpo.shards`).
+
+    Args:
+        what: the stage's name in a message.
+
+    Raises:
+        UserError: a shard failed.
+    """
+    names = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
+    failed = run({name: [*command(module, args), "--shard", name] for name in names}, args.jobs)
+    if failed:
+        raise UserError(f"shard {failed[0]} of the {what} failed (see above). Fix the cause, then rerun to resume")
 
 
 def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:

@@ -140,12 +140,15 @@ class Mcts(Section):
 class Launch(Section):
     """How training stages start (`fgrpo.training.launch`): machines, and processes per machine, one per GPU.
 
-    `address` is that of the first of several machines; MASTER_ADDR of the environment overrides it.
+    `sft_image_workers` and `rl_image_workers` of each process read and decode images, and in SFT build batches, ahead of the
+    GPU; 0: the process itself does. `address` is that of the first of several machines; MASTER_ADDR of the environment overrides it.
     """
 
     machines: Positive
     sft_processes: Positive
     rl_processes: Positive
+    sft_image_workers: Count
+    rl_image_workers: Count
     address: str | None
     port: Annotated[int, Field(gt=0, lt=65536)]
     timeout_s: Positive

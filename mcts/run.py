@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,6 @@ from fgrpo.errors import UserError
 from fgrpo.files import Appender, read_ids, read_jsonl
 from fgrpo.inference import budget
 from fgrpo.inference.base import Sampler
-from fgrpo.installed import importable
 from fgrpo.pending import COUNT, pending
 from fgrpo.runs import Run, folder, is_done, require
 from fgrpo.schema import Config
@@ -239,22 +237,7 @@ def grow_shards(config: Config, args: argparse.Namespace) -> None:
         shards.gather(stage, TREES)
         if read_ids(stage.path / TREES) >= {sample.id for sample in read_seeds(seeds)}:
             return
-    command = [
-        sys.executable,
-        "-m",
-        importable("mcts.run"),
-        "--preset",
-        args.preset,
-        "--method",
-        args.method,
-        "--runs",
-        args.runs,
-    ]
-    command += ["--set", *args.set] if args.set else []
-    names = [f"{n}/{args.jobs}" for n in range(1, args.jobs + 1)]
-    failed = parallel.run({name: [*command, "--shard", name] for name in names}, args.jobs)
-    if failed:
-        raise UserError(f"shard {failed[0]} of the tree search failed (see above). Fix the cause, then rerun to resume")
+    parallel.run_shards("mcts.run", args, "tree search")
 
 
 if __name__ == "__main__":

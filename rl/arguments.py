@@ -123,7 +123,7 @@ def _batches(rl: Rl, processes: int) -> dict[str, Any]:
 def _machine(config: Config) -> dict[str, Any]:
     rl = config.rl
     return {
-        **distributed.trainer_arguments(rl.deepspeed, config.launch.timeout_s),
+        **distributed.trainer_arguments(rl.deepspeed, config.launch.timeout_s, config.launch.rl_image_workers),
         "bf16": rl.precision == "bf16",
         "gradient_checkpointing": rl.gradient_checkpointing,
         "shuffle_dataset": False,

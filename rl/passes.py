@@ -110,8 +110,13 @@ class LogprobPasses(GRPOTrainer):
         return self._plain(self.model)
 
     def _plain(self, model: Any) -> Any:
-        plain: Any = self.accelerator.unwrap_model(model)
-        return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        """The model without wrappers; kept, because accelerate looks at every module and at installed packages each time."""
+        known = self.__dict__.setdefault("_plain_models", {})
+        if id(model) not in known:
+            plain: Any = self.accelerator.unwrap_model(model)
+            plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+            known[id(model)] = (model, plain)  # the model too, or its id could become another's
+        return known[id(model)][1]
 
     def _can_share(self, model: Any) -> bool:
         """Whether rollouts of a prompt can share a row of this model, the policy or the reference."""

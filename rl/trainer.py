@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from rl.columns import Columns, names_of
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements, over_the_limit
 from rl.finished_step import FinishedStep
+from rl.image_memo import prepared_once
 from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
 from rl.passes import LogprobPasses, Rows
@@ -221,7 +223,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             self.reward_weights = self._columns.weights(
                 self._task_weights, self.dual.weights()[1:]
             )  # λ_t, for TRL's log
-        output: dict[str, Any] = super()._generate_and_score_completions(self._inputs)
+        family = self.known_family()
+        with nullcontext() if family is None else prepared_once(self.processing_class, family.grid_field):
+            output: dict[str, Any] = super()._generate_and_score_completions(self._inputs)
         if not self.is_plain:
             self._take_step(output, len(inputs))
         self.seconds["rollout"] += time.perf_counter() - began

@@ -234,7 +234,7 @@ def sft_config(cfg: Config, folder: Path, rows: int, has_validation: bool, world
     sft = cfg.sft
     steps = total_steps(cfg, rows, world or distributed.world_size())
     return SFTConfig(
-        **distributed.trainer_arguments(sft.deepspeed, cfg.launch.timeout_s),
+        **distributed.trainer_arguments(sft.deepspeed, cfg.launch.timeout_s, cfg.launch.sft_image_workers),
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=sft.learning_rate,

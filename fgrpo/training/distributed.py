@@ -39,15 +39,17 @@ def is_started() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def trainer_arguments(deepspeed: str | None, timeout_s: int) -> dict[str, Any]:
-    """transformers' training arguments for several processes; on a CPU the backend is gloo.
+def trainer_arguments(deepspeed: str | None, timeout_s: int, image_workers: int) -> dict[str, Any]:
+    """transformers' training arguments for the processes of a run; on a CPU the backend is gloo.
 
     DeepSpeed's file is not among them: transformers accepts no backend next to one, so accelerate reads the file from the
     environment (`session`).
     """
     import torch
 
-    out: dict[str, Any] = {"ddp_timeout": timeout_s}
+    out: dict[str, Any] = {"ddp_timeout": timeout_s, "dataloader_num_workers": image_workers}
+    if image_workers:
+        out["dataloader_persistent_workers"] = True  # or each pass over the data starts them again
     if is_started() and not torch.cuda.is_available():
         out |= {"ddp_backend": "gloo", "use_cpu": deepspeed is None}
     return out

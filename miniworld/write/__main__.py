@@ -2,9 +2,10 @@
 
 Stage "world": `runs/<preset>/world/` contains the progress, the scenes of each data set's images, and the manifest. The data itself
 is `<data.root>/{train,bench}/…` and `<data.root>/scenes.jsonl` (the truth book). Each data set is written atomically, so a kill
-loses at most one; complete data sets are not written again.
+loses those in progress; complete data sets are not written again. `--jobs` processes write data sets side by side; how many
+there are does not change a byte.
 
-Command: `python -m miniworld.write --preset mini`.
+Command: `python -m miniworld.write --preset mini [--jobs 2]`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from fgrpo import recorded
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl, write_atomic, write_jsonl
+from fgrpo.files import Appender, read_jsonl, write_atomic, write_jsonl
 from fgrpo.hashing import Hashes
-from fgrpo.plugins import load_plugin, plugin_names
+from fgrpo.plugins import plugin_names
 from fgrpo.runs import Run, folder, is_done
 from fgrpo.schema import Config
 from miniworld.truth import FILE
-from miniworld.write.studio import Studio, Writer
+from miniworld.write.side_by_side import write_all, writer_of
+from miniworld.write.studio import Writer
 
 MARKER = "MINIATURE"  # marks a data root as written by this module
 PROGRESS = "written.jsonl"
@@ -34,11 +36,11 @@ PROGRESS = "written.jsonl"
 def writers() -> dict[str, Writer]:
     """The writers of all data sets, by module name."""
     names = plugin_names("miniworld.write", "WRITER")
-    return {name: load_plugin("miniworld.write", name, "WRITER", "writer") for name in names}
+    return {name: writer_of(name) for name in names}
 
 
-def write_world(config: Config, runs: str | Path = "runs") -> Path:
-    """Write the missing data and return the data root.
+def write_world(config: Config, runs: str | Path = "runs", jobs: int = 1) -> Path:
+    """Write the missing data, in `jobs` processes, and return the data root.
 
     Raises:
         UserError: the preset has no miniature world, or the root contains other data.
@@ -57,18 +59,21 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
         stage.reopen()
         _claim(root)
         with stage.append(PROGRESS) as progress:
-            for name, writer in tqdm(writers().items(), desc="miniature world", unit="data set"):
-                scenes = stage.path / f"scenes-{name}.jsonl"
-                if name in progress and scenes.is_file() and (root / writer.folder).is_dir():
-                    continue
-                train = config.world.train_per_source
-                count = train if writer.part == "train" else config.world.bench_per_benchmark
-                studio = _write_one(name, writer, count, config.seed, root)
-                write_jsonl(scenes, studio.entries)
+            every = writers()
+            missing = {
+                name: _count(config, writer)
+                for name, writer in every.items()
+                if not _is_written(name, writer, progress, stage.path, root)
+            }
+            written = write_all(missing, config.seed, root, jobs)
+            done = len(every) - len(missing)
+            for name, entries in tqdm(
+                written, desc="miniature world", unit=" data sets", total=len(every), initial=done
+            ):
+                write_jsonl(stage.path / f"scenes-{name}.jsonl", entries)
                 if name not in progress:
-                    progress.add(
-                        {"id": name, "folder": writer.folder, "questions": count, "images": len(studio.entries)}
-                    )
+                    row = {"folder": every[name].folder, "questions": missing[name]}
+                    progress.add({"id": name, **row, "images": len(entries)})
         rows = {row["id"]: row for row in read_jsonl(stage.path / PROGRESS)}
         write_jsonl(stage.path / PROGRESS, (rows[name] for name in writers()))
         _write_book(stage.path, root)
@@ -80,16 +85,14 @@ def write_world(config: Config, runs: str | Path = "runs") -> Path:
     return root
 
 
-def _write_one(name: str, writer: Writer, count: int, seed: int, root: Path) -> Studio:
-    target = root / writer.folder
-    partial = target.with_name(target.name + ".part")
-    for old in (partial, target):
-        if old.exists():
-            shutil.rmtree(old)
-    studio = Studio(seed, name, writer.part)
-    writer.write(partial, count, studio)
-    partial.rename(target)
-    return studio
+def _is_written(name: str, writer: Writer, progress: Appender, stage: Path, root: Path) -> bool:
+    return name in progress and (stage / f"scenes-{name}.jsonl").is_file() and (root / writer.folder).is_dir()
+
+
+def _count(config: Config, writer: Writer) -> int:
+    """Number of questions of a data set."""
+    assert config.world is not None
+    return config.world.train_per_source if writer.part == "train" else config.world.bench_per_benchmark
 
 
 def _claim(root: Path) -> None:
@@ -153,9 +156,12 @@ def main() -> None:
     """Entry point."""
 
     def body(args: argparse.Namespace) -> None:
-        print(f"miniature data in {write_world(load(args.preset, args.method, args.set), args.runs)}")
+        config = load(args.preset, args.method, args.set)
+        print(f"miniature data in {write_world(config, args.runs, args.jobs)}")
 
-    run(body, parser("write the miniature world's data in the formats of the real data sets"))
+    arguments = parser("write the miniature world's data in the formats of the real data sets")
+    arguments.add_argument("--jobs", type=int, default=1, help="number of processes that write data sets side by side")
+    run(body, arguments)
 
 
 if __name__ == "__main__":
