@@ -42,8 +42,11 @@ endif
 
 # Processes on this machine that share the data sets of the world, the rollouts of curation, the trees of a search, or the models of an evaluation.
 JOBS :=
-# Two RL runs share two cores: one thread each, and waiting threads do not spin.
+# SFT has both cores to itself. Two RL runs share two cores: one thread each, and waiting threads do not spin.
 ifneq ($(filter mini smoke,$(PRESET)),)
+ifndef SFT_THREADS
+export SFT_THREADS := $(or $(OMP_NUM_THREADS),2)
+endif
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
@@ -81,7 +84,7 @@ data: $(WRITTEN_WORLD) | $(STAMP) ## curate the seed and RL sets (mini: write th
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 sft: mcts ## fine-tune on the traces
-	$(PY) -m fgrpo.training.launch sft.train $(ARGS)
+	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 $(addprefix rl-,$(METHODS)): rl-%: data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest

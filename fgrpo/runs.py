@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fgrpo import resume
+from fgrpo import resume, run_lock
 from fgrpo.errors import UserError
 from fgrpo.files import Appender, write_atomic
 from fgrpo.hashing import Hashes, damage, describe_all
@@ -154,7 +153,7 @@ class Run:
         """
         path = folder(config, stage, root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = run_lock.lock(path)
         try:
             hashes = Hashes(path.parent)
             identity = Identity.of(config, stage, labels(inputs, Path(root)), hashes, depends_on, growing)
@@ -291,7 +290,7 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process is working on it.
     """
-    lock = _lock(path)
+    lock = run_lock.lock(path)
     try:
         yield
     finally:
@@ -357,21 +356,6 @@ def _remove_unfinished(path: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> Any:
-    real = path.resolve()  # a link to the folder has the same lock
-    locks = real.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    handle = (locks / real.name).open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise UserError(
-            f"another process is working on {path}; wait for it, or end it, then rerun to resume"
-        ) from error
-    return handle
 
 
 def _provenance() -> dict[str, Any]:

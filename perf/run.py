@@ -32,6 +32,7 @@ OF_PRESET = (
     "pure",
 )  # these take the options of the stages
 TREES = ("100", "1000", "10000")
+SLOW = ("demo",)  # a quarter of an hour: only when named
 ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m perf.stream`
 
 
@@ -45,6 +46,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     out["prior"] = ["perf.prior"]
     out["stream"] = ["perf.stream", *ROWS]
     out["judging"] = ["perf.judging"]
+    out["demo"] = ["perf.demo", "--preset", args.preset]
     return out
 
 
@@ -85,7 +87,7 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         known = commands(args)
-        chosen = args.only.split(",") if args.only else list(known)
+        chosen = args.only.split(",") if args.only else [name for name in known if name not in SLOW]
         for name in chosen:
             if name not in known:
                 raise unknown("measurement", name, list(known))

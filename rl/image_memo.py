@@ -47,15 +47,15 @@ class _Memo:
 
     def __init__(self, prepare: Callable[..., BatchFeature], grid_field: str) -> None:
         self._prepare, self._grid_field = prepare, grid_field
-        self._known: dict[
-            tuple[int, str], tuple[Image.Image, Tensor, Tensor]
-        ] = {}  # holds the image: its id stays its own
+        # by the image's id and the options; the image is held, so that its id stays its own
+        self._known: dict[tuple[int, str], tuple[Image.Image, Tensor, Tensor]] = {}
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> BatchFeature:
         flat: list[Any] = list(make_flat_list_of_images(images))  # type: ignore[arg-type]
-        if args or not flat or not all(isinstance(image, Image.Image) for image in flat):
+        form = options.get("return_tensors")
+        if args or not flat or form not in (None, "pt") or not all(isinstance(image, Image.Image) for image in flat):
             return self._prepare(images, *args, **options)
-        how = repr(sorted(options.items()))
+        how = repr(sorted((key, value) for key, value in options.items() if key != "return_tensors"))
         keys = [(id(image), how) for image in flat]
         missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._known}
         if missing and not self._learn(missing, options):
@@ -64,11 +64,11 @@ class _Memo:
             PIXELS: torch.cat([self._known[key][1] for key in keys]),
             self._grid_field: torch.stack([self._known[key][2] for key in keys]),
         }
-        return BatchFeature(fields, tensor_type=options.get("return_tensors"))
+        return BatchFeature(fields, tensor_type=form)
 
     def _learn(self, images: dict[tuple[int, str], Image.Image], options: dict[str, Any]) -> bool:
         """Prepare `images` in one batch and keep the results; False if they are not of the known form."""
-        out = self._prepare(list(images.values()), **options)
+        out = self._prepare(list(images.values()), **{**options, "return_tensors": "pt"})
         pixels, grids = out.get(PIXELS), out.get(self._grid_field)
         if set(out) != {PIXELS, self._grid_field} or not isinstance(pixels, Tensor) or not isinstance(grids, Tensor):
             return False

@@ -170,6 +170,46 @@ def test_difficulty_of_three_machines_equals_that_of_one(world: Config, tmp_path
     assert sum(len(engine.requests) for engine in engines) > 2 * len(merging.requests), "the shards did most of it"
 
 
+def test_two_processes_curate_what_one_does(world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--jobs 2`: two shards, of which neither measures what the stage has; then the files are those of one process."""
+    undivided = data_stage.curate(world, tmp_path / "whole", Measured())
+    runs = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        data_stage.curate(world, runs, Measured(dies_after=20))
+    known = read_ids(runs / "smoke" / "data" / data_stage.DIFFICULTY)
+    asked: list[Request] = []
+
+    def measured(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
+        assert at_once == 2 and list(commands) == ["1/2", "2/2"]
+        for part, command in commands.items():
+            assert command[command.index("-m") + 1] == "data_curation.run" and command[-2:] == ["--shard", part]
+            engine = Measured()
+            data_stage.measure_shard(world, Shard.parse(part), runs, engine)
+            asked.extend(engine.requests)
+        return []
+
+    monkeypatch.setattr("fgrpo.parallel.run", measured)
+    args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(runs), set=[], jobs=2)
+    data_stage.measure_shards(world, args)
+    merging = Measured()
+    merged = data_stage.curate(world, runs, merging)
+    for name in data_stage.OUTPUTS:
+        text = (merged / name).read_text().replace(str(runs), str(tmp_path / "whole"))
+        assert text == (undivided / name).read_text(), name
+    assert known and len({request.seed for request in (*asked, *merging.requests)}) == len(asked) + len(
+        merging.requests
+    )
+    monkeypatch.setattr("fgrpo.parallel.run", lambda commands, at_once: pytest.fail("a finished stage starts nothing"))
+    data_stage.measure_shards(world, args)
+
+
+def test_a_failed_shard_is_named(world: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgrpo.parallel.run", lambda commands, at_once: ["2/2"])
+    args = argparse.Namespace(preset="smoke", method="fgrpo", runs=str(tmp_path), set=[], jobs=2)
+    with pytest.raises(UserError, match="shard 2/2 of the difficulty rollouts failed"):
+        data_stage.measure_shards(world, args)
+
+
 def test_answers_of_three_machines_equal_those_of_one(world: Config, tmp_path: Path) -> None:
     book = miniworld_truth.book(world.data.root)
     assert book is not None

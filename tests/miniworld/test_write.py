@@ -143,6 +143,20 @@ def test_a_world_of_an_older_version_gets_the_data_sets_it_lacks(tmp_path: Path)
     assert digests(root) == before and (root / "bench" / "SAT" / "SAT_test.parquet").stat().st_mtime_ns == stamp
 
 
+def test_processes_side_by_side_write_the_same_bytes(world: tuple[Config, Path], tmp_path: Path) -> None:
+    _, root = world
+    side_by_side = config_for(tmp_path)
+    written = write_world(side_by_side, tmp_path / "runs", jobs=2)
+    assert digests(written) == digests(root)
+    stage = tmp_path / "runs" / "smoke" / "world"
+    before = {path.name: path.read_bytes() for path in stage.glob("*.jsonl")}
+    shutil.rmtree(written / writers()["sat"].folder)
+    (stage / "done").unlink()
+    write_world(side_by_side, tmp_path / "runs", jobs=2)
+    assert digests(written) == digests(root)
+    assert {path.name: path.read_bytes() for path in stage.glob("*.jsonl")} == before
+
+
 def record_outputs_of(stage: Path) -> None:
     """The manifest of the present files."""
     manifest = read_sealed(stage / "manifest.json")

@@ -129,3 +129,28 @@ def test_agreement_asks_about_scenes_only_if_told(preset: str) -> None:
     assert "--run runs/x --judge oracle" in done.stdout and "--world" not in done.stdout
     done = subprocess.run([*words, "WORLD=100"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--world 100" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [({}, "2"), ({"OMP_NUM_THREADS": "3"}, "3"), ({"SFT_THREADS": "5"}, "5")]
+)
+def test_sft_has_both_cores_and_rl_one_each(given: dict[str, str], threads: str) -> None:
+    clean = {
+        k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "SFT_THREADS") and not k.startswith("MAKE")
+    }
+    printed = subprocess.run(
+        ["make", "-n", "sft"], cwd=ROOT, capture_output=True, text=True, check=True, env={**clean, **given}
+    ).stdout
+    assert f"OMP_NUM_THREADS={threads} " in printed and "sft.train" in printed
+    on_gpus = subprocess.run(
+        ["make", "-n", "sft", "PRESET=paper-7b"], cwd=ROOT, capture_output=True, text=True, check=True, env=clean
+    )
+    assert "OMP_NUM_THREADS" not in on_gpus.stdout
+
+
+def test_stages_that_can_share_their_work_get_two_processes() -> None:
+    printed = subprocess.run(
+        ["make", "-n", "eval", "mcts"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for module in ("miniworld.write", "data_curation.run", "mcts.run", "eval.run"):
+        assert re.search(rf"-m {re.escape(module)} .*--jobs 2", printed), module

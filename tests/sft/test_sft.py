@@ -189,6 +189,19 @@ def test_a_killed_run_resumes_to_the_same_state(world: Path, tmp_path: Path, mon
     assert steps[0] == [line["step"] for line in read_jsonl(resumed / "metrics.jsonl")]
 
 
+def test_image_workers_change_no_step(world: Path, tmp_path: Path) -> None:
+    logged = []
+    for workers in (0, 1):
+        cfg = mini(world, f"launch.sft_image_workers={workers}")
+        shutil.copytree(world / "runs", tmp_path / str(workers), symlinks=True)
+        folder = train.train(cfg, tmp_path / str(workers))
+        lines = list(read_jsonl(folder / "metrics.jsonl"))
+        logged.append(
+            [(line["step"], line.get("loss"), line.get("grad_norm"), line.get("eval_loss")) for line in lines]
+        )
+    assert logged[0] == logged[1] and len(logged[0]) > 4
+
+
 def test_training_that_diverges_stops_and_is_in_the_log(world: Path, tmp_path: Path) -> None:
     cfg = mini(world, "sft.learning_rate=1e30", "sft.save_steps=1", "sft.max_steps=6")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
