@@ -60,7 +60,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke backbone clean-checkpoints \
-  judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -85,7 +85,9 @@ mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 sft: mcts ## fine-tune on the traces
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
-$(addprefix rl-,$(METHODS)): rl-%: data sft
+$(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
+	@$(PY) -m fgrpo.config $(ARGS) --method $* --check
+$(addprefix rl-,$(METHODS)): rl-%: check-% data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fgrpo import cli, config, prompts, recorded, runs
 from fgrpo.boxes import PixelBounds
-from fgrpo.errors import UserError, unknown
+from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
@@ -29,7 +29,6 @@ from fgrpo.training import checkpoints, distributed, launch, metrics_file, track
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import settle_replaced
 from judges import build
-from rewards import base as rewards
 from rewards.base import RewardContext
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
@@ -37,7 +36,6 @@ from rl.failures import FailedJudgements
 from rl.in_process_trainer import InProcessTrainer
 from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
-from rl.scored_batch import TASK
 from rl.scoring import RolloutScorer
 from rl.trainer import FaithfulGRPOTrainer, resume_point
 
@@ -184,15 +182,9 @@ def make_dual(cfg: Config) -> DualAscent:
     """The multipliers of a method: one constraint for each key of rl.constraints; a coupled reward has none.
 
     Raises:
-        UserError: a constraint of no reward (names the nearest), or values that make no constraint.
+        UserError: the values make no constraint.
     """
     rl = cfg.rl
-    known = [name for name in rewards.names() if name != TASK]
-    for name in rl.constraints:
-        if name not in known:
-            raise unknown(
-                "configuration key", f"rl.constraints.{name}", (f"rl.constraints.{reward}" for reward in known)
-            )
     try:
         constraints = [make_constraint(cfg, name) for name in rl.constraints] if rl.combine == "decoupled" else []
         return DualAscent(constraints, rl.dual.kind, kp=rl.dual.kp, kd=rl.dual.kd)
