@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+FIT_STEPS, FIT_RATE = 12, "1.0e-3"  # SFT after which it knows a few questions by heart
 SHIPPED = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
 
 

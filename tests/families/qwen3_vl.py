@@ -11,6 +11,7 @@ from pathlib import Path
 
 from miniworld import tokenizer as tok
 
+FIT_STEPS, FIT_RATE = 60, "3.0e-3"  # SFT after which it knows a few questions by heart
 THINK = ("<think>", "</think>")
 PADDING_ROWS = 14
 HIDDEN, LAYERS, HEADS, KEY_HEADS, HEAD = 128, 4, 6, 2, 32
