@@ -24,6 +24,7 @@ from rl.in_process_trainer import FeatureMemo
 from rl.passes import LogprobPasses
 from rl.preflight import TOLERANCE
 from rl.probe import Probe
+from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.test_shared_prefix import batch_of, check_equal, passed
 
 LENGTHS = [[5, 9, 1, 4], [8, 2, 6]]
@@ -74,6 +75,15 @@ def test_rollouts_and_trainer_agree_on_log_probabilities(make: Any, family: Back
     difference = (Probe(trainer).logprobs(batch) - engine)[mask].abs()
     print(f"{family.model_type}: {len(difference)} tokens, mean {difference.mean():.1e}, largest {difference.max():.1e}")
     assert len(difference) > 100 and difference.max() < 2e-4 < TOLERANCE["fp32"]
+
+
+def test_the_plain_trainer_trains(make: Any, family: Backbone) -> None:
+    """Rollouts by the library's own `generate`, as under DeepSpeed; only what is not frozen moves."""
+    trainer = make(steps=2, kind=FaithfulGRPOTrainer, tweak={"save_strategy": "no", "learning_rate": 1e-3})
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(before[name], p)}
+    assert trainer.state.global_step == 2 and moved and not any(map(family.is_vision, moved))
 
 
 def test_kept_features_equal_computed_ones(policy: Path, family: Backbone, requests: list[Request]) -> None:
