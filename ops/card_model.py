@@ -48,7 +48,9 @@ def text(source: Source) -> str:
         definitions=definitions(),
         reading=reading(config),
         prompt=prompts.with_boxes(
-            prompts.read(str(source.value("prompts.think"))), source.value("policy.box_tag"), source.value("policy.box_frame")
+            prompts.read(str(source.value("prompts.think"))),
+            source.value("policy.box_tag"),
+            source.value("policy.box_frame"),
         ),
         prompt_note=source.note("prompts.think"),
         max_new_tokens=config.eval.max_new_tokens,

@@ -46,9 +46,7 @@ def make_plain(tokenizer: Any, name: str, untrained: Collection[str] = ()) -> tu
             )
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
-        raise UserError(
-            f"{name} has tokens for the tags {', '.join(changed)} and no tokenizer.json; save it with one"
-        )
+        raise UserError(f"{name} has tokens for the tags {', '.join(changed)} and no tokenizer.json; save it with one")
     state = json.loads(backend.to_str())
     for token in state["added_tokens"]:
         if token["content"] in untrained:

@@ -77,7 +77,9 @@ def chat_template(model: str) -> str:
             continue
         if not path.is_file():
             continue
-        template = path.read_text(encoding="utf-8") if path.suffix == ".jinja" else _json(model, name).get("chat_template")
+        template = (
+            path.read_text(encoding="utf-8") if path.suffix == ".jinja" else _json(model, name).get("chat_template")
+        )
         if template:
             return template if isinstance(template, str) else json.dumps(template)
     return ""

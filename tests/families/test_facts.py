@@ -67,7 +67,9 @@ def test_published_checkpoints_have_the_familys_bounds_and_class(family: Backbon
     """Each file of configs/shapes of the family builds its real class (on the meta device)."""
     from ops import memory_estimate
 
-    shapes = [p for p in memory_estimate.SHAPES.glob("*.json") if json.loads(p.read_text())["model_type"] == family.model_type]
+    shapes = [
+        p for p in memory_estimate.SHAPES.glob("*.json") if json.loads(p.read_text())["model_type"] == family.model_type
+    ]
     assert shapes, "make plan needs the published shapes"
     for path in shapes:
         shape = memory_estimate.shape_of(path.stem)
@@ -77,7 +79,9 @@ def test_published_checkpoints_have_the_familys_bounds_and_class(family: Backbon
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_box_survives_the_way_through_a_reply(family: Backbone, policy: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_box_survives_the_way_through_a_reply(
+    family: Backbone, policy: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
     """From pixels of the file to the policy's frame, as text, parsed, and back; the frames' sizes are the processor's."""
     path = tmp_path / "x.png"
     Image.new("RGB", size).save(path)
@@ -100,18 +104,24 @@ def test_a_box_survives_the_way_through_a_reply(family: Backbone, policy: Path, 
     other = "model" if family.box_frame == "thousand" else "thousand"
     (wrong,) = parse(said, frame=other).boxes
     print(f"{family.model_type} {size}: seen as {seen}, IoU {iou(back, truth):.4f}")
-    assert iou(convert(wrong, "original", size, seen), truth) < 0.95 * iou(back, truth), "the other frame is another box"
+    assert iou(convert(wrong, "original", size, seen), truth) < 0.95 * iou(back, truth), (
+        "the other frame is another box"
+    )
 
 
 def test_prompts_ask_for_the_frame_that_is_read() -> None:
     for name in ("think", "teacher"):
-        texts = {frame: prompts.with_boxes(prompts.read(name), "bbox", frame) for frame in ("model", "thousand", "unit")}
+        texts = {
+            frame: prompts.with_boxes(prompts.read(name), "bbox", frame) for frame in ("model", "thousand", "unit")
+        }
         assert all("<bbox>[x1,y1,x2,y2]</bbox>" in text and "{box}" not in text for text in texts.values())
         assert "absolute pixel" in texts["model"] and "0 to 1000" in texts["thousand"] and "0 to 1" in texts["unit"]
         assert '"bbox_2d"' in prompts.with_boxes(prompts.read(name), "bbox_2d", "model")
 
 
-def test_the_tags_of_the_format_are_tokens_that_the_checkpoint_knows(family: Backbone, policy: Path, tmp_path: Path) -> None:
+def test_the_tags_of_the_format_are_tokens_that_the_checkpoint_knows(
+    family: Backbone, policy: Path, tmp_path: Path
+) -> None:
     """In a loaded processor, in what a stage saves, in what a server is given; and none of them is forbidden."""
     tokenizer = loading.load_processor(policy).tokenizer
     ids = tokenizer(TEXT)["input_ids"]

@@ -73,7 +73,9 @@ def test_rollouts_and_trainer_agree_on_log_probabilities(make: Any, family: Back
     batch, engine = Probe(trainer).rollout(rows)
     mask = batch["completion_mask"].bool()
     difference = (Probe(trainer).logprobs(batch) - engine)[mask].abs()
-    print(f"{family.model_type}: {len(difference)} tokens, mean {difference.mean():.1e}, largest {difference.max():.1e}")
+    print(
+        f"{family.model_type}: {len(difference)} tokens, mean {difference.mean():.1e}, largest {difference.max():.1e}"
+    )
     assert len(difference) > 100 and difference.max() < 2e-4 < TOLERANCE["fp32"]
 
 
@@ -134,12 +136,17 @@ def test_a_trained_projector_gets_the_gradients_of_trls_rows(make: Any, family: 
     batch = batch_of(trainer, LENGTHS)
     theirs = passed(GRPOTrainer, trainer, batch)
     check_equal(passed(LogprobPasses, trainer, batch), theirs)
-    moved = [n for n, p in trainer.plain_model.named_parameters() if family.is_projector(n) and bool(p.grad.abs().sum())]
+    moved = [
+        n for n, p in trainer.plain_model.named_parameters() if family.is_projector(n) and bool(p.grad.abs().sum())
+    ]
     assert {name.split(f"{family.vision}.")[1].split(".")[0] for name in moved} == set(family.projectors)
 
 
 def test_adapters_and_checkpointing_change_nothing(make: Any, family: Backbone) -> None:
-    trainer = make(peft_config=adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.0), family), tweak={"gradient_checkpointing": True})
+    trainer = make(
+        peft_config=adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.0), family),
+        tweak={"gradient_checkpointing": True},
+    )
     generator = torch.Generator().manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:

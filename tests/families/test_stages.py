@@ -68,7 +68,10 @@ def chain(family: Backbone, policy: Path, tmp_path_factory: pytest.TempPathFacto
         boxes = tuple(Box(*map(float, thing.box)) for thing in things if thing)
         boxes = tuple(Box(*box, "original") for box in boxes)
         samples.append(Sample(f"vgr/train/{n}", tuple(paths), question.text, question.choices, question.answer, boxes))
-        turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": questions.trace(question)}]
+        turns = [
+            {"role": "user", "content": question.text},
+            {"role": "assistant", "content": questions.trace(question)},
+        ]
         traces.append({"id": f"{n}/0", "sample_id": samples[-1].id, "messages": turns, "images": paths})
     write_jsonl(folder / "scenes.jsonl", scenes)
     for name in ("first", "second"):
@@ -109,12 +112,22 @@ def test_sft_trains_the_language_model_and_the_projectors(chain: Chain, policy: 
 @pytest.fixture(scope="module")
 def searched(chain: Chain) -> Path:
     """The search's folder."""
-    return distil(chain.config(f"models.teacher={chain.teacher}", "mcts.simulations=3", "mcts.step_max_new_tokens=60", "mcts.rollout_max_new_tokens=120"), chain.root)
+    return distil(
+        chain.config(
+            f"models.teacher={chain.teacher}",
+            "mcts.simulations=3",
+            "mcts.step_max_new_tokens=60",
+            "mcts.rollout_max_new_tokens=120",
+        ),
+        chain.root,
+    )
 
 
 def test_traces_of_the_search_have_the_policys_frame(chain: Chain, searched: Path) -> None:
     rows = list(read_jsonl(searched / "sft.jsonl"))
-    known = {sample["id"]: Sample.from_dict(sample) for sample in read_jsonl(chain.root / "mini" / "data" / "seed.jsonl")}
+    known = {
+        sample["id"]: Sample.from_dict(sample) for sample in read_jsonl(chain.root / "mini" / "data" / "seed.jsonl")
+    }
     assert rows and "absolute pixel" not in json.dumps(rows)
     largest = 0.0
     for row in rows:
@@ -147,7 +160,9 @@ def test_fgrpo_scores_boxes_in_the_familys_frame(chain: Chain, trained: Path) ->
     )
     assert sum(formed) > len(formed) / 2 and len(boxes) == 3 and boxes[0] > 0
     assert all(value == 0 for value in lines(trained, "failed"))
-    one, two = (dict(loading.load_policy(chain.root / "mini" / n / "final")[0].named_parameters()) for n in ("sft", "rl-fgrpo"))
+    one, two = (
+        dict(loading.load_policy(chain.root / "mini" / n / "final")[0].named_parameters()) for n in ("sft", "rl-fgrpo")
+    )
     moved = [name for name in one if not torch.equal(one[name], two[name])]
     assert moved and not any(map(chain.family.is_vision, moved))
 
@@ -157,7 +172,9 @@ def grounding(chain: Chain, frame: str, texts: Sequence[tuple[str, str]]) -> flo
     known = {s["id"]: Sample.from_dict(s) for s in read_jsonl(chain.root / "mini" / "data" / "rl.jsonl")}
     config = chain.config(f"policy.box_frame={frame}", "data.boxes_from=[vgr]")
     context = make_scorer(config, model_files.pixel_bounds(chain.teacher))._context
-    items = [RewardItem(str(n), known[name], parse(text, frame=context.box_frame)) for n, (name, text) in enumerate(texts)]
+    items = [
+        RewardItem(str(n), known[name], parse(text, frame=context.box_frame)) for n, (name, text) in enumerate(texts)
+    ]
     found: Any = asyncio.run(load_reward("spatial_grounding")(items, context))
     values = [score.value for score in found if score.value is not None]
     assert len(values) == len(texts)
@@ -173,9 +190,14 @@ def test_boxes_are_scored_in_the_familys_frame_and_in_no_other(chain: Chain, tra
     true = [(row["sample_id"], row["messages"][1]["content"]) for row in rows]
     first = pd.read_parquet(trained / "rollouts" / "000001.parquet").to_dict("records")
     sampled = [(row["sample_id"], row["text"]) for row in first]
-    figures = {name: (grounding(chain, own, texts), grounding(chain, other, texts)) for name, texts in (("true traces", true), ("rollouts", sampled))}
+    figures = {
+        name: (grounding(chain, own, texts), grounding(chain, other, texts))
+        for name, texts in (("true traces", true), ("rollouts", sampled))
+    }
     for name, (mine, theirs) in figures.items():
-        print(f"{chain.family.model_type}: spatial grounding of {name}, read as {own} {mine:.2f}, as {other} {theirs:.2f}")
+        print(
+            f"{chain.family.model_type}: spatial grounding of {name}, read as {own} {mine:.2f}, as {other} {theirs:.2f}"
+        )
     assert figures["true traces"][0] > 0.9 > 3 * figures["true traces"][1]
     assert figures["rollouts"][0] > 2 * figures["rollouts"][1]
 

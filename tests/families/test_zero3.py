@@ -67,7 +67,10 @@ def ran(family: Backbone, policy: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_losses_are_those_of_one_process(ran: Ran) -> None:
-    for stage, kind, keys in (("sft", "sft", ("loss", "grad_norm")), ("rl", "rl-fgrpo", ("loss", "grad_norm", "reward"))):
+    for stage, kind, keys in (
+        ("sft", "sft", ("loss", "grad_norm")),
+        ("rl", "rl-fgrpo", ("loss", "grad_norm", "reward")),
+    ):
         for key in keys:
             one, two = (ran.metric(f"{stage}-{name}", kind, key) for name in ("alone", "zero3"))
             print(f"{ran.family.model_type} {stage} {key}: one process {one}, ZeRO-3 on two {two}")
