@@ -147,8 +147,7 @@ def order(
         special = (*special, *tokenizer_flags(name, runs.folder(config, "serve", root) / f"tokenizer-{role}"))
     environment = ROLLOUT_ENVIRONMENT if role == "rollouts" else {}
     if not devices and role == "rollouts":
-        flags = (*CPU_FLAGS, *context, *special, *EXTENSION, *extra)
-        return Order(role, name, flags, dict(CPU_ROLLOUT_ENVIRONMENT))
+        return Order(role, name, (*CPU_FLAGS, *context, *special, *EXTENSION, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
     if not devices:
         return Order(role, name, (*CPU_FLAGS, *context, *special, *extra), dict(CPU_ENVIRONMENT))
     needed = serving.tensor_parallel * serving.data_parallel

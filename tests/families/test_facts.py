@@ -11,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from fgrpo import prompts
 from fgrpo.boxes import convert, iou, model_size
+from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.images import image_tokens
+from fgrpo.inference.serve import order
 from fgrpo.inference.transformers_engine import vocabulary_of
 from fgrpo.policy import backbone, loading, model_files, plain_tags, tokens
 from fgrpo.policy.backbone import Backbone
 from fgrpo.response import parse
 from fgrpo.types import Box
+from ops.model_checks import frames
 from tests.families.conftest import config_of, written
 
 SIZES = ((640, 480), (4000, 3000), (333, 1024), (97, 31), (1500, 60))
@@ -109,16 +111,6 @@ def test_a_box_survives_the_way_through_a_reply(
     )
 
 
-def test_prompts_ask_for_the_frame_that_is_read() -> None:
-    for name in ("think", "teacher"):
-        texts = {
-            frame: prompts.with_boxes(prompts.read(name), "bbox", frame) for frame in ("model", "thousand", "unit")
-        }
-        assert all("<bbox>[x1,y1,x2,y2]</bbox>" in text and "{box}" not in text for text in texts.values())
-        assert "absolute pixel" in texts["model"] and "0 to 1000" in texts["thousand"] and "0 to 1" in texts["unit"]
-        assert '"bbox_2d"' in prompts.with_boxes(prompts.read(name), "bbox_2d", "model")
-
-
 def test_the_tags_of_the_format_are_tokens_that_the_checkpoint_knows(
     family: Backbone, policy: Path, tmp_path: Path
 ) -> None:
@@ -163,3 +155,28 @@ def test_a_template_that_opens_or_closes_the_trace_is_refused(policy: Path, tmp_
         loading.check_template(processor, folder)
     assert tokens.untrained_ids(str(folder)) == () or "</think>" not in begins
     loading.check_template(loading.load_processor(policy), policy)
+
+
+def test_a_server_of_the_base_model_gets_plain_tags(family: Backbone, policy: Path, tmp_path: Path) -> None:
+    """`make serve-base`; what our stages save is served as it is."""
+    config = load("mini", overrides=[f"models.base={policy}"])
+    flags = order(config, "base", [], root=tmp_path).flags
+    assert ("--tokenizer" in flags) == bool(family.untrained_tags)
+    if family.untrained_tags:
+        folder = Path(flags[flags.index("--tokenizer") + 1])
+        assert (
+            loading.load_processor(folder).tokenizer(TEXT)["input_ids"]
+            == loading.load_processor(policy).tokenizer(TEXT)["input_ids"]
+        )
+    saved = tmp_path / "mini" / "sft" / "final"
+    shutil.copytree(policy, saved)
+    loading.load_processor(policy).save_pretrained(saved)
+    assert "--tokenizer" not in order(config, "rollouts", [], root=tmp_path).flags
+
+
+def test_the_doctor_compares_the_frames(family: Backbone, policy: Path) -> None:
+    for frame in ("model", "thousand"):
+        config = load("mini", overrides=[f"models.base={policy}", f"policy.box_frame={frame}"])
+        base, _ = frames(config)
+        assert (base.state == "ok") == (frame == family.box_frame)
+        assert base.state == "ok" or f"policy.box_frame={family.box_frame}" in base.advice

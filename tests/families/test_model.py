@@ -20,6 +20,7 @@ from fgrpo.policy.backbone import Backbone
 from fgrpo.schema_base import Lora
 from miniworld import questions
 from miniworld.render import render
+from ops.memory_estimate import shape_of
 from rl.in_process_trainer import FeatureMemo
 from rl.passes import LogprobPasses
 from rl.preflight import TOLERANCE
@@ -142,9 +143,10 @@ def test_a_trained_projector_gets_the_gradients_of_trls_rows(make: Any, family: 
     assert {name.split(f"{family.vision}.")[1].split(".")[0] for name in moved} == set(family.projectors)
 
 
-def test_adapters_and_checkpointing_change_nothing(make: Any, family: Backbone) -> None:
+def test_adapters_and_checkpointing_change_nothing(make: Any, family: Backbone, policy: Path) -> None:
+    lora = Lora(rank=4, alpha=8, dropout=0.0)
     trainer = make(
-        peft_config=adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.0), family),
+        peft_config=adapters.lora_config(lora, family),
         tweak={"gradient_checkpointing": True},
     )
     generator = torch.Generator().manual_seed(1)
@@ -154,6 +156,8 @@ def test_adapters_and_checkpointing_change_nothing(make: Any, family: Backbone) 
     layers = trainer.plain_model.config.text_config.num_hidden_layers
     adapted = sum("lora_A" in name for name, _ in trainer.model.named_parameters())
     assert adapted == layers * len(family.lora_projections)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert trained == shape_of(str(policy)).adapters(lora), "as `make plan` counts them"
     batch = batch_of(trainer, LENGTHS)
     theirs = passed(GRPOTrainer, trainer, batch)
     trainer.model.gradient_checkpointing_enable({"use_reentrant": False})

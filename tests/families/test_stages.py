@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from eval import run as evaluation
 from fgrpo.config import Config, load
+from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import loading, model_files, tokens
 from fgrpo.policy.backbone import Backbone
@@ -107,6 +109,21 @@ def test_sft_trains_the_language_model_and_the_projectors(chain: Chain, policy: 
     inside = {name for name in moved if chain.family.is_vision(name)}
     assert inside and all(chain.family.is_projector(name) for name in inside) and len(moved) > len(inside)
     assert tokens.untrained_ids(str(chain.teacher)) == (), "what SFT saves can be served as it is"
+
+
+def test_training_refuses_a_template_that_begins_the_trace(chain: Chain, tmp_path: Path) -> None:
+    """Both stages, before the model is loaded: rollouts could not be well formed."""
+    shutil.copytree(chain.root, tmp_path / "runs")
+    thinking = tmp_path / "runs" / "mini" / "sft" / "final"
+    shutil.copytree(chain.teacher, thinking, dirs_exist_ok=True)
+    file = thinking / "chat_template.jinja"
+    file.write_text(file.read_text() + "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}")
+    elsewhere = shutil.copytree(thinking, tmp_path / "thinking")
+    shutil.copytree(chain.teacher.parents[1] / "mcts", tmp_path / "other" / "mini" / "mcts")
+    with pytest.raises(UserError, match=r"chat template of .*thinking writes <think>"):
+        sft_train.train(chain.config(f"models.base={elsewhere}"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"chat template of .*final writes <think>"):
+        rl_train.train(chain.config("data.boxes_from=[vgr]"), tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
