@@ -1,4 +1,4 @@
-"""Every family in two processes (gloo) under ZeRO-3: SFT and FGRPO have the losses of one process, and sample by themselves."""
+"""Families besides the default one in two processes (gloo) under ZeRO-3: SFT and FGRPO have the losses of one process, and sample by themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgrpo.files import read_jsonl
-from fgrpo.policy import loading
+from fgrpo.policy import backbone, backbones, loading
 from fgrpo.policy.backbone import Backbone
 from tests.distributed import worker
 from tests.distributed.conftest import GENEROUS, ROOT, Small, small_world
@@ -36,6 +36,12 @@ class Ran:
     def metric(self, name: str, stage: str, key: str) -> list[float]:
         file = self.small.root(name) / "mini" / stage / "metrics.jsonl"
         return [line[key] for line in read_jsonl(file) if key in line]
+
+
+@pytest.fixture(scope="session", params=[name for name in backbone.names() if name != backbones.DEFAULT])
+def family(request: pytest.FixtureRequest) -> Backbone:
+    """Each family besides the default one, which tests/distributed trains."""
+    return backbone.lookup(request.param)
 
 
 @pytest.fixture(scope="module")
