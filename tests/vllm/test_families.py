@@ -30,6 +30,7 @@ from fgrpo.policy import backbone, backbones, loading, tokens
 from fgrpo.policy.backbone import Backbone
 from miniworld import questions
 from miniworld.render import render
+from tests.families.conftest import taught
 from tests.vllm.test_eval import same
 from tests.vllm.test_rollouts import (
     HERE,
@@ -59,9 +60,12 @@ def family(request: pytest.FixtureRequest) -> Backbone:
 
 @pytest.fixture(scope="module")
 def policy(family: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as its hub folder would be."""
+    """The tiny model as its hub folder would be, with weights that know a few questions."""
+    folder = tmp_path_factory.mktemp("tiny")
     builder = importlib.import_module(f"tests.families.{family.model_type}")
-    return Path(builder.build(tmp_path_factory.mktemp("tiny") / family.model_type))
+    made = Path(builder.build(folder / family.model_type))
+    shutil.copy(taught(family, made, folder).teacher / "model.safetensors", made)
+    return made
 
 
 @pytest.fixture(scope="module")
