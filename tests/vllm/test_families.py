@@ -177,9 +177,8 @@ def test_fgrpo_behind_a_server(family: Backbone, policy: Path, tmp_path: Path) -
     loading.load_processor(policy).save_pretrained(final)  # as SFT saves it
     second_root(tmp_path)
     with rollout_server(tmp_path) as server:
-        process = started(
-            tmp_path, "vllm-server", f"rl.vllm.server={server.url}", f"policy.box_frame={family.box_frame}"
-        )
+        more = (f"policy.box_frame={family.box_frame}", "rl.learning_rate=2.0e-4")
+        process = started(tmp_path, "vllm-server", f"rl.vllm.server={server.url}", *more)
         assert process.stdout is not None
         while "waiting" not in (line := process.stdout.readline()):
             assert line, "the run ended before it was done"
