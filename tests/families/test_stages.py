@@ -18,10 +18,11 @@ import torch
 
 from eval import run as evaluation
 from fgrpo.errors import UserError
-from fgrpo.files import read_jsonl
+from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import loading, model_files, tokens
 from fgrpo.policy.backbone import Backbone
 from fgrpo.response import parse
+from fgrpo.runs import Run
 from fgrpo.types import Sample
 from mcts.run import distil
 from miniworld.write.__main__ import write_world
@@ -29,8 +30,10 @@ from rewards.base import RewardItem
 from rewards.base import load as load_reward
 from rl import train as rl_train
 from rl.train import make_scorer
+from sft import shared_prefix
 from sft import train as sft_train
 from tests.families.conftest import Chain, taught
+from tests.sft.test_shared_prefix import passed
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,34 @@ def test_training_refuses_a_template_that_begins_the_trace(chain: Chain, tmp_pat
         sft_train.train(chain.config(f"models.base={elsewhere}"), tmp_path / "other")
     with pytest.raises(UserError, match=r"chat template of .*final writes <think>"):
         rl_train.train(chain.config("data.boxes_from=[vgr]"), tmp_path / "runs")
+
+
+def test_traces_that_share_a_row_have_the_loss_and_gradients_of_padded_ones(chain: Chain, tmp_path: Path) -> None:
+    """SFT on three traces of each question, the question and its images computed once (`sft.shared_prefix`)."""
+    rows = []
+    for record in read_jsonl(chain.teacher.parents[1] / "mcts" / "sft.jsonl"):
+        user, assistant = record["messages"]
+        words = assistant["content"].split(" ")
+        texts = [" ".join(words[: len(words) - 2 * n]) for n in range(3)]
+        turns = [[user, {**assistant, "content": text}] for text in texts]
+        rows += [{**record, "id": f"{record['id']}-{n}", "messages": turn} for n, turn in enumerate(turns)]
+    file = tmp_path / "sft.jsonl"
+    write_jsonl(file, rows)
+    config = chain.config(f"models.base={chain.teacher}", "sft.max_steps=1", "sft.shared_prefix=auto")
+    with Run.open(config, "sft", [file], tmp_path) as run:
+        trainer, log = sft_train.build_trainer(config, run, file)
+        log.close()
+    shared = passed(trainer, list(range(6)))
+    collate = trainer.data_collator
+    trainer.data_collator = lambda given: {k: v for k, v in collate(given).items() if k != shared_prefix.COUNTS}
+    padded = passed(trainer, list(range(6)))
+    print(
+        f"{chain.family.model_type}: SFT loss {shared[0]:.6f} shared, {padded[0]:.6f} padded; tokens {shared[2]}, {padded[2]}"
+    )
+    assert sum(shared[2]) < sum(padded[2]) and shared[0] == pytest.approx(padded[0], rel=1e-5)
+    norm = max(1.0, float(torch.stack([part.norm() for part in padded[1]]).norm()))
+    assert len(shared[1]) == len(padded[1]) > 30
+    assert all((a - b).abs().max() / norm < 1e-5 for a, b in zip(shared[1], padded[1], strict=True))
 
 
 @pytest.fixture(scope="module")
