@@ -278,7 +278,7 @@ async def _choose(
         rollouts=data.difficulty_rollouts,
         temperature=data.difficulty_temperature,
         max_new_tokens=data.difficulty_max_new_tokens,
-        template=prompts.read(config.prompts.think),
+        template=prompts.read_for(config.policy, config.prompts.think),
         prefix=data.difficulty_prefix,
         keep_trivial=data.keep_trivial,
         max_failed_share=data.max_failed_share,

@@ -282,10 +282,10 @@ def temperature(spec: ModelSpec, config: Config) -> float:
 
 
 def template(spec: ModelSpec, config: Config, *, has_choices: bool = True) -> str:
-    """The text of the model's prompt file."""
+    """The text of the model's prompt file, which asks for boxes as the model writes them."""
     name = spec.prompt if has_choices or spec.prompt_open is None else spec.prompt_open
     name = render(name, think=config.prompts.think, direct=config.prompts.direct)
-    return prompts.read(name, OWN_PROMPTS, prompts.FOLDER)
+    return prompts.with_boxes(prompts.read(name, OWN_PROMPTS, prompts.FOLDER), spec.box_tag, spec.box_frame)
 
 
 def user_text(sample: Sample, spec: ModelSpec, text: str) -> str:

@@ -41,6 +41,12 @@ def marks(form: str) -> tuple[str, ...]:
     return {BBOX_2D: ('"bbox_2d"',), BOX_START: ("<|box_start|>", "<|box_end|>")}.get(form, (f"<{form}>", f"</{form}>"))
 
 
+def example(form: str) -> str:
+    """How a prompt shows a box of this form."""
+    shown = {BBOX_2D: '{"bbox_2d": [x1, y1, x2, y2]}', BOX_START: "<|box_start|>(x1,y1),(x2,y2)<|box_end|>"}
+    return shown.get(form, f"<{form}>[x1,y1,x2,y2]</{form}>")
+
+
 def opened(text: str, form: str) -> int:
     """How many boxes `text` begins in a form, valid or not."""
     return len(re.findall(_OPENINGS[form], text)) if form in _OPENINGS else text.count(f"<{form}>")

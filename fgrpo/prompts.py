@@ -1,7 +1,8 @@
 """Prompt files: rendered in one pass, hashed, turned into chat messages.
 
 A template holds `{name}` placeholders. One pass over the template replaces them, so inserted text is never expanded
-again: a question that contains "{answer}" stays unchanged.
+again: a question that contains "{answer}" stays unchanged. `{box}`, `{coordinates}` and `{units}` are filled before (`with_boxes`): they
+say how the policy is to write boxes, so that a prompt never asks for another frame than the one that is read.
 """
 
 from __future__ import annotations
@@ -10,14 +11,25 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fgrpo import box_forms
 from fgrpo.errors import UserError, unknown
 from fgrpo.options import letters
-from fgrpo.types import Sample
+from fgrpo.types import Frame, Sample
+
+if TYPE_CHECKING:
+    from fgrpo.schema import Policy
 
 FOLDER = Path(__file__).resolve().parent / "prompt_files"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_BOXES = re.compile(r"\{(?:box|coordinates|units)\}")
+_FRAMES: dict[Frame, tuple[str, str]] = {
+    "model": ("absolute pixel coordinates", "absolute pixels"),
+    "original": ("absolute pixel coordinates", "absolute pixels"),
+    "thousand": ("coordinates from 0 to 1000 across the width and the height", "coordinates from 0 to 1000"),
+    "unit": ("coordinates from 0 to 1 across the width and the height", "coordinates from 0 to 1"),
+}
 
 
 def read(name: str, *folders: Path) -> str:
@@ -53,6 +65,22 @@ def render(template: str, **fields: str) -> str:
             ) from None
 
     return _PLACEHOLDER.sub(put, template)
+
+
+def with_boxes(template: str, box_tag: str, box_frame: Frame) -> str:
+    """A template in which `{box}`, `{coordinates}` and `{units}` are the form and frame of boxes (`policy.box_tag`, `policy.box_frame`)."""
+    coordinates, units = _FRAMES[box_frame]
+    words = {"{box}": box_forms.example(box_tag), "{coordinates}": coordinates, "{units}": units}
+    return _BOXES.sub(lambda match: words[match.group()], template)
+
+
+def read_for(policy: Policy, name: str) -> str:
+    """The prompt file `name` that asks for boxes as `policy` writes them.
+
+    Raises:
+        UserError: as `read`.
+    """
+    return with_boxes(read(name), policy.box_tag, policy.box_frame)
 
 
 def digest(text: str) -> str:

@@ -60,7 +60,7 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
         UserError: no tree holds a correct chain.
     """
     ids = [sample.id for sample in samples]
-    template = prompts.read(config.prompts.think)
+    template = prompts.read_for(config.policy, config.prompts.think)
     store.sort_by_ids(stage.path / TREES, ids)
     tally = report.Tally()
     gallery = viewer.Gallery(pixel_bounds(config.models.teacher))
@@ -99,7 +99,7 @@ def _finish_run(
     stage.counts.update({f"failed_trees/{name}": n for name, n in failed_usage.items()})
     if transient := sum(failure.is_transient for failure in failed.values()):
         stage.counts[pending.COUNT] = transient
-    teacher_template = prompts.read(config.prompts.teacher)
+    teacher_template = prompts.read_for(config.policy, config.prompts.teacher)
     per_tree = {name: round(c[name] / c["trees"], 2) for name in ("requests", "completions", "tokens")}
     reports_prompt_tokens = c["read_tokens"] > 0  # in-process engines do not; the cost is then unknown too
     read = {"read_tokens": round(c["read_tokens"] / c["trees"], 2) if reports_prompt_tokens else None}

@@ -118,7 +118,7 @@ async def _grow_missing(
         if not missing:
             return {}
         engine = sampler or inference.build(config, config.models.teacher)
-        template = prompts.read(config.prompts.teacher)
+        template = prompts.read_for(config.policy, config.prompts.teacher)
 
         def teacher_of(sample: Sample) -> Teacher:
             return SamplerTeacher(engine, sample, prompts.user_text(sample, template), config.mcts)

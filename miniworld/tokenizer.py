@@ -9,6 +9,7 @@ numbers as single tokens, and tags as single tokens that may include a preceding
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -66,8 +67,8 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return index
 
 
-def build() -> Tokenizer:
-    """Train the tokenizer (under a second, deterministic)."""
+def build(tags: Sequence[str] = TAGS) -> Tokenizer:
+    """Train the tokenizer (under a second, deterministic); `tags` are one token each, other tags several."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -80,15 +81,19 @@ def build() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*words(), *TAGS, " <bbox>[", "\n"], trainer)
+    tokenizer.train_from_iterator([*words(), *tags, " <bbox>[", "\n"], trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer
 
 
-def save(folder: Path) -> Tokenizer:
-    """Write tokenizer.json and tokenizer_config.json to `folder` for AutoTokenizer. Padding is on the left."""
+def save(folder: Path, tokenizer: Tokenizer | None = None) -> Tokenizer:
+    """Write tokenizer.json and tokenizer_config.json to `folder` for AutoTokenizer. Padding is on the left.
+
+    Args:
+        tokenizer: another one than `build()`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build()
+    tokenizer = tokenizer or build()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

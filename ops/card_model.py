@@ -47,7 +47,11 @@ def text(source: Source) -> str:
         compared=[r.title for r in shown if r.name != name],
         definitions=definitions(),
         reading=reading(config),
-        prompt=prompts.read(str(source.value("prompts.think"))),
+        prompt=prompts.with_boxes(
+            prompts.read(str(source.value("prompts.think"))),
+            source.value("policy.box_tag"),
+            source.value("policy.box_frame"),
+        ),
         prompt_note=source.note("prompts.think"),
         max_new_tokens=config.eval.max_new_tokens,
         model_class=backbone_of(source.weights or source.path).model_class_name,

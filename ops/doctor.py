@@ -30,6 +30,7 @@ from fgrpo.installed import IS_WHEEL, ROOT
 from fgrpo.policy import torchvision_shim
 from fgrpo.schema import Config, Serving
 from ops.connectivity import Finding, endpoints, ports
+from ops.model_checks import frames
 
 CORE = (
     "torch",
@@ -372,7 +373,7 @@ def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
     yield from tools(config)
     yield from layout(config)
     yield from disk(config, root)
-    yield from models(config)
+    yield from (*models(config), *frames(config))
     yield from data(config)
     yield from endpoints(config)
     yield from ports(config)

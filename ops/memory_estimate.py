@@ -28,7 +28,7 @@ LOGIT_BYTES = 10  # bf16 logits, their float32 copy, and its gradient
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a policy: parameters (all, vision encoder, projector) and the language model's dimensions."""
+    """Sizes of a policy: parameters (all, vision encoder, projectors) and the language model's dimensions."""
 
     parameters: int
     encoder: int
@@ -36,6 +36,7 @@ class Shape:
     layers: int
     hidden: int
     feed_forward: int
+    query_width: int  # query heads x their size
     kv_width: int  # key-value heads x their size
     vocabulary: int
 
@@ -46,8 +47,8 @@ class Shape:
 
     def adapters(self, lora: Lora) -> int:
         """Parameters of adapters on the language model's seven projections per layer: rank x (in + out)."""
-        h, f, kv = self.hidden, self.feed_forward, self.kv_width
-        return lora.rank * self.layers * (2 * (h + h) + 2 * (h + kv) + 3 * (h + f))
+        h, f, q, kv = self.hidden, self.feed_forward, self.query_width, self.kv_width
+        return lora.rank * self.layers * (2 * (h + q) + 2 * (h + kv) + 3 * (h + f))
 
 
 def configuration(model: str) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def shape_of(model: str) -> Shape:
     vision = {name: size for name, size in sizes.items() if family.is_vision(name)}
     projector = sum(size for name, size in vision.items() if family.is_projector(name))
     text = config.text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         parameters=sum(sizes.values()),
         encoder=sum(vision.values()) - projector,
@@ -85,7 +87,8 @@ def shape_of(model: str) -> Shape:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         feed_forward=text.intermediate_size,
-        kv_width=text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+        query_width=text.num_attention_heads * head,
+        kv_width=text.num_key_value_heads * head,
         vocabulary=text.vocab_size,
     )
 
@@ -135,11 +138,11 @@ def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, chec
     """Activations of one forward and backward pass over `tokens`, and the logits of `with_logits` of them.
 
     With checkpointing, every layer keeps its input and one layer at a time is recomputed. Blockwise attention (flash, sdpa)
-    keeps no matrix of scores. A layer holds about eight vectors of the hidden size, keys and values, and four of the
-    feed-forward size, and the same again for their gradients.
+    keeps no matrix of scores. A layer holds about six vectors of the hidden size, two of the queries' width, keys and values, and
+    four of the feed-forward size, and the same again for their gradients.
     """
     number = HALF if half else FULL
-    layer = 2 * number * (8 * shape.hidden + 2 * shape.kv_width + 4 * shape.feed_forward)
+    layer = 2 * number * (6 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.feed_forward)
     inputs = number * shape.hidden * shape.layers
     held = inputs + layer if checkpointing else layer // 2 * shape.layers + layer // 2
     how = "layers' inputs and one layer" if checkpointing else "every layer"

@@ -81,7 +81,7 @@ def body(args: argparse.Namespace) -> None:
     policy = runs.require(runs.folder(cfg, "sft", args.runs) / "final", "sft")
     samples = [Sample.from_dict(item) for item in read_jsonl(questions)][:PROMPTS]
     model, processor = loading.load_policy(policy)
-    template = prompts.read(cfg.prompts.think)
+    template = prompts.read_for(cfg.policy, cfg.prompts.think)
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(ROUNDS):
         for name, work in (("ours", ours), ("theirs", theirs)):

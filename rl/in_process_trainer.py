@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fgrpo.inference.decode import Prompt, Row, decode
 from fgrpo.inference.transformers_engine import vocabulary_of
@@ -45,7 +44,7 @@ class FeatureMemo:
         encode = tower.forward
         merged = family.patches_per_token(tower)
 
-        def forward(hidden_states: Tensor, grid_thw: Tensor, **more: Any) -> BaseModelOutputWithPooling:
+        def forward(hidden_states: Tensor, grid_thw: Tensor, **more: Any) -> Any:
             patches = grid_thw.prod(dim=-1).tolist()
             images = torch.split(hidden_states, patches)
             keys = [_key(image, grid) for image, grid in zip(images, grid_thw.tolist(), strict=True)]
@@ -53,13 +52,11 @@ class FeatureMemo:
             if missing:
                 chosen = list(missing.values())
                 with torch.no_grad():
-                    out = encode(
-                        torch.cat([images[i] for i in chosen]), grid_thw=grid_thw[chosen], **more
-                    ).pooler_output
+                    out = encode(torch.cat([images[i] for i in chosen]), grid_thw=grid_thw[chosen], **more)
                 sizes = [patches[i] // merged for i in chosen]
-                self._features.update(zip(missing, (part.clone() for part in torch.split(out, sizes)), strict=True))
-            features: Any = torch.cat([self._features[key] for key in keys])
-            return BaseModelOutputWithPooling(pooler_output=features)
+                parts = torch.split(family.tower_features(out), sizes)
+                self._features.update(zip(missing, (part.clone() for part in parts), strict=True))
+            return family.tower_output(tower, torch.cat([self._features[key] for key in keys]))
 
         tower.forward = forward
 
@@ -132,7 +129,7 @@ class InProcessTrainer(FaithfulGRPOTrainer):
         return [row.ids for row in rows], None
 
     def _features(self, policy: Any, images: Any, fields: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]]:
-        """For each row, its images' features (image tokens, H) and grids (images, 3)."""
+        """For each row, its images' features (image tokens, F) and grids (images, 3)."""
         grids = torch.as_tensor(fields[self._family.grid_field]).to(policy.device)
         pixels = torch.as_tensor(fields["pixel_values"]).to(policy.device)
         with torch.no_grad():

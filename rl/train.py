@@ -120,7 +120,7 @@ def build_trainer(
     if loading.device() == "cpu":  # a second thread costs more than it brings where two methods share the cores
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     processor = loading.load_processor(policy)
-    template = prompts.read(cfg.prompts.think)
+    template = prompts.read_for(cfg.policy, cfg.prompts.think)
     family = model_files.backbone_of(policy)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, family, run.counts)
     run.counts["questions"] = len(samples)
@@ -129,6 +129,7 @@ def build_trainer(
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
     forbidden = loading.forbidden_token_ids(processor.tokenizer, loading.text_vocabulary(policy), family)
     loading.check_format(processor.tokenizer, forbidden, cfg.policy.box_tag)
+    loading.check_template(processor, policy)
     args = arguments.grpo_config(
         cfg, run.path / "checkpoints", steps, forbidden
     )  # first: ZeRO-3 shards the model as it loads

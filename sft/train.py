@@ -161,6 +161,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     family = model_files.backbone_of(cfg.models.base)
     processor = loading.load_processor(cfg.models.base)
+    loading.check_template(processor, cfg.models.base)
     rows = dataset.fitting(
         dataset.read_rows(traces, run.counts, sft.traces),
         lambda text: len(processor.tokenizer(text)["input_ids"]),

@@ -7,7 +7,7 @@ samples of a row do not depend on its neighbors. On one CPU core with the mini m
 
 Sampling inverts the cumulative distribution: one uniform number per token. Log-probabilities are those of the
 model's plain distribution, before temperature, top-p and forbidden tokens, as vLLM reports them and as the trainer
-computes them. Shapes: B rows, U different prompts, L tokens, V vocabulary, H hidden.
+computes them. Shapes: B rows, U different prompts, L tokens, V vocabulary, A axes of the rotary position.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHRINK_AT = 0.8  # finished rows leave once the active rows are at most this sha
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with expanded image tokens, the images' features (image tokens, H) and grids (images, 3)."""
+    """Token ids with expanded image tokens, the images' features (image tokens, F: `Backbone`) and grids (images, 3)."""
 
     ids: tuple[int, ...]
     features: torch.Tensor | None = None
@@ -101,13 +101,13 @@ def decode(model: Any, prompts: Sequence[Prompt], rows: Sequence[Row], vocabular
     device = model.device
     owner_B = torch.tensor([row.prompt for row in rows], device=device)
     new_tokens = max(row.max_new_tokens for row in rows)
-    logits_UV, cache, mask_UL, next_U = _prefill(model, prompts, vocabulary.pad)
+    logits_UV, cache, mask_UL, next_AU = _prefill(model, prompts, vocabulary.pad)
     prompt_layers: Any = cache.layers
     layers = [_PreallocatedLayer(layer.keys, layer.values, owner_B, new_tokens) for layer in prompt_layers]
     del cache, prompt_layers
     cache_B = Cache(layers=list(layers))
     mask = torch.cat([mask_UL[owner_B], mask_UL.new_ones(len(rows), new_tokens)], dim=1)
-    length, logits_BV, position_B = mask_UL.shape[1], logits_UV[owner_B], next_U[owner_B]
+    length, logits_BV, position_AB = mask_UL.shape[1], logits_UV[owner_B], next_AU[:, owner_B]
     choose = _Chooser(rows, vocabulary, logits_BV)
     alive = list(rows)
     for step in range(new_tokens):
@@ -122,46 +122,37 @@ def decode(model: Any, prompts: Sequence[Prompt], rows: Sequence[Row], vocabular
             active_B = torch.tensor(active, device=device)
             for layer in layers:
                 layer.keep(active_B)
-            mask, position_B, token_B = mask[active_B], position_B[active_B], token_B[active_B]
+            mask, position_AB, token_B = mask[active_B], position_AB[:, active_B], token_B[active_B]
             choose.keep(active_B)
             alive = [alive[i] for i in active]
         length += 1
         logits_BV = model(
             input_ids=token_B[:, None],
             attention_mask=mask[:, :length],
-            position_ids=position_B.view(1, -1, 1).expand(3, -1, -1),
+            position_ids=position_AB[..., None],
             past_key_values=cache_B,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        position_B = position_B + 1
+        position_AB = position_AB + 1
 
 
 def _prefill(
     model: Any, prompts: Sequence[Prompt], pad: int
 ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-    """One forward pass over the prompts, left-padded: last logits (U, V), cache, mask (U, L), next position (U)."""
+    """One forward pass over the prompts, left-padded: last logits (U, V), cache, mask (U, L), next positions (A, U)."""
     family = backbone.of_model(model)
     longest = max(len(prompt.ids) for prompt in prompts)
     ids_UL = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
     mask_UL = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
     is_image_UL = (ids_UL == family.image_token_id(model.config)) & (mask_UL == 1)
-    embeds_ULH = model.get_input_embeddings()(ids_UL)
     features = [prompt.features for prompt in prompts if prompt.features is not None]
     grids = [prompt.grids for prompt in prompts if prompt.grids is not None]
-    if features:
-        embeds_ULH = embeds_ULH.masked_scatter(is_image_UL[..., None], torch.cat(features).to(embeds_ULH))
-    position_3UL = family.positions(model, ids_UL, is_image_UL, torch.cat(grids) if grids else None, mask_UL)
+    position_AUL = family.positions(model, ids_UL, is_image_UL, torch.cat(grids) if grids else None, mask_UL)
     cache = DynamicCache(config=model.config)
-    logits_UV = model(
-        inputs_embeds=embeds_ULH,
-        attention_mask=mask_UL,
-        position_ids=position_3UL,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    return logits_UV, cache, mask_UL, position_3UL.amax(dim=(0, 2)) + 1
+    logits_UV = family.prefill(model, ids_UL, is_image_UL, features, position_AUL, mask_UL, cache)
+    next_AU = (position_AUL.amax(dim=(0, 2)) + 1).expand(len(position_AUL), -1)
+    return logits_UV, cache, mask_UL, next_AU
 
 
 class _Chooser:

@@ -107,6 +107,7 @@ class OpenAISampler:
         self.model, self.tokenizer, self._leave_out = model, tokenizer, frozenset(leave_out)
         self.meter = UsageMeter(name=model) if meter is None else meter
         self._forbidden = None if forbidden is None else tuple(forbidden)
+        self._untrained: frozenset[int] = frozenset()
         self._reading_tokenizer = threading.Lock()
         limits = Limits(
             concurrency,
@@ -128,7 +129,7 @@ class OpenAISampler:
 
         Raises:
             SamplingError: the request cannot be served; a `TransientError` if a later run may succeed.
-            UserError: an endpoint serves other models, or the tokenizer cannot be read.
+            UserError: an endpoint serves other models, or reads tags as untrained tokens; or the tokenizer cannot be read.
         """
         check(request)
         choices: tuple[Choice, ...] = ()
@@ -155,9 +156,15 @@ class OpenAISampler:
         reserved = estimate(request.text + request.prefix, len(request.images), request.n * request.max_new_tokens)
         try:
             may_be_blank = any(not stop.strip() for stop in request.stop)  # a step up to a line break
-            return await self._client.complete(body, reserved, request.n, takes_blank=may_be_blank)
+            reply = await self._client.complete(body, reserved, request.n, takes_blank=may_be_blank)
         except RequestFailed as error:
             raise _error(error.failure)(f"{describe(request)}: {_explain(error, request, self.urls)}") from error
+        if not self._untrained.isdisjoint(reply.prompt_ids):
+            raise UserError(
+                f"the server of {self.model} reads a tag of the answer format as one token, which this checkpoint never learned; start it "
+                "with `make serve-…`, or give it --tokenizer with the processor that `python -m fgrpo.policy.plain_tags <folder>` wrote"
+            )
+        return reply
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -205,6 +212,7 @@ class OpenAISampler:
             if self._forbidden is None and self.tokenizer is not None:
                 tokens.check_served_tags(str(self.tokenizer))
                 self._forbidden = tokens.forbidden_token_ids(str(self.tokenizer))
+                self._untrained = frozenset(tokens.untrained_ids(str(self.tokenizer)))
             self._forbidden = self._forbidden or ()
 
 

@@ -74,12 +74,13 @@ class Choice:
 class Reply:
     """The usable choices in their order, and (prompt, completion) tokens where the server reports them.
 
-    `unusable`: what is wrong with each of the other choices that were requested.
+    `unusable`: what is wrong with each of the other choices that were requested. `prompt_ids`: the prompt as a vLLM server read it.
     """
 
     choices: tuple[Choice, ...]
     usage: tuple[int, int] | None = None
     unusable: tuple[BadReply, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
 
 
 class BadReply(Exception):
@@ -123,7 +124,8 @@ def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Repl
             unusable.append(error)
     if not usable:
         raise unusable[0]
-    return Reply(tuple(usable), _usage(document.get("usage")), tuple(unusable))
+    prompt_ids = _token_ids(document.get("prompt_token_ids"))
+    return Reply(tuple(usable), _usage(document.get("usage")), tuple(unusable), prompt_ids)
 
 
 def read_json(content: bytes) -> Any:

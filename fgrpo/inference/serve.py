@@ -31,7 +31,7 @@ from fgrpo.hardware import Gpu, gpus
 from fgrpo.inference import addresses, vllm_server
 from fgrpo.inference.addresses import Address
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT, CPU_FLAGS, ROOT, Server, healthy
-from fgrpo.policy import backbone, model_files
+from fgrpo.policy import backbone, model_files, plain_tags
 from fgrpo.process_guard import Guard
 from fgrpo.schema import Config, Judge, Serving
 
@@ -47,7 +47,7 @@ COMPACT_JSON = ("--structured-outputs-config", json.dumps({"backend": "xgrammar"
 NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
 ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # allows weights to be replaced: never on an open network
 # On a CPU, vLLM's worker needs our extension; without it new weights would not reach all of its layers.
-CPU_ROLLOUT_FLAGS = (*ROLLOUT_FLAGS, "--worker-extension-cls", "fgrpo.inference.vllm_extension.PlainLinears")
+EXTENSION = ("--worker-extension-cls", "fgrpo.inference.vllm_extension.PlainLinears")
 CPU_ROLLOUT_ENVIRONMENT = {**CPU_ENVIRONMENT, **ROLLOUT_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
 
 
@@ -113,6 +113,12 @@ def judge_flags(config: Config, role: str) -> tuple[str, ...]:
     return (*COMPACT_JSON, "--allowed-local-media-path", str(Path(config.data.root).resolve()))
 
 
+def tokenizer_flags(model: str, folder: Path) -> tuple[str, ...]:
+    """The server's own tokenizer, in `folder`, where tags of the answer format are untrained tokens of the model's (Qwen3-VL)."""
+    plain = plain_tags.plain_copy(model, folder)
+    return () if plain is None else ("--tokenizer", plain)
+
+
 def order(
     config: Config,
     role: str,
@@ -137,9 +143,11 @@ def order(
     if any(flag.split("=")[0] in ("--max-model-len", "--hf-overrides") for flag in extra):
         context = []
     special = ROLLOUT_FLAGS if role == "rollouts" else judge_flags(config, role)
+    if role in POLICIES:
+        special = (*special, *tokenizer_flags(name, runs.folder(config, "serve", root) / f"tokenizer-{role}"))
     environment = ROLLOUT_ENVIRONMENT if role == "rollouts" else {}
     if not devices and role == "rollouts":
-        return Order(role, name, (*CPU_FLAGS, *context, *CPU_ROLLOUT_FLAGS, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
+        return Order(role, name, (*CPU_FLAGS, *context, *special, *EXTENSION, *extra), dict(CPU_ROLLOUT_ENVIRONMENT))
     if not devices:
         return Order(role, name, (*CPU_FLAGS, *context, *special, *extra), dict(CPU_ENVIRONMENT))
     needed = serving.tensor_parallel * serving.data_parallel

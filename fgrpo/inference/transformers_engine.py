@@ -201,7 +201,7 @@ class FeatureCache:
         self._bytes = 0
 
     def __getitem__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (image tokens, H) and grid (3) of an image of the last `read`."""
+        """Features (image tokens, F) and grid (3) of an image of the last `read`."""
         return self._current[path]
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import itertools
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, UnusableImage, check, describe
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
-from fgrpo.policy import loading, model_files, tokens
+from fgrpo.policy import loading, model_files, plain_tags, tokens
 from fgrpo.process_guard import Guard
 
 IMAGES = 8  # per prompt at most
@@ -35,6 +36,7 @@ class VLLMSampler:
         self._engine, self._processor, self._path, self._guard = engine, processor, path, guard
         self._bias = dict.fromkeys(forbidden, FORBIDDEN_BIAS)
         self._request_ids = itertools.count()
+        self._plain: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def load(
@@ -86,6 +88,9 @@ class VLLMSampler:
             arguments |= CPU_ARGUMENTS
             for name, value in CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+        plain = tempfile.TemporaryDirectory(prefix="fgrpo-plain-tags-")
+        if (tokenizer := plain_tags.plain_copy(str(path), Path(plain.name))) is not None:
+            arguments["tokenizer"] = tokenizer
         guard = Guard()  # its processes outlive a killed parent otherwise, and keep the memory
         try:
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -95,7 +100,9 @@ class VLLMSampler:
                 f"vLLM's engine over {path} did not start ({_first_line(error)}; its own messages are above); if memory ran "
                 "out, lower engine.gpu_memory, eval.context_length or the batch size (eval.batch_size)"
             ) from error
-        return cls(engine, loading.load_processor(path), tokens.forbidden_token_ids(str(path)), str(path), guard)
+        sampler = cls(engine, loading.load_processor(path), tokens.forbidden_token_ids(str(path)), str(path), guard)
+        sampler._plain = plain  # is deleted with the sampler
+        return sampler
 
     async def sample(self, request: Request) -> Sequence[Completion]:
         """`request.n` continuations.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import image_tokens
 from fgrpo.policy import backbones
+from fgrpo.types import Frame
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """One model family. Shapes: U prompts, L tokens, H hidden size.
+    """One model family. Shapes: U prompts, L tokens, H hidden size, F numbers per image token (H, or more).
 
     Attributes:
         model_type: its name in config.json, and the name of its file.
@@ -34,7 +35,7 @@ class Backbone:
         pixels: the published bounds of a resized image, and pixels per image token side.
         processor_files: files of a saved model that may hold its own bounds, the first that exists counts.
         vision: last part of the vision tower's module name.
-        projector: last part of the name of the projector into the language model, a module inside the vision tower.
+        projectors: names of the projectors into the language model, modules directly below the vision tower.
         language: the language model's module name below `model`.
         image_token: the text of one image token.
         image_token_attribute: its id, as an attribute of the model's configuration and of the processor.
@@ -44,6 +45,9 @@ class Backbone:
         special_tokens: a regular expression for special tokens written out in a text.
         lora_projections: linear layers of the language model that get adapters.
         other_modalities: kinds of input besides images that vLLM must exclude; () if vLLM needs no such limits.
+        box_frame: the frame in which its published checkpoints write boxes (`policy.box_frame` may ask for another).
+        untrained_tags: tags of the answer format that its tokenizer has as one token each, which checkpoints whose chat
+            template does not write them never learned. There they are plain text (`fgrpo.policy.plain_tags`).
     """
 
     model_type: str
@@ -53,7 +57,7 @@ class Backbone:
     pixels: PixelBounds
     processor_files: tuple[str, ...]
     vision: str
-    projector: str
+    projectors: tuple[str, ...]
     language: str
     image_token: str
     image_token_attribute: str
@@ -63,6 +67,8 @@ class Backbone:
     special_tokens: str
     lora_projections: tuple[str, ...]
     other_modalities: tuple[str, ...] = ()
+    box_frame: Frame = "model"
+    untrained_tags: tuple[str, ...] = ()
 
     def model_class(self) -> Any:
         """transformers' class of the model."""
@@ -82,8 +88,9 @@ class Backbone:
         return f".{self.vision}." in f".{parameter}"
 
     def is_projector(self, parameter: str) -> bool:
-        """Whether a parameter of the model, by its name, belongs to the projector."""
-        return self.is_vision(parameter) and f".{self.projector}." in f".{parameter}"
+        """Whether a parameter of the model, by its name, belongs to a projector."""
+        _, is_vision, inside = f".{parameter}".rpartition(f".{self.vision}.")
+        return bool(is_vision) and inside.split(".")[0] in self.projectors
 
     def vision_tower(self, model: Any) -> Any:
         """The vision tower of a model, also inside wrappers.
@@ -123,8 +130,51 @@ class Backbone:
         return image_tokens(image, bounds) + len(self.marker_attributes)
 
     def image_features(self, model: Any, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
-        """Features (image tokens, H) of each image; `pixel_values` and `grids` (images, 3) are the processor's."""
+        """Features (image tokens, F) of each image; `pixel_values` and `grids` (images, 3) are the processor's."""
         return tuple(model.model.get_image_features(pixel_values, grids).pooler_output)
+
+    def tower_features(self, output: Any) -> Tensor:
+        """Features (image tokens, F) of a vision tower's output, of all its images together."""
+        features: Tensor = output.pooler_output
+        return features
+
+    def tower_output(self, tower: Any, features: Tensor) -> Any:
+        """The output of `tower` that holds `features` (image tokens, F): the inverse of `tower_features`."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        pooled: Any = features
+        return BaseModelOutputWithPooling(pooler_output=pooled)
+
+    def prefill(
+        self,
+        model: Any,
+        ids_UL: Tensor,
+        is_image_UL: Tensor,
+        features: Sequence[Tensor],
+        position_AUL: Tensor,
+        mask_UL: Tensor,
+        cache: Any,
+    ) -> Tensor:
+        """One forward pass over prompts whose image features are known; fills `cache`, returns the last logits (U, V).
+
+        Args:
+            features: (image tokens, F) of each prompt's images, in the order of the prompts; empty without images.
+            position_AUL: as `positions`.
+        """
+        embeds_ULH = model.get_input_embeddings()(ids_UL)
+        if features:
+            import torch
+
+            embeds_ULH = embeds_ULH.masked_scatter(is_image_UL[..., None], torch.cat(list(features)).to(embeds_ULH))
+        logits_UV: Tensor = model(
+            inputs_embeds=embeds_ULH,
+            attention_mask=mask_UL,
+            position_ids=position_AUL,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits_UV
 
     def patches_per_token(self, tower: Any) -> int:
         """How many patches of the vision tower one image token merges."""

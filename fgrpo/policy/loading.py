@@ -19,7 +19,7 @@ import torch
 
 from fgrpo import box_forms
 from fgrpo.errors import UserError
-from fgrpo.policy import backbone, plain_tags, torchvision_shim
+from fgrpo.policy import backbone, model_files, plain_tags, tokens, torchvision_shim
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.model_files import backbone_of
 from fgrpo.policy.tokens import FORMAT_TAGS
@@ -122,8 +122,34 @@ def load_processor(path: str | Path) -> Any:
             f"{path} has a tokenizer but no image processor; copy the base model's preprocessor_config.json"
         )
     processor.tokenizer.padding_side = "left"
-    plain_tags.make_plain(processor.tokenizer, str(path))
+    untrained = tokens.untrained_tags(_family(path), str(processor.chat_template or ""))
+    plain_tags.make_plain(processor.tokenizer, str(path), untrained)
     return processor
+
+
+def _family(path: str | Path) -> Backbone:
+    """The family of the model at `path`; the default one for a folder with a processor alone."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return backbone.default()
+    return backbone.assumed(model_files.config_of(path).get("model_type"))
+
+
+def check_template(processor: Any, name: str | Path) -> None:
+    """Refuse a policy whose chat template begins the assistant's turn with tags of the answer format.
+
+    Templates of thinking models open `<think>` there, or close an empty trace. With the first no reply is well formed, with
+    the second the reply is asked for a second trace.
+
+    Raises:
+        UserError: it does (names the tag and what to do).
+    """
+    turn = render_prompt(processor, (), "?").rpartition("?")[2]
+    found = next((tag for tag in sorted(FORMAT_TAGS) if tag in turn), None)
+    if found is not None:
+        raise UserError(
+            f"the chat template of {name} writes {found} at the beginning of the assistant's turn, where the policy writes its own "
+            "<think>; start from an Instruct checkpoint, or replace the model's chat_template.jinja by one without it"
+        )
 
 
 def forbidden_token_ids(
@@ -171,15 +197,15 @@ def freeze_vision(model: torch.nn.Module, *, projector: bool) -> int:
     """Stop gradients into the vision encoder; returns how many parameters that froze.
 
     Args:
-        projector: whether to freeze the projector into the language model too, which lies inside the vision tower. The
-            paper's SFT trains it (Appendix A.2).
+        projector: whether to freeze the projectors into the language model too, which lie inside the vision tower. The
+            paper's SFT trains them (Appendix A.2).
 
     Raises:
         UserError: an unknown family, or a model without its vision tower.
     """
     family = backbone.of_model(model)
     tower = family.vision_tower(model)
-    frozen = [p for name, p in tower.named_parameters() if projector or not name.startswith(f"{family.projector}.")]
+    frozen = [p for name, p in tower.named_parameters() if projector or name.split(".")[0] not in family.projectors]
     for parameter in frozen:
         parameter.requires_grad_(False)
     return sum(getattr(p, "ds_numel", p.numel()) for p in frozen)  # ZeRO-3 leaves 0 elements here

@@ -35,7 +35,7 @@ def _special_tokens(families: tuple[str, ...]) -> re.Pattern[str]:
 def forbidden_token_ids(model: str) -> tuple[int, ...]:
     """Ids of special and vision tokens, and of output rows beyond the tokenizer's vocabulary.
 
-    The end of a turn and `FORMAT_TAGS` are allowed.
+    The end of a turn and `FORMAT_TAGS` are allowed, as far as the checkpoint learned their tokens.
 
     Args:
         model: a saved folder, or a hub name whose tokenizer files are in the cache or can be downloaded (a few megabytes).
@@ -45,6 +45,7 @@ def forbidden_token_ids(model: str) -> tuple[int, ...]:
     """
     tokenizer, settings, config = (_json(model, name) for name in FILES)
     shape = re.compile(backbone.assumed(config.get("model_type")).special_tokens)
+    untrained = untrained_ids(model)
     try:
         added = tokenizer["added_tokens"]
         size = 1 + max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in added)])
@@ -55,7 +56,49 @@ def forbidden_token_ids(model: str) -> tuple[int, ...]:
         special -= {t["id"] for t in added if t["content"] == eos or t["content"] in FORMAT_TAGS}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
-    return tuple(sorted(special | set(range(size, rows))))
+    return tuple(sorted({*special, *untrained, *range(size, rows)}))
+
+
+def untrained_tags(family: backbone.Backbone, template: str) -> tuple[str, ...]:
+    """The tags of `family` whose tokens a checkpoint with this chat template never learned."""
+    return tuple(tag for tag in family.untrained_tags if tag not in template)
+
+
+def chat_template(model: str) -> str:
+    """The chat template of a saved folder or of a hub name, "" if it has none.
+
+    Raises:
+        UserError: a file of it is broken.
+    """
+    for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json"):
+        try:
+            path = _path(model, name)
+        except UserError:  # not every model has each of them
+            continue
+        if not path.is_file():
+            continue
+        template = (
+            path.read_text(encoding="utf-8") if path.suffix == ".jinja" else _json(model, name).get("chat_template")
+        )
+        if template:
+            return template if isinstance(template, str) else json.dumps(template)
+    return ""
+
+
+def untrained_ids(model: str) -> tuple[int, ...]:
+    """Ids of the tags that are untrained tokens of a model as its files are; () once its tags are plain.
+
+    Raises:
+        UserError: as `forbidden_token_ids`.
+    """
+    family = backbone.assumed(_json(model, "config.json").get("model_type"))
+    if not family.untrained_tags:
+        return ()
+    untrained = untrained_tags(family, chat_template(model))
+    try:
+        return tuple(t["id"] for t in _json(model, FILES[0])["added_tokens"] if t["content"] in untrained)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the tokenizer files of {model} are broken ({error}); download them again") from error
 
 
 def check_served_tags(model: str) -> None:
@@ -69,7 +112,7 @@ def check_served_tags(model: str) -> None:
     try:
         special = sorted({t["content"] for t in _json(model, FILES[0])["added_tokens"] if t["special"]} & FORMAT_TAGS)
     except (KeyError, TypeError) as error:
-        raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
+        raise UserError(f"the tokenizer files of {model} are broken ({error}); download them again") from error
     if special:
         raise UserError(
             f"{', '.join(special)} are special tokens of {model}, so a server drops them from its replies and every answer would "
@@ -81,19 +124,24 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _json(model: str, name: str) -> dict[str, Any]:
-    path = Path(model) / name
-    if not Path(model).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _path(model: str, name: str) -> Path:
+    """A file of a saved folder, whether it is there or not, or of the hub. UserError: the hub's is not available."""
+    if Path(model).is_dir():
+        return Path(model) / name
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        try:
-            path = Path(hf_hub_download(model, name))
-        except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-            raise UserError(
-                f"{model} is neither a folder nor a hub model whose {name} is available, so the tokens that must not be "
-                f"sampled are unknown; download it with `hf download {model} {' '.join(FILES)}`"
-            ) from error
+    try:
+        return Path(hf_hub_download(model, name))
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        raise UserError(
+            f"{model} is neither a folder nor a hub model whose {name} is available, so the tokens that must not be "
+            f"sampled are unknown; download it with `hf download {model} {' '.join(FILES)}`"
+        ) from error
+
+
+def _json(model: str, name: str) -> dict[str, Any]:
+    path = _path(model, name)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -59,9 +59,13 @@ class Small:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Sixteen questions with one and two pictures."""
-    folder = tmp_path_factory.mktemp("distributed")
-    shutil.copytree(ROOT / "miniworld" / "backbone", folder / "backbone")
+    """The shipped policy's."""
+    return small_world(tmp_path_factory.mktemp("distributed"), ROOT / "miniworld" / "backbone")
+
+
+def small_world(folder: Path, policy: Path) -> Small:
+    """Sixteen questions with one and two pictures, and a copy of `policy`, in `folder`."""
+    shutil.copytree(policy, folder / "backbone")
     rng, traces, samples, scenes, texts = random.Random(4), [], [], [], {}
     for n in range(16):
         question = questions.make(("hrel", "view", "vrel", "depth")[n % 4], rng)

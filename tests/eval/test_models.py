@@ -151,3 +151,11 @@ def test_a_misspelt_prompt_suggests_those_of_both_folders(world: Config) -> None
     spec = models.load("gpt-4o").model_copy(update={"prompt": "plain-thinkk"})
     with pytest.raises(UserError, match="unknown prompt 'plain-thinkk'; did you mean 'plain-think'"):
         models.template(spec, world)
+
+
+def test_a_models_prompt_asks_for_boxes_as_it_writes_them(world: Config) -> None:
+    own = world.model_copy(update={"policy": world.policy.model_copy(update={"box_frame": "unit"})})
+    asked = {n: models.template(models.configured(n, own), own) for n in ("qwen2.5-vl-7b-cot", "qwen3-vl-8b-cot")}
+    assert "absolute pixel coordinates" in asked["qwen2.5-vl-7b-cot"] and "0 to 1000" in asked["qwen3-vl-8b-cot"]
+    open_ended = models.template(models.configured("fgrpo", own), own, has_choices=False)
+    assert "coordinates from 0 to 1 across" in open_ended

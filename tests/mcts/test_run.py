@@ -83,13 +83,16 @@ def test_the_stage_writes_trees_traces_and_records_in_the_order_of_the_seeds(tmp
 
 
 def test_the_user_turn_of_a_record_is_the_reasoning_prompt_not_the_teachers(tmp_path: Path) -> None:
-    config = load("smoke", overrides=["prompts.think=think", "prompts.teacher=teacher"])
+    overrides = ["prompts.think=think", "prompts.teacher=teacher", "policy.box_frame=thousand", "policy.box_tag=box"]
+    config = load("smoke", overrides=overrides)
     engine = ScriptedEngine()
     folder = distil(config, seeded(tmp_path, 2), engine)
     record = next(iter(read_jsonl(folder / "sft.jsonl")))
     assert "Start with large regions" in record["messages"][0]["content"]
     assert "(A) left" in record["messages"][0]["content"]
     assert all("Work this out one step at a time" in request.text for request in engine.requests)
+    for text in (record["messages"][0]["content"], *(request.text for request in engine.requests)):
+        assert "<box>[x1,y1,x2,y2]</box> in coordinates from 0 to 1000" in text, "the policy's form and frame"
 
 
 def test_files_do_not_depend_on_how_many_trees_are_in_flight(tmp_path: Path) -> None:

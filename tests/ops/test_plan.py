@@ -49,7 +49,13 @@ def test_judges_are_counted_by_what_the_method_asks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "exact", "published"), [("paper-3b", 3_754_622_976, 3.75), ("paper-7b", 8_292_166_656, 8.29)]
+    ("preset", "exact", "published"),
+    [
+        ("paper-3b", 3_754_622_976, 3.75),
+        ("paper-7b", 8_292_166_656, 8.29),
+        ("qwen3-vl-4b", 4_437_815_808, 4.44),
+        ("qwen3-vl-8b", 8_767_123_696, 8.77),
+    ],
 )
 def test_models_have_the_published_size(preset: str, exact: int, published: float) -> None:
     counted = parameters(load(preset))

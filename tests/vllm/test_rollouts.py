@@ -31,11 +31,16 @@ ROUNDING = 0.01  # of a mean ratio: TRL averages per process before it averages 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs root with a dozen questions on one and two pictures, and the backbone as what SFT left."""
+    """A runs root with questions, and the backbone as what SFT left."""
     folder = tmp_path_factory.mktemp("rollouts")
-    world, data, policy = folder / "world", folder / "mini" / "data", folder / "mini" / "sft" / "final"
+    shutil.copytree("miniworld/backbone", world_of(folder) / "sft" / "final")
+    return folder
+
+
+def world_of(folder: Path) -> Path:
+    """A dozen questions on one and two pictures in a runs root; returns its preset's folder."""
+    world, data = folder / "world", folder / "mini" / "data"
     world.mkdir()
-    shutil.copytree("miniworld/backbone", policy)
     rng, rows, scenes = random.Random(3), [], []
     for n in range(12):
         question, paths = questions.make(("hrel", "view", "depth")[n % 3], rng), []
@@ -50,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.mkdir(parents=True)
     write_jsonl(data / "rl.jsonl", rows)
     write_jsonl(world / "scenes.jsonl", scenes)
-    return folder
+    return folder / "mini"
 
 
 def started(root: Path, engine: str, *overrides: str) -> subprocess.Popen[str]:
