@@ -86,7 +86,7 @@ mcts: data ## search reasoning traces over the teacher
 sft: mcts ## fine-tune on the traces
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 $(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
-	@$(PY) -m fgrpo.config $(ARGS) --method $* --check
+	@$(PY) -m ops.check_method $(ARGS) --method $*
 $(addprefix rl-,$(METHODS)): rl-%: check-% data sft
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
+from fgrpo.errors import unknown
 from fgrpo.images import image_size
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.policy import backbone
 from fgrpo.response import Response
+from fgrpo.schema import Config
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
 from judges.task import JudgeTask
@@ -121,9 +123,28 @@ class Reward(Protocol):
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]: ...
 
 
+TASK = "task"  # the reward that is no constraint
+
+
 def names() -> list[str]:
     """Names of the rewards, sorted. Imports none of them."""
     return plugin_names("rewards", "REWARD")
+
+
+def check_configured(config: Config) -> None:
+    """Check that the method's constraints and monitors are rewards; imports none of them.
+
+    Raises:
+        UserError: one is not (names the nearest).
+    """
+    known = names()
+    constrained = [f"rl.constraints.{name}" for name in known if name != TASK]
+    for name in config.rl.constraints:
+        if f"rl.constraints.{name}" not in constrained:
+            raise unknown("configuration key", f"rl.constraints.{name}", constrained)
+    for name in config.rl.monitor:
+        if name not in known:
+            raise unknown("reward", name, known)
 
 
 def load(name: str) -> Reward:

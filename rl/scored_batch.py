@@ -18,9 +18,8 @@ from torch import Tensor
 
 from fgrpo.types import Score
 from judges.imitation import imitates_verdict
-from rewards.base import Report, RewardItem, load, names, report_of
+from rewards.base import TASK, Report, RewardItem, load, names, report_of
 
-TASK = "task"
 BY_JUDGE = "judge"  # the cause of a score that no rule gave
 
 

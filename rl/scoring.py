@@ -17,9 +17,9 @@ from typing import Any
 
 from fgrpo import response
 from fgrpo.types import NotFinite, Sample, Score
-from rewards.base import Reward, RewardContext, RewardItem, judge_task_of, load
+from rewards.base import TASK, Reward, RewardContext, RewardItem, judge_task_of, load
 from rl.reward_validation import NoScore, rollout_id
-from rl.scored_batch import TASK, ScoreColumn, ScoredBatch
+from rl.scored_batch import ScoreColumn, ScoredBatch
 
 
 class RolloutScorer:

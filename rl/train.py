@@ -29,7 +29,7 @@ from fgrpo.training import checkpoints, distributed, launch, metrics_file, track
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import settle_replaced
 from judges import build
-from rewards.base import RewardContext
+from rewards.base import RewardContext, check_configured
 from rl import arguments, data
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements
@@ -183,9 +183,10 @@ def make_dual(cfg: Config) -> DualAscent:
     """The multipliers of a method: one constraint for each key of rl.constraints; a coupled reward has none.
 
     Raises:
-        UserError: the values make no constraint.
+        UserError: a constraint or monitor of no reward (names the nearest), or values that make no constraint.
     """
     rl = cfg.rl
+    check_configured(cfg)
     try:
         constraints = [make_constraint(cfg, name) for name in rl.constraints] if rl.combine == "decoupled" else []
         return DualAscent(constraints, rl.dual.kind, kp=rl.dual.kp, kd=rl.dual.kd)

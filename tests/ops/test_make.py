@@ -36,7 +36,7 @@ def test_every_target_is_phony() -> None:
 def test_a_later_stage_alone_makes_what_comes_before_it() -> None:
     before = ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
     assert modules("sft", "PRESET=smoke") == before
-    assert modules("rl-fgrpo", "PRESET=smoke") == ["fgrpo.config", *before, "rl.train"]
+    assert modules("rl-fgrpo", "PRESET=smoke") == ["ops.check_method", *before, "rl.train"]
     assert modules("eval", "PRESET=smoke") == ["miniworld.write", "eval.run"]
     assert modules("bench", "PRESET=smoke") == [*before, "perf.run"]
 
@@ -47,8 +47,8 @@ def test_a_preset_without_a_world_writes_none() -> None:
 
 def test_the_demo() -> None:
     stages = modules("demo", "PRESET=smoke")
-    assert stages.count("fgrpo.config") == 2  # a wrong method is said before the first stage
-    stages = [stage for stage in stages if stage != "fgrpo.config"]
+    assert stages.count("ops.check_method") == 2  # a wrong method is said before the first stage
+    stages = [stage for stage in stages if stage != "ops.check_method"]
     assert stages[:4] == ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
     assert stages[4:6] == ["rl.train", "rl.train"] and stages[-4:] == [
         "eval.run",
