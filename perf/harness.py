@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,6 +33,7 @@ from fgrpo.inference.openai_engine import OpenAISampler
 from fgrpo.inference.transformers_engine import TransformersSampler
 from fgrpo.schema import Config
 from perf.common import load, median, show
+from perf.endpoint import in_own_process
 
 SLOTS, SERVICE_S = 32, 2.0  # of the order of a real answer
 QUESTIONS, ROUNDS = 192, 3
@@ -59,27 +57,6 @@ def visual(doc): return [Image.open(io.BytesIO(doc["image"]["bytes"])).convert("
 def text(doc, kwargs=None): return doc["question"]
 def results(doc, result): return {"right": float(doc["answer"].strip("()") in result[0])}
 """
-
-
-@contextmanager
-def endpoint() -> Iterator[tuple[str, Callable[[], float]]]:
-    """(address, function that gives the answers per second from the first request to the last reply; call it once, last)."""
-    command = [sys.executable, "-m", "perf.endpoint", "--slots", str(SLOTS)]
-    process = subprocess.Popen(
-        [*command, "--service-ms", str(1000 * SERVICE_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    source, out = process.stdin, process.stdout
-
-    def rate() -> float:
-        source.close()  # it ends when its input does, and says its statistics
-        return float(json.loads(out.read())["per_second"])
-
-    try:
-        yield out.readline().strip(), rate
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def requests_of(cfg: Config, count: int) -> list[generate.Job]:
@@ -156,9 +133,9 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
     rates: dict[str, list[float]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
         for name, client in clients.items():
-            with endpoint() as (url, rate):
+            with in_own_process(SLOTS, SERVICE_S) as (url, statistics):
                 client(url)
-                rates[name].append(rate())
+                rates[name].append(statistics()["per_second"])
     ideal = SLOTS / SERVICE_S
     first = median(rates["bare client"])
     rows = [("the endpoint's limit", f"{ideal:.1f}", "–")]
