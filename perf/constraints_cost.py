@@ -67,7 +67,8 @@ def with_constraints(count: int, model: Any, _: Any, args: Any, dataset: Any, **
     """The in-process trainer with a synthetic task reward and `count` constraints in place of the configured ones."""
     dual = DualAscent(constraints(count))
     rewards = [synthetic(TASK), *(synthetic(c.reward) for c in dual.constraints)]
-    return InProcessTrainer(model, rewards, args, dataset, **{**more, "dual": dual, "scorer": None, "coupling": None})
+    own = {"dual": dual, "scorer": None, "coupling": None, "max_failed_share": 1.0}
+    return InProcessTrainer(model, rewards, args, dataset, **{**more, **own})
 
 
 def formula_ms(counts: Sequence[int], rounds: int) -> dict[int, list[float]]:
