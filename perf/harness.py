@@ -1,21 +1,18 @@
-"""The evaluation harness against the bare engine and lmms-eval: answers per second on the same questions.
+"""The evaluation harness against the bare engine: answers per second on the same questions.
 
 Two engines. The first is an endpoint that takes a fixed time per request in a few slots (`perf.endpoint`, in its own
 process). It counts the share of its slot time that a client used, so no client's start-up is in the figure. The second is the
 transformers engine over the SFT policy, where generating, writing and resuming are timed against the engine alone.
 
-With `--lmms`, an interpreter that has lmms-eval (its own virtual environment: `pip install lmms-eval`), lmms-eval gets the
-same questions of the miniature world's CV-Bench at the same endpoint, with the same number of requests in flight.
+Other harnesses: `perf.peers_harness`.
 
-Command: `python -m perf.harness --preset mini [--lmms /tmp/lmms/bin/python]` (after `make sft`).
+Command: `python -m perf.harness --preset mini` (after `make sft`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +23,6 @@ import torch
 
 from eval import base, generate, models
 from fgrpo import cli, runs
-from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference.base import Request, Sampler
 from fgrpo.inference.openai_engine import OpenAISampler
@@ -39,24 +35,6 @@ SLOTS, SERVICE_S = 32, 2.0  # of the order of a real answer
 QUESTIONS, ROUNDS = 192, 3
 LOCAL_QUESTIONS = 200
 SERVED = "scripted"  # the endpoint's model
-TASK = """task: same_questions
-dataset_path: parquet
-dataset_kwargs: {{data_files: {{test: {parquet}}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function same_questions.visual
-doc_to_text: !function same_questions.text
-doc_to_target: answer
-process_results: !function same_questions.results
-metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
-generation_kwargs: {{max_new_tokens: 96, temperature: 0}}
-"""
-FUNCTIONS = """import io
-from PIL import Image
-def visual(doc): return [Image.open(io.BytesIO(doc["image"]["bytes"])).convert("RGB")]
-def text(doc, kwargs=None): return doc["question"]
-def results(doc, result): return {"right": float(doc["answer"].strip("()") in result[0])}
-"""
 
 
 def requests_of(cfg: Config, count: int) -> list[generate.Job]:
@@ -103,22 +81,7 @@ def harness(sampler: Sampler, todo: Sequence[generate.Job], concurrency: int) ->
         asyncio.run(work(folder))
 
 
-def lmms(python: str, url: str, cfg: Config) -> None:
-    """lmms-eval over CV-Bench's questions. UserError if it fails (its last lines)."""
-    (parquet,) = Path(cfg.data.root, "bench", "CV-Bench").rglob("test_2d.parquet")
-    with TemporaryDirectory() as folder:
-        Path(folder, "same_questions.yaml").write_text(TASK.format(parquet=parquet.resolve()), encoding="utf-8")
-        Path(folder, "same_questions.py").write_text(FUNCTIONS, encoding="utf-8")
-        settings = f"model_version={SERVED},base_url={url},api_key=none,num_concurrent={SLOTS},timeout=120"
-        command = [python, "-m", "lmms_eval", "--model", "openai", "--model_args", settings, "--batch_size", "1"]
-        command += ["--tasks", "same_questions", "--include_path", folder, "--limit", str(QUESTIONS)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": folder, "OPENAI_API_KEY": "none"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder, check=False)
-        if done.returncode or "Traceback" in done.stderr:  # it ends with 0 where its evaluation failed
-            raise UserError("lmms-eval failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-12:]))
-
-
-def endpoint_table(cfg: Config, python: str | None) -> None:
+def endpoint_table(cfg: Config) -> None:
     """Clients of the endpoint, alternating."""
     todo = requests_of(cfg, QUESTIONS)
     asked = [job.request for job in todo]
@@ -128,8 +91,6 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
             OpenAISampler([url], SERVED, forbidden=(), concurrency=SLOTS, timeout_s=120.0), todo, SLOTS
         ),
     }
-    if python is not None:
-        clients["lmms-eval"] = lambda url: lmms(python, url, cfg)
     rates: dict[str, list[float]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
         for name, client in clients.items():
@@ -142,8 +103,6 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
     rows += [
         (name, f"{median(per_second):.1f}", f"{median(per_second) / first:.2f}") for name, per_second in rates.items()
     ]
-    if python is None:
-        rows.append(("lmms-eval (not given: `--lmms`)", "–", "–"))
     words = (
         f"{len(todo)} questions with images to an endpoint of {SLOTS} slots and {SERVICE_S:g} s per request, {SLOTS} in flight, "
         f"{ROUNDS} alternating rounds; measured by the endpoint itself."
@@ -177,17 +136,10 @@ def main() -> None:
         torch.set_num_threads(1)
         cfg = load(args, args.method, "eval.sampled_rollouts=0")
         policy = runs.require(runs.folder(cfg, "sft", args.runs) / "final", "sft")
-        endpoint_table(cfg, args.lmms)
+        endpoint_table(cfg)
         local_table(cfg, policy)
 
-    arguments = cli.parser((__doc__ or "").splitlines()[0])
-    arguments.add_argument(
-        "--lmms",
-        metavar="PYTHON",
-        default=os.environ.get("LMMS_PYTHON"),
-        help="an interpreter that has lmms-eval (default: $LMMS_PYTHON)",
-    )
-    cli.run(body, arguments)
+    cli.run(body, cli.parser((__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

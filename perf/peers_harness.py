@@ -90,7 +90,7 @@ class Runner:
             began, epoch = time.perf_counter(), time.time()
             self._finish(self._start(endpoint, folder), folder)
             seconds = time.perf_counter() - began
-            self._check(folder, 0)
+            self._check(folder)
             return Whole(endpoint.began_at - epoch, seconds)
 
     def killed(self) -> Killed:
@@ -146,22 +146,23 @@ class Runner:
         lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
         raise UserError(f"{self.harness.name} {reason}:\n" + "\n".join(lines))
 
-    def _check(self, folder: Path, lost: int) -> None:
+    def _check(self, folder: Path) -> None:
         """UserError if an undisturbed evaluation lacks answers: then it did not run as it should."""
         answered = self.harness.answered(folder)
-        if len(self.samples) - answered != lost:
+        if answered != len(self.samples):
             raise UserError(f"{self.harness.name} stored {answered} answers to {len(self.samples)} questions")
 
 
 HEADINGS = (
     "harness", "start-up, s", "answers per second, whole run", "over this harness", "requests repeated after a kill",
-    "seconds with faults over without", "without an answer, faults",
+    "faults: answers per second over this harness", "faults: seconds over those without", "faults: without an answer",
 )  # fmt: skip
 
 
 def row(name: str, found: Found, base: Found, questions: int) -> tuple[str, ...]:
     """One harness' row."""
     rates, ours = ([questions / w.seconds for w in f.whole] for f in (found, base))
+    faulty, ours_faulty = ([questions / f.seconds for f in x.faulty] for x in (found, base))
     lost = sum(f.lost for f in found.faulty)
     return (
         name,
@@ -169,6 +170,7 @@ def row(name: str, found: Found, base: Found, questions: int) -> tuple[str, ...]
         f"{median(rates):.1f}",
         ratio(rates, ours),
         spread([k.repeated for k in found.killed], ".0f") + _lost(found.killed),
+        ratio(faulty, ours_faulty),
         ratio([f.seconds for f in found.faulty], [w.seconds for w in found.whole]),
         f"{lost} of {questions * len(found.faulty)}",
     )
