@@ -24,6 +24,7 @@ from perf.faults import Fault, Faults, response, send
 from perf.scripted import write
 
 MODEL = "scripted"
+HOLD_S = 0.005  # between two looks at `hold_at`
 
 
 class Endpoint:
@@ -38,6 +39,7 @@ class Endpoint:
     Attributes:
         served, refused, lost: requests so far, and how many of the served got a fault for a reply.
         began_at: seconds since the epoch at the first request; 0 before it.
+        hold_at: once so many are served, the others keep their slots without a reply until this is None again.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Endpoint:
         self._slots, self._service_s, self.refuses = slots, service_s, refuses
         self._faults = faults or Faults(0.0)
         self.is_down = False
+        self.hold_at: int | None = None
         self.served, self.refused, self.lost, self.most, self.began_at = 0, 0, 0, 0, 0.0
         self._now, self._busy, self._changed, self._first, self._last = 0, 0.0, 0.0, 0.0, 0.0
         self._ready = threading.Event()
@@ -124,8 +127,10 @@ class Endpoint:
         async with self._gate:
             self._change(+1)
             await asyncio.sleep(self._service_s)
+            while self.hold_at is not None and self.served >= self.hold_at:
+                await asyncio.sleep(HOLD_S)
+            self.served += 1
             self._change(-1)
-        self.served += 1
         fault = self._faults.draw()
         self.lost += fault is not None
         return 200, _completion(asked), fault

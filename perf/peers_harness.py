@@ -97,14 +97,16 @@ class Runner:
         """An evaluation that is killed when half of the requests have been served, and its resumption."""
         with Endpoint(peers.IN_FLIGHT, self.service_s) as endpoint, TemporaryDirectory() as name:
             folder = self._prepared(name)
+            endpoint.hold_at = len(self.samples) // 2
             process = self._start(endpoint, folder)
             deadline = time.monotonic() + LIMIT_S
-            while endpoint.served < len(self.samples) // 2:
+            while endpoint.served < endpoint.hold_at:
                 if process.poll() is not None or time.monotonic() > deadline:
                     self._fail(process, folder, "ended, or stood still, before it was killed")
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            endpoint.hold_at = None
             self._finish(self._start(endpoint, folder), folder)
             return Killed(endpoint.served - len(self.samples), len(self.samples) - self.harness.answered(folder))
 
@@ -213,7 +215,7 @@ def main() -> None:
             "Harness against lmms-eval and VLMEvalKit",
             f"{len(samples)} questions with images, an endpoint of {peers.IN_FLIGHT} slots and {args.service:g} s per request, "
             f"{peers.IN_FLIGHT} in flight, {args.rounds} alternating rounds of whole runs, without judges. The kill comes when half of the "
-            f"requests are served, {peers.IN_FLIGHT} being in flight; then the same command resumes. With faults, {FAULTS:.0%} of the replies are "
+            f"requests are served and {peers.IN_FLIGHT} are in flight; then the same command resumes. With faults, {FAULTS:.0%} of the replies are "
             "lost (500, 503, 429, closed, a page, cut). In brackets the lowest and highest round.",
             HEADINGS,
             [*rows, *map(absent, missing)],

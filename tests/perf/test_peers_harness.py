@@ -60,12 +60,12 @@ def harness(manner: str) -> peers.Harness:
     return peers.Harness(manner, "none", "pip install it", prepare, command, answered)
 
 
-def runner(manner: str, samples: list[Sample], service_s: float = 0.0) -> Runner:
-    return Runner(harness(manner), sys.executable, samples, service_s)
+def runner(manner: str, samples: list[Sample]) -> Runner:
+    return Runner(harness(manner), sys.executable, samples, 0.0)
 
 
 def test_a_kill_in_the_middle_costs_what_the_harness_had_not_stored(samples: list[Sample]) -> None:
-    careful, careless = (runner(m, samples, 0.05).killed() for m in ("careful", "careless"))
+    careful, careless = (runner(m, samples).killed() for m in ("careful", "careless"))
     assert careful.repeated <= 1 and careless.repeated >= QUESTIONS // 2
     assert careful.lost == careless.lost == 0
 
