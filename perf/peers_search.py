@@ -123,7 +123,9 @@ def _rollout(start: Step, ask: Ask, pattern: Pattern) -> float:
     return float(text.endswith(f"<answer>{GOLD}{END_OF_ANSWER}"))
 
 
-def one_step_client(url: str, questions: int, image: Path, timeout_s: float, workers: int = WORKERS) -> Counter[str]:
+def one_step_client(
+    url: str, questions: int, image: Path, timeout_s: float, workers: int = WORKERS, pattern: Pattern = PATTERN
+) -> Counter[str]:
     """Search `questions` trees in `workers` shards; trees by outcome: "grown", or the name of the error that lost one."""
     address = data_url(str(image))
     client = openai.OpenAI(base_url=url, api_key="none", timeout=timeout_s)  # with its own two retries
@@ -137,7 +139,7 @@ def one_step_client(url: str, questions: int, image: Path, timeout_s: float, wor
                 return _request(client, address, text, is_last, next(seeds))
 
             try:
-                one_step_search(ask)
+                one_step_search(ask, pattern)
             except Exception as error:  # noqa: BLE001 - as the worker of the original does; counted by name
                 outcomes[type(error).__name__] += 1
             else:

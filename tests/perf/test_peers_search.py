@@ -13,6 +13,7 @@ from perf.endpoint import Endpoint
 from perf.faults import KINDS, Faults
 from perf.peers_search import FAULTS, Pattern, Round, one_step_client, one_step_search, table
 
+SHORT = Pattern(simulations=2)
 ANSWER = "</think><answer>left</answer>"
 
 
@@ -61,7 +62,7 @@ def test_over_http_the_endpoint_serves_as_many_requests_whatever_the_number_of_w
     served = []
     for workers in (1, 2):
         with Endpoint(4, 0.0) as endpoint:
-            assert one_step_client(endpoint.url, 2, image, 30.0, workers) == {"grown": 2}
+            assert one_step_client(endpoint.url, 2, image, 30.0, workers, SHORT) == {"grown": 2}
             assert endpoint.most <= workers
             served.append(endpoint.served)
     assert served[0] == served[1] > 2 * (3 + 3 * 2)
@@ -69,7 +70,7 @@ def test_over_http_the_endpoint_serves_as_many_requests_whatever_the_number_of_w
 
 def test_a_reply_that_is_no_json_loses_the_tree_and_the_worker_goes_on(image: Path) -> None:
     with Endpoint(4, 0.0, faults=Faults(0.006, ("page",), seed=1)) as endpoint:
-        outcomes = one_step_client(endpoint.url, 3, image, 30.0, workers=1)
+        outcomes = one_step_client(endpoint.url, 3, image, 30.0, 1, SHORT)
         assert outcomes["grown"] == 3 - endpoint.lost and 0 < endpoint.lost < 3
     assert sum(outcomes.values()) == 3
 
