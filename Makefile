@@ -138,7 +138,7 @@ slurm: | $(STAMP) ## write the preset's Slurm scripts to runs/<preset>/slurm (do
 	$(PY) -m ops.slurm $(ARGS)
 plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
-bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest)
+bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
 doctor: | $(STAMP) ## check versions, devices, endpoints and data; say what is missing and what to do
 	$(PY) -m ops.doctor $(ARGS)

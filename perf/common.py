@@ -79,6 +79,25 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else 0.0
 
 
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, with the lowest and highest value in brackets where there are several."""
+    middle = format(median(values), form)
+    return f"{middle} ({min(values):{form}}–{max(values):{form}})" if len(values) > 1 else middle
+
+
+def ratio(values: Sequence[float], base: Sequence[float], form: str = ".2f") -> str:
+    """The ratio of the medians, with the lowest and highest ratio of a round in brackets; a dash where the base is 0.
+
+    Raises:
+        ValueError: not as many rounds of both.
+    """
+    rounds = [value / one for value, one in zip(values, base, strict=True) if one]
+    if len(rounds) < len(values) or not rounds:
+        return "–"
+    middle = format(median(values) / median(base), form)
+    return f"{middle} ({min(rounds):{form}}–{max(rounds):{form}})" if len(rounds) > 1 else middle
+
+
 def show(title: str, words: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print one section: heading, sentence, table."""
     rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(headings))) + "|"

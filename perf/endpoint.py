@@ -11,16 +11,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from perf.faults import Fault, Faults, response, send
 from perf.scripted import write
 
 MODEL = "scripted"
+HOLD_S = 0.005  # between two looks at `hold_at`
 
 
 class Endpoint:
@@ -30,14 +34,26 @@ class Endpoint:
         slots: requests served at a time; the others wait.
         service_s: seconds a request takes in its slot.
         refuses: the status to refuse a request with (None: serve it), for tests.
+        faults: what happens to replies on their way; a request whose reply is lost has been served.
+
+    Attributes:
+        served, refused, lost: requests so far, and how many of the served got a fault for a reply.
+        began_at: seconds since the epoch at the first request; 0 before it.
+        hold_at: once so many are served, the others keep their slots without a reply until this is None again.
     """
 
     def __init__(
-        self, slots: int, service_s: float, refuses: Callable[[dict[str, Any]], int | None] = lambda asked: None
+        self,
+        slots: int,
+        service_s: float,
+        refuses: Callable[[dict[str, Any]], int | None] = lambda asked: None,
+        faults: Faults | None = None,
     ) -> None:
         self._slots, self._service_s, self.refuses = slots, service_s, refuses
+        self._faults = faults or Faults(0.0)
         self.is_down = False
-        self.served, self.refused, self.most = 0, 0, 0
+        self.hold_at: int | None = None
+        self.served, self.refused, self.lost, self.most, self.began_at = 0, 0, 0, 0, 0.0
         self._now, self._busy, self._changed, self._first, self._last = 0, 0.0, 0.0, 0.0, 0.0
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -55,7 +71,8 @@ class Endpoint:
         """
         span = self._last - self._first
         busy, rate = (self._busy / self._slots / span, self.served / span) if span else (0.0, 0.0)
-        return {"served": self.served, "per_second": rate, "busy": busy, "most": self.most}
+        counts = {"served": self.served, "lost": self.lost, "most": self.most}
+        return {**counts, "per_second": rate, "busy": busy, "span_s": span}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -89,35 +106,34 @@ class Endpoint:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 fields = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
-                status, reply = await self._answer(head[0].split(" ")[1], body)
-                if self.is_down:
+                status, reply, fault = await self._answer(head[0].split(" ")[1], body)
+                if self.is_down or not await send(writer, fault, response(status, json.dumps(reply))):
                     break
-                data = json.dumps(reply).encode()
-                writer.write(
-                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                )
-                writer.write(data)
-                await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client went away
         finally:
             writer.close()
 
-    async def _answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any], Fault | None]:
         if path.endswith("/models"):
-            return 200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm", "created": 0}]}
+            entry = {"id": MODEL, "object": "model", "owned_by": "vllm", "created": 0}
+            return 200, {"object": "list", "data": [entry]}, None
         asked = json.loads(body)
         refused = self.refuses(asked)
         if refused is not None:
             self.refused += 1
-            return refused, {"error": {"message": "not now", "type": "x", "code": None}}
-        self._first = self._first or time.perf_counter()
+            return refused, {"error": {"message": "not now", "type": "x", "code": None}}, None
+        self._first, self.began_at = self._first or time.perf_counter(), self.began_at or time.time()
         async with self._gate:
             self._change(+1)
             await asyncio.sleep(self._service_s)
+            while self.hold_at is not None and self.served >= self.hold_at:
+                await asyncio.sleep(HOLD_S)
+            self.served += 1
             self._change(-1)
-        self.served += 1
-        return 200, _completion(asked)
+        fault = self._faults.draw()
+        self.lost += fault is not None
+        return 200, _completion(asked), fault
 
     def _change(self, by: int) -> None:
         """Integrate the slots in use over time."""
@@ -148,13 +164,38 @@ def _completion(asked: dict[str, Any]) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL, "choices": choices, "usage": usage}
 
 
+@contextmanager
+def in_own_process(
+    slots: int, service_s: float, faults: float = 0.0
+) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
+    """(address, function that ends the endpoint and gives its statistics; call it once, last)."""
+    command = [sys.executable, "-m", "perf.endpoint", "--slots", str(slots), "--service-ms", str(1000 * service_s)]
+    process = subprocess.Popen(
+        [*command, "--faults", str(faults)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    source, out = process.stdin, process.stdout
+
+    def statistics() -> dict[str, float]:
+        source.close()  # it ends when its input does, and says its statistics
+        found: dict[str, float] = json.loads(out.read())
+        return found
+
+    try:
+        yield out.readline().strip(), statistics
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def main() -> None:
     """Serve until standard input is closed; print the address first and the statistics last."""
     arguments = argparse.ArgumentParser(description="an endpoint with a fixed service time and limited parallelism")
     arguments.add_argument("--slots", type=int, default=32)
     arguments.add_argument("--service-ms", type=float, default=500.0)
+    arguments.add_argument("--faults", type=float, default=0.0, help="share of the replies that are lost (perf.faults)")
     args = arguments.parse_args()
-    with Endpoint(args.slots, args.service_ms / 1000) as endpoint:
+    with Endpoint(args.slots, args.service_ms / 1000, faults=Faults(args.faults)) as endpoint:
         print(endpoint.url, flush=True)
         sys.stdin.read()
         print(json.dumps(endpoint.statistics()), flush=True)

@@ -1,26 +1,20 @@
-"""The evaluation harness against the bare engine and lmms-eval: answers per second on the same questions.
+"""The evaluation harness against the bare engine: answers per second on the same questions.
 
 Two engines. The first is an endpoint that takes a fixed time per request in a few slots (`perf.endpoint`, in its own
 process). It counts the share of its slot time that a client used, so no client's start-up is in the figure. The second is the
 transformers engine over the SFT policy, where generating, writing and resuming are timed against the engine alone.
 
-With `--lmms`, an interpreter that has lmms-eval (its own virtual environment: `pip install lmms-eval`), lmms-eval gets the
-same questions of the miniature world's CV-Bench at the same endpoint, with the same number of requests in flight.
+Other harnesses: `perf.peers_harness`.
 
-Command: `python -m perf.harness --preset mini [--lmms /tmp/lmms/bin/python]` (after `make sft`).
+Command: `python -m perf.harness --preset mini` (after `make sft`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,57 +23,18 @@ import torch
 
 from eval import base, generate, models
 from fgrpo import cli, runs
-from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference.base import Request, Sampler
 from fgrpo.inference.openai_engine import OpenAISampler
 from fgrpo.inference.transformers_engine import TransformersSampler
 from fgrpo.schema import Config
 from perf.common import load, median, show
+from perf.endpoint import in_own_process
 
 SLOTS, SERVICE_S = 32, 2.0  # of the order of a real answer
 QUESTIONS, ROUNDS = 192, 3
 LOCAL_QUESTIONS = 200
 SERVED = "scripted"  # the endpoint's model
-TASK = """task: same_questions
-dataset_path: parquet
-dataset_kwargs: {{data_files: {{test: {parquet}}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function same_questions.visual
-doc_to_text: !function same_questions.text
-doc_to_target: answer
-process_results: !function same_questions.results
-metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
-generation_kwargs: {{max_new_tokens: 96, temperature: 0}}
-"""
-FUNCTIONS = """import io
-from PIL import Image
-def visual(doc): return [Image.open(io.BytesIO(doc["image"]["bytes"])).convert("RGB")]
-def text(doc, kwargs=None): return doc["question"]
-def results(doc, result): return {"right": float(doc["answer"].strip("()") in result[0])}
-"""
-
-
-@contextmanager
-def endpoint() -> Iterator[tuple[str, Callable[[], float]]]:
-    """(address, function that gives the answers per second from the first request to the last reply; call it once, last)."""
-    command = [sys.executable, "-m", "perf.endpoint", "--slots", str(SLOTS)]
-    process = subprocess.Popen(
-        [*command, "--service-ms", str(1000 * SERVICE_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    source, out = process.stdin, process.stdout
-
-    def rate() -> float:
-        source.close()  # it ends when its input does, and says its statistics
-        return float(json.loads(out.read())["per_second"])
-
-    try:
-        yield out.readline().strip(), rate
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def requests_of(cfg: Config, count: int) -> list[generate.Job]:
@@ -126,22 +81,7 @@ def harness(sampler: Sampler, todo: Sequence[generate.Job], concurrency: int) ->
         asyncio.run(work(folder))
 
 
-def lmms(python: str, url: str, cfg: Config) -> None:
-    """lmms-eval over CV-Bench's questions. UserError if it fails (its last lines)."""
-    (parquet,) = Path(cfg.data.root, "bench", "CV-Bench").rglob("test_2d.parquet")
-    with TemporaryDirectory() as folder:
-        Path(folder, "same_questions.yaml").write_text(TASK.format(parquet=parquet.resolve()), encoding="utf-8")
-        Path(folder, "same_questions.py").write_text(FUNCTIONS, encoding="utf-8")
-        settings = f"model_version={SERVED},base_url={url},api_key=none,num_concurrent={SLOTS},timeout=120"
-        command = [python, "-m", "lmms_eval", "--model", "openai", "--model_args", settings, "--batch_size", "1"]
-        command += ["--tasks", "same_questions", "--include_path", folder, "--limit", str(QUESTIONS)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": folder, "OPENAI_API_KEY": "none"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder, check=False)
-        if done.returncode or "Traceback" in done.stderr:  # it ends with 0 where its evaluation failed
-            raise UserError("lmms-eval failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-12:]))
-
-
-def endpoint_table(cfg: Config, python: str | None) -> None:
+def endpoint_table(cfg: Config) -> None:
     """Clients of the endpoint, alternating."""
     todo = requests_of(cfg, QUESTIONS)
     asked = [job.request for job in todo]
@@ -151,22 +91,18 @@ def endpoint_table(cfg: Config, python: str | None) -> None:
             OpenAISampler([url], SERVED, forbidden=(), concurrency=SLOTS, timeout_s=120.0), todo, SLOTS
         ),
     }
-    if python is not None:
-        clients["lmms-eval"] = lambda url: lmms(python, url, cfg)
     rates: dict[str, list[float]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
         for name, client in clients.items():
-            with endpoint() as (url, rate):
+            with in_own_process(SLOTS, SERVICE_S) as (url, statistics):
                 client(url)
-                rates[name].append(rate())
+                rates[name].append(statistics()["per_second"])
     ideal = SLOTS / SERVICE_S
     first = median(rates["bare client"])
     rows = [("the endpoint's limit", f"{ideal:.1f}", "–")]
     rows += [
         (name, f"{median(per_second):.1f}", f"{median(per_second) / first:.2f}") for name, per_second in rates.items()
     ]
-    if python is None:
-        rows.append(("lmms-eval (not given: `--lmms`)", "–", "–"))
     words = (
         f"{len(todo)} questions with images to an endpoint of {SLOTS} slots and {SERVICE_S:g} s per request, {SLOTS} in flight, "
         f"{ROUNDS} alternating rounds; measured by the endpoint itself."
@@ -200,17 +136,10 @@ def main() -> None:
         torch.set_num_threads(1)
         cfg = load(args, args.method, "eval.sampled_rollouts=0")
         policy = runs.require(runs.folder(cfg, "sft", args.runs) / "final", "sft")
-        endpoint_table(cfg, args.lmms)
+        endpoint_table(cfg)
         local_table(cfg, policy)
 
-    arguments = cli.parser((__doc__ or "").splitlines()[0])
-    arguments.add_argument(
-        "--lmms",
-        metavar="PYTHON",
-        default=os.environ.get("LMMS_PYTHON"),
-        help="an interpreter that has lmms-eval (default: $LMMS_PYTHON)",
-    )
-    cli.run(body, arguments)
+    cli.run(body, cli.parser((__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

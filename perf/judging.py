@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from openai.types.chat import ChatCompletion
 from fgrpo.schema import Judge
 from judges.backends.openai import BACKEND
 from judges.client import OpenAITransport
+from perf import faults as faulty
 from perf.common import median, show
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 
@@ -44,24 +44,14 @@ def reply(text: str) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 400, "completion_tokens": 20, "total_tokens": 420}
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-    return response(200, json.dumps(body))
-
-
-def response(status: int, body: str, header: str = "") -> bytes:
-    """An HTTP response."""
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{header}\r\n"
-    return (head + body).encode()
+    return faulty.response(200, json.dumps(body))
 
 
 class Server:
-    """Answers every request after `service_s`; a share `faults` of them fails. It counts."""
+    """Answers every request after `service_s`; a share `faults` of them fails (`perf.faults`)."""
 
     def __init__(self, service_s: float, faults: float) -> None:
-        self.service_s, self.faults, self.rng = service_s, faults, random.Random(0)
-        self.good = reply(VERDICT)
-        bad = '{"error": {"message": "x"}}'
-        busy = response(429, bad, "Retry-After: 0.1\r\n")
-        self.bad = [response(500, bad), response(503, bad), busy, b"", response(200, "<html>"), self.good[:-30], None]
+        self.service_s, self.faults, self.good = service_s, faulty.Faults(faults), reply(VERDICT)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -71,16 +61,7 @@ class Server:
                 await reader.readexactly(int(re.search(rb"(?i)content-length: *(\d+)", head).group(1)))  # type: ignore[union-attr]
                 if self.service_s:
                     await asyncio.sleep(self.service_s)
-                if self.rng.random() >= self.faults:
-                    writer.write(self.good)
-                    continue
-                data = self.rng.choice(self.bad)
-                if data is None:
-                    await asyncio.sleep(100 * LIMIT_S)
-                    return
-                writer.write(data)
-                if not data or data == self.good[:-30]:
-                    await writer.drain()
+                if not await faulty.send(writer, self.faults.draw(), self.good):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -1,6 +1,7 @@
 """Runs every measurement, one process each, and writes docs/benchmarks.md: `make bench` (`python -m perf.run`).
 
-The page is written when all have succeeded. `--only sampling,zero3` runs some and replaces their sections of the page.
+The page is written when all have succeeded. `--only sampling,zero3` runs some and replaces their sections of the page. Other
+evaluation harnesses are measured where PEERS names virtual environments that have them (`perf.peers`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ Written by `make bench` on {machine}, preset {preset}, some sections in separate
 OF_PRESET = (
     "rl_step",
     "constraints",
+    "constraints_cost",
     "sampling",
     "harness",
+    "peers_harness",
     "rollouts",
     "zero3",
     "pure",
@@ -43,10 +46,12 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
     out["shared_prefix"] = ["perf.shared_prefix"]
     out["search"] = ["perf.search", "--trees", *TREES]
+    out["peers_search"] = ["perf.peers_search"]
     out["prior"] = ["perf.prior"]
     out["stream"] = ["perf.stream", *ROWS]
     out["judging"] = ["perf.judging"]
     out["demo"] = ["perf.demo", "--preset", args.preset]
+    out["judging_ordinary"] = ["perf.judging_ordinary"]
     return out
 
 

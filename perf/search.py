@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from fgrpo.schema import Config
 from fgrpo.types import Sample
 from mcts.run import distil
 from perf import common
-from perf.endpoint import MODEL
+from perf.endpoint import MODEL, in_own_process
 from perf.scripted import write
 
 IMAGE_SIZE = (640, 427)
@@ -67,19 +65,10 @@ def run_trees(config: Config, trees: int, engine: Sampler, *, with_images: bool)
 
 def over_http(config: Config, trees: int, slots: int, service_ms: float) -> tuple[float, dict[str, int]]:
     """(share of slot time in use as the endpoint saw it, the manifest's counts)."""
-    command = [sys.executable, "-m", "perf.endpoint", "--slots", str(slots), "--service-ms", str(service_ms)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        url = process.stdout.readline().strip()
+    with in_own_process(slots, service_ms / 1000) as (url, statistics):
         engine = OpenAISampler([url], MODEL, forbidden=(), concurrency=config.engine.concurrency)
         _, counts = run_trees(config, trees, engine, with_images=True)
-        process.stdin.close()
-        answer = json.loads(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait()
-    return float(answer["busy"]), counts
+        return statistics()["busy"], counts
 
 
 def busy_words(config: Config, args: argparse.Namespace) -> str:
