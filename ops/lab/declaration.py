@@ -31,6 +31,7 @@ NOTES = FOLDER / "notes"
 SEAL = "declared.json"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 CELL = "cell/"  # marks a metric that a cell has once, such as the share of steps at a multiplier's bound
+CELL_COLUMNS = ("lambda/", "saturated/", "forced/")  # beginnings of the columns of cells.parquet that a hypothesis may name
 
 
 class Backbone(Section):
@@ -161,7 +162,9 @@ class Lab(Section):
                 for method in (part.a, part.b):
                     if method is not None:
                         yield name, method, list(self.methods)
-                if not part.metric.startswith(CELL):
+                if part.metric.startswith(CELL):
+                    yield name, part.metric.removeprefix(CELL).partition("/")[0] + "/", list(CELL_COLUMNS)
+                else:
                     yield name, part.metric, metrics
 
     def of(self, method: str) -> str:

@@ -20,6 +20,7 @@ from eval.measures import measures
 from eval.results import Result, one
 from fgrpo.config import load as load_config
 from fgrpo.errors import UserError
+from fgrpo.files import part_of_process
 from fgrpo.runs import write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
@@ -118,8 +119,11 @@ def _points(steps: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
-    part = path.with_name(path.name + ".part")
+    _write_table(path, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
+
+
+def _write_table(path: Path, table: Any) -> None:
+    part = part_of_process(path)  # shards may collect at once
     pq.write_table(table, part)
     part.replace(path)
 
@@ -147,7 +151,7 @@ def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
             if tables
             else pa.table({"cell": pa.array([], pa.string())})
         )
-        pq.write_table(joined, top / name)
+        _write_table(top / name, joined)
     return rows
 
 

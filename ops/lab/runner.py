@@ -26,7 +26,7 @@ from fgrpo.runs import held, write_json
 from ops.lab.cells import Job
 
 STATUS, LOG = "status.json", "log.txt"
-POLL_S = 0.2
+POLL_S, ELSEWHERE_S = 0.2, 2.0
 KILLED = "the laboratory was killed before the job ended"
 DONE, FAILED, STOPPED, RUNNING, WAITING = "done", "failed", "stopped", "running", "not started"
 ENVIRONMENT = {
@@ -118,6 +118,7 @@ class Runner:
     tell: Tell = print
     _running: dict[str, _Work] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
+    _elsewhere: dict[str, Job] = field(default_factory=dict)  # jobs that another process works on
 
     def run(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Run what is not done; returns {job: reason} of those that failed or could not start.
@@ -131,9 +132,10 @@ class Runner:
         try:
             while True:
                 self._start_ready(jobs, problems)
-                if not self._running:
+                if not self._running and not self._elsewhere:
                     return problems
-                time.sleep(POLL_S)
+                time.sleep(POLL_S if self._running else ELSEWHERE_S)
+                self._look_elsewhere()
                 for work in list(self._running.values()):
                     self._look(work, jobs, problems)
         finally:
@@ -142,24 +144,34 @@ class Runner:
 
     def _start_ready(self, jobs: Sequence[Job], problems: dict[str, str]) -> None:
         for job in jobs:
-            if self._states[job.name] != WAITING:
+            if self._states[job.name] != WAITING or job.name in self._elsewhere:
                 continue
             failed = [need for need in job.needs if self._states.get(need) == FAILED]
             if failed:
                 self._states[job.name] = FAILED
                 problems[job.name] = f"{failed[0]}, which it needs, is not done"
             elif len(self._running) < self.at_once and all(self._states.get(need) == DONE for need in job.needs):
-                self._start(job, problems)
+                self._start(job)
 
-    def _start(self, job: Job, problems: dict[str, str]) -> None:
+    def _look_elsewhere(self) -> None:
+        """Forget the jobs that the other process has ended; one that it left unfinished starts here."""
+        for name, job in list(self._elsewhere.items()):
+            if read(job.folder).state != RUNNING:
+                del self._elsewhere[name]
+
+    def _start(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         stack = ExitStack()
         try:
             stack.enter_context(held(job.folder))
-        except UserError as error:
-            self._states[job.name], problems[job.name] = FAILED, str(error)
+        except UserError:
+            self._elsewhere[job.name] = job
             return
         before = read_unlocked(job.folder)
+        if before.is_done(job):  # meanwhile, by another process
+            self._states[job.name] = DONE
+            stack.close()
+            return
         log = stack.enter_context((job.folder / LOG).open("ab"))
         work = _Work(job, before, stack, log, log.tell(), time.monotonic(), _now())
         self._running[job.name] = work
