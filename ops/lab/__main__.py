@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgrpo import cli
+from fgrpo.config import load as load_config
 from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
 from fgrpo.shards import Shard, add_option
+from ops.clean_checkpoints import clean
 from ops.lab import cells, declaration, results, runner
 from ops.lab.cells import Cell, Job, Plan
 from ops.lab.declaration import Lab
@@ -49,6 +51,8 @@ def run(
     def finish(job: Job) -> None:
         if job.name in by_job:
             results.finish_cell(lab, by_job[job.name], job)
+        elif job.kind == cells.CHAIN:  # before its cells, which would find them behind their links
+            clean(load_config(lab.preset), job.folder / "runs")
 
     try:
         return runner.Runner(jobs, finish, lambda line: print(line, flush=True)).run(chosen.jobs)

@@ -29,6 +29,7 @@ from ops.lab.declaration import Condition, Lab
 
 LINKED = ("data", "sft")  # what RL and evaluation read of a chain
 PROBE = "probe.json"
+CHAIN = "chain"  # kind of the jobs that cells share
 Words = tuple[str, ...]
 # One process per core: SFT's second process for batches would be one more.
 CHAIN_METHOD = "fgrpo"  # a method's name for stages before RL, which do not depend on it
@@ -219,7 +220,7 @@ class _Maker:
         stages: tuple[Words, ...] = (("data_curation.run",), ("mcts.run",), ("fgrpo.training.launch", "sft.train"))
         commands = tuple(self._command(modules, folder / "runs", words) for modules in stages)
         inputs = "/".join(self.jobs[need].key for need in needs)
-        return self.jobs.setdefault(name, Job(name, "chain", folder, commands, tuple(needs), inputs=inputs))
+        return self.jobs.setdefault(name, Job(name, CHAIN, folder, commands, tuple(needs), inputs=inputs))
 
     def cell(self, cell: Cell, of: str, method: str, words: Words, chain: Job, config: Config, questions: int) -> Job:
         """RL (for a method), evaluation, and forced false statements (for a model that reasons)."""

@@ -31,7 +31,11 @@ NOTES = FOLDER / "notes"
 SEAL = "declared.json"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 CELL = "cell/"  # marks a metric that a cell has once, such as the share of steps at a multiplier's bound
-CELL_COLUMNS = ("lambda/", "saturated/", "forced/")  # beginnings of the columns of cells.parquet that a hypothesis may name
+CELL_COLUMNS = (
+    "lambda/",
+    "saturated/",
+    "forced/",
+)  # beginnings of the columns of cells.parquet that a hypothesis may name
 
 
 class Backbone(Section):

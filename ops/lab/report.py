@@ -232,9 +232,12 @@ def _repeat(name: str, results: Results) -> str:
     for cell in results.cells:
         value = cell.get(column)
         cost = DASH if cell["cpu_seconds"] is None else f"{cell['cpu_seconds']:,.0f}"
-        shown = DASH if value is None else f"{100 * value:.2f}"
-        rows.append((cell["cell"], cell["state"], shown, cost, f"`make lab LAB={name} CELL={cell['cell']}`"))
-    return _table("cells", ("cell", "state", f"{column}, %", "CPU s", "command"), rows, left=2)
+        rows.append((cell["cell"], cell["state"], DASH if value is None else f"{100 * value:.2f}", cost))
+    words = (
+        f"`make lab LAB={name} CELL=<cell> RUNS=again` runs one cell anew, with what it needs, prints its commands, and then its figures to "
+        "the last digit."
+    )
+    return words + "\n\n" + _table("cells", ("cell", "state", f"{column}, %", "CPU s"), rows, left=2)
 
 
 def _table(name: str, headings: tuple[str, ...], rows: Rows, left: int = 1) -> str:

@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PLACEHOLDERS = {
     "<method>": "fgrpo",
     "<checkpoint>": "x",
+    "<cell>": "x",
     "<name>": "x",
     "…": "x",
     "/path/to/python3.11": sys.executable,

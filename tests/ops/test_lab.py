@@ -32,9 +32,9 @@ from ops.lab.declaration import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ("cvb_2d", "cvb_3d")
-QUESTIONS = 30
-# Of 30 answers, how many have the score; the seed adds its number.
-COUNTS = {"sft": {"accuracy": 12, "consistency": 25}, "grpo-t": {"accuracy": 16, "consistency": 14}, "fgrpo": {"accuracy": 21, "consistency": 27}}  # fmt: skip
+QUESTIONS = 60
+# Of 60 answers, how many have the score; the seed adds its number.
+COUNTS = {"sft": {"accuracy": 24, "consistency": 50}, "grpo-t": {"accuracy": 32, "consistency": 28}, "fgrpo": {"accuracy": 54, "consistency": 54}}  # fmt: skip
 PART = {"a": "fgrpo", "b": "grpo-t"}
 DECLARED: dict[str, Any] = {
     "title": "t",
@@ -127,7 +127,12 @@ def test_shards_hold_every_cell_once_and_no_chain_twice(tmp_path: Path) -> None:
 def test_one_cell_takes_what_it_needs_alone(tmp_path: Path) -> None:
     plan = cells.plan(lab(), tmp_path)
     one = plan.only([cells.cell_named(plan, "weak/zero/seed-1")])
-    assert [job.name for job in one.jobs] == ["worlds/base", "backbones/weak", "chains/weak/seed-1", "cells/weak/zero/seed-1"]
+    assert [job.name for job in one.jobs] == [
+        "worlds/base",
+        "backbones/weak",
+        "chains/weak/seed-1",
+        "cells/weak/zero/seed-1",
+    ]
     with pytest.raises(UserError, match="weak/zero/seed-1"):
         cells.cell_named(plan, "weak/zer/seed-1")
 
@@ -165,7 +170,11 @@ def test_the_declared_labs_expand(name: str, tmp_path: Path) -> None:
 def test_the_main_lab_has_the_cells_that_it_is_for() -> None:
     declared = declaration.load("main")
     every = cells.cells(declared)
-    full = [c for c in declared.conditions if all(Cell(c, m, s) in every for m in ("sft", "grpo-t", "fgrpo") for s in range(5))]
+    full = [
+        c
+        for c in declared.conditions
+        if all(Cell(c, m, s) in every for m in ("sft", "grpo-t", "fgrpo") for s in range(5))
+    ]
     assert len(full) >= 3 and list(declared.hypotheses) == [f"H{n}" for n in range(1, 13)]
     others = set(declared.methods) - {"backbone-direct", "backbone-cot"}
     assert all(Cell("mini", m, s) in every for m in others for s in range(3))
@@ -231,12 +240,25 @@ def test_jobs_run_once_in_order_and_failures_are_reported(tmp_path: Path) -> Non
     assert problems == {"bad": reason, "after-bad": "bad, which it needs, is not done"}
     first, bad = runner.read(jobs[0].folder), runner.read(jobs[1].folder)
     assert (first.state, bad.state, bad.reason) == ("done", "failed", reason)
-    assert first.cpu_seconds > 0 and any("first: done" in line and "s of CPU" in line and "left" in line for line in told)
+    assert first.cpu_seconds > 0 and any(
+        "first: done" in line and "s of CPU" in line and "left" in line for line in told
+    )
     jobs[1] = job(tmp_path, "bad", note(tmp_path, "d"))
     assert runner.Runner(1, tell=told.append).run(jobs) == {}
     assert sorted(notes(tmp_path)) == ["a", "b", "c", "d", "never"]
     again = runner.read(jobs[1].folder)
     assert again.state == "done" and [a["reason"] for a in again.attempts] == [reason]
+
+
+def test_a_job_finds_what_it_shares_behind_links(tmp_path: Path) -> None:
+    first = job(tmp_path, "chain", f"open({str(tmp_path / 'chain' / 'sft')!r}, 'w').write('weights')")
+    read = (
+        f"print(open({str(tmp_path / 'cell' / 'runs' / 'sft')!r}).read(), file=open({str(tmp_path / 'notes')!r}, 'w'))"
+    )
+    link = (tmp_path / "cell" / "runs" / "sft", tmp_path / "chain" / "sft")
+    cell = replace(job(tmp_path, "cell", read, needs=("chain",)), links=(link,))
+    assert runner.Runner(2, tell=lambda line: None).run([first, cell]) == {}
+    assert notes(tmp_path) == ["weights"] and not os.path.isabs(os.readlink(link[0]))
 
 
 def test_a_result_that_cannot_be_read_fails_its_job(tmp_path: Path) -> None:
@@ -300,7 +322,10 @@ def wait_until(ready: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_job_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, mine = job(tmp_path, "shared", note(tmp_path, "twice")), job(tmp_path, "mine", note(tmp_path, "mine"), needs=("shared",))
+    shared, mine = (
+        job(tmp_path, "shared", note(tmp_path, "twice")),
+        job(tmp_path, "mine", note(tmp_path, "mine"), needs=("shared",)),
+    )
     shared.folder.mkdir()
     lock = held(shared.folder)
     lock.__enter__()
@@ -347,7 +372,10 @@ def leave_results(declared: Lab, cell: Cell, job: Job, counts: Mapping[str, int]
     found = records(of, counts, cell.seed)
     write_jsonl(folder / "scores.jsonl", (r.to_dict() for r in found))
     config = load_config("smoke", "fgrpo", ["eval.bootstrap_samples=20"])
-    write_json(folder / "summary.json", {"model": of, "title": of, "mode": "think", **summary.summarise(found, [], config.eval)})
+    write_json(
+        folder / "summary.json",
+        {"model": of, "title": of, "mode": "think", **summary.summarise(found, [], config.eval)},
+    )
     write_sealed(folder / "manifest.json", {"outputs": {}, "commit": "c0ffee", "dirty": False})
     (folder / "done").touch()
     if of != "sft":
@@ -372,7 +400,10 @@ def laboratory(top: Path, counts: Mapping[str, Mapping[str, int]] = COUNTS) -> t
         if cell.condition == "base":
             leave_results(declared, cell, done, counts[cell.method])
             results.finish_cell(declared, cell, done)
-            write_json(done.folder / runner.STATUS, vars(runner.Status("done", done.key, seconds=9.0, cpu_seconds=8.0, started="t")))
+            write_json(
+                done.folder / runner.STATUS,
+                vars(runner.Status("done", done.key, seconds=9.0, cpu_seconds=8.0, started="t")),
+            )
     return declared, plan
 
 
@@ -385,15 +416,22 @@ def test_a_row_per_declared_cell_whatever_became_of_it(tmp_path: Path) -> None:
     declared, plan = laboratory(tmp_path)
     failed = plan.of_cell[Cell("long", "zero", 1)]
     failed.folder.mkdir(parents=True)
-    write_json(failed.folder / runner.STATUS, vars(runner.Status("failed", failed.key, "rl.train, signal 9", started="t")))
+    write_json(
+        failed.folder / runner.STATUS, vars(runner.Status("failed", failed.key, "rl.train, signal 9", started="t"))
+    )
     results.collect(declared, plan, tmp_path)
     rows = {row["cell"]: row for row in pq.read_table(tmp_path / results.CELLS).to_pylist()}
     assert list(rows) == [cell.name for cell in plan.of_cell]
     assert (rows["long/zero/seed-1"]["state"], rows["long/zero/seed-1"]["reason"]) == ("failed", "rl.train, signal 9")
     assert rows["weak/fgrpo/seed-0"]["state"] == "not started"
     row = rows["base/fgrpo/seed-1"]
-    assert (row["state"], row["steps"], row["lambda/consistency"], row["saturated/consistency"]) == ("done", 4, 2.0, 0.5)
-    assert row["sampled/accuracy"] == pytest.approx(22 / 30) and row["greedy/inconsistency"] == pytest.approx(2 / 30)
+    assert (row["state"], row["steps"], row["lambda/consistency"], row["saturated/consistency"]) == (
+        "done",
+        4,
+        2.0,
+        0.5,
+    )
+    assert row["sampled/accuracy"] == pytest.approx(55 / 60) and row["greedy/inconsistency"] == pytest.approx(5 / 60)
     assert (row["seconds"], row["cpu_seconds"], row["commit"]) == (9.0, 8.0, "c0ffee")
     assert rows["base/sft/seed-0"]["steps"] is None and rows["base/sft/seed-0"]["sampled/flip"] is None
     assert not list(tmp_path.glob("cells/**/checkpoints"))
@@ -405,8 +443,8 @@ def test_effects_are_those_of_the_answers(tmp_path: Path) -> None:
     declared, plan = laboratory(tmp_path)
     results.collect(declared, plan, tmp_path)
     found = Results.read(declared, tmp_path).effect("base", declared.hypotheses["H2"].parts[0])
-    assert found is not None and found.value == pytest.approx(5 / 30)
-    assert found.by_seed == pytest.approx({0: 5 / 30, 1: 5 / 30, 2: 5 / 30})
+    assert found is not None and found.value == pytest.approx(22 / 60)
+    assert found.by_seed == pytest.approx({0: 22 / 60, 1: 22 / 60, 2: 22 / 60})
 
 
 def test_exchanged_results_exchange_the_verdicts(tmp_path: Path) -> None:
@@ -415,7 +453,7 @@ def test_exchanged_results_exchange_the_verdicts(tmp_path: Path) -> None:
     assert outcomes(*right, tmp_path / "right") == {"H1": "supported", "H2": "supported", "H3": "supported"}
     assert outcomes(*crossed, tmp_path / "crossed") == {"H1": "refuted", "H2": "refuted", "H3": "supported"}
     metrics = {m: {"accuracy": c["consistency"], "consistency": c["accuracy"]} for m, c in COUNTS.items()}
-    metrics["fgrpo"] = {"accuracy": 27, "consistency": 10}
+    metrics["fgrpo"] = {"accuracy": 54, "consistency": 10}
     swapped = laboratory(tmp_path / "swapped", metrics)
     assert outcomes(*swapped, tmp_path / "swapped") == {"H1": "refuted", "H2": "supported", "H3": "supported"}
 
@@ -435,16 +473,18 @@ def test_the_page(tmp_path: Path) -> None:
     results.collect(declared, plan, tmp_path)
     found = Results.read(declared, tmp_path)
     pictures = figures.draw(found, tmp_path, "")
-    assert set(pictures) == {"figure4", "figure8-fgrpo", "figure8-grpo-t"} and all(p.stat().st_size for p in pictures.values())
+    assert set(pictures) == {"figure4", "figure8-fgrpo", "figure8-grpo-t"} and all(
+        p.stat().st_size for p in pictures.values()
+    )
     seal = {"commit": "abc", "date": "2026-01-01T00:00:00+00:00", "committed": True, "started": "2026-01-02T00:00:00+00:00",
             "deviations": [{"recorded": "d", "commit": "def", "committed": True, "reason": "a typo"}]}  # fmt: skip
     text = report.page("x", found, seal, {"H1": "Read this."}, report.relative(pictures, tmp_path))
     for expected in ("Declared by commit `abc`", "a typo", "17 declared: 9 done, 8 not started", "| H1 | base | supported |",
-                     "Read this.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=base/fgrpo/seed-2`"):  # fmt: skip
+                     "Read this.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=<cell> RUNS=again`", "| base/fgrpo/seed-2 | done |"):  # fmt: skip
         assert expected in text, expected
     assert text.count("not written yet") == 2
     table2 = text[text.index("### Table 2, base") :]
-    assert re.search(r"\| FGRPO \| 3 \| 71\.1 ±\S+ / 67\.2 \| 8\.9 ±\S+ / 1\.7 \|", table2), table2[:600]
+    assert re.search(r"\| FGRPO \| 3 \| 90\.6 ±\S+ / 67\.2 \| 9\.4 ±\S+ / 1\.7 \|", table2), table2[:600]
     undeclared = report.page("x", found, {**seal, "committed": False}, {}, {})
     assert "were not declared in advance" in undeclared
 

@@ -60,7 +60,9 @@ def test_the_error_over_seeds_is_that_of_the_mean() -> None:
 def test_questions_alone_give_the_error_over_questions() -> None:
     """Equal seeds: what remains is the questions' share, which more seeds do not reduce."""
     values = np.random.default_rng(0).random(50)
-    found = effect(arm_of_rows([(s, "b", f"q{i}", float(v)) for s in SEEDS for i, v in enumerate(values)]), samples=20_000)
+    found = effect(
+        arm_of_rows([(s, "b", f"q{i}", float(v)) for s in SEEDS for i, v in enumerate(values)]), samples=20_000
+    )
     assert found is not None and found.error == pytest.approx(np.std(values) / np.sqrt(50), rel=0.03)
 
 
@@ -137,7 +139,9 @@ def test_a_claim_of_two_parts_needs_both() -> None:
 def test_more_hypotheses_make_each_harder() -> None:
     found = sure(0.1, error=0.028)  # p = .023 two-sided with four degrees of freedom
     one = lab([PART])
-    twin = one.model_copy(update={"hypotheses": {"H1": one.hypotheses["H1"], "H2": one.hypotheses["H1"], "H3": one.hypotheses["H1"]}})
+    twin = one.model_copy(
+        update={"hypotheses": {"H1": one.hypotheses["H1"], "H2": one.hypotheses["H1"], "H3": one.hypotheses["H1"]}}
+    )
     assert [v.outcome for v in verdicts.decide(one, lambda c, p: found)] == ["supported"]
     assert [v.outcome for v in verdicts.decide(twin, lambda c, p: found)] == ["undecided"] * 3
 
