@@ -155,17 +155,17 @@ class Lab(Section):
             if condition.backbone is not None:
                 yield f"condition {name}", condition.backbone, list(self.backbones)
         for block in self.grid:
-            for condition in block.conditions:
-                yield "grid", condition, list(self.conditions)
+            for used in block.conditions:
+                yield "grid", used, list(self.conditions)
             for method in block.methods:
                 yield "grid", method, list(self.methods)
         for name, hypothesis in self.hypotheses.items():
-            for condition in hypothesis.conditions:
-                yield name, condition, list(self.conditions)
+            for used in hypothesis.conditions:
+                yield name, used, list(self.conditions)
             for part in hypothesis.parts:
-                for method in (part.a, part.b):
-                    if method is not None:
-                        yield name, method, list(self.methods)
+                for arm in (part.a, part.b):
+                    if arm is not None:
+                        yield name, arm, list(self.methods)
                 if part.metric.startswith(CELL):
                     yield name, part.metric.removeprefix(CELL).partition("/")[0] + "/", list(CELL_COLUMNS)
                 else:
