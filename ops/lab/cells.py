@@ -238,6 +238,7 @@ class _Maker:
         here, there = runs / self.preset, chain.folder / "runs" / self.preset
         links = tuple((here / stage, there / stage) for stage in LINKED)
         kind = "cell, trained" if is_trained else "cell, evaluated"
-        weight = float(config.rl.max_steps * config.rl.group_size) if is_trained else 1.0
+        rl = config.rl
+        weight = float(rl.max_steps * rl.rollout_batch * rl.group_size) if is_trained else 1.0
         job = Job(name, kind, folder, tuple(commands), (chain.name, *chain.needs), weight, links, chain.key)
         return self.jobs.setdefault(name, job)
