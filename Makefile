@@ -11,9 +11,13 @@ MODEL ?=
 MODELS ?=
 BENCHMARKS ?=
 JUDGES ?=
+LAB ?= main
 RUNS ?=
 # Of the command line alone: the environment may hold others of these names (WSL sets NAME to the host, platforms set PORT).
 NAME :=
+CELL :=
+SHARD :=
+AMEND :=
 PORT :=
 PUBLIC :=
 FLAGS :=
@@ -59,7 +63,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
   $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -115,8 +119,12 @@ smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRES
 	@$(MAKE) --no-print-directory demo PRESET=smoke
 clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list superseded run folders with their sizes
 	$(PY) -m ops.clean_checkpoints $(ARGS)
-backbone: | $(STAMP) ## train the mini backbone from scratch (up to two hours; a trained one is shipped)
-	$(PY) -m miniworld.train_backbone --out runs/backbone
+lab: | $(STAMP) ## run a declared lab, cell by cell (LAB=main, CELL=<condition>/<method>/seed-<s>, SHARD=1/4, JOBS=2; PLAN=1 lists only)
+	$(PY) -m ops.lab --lab $(LAB) $(if $(RUNS),--runs $(RUNS)) $(if $(findstring command,$(origin JOBS)),--jobs $(JOBS)) $(if $(SHARD),--shard $(SHARD)) $(if $(CELL),--cell $(CELL)) $(if $(AMEND),--amend "$(AMEND)") $(if $(PLAN),--plan)
+lab-report: | $(STAMP) ## write a lab's page from its results (LAB=main; PUBLISH=1: as docs/laboratory.md)
+	$(PY) -m ops.lab --lab $(LAB) --report $(if $(RUNS),--runs $(RUNS)) $(if $(PUBLISH),--publish)
+backbone: | $(STAMP) ## train the mini backbone from scratch (up to two hours; a trained one is shipped; FLAGS="--seed 1 --direct-steps 480")
+	$(PY) -m miniworld.train_backbone --out runs/backbone $(FLAGS)
 
 # --- data, judges, servers, clusters ---------------------------------------------------------------------------------
 data-download: | $(STAMP) ## download and check real data sets and benchmarks (PRESET=paper-7b; SETS="sat mmvp"; PLAN=1 lists only)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fgrpo.errors import UserError
 from miniworld.curriculum import Mix
 
 # Shares of the question families: the core first, then the others with small weights, so that they do not slow down the core.
@@ -112,6 +113,24 @@ class Recipe:
             vision=replace(self.vision, steps=4),
             direct=replace(self.direct, steps=4, pictures=4),
             follow=replace(self.follow, steps=2, pictures=4, derive=4, form=2),
+        )
+
+    def changed(
+        self, seed: int | None = None, direct_steps: int | None = None, follow_steps: int | None = None
+    ) -> Recipe:
+        """With another seed and other lengths of the language phases, whose schedules end there; None keeps the recipe's.
+
+        Raises:
+            UserError: a number of steps is negative, or there are no direct steps.
+        """
+        for name, steps, least in (("direct", direct_steps, 1), ("follow", follow_steps, 0)):
+            if steps is not None and steps < least:
+                raise UserError(f"{steps} steps of the phase {name!r} are too few; it takes at least {least}")
+        return replace(
+            self,
+            seed=self.seed if seed is None else seed,
+            direct=self.direct if direct_steps is None else replace(self.direct, steps=direct_steps),
+            follow=self.follow if follow_steps is None else replace(self.follow, steps=follow_steps),
         )
 
 

@@ -210,10 +210,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder; an interrupted run resumes")
     parser.add_argument("--quick", action="store_true", help="a few steps of every phase, to test the code")
     parser.add_argument("--exam", type=int, default=100, help="held-out questions per family (default: 100)")
+    parser.add_argument("--seed", type=int, help="seed of weights and data (default: the recipe's)")
+    parser.add_argument("--direct-steps", type=int, help="steps of direct answers; fewer make a weaker eye")
+    parser.add_argument(
+        "--follow-steps", type=int, help="steps that teach answers to follow statements; 0 leaves them out"
+    )
 
     def body(args: argparse.Namespace) -> None:
-        recipe = Recipe().quick() if args.quick else Recipe()
-        command = "python -m miniworld.train_backbone" + (" --quick" if args.quick else "")
+        recipe = (Recipe().quick() if args.quick else Recipe()).changed(args.seed, args.direct_steps, args.follow_steps)
+        given = {"--seed": args.seed, "--direct-steps": args.direct_steps, "--follow-steps": args.follow_steps}
+        words = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+        command = " ".join(["python -m miniworld.train_backbone", *(["--quick"] if args.quick else []), *words])
         provenance = train(args.out, recipe, command, 4 if args.quick else args.exam)
         print(json.dumps(provenance["figures"], indent=2))
 

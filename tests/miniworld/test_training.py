@@ -156,3 +156,15 @@ def test_training_that_diverges_stops_before_the_step(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vision, step 1: the gradient norm is nan; training has diverged"):
         training.run("vision", [weight], step, 4, 1e-3, 1)
     assert torch.equal(weight, before) and not (tmp_path / train_backbone.CHECKPOINT).exists()
+
+
+def test_other_backbones_differ_from_the_shipped_one_as_asked() -> None:
+    shipped = Recipe()
+    assert shipped.changed() == shipped
+    other = shipped.changed(seed=1, direct_steps=480, follow_steps=0)
+    assert (other.seed, other.direct.steps, other.follow.steps) == (1, 480, 0)
+    assert replace(other, seed=0, direct=shipped.direct, follow=shipped.follow) == shipped
+    with pytest.raises(UserError, match="0 steps of the phase 'direct'"):
+        shipped.changed(direct_steps=0)
+    with pytest.raises(UserError, match="-1 steps of the phase 'follow'"):
+        shipped.changed(follow_steps=-1)

@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PLACEHOLDERS = {
     "<method>": "fgrpo",
     "<checkpoint>": "x",
+    "<cell>": "x",
     "<name>": "x",
     "…": "x",
     "/path/to/python3.11": sys.executable,
@@ -41,6 +42,7 @@ BY_HAND = {
     "bench": "measures for an hour; the parts are tested",
     "data-download": "needs network; tests/data_curation runs it against a stand-in",
     "demo": "takes 15 minutes; .ci/run runs it as `make smoke`",
+    "lab": "runs for hours; tests/ops/test_lab.py runs its parts",
     "rehearsal": "takes five minutes and needs .venv-vllm",
     "setup": "needs network; .ci/run runs it",
     "setup-vllm": "needs network",
@@ -69,6 +71,7 @@ EXECUTED = {
         "external",
         "judge-rescore",
         "judge-agreement",
+        "lab-report",
         "plan",
         "doctor",
         "slurm",

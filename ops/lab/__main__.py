@@ -1,0 +1,141 @@
+"""The laboratory: runs the cells of a declared lab, collects their results, and writes its page.
+
+    python -m ops.lab --lab main [--shard 1/4] [--jobs 2]   run what is not done (`make lab LAB=main`), then collect
+    python -m ops.lab --lab main --cell <cell>              one cell with what it needs; prints its figures and its commands
+    python -m ops.lab --lab main --plan                     cells, states and costs; starts nothing
+    python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/ or docs/laboratory.md
+
+A declaration is configs/lab/<name>.yaml (CONTRIBUTING.md says how to write one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fgrpo import cli
+from fgrpo.config import load as load_config
+from fgrpo.errors import UserError
+from fgrpo.files import write_atomic
+from fgrpo.shards import Shard, add_option
+from ops.clean_checkpoints import clean
+from ops.lab import cells, declaration, results, runner
+from ops.lab.cells import Cell, Job, Plan
+from ops.lab.declaration import Lab
+
+PAGE = "laboratory.md"
+DOCS = Path("docs")
+
+
+def top_of(name: str, runs: str | Path) -> Path:
+    """The folder of a lab's results."""
+    return Path(runs) / "lab" / name
+
+
+def run(
+    name: str, lab: Lab, whole: Plan, chosen: Plan, top: Path, jobs: int, amend: str | None = None
+) -> dict[str, str]:
+    """Run the jobs of `chosen` that are not done, and collect; returns {job: reason} of those that failed.
+
+    Raises:
+        UserError: the declaration was changed since the first cell started and `amend` gives no reason.
+    """
+    seal = declaration.seal(top, declaration.file_of(name), amend)
+    if not seal["committed"]:
+        print(f"configs/lab/{name}.yaml was not committed when the first cell started; the report will say so")
+    by_job = {job.name: cell for cell, job in whole.of_cell.items()}
+
+    def finish(job: Job) -> None:
+        if job.name in by_job:
+            results.finish_cell(lab, by_job[job.name], job)
+        elif job.kind == cells.CHAIN:  # before its cells, which would find them behind their links
+            clean(load_config(lab.preset), job.folder / "runs")
+
+    try:
+        return runner.Runner(jobs, finish, lambda line: print(line, flush=True)).run(chosen.jobs)
+    finally:
+        results.collect(lab, whole, top)
+
+
+def show(whole: Plan, chosen: Sequence[Cell], jobs: int) -> None:
+    """Print every cell with its state and cost, and the time left."""
+    for cell in chosen:
+        status = runner.read(whole.of_cell[cell].folder)
+        cost = f"{status.cpu_seconds:,.0f} s of CPU" if status.started else ""
+        print(f"{cell.name:<45} {status.state:<12} {cost} {status.reason}".rstrip())
+    needed = whole.only(chosen).jobs
+    left = [job for job in needed if not runner.read(job.folder).is_done(job)]
+    print(f"{len(needed)} jobs, {runner.time_left(left, runner.measured(whole.jobs), jobs)}")
+    for kind, (seconds, cpu) in runner.measured(whole.jobs).items():
+        weight = max(job.weight for job in needed if job.kind == kind) if any(j.kind == kind for j in needed) else 1.0
+        print(f"cost of one job, {kind}: {seconds * weight:,.0f} s, {cpu * weight:,.0f} s of CPU")
+
+
+def report(name: str, lab: Lab, whole: Plan, top: Path, publish: bool) -> Path:
+    """Collect the results and write the page with its figures; returns the page."""
+    from ops.lab import figures
+    from ops.lab import report as pages
+    from ops.lab.analysis import Results
+
+    results.collect(lab, whole, top)
+    found = Results.read(lab, top)
+    out = DOCS if publish else top
+    pictures = figures.draw(found, out, f"laboratory-{name}-" if publish else "")
+    text = pages.page(name, found, declaration.sealed(top), declaration.notes(name, lab), pages.relative(pictures, out))
+    write_atomic(out / PAGE, text)
+    return out / PAGE
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    arguments = argparse.ArgumentParser(description="run a declared lab cell by cell, and report on its hypotheses")
+    arguments.add_argument("--lab", default="main", help="a file of configs/lab (default: main)")
+    arguments.add_argument("--runs", default="runs", metavar="FOLDER", help="root of the run folders (default: runs)")
+    arguments.add_argument("--jobs", type=int, default=0, help="processes at a time (default: one per core)")
+    arguments.add_argument("--cell", help="run this cell only, such as mini/fgrpo/seed-0, with what it needs")
+    arguments.add_argument(
+        "--amend", metavar="REASON", help="accept a changed declaration; the report lists the reason"
+    )
+    arguments.add_argument("--plan", action="store_true", help="print cells, states and costs; start nothing")
+    arguments.add_argument("--report", action="store_true", help="write the page from the results; start nothing")
+    arguments.add_argument("--publish", action="store_true", help="with --report: write docs/laboratory.md")
+    add_option(arguments)
+
+    def body(args: argparse.Namespace) -> None:
+        lab, top = declaration.load(args.lab), top_of(args.lab, args.runs)
+        whole = cells.plan(lab, top)
+        chosen = whole.shard(Shard.parse(args.shard)) if args.shard else whole
+        if args.cell:
+            chosen = whole.only([cells.cell_named(whole, args.cell)])
+        jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        if args.plan:
+            show(whole, list(chosen.of_cell), jobs)
+        elif args.report or args.publish:
+            print(f"report: {report(args.lab, lab, whole, top, args.publish)}")
+        else:
+            _run(args, lab, whole, chosen, top, jobs)
+
+    cli.run(body, arguments, argv)
+
+
+def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Path, jobs: int) -> None:
+    if args.cell:
+        for job in chosen.jobs:
+            print("\n".join([f"# {job.name}", *(shlex.join(command) for command in job.commands)]))
+    problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend)
+    if args.cell:
+        row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
+        print("\n".join(f"{key}: {value!r}" for key, value in row.items() if value is not None))
+    if problems:
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
+        raise UserError(
+            f"{len(problems)} jobs are not done:\n{lines}\nTheir logs are log.txt in their folders. Rerun to resume"
+        )
+    print(f"results: {top / results.CELLS}; the page: make lab-report LAB={args.lab}")
+
+
+if __name__ == "__main__":
+    main()

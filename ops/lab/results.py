@@ -1,0 +1,177 @@
+"""Results of a lab: one row per declared cell, the answers behind it, and its training curves, as parquet files.
+
+A finished cell writes cell.json, questions.parquet and curves.parquet into its own folder. `collect` joins them into
+runs/lab/<name>/{cells,questions,curves}.parquet, with a row for every declared cell, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval import models
+from eval.figures import training
+from eval.measures import measures
+from eval.results import Result, one
+from fgrpo.config import load as load_config
+from fgrpo.errors import UserError
+from fgrpo.files import part_of_process
+from fgrpo.runs import write_json
+from fgrpo.sealed import read_sealed
+from ops.clean_checkpoints import clean
+from ops.lab import runner
+from ops.lab.cells import PROBE, Cell, Job, Plan
+from ops.lab.declaration import Lab
+
+ROW = "cell.json"
+CELLS, QUESTIONS, CURVES = "cells.parquet", "questions.parquet", "curves.parquet"
+Row = dict[str, Any]
+_CURVES = ("accuracy", "inconsistency", "format", "kl")  # of metrics.jsonl, besides constraints and multipliers
+
+
+def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
+    """Write a finished cell's figures into its folder, and delete its RL checkpoints; returns its row.
+
+    Raises:
+        UserError: the evaluation, the log of training or the forced statements are missing or damaged.
+    """
+    of, runs = lab.of(cell.method), job.folder / "runs"
+    config = load_config(lab.preset, of if models.rl_run(of) else "fgrpo")
+    result = one(of, config, runs)
+    steps = training(config, runs).get(of, []) if models.rl_run(of) else []
+    row: Row = {"cell": cell.name, **vars(cell), **_of_evaluation(result), **_of_training(steps), **_of_probe(job)}
+    row |= _provenance(result.path)
+    _write(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result)])
+    _write(job.folder / CURVES, [{"cell": cell.name, **point} for point in _points(steps)])
+    write_json(job.folder / ROW, row)
+    clean(config, runs)
+    return row
+
+
+def _of_evaluation(result: Result) -> Row:
+    """{"sampled/accuracy": the average that the tables print, …}."""
+    out: Row = {}
+    for kind in result.kinds():
+        for measure in measures():
+            cell = result.cell(kind, "average", measure.metric)
+            out[f"{kind}/{measure.metric}"] = None if cell is None else cell["value"]
+    return out
+
+
+def _of_training(steps: Sequence[Mapping[str, Any]]) -> Row:
+    """Steps, λ at the end, and the share of steps in which a violated constraint's λ was at its bound."""
+    if not steps:
+        return {"steps": None}
+    out: Row = {"steps": steps[-1]["step"]}
+    for key in dict.fromkeys(key for line in steps for key in line):
+        if key.startswith("lambda/"):
+            out[key] = steps[-1].get(key)
+        if key.startswith("constraint/") and key.endswith("/saturated"):
+            known = [float(line[key]) for line in steps if line.get(key) is not None]
+            out[f"saturated/{key.split('/')[1]}"] = sum(known) / len(known) if known else None
+    return out
+
+
+def _of_probe(job: Job) -> Row:
+    path = job.folder / PROBE
+    if not any(PROBE in word for command in job.commands for word in command):
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {f"forced/{name}": float(found[name]) for name in ("follows_statement", "true", "direct")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error!r}); delete it, then rerun the cell") from error
+
+
+def _provenance(evaluation: Path) -> Row:
+    manifest = read_sealed(evaluation / "manifest.json")
+    return {"commit": manifest.get("commit"), "dirty": manifest.get("dirty")}
+
+
+def _answers(result: Result) -> Iterable[Row]:
+    """One row per scored answer: where it belongs, and its value of every metric (None: it has none)."""
+    every = measures()
+    for record in result.records():
+        meta = record.meta
+        yield {
+            "kind": str(meta["kind"]),
+            "benchmark": record.benchmark,
+            "group": str(meta["group"]),
+            "id": record.id,
+            **{measure.metric: measure.value_of(record) for measure in every},
+        }
+
+
+def _points(steps: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
+    for line in steps:
+        for key, value in line.items():
+            wanted = (
+                key in _CURVES or key.startswith("lambda/") or (key.startswith("constraint/") and key.endswith("/mean"))
+            )
+            if wanted and value is not None:
+                yield {"step": int(line["step"]), "key": key, "value": float(value)}
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    _write_table(path, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
+
+
+def _write_table(path: Path, table: Any) -> None:
+    part = part_of_process(path)  # shards may collect at once
+    pq.write_table(table, part)
+    part.replace(path)
+
+
+def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
+    """Join the cells' results into the lab's parquet files; returns the rows of all declared cells, in order.
+
+    A cell that is not done has its state and the reason in place of figures. So has a cell that was done under another declaration.
+    """
+    rows, answers, points = [], list[pa.Table](), list[pa.Table]()
+    for cell, job in plan.of_cell.items():
+        status = runner.read(job.folder)
+        is_done = status.is_done(job) and (job.folder / ROW).is_file()
+        row: Row = {"cell": cell.name, **vars(cell), **_standing(job, plan)}
+        if is_done:
+            row = {**json.loads((job.folder / ROW).read_text(encoding="utf-8")), **row}
+            answers.append(pq.read_table(job.folder / QUESTIONS))
+            points.append(pq.read_table(job.folder / CURVES))
+        rows.append(row)
+    top.mkdir(parents=True, exist_ok=True)
+    _write(top / CELLS, rows)
+    for name, tables in ((QUESTIONS, answers), (CURVES, [t for t in points if t.num_rows])):
+        joined = (
+            pa.concat_tables(tables, promote_options="permissive")
+            if tables
+            else pa.table({"cell": pa.array([], pa.string())})
+        )
+        _write_table(top / name, joined)
+    return rows
+
+
+def _standing(job: Job, plan: Plan) -> Row:
+    """A cell's state, why, and what it cost; the chain that it shares has its cost in a column of its own."""
+    status = runner.read(job.folder)
+    chain = next(other for other in plan.jobs if other.name == next(n for n in job.needs if n.startswith("chains/")))
+    shared, state, reason = runner.read(chain.folder), status.state, status.reason
+    if state == runner.DONE and not status.is_done(job):
+        state, reason = runner.WAITING, "it was done as another declaration says"
+    if state == runner.WAITING and shared.state == runner.FAILED:
+        state, reason = runner.FAILED, f"{chain.name}: {shared.reason}"
+    attempts = "; ".join(f"{a['state']}: {a['reason']}" for a in status.attempts)
+    return {
+        "state": state,
+        "reason": reason or None,
+        "earlier": attempts or None,
+        "seconds": status.seconds if status.started else None,
+        "cpu_seconds": status.cpu_seconds if status.started else None,
+        "chain_seconds": shared.seconds if shared.started else None,
+        "chain_cpu_seconds": shared.cpu_seconds if shared.started else None,
+        "started": status.started or None,
+    }
