@@ -183,6 +183,19 @@ def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> 
     return tuple(boxes), box_forms.opened(text, box_tag) - len(boxes)
 
 
+def every_box(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
+    """`parse_boxes` over every form that can be read (`box_forms.written`), in order, all in `frame`."""
+    found = [one for one in box_forms.written(text, box_tag) if one.form not in box_forms.POINTS]
+    boxes = [box for one in found if (box := box_of(one, frame)) is not None]
+    of_others = sum(one.form != box_tag for one in found)
+    return tuple(boxes), box_forms.opened(text, box_tag) + of_others - len(boxes)
+
+
+def box_of(one: box_forms.Written, frame: Frame) -> Box | None:
+    """What a text writes as a valid box; None for a point, and for four numbers that are no box."""
+    return _read_box(box_forms.numbers(one.inside), frame)
+
+
 def _read_box(inside: str, frame: Frame) -> Box | None:
     """`[x1,y1,x2,y2]` (brackets may be missing) as a valid box, else None."""
     four = _FOUR.fullmatch(inside)
