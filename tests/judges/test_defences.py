@@ -82,7 +82,7 @@ def test_the_system_message_reaches_both_backends_and_the_cache_key() -> None:
         for messages in (transport._body(call, (), 9)["messages"], _conversation(_Pending(call, (), 9))):
             assert [m["role"] for m in messages] == roles
             assert messages[-1]["content"][-1]["text"] == call.text
-        assert transport._body(split, ())["messages"][0]["content"] == split.system
+        assert transport._body(split, (), 9)["messages"][0]["content"] == split.system
     client = CachedClient(config(), Meter(), None)  # type: ignore[arg-type]
     keys = {client._key_of(call, ()) for call in (plain, split, CONSISTENCY_TASK.call(ITEM, labels="nonce"))}
     assert len(keys) == 3
