@@ -74,7 +74,9 @@ def _said(name: str, spec: ModelSpec, key: str, counts: Counter[str]) -> str:
     """What is printed about boxes in forms that a model's file does not name."""
     listed = ", ".join(f"{n} × {form}" for form, n in counts.most_common())
     if key == "boxes_unread":
-        return f"{name} writes boxes that are not read ({listed}): their frame is a tokenizer's own (fgrpo/box_forms.py)"
+        return (
+            f"{name} writes boxes that are not read ({listed}): their frame is a tokenizer's own (fgrpo/box_forms.py)"
+        )
     return (
         f"{name} writes boxes in other forms ({listed}) than {spec.box_tag!r}, the one of its file; they are read in its frame "
         f"{spec.box_frame!r}: if that is wrong, state box_frame, then rerun to score again"

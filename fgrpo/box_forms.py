@@ -49,7 +49,9 @@ def pattern(form: str) -> re.Pattern[str]:
 
 def marks(form: str) -> tuple[str, ...]:
     """What a model must be able to write around a box of this form."""
-    return {POINT: ("(", ")"), BBOX_2D: ('"bbox_2d"',), BOX_START: ("<|box_start|>", "<|box_end|>")}.get(form, (f"<{form}>", f"</{form}>"))
+    return {POINT: ("(", ")"), BBOX_2D: ('"bbox_2d"',), BOX_START: ("<|box_start|>", "<|box_end|>")}.get(
+        form, (f"<{form}>", f"</{form}>")
+    )
 
 
 def example(form: str) -> str:

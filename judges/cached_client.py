@@ -138,7 +138,10 @@ class CachedClient:
                     break
             except Unanswered as error:
                 detail = str(error).removeprefix(f"{error.kind}: ")
-                failure = error.kind, f"{detail} (with a larger limit, since it was {failure[1]})" if widened else detail
+                failure = (
+                    error.kind,
+                    f"{detail} (with a larger limit, since it was {failure[1]})" if widened else detail,
+                )
                 break
             except UserError as error:
                 self._fatal = str(error)  # later calls fail at once

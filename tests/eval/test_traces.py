@@ -132,11 +132,13 @@ def test_what_precedes_the_answer_is_the_trace_where_the_model_file_says_so(text
 
 @pytest.mark.parametrize("text", UNTAGGED[:-1])
 def test_without_that_key_untagged_reasoning_is_no_trace(text: str) -> None:
-    record, judge = scored(text)
+    record, _ = scored(text)
     assert record.scores["consistency"].state == "not_applicable" and record.scores["accuracy"].value == 1.0
 
 
-@pytest.mark.parametrize("text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}", f"{TRACE} So A is the answer."])
+@pytest.mark.parametrize(
+    "text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}", f"{TRACE} So A is the answer."]
+)
 def test_a_reply_of_one_line_has_no_trace_before_its_answer(text: str) -> None:
     assert scored(text, trace="before_answer")[0].scores["consistency"].state == "not_applicable"
 

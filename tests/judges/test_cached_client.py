@@ -239,7 +239,11 @@ def test_another_limit_keeps_the_good_verdicts(fault_server: Any, judge_config: 
             first = await ask(judge_config(server.url, cache=cache), body)
             sent = len(server.bodies)
             second = await ask(judge_config(server.url, cache=cache, max_completion_tokens=4096), body)
-            assert first == ["INCONSISTENT", None, "CONSISTENT"] and second == ["INCONSISTENT", "CONSISTENT", "CONSISTENT"]
+            assert first == ["INCONSISTENT", None, "CONSISTENT"] and second == [
+                "INCONSISTENT",
+                "CONSISTENT",
+                "CONSISTENT",
+            ]
             assert [number_of(b) for b in server.bodies[sent:]] == [1]
 
     asyncio.run(go())

@@ -76,7 +76,10 @@ def test_a_box_fits_in_the_frame_of_the_policy(image: str) -> None:
 
 
 def test_a_heading_that_says_something_loses_its_mark() -> None:
-    assert StepRules.repaired("## Step 1: the cup stands on the left table.") == "Step 1: the cup stands on the left table."
+    assert (
+        StepRules.repaired("## Step 1: the cup stands on the left table.")
+        == "Step 1: the cup stands on the left table."
+    )
     assert StepRules.repaired(f"# {GOOD}") == GOOD
     assert StepRules.repaired("### Step 2") == "### Step 2" and StepRules.repaired("#1 is first") == "#1 is first"
 

@@ -31,13 +31,18 @@ def test_every_form_is_shown_in_the_judges_frame(written: str, shown: str) -> No
 
 def test_points_of_a_model_that_points_are_converted() -> None:
     points = BoxNotation("point", "model", ((200, 100),))
-    assert points.rewrite("The cup (20, 10) is left of [100,50].", "thousand") == "The cup [100,100] is left of [500,500]."
+    assert (
+        points.rewrite("The cup (20, 10) is left of [100,50].", "thousand") == "The cup [100,100] is left of [500,500]."
+    )
     assert points.rewrite("At [20, 10, 100, 50].", "unit") == "At [0.100,0.100,0.500,0.500]."
     assert points.rewrite("At (20, 10).", "model") == "At (20, 10)."
 
 
 def test_a_bare_box_is_given_for_each_picture_that_it_fits_in() -> None:
     two = BoxNotation("bbox", "model", ((200, 100), (100, 100)))
-    assert two.rewrite("[20, 10, 100, 50]", "thousand") == "[100,100,500,500] (picture 1) or [200,100,1000,500] (picture 2)"
+    assert (
+        two.rewrite("[20, 10, 100, 50]", "thousand")
+        == "[100,100,500,500] (picture 1) or [200,100,1000,500] (picture 2)"
+    )
     assert two.rewrite("[20, 10, 150, 50]", "thousand") == "[100,100,750,500] (picture 1)"
     assert two.rewrite("(20,10,300,50)", "thousand") == "[20,10,300,50] (pixels beyond every picture)"
