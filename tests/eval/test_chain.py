@@ -161,7 +161,9 @@ def test_boxes_in_another_form_are_reported(world: Config, tmp_path: Path, capsy
     total = sum(row["meta"]["boxes_other_form"]["bbox_2d"] for row in scores)
     assert f"fgrpo writes boxes in other forms ({total} × bbox_2d) than 'bbox'" in capsys.readouterr().out
     policy = world.policy.model_copy(update={"box_tag": "bbox_2d"})
-    folder = run.evaluate(world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, engine(world))
+    folder = run.evaluate(
+        world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, Json(engine(world).book)
+    )
     assert "boxes_other_form" not in (folder / "scores.jsonl").read_text() and "forms" not in capsys.readouterr().out
 
 
