@@ -18,7 +18,7 @@ from eval.models import ModelSpec, template, user_text
 from fgrpo.boxes import PixelBounds, Size, convert, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import part_of_process, remove_dead_parts
-from fgrpo.images import IMAGE_ERRORS, image_size, open_rgb
+from fgrpo.images import IMAGE_ERRORS, image_size, is_photograph, open_rgb
 from fgrpo.policy.backbone import Backbone
 from fgrpo.schema import Config
 from fgrpo.types import Box, Sample, box_image
@@ -26,6 +26,7 @@ from fgrpo.types import Box, Sample, box_image
 FRAME = 64  # tokens of the chat template around a question
 STEP = 0.97  # factor per further attempt, where rounding to whole tokens leaves too many
 ATTEMPTS = 60
+JPEG_QUALITY = 95
 
 
 def fit(
@@ -87,16 +88,21 @@ def _scaled(box: Box, old: Size, new: Size) -> Box:
 
 
 def _smaller(path: str, share: float, bounds: PixelBounds, cache: Path) -> str:
-    """A copy of an image whose sides are `share` times those that the model would see."""
+    """A copy of an image whose sides are `share` times those that the model would see; of a photograph a JPEG, else a PNG."""
     stat = Path(path).stat()
     name = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns} {share} {tuple(bounds)}".encode()).hexdigest()[:24]
-    smaller = cache / f"{name}.png"
+    photograph = is_photograph(path)
+    smaller = cache / f"{name}.{'jpg' if photograph else 'png'}"
     if not smaller.exists():
         image = open_rgb(path)
         width, height = model_size(image.size, *bounds)
         size = (max(bounds.factor, round(width * share)), max(bounds.factor, round(height * share)))
         cache.mkdir(parents=True, exist_ok=True)
         part = part_of_process(smaller)  # models are evaluated in parallel
-        image.resize(size).save(part, "PNG")
+        resized = image.resize(size)
+        if photograph:
+            resized.save(part, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        else:
+            resized.save(part, "PNG")
         part.replace(smaller)
     return str(smaller)

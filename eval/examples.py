@@ -23,7 +23,7 @@ from fgrpo import box_forms
 from fgrpo.boxes import convert, model_size
 from fgrpo.images import image_size, open_rgb
 from fgrpo.policy.model_files import assumed_family
-from fgrpo.response import answer_span, parse, parse_boxes
+from fgrpo.response import answer_span, box_of, parse
 from fgrpo.schema import Config
 from fgrpo.types import EvalRecord, Rollout, Sample
 
@@ -217,18 +217,18 @@ def _column(
         image = _image_of(sentence["text"], int(sample.meta.get("box_image", 0)), len(sizes))
         pieces: list[Piece] = []
         at = 0
-        for tagged in box_forms.pattern(spec.box_tag).finditer(sentence["text"]):
-            boxes, _ = parse_boxes(tagged.group(0), box_tag=spec.box_tag, frame=spec.box_frame)
-            if not boxes or not sizes:
+        for written in box_forms.written(sentence["text"], spec.box_tag):
+            box = box_of(written, spec.box_frame)
+            if box is None or not sizes:
                 continue
             number = str(len(shapes) + 1)
             model_pixels = model_size(image_size(seen[image]), *bounds)
-            shapes.append(_shape(image, convert(boxes[0], "original", sizes[image], model_pixels), key, number))
+            shapes.append(_shape(image, convert(box, "original", sizes[image], model_pixels), key, number))
             pieces += [
-                Piece(sentence["text"][at : tagged.start()]),
-                Piece(", ".join(f"{v:g}" for v in boxes[0]), number),
+                Piece(sentence["text"][at : written.start]),
+                Piece(", ".join(f"{v:g}" for v in box), number),
             ]
-            at = tagged.end()
+            at = written.end
         pieces.append(Piece(sentence["text"][at:]))
         lines.append(Line(tuple(pieces), _COLOURS.get(sentence["label"] or "", "plain"), sentence["reason"]))
     correct = _score(record, ACCURACY)

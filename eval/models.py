@@ -42,6 +42,7 @@ READING_KEYS = (
     "answer_tags",
     "tags_case_blind",
     "template_opens_trace",
+    "trace",
 )
 
 
@@ -84,6 +85,8 @@ class ModelSpec(Section):
             `<think>` always counts: reasoning that an endpoint returns in a field of its own is stored in it.
         tags_case_blind: whether `<THINK>` is `<think>`.
         template_opens_trace: its chat template ends a prompt with the opening tag, so replies begin inside the trace.
+        trace: where the trace of a reply is: between its think "tags", or, where it writes none, "before_answer": all that
+            precedes the answer block, the sentence of the last `\\boxed{}`, the line that states the answer, or the last line.
         grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
             model that writes points or nothing. "boxes" that are not written score 0.
         max_new_tokens: None = `eval.max_new_tokens`.
@@ -105,6 +108,7 @@ class ModelSpec(Section):
     answer_tags: tuple[Tag, ...] = COMMON.answer
     tags_case_blind: bool = True
     template_opens_trace: bool = False
+    trace: Literal["tags", "before_answer"] = "tags"
     grounding: Literal["boxes", "points", "none"] = "boxes"
     max_new_tokens: Positive | None = None
     temperature: Rate | None = None
@@ -115,7 +119,8 @@ class ModelSpec(Section):
     def tags(self) -> Tags:
         """The tags with which its replies are read."""
         think = tuple(dict.fromkeys((*OWN.think, *self.think_tags)))
-        return Tags(think, self.answer_tags, self.tags_case_blind, self.template_opens_trace)
+        opened, untagged = self.template_opens_trace, self.trace == "before_answer"
+        return Tags(think, self.answer_tags, self.tags_case_blind, opened, untagged)
 
     @property
     def is_own(self) -> bool:

@@ -85,9 +85,15 @@ class Scorer:
         return [self._with_unread(record, rollout) for record, (_, rollout) in zip(scored, pairs, strict=True)]
 
     def _with_unread(self, record: EvalRecord, rollout: Rollout) -> EvalRecord:
-        """`record` with meta["boxes_unread"], counts by form, if the text writes boxes in forms that are not read."""
-        unread = box_forms.unread(rollout.text, self.spec.box_tag) if self.spec.mode == "think" else None
-        return replace(record, meta={**record.meta, "boxes_unread": dict(sorted(unread.items()))}) if unread else record
+        """`record` with counts by form: meta["boxes_other_form"], which are read, and meta["boxes_unread"]; where there are any."""
+        if self.spec.mode != "think":
+            return record
+        counts = {
+            "boxes_other_form": box_forms.others(rollout.text, self.spec.box_tag),
+            "boxes_unread": box_forms.locations(rollout.text),
+        }
+        found = {key: dict(sorted(count.items())) for key, count in counts.items() if count}
+        return replace(record, meta={**record.meta, **found}) if found else record
 
     def _refused(self, sample: Sample, rollout: Rollout) -> EvalRecord:
         answer = _Answer(Score.failure(REFUSED), None, "refused")
@@ -125,7 +131,17 @@ class Scorer:
         least, most, factor = self.pixels
         tag, frame = self.spec.box_tag, self.spec.box_frame
         context = rewards.RewardContext(
-            self.judges, "all", None, self.box_normaliser, least, most, tag, frame, factor, token_limit=self.token_limit
+            self.judges,
+            "all",
+            None,
+            self.box_normaliser,
+            least,
+            most,
+            tag,
+            frame,
+            factor,
+            token_limit=self.token_limit,
+            every_form=True,
         )
         # together, so that the calls about one answer follow each other and answers are complete one by one
         try:

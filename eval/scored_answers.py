@@ -13,6 +13,7 @@ from eval import score as scoring
 from eval import summary
 from eval.extraction import EXTRACTION_TASK
 from eval.measures import measures
+from eval.models import ModelSpec
 from fgrpo import progress
 from fgrpo.errors import UserError
 from fgrpo.runs import Run, write_json
@@ -58,17 +59,28 @@ async def score(
         "extractor": judges.answering(EXTRACTION_TASK),
         **defined(records, paired, config),
     }
-    if unread := sum((Counter(r.meta.get("boxes_unread", {})) for r in records), Counter[str]()):
-        result["boxes_unread"] = dict(sorted(unread.items()))
-        print(
-            f"{name} writes boxes that are not read ({', '.join(f'{n} × {form}' for form, n in unread.most_common())}), since its "
-            f"file names the form {scorer.spec.box_tag!r}; name another one with box_tag (fgrpo/box_forms.py), then rerun to score again"
-        )
+    for key in ("boxes_other_form", "boxes_unread"):
+        if counts := sum((Counter(r.meta.get(key, {})) for r in records), Counter[str]()):
+            result[key] = dict(sorted(counts.items()))
+            print(_said(name, scorer.spec, key, counts))
     write_json(folder.path / "summary.json", result)
     for record in records:
         for key, value in record.scores.items():
             folder.counts[f"{key}/{value.state}"] += 1
     return records
+
+
+def _said(name: str, spec: ModelSpec, key: str, counts: Counter[str]) -> str:
+    """What is printed about boxes in forms that a model's file does not name."""
+    listed = ", ".join(f"{n} × {form}" for form, n in counts.most_common())
+    if key == "boxes_unread":
+        return (
+            f"{name} writes boxes that are not read ({listed}): their frame is a tokenizer's own (fgrpo/box_forms.py)"
+        )
+    return (
+        f"{name} writes boxes in other forms ({listed}) than {spec.box_tag!r}, the one of its file; they are read in its frame "
+        f"{spec.box_frame!r}: if that is wrong, state box_frame, then rerun to score again"
+    )
 
 
 def defined(records: Sequence[EvalRecord], paired: Sequence[str], config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image, JpegImagePlugin
 
 from fgrpo import boxes, image_files
+from fgrpo.byte_cache import ByteCache
 from fgrpo.errors import UserError
 
 IMAGE_ERRORS = (OSError, ValueError)  # what `image_size` and `image_tokens` can raise
@@ -24,6 +25,9 @@ SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")  # file formats that every endpoint r
 JPEG_KINDS = ("JPEG", "MPO")
 SAMPLING_420 = 2  # Pillow's number of the one chroma subsampling that a turn keeps
 WEBP_HEAD = 1 << 20  # bytes in which a WebP file says whether it is lossy; color profiles come before
+PAYLOAD_BYTES = 16 << 20  # of an image in a request, before base64 adds a third; a larger one is sent as JPEG
+DECODED_BYTES, SENT_BYTES = 1 << 30, 256 << 20  # of the caches of a process
+_QUALITIES = (95, 85, 75, 50)
 PORTABLE_BYTES, PORTABLE_SIDE = 64 << 10, 512  # of `portable`
 
 
@@ -61,10 +65,15 @@ def _decode(path: str | Path) -> tuple[Image.Image, image_files.Header]:
         raise UserError(f"the image {path} {error}{advice} or remove its sample") from error
 
 
-@lru_cache(maxsize=512)
+_DECODED: ByteCache[Image.Image] = ByteCache(DECODED_BYTES, lambda image: 3 * image.width * image.height)
+
+
 def decoded(path: str) -> Image.Image:
-    """`open_rgb`, cached: the rollouts of one prompt, and passes over the data, share an image. Do not change it in place."""
-    return open_rgb(path)
+    """`open_rgb`, cached: the rollouts of one prompt, and passes over the data, share an image. Do not change it in place.
+
+    The cache holds at most `DECODED_BYTES` of pixels in each process.
+    """
+    return _DECODED.get(path, lambda: open_rgb(path))
 
 
 def with_images(rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -98,7 +107,8 @@ def image_tokens(path: str, bounds: boxes.PixelBounds) -> int:
 def data_url(path: str) -> str:
     """An image as a data URL: the file's own bytes where every reader sees `open_rgb` in them, else `open_rgb` encoded anew.
 
-    A JPEG stays a JPEG, so that it does not grow (`_jpeg_options`); formats without loss become a PNG.
+    A JPEG stays a JPEG, so that it does not grow (`_jpeg_options`); formats without loss become a PNG. What is larger than
+    `PAYLOAD_BYTES` becomes a JPEG.
 
     Raises:
         UserError: as `open_for_model`.
@@ -127,7 +137,7 @@ def file_url(path: str) -> str | None:
 
 def _sent(path: str) -> tuple[str, str, bool]:
     stat = _stat(path)
-    return _encoded(path, stat.st_mtime_ns, stat.st_size)
+    return _SENT.get((path, stat.st_mtime_ns, stat.st_size), lambda: _encoded(path))
 
 
 def _stat(path: str) -> os.stat_result:
@@ -138,8 +148,10 @@ def _stat(path: str) -> os.stat_result:
         raise UserError(f"the image {path} cannot be read ({reason}); restore it, or remove its sample") from error
 
 
-@lru_cache(maxsize=512)
-def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
+_SENT: ByteCache[tuple[str, str, bool]] = ByteCache(SENT_BYTES, lambda sent: len(sent[0]))
+
+
+def _encoded(path: str) -> tuple[str, str, bool]:
     """(data URL, its sha256, whether it holds the file's own bytes)."""
     image = open_for_model(path)  # also finds broken files before a server does
     with Image.open(path) as original:
@@ -158,8 +170,32 @@ def _encoded(path: str, modified: int, size: int) -> tuple[str, str, bool]:
         kind, buffer = "PNG" if lossy is None else "JPEG", io.BytesIO()
         image.save(buffer, kind, **(lossy or {}))
         data = buffer.getvalue()
+    if len(data) > PAYLOAD_BYTES:
+        kind, data, is_own = "JPEG", _within(image, PAYLOAD_BYTES), False
     url = f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
     return url, hashlib.sha256(url.encode()).hexdigest(), is_own
+
+
+def _within(image: Image.Image, limit: int) -> bytes:
+    """`image` as a JPEG of at most `limit` bytes, at the first of `_QUALITIES` that suffices (the last one in any case)."""
+    data = b""
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+        data = buffer.getvalue()
+        if len(data) <= limit:
+            break
+    return data
+
+
+def is_photograph(path: str) -> bool:
+    """Whether an image file has lost something to its format already (JPEG, lossy WebP), so that a JPEG of it loses little more.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    with Image.open(path) as original:
+        return _jpeg_options(path, original, image_files.header_of(original)) is not None
 
 
 def _jpeg_options(path: str, original: Image.Image, header: image_files.Header) -> dict[str, Any] | None:

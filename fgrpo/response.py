@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from fgrpo import box_forms
 from fgrpo.types import Box, Frame
@@ -29,12 +30,14 @@ class Tags:
         answer: opening tags of an answer block; of nested blocks the inner one counts.
         case_blind: whether `<THINK>` is `<think>`.
         opened: the chat template writes the opening tag, so a reply begins inside its trace.
+        before_answer: the trace of a reply without think tags is what precedes its answer (`_answer_start`).
     """
 
     think: tuple[str, ...] = ("<think>",)
     answer: tuple[str, ...] = ("<answer>",)
     case_blind: bool = False
     opened: bool = False
+    before_answer: bool = False
 
 
 OWN = Tags()
@@ -117,13 +120,21 @@ class Response:
 
 def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tags = OWN) -> Response:
     """Parse one response; `box_tag`, `frame` and `tags` are for models that write differently (TreeVGR: "box")."""
-    think, answer, has_trace = _parts(text, tags)
+    think, answer, has_trace, _ = _parts(text, tags)
     boxes, dropped = parse_boxes(think, box_tag=box_tag, frame=frame)
     return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, has_trace)
 
 
-def _parts(text: str, tags: Tags) -> tuple[str, str | None, bool]:
-    """(trace, answer, whether there is a trace) of a response."""
+class _Parts(NamedTuple):
+    """Trace, answer, whether there is a trace, and where the text after it begins (None: the trace is not closed)."""
+
+    think: str
+    answer: str | None
+    has_trace: bool
+    rest: int | None
+
+
+def _parts(text: str, tags: Tags) -> _Parts:
     found = list(_tag_pattern(tags).finditer(text))
     closed = [tag for tag in found if tag.lastgroup == "think_end"]
     opened = [tag.end() for tag in found if tag.lastgroup == "think"]
@@ -133,12 +144,35 @@ def _parts(text: str, tags: Tags) -> tuple[str, str | None, bool]:
     answer = text[blocks[0][0].end() : blocks[0][1].start()].strip() if len(blocks) == 1 else None
     if closed:
         end = closed[-1].start()
-        think = text[opened[0] if opened and opened[0] <= end else 0 : end]
-    elif opened:
+        start = opened[0] if opened and opened[0] <= end else 0
+        return _Parts(text[start:end], answer, True, closed[-1].end())
+    if opened:
         think = text[opened[0] : blocks[0][0].start() if len(blocks) == 1 else len(text)]
-    else:
-        think = ""
-    return think, answer, bool(closed or opened)
+        return _Parts(think, answer, True, None)
+    if tags.before_answer:
+        first = next((tag.start() for tag in found if tag.lastgroup == "answer"), None)
+        start = _answer_start(text) if first is None else first
+        return _Parts(text[:start], answer, bool(text[:start].strip()), start)
+    return _Parts("", answer, False, 0)
+
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+_SENTENCE_END = re.compile(r"[.!?:]\s+|\n")
+_STATED = re.compile(r"\banswer(?: to [^\n:]{0,80}?)?\W{0,4}(?:\bis\b|:|$)", re.IGNORECASE | re.MULTILINE)
+
+
+def _answer_start(text: str) -> int:
+    """Where the answer of a reply without tags begins.
+
+    It is the sentence of the last `\\boxed{}`, else the last line that states an answer ("The answer is", "Answer:"), else
+    the last line. A reply of one line without such a box has no trace: 0.
+    """
+    boxed = [match.start() for match in _BOXED.finditer(text)]
+    if boxed:
+        ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, boxed[-1])]
+        return ends[-1] if ends else 0
+    stated = [match.start() for match in _STATED.finditer(text)]
+    return text.rfind("\n", 0, stated[-1] if stated else len(text.rstrip())) + 1
 
 
 def answer_span(text: str, tags: Tags = COMMON) -> str | None:
@@ -146,15 +180,14 @@ def answer_span(text: str, tags: Tags = COMMON) -> str | None:
 
     None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
     """
-    _, answer, has_trace = _parts(text, tags)
-    if answer is not None:
-        return answer or None
-    found = list(_tag_pattern(tags).finditer(text))
-    ends = [tag.end() for tag in found if tag.lastgroup == "think_end"]
-    start = ends[-1] if ends else 0
-    if any(tag.lastgroup == "answer" for tag in found if tag.start() >= start) or (has_trace and not ends):
+    parts = _parts(text, tags)
+    if parts.answer is not None:
+        return parts.answer or None
+    if parts.rest is None:
         return None
-    return _tag_pattern(tags).sub("", text[start:]).strip() or None
+    if any(tag.lastgroup == "answer" for tag in _tag_pattern(tags).finditer(text, parts.rest)):
+        return None
+    return _tag_pattern(tags).sub("", text[parts.rest :]).strip() or None
 
 
 def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
@@ -181,6 +214,19 @@ def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> 
         if box is not None:
             boxes.append(box)
     return tuple(boxes), box_forms.opened(text, box_tag) - len(boxes)
+
+
+def every_box(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
+    """`parse_boxes` over every form that can be read (`box_forms.written`), in order, all in `frame`."""
+    found = [one for one in box_forms.written(text, box_tag) if one.form not in box_forms.POINTS]
+    boxes = [box for one in found if (box := box_of(one, frame)) is not None]
+    of_others = sum(one.form != box_tag for one in found)
+    return tuple(boxes), box_forms.opened(text, box_tag) + of_others - len(boxes)
+
+
+def box_of(one: box_forms.Written, frame: Frame) -> Box | None:
+    """What a text writes as a valid box; None for a point, and for four numbers that are no box."""
+    return _read_box(box_forms.numbers(one.inside), frame)
 
 
 def _read_box(inside: str, frame: Frame) -> Box | None:

@@ -237,6 +237,7 @@ class Sft(Section):
         return self
 
 
+WIDENED, _WIDER = 2, 4  # how often a reply that is cut off is requested again, and how much longer it may be each time
 _TOKENS_PER_LABEL = 48  # twelve words, the label, JSON's marks
 
 
@@ -266,7 +267,7 @@ class Judge(Section):
     timeout_s: Rate = 120.0
     attempts: Positive = 6
     backoff_s: Rate = 0.5
-    patience_s: Annotated[float, Field(ge=0.0)] = 300.0
+    patience_s: Annotated[float, Field(ge=0.0)] = 900.0  # as the sampler's: a server of 30B restarts in ten minutes
     leave_out: tuple[str, ...] = ()
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
@@ -288,10 +289,11 @@ class Judge(Section):
         """Whether another reply to the same call may differ: no temperature of 0 is sent."""
         return self.reasoning_effort is not None or "temperature" in self.leave_out
 
-    def room(self, labels: int) -> int:
+    def room(self, labels: int, widened: int = 0) -> int:
         """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace
-        has too many sentences to be judged."""
-        return self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)
+        has too many sentences to be judged. Four times as many each time that the reply was cut off before (`widened`): the
+        limit of a judge that reasons counts its reasoning."""
+        return (self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)) * _WIDER**widened
 
 
 class Judges(Section):

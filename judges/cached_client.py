@@ -15,14 +15,16 @@ from fgrpo import schema
 from fgrpo.errors import UserError
 from fgrpo.files import json_line
 from fgrpo.images import file_url, hashed_url
+from fgrpo.schema import WIDENED
 from fgrpo.types import Verdict
 from judges.base import CACHE_OF_RUN, Meter, failed_verdict
 from judges.cache import Cache
-from judges.client import LONGEST_WAIT_S, Transport, Unanswered
+from judges.client import LONGEST_WAIT_S, CutOff, Transport, Unanswered
 from judges.requests import Call, Unusable
 
 Verdicts = tuple[Verdict, ...]
 UNUSABLE, NO_IMAGE = "unusable reply", "an image cannot be read"  # kinds of failures besides those of the transport
+CUT_SHORT = "cut off"  # kind of a fault: the call is sent again with a larger limit
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two lookups of a reply that another process requests
 
 
@@ -40,7 +42,7 @@ class CachedClient:
         self._in_flight = WeakKeyDictionary()
         self._fatal: str | None = None
         # as long as a call may take with all its attempts; a claim of a dead process ends earlier
-        self._claim_s = config.attempts * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
+        self._claim_s = (config.attempts + WIDENED) * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
         model: list[object] = [config.model, config.reasoning_effort]
         # `engine` may name a revision or a quantization, which is another model; a left out temperature samples
         model += [config.engine] if config.engine else []
@@ -112,23 +114,40 @@ class CachedClient:
                 self._cache.release(key)
 
     async def _requested(self, call: Call, urls: Sequence[str]) -> tuple[Verdicts, str | None]:
-        """The model's verdicts with their reply (None: not usable). A model that samples is asked again after an unusable one."""
+        """The model's verdicts with their reply (None: not usable).
+
+        After a reply that was cut off the model is asked again with a larger limit (`schema.Judge.room`), after another unusable
+        one only if it samples.
+        """
         failure = UNUSABLE, ""
-        for attempt in range(self._config.attempts if self._config.samples else 1):
-            if attempt:
-                self.meter.fault(failure[0])
-                self.meter.wait(0.0)
+        attempts, widened = self._config.attempts if self._config.samples else 1, 0
+        while True:
             try:
-                reply = await self._transport.ask(call, urls)
+                reply = await self._transport.ask(call, urls, widened)
                 return self._read(call, reply), reply
-            except Unusable as error:
+            except CutOff as error:
                 failure = UNUSABLE, str(error)
+                if widened == WIDENED:
+                    break
+                widened += 1
+                fault = CUT_SHORT
+            except Unusable as error:
+                failure, fault = (UNUSABLE, str(error)), UNUSABLE
+                attempts -= 1
+                if attempts <= 0:
+                    break
             except Unanswered as error:
-                failure = error.kind, str(error).removeprefix(f"{error.kind}: ")
+                detail = str(error).removeprefix(f"{error.kind}: ")
+                failure = (
+                    error.kind,
+                    f"{detail} (with a larger limit, since it was {failure[1]})" if widened else detail,
+                )
                 break
             except UserError as error:
                 self._fatal = str(error)  # later calls fail at once
                 raise
+            self.meter.fault(fault)
+            self.meter.wait(0.0)
         return self._failure(call, *failure), None
 
     async def _claim(self, cache: Cache, key: str) -> str | None:

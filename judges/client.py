@@ -27,6 +27,10 @@ _LONGEST_BACKOFF = 8  # times `backoff_s`: endpoints that are down rest by thems
 CUT_OFF = "truncated at {} tokens; raise the judge's max_completion_tokens (for grounding, or set sentence_calls)"
 
 
+class CutOff(Unusable):
+    """A reply that was cut off at its token limit, which counts the reasoning of a judge that reasons."""
+
+
 class Unanswered(Exception):
     """A call without a reply. `kind` groups such failures in counts."""
 
@@ -38,11 +42,11 @@ class Unanswered(Exception):
 class Transport(Protocol):
     """Sends calls to one model; `urls` are a call's images.
 
-    `ask` returns the text of a complete reply. It raises `Unusable` (a reply without a complete text), `Unanswered` (no reply),
-    or UserError for what holds for every call.
+    `ask` returns the text of a complete reply. It raises `CutOff`, another `Unusable` (a reply without a complete text),
+    `Unanswered` (no reply), or UserError for what holds for every call. `widened`: how often the call was cut off before.
     """
 
-    async def ask(self, call: Call, urls: Sequence[str]) -> str: ...
+    async def ask(self, call: Call, urls: Sequence[str], widened: int = 0) -> str: ...
 
     async def close(self) -> None: ...
 
@@ -68,13 +72,14 @@ class OpenAITransport:
         limits = _limits(config, len(self._urls))
         self._client = client.Client(self._urls, served, limits, meter, stops=True, clock=clock)
 
-    async def ask(self, call: Call, urls: Sequence[str]) -> str:
+    async def ask(self, call: Call, urls: Sequence[str], widened: int = 0) -> str:
         """See `Transport`."""
+        room = self._config.room(call.size, widened)
 
         async def body(endpoint: Endpoint) -> dict[str, Any]:
-            return self._body(call, urls)
+            return self._body(call, urls, room)
 
-        reserved = estimate(call, urls, self._config.room(call.size))
+        reserved = estimate(call, urls, room)
         try:
             reply = await self._client.complete(body, reserved)
         except RequestFailed as error:
@@ -84,7 +89,7 @@ class OpenAITransport:
             ) from None
         (choice,) = reply.choices
         if choice.finish == "length":
-            raise Unusable(CUT_OFF.format(self._config.room(call.size)))
+            raise CutOff(CUT_OFF.format(room))
         return choice.text
 
     @property
@@ -97,7 +102,7 @@ class OpenAITransport:
         first = Call("check", "Answer with the word yes.", "", lambda reply: ())
 
         async def body(endpoint: Endpoint) -> dict[str, Any]:
-            return self._body(first, ())
+            return self._body(first, (), self._config.room(1))
 
         try:
             await self._client.check(body, estimate(first, (), self._config.room(1)))
@@ -108,14 +113,14 @@ class OpenAITransport:
         """Close the connections of the running event loop."""
         await self._client.close()
 
-    def _body(self, call: Call, urls: Sequence[str]) -> dict[str, Any]:
+    def _body(self, call: Call, urls: Sequence[str], room: int) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content.append({"type": "text", "text": call.text})
         c = self._config
         body: dict[str, Any] = {
             "model": c.model,
             "messages": messages(call, content),
-            "max_completion_tokens": c.room(call.size),
+            "max_completion_tokens": room,
         }
         if c.reasoning_effort is not None:
             body["reasoning_effort"] = c.reasoning_effort  # such models take no temperature

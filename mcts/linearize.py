@@ -6,11 +6,12 @@ The shortest chains of each kind are kept (fewest steps, then fewest characters,
 
 Ours, where the paper is silent: a branch is wrong when no answer below it is right, well formed or not. The answer of the
 wrong branch is omitted. The two branches differ in their first step. A chain that repeats a line (apart from the cue) is
-discarded. Duplicate texts are kept once.
+discarded, and so is one with a line that breaks a rule of steps (`left_out`). Duplicate texts are kept once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,7 +49,20 @@ def linearize(tree: Tree) -> list[Trace]:
 
 def finished_chains(tree: Tree) -> dict[str, list[FinishedChain]]:
     """All well-formed finished chains of the tree by node id, parents before children."""
-    return {path[-1].id: list(_finished_at(path)) for path in _paths(tree)}
+    return {path[-1].id: [item for item in _finished_at(path) if not _broken(tree, item)] for path in _paths(tree)}
+
+
+def left_out(tree: Tree) -> Counter[str]:
+    """How many finished chains are left out because a line breaks a rule (`mcts.step_rules`), by the first such rule."""
+    if tree.rules is None:
+        return Counter()
+    broken = (_broken(tree, item) for path in _paths(tree) for item in _finished_at(path))
+    return Counter(f"left_out/{problem}" for problem in broken if problem)
+
+
+def _broken(tree: Tree, item: FinishedChain) -> str | None:
+    """The first rule that a line of a chain breaks."""
+    return next((problem for step in item.chain.steps if (problem := tree.problem(step))), None)
 
 
 def corrected_chains(

@@ -21,6 +21,7 @@ from fgrpo.schema import Config
 from fgrpo.types import Sample, Trace
 from mcts import report, store, viewer
 from mcts.linearize import linearize
+from mcts.step_rules import rules_of
 
 TREES = "trees.jsonl"
 FAILED = "failed.jsonl"
@@ -62,13 +63,13 @@ def finish(config: Config, stage: Run, samples: list[Sample], failed: dict[str, 
     ids = [sample.id for sample in samples]
     template = prompts.read_for(config.policy, config.prompts.think)
     store.sort_by_ids(stage.path / TREES, ids)
-    tally = report.Tally()
+    tally, rules = report.Tally(), rules_of(config)
     gallery = viewer.Gallery(pixel_bounds(config.models.teacher))
     with ExitStack() as files:
         traces_out = files.enter_context(AtomicJsonl(stage.path / "traces.jsonl"))
         sft_out = files.enter_context(AtomicJsonl(stage.path / "sft.jsonl"))
         for tree in store.read(stage.path / TREES, ids):
-            tree.policy = config.policy
+            tree.policy, tree.rules = config.policy, rules
             traces = linearize(tree)
             tally.add(tree, traces)
             gallery.offer(tree, traces)

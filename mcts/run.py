@@ -34,6 +34,7 @@ from fgrpo.types import Sample
 from mcts.linearize import linearize
 from mcts.outputs import FAILED, OUTPUTS, TREES, USAGE, Failure, budget_of, finish, write_failed
 from mcts.search import TreeFailed, search
+from mcts.step_rules import rules_of
 from mcts.teacher import SamplerTeacher, Teacher
 from mcts.tree import Settings, Tree
 
@@ -148,7 +149,7 @@ async def grow(
     Raises:
         UserError: more than `allowed` trees failed; finished trees are kept.
     """
-    settings = Settings.of(config.mcts, config.seed)
+    settings, rules = Settings.of(config.mcts, config.seed), rules_of(config)
     failed: dict[str, Failure] = {}
     totals: Counter[str] = Counter()
     meter = budget.UsageMeter(name=config.models.teacher, budget=budget_of(config))
@@ -157,7 +158,7 @@ async def grow(
 
         async def worker() -> None:
             for sample in queue:
-                tree = Tree(sample, settings, policy=config.policy)
+                tree = Tree(sample, settings, policy=config.policy, rules=rules)
                 try:
                     await search(tree, teacher_of(sample))
                 except TreeFailed as error:

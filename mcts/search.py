@@ -4,7 +4,8 @@ One iteration descends from the root to a leaf by PUCT (Eq. 7; or UCB1), request
 each new child out to an answer, and backs every binary reward up to the root: one visit per rollout. The reward is a strict
 match between the closed answer and the gold option (`rewards.task.matches`), never a substring match.
 
-Ours, where the paper is silent: a terminal leaf that is selected again backs up its known reward again. A leaf at the depth
+Ours, where the paper is silent: a proposed step that is layout, or whose box is in another form or beyond the image, is
+rejected (`mcts.step_rules`). A terminal leaf that is selected again backs up its known reward again. A leaf at the depth
 limit, or without a usable next step, is rolled out again. A rollout without an answer has reward 0. A refused request, or one
 that never gets text, is counted and backs up nothing. An endpoint that is down for longer than its patience fails the tree, which
 would be another one without the missing requests; the next run grows it. The teacher's prompt requests progressive zoom, and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fgrpo.inference.base import NoText, SamplingError, TransientError
 from fgrpo.response import parse, parse_boxes
@@ -130,7 +132,9 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         for step in proposed:
             tree.counts["completions"] += 1
             tree.counts["tokens"] += step.tokens
-            problem = step.problem or rejection_reason(step, path, accepted, settings.zoom, tree.policy.box_tag)
+            step = _repaired(tree, step)
+            problem = step.problem or (tree.problem(step.text) if step.text else None)
+            problem = problem or rejection_reason(step, path, accepted, settings.zoom, tree.policy.box_tag)
             if problem is None:
                 accepted.append(step)
             else:
@@ -144,6 +148,15 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
         Node(f"{parent.id}.{i}", step.text, step.answer, _reward(tree, step.answer), round(prior, 6), step.logprob)
         for i, (step, prior) in enumerate(zip(accepted, priors, strict=True))
     ]
+
+
+def _repaired(tree: Tree, step: Step) -> Step:
+    """`step` without the mark of a heading, which is counted; without rules as it is."""
+    text = step.text if tree.rules is None or step.problem else tree.rules.repaired(step.text)
+    if text == step.text:
+        return step
+    tree.counts["repaired/heading"] += 1
+    return replace(step, text=text)
 
 
 def rejection_reason(

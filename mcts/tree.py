@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from fgrpo.response import parse, parse_boxes
 from fgrpo.schema import Mcts, Policy
 from fgrpo.types import Sample
+from mcts.step_rules import StepRules
 
 OPENING = "<think>"
 ROOT = "0"
@@ -121,8 +122,8 @@ class Node:
 class Tree:
     """A question, the settings of its search, the tree, and counts (requests, tokens, rejected steps).
 
-    `last_failure` is the error message of the last failed request, and `lacks_text` whether one never got text; both are not
-    stored.
+    `last_failure` is the error message of the last failed request, and `lacks_text` whether one never got text. These, `policy`
+    and `rules` (what a step may not be) are not stored.
     """
 
     sample: Sample
@@ -132,6 +133,11 @@ class Tree:
     last_failure: str = ""
     lacks_text: bool = False
     policy: Policy = DEFAULT_POLICY
+    rules: StepRules | None = None
+
+    def problem(self, step: str) -> str | None:
+        """The rule that a step breaks (`mcts.step_rules`); None without rules."""
+        return None if self.rules is None else self.rules.problem(step, self.sample.images)
 
     @property
     def id(self) -> str:

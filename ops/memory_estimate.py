@@ -23,7 +23,7 @@ HALF, FULL = 2, 4  # bytes of a bf16 and a float32 number
 MASTER_AND_ADAM = 12  # float32 weights and Adam's two moments
 ADAM = 8
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: most parameters gathered at once
-LOGIT_BYTES = 10  # bf16 logits, their float32 copy, and its gradient
+TILE_TOKENS, TILE_COLUMNS = 4096, 32768  # of logits that TRL's head holds at a time (its two chunk sizes)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def states(
 
 
 def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, checkpointing: bool) -> list[Part]:
-    """Activations of one forward and backward pass over `tokens`, and the logits of `with_logits` of them.
+    """Activations of one forward and backward pass over `tokens`, and the log-probabilities of `with_logits` of them.
 
     With checkpointing, every layer keeps its input and one layer at a time is recomputed. Blockwise attention (flash, sdpa)
     keeps no matrix of scores. A layer holds about six vectors of the hidden size, two of the queries' width, keys and values, and
@@ -144,16 +144,23 @@ def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, chec
     number = HALF if half else FULL
     layer = 2 * number * (6 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.feed_forward)
     inputs = number * shape.hidden * shape.layers
+    tile, columns = min(with_logits, TILE_TOKENS), min(shape.vocabulary, TILE_COLUMNS)
     held = inputs + layer if checkpointing else layer // 2 * shape.layers + layer // 2
     how = "layers' inputs and one layer" if checkpointing else "every layer"
     return [
         Part("activations", tokens * held, f"{tokens:,} tokens x {held:,} bytes ({how})"),
         Part(
-            "logits",
-            with_logits * shape.vocabulary * LOGIT_BYTES,
-            f"{with_logits:,} tokens x {shape.vocabulary:,} x {LOGIT_BYTES} bytes (bf16, float32 copy, gradient)",
+            "log-probabilities",
+            FULL * (tile * columns + shape.hidden * (shape.vocabulary + with_logits)),
+            f"{FULL} bytes x ({tile:,} x {columns:,} of a tile + {shape.hidden:,} x ({shape.vocabulary:,} + {with_logits:,} tokens) of "
+            "float32 gradients); TRL builds no logits",
         ),
     ]
+
+
+def pixel_bytes(image_tokens: float, factor: int) -> float:
+    """Bytes of the float32 pixel values of an image: three channels, two frames, `factor`^2 pixels per image token."""
+    return image_tokens * 3 * 2 * factor**2 * FULL
 
 
 def checkpoints(shape: Shape, trainable: int, number: int, whole: int, *, half: bool, adapters: bool) -> Part:

@@ -14,17 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.inference.budget import Budget
+from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.schema import Config, Judge
 from fgrpo.training.checkpoints import SFT_KEPT
-from ops import memory_estimate
+from ops import memory_estimate, wall_clock
 from ops.assumptions import Assumptions
+from ops.measured import measured
 from ops.memory_estimate import Part, Shape
 from ops.workload import Line, demand, likely_tokens, rl_updates, sft_batch, sft_updates
 
@@ -102,6 +103,67 @@ def sampling_hours(line: Line, config: Config, assume: Assumptions) -> float:
     """GPU hours of sampling that a line takes; 0 where nothing is sampled or no model judges."""
     served = line.sampler and (line.judge is None or line.judge.backend == "openai")
     return likely_tokens(line, config, assume) / assume[f"sampling.{line.sampler}"] / 3600 if served else 0.0
+
+
+def walls(config: Config, lines: Sequence[Line], shape: Shape, assume: Assumptions) -> list[wall_clock.Wall]:
+    """Wall clock of each stage on the machines of the configuration; without the judges of evaluation, an endpoint's own matter."""
+    hours = {line.stage: sampling_hours(line, config, assume) for line in lines}
+    node, launch = config.cluster.gpus, config.launch
+    trained = {stage: stage_hours(config, stage, shape, assume) for stage in STAGES}
+    written = {stage: written_checkpoints(config, stage, shape) for stage in STAGES}
+    rate = assume["disk.write_gb_s"]
+    return [
+        *(wall_clock.sampling(stage, hours[stage], node, "GPUs of a machine") for stage in ("data", "mcts")),
+        wall_clock.sft(trained["sft"], launch.machines * launch.sft_processes, *written["sft"], rate),
+        wall_clock.rl(
+            config,
+            generating=hours["rl"],
+            training=trained["rl"],
+            judging=hours["judge-rl"],
+            generations=generations(config),
+            checkpoints=written["rl"][0],
+            checkpoint_bytes=written["rl"][1],
+            sync_s=assume["rl.sync_s"],
+            write_gb_s=rate,
+        ),
+        wall_clock.sampling("eval", hours["eval"], node, "GPUs of a machine"),
+    ]
+
+
+def generations(config: Config) -> int:
+    """How often RL generates rollouts."""
+    return math.ceil(rl_updates(config) * config.rl.global_batch / config.rl.rollout_batch)
+
+
+def written_checkpoints(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> tuple[int, float]:
+    """Checkpoints that a training stage writes, most of which it deletes again, and the bytes of one."""
+    section: Any = getattr(config, stage)
+    updates = sft_updates(config) if stage == "sft" else rl_updates(config)
+    trained, adapters = trained_parameters(config, stage, shape), section.lora is not None
+    one = memory_estimate.checkpoints(shape, trained, 1, 0, half=section.precision == "bf16", adapters=adapters)
+    return math.ceil(updates / section.save_steps), one.size
+
+
+def volumes(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
+    """One line each: rollouts, pixel values of a generation, and what checkpoints write over a run."""
+    rl = config.rl
+    rollouts = rl.rollout_batch * rl.group_size
+    each = rollouts / (config.launch.machines * config.launch.rl_processes)
+    bounds = pixel_bounds(config.models.base)
+    likely = memory_estimate.pixel_bytes(assume["images.tokens"], bounds.factor)
+    most = memory_estimate.pixel_bytes(min(rl.max_prompt_length, bounds.max_pixels / bounds.factor**2), bounds.factor)
+    out = [
+        f"rollouts   {generations(config) * rollouts:,} in {generations(config):,} generations of {rollouts:,} ({rl.rollout_batch} prompts x {rl.group_size})",
+        f"pixels     {each * likely / GB:.2f} GB of pixel values in a process' generation of {each:g} rollouts, at most {each * most / GB:.1f}: "
+        f"image tokens ({assume['images.tokens']:g}; limit {rl.max_prompt_length:,}) x {bounds.factor}^2 x 6 values x 4 bytes",
+    ]
+    for stage in STAGES:
+        number, size = written_checkpoints(config, stage, shape)
+        save = getattr(config, stage).save_steps
+        out.append(
+            f"{stage:10} {number:,} checkpoints of {size / GB:,.0f} GB written in all, {number * size / 1e12:.1f} TB ({stage}.save_steps={save})"
+        )
+    return out
 
 
 def trained_parameters(config: Config, stage: Literal["sft", "rl"], shape: Shape) -> int:
@@ -243,32 +305,6 @@ def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list
     return [*trained, f"texts      about {tokens * each / GB:,.2f} GB: {how}"]
 
 
-MEASURED = {  # counts of a stage's manifest that stand for its calls
-    "data": ("rollouts/scored", "data.difficulty_rollouts"),
-    "mcts": ("completions", ""),
-}
-
-
-def measured(config: Config, root: str | Path) -> list[str]:
-    """What stages of this preset have taken so far, beside what was planned."""
-    planned: Mapping[str, Line] = {line.stage: line for line in demand(config)}
-    out = []
-    for stage in ("data", "mcts", "sft", f"rl-{config.method}"):
-        path = runs.folder(config, stage, root) / "manifest.json"
-        if not path.is_file():
-            continue
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        text = f"{stage:10} {(manifest['seconds'] + manifest.get('parts_seconds', 0.0)) / 3600:.2f} hours"
-        if stage in MEASURED:
-            name, times = MEASURED[stage]
-            calls = manifest["counts"].get(name, 0) * (config.data.difficulty_rollouts if times else 1)
-            text += (
-                f", {calls:,} continuations ({calls / planned[stage].calls:.0%} of the plan's {planned[stage].calls:,})"
-            )
-        out.append(text)
-    return out
-
-
 def report(config: Config, assume: Assumptions, root: str | Path, price: float | None = None) -> list[str]:
     """All lines of the plan."""
     shape = memory_estimate.shape_of(config.models.base)
@@ -296,6 +332,9 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     )
     out.append("GPU hours: likely tokens (written) / sampling.<sampler> / 3600; that rate covers reading")
     out += ["", "training (likely lengths)", *training_hours(config, shape, assume)]
+    clock = walls(config, lines, shape, assume)
+    out += ["", "wall clock (judges of evaluation aside)", *(wall.line() for wall in clock), wall_clock.total(clock)]
+    out += ["", "volumes of training", *volumes(config, shape, assume)]
     out += [
         "",
         f"memory of one GPU ({config.models.base}: {shape.parameters:,} parameters, vision {shape.encoder + shape.projector:,})",

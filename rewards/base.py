@@ -54,6 +54,7 @@ class RewardContext:
         box_normaliser: divisor of the sum of CIoU (Eq. 1): "max", "gt" or "matched".
         min_pixels, max_pixels: the processor's bounds on the image that the model sees.
         box_tag, box_frame: how the policy writes boxes.
+        every_form: boxes in other forms than `box_tag` count too (evaluation); training rewards the policy's own form alone.
         patch_factor: pixels per image token side.
         unscorable: what a right answer without a claim about the image gets from semantic grounding: "not_applicable" (the
             paper, and evaluation) or "zero" (training under its constraint, so that an empty trace does not escape it).
@@ -73,6 +74,7 @@ class RewardContext:
     unscorable: Literal["not_applicable", "zero"] = "not_applicable"
     grounding_mean: Literal["sentences", "claims"] = "sentences"
     token_limit: int | None = None
+    every_form: bool = False
 
 
 @dataclass(frozen=True)

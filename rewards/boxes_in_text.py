@@ -1,4 +1,4 @@
-"""Boxes inside the text that a judge reads: their tags are removed, and their numbers are converted to the judge's frame.
+"""Boxes and points inside the text that a judge reads: tags are removed, and numbers of every form are in the judge's frame.
 
 The English written here is part of the grounding prompt; another word would make cached replies useless.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fgrpo import box_forms
 from fgrpo.boxes import Size, convert
-from fgrpo.response import parse_boxes
+from fgrpo.response import box_of
 from fgrpo.types import Box, Frame
 from judges.task import BoxFrame
 
@@ -46,26 +46,30 @@ class BoxNotation:
         return judge_frame
 
     def rewrite(self, text: str, judge_frame: BoxFrame) -> str:
-        """`text` with its boxes in the shown frame, without tags. A box that is not valid keeps its own numbers.
+        """`text` with its boxes in the shown frame, without tags, whatever their form. One that is not valid keeps its numbers.
 
         A box does not say which image it lies in. If images differ in size, it is converted for each image that it fits in.
         """
         shown = self.shown_frame(judge_frame)
+        pieces, at = [], 0
+        for one in box_forms.written(text, self.tag):
+            pieces += [text[at : one.start], self._rewritten(one, shown)]
+            at = one.end
+        return "".join([*pieces, text[at:]])
 
-        def put(match: re.Match[str]) -> str:
-            boxes, _ = parse_boxes(match.group(), box_tag=self.tag, frame=self.frame)
-            if not boxes or shown == self.frame:
-                return match.group(1).strip()
-            images = list(enumerate(self.image_sizes or ((1, 1),), start=1))
-            if len({size for _, size in images}) == 1:
-                return _numbers(boxes[0], shown, images[0][1])
-            is_pixels = self.frame in _PIXELS
-            fitting = [(n, s) for n, s in images if not is_pixels or (boxes[0].x2 <= s[0] and boxes[0].y2 <= s[1])]
-            if not fitting:
-                return f"{match.group(1).strip()} (pixels beyond every picture)"
-            return " or ".join(f"{_numbers(boxes[0], shown, size)} (picture {n})" for n, size in fitting)
-
-        return box_forms.pattern(self.tag).sub(put, text)
+    def _rewritten(self, one: box_forms.Written, shown: Frame) -> str:
+        """One box, or point, in the frame `shown`."""
+        box = _point(one, self.frame) or box_of(one, self.frame)
+        if box is None or shown == self.frame:
+            return one.inside.strip()
+        images = list(enumerate(self.image_sizes or ((1, 1),), start=1))
+        if len({size for _, size in images}) == 1:
+            return _numbers(box, shown, images[0][1])
+        is_pixels = self.frame in _PIXELS
+        fitting = [(n, s) for n, s in images if not is_pixels or (box.x2 <= s[0] and box.y2 <= s[1])]
+        if not fitting:
+            return f"{one.inside.strip()} (pixels beyond every picture)"
+        return " or ".join(f"{_numbers(box, shown, size)} (picture {n})" for n, size in fitting)
 
     def note(self, judge_frame: BoxFrame) -> str:
         """The sentence of the prompt that explains the coordinates."""
@@ -83,6 +87,17 @@ class BoxNotation:
         return f"Coordinates are pixels, from the upper left corner, of the pictures as resized: {each}."
 
 
+def _point(one: box_forms.Written, frame: Frame) -> Box | None:
+    """A point as a box without extent; None for what is no point."""
+    if one.form not in box_forms.POINTS:
+        return None
+    x, y = (float(number) for number in one.inside.strip(" []()").split(","))
+    return Box(x, y, x, y, frame)
+
+
 def _numbers(box: Box, frame: Frame, size: Size) -> str:
+    """The four numbers of a box, or the two of a point, in `frame`."""
     digits = 3 if frame == "unit" else 0
-    return "[" + ",".join(f"{v:.{digits}f}" for v in convert(box, frame, size, size)) + "]"
+    shown = tuple(convert(box, frame, size, size))
+    corners = shown[:2] if (box.x1, box.y1) == (box.x2, box.y2) else shown
+    return "[" + ",".join(f"{v:.{digits}f}" for v in corners) + "]"

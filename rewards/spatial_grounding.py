@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fgrpo import box_forms
 from fgrpo.boxes import Size, convert, match
 from fgrpo.images import IMAGE_ERRORS, image_size
+from fgrpo.response import every_box
 from fgrpo.types import Box, Score, box_image
 from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
 
@@ -57,7 +58,8 @@ class SpatialGroundingReward:
     - "outside": number of predicted boxes that leave the image; None if its size is unknown. Many of them mean that the
       frame is wrong.
     - "unread": number of boxes in another form than `context.box_tag` (`fgrpo.box_forms`), only where there are any. If
-      there is no other box the reason is `NOT_READ`: the model's file may name the wrong form.
+      there is no other box the reason is `NOT_READ`. With `context.every_form`, as in evaluation, all forms but `<loc…>` are
+      read.
     - "gt_dropped": number of annotated boxes that are not valid or lie beyond the image.
     """
 
@@ -88,24 +90,33 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         gt = [box for box in annotated if box is not None]
         if not gt:
             return Score.not_applicable(f"none of the {len(sample.boxes)} annotated boxes is valid")
-        converted = [_in_model_frame(box, 0, item, context) for box in item.response.boxes]
+        written, dropped, unread = _written(item, context)
+        converted = [_in_model_frame(box, 0, item, context) for box in written]
         pred = [box for box in converted if box.is_valid]  # a huge number may overflow in the conversion
         outside = _count_outside(pred, item, context)
     except IMAGE_ERRORS as error:
         return Score.failure(f"the image's size cannot be read: {error}")
     pairs = match(pred, gt)
-    unread = box_forms.unread(item.response.think, context.box_tag).total()
     return Score.of(
         _of_pairs(pairs, len(pred), len(gt), context.box_normaliser),
         NOT_READ if unread and not pred else "",
         pred=[list(box) for box in pred],
         gt=[list(box) for box in gt],
         pairs=[list(pair) for pair in pairs],
-        dropped=item.response.dropped_boxes + len(converted) - len(pred),
+        dropped=dropped + len(converted) - len(pred),
         outside=outside,
         gt_dropped=len(sample.boxes) - len(gt),
         **({"unread": unread} if unread else {}),
     )
+
+
+def _written(item: RewardItem, context: RewardContext) -> tuple[tuple[Box, ...], int, int]:
+    """(boxes that count, opened ones that are not valid, boxes in forms that are not read) of a trace."""
+    think, tag = item.response.think, context.box_tag
+    if not context.every_form:
+        return item.response.boxes, item.response.dropped_boxes, box_forms.unread(think, tag).total()
+    boxes, dropped = every_box(think, box_tag=tag, frame=context.box_frame)
+    return boxes, dropped, box_forms.locations(think).total()
 
 
 def _annotated(box: Box, place: int, item: RewardItem, context: RewardContext) -> Box | None:

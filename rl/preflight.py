@@ -4,7 +4,8 @@
 - prompts as the processor really makes them have the estimated length, and fit (`check_prompts`);
 - their image tokens are as many as the vision tower gives features (`check_prompts`; EasyR1 #266, TRL #3847);
 - image tokens cannot be sampled, by any engine (`check_sampling`; R1-V #180);
-- the rollout engine and the trainer agree on the log-probabilities of a probe batch (`check_probe`; TRL #6294).
+- the rollout engine and the trainer agree on the log-probabilities of a probe batch (`check_probe`; TRL #6294);
+- a pass over the largest prompts with responses of the full length fits into memory (`check_peak`).
 
 The stage adds `Preflight` to the trainer's callbacks. It runs when everything is loaded and placed, also on resume, changes no
 random state, and calls no judge. It takes seconds on the mini model.
@@ -13,6 +14,8 @@ random state, and calls no judge. It takes seconds on the mini model.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,6 +214,50 @@ def check_probe(
     return difference
 
 
+def check_peak(trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], response: int) -> str:
+    """Time and memory of the largest micro-batch, in the first minute instead of at hour five.
+
+    The rollouts of `rows` have `response` tokens each. Forward and backward; under DeepSpeed the forward alone, since its
+    engine takes no backward pass that is not followed by a step. The optimizer's states come on top where they are not
+    placed yet.
+
+    Args:
+        rows: of the largest prompts, see `largest_rows`.
+        response: rl.max_response_length.
+
+    Returns:
+        One line: tokens, seconds, and on a GPU the peak of its memory.
+
+    Raises:
+        UserError: it does not fit into the memory of the device.
+    """
+    device = trainer.accelerator.device
+    is_cuda = device.type == "cuda"
+    whole = not trainer.is_deepspeed_enabled
+    began = time.perf_counter()
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    probe = Probe(trainer)
+    try:
+        batch = probe.longest(rows, response)
+        tokens = int(batch["prompt_mask"].sum(dim=1).max()) + response
+        if whole:
+            probe.update(batch)
+        else:
+            probe.logprobs(batch)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a pass over the largest prompts with responses of {response} tokens does not fit into the device's memory "
+            f"({str(error).splitlines()[0]}); lower rl.micro_batch or rl.max_prompt_length, or shard over more GPUs"
+        ) from error
+    passes = "forward and backward" if whole else "forward"
+    memory = f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB at most" if is_cuda else ""
+    del batch
+    if is_cuda:
+        torch.cuda.empty_cache()
+    return f"largest rows: up to {tokens:,} tokens, {passes} in {time.perf_counter() - began:.1f} s{memory}"
+
+
 class Preflight(TrainerCallback):
     """Runs all checks when training begins.
 
@@ -237,7 +284,8 @@ class Preflight(TrainerCallback):
         check_boxes(self.questions, self.pixels, self.cfg.data.boxes_from)
         check_sampling(self.trainer, self.forbidden)
         rows = probe_rows(self.trainer.train_dataset)
-        check_prompts(self.trainer, rows, rl.max_prompt_length, self.pixels)
+        largest = largest_rows(self.trainer.train_dataset, self.pixels, math.ceil(rl.micro_batch / rl.group_size))
+        check_prompts(self.trainer, [*rows, *largest[:PROBED]], rl.max_prompt_length, self.pixels)
         tolerance = rl.vllm.max_logprob_diff or TOLERANCE[rl.precision]
         self.difference = check_probe(self.trainer, rows[:1], self.forbidden, tolerance)
         difference = (
@@ -245,6 +293,7 @@ class Preflight(TrainerCallback):
             if self.difference is None
             else f"; log-probabilities of engine and trainer differ by {self.difference:.1g}"
         )
+        distributed.print_once(check_peak(self.trainer, largest, rl.max_response_length))
         distributed.print_once(f"preflight passed: boxes, prompts, image tokens, forbidden tokens{difference}")
 
 
@@ -256,3 +305,21 @@ def probe_rows(dataset: Any) -> list[dict[str, Any]]:
     )
     chosen = list(dict.fromkeys([0, *by_length]))[:PROBED]
     return [dataset[i] for i in chosen]
+
+
+def largest_rows(dataset: Any, pixels: boxes.PixelBounds, count: int) -> list[dict[str, Any]]:
+    """The `count` rows of the training data whose prompts are likely the longest, by image tokens and characters."""
+    samples = [Sample.from_dict(json.loads(text)) for text in dataset.with_format(None)[:]["sample"]]
+    by_tokens = sorted(range(len(samples)), key=lambda i: _likely_tokens(samples[i], pixels), reverse=True)
+    return [dataset[i] for i in by_tokens[:count]]
+
+
+def _likely_tokens(sample: Sample, pixels: boxes.PixelBounds) -> float:
+    """Tokens of a prompt, roughly: English has about four characters a token. An image that cannot be read counts nothing."""
+    total = len(sample.question + "".join(sample.choices)) / 4
+    for path in sample.images:
+        try:
+            total += image_tokens(path, pixels)
+        except IMAGE_ERRORS:
+            continue
+    return total

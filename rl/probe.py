@@ -39,18 +39,57 @@ class Probe:
             batch = GRPOTrainer._generate_and_score_completions(self.trainer, inputs)
         return batch, self.trainer.engine_logprobs(batch)
 
+    def longest(self, rows: Sequence[Mapping[str, Any]], response: int) -> dict[str, Any]:
+        """TRL's batch for one group of each of `rows`, each response of `response` tokens that no engine samples."""
+        group = int(self.trainer.num_generations_eval or self.trainer.num_generations or 1)
+        inputs = [dict(row) for row in rows for _ in range(group)]
+        with self._unscored(), self._written(response):
+            return GRPOTrainer._generate_and_score_completions(self.trainer, inputs)
+
+    def update(self, batch: Mapping[str, Any]) -> None:
+        """A forward and a backward pass over a batch, whose gradients are dropped: what an update needs, and no update."""
+        model: Any = self.trainer.model
+        training = model.training
+        device = self.trainer.accelerator.device
+        model.train()
+        try:
+            with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._passes(self.trainer.plain_model, batch).mean().backward()
+        finally:
+            model.train(training)
+            self.trainer.plain_model.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _written(self, response: int) -> Iterator[None]:
+        """Within it, every response is `response` copies of the last token of its prompt; the rollout engine is not asked."""
+        trainer: Any = self.trainer
+        use_vllm, own = trainer.use_vllm, vars(trainer).get("_generate_single_turn")
+        trainer._generate_single_turn = lambda ids, *_, **__: ([[row[-1]] * response for row in ids], None)
+        trainer.use_vllm = False
+        try:
+            yield
+        finally:
+            trainer.use_vllm = use_vllm
+            del trainer._generate_single_turn
+            if own is not None:  # somebody else's replacement
+                trainer._generate_single_turn = own
+
     def logprobs(self, batch: Mapping[str, Any]) -> Tensor:
         """The trainer's own log-probabilities (B, T) of a batch of `rollout`."""
-        fields = (*_IMAGE_FIELDS, backbone.of_model(self.trainer.plain_model).grid_field)
         with torch.no_grad():
-            result: Any = self.trainer._get_per_token_logps_and_entropies(
-                self.trainer.model,
-                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-                batch["completion_ids"].shape[1],
-                batch_size=self.trainer.args.per_device_train_batch_size,
-                **{key: batch[key] for key in fields if key in batch},
-            )
+            return self._passes(self.trainer.model, batch)
+
+    def _passes(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Log-probabilities (B, T) of a batch under `model`."""
+        fields = (*_IMAGE_FIELDS, backbone.of_model(self.trainer.plain_model).grid_field)
+        result: Any = self.trainer._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].shape[1],
+            batch_size=self.trainer.args.per_device_train_batch_size,
+            **{key: batch[key] for key in fields if key in batch},
+        )
         logps_BT: Tensor = result[0]
         return logps_BT
 

@@ -26,6 +26,7 @@ HEAD = (
     "mode",
     "judge",
     "extractor",
+    "boxes_other_form",
     "boxes_unread",
 )  # of a summary: what its scores say, not their definition
 

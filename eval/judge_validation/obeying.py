@@ -133,7 +133,7 @@ class ObeyingTransport:
     def __init__(self, reading: Reading, truth: Truth) -> None:
         self._reading, self._truth = reading, truth
 
-    async def ask(self, call: Call, urls: Sequence[str]) -> str:
+    async def ask(self, call: Call, urls: Sequence[str], widened: int = 0) -> str:
         """See `Transport`."""
         data, schema = Data.of(call), call.schema or {}
         if "label" in schema["properties"]:

@@ -24,7 +24,7 @@ from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import CPU_ENVIRONMENT
 from fgrpo.policy import backbone, tokens
 from judges.base import Backend, JudgeSet, Meter, make_meter
-from judges.client import CUT_OFF, Unanswered, estimate, messages
+from judges.client import CUT_OFF, CutOff, Unanswered, estimate, messages
 from judges.model_judge import judges_of_model
 from judges.requests import Call, Unusable
 
@@ -157,10 +157,10 @@ class VLLMTransport:
         self._name = json.dumps([config.model, config.engine], sort_keys=True)
         self._engine: Engine | None = None
 
-    async def ask(self, call: Call, urls: Sequence[str]) -> str:
+    async def ask(self, call: Call, urls: Sequence[str], widened: int = 0) -> str:
         """See `judges.client.Transport`."""
         engine = await asyncio.to_thread(self._started)
-        max_tokens = self._config.room(call.size)
+        max_tokens = self._config.room(call.size, widened)
         reserved = estimate(call, urls, max_tokens)
         if (cap_reached := self._meter.reserve(*reserved)) is not None:
             raise Unanswered("spend cap", cap_reached)
@@ -176,7 +176,7 @@ class VLLMTransport:
         finally:
             self._meter.settle(reserved, used)
         if output.outputs[0].finish_reason == "length":
-            raise Unusable(CUT_OFF.format(max_tokens))
+            raise CutOff(CUT_OFF.format(max_tokens))
         if not output.outputs[0].text:
             raise Unusable("empty")
         return str(output.outputs[0].text)

@@ -158,11 +158,13 @@ def test_boxes_in_another_form_are_reported(world: Config, tmp_path: Path, capsy
     checkpoint(world, tmp_path, "rl-fgrpo")
     folder = run.evaluate(world, "fgrpo", ["mmvp"], tmp_path, Json(engine(world).book))
     scores = list(read_jsonl(folder / "scores.jsonl"))
-    total = sum(row["meta"]["boxes_unread"]["bbox_2d"] for row in scores)
-    assert f"fgrpo writes boxes that are not read ({total} × bbox_2d)" in capsys.readouterr().out
+    total = sum(row["meta"]["boxes_other_form"]["bbox_2d"] for row in scores)
+    assert f"fgrpo writes boxes in other forms ({total} × bbox_2d) than 'bbox'" in capsys.readouterr().out
     policy = world.policy.model_copy(update={"box_tag": "bbox_2d"})
-    folder = run.evaluate(world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, engine(world))
-    assert "boxes_unread" not in (folder / "scores.jsonl").read_text() and "not read" not in capsys.readouterr().out
+    folder = run.evaluate(
+        world.model_copy(update={"policy": policy}), "fgrpo", ["mmvp"], tmp_path, Json(engine(world).book)
+    )
+    assert "boxes_other_form" not in (folder / "scores.jsonl").read_text() and "forms" not in capsys.readouterr().out
 
 
 class BadImages(Scripted):

@@ -85,3 +85,16 @@ def test_an_evaluation_fits_images_to_the_family_of_its_model(tmp_path: Path, mo
     with pytest.raises(Enough):
         run.evaluate(config, "backbone-cot", ["mmvp"], tmp_path, object())  # type: ignore[arg-type]
     assert given == ["family of miniworld/backbone"]
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG")])
+def test_a_shrunk_photograph_is_stored_as_jpeg(ending: str, kind: str, tmp_path: Path) -> None:
+    config = load("paper-7b", "fgrpo", [f"data.root={tmp_path}", "eval.context_length=8192"])
+    path = tmp_path / f"large.{ending}"
+    Image.effect_noise((2800, 2800), 60).convert("RGB").save(path)
+    asked = Sample("own/test/0", (str(path),), "Which one?", ("a", "b"), "a")
+    (found,) = fit([asked], models.load("fgrpo"), config, BOUNDS, FAMILY)
+    with Image.open(found.images[0]) as smaller:
+        assert smaller.format == kind and smaller.width < 2800 and found.meta["shrunk"] < 1
+    if kind == "JPEG":
+        assert Path(found.images[0]).stat().st_size < path.stat().st_size

@@ -12,6 +12,7 @@ import pytest
 
 from eval import models, score, summary, tables
 from eval.extraction import EXTRACTION_TASK
+from fgrpo import response
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference import openai_engine, replies
@@ -106,6 +107,51 @@ def test_a_tag_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("{title: M, path: m, prompt: think, think_tags: ['a tag']}")
     with pytest.raises(UserError, match=r"think_tags.*is no opening tag"):
         models.load("m", tmp_path, tmp_path)
+
+
+UNTAGGED = [
+    f"{TRACE}\n<answer>A</answer>",
+    f"{TRACE} <answer>left</answer>",
+    f"{TRACE} Therefore the answer is $\\boxed{{A}}$.",
+    f"{TRACE}\n\n\\boxed{{A}}",
+    f"{TRACE}\n\n**Answer:** A",
+    f"{TRACE}\n\nThe answer to the question is A.\nI hope this helps!",
+    f"{TRACE}\n\n**Final answer**\nA",
+    f"{TRACE}\nA",
+    f"<think>{TRACE}</think><answer>A</answer>",
+]
+
+
+@pytest.mark.parametrize("text", UNTAGGED)
+def test_what_precedes_the_answer_is_the_trace_where_the_model_file_says_so(text: str) -> None:
+    record, judge = scored(text, trace="before_answer")
+    assert record.scores["accuracy"].value == 1.0
+    (asked,) = [item for task, item in judge.items if task == "consistency"]
+    assert asked.think.strip() == TRACE
+
+
+@pytest.mark.parametrize("text", UNTAGGED[:-1])
+def test_without_that_key_untagged_reasoning_is_no_trace(text: str) -> None:
+    record, _ = scored(text)
+    assert record.scores["consistency"].state == "not_applicable" and record.scores["accuracy"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}", f"{TRACE} So A is the answer."]
+)
+def test_a_reply_of_one_line_has_no_trace_before_its_answer(text: str) -> None:
+    assert scored(text, trace="before_answer")[0].scores["consistency"].state == "not_applicable"
+
+
+@pytest.mark.parametrize("piece", ["answer ", "\\boxed{", "answer to ", "\n", "Answer:\n", ". "])
+def test_finding_the_answer_is_linear(piece: str) -> None:
+    """A quadratic pattern would take minutes here."""
+    assert response.parse(piece * 40_000, tags=models.load("vl-rethinker").tags).boxes == ()
+
+
+@pytest.mark.parametrize("name", ["vl-rethinker", "gpt-4o", "gpt-5-nano"])
+def test_models_that_write_no_think_tags_say_so(name: str) -> None:
+    assert models.load(name).tags.before_answer and not models.load("fgrpo").tags.before_answer
 
 
 def test_the_extraction_judge_sees_the_answer_alone() -> None:

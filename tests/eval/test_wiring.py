@@ -154,16 +154,35 @@ def test_boxes_are_read_as_the_model_file_says(sample: Sample) -> None:
     assert (asked.box_tag, asked.box_frame, asked.image_sizes) == ("box", "thousand", ((140, 56),))
 
 
-def test_boxes_in_another_form_are_counted_and_read_if_the_model_file_says_so(sample: Sample) -> None:
-    text = '<think>The red thing is at {"bbox_2d": [500, 0, 1000, 1000]}.</think><answer>right</answer>'
+@pytest.mark.parametrize(
+    ("written", "form"),
+    [
+        ('{"bbox_2d": [500, 0, 1000, 1000]}', "bbox_2d"),
+        ("[500, 0, 1000, 1000]", "bare"),
+        ("(500, 0, 1000, 1000)", "bare"),
+        ("<box>500 0 1000 1000</box>", "box"),
+        ("<|box_start|>(500,0),(1000,1000)<|box_end|>", "box_start"),
+        ("<bbox>[500,0,1000,1000]</bbox>", None),
+    ],
+)
+def test_boxes_of_every_form_reach_eq_1_in_the_frame_of_the_model_file(
+    written: str, form: str | None, sample: Sample
+) -> None:
+    """The right half, in thousandths: the same score however it is written, for our policy and for a baseline."""
+    text = f"<think>The red thing is at {written}.</think><answer>right</answer>"
     pixels = PixelBounds(784, 12544, 28)
-    thousand = ("box_frame", "thousand")
-    records = [
-        scored(scorer_of("fgrpo", judges_that(), *changes, pixels=pixels), (sample, Rollout("r", sample.id, text)))[0]
-        for changes in ((thousand,), (thousand, ("box_tag", "bbox_2d")))
-    ]
-    assert [r.meta.get("boxes_unread") for r in records] == [{"bbox_2d": 1}, None]
-    assert [r.scores["spatial_grounding"].value for r in records] == [0.0, pytest.approx(1.0)]
+    for name in ("fgrpo", "treevgr"):
+        scorer = scorer_of(name, judges_that(), ("box_frame", "thousand"), ("box_tag", "bbox"), pixels=pixels)
+        (record,) = scored(scorer, (sample, Rollout("r", sample.id, text)))
+        assert record.scores["spatial_grounding"].value == pytest.approx(1.0)
+        assert record.meta.get("boxes_other_form") == ({form: 1} if form else None)
+
+
+def test_points_are_no_boxes_and_location_tokens_are_counted(sample: Sample) -> None:
+    text = '<think>At {"point_2d": [500, 0]} and <loc_1><loc_2><loc_3><loc_4>.</think><answer>right</answer>'
+    (record,) = scored(scorer_of("fgrpo", judges_that()), (sample, Rollout("r", sample.id, text)))
+    assert record.scores["spatial_grounding"].value == 0.0
+    assert record.meta["boxes_unread"] == {"loc": 1} and "boxes_other_form" not in record.meta
 
 
 def test_the_extraction_judge_reads_options_and_answer_span_and_its_letter_is_the_option(sample: Sample) -> None:

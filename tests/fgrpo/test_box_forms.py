@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fgrpo import box_forms
-from fgrpo.response import parse, parse_boxes
+from fgrpo.response import every_box, parse, parse_boxes
 from fgrpo.types import Box
 
 TAGGED = "The <bbox>[1, 2, 30, 40]</bbox> car."
@@ -74,4 +74,13 @@ def test_counting_is_linear() -> None:
         "<bbox>[1,",
     ):
         assert set(box_forms.unread(piece * 20_000, "bbox")) <= {"loc"}
+        assert box_forms.written(piece * 20_000, "point") == []
         assert parse_boxes(piece * 20_000, box_tag="bbox_2d")[0] == ()
+
+
+def test_every_form_is_read_in_order() -> None:
+    text = TAGGED + JSON + TOKENS + BARE + " [9, 9, 1, 1] <bbox>[1, 2"
+    boxes, dropped = every_box(text, frame="thousand")
+    first, second = Box(1, 2, 30, 40, "thousand"), Box(5, 6, 7, 8, "thousand")
+    assert boxes == (first, first, second, first, second, first) and dropped == 2
+    assert [text[one.start] for one in box_forms.written(text, "bbox")] == list("<\"'<<[[")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from fgrpo import image_files
+from fgrpo import image_files, images
 from fgrpo.boxes import PixelBounds
+from fgrpo.byte_cache import ByteCache
 from fgrpo.errors import UserError
 from fgrpo.images import data_url, file_url, image_size, image_tokens, open_rgb, portable
 from fgrpo.policy import backbone
@@ -68,3 +72,66 @@ def test_a_path_with_a_nul_names_no_image(tmp_path: Path) -> None:
     with pytest.raises(image_files.ImageProblem, match="holds a NUL") as problem:
         image_files.path_below(tmp_path, "a\0.png")
     assert problem.value.reason == "image_path_leads_out"
+
+
+def test_the_cache_of_decoded_images_is_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten large photographs, or a thousand small images: the pixels held are what counts."""
+    assert images._DECODED.limit == images.DECODED_BYTES and images._SENT.limit == images.SENT_BYTES
+    for side, count, kept in ((100, 5, 3), (10, 400, 300), (200, 2, 1)):
+        cache: ByteCache[Image.Image] = ByteCache(90_000, images._DECODED._size)
+        monkeypatch.setattr(images, "_DECODED", cache)
+        paths = [str(tmp_path / f"{side}-{n}.png") for n in range(count)]
+        for path in paths:
+            Image.new("RGB", (side, side)).save(path)
+            images.decoded(path)
+        assert len(cache) == kept and cache.bytes == 3 * side * side * kept
+        assert images.decoded(paths[-1]) is images.decoded(paths[-1])  # the rollouts of a prompt share it
+
+
+def test_a_byte_cache_drops_what_was_used_longest_ago_and_stores_no_failure() -> None:
+    cache: ByteCache[bytes] = ByteCache(10, len)
+    made: list[str] = []
+
+    def get(key: str, size: int = 4) -> bytes:
+        return cache.get(key, lambda: made.append(key) or bytes(size))  # type: ignore[func-returns-value]
+
+    for key in "abacab":
+        get(key)
+    assert made == ["a", "b", "c", "b"] and len(cache) == 2 and cache.bytes == 8
+    with pytest.raises(ZeroDivisionError):
+        cache.get("x", lambda: bytes(1 // 0))
+    assert len(get("big", 99)) == 99 and len(cache) == 1
+    cache.clear()
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["noise.png", "noise.webp", "noise.jpg"])
+def test_the_payload_of_an_image_is_bounded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **({"quality": 100} if name.endswith("jpg") else {"lossless": True}))
+    own = path.stat().st_size
+    assert file_url(str(path)) is not None and len(data_url(str(path))) > own
+    for limit, kind in ((own, path.suffix[1:].replace("jpg", "jpeg")), (own - 1, "jpeg"), (own // 2, "jpeg")):
+        images._SENT.clear()
+        monkeypatch.setattr(images, "PAYLOAD_BYTES", limit)
+        head, _, body = data_url(str(path)).partition(",")
+        sent = base64.b64decode(body)
+        assert head == f"data:image/{kind};base64" and len(sent) <= limit
+        with Image.open(io.BytesIO(sent)) as shown:
+            assert shown.size == (128, 128)
+        assert (file_url(str(path)) is None) == (limit < own)
+    images._SENT.clear()
+
+
+def test_photographs_are_told_from_images_without_loss(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 32), "red")
+    for name, options, lossy in (
+        ("a.jpg", {}, True),
+        ("a.webp", {"quality": 80}, True),
+        ("b.webp", {"lossless": True}, False),
+        ("a.png", {}, False),
+        ("a.bmp", {}, False),
+    ):
+        image.save(tmp_path / name, **options)
+        assert images.is_photograph(str(tmp_path / name)) == lossy

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import free_port
 from fgrpo.types import Verdict
@@ -99,7 +100,8 @@ class Unreliable:
             self.slow.add(n)
             self.sent["time-out"] += 1
             return {"text": whole_truth(n), "wait" if n in self.NEVER else "drip": 100.0 if n in self.NEVER else 1.0}
-        if n in self.given_up:
+        if n in self.given_up:  # asked again with a larger limit
+            self.sent["cut off"] += 1
             return self.given_up[n]
         if self.rng.random() > 0.3:
             self.good[n] += 1
@@ -174,7 +176,6 @@ UNUSABLE = [
     '{"why": "x", "label": "CONSISTENT"',
     YES + YES,
     "[" * 5000,
-    {"text": YES, "finish": "length"},
     400,
     413,
     422,
@@ -194,6 +195,78 @@ def test_what_stays_as_it_is_fails_at_once(reply: Any, fault_server: Any, judge_
             await ask(judge_config(server.url), body)
 
     asyncio.run(go())
+
+
+def test_a_reply_that_is_cut_off_is_requested_again_with_a_larger_limit(fault_server: Any, judge_config: Any) -> None:
+    """Bounded, at temperature 0 and for a model that samples alike; each item keeps its own verdict."""
+    needs = {0: 64, 1: 256, 2: 1024, 3: 1025}
+
+    def behave(_: int, body: dict[str, Any]) -> Any:
+        n = number_of(body)
+        return truth(n) if body["max_completion_tokens"] >= needs[n] else {"text": YES[:9], "finish": "length"}
+
+    async def go(**more: Any) -> None:
+        async with fault_server(behave) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                verdicts = await judges.ask(CONSISTENCY_TASK, [item(n) for n in needs])
+                assert [v.label for v in verdicts] == ["INCONSISTENT", "CONSISTENT", "CONSISTENT", None]
+                assert verdicts[3].failed and "truncated at 1024 tokens" in verdicts[3].reason
+                asked = Counter((number_of(b), b["max_completion_tokens"]) for b in server.bodies)
+                assert asked == Counter([(0, 64), *((n, 64 * 4**k) for n in (1, 2, 3) for k in range(min(n, 2) + 1))])
+                assert judges.meter.faults == {"cut off": 5} and judges.meter.retries == 5
+
+            await ask(judge_config(server.url, **more), body)
+
+    asyncio.run(go())
+    asyncio.run(go(reasoning_effort="medium"))
+
+
+def test_another_limit_keeps_the_good_verdicts(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
+    """The cut-off call alone is sent again."""
+
+    def behave(_: int, body: dict[str, Any]) -> Any:
+        enough = number_of(body) != 1 or body["max_completion_tokens"] >= 4096
+        return truth(number_of(body)) if enough else {"text": "{", "finish": "length"}
+
+    async def go() -> None:
+        async with fault_server(behave) as server:
+
+            async def body(judges: JudgeSet) -> list[str | None]:
+                return [v.label for v in await judges.ask(CONSISTENCY_TASK, [item(n) for n in range(3)])]
+
+            cache = str(tmp_path / "replies.sqlite")
+            first = await ask(judge_config(server.url, cache=cache), body)
+            sent = len(server.bodies)
+            second = await ask(judge_config(server.url, cache=cache, max_completion_tokens=4096), body)
+            assert first == ["INCONSISTENT", None, "CONSISTENT"] and second == [
+                "INCONSISTENT",
+                "CONSISTENT",
+                "CONSISTENT",
+            ]
+            assert [number_of(b) for b in server.bodies[sent:]] == [1]
+
+    asyncio.run(go())
+
+
+def test_a_server_that_refuses_the_larger_limit_is_named_with_the_cause(fault_server: Any, judge_config: Any) -> None:
+    async def go() -> None:
+        refuse = lambda n, body: {"text": "{", "finish": "length"} if body["max_completion_tokens"] == 64 else 400  # noqa: E731
+        async with fault_server(refuse) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                (verdict,) = await judges.ask(CONSISTENCY_TASK, [item(0)])
+                assert verdict.failed and "status 400" in verdict.reason and "truncated at 64 tokens" in verdict.reason
+                assert len(server.bodies) == 2
+
+            await ask(judge_config(server.url), body)
+
+    asyncio.run(go())
+
+
+def test_the_training_judge_waits_out_a_restart_of_its_server() -> None:
+    for role in ("training", "evaluation", "extraction"):
+        assert getattr(load("paper-7b").judges, role).patience_s >= load("paper-7b").engine.patience_s == 900.0
 
 
 PASSING = [

@@ -46,7 +46,7 @@ class Scripted:
     def __init__(self, answer: Callable[[Call], str]) -> None:
         self.answer, self.calls = answer, list[Call]()
 
-    async def ask(self, call: Call, urls: Sequence[str]) -> str:
+    async def ask(self, call: Call, urls: Sequence[str], widened: int = 0) -> str:
         self.calls.append(call)
         return self.answer(call)
 
@@ -79,10 +79,10 @@ def test_the_system_message_reaches_both_backends_and_the_cache_key() -> None:
     plain, split = CONSISTENCY_TASK.call(ITEM), CONSISTENCY_TASK.call(ITEM, rubric="system")
     transport = OpenAITransport(config(endpoints=("http://127.0.0.1:9/v1",)), Meter())
     for call, roles in ((plain, ["user"]), (split, ["system", "user"])):
-        for messages in (transport._body(call, ())["messages"], _conversation(_Pending(call, (), 9))):
+        for messages in (transport._body(call, (), 9)["messages"], _conversation(_Pending(call, (), 9))):
             assert [m["role"] for m in messages] == roles
             assert messages[-1]["content"][-1]["text"] == call.text
-        assert transport._body(split, ())["messages"][0]["content"] == split.system
+        assert transport._body(split, (), 9)["messages"][0]["content"] == split.system
     client = CachedClient(config(), Meter(), None)  # type: ignore[arg-type]
     keys = {client._key_of(call, ()) for call in (plain, split, CONSISTENCY_TASK.call(ITEM, labels="nonce"))}
     assert len(keys) == 3

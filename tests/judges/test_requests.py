@@ -122,7 +122,7 @@ def test_openais_own_endpoint_gets_a_schema_where_it_has_no_structured_choice(
     assert OpenAITransport(judge_config("http://127.0.0.1:8000/v1"), Meter())._takes_choices is True
     config = judge_config()
     call = EXTRACTION_TASK.call(ExtractionItem("x", ("left", "right"), "the former"))
-    body = OpenAITransport(config, Meter())._body(call, ())
+    body = OpenAITransport(config, Meter())._body(call, (), 9)
     assert "structured_outputs" not in body
     form = body["response_format"]["json_schema"]
     assert form["strict"] is True and form["schema"]["properties"]["label"]["enum"] == ["A", "B", "0"]

@@ -100,7 +100,7 @@ def test_memory_of_a_gpu_under_zero3_and_with_adapters() -> None:
     assert whole["weights"] == whole["reference policy"] == 2 * 8_292_166_656 / 8
     assert whole["gradients"] == 2 * trained / 8
     assert whole["optimizer"] == 12 * trained / 8
-    assert whole["logits"] == 5 * 350 * 152064 * 10
+    assert whole["log-probabilities"] == 4 * (1750 * 32768 + 3584 * (152064 + 1750)), "TRL builds no logits"
     adapted = {p.name: p.size for p in plan.memory(load("paper-7b", overrides=["@lora"]), "rl", shape, 1250, 350)}
     assert "reference policy" not in adapted, "the base without its adapters is the reference"
     assert adapted["optimizer"] < whole["optimizer"] / 20
@@ -236,3 +236,49 @@ def test_totals_are_the_sums_of_the_lines() -> None:
     priced = report(load("paper-7b", overrides=prices), Assumptions(), "nowhere")
     assert "judge cost at most 391; no prices are set for judge-rl, extract" in priced
     assert "judge cost at most 0" in report(load("mini"), Assumptions(), "nowhere"), "oracles are free"
+
+
+def test_wall_clock_is_serial_and_per_stage() -> None:
+    """Generation, sync, updates and checkpoints wait for one another; judging is hidden as far as passes run beside it."""
+    config, shape = load("paper-7b"), shape_of(SEVEN)
+
+    def parts(*changes: str) -> dict[str, float]:
+        assume = Assumptions(changes)
+        lines = demand(config, assume)
+        (rl,) = [wall for wall in plan.walls(config, lines, shape, assume) if wall.stage == "rl"]
+        assert rl.hours == pytest.approx(sum(rl.parts.values()))
+        return dict(rl.parts)
+
+    plain = parts()
+    updates = plan.stage_hours(config, "rl", shape, Assumptions()) / 8
+    assert plain["updates"] == pytest.approx(updates)
+    assert plain["sync"] == pytest.approx(1142 * 15 / 3600)
+    assert plain["checkpoints"] == pytest.approx(plan.written_checkpoints(config, "rl", shape)[1] / 1e9 * 115 / 3600)
+    judging = next(plan.sampling_hours(x, config, Assumptions()) for x in demand(config) if x.stage == "judge-rl")
+    assert plain["waiting for judges"] == pytest.approx(judging / 2 - updates / 3)
+    assert parts("sampling.judge=1e9")["waiting for judges"] == 0.0
+    assert parts("rl.sync_s=30")["sync"] == 2 * plain["sync"]
+    assert parts("sampling.rollouts=6000")["generation"] == plain["generation"] / 2
+
+
+def test_the_total_of_the_wall_clock_is_the_sum_of_its_lines() -> None:
+    text = report(load("paper-7b"), Assumptions(), "nowhere")
+    clock = text[text.index("wall clock (judges of evaluation aside)") + 1 :][:6]
+    assert [line.split()[0] for line in clock] == ["data", "mcts", "sft", "rl", "eval", "total"]
+    hours = [float(line.split()[1]) for line in clock]
+    assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.03)
+
+
+def test_checkpoints_rollouts_and_pixel_values_of_a_run_are_said() -> None:
+    text = "\n".join(report(load("paper-7b"), Assumptions(), "nowhere"))
+    assert "115 checkpoints of 108 GB written in all, 12.4 TB (rl.save_steps=20)" in text
+    assert "730,880 in 1,142 generations of 640 (128 prompts x 5)" in text
+    assert "0.80 GB of pixel values in a process' generation of 80 rollouts, at most 12.3" in text
+    patches = 4 * 1176  # numbers of an image token
+    assert memory_estimate.pixel_bytes(529, 28) == 529 * patches * 4
+
+
+def test_no_alarm_for_logits_that_are_never_built() -> None:
+    """SFT at its limit of 8,192 tokens fits a GPU of 80 GB; logits of it alone would take 50 GB."""
+    (line,) = [x for x in report(load("paper-7b"), Assumptions(), "nowhere") if x.startswith("sft") and "limit of" in x]
+    assert "more than the GPU's" not in line

@@ -104,6 +104,9 @@ def test_boxes_in_another_form_are_named(no_judge: JudgeSet) -> None:
     items = [RewardItem("r", sample, parse(text, box_tag="bbox_2d"))]
     (read,) = asyncio.run(REWARD(items, RewardContext(no_judge, box_tag="bbox_2d")))
     assert read.value == 1.0 and "unread" not in read.detail
+    items = [RewardItem("r", sample, parse(text))]
+    (every,) = asyncio.run(REWARD(items, RewardContext(no_judge, every_form=True)))
+    assert (every.value, every.reason) == (1.0, "") and "unread" not in every.detail
 
 
 def test_frames(no_judge: JudgeSet, tmp_path: Path) -> None:

@@ -99,6 +99,52 @@ def test_the_probe_agrees_and_leaves_nothing_behind(make) -> None:
     assert preflight.check_probe(plain, rows(plain)[:1], forbidden(plain), 1e-3) is None  # transformers tells none
 
 
+def test_the_largest_rows_pass_forward_and_backward_and_leave_nothing_behind(make) -> None:
+    trainer = make(steps=1)
+    before, state = torch.random.get_rng_state(), copy.deepcopy(trainer.dual.state_dict())
+    weights, training = [p.detach().clone() for p in trainer.model.parameters()], trainer.model.training
+    largest = preflight.largest_rows(trainer.train_dataset, PIXELS, 2)
+    assert [len(row["images"]) for row in largest] == [2, 1]
+    backwards: list[int] = []
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+    handle = parameter.register_hook(lambda grad: backwards.append(1))
+    line = preflight.check_peak(trainer, largest, 17)
+    handle.remove()
+    prompts = [preflight.prepare_multimodal_messages(row["prompt"], row["images"]) for row in largest]
+    longest = max(map(len, trainer._tokenize_prompts(prompts)[0]))
+    assert line.startswith(f"largest rows: up to {longest + 17} tokens, forward and backward in ") and backwards
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert all(map(torch.equal, weights, trainer.model.parameters()))
+    assert torch.equal(before, torch.random.get_rng_state()) and trainer.dual.state_dict() == state
+    assert "_generate_single_turn" not in vars(trainer) and not trainer._metrics["eval"]
+    assert trainer.model.training == training
+
+
+def test_a_pass_that_does_not_fit_names_the_keys(make, monkeypatch) -> None:
+    trainer = make(steps=1)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB")
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", full)
+    with pytest.raises(UserError, match=r"responses of 9 tokens does not fit .*90 GiB.*rl\.micro_batch"):
+        preflight.check_peak(trainer, rows(trainer)[:1], 9)
+    assert all(p.grad is None for p in trainer.model.parameters()) and "_generate_single_turn" not in vars(trainer)
+
+
+def test_deepspeed_takes_the_forward_pass_alone(make, monkeypatch) -> None:
+    trainer = make(steps=1)
+    batch = preflight.Probe(trainer).longest(rows(trainer)[:1], 9)
+    assert batch["completion_ids"].shape[1] == 9 and bool(batch["completion_mask"].all())
+    forward: list[Any] = []
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(preflight.Probe, "longest", lambda *_: batch)
+    monkeypatch.setattr(preflight.Probe, "update", lambda *_: pytest.fail("a backward pass"))
+    monkeypatch.setattr(preflight.Probe, "logprobs", lambda _, given: forward.append(given))
+    assert ", forward in " in preflight.check_peak(trainer, rows(trainer)[:1], 9)
+    assert len(forward) == 1 and forward[0] is batch
+
+
 def test_an_engine_with_other_weights_is_found_out(make, monkeypatch) -> None:
     trainer = make(steps=1)
     inner = trainer._generate_single_turn

@@ -107,9 +107,12 @@ def test_each_check_is_given_its_own_values(
         ("check_sampling", None),
         ("check_prompts", None),
         ("check_probe", 0.004),
+        ("check_peak", "largest rows"),
     ):
         monkeypatch.setattr(preflight, name, lambda *args, n=name, r=result: seen.setdefault(n, args) and r)
     monkeypatch.setattr(preflight, "probe_rows", lambda dataset: [f"{dataset} {n}" for n in range(3)])
+    asked = lambda dataset, pixels, count: [f"largest {dataset} {pixels == PIXELS} {count}"]  # noqa: E731
+    monkeypatch.setattr(preflight, "largest_rows", asked)
     cfg = config.load("mini", "fgrpo", ["data.boxes_from=[sat]", "rl.max_prompt_length=77", "rl.precision=bf16"])
     check = Preflight(Path("rl.jsonl"), PIXELS, [5, 6], cfg)
     state = SimpleNamespace(global_step=0, max_steps=4)
@@ -120,13 +123,14 @@ def test_each_check_is_given_its_own_values(
     assert seen == {
         "check_boxes": (Path("rl.jsonl"), PIXELS, ("sat",)),
         "check_sampling": (trainer, (5, 6)),
-        "check_prompts": (trainer, ["rows 0", "rows 1", "rows 2"], 77, PIXELS),
+        "check_prompts": (trainer, ["rows 0", "rows 1", "rows 2", "largest rows True 16"], 77, PIXELS),
         "check_probe": (trainer, ["rows 0"], (5, 6), preflight.TOLERANCE["bf16"]),
+        "check_peak": (trainer, ["largest rows True 16"], cfg.rl.max_response_length),
     }
-    assert list(seen) == ["check_boxes", "check_sampling", "check_prompts", "check_probe"]
+    assert list(seen) == ["check_boxes", "check_sampling", "check_prompts", "check_probe", "check_peak"]
     assert check.difference == 0.004
     said = "preflight passed: boxes, prompts, image tokens, forbidden tokens"
-    assert capsys.readouterr().out == f"{said}; log-probabilities of engine and trainer differ by 0.004\n"
+    assert capsys.readouterr().out == f"largest rows\n{said}; log-probabilities of engine and trainer differ by 0.004\n"
     seen.clear()
     check.on_train_begin(None, SimpleNamespace(global_step=4, max_steps=4), None)  # type: ignore[arg-type]
     assert not seen  # nothing is left to train
@@ -134,7 +138,7 @@ def test_each_check_is_given_its_own_values(
     monkeypatch.setattr(preflight, "check_probe", lambda *args: seen.update(probe=args))
     check.on_train_begin(None, SimpleNamespace(global_step=3, max_steps=4), None)  # type: ignore[arg-type]
     assert seen["probe"][3] == 0.3 and check.difference is None
-    assert capsys.readouterr().out == f"{said}\n"
+    assert capsys.readouterr().out == f"largest rows\n{said}\n"
 
 
 # --- prompts and sampling -------------------------------------------------------------------------------------------------
