@@ -429,6 +429,8 @@ def test_the_command_line_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch
         return tmp_path
 
     monkeypatch.setattr(run, "evaluate", evaluation)
+    shown: list[Path] = []
+    monkeypatch.setattr(run, "headline", lambda path: shown.append(path) or "accuracy 50.0")
     given = [
         "--model",
         "gpt-4o,gpt-5-nano",
@@ -445,6 +447,7 @@ def test_the_command_line_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch
         config, *others = args
         assert (config.preset, config.method, config.eval.limit) == ("paper-7b", "grpo-t", 3)
         assert others == [name, ("mmvp", "cvb_2d"), str(tmp_path)] and more == {"shard": None}
+    assert shown == [tmp_path, tmp_path]
 
 
 def test_the_summary_of_an_evaluation_is_that_of_its_own_scores(world: Config, tmp_path: Path) -> None:
