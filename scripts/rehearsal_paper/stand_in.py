@@ -9,6 +9,7 @@ preprocessor_config.json beside chat_template.json. `warm` teaches it one form o
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def config_json(shapes: Shapes, ids: dict[str, int]) -> dict[str, Any]:
         "sliding_window": 32_768,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
         "use_cache": True,
         "use_sliding_window": False,
         "vision_config": {
@@ -165,32 +167,37 @@ def replies(rng: random.Random, count: int) -> list[str]:
 
 
 def warm(model: Any, processor: Any, prompts: Sequence[str], steps: int, seed: int, rate: float = 3e-3) -> list[float]:
-    """Teach `replies` after these prompts (text alone); returns the loss of each step, in nats per token."""
+    """Teach `replies` after these prompts (text alone); returns the loss of each step, in nats per token.
+
+    Only the language model's layers and the output rows of the replies' tokens are trained. All other rows count as one
+    constant: untrained, their logits are near 0, so the log of the sum of their exponentials is near the log of their number.
+    """
     import torch
 
     rng, tokenizer = random.Random(seed), processor.tokenizer
-    optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=rate)
-    optimizer.add_param_group({"params": model.lm_head.parameters()})
-    losses = []
-    model.train()
+    known = sorted({i for reply in replies(rng, 200) for i in tokenizer(f"{reply}<|im_end|>")["input_ids"]})
+    place = {token: row for row, token in enumerate(known)}
+    head = torch.nn.Parameter(model.lm_head.weight.detach()[known].clone())
+    rest = torch.tensor(math.log(model.lm_head.weight.shape[0] - len(known)))
+    layers = [*model.model.language_model.layers.parameters(), *model.model.language_model.norm.parameters()]
+    optimizer = torch.optim.AdamW([*layers, head], lr=rate, weight_decay=0.0)
+    losses: list[float] = []
     for _ in range(steps):
-        prompt = loading.render_prompt(processor, [], rng.choice(prompts))
-        words = tokenizer(prompt)["input_ids"]
-        texts = [f"{reply}<|im_end|>" for reply in replies(rng, 4)]
-        rows = [tokenizer(text)["input_ids"] for text in texts]
+        words = tokenizer(loading.render_prompt(processor, [], rng.choice(prompts)))["input_ids"]
+        rows = [tokenizer(f"{reply}<|im_end|>")["input_ids"] for reply in replies(rng, 4)]
         longest = max(map(len, rows))
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([[*words, *row, *[pad] * (longest - len(row))] for row in rows])
-        labels = torch.tensor([[*[-100] * len(words), *row, *[-100] * (longest - len(row))] for row in rows])
-        # the head sees the reply alone: with 152,064 rows it is most of the work
+        ids = torch.tensor([[*words, *row, *[tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
+        targets = torch.tensor([[*[place[i] for i in row], *[-100] * (longest - len(row))] for row in rows])
         hidden = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        logits = model.lm_head(hidden[:, len(words) - 1 : -1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, len(words) :].flatten())
+        logits = hidden[:, len(words) - 1 : -1] @ head.T
+        logits = torch.cat([logits, rest.expand(*logits.shape[:2], 1)], dim=-1)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    model.eval()
+        losses.append(loss.item())
+    with torch.no_grad():
+        model.lm_head.weight[known] = head
     return losses
 
 

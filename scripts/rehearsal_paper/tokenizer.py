@@ -63,7 +63,7 @@ def save(source: Path, folder: Path) -> None:
     _write(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
     _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
     _write(folder / "vocab.json", json.dumps(tokenizer["model"]["vocab"], ensure_ascii=False))
-    _write(folder / "merges.txt", "\n".join(lines) + "\n")
+    _write(folder / "merges.txt", "\n".join(["#version: 0.2", *lines]) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
