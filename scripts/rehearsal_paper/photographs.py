@@ -142,7 +142,7 @@ ODD: Mapping[Slot, tuple[str, ...]] = {
 def form_of(n: int, slot: Slot) -> str:
     """The form of the `n`-th file of a data set: two ordinary ones, then an odd one."""
     usual, odd = ORDINARY[slot], ODD[slot]
-    return odd[n // 3 % len(odd)] if n % 3 == 2 else usual[n % len(usual)]
+    return odd[n // 3 % len(odd)] if n % 3 == 2 else usual[(n - n // 3) % len(usual)]
 
 
 def scene_of(photo: str, form: str, mirrored: bool = False) -> PhotoScene:

@@ -19,6 +19,7 @@ from miniworld.write.studio import Part, Studio
 from scripts.rehearsal_paper.photographs import NAMES, Album, PhotoScene, Slot, form_of, scene_of
 
 _JPEG_SETS = ("vgr", "viscot", "treevgr", "mmvp")  # their schemas name .jpg files; the others hold .png files or bytes
+_UP_TO_FOUR = ("mindcube", "blink", "mmsi_bench")  # images per question; other sets with several have two
 _PLAIN: Mapping[Slot, str] = {"png": "vga png", "jpeg": "vga jpeg"}
 
 
@@ -65,7 +66,8 @@ class PhotoStudio(Studio):
     def _ask(self, family: str, n: int, rng: random.Random) -> qs.Question:
         """Ask about the photograph at a plain size, then show it in the form that it is stored in."""
         photo, plain, form = NAMES[n % len(NAMES)], _PLAIN[self.slot], form_of(n, self.slot)
-        count = 2 + n % 3 if family == "view" else 2 if family == "moved" else 1
+        several = 2 + n % 3 if self.name in _UP_TO_FOUR else 2
+        count = several if family == "view" else 2 if family == "moved" else 1
         sides = [k % 2 == 1 for k in range(count)]
         forms = [form, *(_PLAIN[self.slot] for _ in sides[1:])]
         while True:
