@@ -84,7 +84,9 @@ def data(root: Path, output: str, endpoint: Endpoint) -> Result:
     out.must(any(row.get("boxes") for row in questions), "no RL question has boxes")
     out.must(any(len(row["images"]) > 1 for row in [*seeds, *questions]), "no question has two images")
     if any(form.endswith("jpeg") for form in FORMS):
-        out.must({"image_too_narrow", "turned_by_exif"} <= reasons, f"narrow or turned images are not dropped: {reasons}")
+        out.must(
+            {"image_too_narrow", "turned_by_exif"} <= reasons, f"narrow or turned images are not dropped: {reasons}"
+        )
     rows = list(read_jsonl(folder / "difficulty.jsonl"))
     out.counts["rolled out"] = len(rows)
     out.must(all(len(row["correct"]) == 4 for row in rows), "a question has not four rollouts")
@@ -105,7 +107,9 @@ def mcts(root: Path, output: str, endpoint: Endpoint) -> Result:
         for name, count in tree.get("counts", {}).items():
             rejected[name] = rejected.get(name, 0) + count
     out.counts |= {"trees": len(trees), "traces": len(traces), "records": len(records), "steps": rejected}
-    out.must(len(trees) + len(failed) == len(seeds), f"{len(seeds)} seeds gave {len(trees)} trees, {len(failed)} failed")
+    out.must(
+        len(trees) + len(failed) == len(seeds), f"{len(seeds)} seeds gave {len(trees)} trees, {len(failed)} failed"
+    )
     out.must(bool(traces) and len(records) == len(traces), f"{len(traces)} traces gave {len(records)} records")
     for record in records:
         reply = record["messages"][-1]["content"]
@@ -121,7 +125,7 @@ def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return shapes
 
 
@@ -187,7 +191,9 @@ def evaluation(name: str, root: Path, output: str, endpoint: Endpoint) -> Result
     out.counts |= {"answers": len(generations), "scored": len(scores)}
     out.counts["verdicts"] = sum(1 for _ in read_jsonl(folder / "verdicts.jsonl"))
     counts = _json(folder / "manifest.json").get("counts", {})
-    out.counts |= {key: value for key, value in counts.items() if "left out" in key or "refused" in key or "failed" in key}
+    out.counts |= {
+        key: value for key, value in counts.items() if "left out" in key or "refused" in key or "failed" in key
+    }
     out.must(bool(scores) and len(scores) == len(generations), f"{len(generations)} answers have {len(scores)} scores")
     return out
 

@@ -50,7 +50,11 @@ def stages(short: bool) -> list[Stage]:
         ),
         *(
             Stage(
-                f"eval-{name}", "eval.run", partial(checks.evaluation, name), ("--model", name), (f"eval.limit={limit}",)
+                f"eval-{name}",
+                "eval.run",
+                partial(checks.evaluation, name),
+                ("--model", name),
+                (f"eval.limit={limit}",),
             )
             for name in ("qwen2.5-vl-7b-direct", *baselines)
         ),

@@ -44,9 +44,7 @@ def _own(letter: str, option: str, rng: random.Random) -> Written:
 
 def _json_boxes(letter: str, option: str, rng: random.Random) -> Written:
     found = json.dumps([{"bbox_2d": box(rng), "label": "object"}, {"bbox_2d": box(rng), "label": "other object"}])
-    return Written(
-        f"<think>\n```json\n{found}\n```\nThe first one is {option}.\n</think>\n\n<answer>{letter}</answer>"
-    )
+    return Written(f"<think>\n```json\n{found}\n```\nThe first one is {option}.\n</think>\n\n<answer>{letter}</answer>")
 
 
 def _bare_boxes(letter: str, option: str, rng: random.Random) -> Written:

