@@ -157,11 +157,12 @@ def _verdict(schema: Mapping[str, Any], rng: random.Random) -> Any:
     return {name: _verdict(part, rng) for name, part in schema["properties"].items()}
 
 
+# "prose" is unusable and therefore rare: past rl.max_failed_share of failed verdicts a run stops
 VERDICTS: Mapping[str, tuple[int, Callable[[str], str]]] = {  # from the JSON
-    "JSON": (12, lambda text: text),
-    "fenced": (2, lambda text: f"```json\n{text}\n```"),
-    "think block": (1, lambda text: f"<think>\nLet me check.\n</think>\n\n{text}"),
-    "end of turn": (1, lambda text: f"{text}<|im_end|>"),
+    "JSON": (120, lambda text: text),
+    "fenced": (20, lambda text: f"```json\n{text}\n```"),
+    "think block": (10, lambda text: f"<think>\nLet me check.\n</think>\n\n{text}"),
+    "end of turn": (10, lambda text: f"{text}<|im_end|>"),
     "prose": (1, lambda text: f"Here is my verdict:\n{text}\nI hope this helps!"),
 }
 
