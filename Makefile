@@ -23,6 +23,7 @@ PUBLIC :=
 FLAGS :=
 SAMPLES :=
 IMAGES :=
+SHORT :=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
 export VENV PYTHON
@@ -64,7 +65,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal check \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -161,6 +162,8 @@ test-vllm: | $(STAMP) .venv-vllm/.stamp ## run the tests on the real vLLM server
 rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
 	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
+rehearsal-paper: | $(STAMP) ## run the commands of paper-7b at true shapes on this machine: real tokenizer and photographs, small model (SHORT=1)
+	$(PY) -m scripts.rehearsal_paper $(if $(SHORT),--short) $(if $(SET),--set $(SET))
 check: | $(STAMP) ## check lint, types, import contract, configurations and the paper's values
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .

@@ -68,6 +68,11 @@ class Scene:
 
     things: tuple[Thing, ...]
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(width, height) of the image in px."""
+        return PIXELS, PIXELS
+
     def by_name(self, name: str) -> Thing | None:
         """The thing named `name` ("red circle"; case and surrounding blanks are ignored), or None."""
         key = " ".join(name.lower().split())

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 
 def _write(folder: Path, count: int, studio: Studio) -> None:
     for half, tasks in TASKS.items():
-        drawn = Studio(studio.seed, f"{studio.name}/{half}", studio.part)
+        drawn = studio.named(half)
         rows = []
         for n, q, rng in drawn.questions(tuple(tasks), count):
             source = SOURCES[half][n % len(SOURCES[half])]

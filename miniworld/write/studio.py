@@ -48,6 +48,10 @@ class Studio:
         self.seed, self.name, self.part = seed, name, part
         self.entries: list[dict[str, object]] = []
 
+    def named(self, name: str) -> Studio:
+        """A studio for a part `name` of this one's data set, with entries of its own."""
+        return Studio(self.seed, f"{self.name}/{name}", self.part)
+
     def rng(self, n: int) -> random.Random:
         """The random generator of question `n`."""
         return random.Random(f"{self.seed}/{self.name}/{n}")

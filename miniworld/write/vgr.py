@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from miniworld import questions as qs
-from miniworld.scene import PIXELS
+from miniworld.scene import BoxPx
 from miniworld.write.studio import Studio, Writer, parquet, save
 
 FAMILIES = ("hrel", "vrel", "depth")
@@ -26,14 +26,14 @@ SCHEMA = pa.schema(
 )
 
 
-def box_text(box: tuple[int, int, int, int]) -> str:
-    """A box in VGR's format, divided by the image's side."""
-    return "<SOT>[" + ", ".join(f"{v / PIXELS:.4f}" for v in box) + "]<EOT><image>"
+def box_text(box: BoxPx, extent: tuple[int, int]) -> str:
+    """A box in VGR's format, divided by the image's width and height."""
+    return "<SOT>[" + ", ".join(f"{v / side:.4f}" for v, side in zip(box, extent * 2, strict=True)) + "]<EOT><image>"
 
 
 def _reply(q: qs.Question, long: bool) -> str:
     things = [thing for name in q.targets if (thing := q.scenes[0].by_name(name)) is not None]
-    sentences = [f"The {t.name} is at {box_text(t.box)}." for t in things]
+    sentences = [f"The {t.name} is at {box_text(t.box, q.scenes[0].extent)}." for t in things]
     statement = [qs.conclusion(q, q.answer)] if long else []
     return f"<think>{' '.join([*sentences, *statement])}</think>\n<answer>{q.answer}</answer>"
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from miniworld import questions as qs
-from miniworld.scene import PIXELS
 from miniworld.write.studio import Studio, Writer, jsonl, save
 
 SETS = {"count": "openimages", "nearer": "vsr", "hrel": "gqa"}  # family -> the set with the most similar questions
@@ -21,6 +20,7 @@ def _write(folder: Path, count: int, studio: Studio) -> None:
     for n, q, rng in studio.questions(tuple(SETS), count):
         kind, name = SETS[q.family], f"{n:07d}.jpg"
         save(folder / "cot_images" / kind / name, studio.jpeg(q.scenes[0], rng))
+        width, height = q.scenes[0].extent
         things = [thing for target in q.targets if (thing := q.scenes[0].by_name(target)) is not None]
         rows[kind].append(
             {
@@ -28,8 +28,8 @@ def _write(folder: Path, count: int, studio: Studio) -> None:
                 "answer": q.answer,
                 "full_answer": qs.conclusion(q, q.answer),
                 "image": name,
-                "width": PIXELS,
-                "height": PIXELS,
+                "width": width,
+                "height": height,
                 "bboxs": [list(t.box) for t in things],
                 "dataset": kind,
                 "split": "train",

@@ -44,6 +44,7 @@ BY_HAND = {
     "demo": "takes 15 minutes; .ci/run runs it as `make smoke`",
     "lab": "runs for hours; tests/ops/test_lab.py runs its parts",
     "rehearsal": "takes five minutes and needs .venv-vllm",
+    "rehearsal-paper": "takes minutes and needs network once; tests/rehearsal_paper tests its parts",
     "setup": "needs network; .ci/run runs it",
     "setup-vllm": "needs network",
     "serve-base": "needs vLLM; tests/vllm serves",
