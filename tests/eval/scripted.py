@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from fgrpo.inference.base import Completion, Request, SamplingError
 from miniworld.language import parse_question
@@ -32,7 +33,8 @@ class Scripted:
         return [Completion(self.write(request), "stop", (1, 2, 3))]
 
     def write(self, request: Request) -> str:
-        rng = random.Random(zlib.crc32(f"{request.text}{request.images}{request.temperature}{self.wrong}".encode()))
+        images = [Path(image).name for image in request.images]  # not their folder, which is another one in each run
+        rng = random.Random(zlib.crc32(f"{request.text}{images}{request.temperature}{self.wrong}".encode()))
         scenes = self.book.scenes(request.images)
         asked = parse_question(request.text)
         assert scenes is not None and asked is not None

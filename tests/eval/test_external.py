@@ -129,6 +129,7 @@ def test_a_summary_of_an_older_definition_is_computed_again(
         main = external_run.main
     else:
         monkeypatch.setattr(run, "evaluate", lambda *_, **more: tmp_path)
+        monkeypatch.setattr(run, "headline", lambda path: "")
         call, main = [run.__name__, "--model", "backbone-cot", "--preset", "smoke"], run.main
     for _ in range(2):
         monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path), "--set", *settings])

@@ -297,7 +297,7 @@ def test_models_are_evaluated_in_processes_of_their_own(
     command(monkeypatch, tmp_path, *words)
     ((commands, jobs),) = seen
     own = [sys.executable, "-m", "eval.run", "--preset", "smoke", "--method", "grpo-t", "--runs", str(tmp_path)]
-    given = ["--benchmarks", "mmvp,cvb_2d", "--set", "seed=5", "eval.limit=2"]
+    given = ["--set", "seed=5", "eval.limit=2", "--benchmarks", "mmvp,cvb_2d"]
     assert commands == {name: [*own, *given, "--model", name] for name in ("gpt-5-nano", "fgrpo")} and jobs == 3
     assert capsys.readouterr().out == "already evaluated: gpt-4o\n"
     command(monkeypatch, tmp_path, "--model", "gpt-4o,fgrpo", "--jobs", "2", "--shard", "2/3")
@@ -318,6 +318,7 @@ def test_one_process_evaluates_the_models_in_order(
     seen: list[Any] = []
     checked: list[str] = []
     monkeypatch.setattr(run, "evaluate", lambda config, name, benchmarks, root, shard: seen.append((name, benchmarks, shard)) or Path(name))  # fmt: skip
+    monkeypatch.setattr(run, "headline", lambda path: f"figures of {path}")
     monkeypatch.setattr(run.models, "checkpoint", lambda spec, *_: checked.append(spec.title) or "")
     monkeypatch.setattr(run, "with_checkpoints", lambda chosen, config, root: [*chosen, f"{chosen[0]}@{config.seed}"])
     command(monkeypatch, tmp_path, "--model", "fgrpo,gpt-4o", "--shard", "2/3")
@@ -326,7 +327,12 @@ def test_one_process_evaluates_the_models_in_order(
     seen.clear(), checked.clear()
     command(monkeypatch, tmp_path, "--checkpoints", "--model", "fgrpo", "--set", "seed=4")
     assert [name for name, _, _ in seen] == ["fgrpo", "fgrpo@4"] and checked == ["FGRPO", "FGRPO, step 4"]
-    assert capsys.readouterr().out == "evaluated fgrpo: fgrpo\nevaluated fgrpo@4: fgrpo@4\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluated fgrpo: fgrpo",
+        "  figures of fgrpo",
+        "evaluated fgrpo@4: fgrpo@4",
+        "  figures of fgrpo@4",
+    ]
     seen.clear()
     command(monkeypatch, tmp_path, "--jobs", "2", "--set", "eval.models=[sft]")  # one model needs no second process
     assert [name for name, _, _ in seen] == ["sft"]
