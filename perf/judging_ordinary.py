@@ -37,7 +37,7 @@ def bodies(url: str, asked: Sequence[ConsistencyItem]) -> list[dict[str, Any]]:
     """The bodies that the service sends for these questions, so that all clients send the same."""
     judge = config(url)
     body = OpenAITransport(judge, BACKEND(judge, Path()).meter)._body
-    return [body(CONSISTENCY_TASK.call(item), ()) for item in asked]
+    return [body(CONSISTENCY_TASK.call(item), (), judge.room(1)) for item in asked]
 
 
 def reward_of(reply: Any) -> float:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,6 +133,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         self._finished: FinishedStep | None = None
         self._before_step: Mapping[str, Any] | None = None  # the multipliers before the last generation batch's step
         self._inputs: Sequence[dict[str, Any]] = ()
+        self._images_once = ExitStack()
         self._returned: dict[str, Sequence[float | None]] = {}  # this batch's columns, by reward name
         self._gathered: Gathered | None = None
         self._said_unknown = False
@@ -204,6 +205,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's gathered scores (N, reward functions), NaN = no score; they are kept together with their failures."""
         began = time.perf_counter()
+        self._images_once.close()  # a judge that fails saves a checkpoint, and the processor with it
         self._returned.clear()
         self._stops.clear()
         scores_NR: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -224,7 +226,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
                 self._task_weights, self.dual.weights()[1:]
             )  # λ_t, for TRL's log
         family = self.known_family()
-        with nullcontext() if family is None else prepared_once(self.processing_class, family.grid_field):
+        with ExitStack() as self._images_once:
+            if family is not None:
+                self._images_once.enter_context(prepared_once(self.processing_class, family.grid_field))
             output: dict[str, Any] = super()._generate_and_score_completions(self._inputs)
         if not self.is_plain:
             self._take_step(output, len(inputs))

@@ -21,14 +21,14 @@ SEED = 1
 
 def measure(model: Path, count: int) -> dict[str, Any]:
     """The shares of the checkpoint `model`, over `count` held-out questions per core family."""
-    from fgrpo.policy import loading
+    from fgrpo.policy import backbone, loading
     from miniworld import backbone_eval, fast
     from miniworld import questions as qs
 
     policy, _ = loading.load_policy(model, "float32", "sdpa")
     policy.eval()
     codec = fast.Codec()
-    exam = backbone_eval.Exam.draw(policy.model.visual, qs.CORE, count, SEED)
+    exam = backbone_eval.Exam.draw(backbone.of_model(policy).vision_tower(policy), qs.CORE, count, SEED)
     right = backbone_eval.direct(policy, codec, exam)
     shares = backbone_eval.probe(policy, codec, exam, random.Random(SEED))
     return {"questions": len(exam.questions), "direct": sum(right) / len(right), **shares}

@@ -53,7 +53,7 @@ def test_a_cap_reached_in_a_step_stops_it(url: str, tmp_path: Path) -> None:
             state=SimpleNamespace(global_step=3),
             accelerator=SimpleNamespace(process_index=0),
             async_loop=asyncio.get_running_loop(),
-            num_generations=2,
+            group_size=2,
             is_cut_off=lambda ids: False,
         )
         scorer.start([{"sample": sample}] * ROLLOUTS, texts, [[0]] * ROLLOUTS, place)
