@@ -36,8 +36,8 @@ def short_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     bias = {str(tokenizer.convert_tokens_to_ids(mark)): weight for mark, weight in marks.items()}
     arguments = OpenAITransport._body
 
-    def nudged(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
-        return {**arguments(transport, call, urls), "logit_bias": bias}
+    def nudged(transport: OpenAITransport, call: Call, urls: Sequence[str], room: int) -> dict[str, Any]:
+        return {**arguments(transport, call, urls, room), "logit_bias": bias}
 
     monkeypatch.setattr(OpenAITransport, "_body", nudged)
 
@@ -66,8 +66,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     bodies: list[dict[str, Any]] = []
     arguments = OpenAITransport._body
 
-    def noted(transport: OpenAITransport, call: Call, urls: Sequence[str]) -> dict[str, Any]:
-        bodies.append(arguments(transport, call, urls))
+    def noted(transport: OpenAITransport, call: Call, urls: Sequence[str], room: int) -> dict[str, Any]:
+        bodies.append(arguments(transport, call, urls, room))
         return bodies[-1]
 
     monkeypatch.setattr(OpenAITransport, "_body", noted)
