@@ -184,7 +184,9 @@ def test_fgrpo_behind_a_server(family: Backbone, policy: Path, tmp_path: Path) -
             assert line, "the run ended before it was done"
     report = finished(process, "\n")
     check_run(report, STEPS)
-    check_run(report["lora"], 2)
+    # a tiny model's first groups may be all alike, and then nothing is learnt before the second sync
+    first = next(iter(read_jsonl(tmp_path / "lora" / "mini" / "rl-fgrpo" / "metrics.jsonl")))
+    check_run(report["lora"], 2, learned=first["grad_norm"] > 0)
     for file, steps in ((tmp_path, STEPS), (tmp_path / "lora", 2)):
         metrics = file / "mini" / "rl-fgrpo" / "metrics.jsonl"
         check_metrics(metrics, steps)
