@@ -30,6 +30,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
     "mcts": ("seed", "models.teacher", "engine", "policy", "prompts.teacher", "prompts.think", "mcts"),
     "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
+    "anchor": ("seed", "sft", "anchor", "data.validation_share"),
     "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",

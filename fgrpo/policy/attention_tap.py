@@ -116,7 +116,7 @@ class AttentionTap:
         self.language: Any = getattr(model.model, backbone.of_model(model).language)
         check(model, self.language, gradient)
         by_number = {m.layer_idx: m for m in self.language.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")}
-        self._modules = {by_number[layer]: layer for layer in self.layers}
+        self._attention = {by_number[layer]: layer for layer in self.layers}
         self._reading: Reading | None = None
         self._inputs: Mapping[str, Any] = {}
         self._open = contextlib.ExitStack()
@@ -164,12 +164,12 @@ class AttentionTap:
     ) -> Any:
         """`original`, the attention function in whose place the tap stands, after the rows have been read."""
         one: _Pass | None = more.pop(ARGUMENT, None)
-        layer = self._modules.get(module)
+        layer = self._attention.get(module)
         if one is not None and layer is not None:
             _refuse(query, key, mask, more)
-            if self.gradient and torch.is_grad_enabled() is False:
+            if self.gradient and module.training and not torch.is_grad_enabled():
                 raise UserError(
-                    "attention read under reentrant gradient checkpointing or no_grad has no gradient; set "
+                    "attention read in training under no_grad, or under reentrant gradient checkpointing, has no gradient; set "
                     "gradient_checkpointing_kwargs={'use_reentrant': False}"
                 )
             if query.shape[0] != len(one.rows):
