@@ -33,8 +33,8 @@ from fgrpo.images import IMAGE_ERRORS
 from fgrpo.policy import focus, model_files
 from fgrpo.schema import Config
 from fgrpo.schema_anchor import Anchor
-from fgrpo.training import anchoring, distributed, launch
-from fgrpo.training.anchoring import Anchored, Anchoring
+from fgrpo.training import distributed, launch
+from fgrpo.training.anchoring import Anchored, Anchoring, Shares, shares_of
 from fgrpo.training.row_images import RowImages
 from fgrpo.training.shared_prefix import IGNORED
 from fgrpo.training.stored import put_in_place
@@ -43,6 +43,7 @@ from sft import dataset
 from sft import train as sft_train
 
 SHARES, QUESTION = "anchor_shares", "anchor_question"  # columns of the data set
+IMAGES = "anchor_images"  # of a batch: images of each row
 
 
 class AnchorTrainer(sft_train.Trainer):
@@ -68,7 +69,7 @@ class AnchorTrainer(sft_train.Trainer):
         """The SFT trainer's, plus the weighted anchoring loss of the micro-batch's prompts."""
         shares_B = [json.loads(text) for text in inputs.pop(SHARES)]
         questions_B = inputs.pop(QUESTION)
-        kept = {**inputs, "num_images": [len(shares) for shares in shares_B]}
+        kept = {**inputs, "num_images": inputs.pop(IMAGES)}
         result = super().compute_loss(model, inputs, *args, **more)
         is_prompt = (kept["labels"] == IGNORED) & (kept["attention_mask"] == 1)
         images = RowImages(kept, self.anchoring.family.grid_field)
@@ -184,13 +185,12 @@ def columns_of(
     Raises:
         UserError: no row has boxes.
     """
-    shares: list[list[list[float]]] = []
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, Shares] = {}
     for row in rows:
         if row.sample_id not in found:
             found[row.sample_id] = _shares(row, samples.get(row.sample_id), pixels, counts)
-        shares.append(found[row.sample_id])
-    anchored = sum(map(anchoring.has_boxes, shares))
+    shares = [found[row.sample_id] for row in rows]
+    anchored = sum(map(bool, shares))
     counts["traces with boxes"] += anchored
     counts["traces without boxes"] += len(rows) - anchored
     if not counts["traces with boxes"]:
@@ -198,29 +198,27 @@ def columns_of(
             "no trace's question has annotated boxes, so there is nothing to anchor to; add a source with boxes to data.sources "
             "(seed questions), then rerun `make data`"
         )
-    return {SHARES: list(map(anchoring.dumps, shares)), QUESTION: [row.sample_id for row in rows]}
+    return {SHARES: list(map(json.dumps, shares)), QUESTION: [row.sample_id for row in rows]}
 
 
-def _shares(
-    row: dataset.Row, sample: Sample | None, pixels: PixelBounds, counts: Counter[str]
-) -> list[list[float]]:
-    """Of the row's images; boxes that cannot be placed in them count as none."""
-    without = Sample(row.sample_id, row.images, "", (), "")
+def _shares(row: dataset.Row, sample: Sample | None, pixels: PixelBounds, counts: Counter[str]) -> Shares:
+    """Of the row's images; [] for a question that is not known, or whose boxes cannot be placed in them."""
     if sample is None or len(sample.images) != len(row.images):
         counts["questions that are not in seed.jsonl"] += 1
-        return anchoring.shares_of(without, pixels)
+        return []
     try:
-        return anchoring.shares_of(replace(sample, images=row.images), pixels)
+        return shares_of(replace(sample, images=row.images), pixels)
     except IMAGE_ERRORS:  # a box in an image that does not exist; unreadable images were dropped before
         counts["questions whose boxes are in no image"] += 1
-        return anchoring.shares_of(without, pixels)
+        return []
 
 
 def _with_columns(collate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
     """The collator, which passes the two columns on."""
 
     def collated(rows: list[dict[str, Any]]) -> Any:
-        own = {name: [row.pop(name) for row in rows] for name in (SHARES, QUESTION)}
+        own: dict[str, list[Any]] = {name: [row.pop(name) for row in rows] for name in (SHARES, QUESTION)}
+        own[IMAGES] = [len(row["images"]) for row in rows]
         batch = collate(rows)
         batch.update(own)
         return batch

@@ -120,21 +120,30 @@ class AttentionTap:
         self._reading: Reading | None = None
         self._inputs: Mapping[str, Any] = {}
         self._open = contextlib.ExitStack()
+        self.is_open = False
 
     def __enter__(self) -> AttentionTap:
         self._open.enter_context(_in_place_of(self.model.config.get_text_config()._attn_implementation, self._attend))
         for module, hook in ((self.model, self._remember), (self.language, self._attach)):
             self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self.is_open = True
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.is_open = False
         self._open.close()
 
     @contextlib.contextmanager
     def read(
         self, rows: Sequence[Rows] | Callable[[Mapping[str, Any]], Sequence[Rows]], *, keep_image: bool = False
     ) -> Iterator[Reading]:
-        """Read the forward passes inside the block. `keep_image` also keeps each row over the image keys."""
+        """Read the forward passes inside the block. `keep_image` also keeps each row over the image keys.
+
+        Raises:
+            ValueError: the tap is not open.
+        """
+        if not self.is_open:
+            raise ValueError("the attention tap is not open; read inside `with tap:`")
         self._reading = Reading(rows, keep_image)
         try:
             yield self._reading

@@ -16,7 +16,6 @@ Shapes: B prompts, P prompt tokens, C cells of a prompt's images, H heads.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -25,16 +24,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fgrpo.boxes import PixelBounds, model_size
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
-from fgrpo.images import image_size
 from fgrpo.policy import backbone, cells, focus
 from fgrpo.policy.attention_tap import AttentionTap, Layers, Rows, Sums, chosen_layers
 from fgrpo.policy.tokens import FOCUS
 from fgrpo.training.row_images import RowImages
 from fgrpo.types import Sample
 
-Shares = list[list[float]]  # of each image of a prompt, the share of each cell (row by row) that its boxes cover
+Shares = list[list[float]]  # of each image of a prompt, the share of each cell (row by row) in its boxes; [] without boxes
 
 
 class Options(Protocol):
@@ -66,29 +64,16 @@ class Anchored:
 
 
 def shares_of(sample: Sample, bounds: PixelBounds) -> Shares:
-    """Cell shares of each image of a sample; all 0 where it has no usable boxes.
+    """Cell shares of each image of a sample; [] if it has no usable boxes.
 
     Args:
         bounds: of the policy's processor.
 
     Raises:
-        one of `fgrpo.images.IMAGE_ERRORS`: as `fgrpo.policy.cells.sample_shares`.
+        one of `fgrpo.images.IMAGE_ERRORS`: an image cannot be read, or a box is in an image that does not exist.
     """
     found = cells.sample_shares(sample, bounds)
-    if found is not None:
-        return [part.flatten().tolist() for part in found]
-    sizes = [model_size(image_size(path), *bounds) for path in sample.images]
-    return [[0.0] * math.prod(cells.grid(size, bounds.factor)) for size in sizes]
-
-
-def has_boxes(shares: Shares) -> bool:
-    """Whether a prompt has evidence."""
-    return any(any(part) for part in shares)
-
-
-def dumps(shares: Shares) -> str:
-    """For a column of a data set."""
-    return json.dumps(shares)
+    return [] if found is None else [part.flatten().tolist() for part in found]
 
 
 class Anchoring:
@@ -142,7 +127,7 @@ class Anchoring:
         for row, key in enumerate(keys_B):
             first.setdefault(key, row)
         occurrences = [sum(key == other for other in keys_B) for key in first]
-        chosen = [(row, n) for row, n in zip(first.values(), occurrences, strict=True) if has_boxes(shares_B[row])]
+        chosen = [(row, n) for row, n in zip(first.values(), occurrences, strict=True) if shares_B[row]]
         rows = [row for row, _ in chosen] or [0]
         known = mask_BP[rows].bool()
         columns = known.any(dim=0)
@@ -178,11 +163,11 @@ class Anchoring:
         if len(queries) != 1:
             raise ValueError(f"a prompt has {len(queries)} {FOCUS} tokens, and needs one at the end of its user turn")
         columns, sizes = is_image_P.nonzero().flatten(), [len(part) for part in shares]
+        if not shares:
+            return Rows(queries, columns, columns[:0]), torch.zeros(len(columns), device=ids_P.device)
         if len(columns) != sum(sizes):
             raise ValueError(f"a prompt has {len(columns)} image tokens for images of {sum(sizes)} cells")
         parts = [(part, w) for part, w in zip(columns.split(sizes), shares, strict=True) if any(w)]
-        if not parts:
-            return Rows(queries, columns, columns[:0]), torch.zeros(len(columns), device=ids_P.device)
         columns = torch.cat([part for part, _ in parts])
         w_C = torch.tensor([share for _, w in parts for share in w], dtype=torch.float32, device=ids_P.device)
         return Rows(queries, columns, columns[w_C > 0]), w_C
