@@ -4,10 +4,11 @@ Reads runs/<preset>/{sft/final, mcts/sft.jsonl, data/seed.jsonl}; writes runs/<p
 final/}. `start` is the SFT model with the token (`fgrpo.policy.focus`). Training is that of the SFT stage, on the same traces and
 with the keys of `sft`, but for the length and learning rate of `anchor`; the loss is
 
-    SFT's loss on the traces + anchor.weight x the anchoring loss (`fgrpo.training.anchoring`).
+    SFT's loss on the traces + anchor.weight x mean over the traces of the anchoring loss (`fgrpo.training.anchoring`).
 
-Traces whose question has no usable boxes are trained on without the second term, and counted. metrics.jsonl has `anchor/loss` and
-`anchor/inside`, the share of the token's attention that lies in the boxes; with `eval_` in front, on the validation questions.
+A trace whose question has no usable boxes counts 0 in the second term, and is counted. metrics.jsonl has, over those with boxes,
+`anchor/loss` and `anchor/inside`, the share of the token's attention that lies in the boxes; with `eval_` in front, on the
+validation questions.
 Command: `python -m sft.anchor --preset mini`. Nothing of this is in the paper of Faithful GRPO (docs/mr1.md).
 """
 
@@ -75,7 +76,7 @@ class AnchorTrainer(sft_train.Trainer):
         images = RowImages(kept, self.anchoring.family.grid_field)
         anchored = self.anchoring(model, kept["input_ids"], is_prompt, images, shares_B, questions_B)
         self._log_anchored("train" if self.model.training else "eval", anchored)
-        added = self.weight * anchored.loss
+        added = self.weight * anchored.loss * (anchored.count / len(shares_B))  # so rows weigh the same in every micro-batch
         if more.get("num_items_in_batch") is not None:  # transformers then leaves the accumulated micro-batches to the loss
             added = added / self.current_gradient_accumulation_steps
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
