@@ -18,7 +18,9 @@ class AnchorLoss(Section):
     """
 
     loss: Literal["kl", "mass"] = "kl"
-    layers: Literal["two_thirds", "last_third", "all"] | Annotated[tuple[Count, ...], Field(min_length=1)] = "two_thirds"
+    layers: Literal["two_thirds", "last_third", "all"] | Annotated[tuple[Count, ...], Field(min_length=1)] = (
+        "two_thirds"
+    )
     cells: Literal["overlap", "touched"] = "overlap"
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 

@@ -77,7 +77,7 @@ def questions(cfg: Config, root: str | Path, limit: int, pixels: PixelBounds) ->
     """
     of_data = runs.folder(cfg, "data", root)
     seed = {sample.id for sample in data.read_samples(runs.require(of_data / "seed.jsonl", "data"), Counter())}
-    found = []
+    found: list[tuple[Sample, Shares]] = []
     for sample in data.read_samples(runs.require(of_data / "rl.jsonl", "data"), Counter()):
         if sample.id in seed or len(found) == limit:
             continue
@@ -88,7 +88,9 @@ def questions(cfg: Config, root: str | Path, limit: int, pixels: PixelBounds) ->
         if shares:
             found.append((sample, shares))
     if not found:
-        raise UserError(f"{of_data / 'rl.jsonl'} has no question with boxes beside the seed questions; nothing to measure on")
+        raise UserError(
+            f"{of_data / 'rl.jsonl'} has no question with boxes beside the seed questions; nothing to measure on"
+        )
     return found
 
 

@@ -75,9 +75,13 @@ class AnchorTrainer(sft_train.Trainer):
         is_prompt = (kept["labels"] == IGNORED) & (kept["attention_mask"] == 1)
         images = RowImages(kept, self.anchoring.family.grid_field)
         anchored = self.anchoring(model, kept["input_ids"], is_prompt, images, shares_B, questions_B)
-        self._log_anchored("train" if self.model.training else "eval", anchored)
-        added = self.weight * anchored.loss * (anchored.count / len(shares_B))  # so rows weigh the same in every micro-batch
-        if more.get("num_items_in_batch") is not None:  # transformers then leaves the accumulated micro-batches to the loss
+        self._log_anchored("train" if self.plain_model.training else "eval", anchored)
+        added = (
+            self.weight * anchored.loss * (anchored.count / len(shares_B))
+        )  # so rows weigh the same in every micro-batch
+        if (
+            more.get("num_items_in_batch") is not None
+        ):  # transformers then leaves the accumulated micro-batches to the loss
             added = added / self.current_gradient_accumulation_steps
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
 

@@ -115,7 +115,9 @@ class AttentionTap:
         self.layers = tuple(chosen_layers(model.config.get_text_config(), layers))
         self.language: Any = getattr(model.model, backbone.of_model(model).language)
         check(model, self.language, gradient)
-        by_number = {m.layer_idx: m for m in self.language.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")}
+        by_number = {
+            m.layer_idx: m for m in self.language.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        }
         self._attention = {by_number[layer]: layer for layer in self.layers}
         self._reading: Reading | None = None
         self._inputs: Mapping[str, Any] = {}
@@ -168,13 +170,12 @@ class AttentionTap:
         reading.passes.append({})
         return args, {**given, ARGUMENT: _Pass(rows, reading.keep_image, reading.passes[-1])}
 
-    def _attend(
-        self, original: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
-    ) -> Any:
+    def _attend(self, original: Any, module: Any, *args: Any, **more: Any) -> Any:
         """`original`, the attention function in whose place the tap stands, after the rows have been read."""
-        one: _Pass | None = more.pop(ARGUMENT, None)
         layer = self._attention.get(module)
+        one: _Pass | None = more.pop(ARGUMENT, None) if layer is not None else None
         if one is not None and layer is not None:
+            query, key, _, mask = args
             _refuse(query, key, mask, more)
             if self.gradient and module.training and not torch.is_grad_enabled():
                 raise UserError(
@@ -187,7 +188,7 @@ class AttentionTap:
                 scale = more.get("scaling") or module.scaling
                 sums = [_sums(query, key, mask, b, rows, scale, one.keep_image) for b, rows in enumerate(one.rows)]
             one.found.setdefault(layer, sums)
-        return original(module, query, key, value, mask, **more)
+        return original(module, *args, **more)
 
 
 def chosen_layers(text_config: Any, layers: Layers) -> list[int]:
@@ -258,9 +259,7 @@ def _refuse(query: Tensor, key: Tensor, mask: Any, more: Mapping[str, Any]) -> N
         raise UserError("attention is read of whole rows, not of steps of generation with a cache")
 
 
-def _sums(
-    query: Tensor, key: Tensor, mask: Any, b: int, rows: Rows, scale: float, keep_image: bool
-) -> Sums:
+def _sums(query: Tensor, key: Tensor, mask: Any, b: int, rows: Rows, scale: float, keep_image: bool) -> Sums:
     """The reduced attention rows of row `b`; query (B, H, L, D) and key (B, groups, L, D) have their rotary positions."""
     q_HQD, k_GLD = query[b][:, rows.queries].float(), key[b].float()
     heads, queries, size = q_HQD.shape

@@ -59,7 +59,9 @@ def add(source: str | Path, target: Path, *, add_row: bool = False) -> int:
     processor = loading.load_processor(source)
     template = processor.chat_template
     if not isinstance(template, str) or not template:
-        raise UserError(f"{source} has no chat template, which would write {FOCUS}; copy the base model's chat_template.jinja there")
+        raise UserError(
+            f"{source} has no chat template, which would write {FOCUS}; copy the base model's chat_template.jinja there"
+        )
     model, _ = loading.load_policy(source, stored if stored in loading.DTYPES else "float32")
     if focus_id(processor.tokenizer) is None:
         _fill_row(model, len(processor.tokenizer), str(source), add_row)

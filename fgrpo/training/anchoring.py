@@ -32,7 +32,9 @@ from fgrpo.policy.tokens import FOCUS
 from fgrpo.training.row_images import RowImages
 from fgrpo.types import Sample
 
-Shares = list[list[float]]  # of each image of a prompt, the share of each cell (row by row) in its boxes; [] without boxes
+Shares = list[
+    list[float]
+]  # of each image of a prompt, the share of each cell (row by row) in its boxes; [] without boxes
 
 
 class Options(Protocol):
@@ -135,7 +137,9 @@ class Anchoring:
         is_image = (ids == self.family.image_token_id(self.model.config)) & known
         found = [self._rows(ids[n], is_image[n], known[n], shares_B[row]) for n, row in enumerate(rows)]
         of_images = images.of(rows)
-        positions = self.family.positions(self.model, ids, is_image, of_images.get(self.family.grid_field), known.long())
+        positions = self.family.positions(
+            self.model, ids, is_image, of_images.get(self.family.grid_field), known.long()
+        )
         with self.tap.read([row for row, _ in found], keep_image=True) as reading:
             model(
                 input_ids=ids,

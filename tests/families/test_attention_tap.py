@@ -97,6 +97,10 @@ def test_rows_equal_eager_attention(policy, family, batch, use_attention, attent
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 def test_rows_that_share_their_prompt(policy, family, batch, use_attention, attention: str) -> None:
     """A packed row of two responses to each prompt: a response token's attention is that of its own padded row."""
+    if attention == "flash_attention_2" and family.model_type == "qwen3_vl":
+        pytest.skip(
+            "transformers' Qwen3-VL takes no dictionary of masks, so its rows cannot share a prompt under flash attention"
+        )
     model = model_of(policy)
     image_token = family.image_token_id(model.config)
     responses = torch.randint(20, 200, (6, 4), generator=torch.Generator().manual_seed(1))
@@ -139,7 +143,9 @@ def test_rows_that_share_their_prompt(policy, family, batch, use_attention, atte
 
 
 def loss_of(reading: Any) -> torch.Tensor:
-    return torch.stack([sums.image_HQI.exp()[..., 0].sum() for of_row in reading.passes[0].values() for sums in of_row]).sum()
+    return torch.stack(
+        [sums.image_HQI.exp()[..., 0].sum() for of_row in reading.passes[0].values() for sums in of_row]
+    ).sum()
 
 
 def gradients(policy: Path, family: Backbone, batch: dict[str, Any], checkpointing: bool) -> list[torch.Tensor]:
@@ -173,7 +179,10 @@ def test_a_function_finds_the_rows_of_each_pass(policy: Path, family: Backbone, 
     text["input_ids"] = torch.where(text["input_ids"] == image_token, 7, text["input_ids"])
 
     def find(given: Any) -> list[Rows]:
-        return [Rows(torch.tensor([len(row) - 1]), (row == 7).nonzero().flatten(), torch.tensor([], dtype=torch.long)) for row in given["input_ids"]]
+        return [
+            Rows(torch.tensor([len(row) - 1]), (row == 7).nonzero().flatten(), torch.tensor([], dtype=torch.long))
+            for row in given["input_ids"]
+        ]
 
     with torch.no_grad(), AttentionTap(model, [0]) as tap, tap.read(find) as reading:
         model(**text)
@@ -206,10 +215,10 @@ def test_another_model_and_the_registry_stay_as_they_are(policy: Path, family: B
         with tap.read(rows_of(model, family, batch)) as reading:
             reference(**batch)
         assert reading.passes == [], "not of another model"
-        with AttentionTap(reference, [0]) as inner, inner.read(rows_of(model, family, batch)) as own:
-            with tap.read(rows_of(model, family, batch)) as reading:
-                reference(**batch)
-                model(**batch)
+        rows = rows_of(model, family, batch)
+        with AttentionTap(reference, [0]) as inner, inner.read(rows) as own, tap.read(rows) as reading:
+            reference(**batch)
+            model(**batch)
         assert [sorted(found) for found in (own.passes[0], reading.passes[0])] == [[0], [1]]
     assert dict(ALL_ATTENTION_FUNCTIONS._local_mapping) == before
     assert not model._forward_pre_hooks and not tap.language._forward_pre_hooks
@@ -257,7 +266,9 @@ def test_what_cannot_be_read_is_refused(policy: Path, family: Backbone, batch: d
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
         with AttentionTap(model, [1]) as tap, tap.read(rows), pytest.raises(UserError, match="generation"):
-            model.model.language_model(inputs_embeds=torch.zeros(3, 1, model.config.get_text_config().hidden_size), past_key_values=cache)
+            model.model.language_model(
+                inputs_embeds=torch.zeros(3, 1, model.config.get_text_config().hidden_size), past_key_values=cache
+            )
     model.model.language_model.layers[0].compile()
     with pytest.raises(UserError, match="compiled"):
         AttentionTap(model, [1])

@@ -55,7 +55,9 @@ def test_a_model_without_a_free_row(policy: Path, tmp_path: Path) -> None:
         focus.add(policy, tmp_path / "made")
         assert embedding(tmp_path / "made").shape == embedding(policy).shape
     else:
-        with pytest.raises(UserError, match=r"602 rows for 602 tokens, so none is left for <\|focus\|>; set anchor.add_row"):
+        with pytest.raises(
+            UserError, match=r"602 rows for 602 tokens, so none is left for <\|focus\|>; set anchor.add_row"
+        ):
             focus.add(policy, tmp_path / "made")
         assert not (tmp_path / "made").exists()
 
@@ -117,7 +119,9 @@ def test_data_that_writes_it_is_refused(world: Path, tmp_path: Path) -> None:
         check(Request((), f"Where?{FOCUS}"))
 
 
-def test_prompts_of_rl_evaluation_and_servers_carry_it(anchored: Path, family: Backbone, world: Path, tmp_path: Path) -> None:
+def test_prompts_of_rl_evaluation_and_servers_carry_it(
+    anchored: Path, family: Backbone, world: Path, tmp_path: Path
+) -> None:
     """TRL's ids, those of the engine in process, and those of the template in the checkpoint, which a server renders, are one."""
     trainer = build_trainer(world, anchored, tmp_path / "out", steps=1)
     processor = loading.load_processor(anchored)

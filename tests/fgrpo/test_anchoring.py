@@ -68,7 +68,9 @@ def test_shares_follow_the_image_of_each_box(tmp_path: Path) -> None:
     assert shares_of(Sample("a/b/3", images, "q", (), "x", (Box(9, 9, 3, 3, "original"),)), bounds) == []
 
 
-@pytest.mark.parametrize("wrong", [{"loss": "l2"}, {"layers": []}, {"layers": "first"}, {"layers": [-1]}, {"floor": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "l2"}, {"layers": []}, {"layers": "first"}, {"layers": [-1]}, {"floor": 1.0}]
+)
 def test_wrong_options(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AnchorLoss(**wrong)

@@ -78,9 +78,13 @@ def trainer_of(cfg: Any, root: Path) -> Any:
 
 
 @pytest.mark.parametrize("shared", ["off", "auto"])
-def test_the_loss_is_sfts_plus_the_weighted_anchoring_loss(chain: Path, world: Path, tmp_path: Path, shared: str) -> None:
+def test_the_loss_is_sfts_plus_the_weighted_anchoring_loss(
+    chain: Path, world: Path, tmp_path: Path, shared: str
+) -> None:
     root = own_root(chain, tmp_path)
-    cfg = anchored(world, "anchor.weight=0.7", "anchor.layers=[1, 2]", f"sft.shared_prefix={shared}", "sft.batch_size=8")
+    cfg = anchored(
+        world, "anchor.weight=0.7", "anchor.layers=[1, 2]", f"sft.shared_prefix={shared}", "sft.batch_size=8"
+    )
     trainer = trainer_of(cfg, root)
     rows = [trainer.train_dataset[n] for n in range(8)]
     texts = [row[anchor.SHARES] for row in rows]
@@ -179,7 +183,7 @@ def test_what_the_stage_refuses(chain: Path, world: Path, tmp_path: Path) -> Non
     root = own_root(chain, tmp_path / "a")
     with pytest.raises(UserError, match=r"adapters leave as it is; set sft\.lora=null"):
         anchor.train(anchored(world, "@lora"), root)
-    with pytest.raises(UserError, match="no unused|none is left"):
+    with pytest.raises(UserError, match="none is left"):
         anchor.train(anchored(world, "anchor.add_row=false"), root)
     with pytest.raises(UserError, match="layers 0 to 3"):
         anchor.train(anchored(world, "anchor.layers=[7]"), own_root(chain, tmp_path / "b"))
