@@ -99,12 +99,7 @@ def test_it_is_one_token_that_is_never_sampled(anchored: Path, family: Backbone)
     assert tokenizer(f"Where?{FOCUS}")["input_ids"][-1] == index
     assert index in loading.forbidden_token_ids(tokenizer, loading.text_vocabulary(anchored), family)
     assert index in tokens.forbidden_token_ids(str(anchored)), "by a server's client"
-    model, _ = loading.load_policy(anchored)
-    with torch.no_grad():  # a model that wants to write nothing else
-        model.get_input_embeddings().weight[index] *= 0
-        model.lm_head.weight[:] = model.lm_head.weight - 0
-        sampler = TransformersSampler.load(anchored)
-    assert index in sampler.vocabulary.forbidden
+    assert index in TransformersSampler.load(anchored).vocabulary.forbidden
     assert FOCUS not in tokenizer.decode([index], skip_special_tokens=True)
 
 
