@@ -141,7 +141,7 @@ class Anchoring:
             self.model, ids, is_image, of_images.get(self.family.grid_field), known.long()
         )
         with self.tap.read([row for row, _ in found], keep_image=True) as reading:
-            model(
+            out = model(
                 input_ids=ids,
                 attention_mask=known.long(),
                 position_ids=positions,
@@ -150,16 +150,20 @@ class Anchoring:
                 **of_images,
             )
         read = reading.passes[0]
+        # ZeRO-3 follows the backward pass by the outputs of modules, and the loss leaves a layer through its attention alone.
+        is_sharded = hasattr(next(self.model.parameters()), "ds_id")
+        whole = 0.0 * out.logits.float().sum() if is_sharded else 0.0
         if not chosen:
             nothing = torch.stack([sums.every_HQ.sum() for of_row in read.values() for sums in of_row]).sum()
-            return Anchored(0.0 * nothing, 0, None)
+            return Anchored(0.0 * nothing + whole, 0, None)
         weights_B = torch.tensor([n for _, n in chosen], dtype=torch.float32, device=ids.device)
         log_p_BC = [mean_log_p([of_row[n] for of_row in read.values()]) for n in range(len(rows))]
         losses_B = torch.stack([loss_of(log_p, w, self.options) for log_p, (_, w) in zip(log_p_BC, found, strict=True)])
         with torch.no_grad():
             inside_B = torch.stack([log_p[w > 0].exp().sum() for log_p, (_, w) in zip(log_p_BC, found, strict=True)])
-        total = weights_B.sum()
-        return Anchored((losses_B * weights_B).sum() / total, int(total), float((inside_B * weights_B).sum() / total))
+        count = weights_B.sum()
+        loss = (losses_B * weights_B).sum() / count + whole
+        return Anchored(loss, int(count), float((inside_B * weights_B).sum() / count))
 
     def _rows(self, ids_P: Tensor, is_image_P: Tensor, known_P: Tensor, shares: Shares) -> tuple[Rows, Tensor]:
         """What the tap reads of one prompt, and the shares w (C,) of the cells that it reads."""

@@ -14,7 +14,8 @@ from tests.distributed.test_training import STOP, lines, moved
 
 pytestmark = pytest.mark.slow
 LAYOUTS = {"ddp": "null", "zero3": "configs/deepspeed/zero3.json"}
-KEYS = {"loss": 1e-4, "grad_norm": 1e-3, "anchor/loss": 1e-4, "anchor/inside": 1e-4, "eval_anchor/loss": 1e-4}
+KEYS = {"loss": 1e-4, "grad_norm": 1e-3, "eval_loss": 1e-4}
+FIGURES = {"anchor/loss": 2e-2, "anchor/inside": 2e-2, "eval_anchor/loss": 2e-2}  # means by micro-batch, whose counts differ
 
 
 def stage(small: Small, *more: str) -> list[str]:
@@ -37,7 +38,7 @@ def ran(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_anchor_as_one_does(small: Small, ran: Path, layout: str) -> None:
     name = f"anchor-alone-{layout}"
     worker.run({"stage": "anchor", "set": stage(small, "sft.gradient_accumulation=2"), "root": small.root(name)}, {})
-    for key, tolerance in KEYS.items():
+    for key, tolerance in (KEYS | FIGURES).items():
         one, two = (lines(small, n, "anchor", key) for n in (name, f"anchor-{layout}"))
         assert len(one) > 1 and two == pytest.approx(one, rel=tolerance), key
     start, *ends = (
@@ -49,6 +50,6 @@ def test_two_processes_anchor_as_one_does(small: Small, ran: Path, layout: str) 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_goes_on_as_if_nothing_had_been(small: Small, ran: Path, layout: str) -> None:
-    for key in KEYS:
+    for key in KEYS | FIGURES:
         whole, parts = (lines(small, f"anchor-{layout}{end}", "anchor", key) for end in ("", "-stopped"))
         assert parts == pytest.approx(whole, rel=1e-6), key
