@@ -15,7 +15,11 @@ from tests.distributed.test_training import STOP, lines, moved
 pytestmark = pytest.mark.slow
 LAYOUTS = {"ddp": "null", "zero3": "configs/deepspeed/zero3.json"}
 KEYS = {"loss": 1e-4, "grad_norm": 1e-3, "eval_loss": 1e-4}
-FIGURES = {"anchor/loss": 2e-2, "anchor/inside": 2e-2, "eval_anchor/loss": 2e-2}  # means by micro-batch, whose counts differ
+FIGURES = {
+    "anchor/loss": 2e-2,
+    "anchor/inside": 2e-2,
+    "eval_anchor/loss": 2e-2,
+}  # means by micro-batch, whose counts differ
 
 
 def stage(small: Small, *more: str) -> list[str]:
