@@ -54,7 +54,9 @@ class Timed:
         Passes._pass, Passes.__init__ = self._own  # type: ignore[method-assign]
 
 
-def table(lines: Sequence[Mapping[str, Any]], steps: Sequence[Sequence[tuple[float, int]]]) -> list[tuple[str, str, str]]:
+def table(
+    lines: Sequence[Mapping[str, Any]], steps: Sequence[Sequence[tuple[float, int]]]
+) -> list[tuple[str, str, str]]:
     """Rows of the page: what, share of the median step without probes, share of the rollouts.
 
     Passes of one kind in a step are averaged; the original pass is split into the parts that later passes ask for.
@@ -67,7 +69,11 @@ def table(lines: Sequence[Mapping[str, Any]], steps: Sequence[Sequence[tuple[flo
         for kind, one in zip(kinds(len(step)), step, strict=True):
             by_kind.setdefault(kind, []).append(one)
     rows = [
-        (WORDS[kind], f"{median([s for s, _ in by_kind[kind]]) / base:.1%}", f"{median([n for _, n in by_kind[kind]]) / rollouts:.0%}")
+        (
+            WORDS[kind],
+            f"{median([s for s, _ in by_kind[kind]]) / base:.1%}",
+            f"{median([n for _, n in by_kind[kind]]) / rollouts:.0%}",
+        )
         for kind in WORDS
         if kind in by_kind
     ]

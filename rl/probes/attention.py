@@ -57,7 +57,10 @@ class Attention:
 
     def _shares(self, known: dict[int, Cells], batch: Batch, passes: Passes, context: RewardContext) -> Tensor:
         """(B, T) mean shares; NaN in rows without evidence."""
-        trainer, out_BT = passes.trainer, torch.full_like(batch.ids_BL[:, -batch.completion :], torch.nan, dtype=torch.float32)
+        trainer, out_BT = (
+            passes.trainer,
+            torch.full_like(batch.ids_BL[:, -batch.completion :], torch.nan, dtype=torch.float32),
+        )
         rows = sorted(known)
         every = passes.agreed(rows)
         if not every:

@@ -22,7 +22,9 @@ from rewards.base import RewardContext, RewardItem
 from rewards.probes import Absent, Probes
 
 ANSWER = "answer"  # the one field that needs no pass
-OF_ANSWER = frozenset({"evidence", "controls", "answer_likelihood"})  # fields that are averaged over the answer's tokens
+OF_ANSWER = frozenset(
+    {"evidence", "controls", "answer_likelihood"}
+)  # fields that are averaged over the answer's tokens
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def chosen(needs: Iterable[str]) -> list[tuple[Probe, frozenset[str]]]:
         UserError: no probe gives one of them (names the nearest).
     """
     wanted = frozenset(needs)
-    every: list[Probe] = [load_plugin("rl.probes", name, "PROBE", "probe") for name in plugin_names("rl.probes", "PROBE")]
+    every: list[Probe] = [
+        load_plugin("rl.probes", name, "PROBE", "probe") for name in plugin_names("rl.probes", "PROBE")
+    ]
     known = [name for probe in every for name in probe.gives]
     for name in sorted(wanted - set(known)):
         near = difflib.get_close_matches(name, known, 1)
@@ -114,7 +118,9 @@ def measure(needs: Iterable[str], batch: Batch, passes: Any, tokenizer: Any) -> 
 
 
 NO_ANSWER = Absent("no_answer", "the response has no answer")
-NOT_DECODED = Absent("not_decoded", "the text is not what its tokens decode to, so the answer's tokens are unknown", True)
+NOT_DECODED = Absent(
+    "not_decoded", "the text is not what its tokens decode to, so the answer's tokens are unknown", True
+)
 
 
 def answers(rollouts: Rollouts, tokenizer: Any) -> list[tuple[int, int] | Absent]:

@@ -80,11 +80,11 @@ class Counterfactual:
             for row, drops in enumerate(self._drops(known, batch, passes)):
                 if row in known:
                     several[row].append(drops)
-        for row, drops in enumerate(several):
-            failed = next((one for one in drops if isinstance(one, Absent)), None)
+        for row, measured in enumerate(several):
+            failed = next((one for one in measured if isinstance(one, Absent)), None)
             absent = of_row[row].evidence
             no_region = absent if isinstance(absent, Absent) else NO_CONTROL
-            found[row]["controls"] = failed or (tuple(drops) if drops else no_region)
+            found[row]["controls"] = failed or (tuple(measured) if measured else no_region)
 
     def _drops(self, changes: Mapping[int, Cells], batch: Batch, passes: Passes) -> list[tuple[float, ...] | Absent]:
         """δ of each token, by rollout; what it gives for rollouts without a change means nothing."""

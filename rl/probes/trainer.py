@@ -124,7 +124,8 @@ class ProbedRollouts(LogprobPasses):
                 "num_images": [len(row or ()) for row in images],
                 "mm_token_type_ids": is_image_BL.long(),
             }
-        in_training = bool(self.model.training)
+        model: Any = self.model
+        in_training = bool(model.training)
         most = self.args.per_device_train_batch_size if in_training else self.args.per_device_eval_batch_size
         return {
             "ids_BL": ids_BL, "mask_BL": mask_BL, "completion": answers_BT.shape[1], "most": most, "fields": fields,
@@ -135,7 +136,5 @@ def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, 
     """Token ids and mask (B, columns), padded with 0 on the right or left."""
     side = "left" if left else "right"
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
-    mask = pad_sequence(
-        [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side
-    )
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
     return ids, mask

@@ -34,18 +34,21 @@ def prepared(make: Any, policy: Path, family: Backbone, most: int = 3, **options
     trainer = make(steps=1, overrides=("rl.max_response_length=12",))
     made = batch_of(trainer, LENGTHS)
     bounds = model_files.pixel_bounds(policy)
-    items, regions, at = [], [], 0
+    items, regions = [], []
     table = trainer.train_dataset.with_format(None)
     known = [Sample.from_dict(json.loads(text)) for text in table[:]["sample"]]
-    for count, group in zip((1, 2), LENGTHS, strict=True):
+    for count, group in enumerate(LENGTHS, start=1):
         images = next(s.images for s in known if len(s.images) == count)
         boxes = (Box(0.3, 0.3, 0.6, 0.9, "unit"), Box(0.0, 0.0, 0.1, 0.1, "unit"))
-        sample = Sample(f"vgr/train/{at}", images, "?", (), "", boxes, {"box_images": [count - 1] * 2})
+        sample = Sample(f"vgr/train/{count}", images, "?", (), "", boxes, {"box_images": [count - 1] * 2})
         regions += [cells.touched(cells.sample_shares(sample, bounds) or ())] * len(group)
         items += [RewardItem(str(n), sample, parse("")) for n in group]
-        at += 1
     context = RewardContext(
-        JudgeSet(None), min_pixels=bounds[0], max_pixels=bounds[1], patch_factor=bounds.factor, probing=Probing(**options)  # type: ignore[arg-type]
+        JudgeSet(None),
+        min_pixels=bounds[0],
+        max_pixels=bounds[1],
+        patch_factor=bounds.factor,
+        probing=Probing(**options),  # type: ignore[arg-type]
     )
     keys = ("pixel_values", family.grid_field, "num_images", "mm_token_type_ids")
     batch = Batch(
@@ -91,7 +94,9 @@ def test_shares_are_those_of_attention_matrices(make: Any, policy: Path, family:
     assert len({round(share, 4) for shares in found for share in shares}) > 8
 
 
-def test_a_layer_that_attends_to_all_alike_gives_the_share_of_the_area(make: Any, policy: Path, family: Backbone) -> None:
+def test_a_layer_that_attends_to_all_alike_gives_the_share_of_the_area(
+    make: Any, policy: Path, family: Backbone
+) -> None:
     trainer, batch, regions = prepared(make, policy, family, most=8)
     language = getattr(trainer.plain_model.model, family.language)
     (layer,) = chosen_layers(trainer.plain_model.config.get_text_config(), "two_thirds")
@@ -115,7 +120,9 @@ def test_rollouts_without_boxes_have_no_share(make: Any, policy: Path, family: B
     assert [found[n] == pytest.approx(whole[n], abs=1e-6) for n in (0, 2, 3)] == [True] * 3
 
 
-def test_attention_that_cannot_be_read_is_refused_before_the_first_step(make: Any, policy: Path, family: Backbone) -> None:
+def test_attention_that_cannot_be_read_is_refused_before_the_first_step(
+    make: Any, policy: Path, family: Backbone
+) -> None:
     trainer, batch, _ = prepared(make, policy, family)
     PROBE.check(trainer, batch.rollouts.context)
     config = trainer.plain_model.config.get_text_config()

@@ -140,6 +140,7 @@ def test_log_probabilities_are_those_of_a_pass_on_the_edited_file(
         Rollouts((), (), (), context), ids_BL, mask_BL, len(response), 4, fields(given["pixel_values"][:half])
     )
     passes = Passes(trainer, batch)
+    trainer.model.train()
     changed = passes.changed({0: (chosen,)})
     with torch.no_grad():
         expected, *_ = trainer._get_per_token_logps_and_entropies(

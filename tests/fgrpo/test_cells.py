@@ -50,9 +50,7 @@ def test_a_resized_image_and_several_boxes_add_up(tmp_path: Path) -> None:
 
 def test_each_box_is_on_its_own_image(tmp_path: Path) -> None:
     boxes = [Box(0, 0, 28, 28), Box(28, 28, 56, 56)]
-    first, second = (
-        cells.sample_shares(sample(tmp_path, [(84, 56), (56, 56)], boxes, box_images=[1, 0]), QWEN2_5) or ()
-    )
+    first, second = cells.sample_shares(sample(tmp_path, [(84, 56), (56, 56)], boxes, box_images=[1, 0]), QWEN2_5) or ()
     assert first.tolist() == [[0, 0, 0], [0, 1, 0]] and second.tolist() == [[1, 0], [0, 0]]
 
 
@@ -88,7 +86,9 @@ def test_controls_have_the_same_cells_elsewhere(region: list[np.ndarray], count:
         for before, after in zip(region, control, strict=True):
             assert before.shape == after.shape and before.sum() == after.sum() and not (before & after).any()
     again = cells.controls(tuple(region), count, seed)
-    assert all(np.array_equal(a, b) for one, two in zip(found, again, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        np.array_equal(a, b) for one, two in zip(found, again, strict=True) for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_a_control_keeps_the_shape_of_a_part() -> None:
