@@ -75,9 +75,7 @@ def _patches(chosen: NDArray[np.bool_], per_cell: int, like: Tensor) -> Tensor:
     return (cells[:, None] * per_cell + torch.arange(per_cell, device=like.device)).flatten()
 
 
-def _colour(
-    image_PD: Tensor, chosen: NDArray[np.bool_], per_cell: int, fill: Fill, black_3: Tensor | None
-) -> Tensor:
+def _colour(image_PD: Tensor, chosen: NDArray[np.bool_], per_cell: int, fill: Fill, black_3: Tensor | None) -> Tensor:
     """A patch (D,) of one colour."""
     size = image_PD.shape[1]
     around = ring(chosen)
