@@ -17,6 +17,7 @@ from fgrpo.hardware import free_memory
 from fgrpo.schema import Config
 from ops.connectivity import Finding
 
+STAGES: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
 SMALL_GIB = 1.0  # of a driver and its display
 
 
