@@ -19,10 +19,14 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference import serve
 from fgrpo.schema import Config
+from ops.assumptions import Assumptions
 from ops.layout import rl_layout
+from ops.memory_estimate import shape_of
 from ops.paper.checks import findings
 from ops.paper.runner import Runner
 from ops.paper.steps import PREFIX, Step, check_pool, shown, steps
+from ops.plan import walls, with_pixels
+from ops.workload import demand
 
 METHODS = "grpo-t,fgrpo"
 ONE_NODE = "@one-node"
@@ -82,6 +86,14 @@ def plan(every: Sequence[Step], options: Sequence[str], names: Sequence[str], ti
     return out
 
 
+def likely_hours(config: Config) -> str:
+    """One line: the wall clock of each stage, as `make plan` estimates it."""
+    assume = with_pixels(config, Assumptions())
+    clock = walls(config, demand(config, assume), shape_of(config.models.base), assume)
+    stages = ", ".join(f"{wall.stage} {wall.hours:.1f}" for wall in clock)
+    return f"likely hours (make plan; rl of one method, eval of all models): {stages}"
+
+
 def main() -> None:
     """Command line."""
 
@@ -94,7 +106,7 @@ def main() -> None:
         check_pool(every)
         names = gpu_names(configs[0], every)
         if args.plan:
-            print("\n".join(plan(every, options, names, args.health_timeout)))
+            print("\n".join([*plan(every, options, names, args.health_timeout), likely_hours(configs[0])]))
             return
         folder = runs.folder(configs[0], "paper", args.runs)
         with run_lock.lock(folder):

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from eval import models
 from fgrpo.errors import UserError
-from fgrpo.inference import serve, vllm_server
+from fgrpo.inference import addresses, serve, vllm_server
 from fgrpo.policy import model_files
 from fgrpo.schema import Config
-from ops import doctor, gpu_memory
+from ops import connectivity, doctor, gpu_memory
 from ops.connectivity import Finding
 from ops.memory_estimate import shape_of
 from ops.paper.steps import Server, Step
@@ -33,6 +34,7 @@ def findings(
     servers = {server: None for step in steps for server in step.servers}
     if servers:
         yield from served(configs[0], list(servers), root)
+    yield from endpoints(configs[0])
     yield from gpu_memory.unoccupied(pool)
 
 
@@ -55,6 +57,15 @@ def disk(configs: Sequence[Config], root: str | Path) -> Iterator[Finding]:
         yield Finding("ok", words)
     else:
         yield Finding("fail", words, "make clean-checkpoints  # of finished stages; another disk: RUNS=<folder>")
+
+
+def endpoints(config: Config) -> Iterator[Finding]:
+    """Whether the endpoints of evaluated models that somebody else serves answer."""
+    for name in config.eval.models:
+        spec = models.load(name)
+        for url in spec.engine.endpoints or ():
+            if not addresses.is_pattern(url):
+                yield connectivity.endpoint(url, (spec.engine.model_name or spec.path,), name, spec.engine.api_key_env)
 
 
 def served(config: Config, servers: Sequence[Server], root: str | Path) -> Iterator[Finding]:

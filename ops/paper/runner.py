@@ -146,6 +146,7 @@ class Runner:
         """Run the command of `step` while its servers live."""
         began = time.monotonic()
         on = f" on GPUs {','.join(self._ids(step.gpus))}" if step.gpus else ""
+        self._wait_for_gpus(step)
         self.tell(f"{title}: running{on}")
         self._command = self._start(step.name, step.command(self.options), step.gpus)
         while (code := self._command.process.poll()) is None:
@@ -161,6 +162,17 @@ class Runner:
         with (self.folder / STEPS).open("a", encoding="utf-8") as out:
             out.write(json.dumps({"step": step.name, "seconds": round(seconds, 1), "ended": time.time()}) + "\n")
         self.tell(f"{title}: done in {clock(seconds)}")
+
+    def _wait_for_gpus(self, step: Step) -> None:
+        """Give the driver time to free the memory of servers that have stopped. Raises UserError as `Step.check`."""
+        limit = time.monotonic() + self.stop_s
+        while True:
+            try:
+                return step.check()
+            except UserError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(self.poll_s)
 
     def _ids(self, gpus: Sequence[int]) -> list[str]:
         return [self.pool[gpu] for gpu in gpus]

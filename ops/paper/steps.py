@@ -22,6 +22,7 @@ from fgrpo.inference import addresses, serve
 from fgrpo.installed import importable
 from fgrpo.pending import pending
 from fgrpo.schema import Config
+from ops import gpu_memory
 from ops.layout import checkpoints, evaluation_judges, is_served, rl_layout, sampling_gpus
 
 PREFIX = "paper-"  # of the names of our servers' address files
@@ -55,6 +56,7 @@ class Step:
         more: what comes after them.
         settings: overrides that point it at its servers.
         is_done: whether it has nothing left to do.
+        check: raises UserError while its GPUs are not free, once the servers that it does not need are stopped.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Step:
     servers: tuple[Server, ...] = ()
     settings: tuple[str, ...] = ()
     is_done: Callable[[], bool] = field(default=lambda: False, compare=False)
+    check: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def command(self, options: Sequence[str]) -> list[str]:
         """The command line."""
@@ -154,7 +157,13 @@ class _World:
         if wanted > self.pool():
             raise UserError(f"launch.sft_processes is {wanted} and the machine has {self.pool()} GPUs (cluster.gpus)")
         words = (importable("fgrpo.training.launch"), "sft.train")
-        return Step("sft", words, (), tuple(range(wanted)), is_done=lambda: self.is_done("sft"))
+        return Step(
+            "sft",
+            words,
+            gpus=tuple(range(wanted)),
+            is_done=lambda: self.is_done("sft"),
+            check=lambda: gpu_memory.check(self.config, "sft"),
+        )
 
     def rl(self, method: str) -> Step:
         """RL beside its judge and its rollout server."""
@@ -185,6 +194,7 @@ class _World:
             tuple(servers),
             tuple(settings),
             lambda: self.is_done(f"rl-{method}"),
+            lambda: gpu_memory.check(self.config, "rl"),
         )
 
     def evaluations(self) -> list[Step]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,7 @@ def test_the_plan_prints_every_command_with_its_gpus(tmp_path: Path, monkeypatch
     rollouts = next(line for line in out if "paper-rollouts-fgrpo --timeout" in line)
     assert rollouts.startswith("  server  CUDA_VISIBLE_DEVICES=14,15 ")
     assert any("CUDA_VISIBLE_DEVICES= " in line and "eval.run" in line for line in out), "a client sees no GPU"
+    assert out[-1].startswith("likely hours (make plan; ") and ", mcts " in out[-1]
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(SystemExit):
@@ -297,6 +299,26 @@ def test_a_stopped_or_killed_chain_leaves_no_process_and_goes_on(tmp_path: Path,
     runner(tmp_path, stand_in, stop_s=20.0).run(small(stand_in))  # waits for what the guard still ends
     assert all(step.is_done() for step in small(stand_in)) and not list(overlaps(stand_in))
     assert sum(event["name"] == "first" and event["event"] == "begin" for event in events(stand_in)) == 1
+    assert gone(stand_in)
+
+
+def test_training_waits_until_the_memory_of_stopped_servers_is_free(tmp_path: Path, stand_in: Path) -> None:
+    tries: list[int] = []
+
+    def check() -> None:
+        tries.append(len(alive(stand_in)))
+        if len(tries) < 3:
+            raise UserError("GPU 0 has 12")
+
+    first, second, third = small(stand_in)
+    runner(tmp_path, stand_in).run([first, replace(third, servers=(), check=check)])
+    assert tries == [0, 0, 0], "the server of the step before has ended"
+
+    def never() -> None:
+        raise UserError("GPU 0 has 12")
+
+    with pytest.raises(UserError, match="GPU 0 has 12"):
+        runner(tmp_path, stand_in, stop_s=0.1).run([replace(second, check=never)])
     assert gone(stand_in)
 
 

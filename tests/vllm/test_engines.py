@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import Completion, Request, Sampler, SamplingError
