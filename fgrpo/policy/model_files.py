@@ -110,11 +110,11 @@ def pixel_bounds(model: str | Path, asked: Pixels | None = None) -> PixelBounds:
     least = own.min_pixels if asked.min is None else asked.min
     most = own.max_pixels if asked.max is None else asked.max
     cell = own.factor**2
-    low = next((f"{name} of {value:,}" for name, value in (("min", asked.min), ("max", asked.max)) if (value or cell) < cell), None)
-    if low is not None:
-        raise UserError(
-            f"pixels: a {low} pixels is less than one image token of {model}, which has {own.factor} x {own.factor} = {cell:,}"
-        )
+    for name, value in (("min", asked.min), ("max", asked.max)):
+        if value is not None and value < cell:
+            raise UserError(
+                f"pixels.{name} is {value:,}, less than one image token of {model}, which has {own.factor} x {own.factor} = {cell:,} pixels"
+            )
     if least > most:
         raise UserError(
             f"pixels: the least of {least:,} is more than the most of {most:,} (the processor of {model} has "

@@ -24,7 +24,7 @@ from ops.layout import rl_layout
 from ops.memory_estimate import shape_of
 from ops.paper.checks import findings
 from ops.paper.runner import Runner
-from ops.paper.steps import PREFIX, Step, check_pool, shown, steps
+from ops.paper.steps import PREFIX, Server, Step, check_pool, shown, steps
 from ops.plan import walls, with_pixels
 from ops.workload import demand
 
@@ -74,15 +74,15 @@ def plan(every: Sequence[Step], options: Sequence[str], names: Sequence[str], ti
         return [names[gpu] for gpu in gpus]
 
     out: list[str] = []
-    up: set[str] = set()
+    up: set[Server] = set()
     for number, step in enumerate(every, start=1):
         out.append(f"[{number}/{len(every)}] {step.name}{': done already' if step.is_done() else ''}")
         for server in step.servers:
-            kept = " (stays up from the step before)" if repr(server) in up else ""
+            kept = " (stays up from the step before)" if server in up else ""
             out.append(f"  server  {shown(server.command(options, None, timeout_s), ids(server.gpus))}{kept}")
         command = shown(step.command(options), ids(step.gpus))
         out.append(f"  command {command if names else command.split(' ', 1)[1]}")
-        up = {repr(server) for server in step.servers}
+        up = set(step.servers)
     return out
 
 

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from eval import models
@@ -144,7 +145,7 @@ class _World:
 
     def sampling(self, stage: str, module: str, role: str) -> Step:
         """A stage that samples: from our server, in its own process, or from somebody else's address."""
-        done = lambda: self.is_done(stage)  # noqa: E731
+        done = partial(self.is_done, stage)
         if self.samples_from_servers:
             server = self.sampler(role, 0)
             settings = (self.endpoints("engine.endpoints", server),)
@@ -173,7 +174,8 @@ class _World:
                 f"RL of {method} takes {layout['nodes']} machines as configured ({layout['processes']} training processes, judge and rollouts "
                 "beside them); make paper runs on one: OVERLAY=one-node, or lower launch.rl_processes"
             )
-        servers, settings = [], []
+        servers: list[Server] = []
+        settings: list[str] = []
         if layout["judge_gpus"]:
             first = layout["judge_first"]
             gpus = tuple(range(first, first + layout["judge_gpus"]))
@@ -199,7 +201,9 @@ class _World:
 
     def evaluations(self) -> list[Step]:
         """One step for each evaluated model; the judges' servers stay up between them, and so does a model that two rows share."""
-        judges, settings, first = [], [], 0
+        judges: list[Server] = []
+        settings: list[str] = []
+        first = 0
         for role, key, model, at, count in evaluation_judges(self.config, 0):
             gpus = tuple(range(at, at + count))
             copies = getattr(self.config.serve, role).data_parallel
@@ -208,15 +212,16 @@ class _World:
             first = at + count
         out = []
         for name, path in checkpoints(self.config, self.root).items():
-            servers, more, gpus = tuple(judges), list(settings), ()
+            servers, more = tuple(judges), list(settings)
+            own: tuple[int, ...] = ()
             if path and self.samples_from_servers and self.config.eval.engine in (None, "openai"):
                 servers = (*judges, self.sampler("model", first, path))
                 more.append(self.endpoints("engine.endpoints", servers[-1]))
             elif path and self.has_gpus and (self.config.eval.engine or self.config.engine.kind) != "openai":
-                gpus = tuple(range(first, first + self.config.engine.tensor_parallel))
+                own = tuple(range(first, first + self.config.engine.tensor_parallel))
             words = (importable("eval.run"),)
-            done = lambda name=name: self.is_evaluated(name)  # noqa: E731
-            out.append(Step(f"eval-{name}", words, ("--model", name), gpus, servers, tuple(more), done))
+            done = partial(self.is_evaluated, name)
+            out.append(Step(f"eval-{name}", words, ("--model", name), own, servers, tuple(more), done))
         return out
 
     def is_done(self, stage: str) -> bool:
