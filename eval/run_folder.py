@@ -137,7 +137,10 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
 
     A summary of another definition is computed again.
     """
-    boxes = {"pixels": list(models.bounds(spec, model, config)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
+    boxes = {
+        "pixels": list(models.bounds(spec, model, config)),
+        **spec.model_dump(mode="json", include=set(models.READING_KEYS)),
+    }
     identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
     path, defined = run.path / SCORING, definition(config)
     scoring = stored_scoring(path)

@@ -29,7 +29,16 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
     "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
     "mcts": (  # the teacher has the bounds of its own processor; SFT converts its boxes
-        *("seed", "models.teacher", "engine", "policy.box_tag", "policy.box_frame", "prompts.teacher", "prompts.think", "mcts"),
+        *(
+            "seed",
+            "models.teacher",
+            "engine",
+            "policy.box_tag",
+            "policy.box_frame",
+            "prompts.teacher",
+            "prompts.think",
+            "mcts",
+        ),
     ),
     "sft": ("seed", "models.base", "policy.pixels", "prompts.think", "sft", "data.validation_share"),
     "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),

@@ -34,7 +34,9 @@ class Pixels(Section):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min:,} pixels) is more than max ({self.max:,}); swap them, or leave one out (null)")
+            raise ValueError(
+                f"min ({self.min:,} pixels) is more than max ({self.max:,}); swap them, or leave one out (null)"
+            )
         return self
 
     @property

@@ -199,7 +199,11 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
         try:
             gpu_memory.check(config, stage)
         except UserError as error:
-            yield Finding("warn", str(error), f"make {stage if stage == 'sft' else f'rl-{config.method}'} PRESET={config.preset}  # refuses to start")
+            yield Finding(
+                "warn",
+                str(error),
+                f"make {stage if stage == 'sft' else f'rl-{config.method}'} PRESET={config.preset}  # refuses to start",
+            )
 
 
 def examine(config: Config, root: str = "runs") -> Iterable[Finding]:

@@ -57,7 +57,9 @@ def unoccupied(gpus: Sequence[str]) -> Iterator[Finding]:
     occupied = {name: used[name] for name in gpus if used.get(name, 0.0) > SMALL_GIB}
     if occupied:
         shown = ", ".join(f"{gib:.0f} GiB of GPU {name}" for name, gib in occupied.items())
-        yield Finding("fail", f"other processes use {shown}", "nvidia-smi  # shows them; end them, or set CUDA_VISIBLE_DEVICES")
+        yield Finding(
+            "fail", f"other processes use {shown}", "nvidia-smi  # shows them; end them, or set CUDA_VISIBLE_DEVICES"
+        )
     elif free:
         yield Finding("ok", f"nobody else uses the memory of {len(gpus)} GPUs")
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, UnusableImage, check, describe

@@ -134,9 +134,15 @@ def main() -> None:
     arguments = cli.parser("run a preset from data to report on one machine, with its servers")
     arguments.add_argument("--methods", default=METHODS, help="methods to train (default: %(default)s)")
     arguments.add_argument("--plan", action="store_true", help="print every command with its GPUs, and start nothing")
-    arguments.add_argument("--port", type=int, help="of the first server, the next one has the next (default: free ones)")
     arguments.add_argument(
-        "--health-timeout", type=float, default=1800.0, metavar="SECONDS", help="for a server to be up (default: %(default)g)"
+        "--port", type=int, help="of the first server, the next one has the next (default: free ones)"
+    )
+    arguments.add_argument(
+        "--health-timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="for a server to be up (default: %(default)g)",
     )
     cli.run(body, arguments)
 

@@ -8,6 +8,7 @@ is killed, its guard stops them (`fgrpo.process_guard`), and the next call waits
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -220,10 +221,8 @@ class Runner:
             running.process.wait(timeout=self.stop_s)
         except subprocess.TimeoutExpired:
             self.tell(f"{running.name} does not stop after {self.stop_s:.0f} s; killing it")
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         running.process.wait()
 
     def _remember(self, started: _Process) -> None:
@@ -232,7 +231,9 @@ class Runner:
         entries = []
         for one in alive:
             try:
-                entries.append({"name": one.name, "pid": one.process.pid, "since": psutil.Process(one.process.pid).create_time()})
+                entries.append(
+                    {"name": one.name, "pid": one.process.pid, "since": psutil.Process(one.process.pid).create_time()}
+                )
             except psutil.NoSuchProcess:
                 continue
         write_json(self.folder / PROCESSES, entries)
@@ -251,7 +252,9 @@ class Runner:
         while alive := [entry for entry in entries if _is_alive(entry)]:
             if time.monotonic() > limit:
                 names = ", ".join(f"{entry['name']} (process {entry['pid']})" for entry in alive)
-                raise UserError(f"processes of an earlier call are still there: {names}; end them, then run the same command")
+                raise UserError(
+                    f"processes of an earlier call are still there: {names}; end them, then run the same command"
+                )
             time.sleep(self.poll_s)
 
 

@@ -24,7 +24,7 @@ from fgrpo.installed import importable
 from fgrpo.pending import pending
 from fgrpo.schema import Config
 from ops import gpu_memory
-from ops.layout import checkpoints, evaluation_judges, is_served, rl_layout, sampling_gpus
+from ops.layout import checkpoints, evaluation_judges, rl_layout, sampling_gpus
 
 PREFIX = "paper-"  # of the names of our servers' address files
 
@@ -91,7 +91,11 @@ def steps(
     """
     chain = _World(config, root)
     out = [] if config.world is None else [Step("world", (importable("miniworld.write"),))]
-    out += [chain.prepare(), chain.sampling("data", "data_curation.run", "base"), chain.sampling("mcts", "mcts.run", "teacher")]
+    out += [
+        chain.prepare(),
+        chain.sampling("data", "data_curation.run", "base"),
+        chain.sampling("mcts", "mcts.run", "teacher"),
+    ]
     out += [chain.sft(), *(_World(configured(method), root).rl(method) for method in methods)]
     out += chain.evaluations()
     out += [Step(name, (importable(f"eval.{name}"),)) for name in ("tables", "figures", "report")]
@@ -140,7 +144,11 @@ class _World:
         """Pools and seed questions; the embedder of questions gets a GPU of its own."""
         gpus = (0,) if self.has_gpus and self.config.data.embedder != "hashing" else ()
         return Step(
-            "data-prepare", (importable("data_curation.run"),), ("--prepare",), gpus, is_done=lambda: self.is_done("data")
+            "data-prepare",
+            (importable("data_curation.run"),),
+            ("--prepare",),
+            gpus,
+            is_done=lambda: self.is_done("data"),
         )
 
     def sampling(self, stage: str, module: str, role: str) -> Step:

@@ -155,7 +155,9 @@ def test_the_chain_of_the_paper_on_one_machine(tmp_path: Path) -> None:
     evaluated = [step for step in every if step.name.startswith("eval-")]
     assert all(step.servers[0] == evaluated[0].servers[0] and step.servers[0].role == "extractor" for step in evaluated)
     model = by_name["eval-fgrpo"].servers[1]
-    assert model.model == f"{tmp_path}/paper-7b/rl-fgrpo/final" and model.gpus == tuple(range(1, 8)) and model.copies == 7
+    assert (
+        model.model == f"{tmp_path}/paper-7b/rl-fgrpo/final" and model.gpus == tuple(range(1, 8)) and model.copies == 7
+    )
     assert by_name["eval-qwen2.5-vl-7b-cot"].servers == by_name["eval-qwen2.5-vl-7b-direct"].servers
     words = rollouts.command(["--preset", "paper-7b"], 8001, 60)
     assert words[3:] == [
@@ -168,7 +170,7 @@ def test_the_layout_follows_the_configuration_and_refuses_what_does_not_fit(tmp_
     every, _ = paper_steps(tmp_path, "serve.teacher.tensor_parallel=8", "launch.rl_processes=2")
     by_name = {step.name: step for step in every}
     assert by_name["mcts"].servers[0].copies == 1 and by_name["rl-fgrpo"].servers[1].copies == 4
-    with pytest.raises(UserError, match="launch.sft_processes is 9"):
+    with pytest.raises(UserError, match=r"launch\.sft_processes is 9"):
         paper_steps(tmp_path, "launch.sft_processes=9")
     with pytest.raises(UserError, match=r"RL of grpo-t takes 2 machines.*one-node"):
         configs = load("paper-7b", "grpo-t")
@@ -244,7 +246,10 @@ def test_a_finished_step_is_skipped_and_its_servers_do_not_start(tmp_path: Path,
     [
         ("die paper-one", r"(?s)server paper-one ended with 3 during first; .*CUDA error: out of memory"),
         ("early paper-two", r"(?s)server paper-two ended with 2 during second; .*port 8000 of 127.0.0.1 is in use"),
-        ("hang paper-one", r"(?s)server paper-one of first was not up after \d s \(--health-timeout\); .*loading paper-one"),
+        (
+            "hang paper-one",
+            r"(?s)server paper-one of first was not up after \d s \(--health-timeout\); .*loading paper-one",
+        ),
         ("fail second", "second ended with 7"),
     ],
 )

@@ -45,6 +45,7 @@ def test_a_pass_over_the_longest_rows_changes_nothing(trainer: Any) -> None:
 
 def test_deepspeed_takes_the_forward_pass_alone(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(trainer, "_prepare_inputs", lambda batch: batch)  # DeepSpeed's dtype is not set here
     parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
     handle = parameter.register_hook(lambda grad: pytest.fail("a backward pass"))
     assert ", forward in " in preflight.check_peak(trainer, [0], "largest images")
@@ -56,12 +57,16 @@ def test_a_pass_that_does_not_fit_names_the_keys(trainer: Any, monkeypatch: pyte
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB")
 
     monkeypatch.setattr(trainer, "compute_loss", full)
-    with pytest.raises(UserError, match=r"micro-batch of the longest rows does not fit .*90 GiB.*sft\.batch_size.*pixels"):
+    with pytest.raises(
+        UserError, match=r"micro-batch of the longest rows does not fit .*90 GiB.*sft\.batch_size.*pixels"
+    ):
         preflight.check_peak(trainer, [0], "longest rows")
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
-def test_the_stage_probes_its_longest_rows_and_its_largest_images(world: Path, trainer: Any, monkeypatch, capsys) -> None:
+def test_the_stage_probes_its_longest_rows_and_its_largest_images(
+    world: Path, trainer: Any, monkeypatch, capsys
+) -> None:
     rows = [Row(str(n), "s", "q", "a", ("x",), tokens=n, image_tokens=10 - n) for n in range(5)]
     asked: list[Any] = []
     monkeypatch.setattr(preflight, "check_peak", lambda *given: asked.append(given) or given[2])
