@@ -118,7 +118,7 @@ def main() -> None:
                 port=args.port,
                 healthy_s=args.health_timeout,
             )
-            runner.wait_for_earlier()
+            runner.end_earlier()
             for stale in runs.folder(configs[0], "serve", args.runs).glob(f"{PREFIX}*.json"):
                 stale.unlink()  # of servers that were killed
             left = [step for step in every if not step.is_done()]

@@ -3,7 +3,7 @@
 Every process has a session of its own and its GPUs in CUDA_VISIBLE_DEVICES. A server is up when it has written its address file,
 which `fgrpo.inference.serve` does once vLLM is healthy. Servers that the next step needs too are kept. A server that dies, or is
 not up in time, stops the step with the end of its log. On an error, ctrl-C or SIGTERM all processes are stopped; if this process
-is killed, its guard stops them (`fgrpo.process_guard`), and the next call waits for that.
+is killed, its guard stops them (`fgrpo.process_guard`), and the next call those that the guard did not know yet.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Runner:
             UserError: a step or a server failed (names it), or processes of an earlier call are still there.
             KeyboardInterrupt: ctrl-C or SIGTERM; everything is stopped.
         """
-        self.wait_for_earlier()
+        self.end_earlier()
         self.folder.mkdir(parents=True, exist_ok=True)
         guard = Guard()
         before = signal.signal(signal.SIGTERM, _interrupt)
@@ -238,8 +238,8 @@ class Runner:
                 continue
         write_json(self.folder / PROCESSES, entries)
 
-    def wait_for_earlier(self) -> None:
-        """Wait for the processes of a call that was killed; its guard ends them.
+    def end_earlier(self) -> None:
+        """End the processes that a killed call left: those that its guard did not know yet. Each is known by id and start.
 
         Raises:
             UserError: they are still there.
@@ -248,14 +248,17 @@ class Runner:
             entries = json.loads((self.folder / PROCESSES).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
-        limit = time.monotonic() + self.stop_s
-        while alive := [entry for entry in entries if _is_alive(entry)]:
-            if time.monotonic() > limit:
-                names = ", ".join(f"{entry['name']} (process {entry['pid']})" for entry in alive)
-                raise UserError(
-                    f"processes of an earlier call are still there: {names}; end them, then run the same command"
-                )
-            time.sleep(self.poll_s)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for entry in filter(_is_alive, entries):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(entry["pid"]), number)
+            limit = time.monotonic() + self.stop_s
+            while any(map(_is_alive, entries)) and time.monotonic() < limit:
+                time.sleep(self.poll_s)
+        if alive := [f"{entry['name']} (process {entry['pid']})" for entry in entries if _is_alive(entry)]:
+            raise UserError(
+                f"processes of an earlier call are still there: {', '.join(alive)}; end them, then run again"
+            )
 
 
 def clock(seconds: float) -> str:

@@ -27,6 +27,7 @@ from ops import gpu_memory
 from ops.layout import checkpoints, evaluation_judges, rl_layout, sampling_gpus
 
 PREFIX = "paper-"  # of the names of our servers' address files
+PYTHON = sys.executable
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Server:
 
     def command(self, options: Sequence[str], port: int | None, timeout_s: float) -> list[str]:
         """The command line of `fgrpo.inference.serve`."""
-        words = [sys.executable, "-m", importable("fgrpo.inference.serve"), self.role, *options, "--name", self.name]
+        words = [PYTHON, "-m", importable("fgrpo.inference.serve"), self.role, *options, "--name", self.name]
         words += ["--timeout", f"{timeout_s:g}"] + (["--model", self.model] if self.model else [])
         words += ["--port", str(port)] if port is not None else []
         return [*words, "--set", f"serve.{self.role}.data_parallel={self.copies}"]
@@ -71,7 +72,7 @@ class Step:
 
     def command(self, options: Sequence[str]) -> list[str]:
         """The command line."""
-        words = [sys.executable, "-m", *self.words, *options, *self.more]
+        words = [PYTHON, "-m", *self.words, *options, *self.more]
         return words + (["--set", *self.settings] if self.settings else [])
 
 

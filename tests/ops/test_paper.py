@@ -66,7 +66,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python.write_text(PYTHON.format(python=sys.executable))
     python.chmod(0o755)
     seen.mkdir()
-    monkeypatch.setattr(chain.sys, "executable", str(python))
+    monkeypatch.setattr(chain, "PYTHON", str(python))
     monkeypatch.setenv("SEEN", str(seen))
     return seen
 
@@ -271,7 +271,7 @@ from pathlib import Path
 from fgrpo import cli
 from ops.paper import steps as chain
 from tests.ops.test_paper import runner, small
-chain.sys.executable = {python!r}
+chain.PYTHON = {python!r}
 seen = Path({seen!r})
 try:
     runner(Path({root!r}), seen).run(small(seen))
@@ -301,7 +301,7 @@ def test_a_stopped_or_killed_chain_leaves_no_process_and_goes_on(tmp_path: Path,
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
         assert not alive(stand_in)
-    runner(tmp_path, stand_in, stop_s=20.0).run(small(stand_in))  # waits for what the guard still ends
+    runner(tmp_path, stand_in, stop_s=20.0).run(small(stand_in))  # ends what the guard did not know
     assert all(step.is_done() for step in small(stand_in)) and not list(overlaps(stand_in))
     assert sum(event["name"] == "first" and event["event"] == "begin" for event in events(stand_in)) == 1
     assert gone(stand_in)
@@ -327,15 +327,26 @@ def test_training_waits_until_the_memory_of_stopped_servers_is_free(tmp_path: Pa
     assert gone(stand_in)
 
 
-def test_processes_of_an_earlier_call_that_stay_are_named(tmp_path: Path, stand_in: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as left:
-        entry = {"name": "paper-one", "pid": left.pid, "since": psutil.Process(left.pid).create_time()}
+def test_processes_of_an_earlier_call_are_ended_and_no_others(tmp_path: Path, stand_in: Path, monkeypatch) -> None:
+    with (
+        subprocess.Popen(["sleep", "60"], start_new_session=True) as left,
+        subprocess.Popen(["sleep", "60"], start_new_session=True) as other,
+    ):
+        since = psutil.Process(left.pid).create_time()
+        entries = [
+            {"name": "paper-one", "pid": left.pid, "since": since},
+            {"name": "x", "pid": other.pid, "since": since - 9},
+        ]
         (tmp_path / "logs").mkdir()
-        (tmp_path / "logs" / PROCESSES).write_text(json.dumps([entry]))
-        with pytest.raises(UserError, match=rf"still there: paper-one \(process {left.pid}\)"):
-            runner(tmp_path, stand_in, stop_s=0.1).run(small(stand_in))
-        left.kill()
-    assert not (stand_in / "events.jsonl").exists()
+        (tmp_path / "logs" / PROCESSES).write_text(json.dumps(entries))
+        runner(tmp_path, stand_in).run(small(stand_in))
+        assert left.poll() == -signal.SIGTERM and other.poll() is None, "an id that was given to another process"
+        other.kill()
+    monkeypatch.setattr("ops.paper.runner._is_alive", lambda entry: True)
+    monkeypatch.setattr("ops.paper.runner.os.killpg", lambda pid, number: None)
+    (tmp_path / "logs" / PROCESSES).write_text(json.dumps(entries[:1]))
+    with pytest.raises(UserError, match=rf"still there: paper-one \(process {left.pid}\)"):
+        runner(tmp_path, stand_in, stop_s=0.1).run(small(stand_in))
 
 
 # --- checks before anything starts -------------------------------------------------------------------------------------------
