@@ -76,6 +76,7 @@ EXECUTED = {
         "plan",
         "doctor",
         "slurm",
+        "paper",
         "help",
         "check",
         "test",
