@@ -65,13 +65,8 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-<<<<<<< HEAD
 .PHONY: help setup setup-vllm world data data-download mcts sft anchor eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
-=======
-.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
   $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
->>>>>>> main
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)

@@ -168,15 +168,11 @@ _BEFORE = (("sft.shared_prefix", "off"), ("rl.start", "sft"))  # what a folder m
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-<<<<<<< HEAD
-    as_before = (not value and key.endswith(".leave_out")) or (key, value) in _BEFORE
-=======
     as_before = (
         (not value and key.endswith(".leave_out"))
-        or (key, value) == ("sft.shared_prefix", "off")
+        or (key, value) in _BEFORE
         or (value is None and key.startswith("policy.pixels."))
     )
->>>>>>> main
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 

@@ -216,13 +216,8 @@ def build_trainer(
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
         loading.freeze_vision(model, projector=sft.freeze_projector)
-<<<<<<< HEAD
-    logger = LoggingCallback(run.path)
-    trainer = kind(
-=======
     logger, preflight = LoggingCallback(run.path), Preflight(training_rows)
-    trainer = Trainer(
->>>>>>> main
+    trainer = kind(
         model,
         args,
         train_dataset=with_columns(training_rows),
