@@ -1,7 +1,7 @@
 """Runs every measurement, one process each, and writes docs/benchmarks.md: `make bench` (`python -m perf.run`).
 
-The page is written when all have succeeded. `--only sampling,zero3` runs some and replaces their sections of the page. Other
-evaluation harnesses are measured where PEERS names virtual environments that have them (`perf.peers`).
+The page is written after each measurement, whose sections replace those of the same heading; one that fails is named at the end, and
+the others go on. `--only sampling,zero3` runs some. Other evaluation harnesses are measured where PEERS names virtual environments that have them (`perf.peers`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fgrpo.cli import parser, run
 from fgrpo.errors import UserError, unknown
+from fgrpo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -65,7 +66,7 @@ def section(name: str, command: list[str]) -> str:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        raise UserError(f"the measurement {name} failed (see above); docs/benchmarks.md is unchanged")
+        raise UserError(f"the measurement {name} failed (see above); its sections of docs/benchmarks.md are unchanged")
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return done.stdout
 
@@ -88,6 +89,24 @@ def machine() -> str:
     return f"{cores} cores, {torch.cuda.device_count() or 'no'} GPU"
 
 
+def measured(name: str, command: list[str], head: str) -> dict[str, str]:
+    """Run one measurement and put its sections into the page; returns them, none if it failed."""
+    try:
+        fresh = sections(section(name, command))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return {}
+    print("\n".join(fresh.values()), flush=True)
+    before = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    write(head, {**before, **fresh})
+    return fresh
+
+
+def write(head: str, page: dict[str, str]) -> None:
+    """Write the page of these sections."""
+    write_atomic(PAGE, "\n".join([head, *page.values()]))
+
+
 def main() -> None:
     """Command line."""
 
@@ -97,13 +116,12 @@ def main() -> None:
         for name in chosen:
             if name not in known:
                 raise unknown("measurement", name, list(known))
-        before = PAGE.read_text(encoding="utf-8") if args.only and PAGE.exists() else ""
-        fresh = sections("\n".join(section(name, known[name]) for name in chosen))
-        print("\n".join(fresh.values()))
-        part = PAGE.with_suffix(".part")
         head = HEAD.format(machine=machine(), preset=args.preset)
-        part.write_text("\n".join([head, *{**sections(before), **fresh}.values()]), encoding="utf-8")
-        part.replace(PAGE)
+        failed = [name for name in chosen if not measured(name, known[name], head)]
+        if failed:
+            raise UserError(
+                f"{len(failed)} measurements failed (see above): {', '.join(failed)}; repeat them with --only"
+            )
 
     arguments = parser("measure speed, as ratios, into docs/benchmarks.md")
     arguments.add_argument("--only", metavar="NAME[,NAME]", help="measure these; the page keeps its other sections")
