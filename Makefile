@@ -24,6 +24,7 @@ FLAGS :=
 SAMPLES :=
 IMAGES :=
 SHORT :=
+LIMIT :=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
 export VENV PYTHON
@@ -65,7 +66,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -149,6 +150,8 @@ plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (M
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
+gpu-check: | $(STAMP) ## check and measure on one GPU what a CPU cannot, in 25 minutes, into docs/benchmarks.md (ONLY=passes,sft, LIMIT=570; docs/gpu_check.md)
+	$(PY) -m perf.gpu $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit-s $(LIMIT)) $(FLAGS)
 doctor: | $(STAMP) ## check versions, devices, endpoints and data; say what is missing and what to do
 	$(PY) -m ops.doctor $(ARGS)
 
