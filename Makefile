@@ -165,8 +165,8 @@ test-vllm: | $(STAMP) .venv-vllm/.stamp ## run the tests on the real vLLM server
 rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
 	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
-rehearsal-paper: | $(STAMP) ## run the commands of paper-7b at true shapes on this machine: real tokenizer and photographs, small model (SHORT=1)
-	$(PY) -m scripts.rehearsal_paper $(if $(SHORT),--short) $(if $(SET),--set $(SET))
+rehearsal-paper: | $(STAMP) ## run the commands of paper-7b at true shapes on this machine: real tokenizer and photographs, small model (SHORT=1; PUBLISH=1 writes docs/rehearsal.md)
+	$(PY) -m scripts.rehearsal_paper $(if $(SHORT),--short) $(if $(PUBLISH),--publish) $(FLAGS) $(if $(SET),--set $(SET))
 check: | $(STAMP) ## check lint, types, import contract, configurations and the paper's values
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
