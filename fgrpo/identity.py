@@ -24,6 +24,7 @@ from fgrpo.sealed import read_sealed
 
 FILE = "config.json"
 ABSENT = "(absent)"
+AS_BEFORE = (("sft.shared_prefix", "off"), ("sft.group_by_length", False))  # what folders without these keys had
 _SFT_BATCH = "sft.batch_size x sft.gradient_accumulation"  # x processes: traces per optimizer step
 
 
@@ -165,7 +166,7 @@ class Identity:
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-    as_before = (not value and key.endswith(".leave_out")) or (key, value) == ("sft.shared_prefix", "off")
+    as_before = (not value and key.endswith(".leave_out")) or (key, value) in AS_BEFORE
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 

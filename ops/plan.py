@@ -61,9 +61,11 @@ def rows_of(config: Config, assume: Assumptions) -> str:
         said += "" if rl.micro_batch % size == 0 else f"; rl.micro_batch={size}, a whole group, needs fewest"
     else:
         said = "each rollout has a row of its own (rl.shared_prefix=off)"
-    traces = (
-        "traces of a question share rows" if config.sft.shared_prefix == "auto" else "each trace has a row of its own"
-    )
+    if config.sft.shared_prefix == "auto":
+        traces = "traces of a question share rows"
+    else:
+        near = ", beside traces of about its length" if config.sft.group_by_length else ", padded to the longest of its batch"
+        traces = f"each trace has a row of its own{near}"
     return f"{'rows':10} RL: {said}. SFT: {traces}"
 
 

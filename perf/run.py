@@ -46,6 +46,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     options += ["--set", *args.set] if args.set else []
     out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
     out["shared_prefix"] = ["perf.shared_prefix"]
+    out["padding"] = ["perf.padding"]
     out["search"] = ["perf.search", "--trees", *TREES]
     out["peers_search"] = ["perf.peers_search"]
     out["prior"] = ["perf.prior"]

@@ -88,6 +88,37 @@ def of_rollouts(trainer: Any) -> Iterator[Count]:
         del trainer._get_per_token_logps_and_entropies
 
 
+@contextmanager
+def of_traces(trainer: Any) -> Iterator[Count]:
+    """Counts the training passes of an SFT trainer within the block, as `update`."""
+    count, inner = Count(), trainer.compute_loss
+    lay_out = shared_prefix.lay_out
+
+    def packed(chosen: Any, *args: Any, **more: Any) -> Any:
+        count.update.add(needed=sum(pack.tokens for pack in chosen))
+        return lay_out(chosen, *args, **more)
+
+    def forward(_: Any, args: Any, given: dict[str, Any]) -> None:
+        ids, mask = given["input_ids"], given["attention_mask"]
+        is_padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        count.update.add(computed=ids.numel(), needed=int(mask.sum()) if is_padded else 0)
+
+    def loss(model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
+        count.update.add(real=int(inputs["attention_mask"].sum()))
+        hook = model.register_forward_pre_hook(forward, with_kwargs=True)
+        try:
+            with mock.patch.object(shared_prefix, "lay_out", packed):
+                return inner(model, inputs, *args, **more)
+        finally:
+            hook.remove()
+
+    trainer.compute_loss = loss
+    try:
+        yield count
+    finally:
+        del trainer.compute_loss
+
+
 def _in_probe() -> bool:
     """Whether a probe of the preflight calls: its frames are below this one."""
     frame: Any = sys._getframe(1)

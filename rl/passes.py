@@ -5,6 +5,7 @@
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
+- A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
 - Sliding windows, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
@@ -15,7 +16,7 @@ are those of TRL's padded rows up to the order of summation (tests/rl/test_share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,10 +58,12 @@ class LogprobPasses(GRPOTrainer):
     _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
-        if not self._can_share(self.model) or self._micro_batches_matter():
+        """TRL's, whose shuffle keeps the rollouts of a prompt together, in an update beside prompts of about their length."""
+        if self.rows == "trl" or self.known_family() is None or self._micro_batches_matter():
             return super()._prepare_inputs(generation_batch)
-        with group_shuffle.by_group():
+        passes = self.args.gradient_accumulation_steps
+        update = self.args.per_device_train_batch_size * passes if passes > 1 else None
+        with group_shuffle.by_group(update):
             return super()._prepare_inputs(generation_batch)
 
     def _micro_batches_matter(self) -> bool:
@@ -163,15 +166,16 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT
 
     def _passes(self, rollouts: _Rollouts, images: RowImages, longest: int) -> Iterator[list[Pack]]:
-        """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
+        """The packs of each pass, shorter ones first: of `batch_size` rollouts, or with one process as far as they fit."""
         ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
         in_one_process = self.accelerator.num_processes == 1
         packs = shared_prefix.packs(
             ids_BL, mask_BL, completion, images.same, longest, most=most if in_one_process else None
         )
         if not in_one_process:
-            for start in range(0, len(ids_BL), most):
-                yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
+            by_length = [row for pack in sorted(packs, key=lambda pack: pack.tokens) for row in pack.rows]
+            for start in range(0, len(by_length), most):
+                yield _cut(packs, set(by_length[start : start + most]), ids_BL.shape[1] - completion, mask_BL)
             return
         tokens = TOKENS if ids_BL.device.type == "cpu" else None
         held: list[Pack] = []
@@ -214,11 +218,11 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT[0] if entropies_BT else None
 
 
-def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tensor) -> list[Pack]:
-    """The part of the packs with rows from `start` to before `end`."""
+def _cut(packs: Sequence[Pack], chosen: Set[int], prompt: int, mask_BL: Tensor) -> list[Pack]:
+    """The part of the packs with the rows `chosen`."""
     found = []
     for pack in packs:
-        rows = tuple(row for row in pack.rows if start <= row < end)
+        rows = tuple(row for row in pack.rows if row in chosen)
         if rows:
             lengths = mask_BL[list(rows), prompt:].sum(dim=1) + 1
             shared = int(mask_BL[rows[0], :prompt].sum()) - 1

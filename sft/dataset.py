@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,21 @@ from fgrpo.images import IMAGE_ERRORS, with_images
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.tokens import special_token
 
-TOGETHER = 4  # traces of a question that follow one another (`order`); Table 4's batch of one device
+TOGETHER = 4  # traces of a question, or of a length, that follow one another; Table 4's batch of one device
+POOL = 32 * TOGETHER  # traces among which those of about equal length are looked for (`order_by_length`)
 TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trace: the user's text, the assistant's text, and the image paths in order."""
+    """One trace: the user's text, the assistant's text, and the image paths in order; `tokens` is set by `fitting`."""
 
     id: str
     sample_id: str
     prompt: str
     completion: str
     images: tuple[str, ...]
+    tokens: int = field(default=0, compare=False)
 
 
 def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = ()) -> list[Row]:
@@ -113,10 +115,11 @@ def fitting(
         except IMAGE_ERRORS:
             dropped["image cannot be read"] += 1
             continue
-        if count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS > limit:
+        tokens = count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS
+        if tokens > limit:
             dropped["longer than sft.max_length"] += 1
         else:
-            fitting_rows.append(row)
+            fitting_rows.append(replace(row, tokens=tokens))
     if not fitting_rows:
         raise UserError(f"no trace fits in sft.max_length = {limit} tokens. Raise sft.max_length")
     return fitting_rows
@@ -160,6 +163,28 @@ def order(rows: Sequence[Row], length: int, seed: int) -> list[int]:
         full = len(rest) - len(rest) % TOGETHER
         pieces += [rest[at : at + TOGETHER] for at in range(0, full, TOGETHER)]
         rest = rest[full:]
+        rng.shuffle(pieces)
+        indices += [index for piece in pieces for index in piece]
+    return indices[:length]
+
+
+def order_by_length(rows: Sequence[Row], length: int, seed: int) -> list[int]:
+    """`length` indices of rows for a whole run, in which `TOGETHER` traces of about equal length follow one another.
+
+    Passes over all rows, as `order` has them. In each, the traces are shuffled and cut into pools of `POOL`; a pool is sorted
+    by length and cut into pieces, and all pieces are shuffled. What fills no piece moves into the next pass.
+    """
+    rng = random.Random(f"sft-order-by-length:{seed}")
+    indices: list[int] = []
+    rest: list[int] = []
+    while len(indices) < length:
+        traces = [*rest, *rng.sample(range(len(rows)), len(rows))]
+        full = len(traces) - len(traces) % TOGETHER
+        traces, rest = traces[:full], traces[full:]
+        pieces = []
+        for start in range(0, full, POOL):
+            pool = sorted(traces[start : start + POOL], key=lambda index: rows[index].tokens)
+            pieces += [pool[at : at + TOGETHER] for at in range(0, len(pool), TOGETHER)]
         rng.shuffle(pieces)
         indices += [index for piece in pieces for index in piece]
     return indices[:length]

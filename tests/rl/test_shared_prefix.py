@@ -310,6 +310,52 @@ def test_a_shuffle_is_one_of_groups() -> None:
     assert len(seen) > 10
 
 
+def test_an_update_s_groups_follow_one_another_by_length_and_updates_stay_random() -> None:
+    """Eight groups of two, four to an update: which four is random, their order is that of their longest rollout."""
+    ids = torch.arange(8).repeat_interleave(2)[:, None] + 1
+    prompts = torch.ones(16, 1)
+    lengths = torch.tensor([3, 9, 1, 2, 8, 4, 7, 7, 5, 6, 1, 1, 2, 11, 10, 4])
+    completions = (torch.arange(12)[None] < lengths[:, None]).long()
+    given = {"prompt_ids": ids, "prompt_mask": prompts, "completion_mask": completions, "n": torch.arange(16)}
+    longest = [int(lengths[2 * g : 2 * g + 2].max()) for g in range(8)]
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        order = group_shuffle.shuffled(given, 8)["n"].tolist()
+        torch.manual_seed(seed)
+        plain = group_shuffle.shuffled(given)["n"].tolist()
+        assert sorted(order) == list(range(16)) and all(order[at] + 1 == order[at + 1] for at in range(0, 16, 2))
+        for window in (slice(0, 8), slice(8, 16)):
+            assert set(order[window]) == set(plain[window])
+            sizes = [longest[row // 2] for row in order[window][::2]]
+            assert sizes == sorted(sizes)
+        seen.add(frozenset(order[:8]))
+    assert len(seen) > 10
+    torch.manual_seed(0)
+    misaligned = group_shuffle.shuffled(given, 7)["n"].tolist()  # a group would be in two updates
+    torch.manual_seed(0)
+    assert misaligned == group_shuffle.shuffled(given)["n"].tolist()
+
+
+@pytest.mark.parametrize("rows", ["shared", "by_length", "trl"])
+def test_micro_batches_of_an_update_ascend_in_length(make, rows: str) -> None:
+    """In real training, whatever form rows have; TRL's own rows keep TRL's shuffle."""
+    trainer = make(
+        overrides=("rl.rollout_batch=8", "rl.global_batch=4", "rl.micro_batch=4", "rl.max_response_length=12"), steps=2, rows=rows
+    )
+    word = trainer._tokenizer("left")["input_ids"][0]
+    trainer._generate_single_turn = lambda ids, *_, **__: ([[word] * (1 + (7 * (n // 4)) % 12) for n in range(len(ids))], None)
+    widths: list[list[int]] = []
+    compute = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (
+        widths.append((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).tolist()) or compute(model, inputs)
+    )
+    trainer.train()
+    assert len(widths) == 8
+    ascends = [[max(w) for w in part] == sorted(max(w) for w in part) for part in (widths[:4], widths[4:])]
+    assert all(ascends) == (rows != "trl")
+
+
 def test_attention_without_a_mask_of_branches_takes_rows_by_length(
     make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,7 +483,7 @@ def test_micro_batches_stay_mixed_where_the_loss_depends_on_them(
 ) -> None:
     used: list[str] = []
     grouped, plain = group_shuffle.shuffled, group_shuffle._shuffle_of_trl
-    monkeypatch.setattr(group_shuffle, "shuffled", lambda given: used.append("groups") or grouped(given))
+    monkeypatch.setattr(group_shuffle, "shuffled", lambda *given: used.append("groups") or grouped(*given))
     monkeypatch.setattr(group_shuffle, "_shuffle_of_trl", lambda given: used.append("rollouts") or plain(given))
     make(tweak=tweak, steps=1).train()
     assert used == ["rollouts" if tweak else "groups"]
