@@ -5,6 +5,7 @@
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
+- A prompt that is too long for a row with a mask (sdpa, eager): a row for each of its rollouts.
 - A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
 - Sliding windows, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
@@ -44,6 +45,15 @@ class _Rollouts:
     completion: int
     most: int
     fields: Mapping[str, Any]
+
+    def of(self, rows: list[int], grid_field: str) -> _Rollouts:
+        """Some of the rollouts, with their images."""
+        fields = {key: field[rows] for key, field in self.fields.items() if key in length_bucketing.BY_TOKEN}
+        counts = self.fields.get("num_images")
+        if counts is not None:
+            has_images = any(counts[row] for row in rows)
+            fields |= image_fields(self.fields, rows, counts, grid_field) if has_images else {"num_images": [0] * len(rows)}
+        return _Rollouts(self.ids_BL[rows], self.mask_BL[rows], self.completion, self.most, fields)
 
 
 class LogprobPasses(GRPOTrainer):
@@ -95,8 +105,7 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        is_long = int(attention_mask.sum(dim=1).max()) > self._longest(model)
-        shares = self._can_share(model) and not responses_have_images and not is_long
+        shares = self._can_share(model) and not responses_have_images
         passes = self._packed if shares else self._by_length
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
@@ -152,10 +161,19 @@ class LogprobPasses(GRPOTrainer):
         self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         ids_BL, mask_BL, completion = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion
-        images, plain = RowImages(rollouts.fields, family.grid_field), self._plain(model)
+        images, plain, longest = RowImages(rollouts.fields, family.grid_field), self._plain(model), self._longest(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
-        for chosen in self._passes(rollouts, images, self._longest(model)):
+        for chosen in self._passes(rollouts, images, longest):
+            if max(pack.tokens for pack in chosen) > longest:
+                rows = [row for pack in chosen for row in pack.rows]
+                apart = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
+                at = torch.tensor(rows, device=ids_BL.device)
+                placed = [None if part is None else logps_BT.new_zeros(shape).index_copy(0, at, part.float()) for part in apart]
+                logps_BT = logps_BT + placed[0]
+                if placed[1] is not None:
+                    entropies_BT = placed[1] if entropies_BT is None else entropies_BT + placed[1]
+                continue
             layout, given = packed_inputs.packed_inputs(plain, family, images, chosen, ids_BL, mask_BL, completion)
             with self.accelerator.autocast():
                 out = model(**given, fused_lm_head=True)

@@ -26,8 +26,9 @@ LORA = "@lora"  # of configs/overlay
 MEMORY_SHARE = 0.3  # of the card, for vLLM beside a trainer
 HEALTHY_S = 240.0
 TFLOPS = 100.0  # of a bf16 product: any card that this is for reaches more
-# NCCL refuses two processes of one host on one card; with another host id it connects them over sockets
-ONE_CARD = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_CUMEM_ENABLE": "0"}
+# NCCL refuses two processes of one host on one card; with another host id it connects them over sockets. The rendezvous is
+# at the address that vLLM finds for this machine, which without a network is none.
+ONE_CARD = {"NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 SERVER_HOST = {"NCCL_HOSTID": "fgrpo-rollout-server"}
 
 

@@ -19,7 +19,7 @@ from fgrpo.schema_base import Lora
 from fgrpo.training import branch_attention, shared_prefix
 from fgrpo.training.branch_attention import Sequences, dense_mask
 from fgrpo.training.shared_prefix import Pack, lay_out, packs
-from rl import group_shuffle
+from rl import group_shuffle, length_bucketing
 from rl.passes import LogprobPasses
 
 FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
@@ -195,6 +195,28 @@ def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.
     monkeypatch.setattr(branch_attention, "LONGEST", 20)
     monkeypatch.setattr(shared_prefix, "lay_out", None)
     check_equal(passed(LogprobPasses, trainer, batch), theirs)
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, None), (1, 2), (2, 2)])
+def test_one_long_prompt_leaves_the_others_their_shared_rows(
+    make, monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int | None
+) -> None:
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9], [3, 4], [60, 70]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    longest = int((batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).max())
+    monkeypatch.setattr(branch_attention, "LONGEST", longest - 15)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+    shared: list[int] = []
+
+    def noted(chosen: Any, *args: Any, **more: Any) -> Any:
+        shared.extend(row for pack in chosen for row in pack.rows)
+        return lay_out(chosen, *args, **more)
+
+    monkeypatch.setattr(shared_prefix, "lay_out", noted)
+    monkeypatch.setattr(length_bucketing, "ROWS", 2)
+    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
+    assert set(shared) == ({0, 1, 2, 3} if batch_size else set())  # a pass of all six rollouts has the long one in it
 
 
 def test_a_long_group_takes_several_rows() -> None:
