@@ -167,12 +167,11 @@ class LogprobPasses(GRPOTrainer):
         for chosen in self._passes(rollouts, images, longest):
             if max(pack.tokens for pack in chosen) > longest:
                 rows = [row for pack in chosen for row in pack.rows]
-                apart = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
-                at = torch.tensor(rows, device=ids_BL.device)
-                placed = [None if part is None else logps_BT.new_zeros(shape).index_copy(0, at, part.float()) for part in apart]
-                logps_BT = logps_BT + placed[0]
-                if placed[1] is not None:
-                    entropies_BT = placed[1] if entropies_BT is None else entropies_BT + placed[1]
+                logps, entropies = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
+                logps_BT = logps_BT + _placed(logps, rows, shape)
+                if entropies is not None:
+                    part = _placed(entropies, rows, shape)
+                    entropies_BT = part if entropies_BT is None else entropies_BT + part
                 continue
             layout, given = packed_inputs.packed_inputs(plain, family, images, chosen, ids_BL, mask_BL, completion)
             with self.accelerator.autocast():
@@ -234,6 +233,12 @@ class LogprobPasses(GRPOTrainer):
         original = torch.argsort(torch.tensor(order))
         logps_BT, *entropies_BT = (torch.cat(column)[original] for column in zip(*parts, strict=True))
         return logps_BT, entropies_BT[0] if entropies_BT else None
+
+
+def _placed(values: Tensor, rows: list[int], shape: tuple[int, int]) -> Tensor:
+    """Values (R, T) of some rows as (B, T), 0 for the others; differentiable."""
+    values = values.float()
+    return values.new_zeros(shape).index_copy(0, torch.tensor(rows, device=values.device), values)
 
 
 def _cut(packs: Sequence[Pack], chosen: Set[int], prompt: int, mask_BL: Tensor) -> list[Pack]:
