@@ -66,7 +66,12 @@ class Case:
 
 CASES = [
     Case("trl", "trl", 5),
-    *(Case(trainer, rows, micro) for trainer in ("own", "trl") for rows in ("shared", "by_length") for micro in (5, 10)),
+    *(
+        Case(trainer, rows, micro)
+        for trainer in ("own", "trl")
+        for rows in ("shared", "by_length")
+        for micro in (5, 10)
+    ),
     *(Case("trl", rows, micro, 2) for rows in ("shared", "by_length") for micro in (5, 10)),
     *(Case("sft", rows, 4, processes) for rows in ("random", "by_length", "shared") for processes in (1, 2)),
 ]
@@ -102,7 +107,12 @@ def rl_count(case: Case, setting: Setting) -> Count:
         PRESET,
         "fgrpo",
         [
-            *(f"models.base={model_folder}", "prompts.think=mini", f"rl.micro_batch={case.micro_batch}", f"rl.group_size={GROUP}"),
+            *(
+                f"models.base={model_folder}",
+                "prompts.think=mini",
+                f"rl.micro_batch={case.micro_batch}",
+                f"rl.group_size={GROUP}",
+            ),
             *(f"rl.rollout_batch={PROMPTS * world}", f"rl.global_batch={PROMPTS * world // 2}", "rl.precision=fp32"),
             *("rl.deepspeed=null", "rl.rollout_engine=transformers", "rl.attention=sdpa", "launch.rl_image_workers=0"),
             *("rl.gradient_checkpointing=false", "rl.report_to=none", "rl.max_steps=2"),
@@ -143,7 +153,9 @@ def sft_count(case: Case, setting: Setting) -> Count:
         for n in range(TRACES):
             text = f"<think>{WORD * response(rng)}</think><answer>left</answer>"
             messages = [{"role": "user", "content": sample.question}, {"role": "assistant", "content": text}]
-            records.append({"id": f"{sample.id}/{n}", "sample_id": sample.id, "messages": messages, "images": list(sample.images)})
+            records.append(
+                {"id": f"{sample.id}/{n}", "sample_id": sample.id, "messages": messages, "images": list(sample.images)}
+            )
     traces = setting.work / f"traces-{distributed.rank()}.jsonl"
     write_jsonl(traces, records)
     world = distributed.world_size()
@@ -152,9 +164,15 @@ def sft_count(case: Case, setting: Setting) -> Count:
         "fgrpo",
         [
             *(f"models.base={model_folder}", "sft.precision=fp32", "sft.deepspeed=null", "sft.attention=sdpa"),
-            *(f"sft.batch_size={case.micro_batch}", f"sft.max_steps={QUESTIONS * TRACES // (case.micro_batch * 2 * world)}"),
+            *(
+                f"sft.batch_size={case.micro_batch}",
+                f"sft.max_steps={QUESTIONS * TRACES // (case.micro_batch * 2 * world)}",
+            ),
             *("launch.sft_image_workers=0", "data.validation_share=0.0", "sft.report_to=none"),
-            *(f"sft.shared_prefix={'auto' if case.rows == 'shared' else 'off'}", f"sft.group_by_length={case.rows == 'by_length'}".lower()),
+            *(
+                f"sft.shared_prefix={'auto' if case.rows == 'shared' else 'off'}",
+                f"sft.group_by_length={case.rows == 'by_length'}".lower(),
+            ),
         ],
     )
     run: Any = SimpleNamespace(path=setting.work / f"sft-{distributed.rank()}", counts=Counter())
@@ -199,10 +217,19 @@ def measure(case: Case) -> dict[str, dict[str, int]]:
 
 def row(case: Case, found: dict[str, dict[str, int]]) -> tuple[tuple[str, ...], float]:
     """The table's row, and the case's worst ratio."""
-    ratios = [part["computed"] / part["real"] if part["real"] else math.nan for part in (found["logprobs"], found["update"])]
+    ratios = [
+        part["computed"] / part["real"] if part["real"] else math.nan for part in (found["logprobs"], found["update"])
+    ]
     computed, needed = (sum(part[key] for part in found.values()) for key in ("computed", "needed"))
     shown = [f"{ratio:.2f}" if ratio == ratio else "–" for ratio in ratios]
-    cells = (case.words, case.rows.replace("_", " "), str(case.micro_batch), str(case.processes), *shown, f"{computed / needed:.2f}")
+    cells = (
+        case.words,
+        case.rows.replace("_", " "),
+        str(case.micro_batch),
+        str(case.processes),
+        *shown,
+        f"{computed / needed:.2f}",
+    )
     return cells, max(ratio for ratio in (*ratios, computed / needed) if ratio == ratio)
 
 

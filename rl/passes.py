@@ -52,7 +52,9 @@ class _Rollouts:
         counts = self.fields.get("num_images")
         if counts is not None:
             has_images = any(counts[row] for row in rows)
-            fields |= image_fields(self.fields, rows, counts, grid_field) if has_images else {"num_images": [0] * len(rows)}
+            fields |= (
+                image_fields(self.fields, rows, counts, grid_field) if has_images else {"num_images": [0] * len(rows)}
+            )
         return _Rollouts(self.ids_BL[rows], self.mask_BL[rows], self.completion, self.most, fields)
 
 

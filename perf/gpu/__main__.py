@@ -94,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU that torch can use; `--device cpu --shape tiny` tries the checks on a CPU")
     results = run_all(
-        Call(setting, setting.work / "results" / f"{setting.device}-{setting.shape}", args.limit_s, args.again), selected
+        Call(setting, setting.work / "results" / f"{setting.device}-{setting.shape}", args.limit_s, args.again),
+        selected,
     )
     text = page(results)
     print(text)
@@ -106,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         publish(text)
     missing = [check.name for check in selected if check.name not in {result.name for result in results}]
     failed = [result.name for result in results if result.state in ("failed", "timed out")]
-    print(f"{len(results) - len(failed)} of {len(CHECKS)} checks without fault" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print(
+        f"{len(results) - len(failed)} of {len(CHECKS)} checks without fault"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
     if missing:
         print(f"not run yet: {', '.join(missing)}; call again")
     return 1 if failed else 0

@@ -67,7 +67,9 @@ def machine(setting: Setting, result: Result) -> None:
     flash = "flash-attn" if is_flash_attn_2_available() else "no flash-attn (sdpa instead)"
     vllm = "vLLM" if importlib.util.find_spec("vllm") else "no vLLM"
     result.must(reached > TFLOPS, f"{reached:.0f} TFLOP/s in bf16 (more than {TFLOPS:.0f})")
-    result.finding += f"; {properties.name}, {properties.total_memory / 1e9:.0f} GB, torch {torch.__version__}, {flash}, {vllm}"
+    result.finding += (
+        f"; {properties.name}, {properties.total_memory / 1e9:.0f} GB, torch {torch.__version__}, {flash}, {vllm}"
+    )
 
 
 def prepare(setting: Setting, result: Result) -> None:
@@ -75,7 +77,9 @@ def prepare(setting: Setting, result: Result) -> None:
     stand_in.data(setting)
     real = [stand_in.has_real_tokenizer(stand_in.model(setting, size)) for size in ("3b", "7b")]
     sizes = [sum(f.stat().st_size for f in setting.model(size).glob("*.safetensors")) / 1e9 for size in ("3b", "7b")]
-    result.finding = f"weights of {sizes[0]:.1f} and {sizes[1]:.1f} GB, {'Qwen' if all(real) else 'the miniature world'}'s tokenizer"
+    result.finding = (
+        f"weights of {sizes[0]:.1f} and {sizes[1]:.1f} GB, {'Qwen' if all(real) else 'the miniature world'}'s tokenizer"
+    )
 
 
 def sft(setting: Setting, result: Result) -> None:
@@ -84,7 +88,9 @@ def sft(setting: Setting, result: Result) -> None:
     stand_in.model(setting, "3b")
     cfg = training.sft_config(setting)
     losses, speed, peak = training.train_sft(setting, cfg)
-    result.must(len(losses) == setting.sizes.sft_steps and losses[-1] < losses[0], f"loss {losses[0]:.2f} to {losses[-1]:.2f}")
+    result.must(
+        len(losses) == setting.sizes.sft_steps and losses[-1] < losses[0], f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    )
     result.speeds["SFT"] = speed
     if setting.device == "cuda":
         longest = training.longest_trace(cfg, setting.traces)
@@ -139,7 +145,11 @@ def rollout_server(setting: Setting) -> Iterator[str]:
     cfg: Config = load(
         training.PRESET,
         "fgrpo",
-        ["serve.rollouts.data_parallel=1", f"serve.rollouts.memory_share={MEMORY_SHARE}", "serve.rollouts.context=4096"],
+        [
+            "serve.rollouts.data_parallel=1",
+            f"serve.rollouts.memory_share={MEMORY_SHARE}",
+            "serve.rollouts.context=4096",
+        ],
     )
     devices = gpus() if setting.device == "cuda" else []
     ordered = serve.order(cfg, "rollouts", devices, str(setting.model("3b")), root=setting.work / "runs")
@@ -164,4 +174,3 @@ CHECKS: tuple[Check, ...] = (
 def named(name: str) -> Check:
     """The check of this name. Raises KeyError without one."""
     return {check.name: check for check in CHECKS}[name]
-

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import StringIO
 from contextlib import redirect_stdout
+from io import StringIO
 
 from perf.common import show
 from perf.gpu.result import Result

@@ -45,11 +45,17 @@ def check(setting: Setting, result: Result) -> None:
             result.speeds[f"old pass, {words}, {attention}"] = real / old_s
             result.speeds[f"update pass, {words}, {attention}"] = speeds[attention, rows] = real / update_s
             reference = logps if reference is None else reference
-            worst = max(worst, float((logps - reference).abs().sum() / shared_prefix.batch(shape)[1][:, -logps.shape[1] :].sum()))
+            worst = max(
+                worst,
+                float((logps - reference).abs().sum() / shared_prefix.batch(shape)[1][:, -logps.shape[1] :].sum()),
+            )
         del model
         if setting.device == "cuda":
             torch.cuda.empty_cache()
-    result.must(worst <= TOLERANCE[precision], f"forms and attentions differ by {worst:.2g} per token (allowed {TOLERANCE[precision]:g})")
+    result.must(
+        worst <= TOLERANCE[precision],
+        f"forms and attentions differ by {worst:.2g} per token (allowed {TOLERANCE[precision]:g})",
+    )
     for attention in attentions(setting):
         gain = speeds[attention, "shared"] / speeds[attention, "trl"]
         result.must(setting.device == "cpu" or gain > FASTER, f"shared prompts {gain:.2f} times as fast ({attention})")
@@ -63,13 +69,17 @@ def attentions(setting: Setting) -> list[str]:
 
 def timed(setting: Setting, model: Any, rows: Rows, shape: Shape) -> tuple[float, float, torch.Tensor]:
     """(seconds of a pass without gradients, of a pass with its backward pass, log-probabilities (B, T)); the best of `REPEATS`."""
-    ids, mask, kept = (part.to(setting.device) if isinstance(part, torch.Tensor) else part for part in shared_prefix.batch(shape))
+    ids, mask, kept = (
+        part.to(setting.device) if isinstance(part, torch.Tensor) else part for part in shared_prefix.batch(shape)
+    )
     passes = Passes(model, rows)
     passes.accelerator = Accelerator(cpu=setting.device == "cpu")
     known = mask[:, -kept:]
 
     def run(size: slice) -> torch.Tensor:
-        logps, _, _ = passes._get_per_token_logps_and_entropies(model, ids[size], mask[size], kept, compute_entropy=True)
+        logps, _, _ = passes._get_per_token_logps_and_entropies(
+            model, ids[size], mask[size], kept, compute_entropy=True
+        )
         return logps * known[size]
 
     pieces = [slice(at, at + shape.micro_batch) for at in range(0, len(ids), shape.micro_batch)]

@@ -47,7 +47,9 @@ def run_all(call: Call, chosen: Sequence[Check] = CHECKS) -> list[Result]:
         likely = likely_s(call.setting, check)
         to_come = sum(likely_s(call.setting, other) for other in waiting[place - 1 :])
         if left < likely:
-            print(f"{check.name}: left for another call: it takes about {likely} s, and {left:.0f} s are left", flush=True)
+            print(
+                f"{check.name}: left for another call: it takes about {likely} s, and {left:.0f} s are left", flush=True
+            )
             continue
         print(
             f"[{place}/{len(waiting)}] {check.name}: {check.about}; about {likely} s of {to_come} s to come, {left:.0f} s allowed",
@@ -83,7 +85,11 @@ def run_one(call: Call, check: Check, limit_s: float) -> Result:
     began = time.monotonic()
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command(call, check), stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment(call.setting)
+            command(call, check),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment(call.setting),
         )
         try:
             process.wait(timeout=limit_s)
@@ -99,10 +105,19 @@ def run_one(call: Call, check: Check, limit_s: float) -> Result:
 
 def environment(setting: Setting) -> dict[str, str]:
     """The environment of a check: offline, and without GPUs on a CPU."""
-    own = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     if setting.device == "cpu":
         own |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))}
+    return {
+        **os.environ,
+        **own,
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])),
+    }
 
 
 def tail(log: Path) -> str:

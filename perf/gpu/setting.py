@@ -83,7 +83,9 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     """The options of `words`."""
     arguments.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments.add_argument("--shape", choices=("true", "tiny"), default="true", help="tiny: two small layers, to test")
-    arguments.add_argument("--work", type=Path, default=Path("runs/gpu-check"), help="models and run folders, about 40 GB")
+    arguments.add_argument(
+        "--work", type=Path, default=Path("runs/gpu-check"), help="models and run folders, about 40 GB"
+    )
     arguments.add_argument("--tokenizer", type=Path, help="a folder with Qwen's tokenizer.json (default: fetched once)")
 
 

@@ -129,7 +129,9 @@ def data(setting: Setting) -> Path:
         noise(n, width, height).save(image, quality=90)
         one, two = rng.sample(_THINGS, 2)
         question = f"Is the {one} left or right of the {two}?"
-        samples.append(Sample(f"sat/train/{n}", (str(image),), question, ("left", "right"), rng.choice(("left", "right"))))
+        samples.append(
+            Sample(f"sat/train/{n}", (str(image),), question, ("left", "right"), rng.choice(("left", "right")))
+        )
         trace = f"<think>{' '.join(_steps(rng, setting.sizes.response))}</think><answer>{samples[-1].answer}</answer>"
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": trace}]
         records.append({"id": f"{n}", "sample_id": samples[-1].id, "messages": messages, "images": [str(image)]})

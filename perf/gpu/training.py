@@ -89,7 +89,11 @@ def rl_config(setting: Setting, size: str, *overrides: str) -> Config:
             *overrides,
             *(f"models.base={setting.model(size)}", f"prompts.think={prompts}", "launch.rl_image_workers=0"),
             *("launch.rl_processes=1", "rl.deepspeed=null", "rl.report_to=none", f"rl.precision={setting.precision}"),
-            *(f"rl.rollout_batch={s.rollout_batch}", f"rl.global_batch={s.global_batch}", f"rl.group_size={s.group_size}"),
+            *(
+                f"rl.rollout_batch={s.rollout_batch}",
+                f"rl.global_batch={s.global_batch}",
+                f"rl.group_size={s.group_size}",
+            ),
             *(f"rl.micro_batch={s.micro_batch}", f"rl.max_response_length={s.response}", f"rl.max_steps={s.steps}"),
             *(f"rl.learning_rate={s.learning_rate}", "rl.dual.min_applicable=1"),
             f"rl.max_prompt_length={1792 if setting.shape == 'true' else 1024}",
@@ -107,7 +111,12 @@ def sft_config(setting: Setting) -> Config:
             *plain,
             *(f"models.base={setting.model('3b')}", "launch.sft_image_workers=0", "launch.sft_processes=1"),
             *(f"sft.max_steps={setting.sizes.sft_steps}", "sft.logging_steps=1", "data.validation_share=0.0"),
-            *("sft.report_to=none", f"sft.precision={setting.precision}", "sft.warmup_ratio=0.0", "sft.scheduler=constant"),
+            *(
+                "sft.report_to=none",
+                f"sft.precision={setting.precision}",
+                "sft.warmup_ratio=0.0",
+                "sft.scheduler=constant",
+            ),
             f"sft.learning_rate={setting.sizes.learning_rate / 10}",
         ],
     )
@@ -185,7 +194,10 @@ def judge_rl(result: Result, setting: Setting, cfg: Config, run: Run, *, engine:
     result.must(moved > 0, f"the policy moved {moved:.2g} per token")
     allowed = TOLERANCE[cfg.rl.precision]
     if run.difference is not None:
-        result.must(run.difference <= allowed, f"log-probabilities before training differ by {run.difference:.2g} (allowed {allowed:g})")
+        result.must(
+            run.difference <= allowed,
+            f"log-probabilities before training differ by {run.difference:.2g} (allowed {allowed:g})",
+        )
     if engine:
         key = "sampling/sampling_logp_difference/mean"
         seen = [float(line[key]) for line in steps if line.get(key) is not None]
@@ -220,7 +232,9 @@ def speeds_of(result: Result, setting: Setting, cfg: Config, run: Run, steps: Se
         result.finding += f"; weight sync {max(float(line['seconds/sync']) for line in last):.1f} s"
 
 
-def compare_memory(result: Result, stage: Literal["sft", "rl"], cfg: Config, peak: float, length: int, reply: int) -> None:
+def compare_memory(
+    result: Result, stage: Literal["sft", "rl"], cfg: Config, peak: float, length: int, reply: int
+) -> None:
     """The measured peak of the trainer's process against the plan's figure for sequences of `length`, `reply` with logits."""
     planned = sum(part.size for part in memory(cfg, stage, memory_estimate.shape_of(cfg.models.base), length, reply))
     result.memory[stage] = (peak / GB, planned / GB)

@@ -161,7 +161,9 @@ def main() -> None:
     arguments.add_argument("--short", action="store_true", help="fewer records and steps, and one method of RL")
     arguments.add_argument("--only", default="", help="stages, such as data,mcts (their inputs must be among them)")
     arguments.add_argument("--keep", action="store_true", help="keep data and run folders of the last rehearsal")
-    arguments.add_argument("--publish", action="store_true", help="write docs/rehearsal.md, if nothing is left out or wrong")
+    arguments.add_argument(
+        "--publish", action="store_true", help="write docs/rehearsal.md, if nothing is left out or wrong"
+    )
     arguments.add_argument(
         "--skip-without-network", action="store_true", help="where no registry can be reached, say so and succeed"
     )

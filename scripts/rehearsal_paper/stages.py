@@ -41,7 +41,9 @@ def stages(short: bool) -> list[Stage]:
     # the trained checkpoint is sampled in this process, which on a CPU affords few short answers to small images
     own = ("eval.engine=transformers", "eval.limit=1", "eval.max_new_tokens=96", "eval.batch_size=1")
     own_words = ("--model", "fgrpo", "--benchmarks", "cvb_2d,mmvp,treebench")
-    two = {stage: () if short else (f"{stage}.deepspeed={ZERO3}", f"launch.{stage}_processes=2") for stage in ("sft", "rl")}
+    two = {
+        stage: () if short else (f"{stage}.deepspeed={ZERO3}", f"launch.{stage}_processes=2") for stage in ("sft", "rl")
+    }
     trained = tuple(word for method in methods for word in ("--method", method))[-2:]
     return [
         Stage("plan", "ops.plan", checks.plan),

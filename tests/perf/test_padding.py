@@ -18,7 +18,14 @@ torch.set_num_threads(1)
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short prompts and few of them; the shares of prompt and response are about the same."""
-    for name, value in {"SHORTEST": 60, "LONGEST": 400, "RESPONSE": 40, "PROMPTS": 4, "QUESTIONS": 8, "TRACES": 4}.items():
+    for name, value in {
+        "SHORTEST": 60,
+        "LONGEST": 400,
+        "RESPONSE": 40,
+        "PROMPTS": 4,
+        "QUESTIONS": 8,
+        "TRACES": 4,
+    }.items():
         monkeypatch.setattr(padding, name, value)
 
 
@@ -31,7 +38,10 @@ def test_the_mix_has_the_paper_s_ends_and_mean() -> None:
 def test_a_ratio_is_computed_over_real_and_padding_over_needed() -> None:
     tokens = Tokens(real=100, needed=40, computed=50)
     assert (tokens.ratio, tokens.padding) == (0.5, 1.25)
-    found = {"logprobs": {"real": 100, "needed": 100, "computed": 120}, "update": {"real": 50, "needed": 25, "computed": 30}}
+    found = {
+        "logprobs": {"real": 100, "needed": 100, "computed": 120},
+        "update": {"real": 50, "needed": 25, "computed": 30},
+    }
     cells, worst = padding.row(Case("own", "by_length", 5), found)
     assert cells == ("RL, our decoder", "by length", "5", "1", "1.20", "0.60", "1.20") and worst == pytest.approx(1.2)
 

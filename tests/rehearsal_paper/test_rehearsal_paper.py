@@ -29,8 +29,8 @@ from fgrpo.policy.tokens import forbidden_token_ids
 from fgrpo.response import parse
 from mcts.teacher import read_step
 from miniworld import tokenizer as mini
-from scripts.rehearsal_paper import checks, downloads, photographs, prepare, records, stand_in, styles, tokenizer
 from scripts.rehearsal_paper import __main__ as rehearsal
+from scripts.rehearsal_paper import checks, downloads, photographs, prepare, records, stand_in, styles, tokenizer
 from scripts.rehearsal_paper.endpoint import Endpoint, Refused, refuse_as_gpt, running
 from scripts.rehearsal_paper.log import Log, StageLog
 from scripts.rehearsal_paper.stages import stages
@@ -275,7 +275,9 @@ def rl_folder(root: Path, states: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("right", [0, 2])
-def test_rl_whose_judges_were_not_asked_is_a_problem(right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rl_whose_judges_were_not_asked_is_a_problem(
+    right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "_final", lambda *_: None)
     rl_folder(tmp_path, ["scored"] * right + ["not_applicable"] * (5 - right))
     endpoint = Endpoint([], [GPT], lambda text: [])
@@ -285,7 +287,10 @@ def test_rl_whose_judges_were_not_asked_is_a_problem(right: int, tmp_path: Path,
 
 
 def test_the_log_has_each_stage_s_counts_and_adds_up(tmp_path: Path) -> None:
-    stages_run = [StageLog("data", 60.0, 90.0, {"seeds": 12, "loss": 0.123456}), StageLog("mcts", 30.0, 20.0, {}, ["lost | a tree"])]
+    stages_run = [
+        StageLog("data", 60.0, 90.0, {"seeds": 12, "loss": 0.123456}),
+        StageLog("mcts", 30.0, 20.0, {}, ["lost | a tree"]),
+    ]
     log = Log(False, 2, 30.0, stages_run, {"vllm / search / own form": 1234})
     log.write(tmp_path)
     assert json.loads((tmp_path / "rehearsal.json").read_text())["stages"][1]["problems"] == ["lost | a tree"]

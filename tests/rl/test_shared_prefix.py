@@ -363,14 +363,20 @@ def test_an_update_s_groups_follow_one_another_by_length_and_updates_stay_random
 def test_micro_batches_of_an_update_ascend_in_length(make, rows: str) -> None:
     """In real training, whatever form rows have; TRL's own rows keep TRL's shuffle."""
     trainer = make(
-        overrides=("rl.rollout_batch=8", "rl.global_batch=4", "rl.micro_batch=4", "rl.max_response_length=12"), steps=2, rows=rows
+        overrides=("rl.rollout_batch=8", "rl.global_batch=4", "rl.micro_batch=4", "rl.max_response_length=12"),
+        steps=2,
+        rows=rows,
     )
     word = trainer._tokenizer("left")["input_ids"][0]
-    trainer._generate_single_turn = lambda ids, *_, **__: ([[word] * (1 + (7 * (n // 4)) % 12) for n in range(len(ids))], None)
+    trainer._generate_single_turn = lambda ids, *_, **__: (
+        [[word] * (1 + (7 * (n // 4)) % 12) for n in range(len(ids))],
+        None,
+    )
     widths: list[list[int]] = []
     compute = trainer._compute_loss
     trainer._compute_loss = lambda model, inputs: (
-        widths.append((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).tolist()) or compute(model, inputs)
+        widths.append((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).tolist())
+        or compute(model, inputs)
     )
     trainer.train()
     assert len(widths) == 8

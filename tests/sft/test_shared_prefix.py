@@ -192,7 +192,8 @@ def test_rows_are_trained_on_in_the_order_by_length(world: Path, many: Path, tmp
     seen: list[tuple[float, int]] = []
     compute = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, *a, **k: (  # type: ignore[method-assign]
-        seen.append((float(inputs["attention_mask"].sum()), inputs["attention_mask"].numel())) or compute(model, inputs, *a, **k)
+        seen.append((float(inputs["attention_mask"].sum()), inputs["attention_mask"].numel()))
+        or compute(model, inputs, *a, **k)
     )
     trainer.train()
     grouped = sum(size for _, size in seen) / sum(real for real, _ in seen)
