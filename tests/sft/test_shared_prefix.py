@@ -184,7 +184,8 @@ def test_the_order_by_length_puts_traces_of_about_one_length_side_by_side() -> N
 
 def test_rows_are_trained_on_in_the_order_by_length(world: Path, many: Path, tmp_path: Path) -> None:
     """Two epochs in the trainer's own loader, by the tokens that `fitting` counted; a device's batch has one length."""
-    cfg = mini(world, "sft.group_by_length=true", "sft.batch_size=4", "sft.gradient_accumulation=1", "sft.max_steps=6")
+    options = ("sft.batch_size=4", "sft.gradient_accumulation=1", "sft.max_steps=6", "data.validation_share=0.0")
+    cfg = mini(world, "sft.group_by_length=true", *options)
     traces = many / "mini" / "mcts" / "sft.jsonl"
     with runs.Run.open(cfg, "sft", [traces], tmp_path) as run:
         trainer, log = train.build_trainer(cfg, run, traces)
