@@ -41,7 +41,8 @@ from rl.finished_step import FinishedStep
 from rl.image_memo import prepared_once
 from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
-from rl.passes import LogprobPasses, Rows
+from rl.passes import Rows
+from rl.probes.trainer import ProbedRollouts
 from rl.reward_validation import check_reward_models, guarded, rollout_id
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
@@ -61,7 +62,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -164,6 +165,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             guarded(function, self._returned.__setitem__, self._stops.append, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self.check_probes()
         args: Any = self.args
         self._task_weights = self.reward_weights.clone()
         replaced = replaced_options(args, self._columns, self.reward_func_names, self.coupling)
@@ -204,6 +206,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's gathered scores (N, reward functions), NaN = no score; they are kept together with their failures."""
+        self.measure_probes(prompts, completion_ids_list)
         began = time.perf_counter()
         self._images_once.close()  # a judge that fails saves a checkpoint, and the processor with it
         self._returned.clear()
@@ -376,9 +379,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         return batch.get("sampling_per_token_logps")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds since the last call that went to generation, to waiting for judges and to the log-prob passes."""
+        """Seconds since the last call that went to generation, to waiting for judges, to probes and to the log-prob passes."""
         spent = dict(self.seconds)
-        passes = spent.pop("rollout") - spent["generation"] - spent["judging"]
+        passes = spent.pop("rollout") - spent["generation"] - spent["judging"] - spent.get("probes", 0.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         return {**spent, "logprobs": max(passes, 0.0)}
 
