@@ -66,7 +66,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -90,10 +90,12 @@ data: $(WRITTEN_WORLD) | $(STAMP) ## curate the seed and RL sets (mini: write th
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 sft: mcts ## fine-tune on the traces
+	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory sft $(ARGS); fi
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 $(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
 	@$(PY) -m ops.check_method $(ARGS) --method $*
 $(addprefix rl-,$(METHODS)): rl-%: check-% data sft
+	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory rl $(ARGS) --method $*; fi
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
@@ -146,6 +148,8 @@ $(addprefix serve-,$(SERVED)): serve-%: | $(STAMP)
 	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
 slurm: | $(STAMP) ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
 	$(PY) -m ops.slurm $(ARGS)
+paper: | $(STAMP) ## run a preset from data to report on one machine, with its servers (PRESET=paper-7b; PLAN=1 prints the commands; FLAGS="--methods fgrpo")
+	$(PY) -m ops.paper $(ARGS) $(if $(PORT),--port $(PORT)) $(if $(PLAN),--plan) $(FLAGS)
 plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)

@@ -166,7 +166,11 @@ class Identity:
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-    as_before = (not value and key.endswith(".leave_out")) or (key, value) in AS_BEFORE
+    as_before = (
+        (not value and key.endswith(".leave_out"))
+        or (key, value) in AS_BEFORE
+        or (value is None and key.startswith("policy.pixels."))
+    )
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 

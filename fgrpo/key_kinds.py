@@ -46,6 +46,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "changed": {_NONE: "finished unfinished"},
     "models": {_EXPERIMENT: "base teacher"},
     "policy": {_EXPERIMENT: "box_tag box_frame"},
+    "policy.pixels": {_EXPERIMENT: "min max"},
     "engine": {
         _NONE: "endpoints api_key_env concurrency prompt_price completion_price patience_s",
         _MEANS: "batch_size gpu_memory tensor_parallel",

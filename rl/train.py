@@ -112,7 +112,8 @@ def build_trainer(
 ) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
     """The trainer of one method, ready to train, and its logging callback."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
+    # cheap checks before slow loading
+    dual, pixels = make_dual(cfg), model_files.carried_bounds(policy, cfg.policy.pixels)
     scorer = make_scorer(cfg, pixels, run.path)
     distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())

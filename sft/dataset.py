@@ -31,7 +31,7 @@ TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to
 
 @dataclass(frozen=True)
 class Row:
-    """One trace: the user's text, the assistant's text, and the image paths in order; `tokens` is set by `fitting`."""
+    """One trace: the user's text, the assistant's text, and the image paths in order; `fitting` counts its tokens."""
 
     id: str
     sample_id: str
@@ -39,6 +39,7 @@ class Row:
     completion: str
     images: tuple[str, ...]
     tokens: int = field(default=0, compare=False)
+    image_tokens: int = field(default=0, compare=False)
 
 
 def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = ()) -> list[Row]:
@@ -119,7 +120,7 @@ def fitting(
         if tokens > limit:
             dropped["longer than sft.max_length"] += 1
         else:
-            fitting_rows.append(replace(row, tokens=tokens))
+            fitting_rows.append(replace(row, tokens=tokens, image_tokens=image_token_count))
     if not fitting_rows:
         raise UserError(f"no trace fits in sft.max_length = {limit} tokens. Raise sft.max_length")
     return fitting_rows

@@ -35,6 +35,8 @@ from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
 from fgrpo.training.stored import CHECKSUMS, problem_of, put_in_place, resume_point, settle_replaced, write_checksums
 from sft import dataset
+from sft.box_frame import in_policy_frame
+from sft.preflight import Preflight
 from sft.shared_prefix import SharedPrefix
 
 METRICS = metrics_file.NAME
@@ -160,13 +162,20 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     if loading.device() == "cpu":  # on shared cores a second thread is slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     family = model_files.backbone_of(cfg.models.base)
-    processor = loading.load_processor(cfg.models.base)
+    pixels = model_files.pixel_bounds(cfg.models.base, cfg.policy.pixels)
+    processor = loading.load_processor(cfg.models.base, pixels)
     loading.check_template(processor, cfg.models.base)
     rows = dataset.fitting(
-        dataset.read_rows(traces, run.counts, sft.traces),
+        in_policy_frame(
+            dataset.read_rows(traces, run.counts, sft.traces),
+            cfg.policy,
+            model_files.pixel_bounds(cfg.models.teacher),
+            pixels,
+            run.counts,
+        ),
         lambda text: len(processor.tokenizer(text)["input_ids"]),
         sft.max_length,
-        model_files.pixel_bounds(cfg.models.base),
+        pixels,
         family,
         run.counts,
     )
@@ -183,7 +192,7 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
         loading.freeze_vision(model, projector=sft.freeze_projector)
-    logger = LoggingCallback(run.path)
+    logger, preflight = LoggingCallback(run.path), Preflight(training_rows)
     trainer = Trainer(
         model,
         args,
@@ -191,14 +200,14 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
         eval_dataset=dataset.to_dataset(validation_rows) if validation_rows else None,
         processing_class=processor,
         peft_config=adapters.lora_config(sft.lora, family),
-        callbacks=[logger],
+        callbacks=[preflight, logger],
     )
     trainer.in_order = ordered is not None
     if sft.shared_prefix == "auto":
         trainer.share()
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = sft.nonfinite
-    logger.trainer = trainer
+    logger.trainer = preflight.trainer = trainer
     return trainer, logger
 
 

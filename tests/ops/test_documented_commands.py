@@ -77,6 +77,7 @@ EXECUTED = {
         "plan",
         "doctor",
         "slurm",
+        "paper",
         "help",
         "check",
         "test",
