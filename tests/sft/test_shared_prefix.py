@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fgrpo import config, runs
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.training import branch_attention
-from sft import dataset, shared_prefix, train
+from sft import dataset, preflight, shared_prefix, train
 from tests.sft.conftest import mini, train_to_step_3
 
 SHARED = "sft.shared_prefix=auto"
@@ -196,6 +196,7 @@ def test_rows_are_trained_on_in_the_order_by_length(world: Path, many: Path, tmp
         seen.append((float(inputs["attention_mask"].sum()), inputs["attention_mask"].numel()))
         or compute(model, inputs, *a, **k)
     )
+    trainer.remove_callback(preflight.Preflight)
     trainer.train()
     grouped = sum(size for _, size in seen) / sum(real for real, _ in seen)
     shuffled = trainer.train_dataset.with_format(None)["completion"]
