@@ -37,6 +37,7 @@ $(if $(PY),,$(error no interpreter; see above))
 ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET)) $(if $(RUNS),--runs $(RUNS))
 METHOD_FILES := $(wildcard configs/method/*.yaml $(addsuffix /configs/method/*.yaml,$(INSTALLED)))
 METHODS := $(sort $(basename $(notdir $(METHOD_FILES))))
+ANCHORED := $(basename $(notdir $(shell grep -lE '^[^\#]*start: *anchor' $(METHOD_FILES) /dev/null)))# methods that start from `make anchor`
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
 # The demo trains its methods in parallel; each progress bar has its own line of the terminal (fgrpo/progress.py).
@@ -65,7 +66,7 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft anchor eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
   $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -92,6 +93,9 @@ mcts: data ## search reasoning traces over the teacher
 sft: mcts ## fine-tune on the traces
 	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory sft $(ARGS); fi
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
+anchor: sft ## fine-tune the SFT model on where to look: the attention of the token <|focus|> on annotated boxes (docs/mr1.md)
+	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.anchor $(ARGS)
+$(addprefix rl-,$(ANCHORED)): anchor
 $(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
 	@$(PY) -m ops.check_method $(ARGS) --method $*
 $(addprefix rl-,$(METHODS)): rl-%: check-% data sft

@@ -24,7 +24,6 @@ from fgrpo.sealed import read_sealed
 
 FILE = "config.json"
 ABSENT = "(absent)"
-AS_BEFORE = (("sft.shared_prefix", "off"), ("sft.group_by_length", False))  # what folders without these keys had
 _SFT_BATCH = "sft.batch_size x sft.gradient_accumulation"  # x processes: traces per optimizer step
 
 
@@ -164,11 +163,18 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
+_BEFORE = (
+    ("sft.shared_prefix", "off"),
+    ("sft.group_by_length", False),
+    ("rl.start", "sft"),
+)  # what a folder means that lacks the key
+
+
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
     as_before = (
         (not value and key.endswith(".leave_out"))
-        or (key, value) in AS_BEFORE
+        or (key, value) in _BEFORE
         or (value is None and key.startswith("policy.pixels."))
     )
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before

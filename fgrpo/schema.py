@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fgrpo.schema_anchor import Anchor
 from fgrpo.schema_base import (
     AutoOrOff,
     Count,
@@ -364,6 +365,7 @@ class Config(Section):
     data: Data
     mcts: Mcts
     sft: Sft
+    anchor: Anchor
     rl: Rl
     judges: Judges
     eval: Eval

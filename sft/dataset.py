@@ -195,13 +195,18 @@ def _unit(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows in chat form; images are decoded when a row is read."""
+def to_dataset(rows: Sequence[Row], columns: Mapping[str, Sequence[str]] | None = None) -> Dataset:
+    """Rows in chat form; images are decoded when a row is read.
+
+    Args:
+        columns: further ones, by name.
+    """
     table = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": r.prompt}] for r in rows],
             "completion": [[{"role": "assistant", "content": r.completion}] for r in rows],
             "images": [list(r.images) for r in rows],
+            **{name: list(values) for name, values in (columns or {}).items()},
         }
     )
     return table.with_transform(with_images)

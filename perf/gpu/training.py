@@ -35,6 +35,7 @@ from perf.gpu.result import Result
 from perf.gpu.setting import Setting
 from perf.token_count import Count, of_rollouts
 from rl.preflight import TOLERANCE, Preflight
+from rl.scoring import RolloutScorer
 from sft import dataset
 
 PRESET = "paper-3b"
@@ -42,11 +43,8 @@ PLAN_SLACK = 1.15  # measured peak over the plan's: above it a run that the plan
 GB = 1e9
 
 
-class FixedRewards:
-    """A scorer (`rl.train.make_scorer`) whose rewards are shares of token ids with a certain remainder."""
-
-    def __init__(self, cfg: Config, *_: Any) -> None:
-        self.names = ("task", *cfg.rl.constraints)
+class FixedRewards(RolloutScorer):
+    """The stage's scorer, whose rewards are shares of token ids with a certain remainder."""
 
     def check_judges(self) -> None:
         """Nothing: no judge is asked."""
@@ -54,12 +52,12 @@ class FixedRewards:
     def start(self, *_: Any) -> None:
         """Nothing: the rewards take no time."""
 
-    def reward_funcs(self) -> list[Callable[..., list[float]]]:
+    def reward_funcs(self) -> list[Callable[..., Any]]:
         """One function per column."""
-        return [self._column(place, name) for place, name in enumerate(self.names)]
+        return [self._fixed(place, name) for place, name in enumerate(self.names)]
 
     @staticmethod
-    def _column(place: int, name: str) -> Callable[..., list[float]]:
+    def _fixed(place: int, name: str) -> Callable[..., list[float]]:
         def column(*, completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
             return [sum((i // 2**place) % 2 for i in ids) / max(len(ids), 1) for ids in completion_ids]
 
@@ -133,7 +131,7 @@ def fresh(setting: Setting, name: str) -> Any:
 def train_rl(setting: Setting, name: str, cfg: Config) -> Run:
     """Build the stage's trainer and train `rl.max_steps`; no checkpoint is written."""
     run = fresh(setting, name)
-    with mock.patch.object(rl.train, "make_scorer", FixedRewards):
+    with mock.patch.object(rl.train, "RolloutScorer", FixedRewards):
         trainer, log = rl.train.build_trainer(cfg, run, setting.questions, Path(cfg.models.base))
     trainer.args.save_strategy = SaveStrategy.NO
     _reset_peak(setting)
