@@ -211,7 +211,7 @@ def test_a_check_that_hangs_is_ended_with_its_children(
             f"open({str(child)!r}, 'w').write(str(p.pid)); print('waiting for NCCL', flush=True); time.sleep(60)"
         ),
     )
-    result = runner.run_one(Call(tiny, tmp_path, 1.0), CHECKS[0], 1.5)
+    result = runner.run_one(Call(tiny, tmp_path, 1.0), CHECKS[0], 6.0)
     assert result.state == "timed out" and "waiting for NCCL" in result.finding
     gone = subprocess.run(["ps", "-o", "stat=", "-p", child.read_text()], capture_output=True, text=True).stdout.strip()
     assert not gone or gone.startswith("Z")
