@@ -163,9 +163,14 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
+# what a folder means that lacks the key
+_BEFORE = (("sft.shared_prefix", "off"), ("rl.task_reward", "task"), ("rl.token_weights", None))
+_UNSET = (".leave_out", ".indicator")  # and of any section, where they are not set
+
+
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-    as_before = (not value and key.endswith(".leave_out")) or (key, value) == ("sft.shared_prefix", "off")
+    as_before = (value in (None, [], ()) and key.endswith(_UNSET)) or (key, value) in _BEFORE
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 
@@ -199,10 +204,13 @@ def _contents(whole: Mapping[str, Any], hashes: Hashes) -> dict[str, str]:
 
 
 def _code(whole: Mapping[str, Any]) -> dict[str, str]:
-    """The code of the rewards that RL trains on or logs."""
+    """The code of the rewards that RL trains on or logs, and of its auxiliary losses."""
     if "rl" not in whole:
         return {}
-    return code_hashes("rewards", ["task", *whole["rl"]["constraints"], *whole["rl"]["monitor"]])
+    rl = whole["rl"]
+    rewards = {"task", rl.get("task_reward", "task"), *rl["constraints"], *rl["monitor"]}
+    losses = code_hashes("rl.auxiliary", rl.get("auxiliary", ()))
+    return code_hashes("rewards", rewards) | {f"auxiliary/{name}": digest for name, digest in losses.items()}
 
 
 def _batch(config: Config, whole: Mapping[str, Any]) -> dict[str, str]:
