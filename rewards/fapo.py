@@ -51,7 +51,11 @@ def _score(item: RewardItem, follows: Score, holds: Score) -> Score:
     form = int(item.response.well_formed)
     flaws = [
         *(["the trace does not entail the answer"] if follows.value is not None and follows.value < 1 else []),
-        *([holds.reason or "a sentence about the image is false"] if holds.value is not None and holds.value < 1 else []),
+        *(
+            [holds.reason or "a sentence about the image is false"]
+            if holds.value is not None and holds.value < 1
+            else []
+        ),
     ]
     failed = next((score for score in (follows, holds) if score.failed), None)
     if failed is not None and not flaws:

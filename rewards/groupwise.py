@@ -149,7 +149,9 @@ def _scores(right: Sequence[RewardItem], shown: Sequence[str], verdicts: Sequenc
     for verdict in verdicts:
         if verdict.failed or verdict.label not in offered:
             return [Score.failure(verdict.reason or f"unusable tier {verdict.label!r}")] * len(right)
-    tier = {text: offered[str(verdict.label)] for text, verdict in zip(shown, verdicts, strict=True)} if verdicts else {}
+    tier = (
+        {text: offered[str(verdict.label)] for text, verdict in zip(shown, verdicts, strict=True)} if verdicts else {}
+    )
     alone = dict.fromkeys(shown, 1)
     last = len(shown) + 1  # of traces without content
     tiers = [(tier or alone).get(item.response.think.strip(), last) for item in right]

@@ -104,7 +104,9 @@ class AuxiliaryLosses(LogprobPasses):
     policy_logps_BT: Tensor | None = None
     _keeps_logps = False
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **more: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _get_per_token_logps_and_entropies(
+        self, *args: Any, **more: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         result = super()._get_per_token_logps_and_entropies(*args, **more)
         if self._keeps_logps:
             self.policy_logps_BT = result[0]
@@ -117,7 +119,7 @@ class AuxiliaryLosses(LogprobPasses):
             return policy
         with self.own_pass(model, inputs):
             total: Tensor = super()._compute_loss(model, inputs)
-        is_training = bool(self.model.training)
+        is_training = self.model is not None and bool(self.model.training)
         micro_batches = self.current_gradient_accumulation_steps if is_training else 1
         for loss, value, figures in self.auxiliary_values(model, inputs):
             self._log_auxiliary("train" if is_training else "eval", loss, value, figures)
@@ -149,7 +151,9 @@ class AuxiliaryLosses(LogprobPasses):
             for loss in self.auxiliary:
                 value, figures = loss(self, model, inputs)
                 if value is not None and value.ndim != 0:
-                    raise ValueError(f"the auxiliary loss {loss.name!r} is no scalar: its shape is {tuple(value.shape)}")
+                    raise ValueError(
+                        f"the auxiliary loss {loss.name!r} is no scalar: its shape is {tuple(value.shape)}"
+                    )
                 if value is not None and torch.is_grad_enabled() and not value.requires_grad:
                     raise ValueError(f"the auxiliary loss {loss.name!r} has no gradient, so it would train nothing")
                 yield loss, value, figures

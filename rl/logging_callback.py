@@ -184,7 +184,9 @@ class LoggingCallback(MetricsCallback):
         assert self.trainer is not None
         spent, wall = self.trainer.take_seconds(), now - self._last_line_at
         if step is not None:
-            of_trl = {key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith(("sampling/", "tokens/"))}
+            of_trl = {
+                key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith(("sampling/", "tokens/"))
+            }
             self._of_generation = {**dict.fromkeys(_inverted_metrics(step)), **of_trl, **step.metrics}
         return {
             "step": number,

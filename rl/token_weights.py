@@ -54,7 +54,9 @@ def weighted(trainer: Any, weights: TokenWeights, advantages_B: Tensor, batch: M
         return advantages_B
     factors_BT, figures = weights(trainer, batch)
     if factors_BT.shape != batch["completion_ids"].shape:
-        raise ValueError(f"token weights of shape {tuple(factors_BT.shape)}, but {tuple(batch['completion_ids'].shape)} tokens")
+        raise ValueError(
+            f"token weights of shape {tuple(factors_BT.shape)}, but {tuple(batch['completion_ids'].shape)} tokens"
+        )
     if not bool(torch.isfinite(factors_BT).all()):
         raise ValueError("a token weight is not finite")
     for name, figure in figures.items():

@@ -260,7 +260,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses):
         )
         first_row = self.accelerator.process_index * rows
         own_N = step.advantages_N[first_row : first_row + rows]
-        output["advantages"] = own_N if self.token_weights is None else weighted(self, self.token_weights, own_N, output)
+        output["advantages"] = (
+            own_N if self.token_weights is None else weighted(self, self.token_weights, own_N, output)
+        )
         self._log_step(step)
         if self._is_training:
             self._before_step = self.dual.state_dict()

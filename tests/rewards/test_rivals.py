@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fgrpo import schema
+from fgrpo import config
 from fgrpo.response import parse
 from fgrpo.types import Sample, Score, Verdict
 from judges import JudgeSet, build
-from judges.cached_client import CachedClient
 from judges.base import Meter
+from judges.cached_client import CachedClient
 from judges.requests import Unusable
 from miniworld import questions, truth
 from miniworld.render import render
@@ -79,10 +79,11 @@ def test_fapo_asks_about_correct_answers_only(no_judge: JudgeSet) -> None:
 
 
 @pytest.mark.parametrize(("unscorable", "value"), [("zero", 1.0), ("not_applicable", 2.0)])
-def test_a_trace_without_a_claim_is_flawed_where_it_counts_as_zero(scripted: Any, unscorable: Any, value: float) -> None:
-    judges = JudgeSet(scripted(lambda asked: Verdict("CONSISTENT")), "scripted")
-    think = "Let me think about what comes next, and then decide."
-    (found,) = scored(fapo.REWARD, [item(think)], judges, unscorable=unscorable)
+def test_a_trace_without_a_claim_is_flawed_where_it_counts_as_zero(
+    scripted: Any, unscorable: Any, value: float
+) -> None:
+    judges = judges_of(scripted, {TRACES[0]: ("CONSISTENT", "SKIP")})
+    (found,) = scored(fapo.REWARD, [item(TRACES[0])], judges, unscorable=unscorable)
     assert found.value == value
 
 
@@ -114,8 +115,13 @@ def test_groupwise_by_hand(scripted: Any) -> None:
 
 
 def test_groups_are_told_apart_in_whatever_order_they_come(scripted: Any) -> None:
-    judge = ranked(scripted, dict(zip(TRACES, ("1", "2", "3"), strict=True)))
-    items = [item(TRACES[0], group="a"), item(TRACES[1], group="b"), item(TRACES[2], group="a"), item(TRACES[0], group="b")]
+    judge = ranked(scripted, dict(zip(TRACES, ("1", "2", "2"), strict=True)))
+    items = [
+        item(TRACES[0], group="a"),
+        item(TRACES[1], group="b"),
+        item(TRACES[2], group="a"),
+        item(TRACES[0], group="b"),
+    ]
     found = scored(groupwise.REWARD, items, JudgeSet(judge, "scripted"))
     assert [score.value for score in found] == [0.5, -0.5, -0.5, 0.5]
     assert [asked.traces for asked in judge.items] == [(TRACES[0], TRACES[2]), (TRACES[1], TRACES[0])]
@@ -156,7 +162,9 @@ def test_the_ranking_prompt_has_each_part_under_its_own_heading() -> None:
     lines = call.text.splitlines()
     assert 'question: "Where is the car?"' in lines and 'answer: "left"' in lines
     assert 'options: {"A": "left", "B": "right"}' in lines
-    assert [line for line in lines if line[:2] in ("1.", "2.", "3.")] == [f'{n}. {json.dumps(t)}' for n, t in enumerate(TRACES, 1)]
+    assert [line for line in lines if line[:2] in ("1.", "2.", "3.")] == [
+        f"{n}. {json.dumps(t)}" for n, t in enumerate(TRACES, 1)
+    ]
     assert (call.images, call.size, call.role) == ((), 3, "ranking"), "the judge reads text alone"
     for change in ({"question": "q"}, {"choices": ("up",)}, {"answer": "right"}, {"traces": TRACES[::-1]}):
         assert RANKING_TASK.call(dataclasses.replace(ITEM, **change)).text != call.text, change
@@ -171,7 +179,10 @@ def test_the_ranking_prompt_has_each_part_under_its_own_heading() -> None:
         ({"1": "2", "2": "1", "3": "4"}, "not offered"),
         ({"1": "2", "2": "1", "3": "best"}, "not offered"),
         ({"1": "2", "2": "1", "3": "1", "4": "1"}, "not there"),
-        ('{"1": {"why": "", "label": "1"}, "1": {"why": "", "label": "2"}, "2": {"why": "", "label": "1"}}', "stands twice"),
+        (
+            '{"1": {"why": "", "label": "1"}, "1": {"why": "", "label": "2"}, "2": {"why": "", "label": "1"}}',
+            "stands twice",
+        ),
         ("The second is best.", "not JSON"),
         (["1", "2", "3"], "another shape"),
     ],
@@ -202,10 +213,15 @@ def test_a_cache_keys_the_whole_group(tmp_path: Path) -> None:
 
         async def close(self) -> None: ...
 
-    settings = schema.Judge(backend="openai", model="m", cache=str(tmp_path / "cache.sqlite"), rubric="user", labels="plain")
+    named = {"backend": "openai", "model": "m", "cache": str(tmp_path / "cache.sqlite")}
+    settings = config.load("mini").judges.training.model_copy(update=named)
     client = CachedClient(settings, Meter(), Transport())  # type: ignore[arg-type]
     three = RANKING_TASK.call(ITEM)
-    others = [dataclasses.replace(ITEM, id="9/9"), dataclasses.replace(ITEM, traces=TRACES[:2]), dataclasses.replace(ITEM, traces=TRACES[::-1])]
+    others = [
+        dataclasses.replace(ITEM, id="9/9"),
+        dataclasses.replace(ITEM, traces=TRACES[:2]),
+        dataclasses.replace(ITEM, traces=TRACES[::-1]),
+    ]
 
     async def ask() -> list[int]:
         counts = []
@@ -233,7 +249,7 @@ def test_the_oracle_ranks_by_exact_faithfulness(tmp_path: Path) -> None:
     mixed = f"There is a purple elephant. {best}"
     worst = f"The {a} is {side[other]} the {b}."
     asked = RankingItem("0/0", (str(path),), question.text, question.choices, question.answer, (mixed, worst, best))
-    judges = build(schema.Judge(backend="oracle", model="oracle"), tmp_path)
+    judges = build(config.load("mini").judges.training, tmp_path)
     (verdicts,) = asyncio.run(judges.ask_several(RANKING_TASK, [asked]))
     assert [verdict.label for verdict in verdicts] == ["2", "3", "1"], [verdict.reason for verdict in verdicts]
     (elsewhere,) = asyncio.run(judges.ask_several(RANKING_TASK, [dataclasses.replace(asked, question="Why?")]))

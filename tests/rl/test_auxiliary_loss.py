@@ -38,7 +38,9 @@ class OfParameter(AuxiliaryLoss):
         yield
         self.passes.append("ends")
 
-    def __call__(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, dict[str, float]]:
+    def __call__(
+        self, trainer: Any, model: Any, inputs: Mapping[str, Any]
+    ) -> tuple[torch.Tensor | None, dict[str, float]]:
         self.passes.append("loss")
         logps = trainer.policy_logps_BT
         assert logps.shape == inputs["completion_ids"].shape
@@ -137,7 +139,10 @@ def test_two_losses_of_one_name_are_refused(make: Callable[..., Any]) -> None:
     ("override", "message"),
     [
         ("rl.auxiliary={papoo: {weight: -1}}", "unknown auxiliary loss 'papoo'; did you mean 'papo'"),
-        ("rl.auxiliary={papo: {weight: -1, options: {blanc: 0.1}}}", "unknown option of rl.auxiliary.papo 'blanc'; did you mean 'blank'"),
+        (
+            "rl.auxiliary={papo: {weight: -1, options: {blanc: 0.1}}}",
+            "unknown option of rl.auxiliary.papo 'blanc'; did you mean 'blank'",
+        ),
         ("rl.auxiliary={papo: {weight: 0.02}}", "rl.auxiliary.papo: weight is .* must be below 0"),
         ("rl.auxiliary={papo: {weight: -1, options: {blank: 2}}}", "rl.auxiliary.papo: blank is a share"),
         ("rl.auxiliary={papo: {weight: -1, options: {blank: many}}}", "rl.auxiliary.papo: "),
@@ -156,7 +161,9 @@ def test_null_removes_a_loss_of_a_lower_layer() -> None:
 
 
 def test_the_yaml_reaches_the_loss_and_the_loss_the_log(world: Path, chain: Path) -> None:
-    cfg = load_config("mini", "papo", [f"data.root={world}", *OVERRIDES, "rl.max_steps=1", "rl.auxiliary.papo.weight=-0.5"])
+    cfg = load_config(
+        "mini", "papo", [f"data.root={world}", *OVERRIDES, "rl.max_steps=1", "rl.auxiliary.papo.weight=-0.5"]
+    )
     (line,) = read_jsonl(train.train(cfg, chain) / "metrics.jsonl")
     assert line["aux/papo/weight"] == -0.5 and line["aux/papo"] > 0
 

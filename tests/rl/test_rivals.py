@@ -82,8 +82,14 @@ def test_constrained_grpo_by_its_costs() -> None:
     assert step.metrics["constraint/spatial_grounding/mean"] == pytest.approx(4 / 6)
     assert step.metrics["constraint/spatial_grounding/score"] == pytest.approx((0.5 + 0.49 + 0.9 + 0.1 + 0.6 + 0.7) / 6)
     assert step.scores_NK[:, 1].nan_to_num(nan=-1).tolist() == [1, 0, -1, 1, 0, 1, -1, 1]
-    constraints = {c.reward: (c.indicator, c.tau) for c in train.make_dual(config.load("mini", "constrained-grpo")).constraints}
-    assert constraints == {"consistency": (1.0, 0.95), "spatial_grounding": (0.5, 0.8), "semantic_grounding": (1.0, 0.8)}
+    constraints = {
+        c.reward: (c.indicator, c.tau) for c in train.make_dual(config.load("mini", "constrained-grpo")).constraints
+    }
+    assert constraints == {
+        "consistency": (1.0, 0.95),
+        "spatial_grounding": (0.5, 0.8),
+        "semantic_grounding": (1.0, 0.8),
+    }
 
 
 def test_cora_sums_two_normalised_rewards_and_whitens_nothing() -> None:
@@ -158,7 +164,9 @@ def test_a_task_reward_that_cannot_be_is_refused(override: str, message: str) ->
 
 @pytest.mark.parametrize("combine", ["additive", "multiplicative"])
 def test_an_indicator_without_a_multiplier_is_refused(combine: str) -> None:
-    with pytest.raises(UserError, match=rf"rl.constraints.consistency.indicator has no effect with rl.combine={combine}"):
+    with pytest.raises(
+        UserError, match=rf"rl.constraints.consistency.indicator has no effect with rl.combine={combine}"
+    ):
         config.load("mini", "constrained-grpo", [f"rl.combine={combine}"])
     assert not config.load("mini", "constrained-grpo", ["rl.combine=none"]).rl.constraints
 
@@ -194,7 +202,9 @@ def test_a_judged_method_without_a_judge_is_refused(method: str) -> None:
     scorer = train.make_scorer(cfg, PixelBounds(784, 12544, 28))
     with pytest.raises(UserError, match=f"the reward '{method}' asks a judge, and judges.training.backend is none"):
         scorer.check_judges()
-    rules = config.load("mini", "grpo-t", ["judges.training={backend: none, model: none}", "rl.monitor=[spatial_grounding]"])
+    rules = config.load(
+        "mini", "grpo-t", ["judges.training={backend: none, model: none}", "rl.monitor=[spatial_grounding]"]
+    )
     train.make_scorer(rules, PixelBounds(784, 12544, 28)).check_judges()
 
 
@@ -202,7 +212,13 @@ def test_a_judged_method_without_a_judge_is_refused(method: str) -> None:
 
 
 def rollouts(world: Path, chain: Path, method: str) -> pd.DataFrame:
-    more = ["rl.max_steps=3", "rl.max_response_length=60", "rl.rollout_batch=4", "rl.micro_batch=16", "rl.global_batch=4"]
+    more = [
+        "rl.max_steps=3",
+        "rl.max_response_length=60",
+        "rl.rollout_batch=4",
+        "rl.micro_batch=16",
+        "rl.global_batch=4",
+    ]
     folder = train.train(config.load("mini", method, [f"data.root={world}", *OVERRIDES, *more]), chain)
     frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").iterdir())], ignore_index=True)
     lines = list(read_jsonl(folder / "metrics.jsonl"))
