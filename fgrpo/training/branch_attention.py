@@ -109,6 +109,15 @@ class Sequences(NamedTuple):
             torch.cat(keys), _starts(lengths_q, device), _starts(lengths_k, device), max(lengths_q), max(lengths_k)
         )
 
+    def visible(self, queries: Tensor, length: int) -> Tensor:
+        """(Q, `length`): the columns of the row to which each of the columns `queries` (Q,) attends."""
+        seen = torch.zeros(len(queries), length, dtype=torch.bool, device=queries.device)
+        of_query = torch.searchsorted(self.starts_q, queries.to(self.starts_q.dtype), right=True) - 1
+        for row, (query, n) in enumerate(zip(queries.tolist(), of_query.tolist(), strict=True)):
+            after = int(self.starts_q[n + 1]) - 1 - query  # tokens of the sequence after the query
+            seen[row, self.keys[int(self.starts_k[n]) : int(self.starts_k[n + 1]) - after]] = True
+        return seen
+
 
 def _starts(lengths: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)

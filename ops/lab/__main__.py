@@ -1,9 +1,11 @@
 """The laboratory: runs the cells of a declared lab, collects their results, and writes its page.
 
     python -m ops.lab --lab main [--shard 1/4] [--jobs 2]   run what is not done (`make lab LAB=main`), then collect
-    python -m ops.lab --lab main --cell <cell>              one cell with what it needs; prints its figures and its commands
+    python -m ops.lab --lab main --cell <cell> --runs again one cell with what it needs; prints its commands, its figures, and
+                                                            whether they are the published ones
     python -m ops.lab --lab main --plan                     cells, states and costs; starts nothing
-    python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/ or docs/laboratory.md
+    python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/; or docs/laboratory.md, with the finished
+                                                            cells in docs/laboratory/main/ (ops.lab.archive)
 
 A declaration is configs/lab/<name>.yaml (CONTRIBUTING.md says how to write one).
 """
@@ -22,7 +24,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
 from fgrpo.shards import Shard, add_option
 from ops.clean_checkpoints import clean
-from ops.lab import cells, declaration, results, runner
+from ops.lab import archive, cells, declaration, results, runner
 from ops.lab.cells import Cell, Job, Plan
 from ops.lab.declaration import Lab
 
@@ -43,6 +45,9 @@ def run(
     Raises:
         UserError: the declaration was changed since the first cell started and `amend` gives no reason.
     """
+    restored = archive.restore(whole, top, archive.FOLDER / name)
+    if restored:
+        print(f"{len(restored)} finished cells are taken from {archive.FOLDER / name}; RUNS=another runs them anew")
     seal = declaration.seal(top, declaration.file_of(name), amend)
     if not seal["committed"]:
         print(f"configs/lab/{name}.yaml was not committed when the first cell started; the report will say so")
@@ -80,8 +85,11 @@ def report(name: str, lab: Lab, whole: Plan, top: Path, publish: bool) -> Path:
     from ops.lab import report as pages
     from ops.lab.analysis import Results
 
+    archive.restore(whole, top, archive.FOLDER / name)
     results.collect(lab, whole, top)
     found = Results.read(lab, top)
+    if publish:
+        archive.publish(whole, top, archive.FOLDER / name)
     out = DOCS if publish else top
     pictures = figures.draw(found, out, f"laboratory-{name}-" if publish else "")
     text = pages.page(name, found, declaration.sealed(top), declaration.notes(name, lab), pages.relative(pictures, out))
@@ -129,12 +137,26 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     if args.cell:
         row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
         print("\n".join(f"{key}: {value!r}" for key, value in row.items() if value is not None))
+        print(_against_published(args.lab, row, next(j for c, j in whole.of_cell.items() if c.name == args.cell)))
     if problems:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
         raise UserError(
             f"{len(problems)} jobs are not done:\n{lines}\nTheir logs are log.txt in their folders. Rerun to resume"
         )
     print(f"results: {top / results.CELLS}; the page: make lab-report LAB={args.lab}")
+
+
+def _against_published(name: str, row: results.Row, job: Job) -> str:
+    """Whether a cell's figures are those of the archive, in words."""
+    published = archive.entries(archive.FOLDER / name).get(row["cell"])
+    if published is None or row["state"] != runner.DONE:
+        return f"{archive.FOLDER / name} has no figures of this cell" if published is None else "the cell is not done"
+    if not (job.folder / runner.LOG).is_file():
+        return f"these are the published figures ({archive.FOLDER / name}); RUNS=again runs the cell anew"
+    wrong = archive.differences(row, published)
+    if not wrong:
+        return f"all figures are the published ones ({archive.FOLDER / name})"
+    return "\n".join([f"{len(wrong)} figures differ from the published ones ({archive.FOLDER / name}):", *wrong])
 
 
 if __name__ == "__main__":

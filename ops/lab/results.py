@@ -30,6 +30,7 @@ from ops.lab.declaration import Lab
 
 ROW = "cell.json"
 CELLS, QUESTIONS, CURVES = "cells.parquet", "questions.parquet", "curves.parquet"
+STANDING = ("state", "reason", "earlier", "seconds", "cpu_seconds", "chain_seconds", "chain_cpu_seconds", "started")
 Row = dict[str, Any]
 _CURVES = ("accuracy", "inconsistency", "format", "kl")  # of metrics.jsonl, besides constraints and multipliers
 
@@ -119,13 +120,21 @@ def _points(steps: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    _write_table(path, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
+    write_table(path, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
 
 
-def _write_table(path: Path, table: Any) -> None:
+def write_table(path: Path, table: Any) -> None:
+    """Write a parquet file atomically."""
     part = part_of_process(path)  # shards may collect at once
-    pq.write_table(table, part)
+    pq.write_table(table, part, compression="zstd")
     part.replace(path)
+
+
+def write_joined(path: Path, tables: Iterable[Any]) -> None:
+    """Write the rows of several tables as one parquet file; the tables may differ in columns, and be none."""
+    filled = [table for table in tables if table.num_rows]
+    empty = pa.table({"cell": pa.array([], pa.string())})
+    write_table(path, pa.concat_tables(filled, promote_options="permissive") if filled else empty)
 
 
 def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
@@ -133,26 +142,31 @@ def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
 
     A cell that is not done has its state and the reason in place of figures. So has a cell that was done under another declaration.
     """
-    rows, answers, points = [], list[pa.Table](), list[pa.Table]()
-    for cell, job in plan.of_cell.items():
-        status = runner.read(job.folder)
-        is_done = status.is_done(job) and (job.folder / ROW).is_file()
-        row: Row = {"cell": cell.name, **vars(cell), **_standing(job, plan)}
-        if is_done:
-            row = {**json.loads((job.folder / ROW).read_text(encoding="utf-8")), **row}
-            answers.append(pq.read_table(job.folder / QUESTIONS))
-            points.append(pq.read_table(job.folder / CURVES))
-        rows.append(row)
+    rows = rows_of(plan)
+    done = [job for job in plan.of_cell.values() if _is_done(job)]
+    answers = [pq.read_table(job.folder / QUESTIONS) for job in done]
+    points = [pq.read_table(job.folder / CURVES) for job in done]
     top.mkdir(parents=True, exist_ok=True)
     _write(top / CELLS, rows)
-    for name, tables in ((QUESTIONS, answers), (CURVES, [t for t in points if t.num_rows])):
-        joined = (
-            pa.concat_tables(tables, promote_options="permissive")
-            if tables
-            else pa.table({"cell": pa.array([], pa.string())})
-        )
-        _write_table(top / name, joined)
+    write_joined(top / QUESTIONS, answers)
+    write_joined(top / CURVES, points)
     return rows
+
+
+def rows_of(plan: Plan) -> list[Row]:
+    """The rows of all declared cells, in order. What a cell's status does not know (its chain's cost, if it was restored) is its row's."""
+    rows = []
+    for cell, job in plan.of_cell.items():
+        row: Row = {"cell": cell.name, **vars(cell), **_standing(job, plan)}
+        if _is_done(job):
+            stored = json.loads((job.folder / ROW).read_text(encoding="utf-8"))
+            row = {**stored, **{key: stored.get(key) if value is None else value for key, value in row.items()}}
+        rows.append(row)
+    return rows
+
+
+def _is_done(job: Job) -> bool:
+    return runner.read(job.folder).is_done(job) and (job.folder / ROW).is_file()
 
 
 def _standing(job: Job, plan: Plan) -> Row:

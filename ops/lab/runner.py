@@ -128,6 +128,8 @@ class Runner:
         """
         statuses = {job.name: read(job.folder) for job in jobs}
         self._states = {job.name: DONE if statuses[job.name].is_done(job) else WAITING for job in jobs}
+        for job in _for_nothing(jobs, self._states):
+            self._states[job.name] = DONE
         problems: dict[str, str] = {}
         try:
             while True:
@@ -257,6 +259,18 @@ class Runner:
         cost = f"{status.seconds:,.0f} s, {status.cpu_seconds:,.0f} s of CPU"
         left = time_left([j for j in jobs if self._states[j.name] not in (DONE, FAILED)], measured(jobs), self.at_once)
         return f"[{ended}/{len(jobs)}] {work.job.name}: {state}{f' ({reason})' if reason else ''}; {cost}; {left}"
+
+
+def _for_nothing(jobs: Sequence[Job], states: Mapping[str, str]) -> list[Job]:
+    """Shared jobs that are not done and whose dependents all are: their results were restored from an archive."""
+    by_name, wanted = {job.name: job for job in jobs}, set[str]()
+    waiting = [job for job in jobs if states[job.name] != DONE and not any(job.name in other.needs for other in jobs)]
+    while waiting:
+        job = waiting.pop()
+        if job.name not in wanted and states[job.name] != DONE:
+            wanted.add(job.name)
+            waiting += [by_name[need] for need in job.needs]
+    return [job for job in jobs if states[job.name] != DONE and job.name not in wanted]
 
 
 def measured(jobs: Iterable[Job]) -> dict[str, tuple[float, float]]:
