@@ -94,6 +94,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         _NONE: "server sync_port start_s reply_s memory_share tensor_parallel",
         _MEANS: "max_logprob_diff",
     },
+    "rl.probes": {_EXPERIMENT: "fill dilation controls patch_share scope margin_scale layers least_dependence"},
     "rl.lora": _LORA,
     "judges.*": _JUDGE,
     "judges.*.engine": _JUDGE_ENGINE,

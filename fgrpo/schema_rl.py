@@ -82,6 +82,26 @@ class Vllm(Section):
     max_logprob_diff: Rate | None = None
 
 
+class Probing(Section):
+    """How the policy is measured for rewards with `needs` (rl/probes; docs/probes.md), and how these read it. All of it is ours.
+
+    `fill` is what a blanked cell shows: the mean colour ("zero", after normalisation), "black", or the mean colour of the cells
+    around the region ("ring"). `dilation` grows the annotated boxes by so many cells. `controls` is the number of other regions
+    of that shape, `patch_share` the probability of each cell in a random change. `scope`: the tokens of the evidence margin;
+    `margin_scale`: its unit, in nats. `layers`: whose attention is read. A response with less than `least_dependence` nats in all
+    has no attention score.
+    """
+
+    fill: Literal["zero", "black", "ring"] = "zero"
+    dilation: Count = 0
+    controls: Positive = 2
+    patch_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    scope: Literal["answer", "all"] = "answer"
+    margin_scale: Rate = 0.2
+    layers: Literal["two_thirds", "last_third", "all"] | tuple[Count, ...] = "two_thirds"
+    least_dependence: Annotated[float, Field(ge=0.0)] = 0.1
+
+
 class Rl(Section):
     """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6), and the rival methods of docs/rivals.md.
 
@@ -106,6 +126,7 @@ class Rl(Section):
     box_normaliser: Literal["max", "gt", "matched"]
     unscorable: Literal["zero", "not_applicable"] = "zero"
     grounding_mean: Literal["sentences", "claims"] = "sentences"
+    probes: Probing = Probing()
     max_failed_share: Share
     epochs: Rate
     max_steps: int

@@ -27,6 +27,7 @@ OF_PRESET = (
     "rl_step",
     "constraints",
     "constraints_cost",
+    "probes",
     "sampling",
     "harness",
     "peers_harness",

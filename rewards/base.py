@@ -17,9 +17,11 @@ from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.policy import backbone
 from fgrpo.response import Response
 from fgrpo.schema import Config
+from fgrpo.schema_rl import Probing
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
 from judges.task import JudgeTask
+from rewards.probes import Probes
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RewardItem:
         tokens: its length, the end token included; None if the engine does not report it.
         finish: "stop", or "length" if it was cut off at the token limit (`RewardContext.token_limit`).
         group: rollouts of one prompt have one group: a GRPO group in training, a question in evaluation.
+        probes: what was measured on the policy for rewards with `needs`; None where nothing was.
     """
 
     rollout_id: str
@@ -40,6 +43,7 @@ class RewardItem:
     tokens: int | None = None
     finish: Literal["stop", "length", "error"] = "stop"
     group: str = ""
+    probes: Probes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class RewardContext:
             paper, and evaluation) or "zero" (training under its constraint, so that an empty trace does not escape it).
         grounding_mean: semantic grounding is the mean over "sentences" (the paper) or over distinct "claims".
         token_limit: the most tokens that a rollout may have; None if it is not known.
+        probing: how the policy is measured, and how rewards read it (`rl.probes`).
     """
 
     judges: JudgeSet
@@ -75,6 +80,7 @@ class RewardContext:
     grounding_mean: Literal["sentences", "claims"] = "sentences"
     token_limit: int | None = None
     every_form: bool = False
+    probing: Probing = field(default_factory=Probing)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Report:
 class Reward(Protocol):
     """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
 
-    Four further attributes are optional; read them with `report_of`, `judge_task_of`, `needs_group` and `needs_trace`:
+    Five further attributes are optional; read them with `report_of`, `judge_task_of`, `needs_group`, `needs_trace` and `needs_of`:
 
     - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
     - `judge_task: JudgeTask | None`: its question to a judge.
@@ -119,6 +125,8 @@ class Reward(Protocol):
       training each process then holds complete groups.
     - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
       ("no trace visible"). In training the policy has to show a trace.
+    - `needs: tuple[str, ...]`: what has to be measured on the policy (`rewards.probes`). The reward is then scored after the
+      log-prob passes, and is not applicable where nothing is measured.
     """
 
     @property
@@ -206,6 +214,11 @@ def by_group(items: Sequence[RewardItem]) -> dict[str, list[int]]:
 def needs_trace(reward: Reward) -> bool:
     """Whether evaluation leaves out replies that show no trace at all; False for a reward without such an attribute."""
     return bool(getattr(reward, "needs_trace", False))
+
+
+def needs_of(reward: Reward) -> tuple[str, ...]:
+    """What a reward needs measured on the policy; () for a reward without such an attribute."""
+    return tuple(getattr(reward, "needs", ()))
 
 
 def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:

@@ -37,6 +37,7 @@ from rl.failures import FailedJudgements
 from rl.in_process_trainer import InProcessTrainer
 from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
+from rl.probes.checks import check_questions
 from rl.scoring import RolloutScorer
 from rl.token_weights import Dependence
 from rl.trainer import FaithfulGRPOTrainer, resume_point
@@ -127,6 +128,7 @@ def build_trainer(
     family = model_files.backbone_of(policy)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, family, run.counts)
     run.counts["questions"] = len(samples)
+    check_questions(scorer.rewards, samples, scorer.context, run.counts)
     steps = arguments.total_steps(rl, len(samples))
     prompt_count = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
@@ -237,6 +239,7 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         unscorable=cfg.rl.unscorable,
         grounding_mean=cfg.rl.grounding_mean,
         token_limit=cfg.rl.max_response_length,
+        probing=cfg.rl.probes,
     )
     return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor, cfg.rl.task_reward)
 

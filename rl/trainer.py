@@ -42,6 +42,7 @@ from rl.image_memo import prepared_once
 from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
 from rl.passes import Rows
+from rl.probes.trainer import ProbedRollouts
 from rl.reward_validation import check_reward_models, guarded
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
@@ -62,7 +63,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses, ProbedRollouts):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -171,6 +172,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses):
             guarded(function, self._returned.__setitem__, self._stops.append, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self.check_probes()
         args: Any = self.args
         self._task_weights = self.reward_weights.clone()
         replaced = replaced_options(args, self._columns, self.reward_func_names, self.coupling)
@@ -211,6 +213,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's gathered scores (N, reward functions), NaN = no score; they are kept together with their failures."""
+        self.measure_probes(prompts, completion_ids_list)
         began = time.perf_counter()
         self._images_once.close()  # a judge that fails saves a checkpoint, and the processor with it
         self._returned.clear()
@@ -370,9 +373,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses):
         return batch.get("sampling_per_token_logps")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds since the last call that went to generation, to waiting for judges and to the log-prob passes."""
+        """Seconds since the last call that went to generation, to waiting for judges, to probes and to the log-prob passes."""
         spent = dict(self.seconds)
-        passes = spent.pop("rollout") - spent["generation"] - spent["judging"]
+        passes = spent.pop("rollout") - spent["generation"] - spent["judging"] - spent.get("probes", 0.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         return {**spent, "logprobs": max(passes, 0.0)}
 

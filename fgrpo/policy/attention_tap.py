@@ -24,7 +24,7 @@ Shapes: H heads, Q queries, L keys, I image keys.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -299,7 +299,7 @@ def _in_place_of(name: str, attend: Callable[..., Any]) -> Iterator[None]:
         if before is not None:
             original = before
         elif name == "eager":  # not in the registry: each modelling file has its own
-            original = importlib.import_module(type(module).__module__).eager_attention_forward
+            original = sys.modules[type(module).__module__].eager_attention_forward
         else:  # looked up now, as `fgrpo.training.branch_attention` may register its own later
             original = AttentionInterface._global_mapping[name]
         return attend(original, module, *args, **more)

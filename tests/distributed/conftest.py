@@ -18,6 +18,7 @@ from miniworld import questions, truth
 from miniworld.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
+MEASURED = ("evidence_margin", "control_margin", "vision_dependence")
 GENEROUS = 1800  # seconds for one start; machines are slow, and no test depends on time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -53,7 +54,7 @@ class Small:
         return [
             *(f"data.root={self.folder}", "data.boxes_from=[vgr]", "rl.rollout_batch=2", "rl.global_batch=2"),
             *("rl.group_size=4", "rl.max_response_length=64", "rl.save_steps=2", "rl.max_steps=4"),
-            *("rl.dual.min_applicable=1", *more),
+            *("rl.dual.min_applicable=1", f"rl.monitor=[consistency,{','.join(MEASURED)}]", *more),
         ]
 
 

@@ -25,7 +25,7 @@ from fgrpo.policy import loading
 from fgrpo.training import checkpoints
 from sft import train as sft_train
 from tests.distributed import worker
-from tests.distributed.conftest import GENEROUS, ROOT, Small
+from tests.distributed.conftest import GENEROUS, MEASURED, ROOT, Small
 
 pytestmark = pytest.mark.slow
 ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
@@ -247,6 +247,17 @@ def test_rl_in_two_processes_is_that_of_one(small: Small, ran: Path, alone: Any,
     base = weights(small.folder / "backbone")
     ends = [weights(small.root(f"rl-{name}") / "mini" / "rl-fgrpo" / "final") for name in ("alone", layout)]
     assert moved(*ends) < 0.05 * moved(base, ends[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_measured_in_two_processes_is_that_of_one(small: Small, ran: Path, alone: Any, layout: str) -> None:
+    """Each process has other rollouts with boxes; all make equally many passes."""
+    for name in MEASURED:
+        for key in (f"monitor/{name}/mean", f"monitor/{name}/n"):
+            one, two = (lines(small, f"rl-{which}", "rl-fgrpo", key) for which in ("alone", layout))
+            assert two == pytest.approx(one, rel=1e-2, abs=1e-4) and len(one) >= 2, key
+    counted = lines(small, "rl-alone", "rl-fgrpo", "monitor/evidence_margin/n")
+    assert sum(counted.values()) > 0
 
 
 @pytest.mark.parametrize("layout", SHARED)
