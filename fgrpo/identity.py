@@ -164,13 +164,16 @@ class Identity:
 
 
 # what a folder means that lacks the key
-_BEFORE = (("sft.shared_prefix", "off"), ("rl.task_reward", "task"), ("rl.token_weights", None))
-_UNSET = (".leave_out", ".indicator")  # and of any section, where they are not set
+_BEFORE = (("sft.shared_prefix", "off"), ("rl.start", "sft"), ("rl.task_reward", "task"), ("rl.token_weights", None))
 
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-    as_before = (value in (None, [], ()) and key.endswith(_UNSET)) or (key, value) in _BEFORE
+    as_before = (
+        (not value and key.endswith(".leave_out"))
+        or (key, value) in _BEFORE
+        or (value is None and (key.startswith("policy.pixels.") or key.endswith(".indicator")))
+    )
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 
