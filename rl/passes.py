@@ -33,6 +33,7 @@ from fgrpo.training.shared_prefix import Pack
 from rl import group_shuffle, length_bucketing
 
 Rows = Literal["shared", "by_length", "trl"]
+IMAGE_FIELDS = ("pixel_values", "num_images", "token_type_ids", "mm_token_type_ids")  # and `Backbone.grid_field`
 TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
 
 
@@ -112,6 +113,24 @@ class LogprobPasses(GRPOTrainer):
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
         return logps_BT, entropies_BT, None
+
+    def logps_of(self, model: Any, batch: Mapping[str, Any], batch_size: int | None = None) -> Tensor:
+        """Log-probabilities (B, T) of the completions of TRL's `batch`, whose images may have been changed, under `model`.
+
+        Args:
+            batch_size: rollouts per pass; None: all together.
+        """
+        family = self.known_family()
+        fields = (*IMAGE_FIELDS, family.grid_field if family is not None else "image_grid_thw")
+        logps_BT, *_ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].shape[1],
+            batch_size=batch_size,
+            **{key: batch[key] for key in fields if batch.get(key) is not None},
+        )
+        return logps_BT
 
     def known_family(self) -> Backbone | None:
         """The policy's family, None if no file of fgrpo/policy/backbones describes it."""
