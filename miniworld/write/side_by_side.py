@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from fgrpo.plugins import load_plugin
@@ -27,7 +29,8 @@ def write_all(counts: Mapping[str, int], seed: int, root: Path, jobs: int) -> It
             yield name, write_one(name, count, seed, root)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(counts)), mp_context=spawn, initializer=_start_worker) as pool:
+    start = partial(_start_worker, os.getpid())
+    with ProcessPoolExecutor(min(jobs, len(counts)), mp_context=spawn, initializer=start) as pool:
         running = {pool.submit(write_one, name, count, seed, root): name for name, count in counts.items()}
         try:
             for future in as_completed(running):
@@ -36,8 +39,8 @@ def write_all(counts: Mapping[str, int], seed: int, root: Path, jobs: int) -> It
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    end_with_parent()
+def _start_worker(parent: int) -> None:
+    end_with_parent(parent)  # which may have ended while this process imported its modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the parent
 
 

@@ -332,6 +332,16 @@ def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
     check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
 
 
+def test_patches_of_another_grid_are_another_image(make) -> None:
+    """An image of one colour has the same patches at twice the height and half the width, but other positions."""
+    trainer = make()
+    batch = batch_of(trainer, [[3, 4, 5, 6]], images=(1,))
+    batch["pixel_values"].fill_(0.3)
+    _, height, width = batch["image_grid_thw"][0].tolist()
+    batch["image_grid_thw"][2:] = torch.tensor([1, 2 * height, width // 2])
+    check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
+
+
 def log_probs(kind: type[Any], trainer: Any, model: Any, batch: dict[str, Any], batch_size: int | None = None) -> Any:
     """Log-probabilities of `model`, which may be a reference."""
     kept = batch["completion_ids"].shape[1]
