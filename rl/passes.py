@@ -1,11 +1,12 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once
-  (`fgrpo.training.shared_prefix`), under sdpa, eager, flex and flash attention (`fgrpo.training.branch_attention`).
+  (`fgrpo.training.shared_prefix`), under sdpa, eager and flash attention (`fgrpo.training.branch_attention`).
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
-- Sliding windows, and images in responses (a tool's): rows of about equal length too.
+- Sliding windows and other layers than full attention, rollouts too long for a mask, and images in responses (a tool's): rows
+  of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
 
@@ -54,7 +55,6 @@ class LogprobPasses(GRPOTrainer):
     """
 
     rows: Rows = "shared"
-    _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
@@ -92,8 +92,7 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        is_long = int(attention_mask.sum(dim=1).max()) > self._longest(model)
-        shares = self._can_share(model) and not responses_have_images and not is_long
+        shares = self._can_share(model) and not responses_have_images and self._fits(model, attention_mask)
         passes = self._packed if shares else self._by_length
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
@@ -123,21 +122,34 @@ class LogprobPasses(GRPOTrainer):
         if self.rows != "shared" or self.known_family() is None:
             return False
         plain = self._plain(model)
-        if not branch_attention.takes_branches(packed_inputs.attention_of(plain)):
+        obstacle = packed_inputs.obstacle(plain)
+        if obstacle is not None:
             self._say_once(
-                f"rollouts of a prompt do not share a row: {packed_inputs.attention_of(plain)} takes no branches; rows of about "
-                'equal length pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
+                f"rollouts of a prompt do not share a row: {obstacle}; rows of about equal length pass together "
+                '(rl.shared_prefix="off" hides this line)'
             )
         elif model is self.model and packed_inputs.has_dropout(plain):
             self._say_once(
                 "the policy has dropout, and rollouts of a prompt share one draw of it for the prompt "
                 '(rl.shared_prefix="off" draws for each rollout)'
             )
-        return packed_inputs.can_share(plain)
+        return obstacle is None
+
+    def _fits(self, model: Any, mask_BL: Tensor) -> bool:
+        """Whether the longest rollout fits into a shared row."""
+        longest = self._longest(model)
+        if int(mask_BL.sum(dim=1).max()) <= longest:
+            return True
+        self._say_once(
+            f"rollouts of more than {longest:,} tokens do not share a row: the mask would cost more than the prompt; batches with "
+            "one pass in rows of about equal length (flash attention needs no mask)"
+        )
+        return False
 
     def _say_once(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+        said: set[str] = self.__dict__.setdefault("_said", set())
+        if text not in said:
+            said.add(text)
             distributed.print_once(text)
 
     def _longest(self, model: Any) -> int:

@@ -27,6 +27,7 @@ from miniworld import oracle
 from miniworld.language import parse_question
 from miniworld.scene import Scene
 from miniworld.truth import TruthBook, image_key
+from miniworld.write import side_by_side
 from miniworld.write.__main__ import write_world, writers
 from miniworld.write.studio import part_of
 
@@ -199,6 +200,16 @@ def test_workers_of_a_writer_that_is_killed_while_they_start_write_nothing(tmp_p
         process.kill()
     assert len(workers) == 2 and not alive
     assert not (tmp_path / "root").exists()
+
+
+def end_this_process(*_: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_ends_the_stage_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "write_one", end_this_process)
+    with pytest.raises(UserError, match=r"ended before (mmvp|sat) was complete .*rerun to resume"):
+        list(side_by_side.write_all({"mmvp": 4, "sat": 4}, 0, tmp_path / "root", 2))
 
 
 def record_outputs_of(stage: Path) -> None:

@@ -188,13 +188,18 @@ def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monk
     assert laid_out == [min(size, 10 - start) for start in range(0, 10, size)]
 
 
-def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_longer_than_a_packed_one_pass_by_length(
+    make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
     theirs = passed(GRPOTrainer, trainer, batch)
     monkeypatch.setattr(branch_attention, "LONGEST", 20)
     monkeypatch.setattr(shared_prefix, "lay_out", None)
-    check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    capsys.readouterr()
+    for _ in range(2):
+        check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    assert capsys.readouterr().out.count("rollouts of more than 20 tokens do not share a row") == 1
 
 
 def test_a_long_group_takes_several_rows() -> None:
@@ -364,6 +369,16 @@ def test_a_reference_may_have_another_attention(make, policys: str, references: 
     batch = batch_of(trainer, [[5, 9, 1, 4], [8, 2, 6, 12]])
     ours, theirs = (log_probs(kind, trainer, reference, batch) for kind in (LogprobPasses, GRPOTrainer))
     assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "linear_attention", "chunked_attention"])
+def test_layers_that_would_not_see_the_mask_share_no_row(make, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make()
+    text = trainer.plain_model.config.get_text_config()
+    text.layer_types = [kind, *["full_attention"] * (text.num_hidden_layers - 1)]
+    capsys.readouterr()
+    assert not trainer._can_share(trainer.model) and not trainer._can_share(trainer.model)
+    assert capsys.readouterr().out.count(f"do not share a row: the model has layers of the kind {kind}") == 1
 
 
 def test_a_sliding_window_is_kept(make) -> None:
