@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -125,6 +126,23 @@ def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tag
     return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, has_trace)
 
 
+def answer_place(text: str, *, tags: Tags = OWN) -> tuple[int, int] | None:
+    """Where `Response.answer` stands: (start, end) with text[start:end] == answer; None where there is none."""
+    found = list(_tag_pattern(tags).finditer(text))
+    closed = [tag for tag in found if tag.lastgroup == "think_end"]
+    return _place(text, _answer_blocks(found, closed[-1].end() if closed else 0))
+
+
+def _place(text: str, blocks: Sequence[tuple[re.Match[str], re.Match[str]]]) -> tuple[int, int] | None:
+    """Where the content of a single answer block stands, stripped."""
+    if len(blocks) != 1:
+        return None
+    first, last = blocks[0][0].end(), blocks[0][1].start()
+    inside = text[first:last]
+    start = first + len(inside) - len(inside.lstrip())
+    return start, start + len(inside.strip())
+
+
 class _Parts(NamedTuple):
     """Trace, answer, whether there is a trace, and where the text after it begins (None: the trace is not closed)."""
 
@@ -141,7 +159,8 @@ def _parts(text: str, tags: Tags) -> _Parts:
     if tags.opened:
         opened.insert(0, 0)
     blocks = _answer_blocks(found, closed[-1].end() if closed else 0)
-    answer = text[blocks[0][0].end() : blocks[0][1].start()].strip() if len(blocks) == 1 else None
+    place = _place(text, blocks)
+    answer = None if place is None else text[slice(*place)]
     if closed:
         end = closed[-1].start()
         start = opened[0] if opened and opened[0] <= end else 0

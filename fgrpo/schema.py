@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fgrpo.schema_anchor import Anchor
 from fgrpo.schema_base import (
     AutoOrOff,
     Count,
     EngineKind,
     Lora,
     NonFinite,
+    Pixels,
     Positive,
     Rate,
     Scheduler,
@@ -36,13 +38,15 @@ class Models(Section):
 
 
 class Policy(Section):
-    """How the policy writes boxes: the tag around them, and the frame of their coordinates (`fgrpo.types.Frame`).
+    """What the policy sees, and how it writes boxes: the tag around them, the frame of their coordinates (`fgrpo.types.Frame`).
 
-    Training and evaluation of this preset's own checkpoints read boxes with these two values.
+    Training and evaluation of this preset's own checkpoints read boxes with `box_tag` and `box_frame`. `pixels` are the bounds of
+    an image after its processor's resize, in every stage that runs the base model or a checkpoint of it.
     """
 
     box_tag: Annotated[str, Field(pattern=r"^\w{1,12}$")]
     box_frame: Literal["model", "original", "thousand", "unit"]
+    pixels: Pixels = Pixels()
 
 
 class Engine(Section):
@@ -206,6 +210,7 @@ class Sft(Section):
 
     `nonfinite`: a step whose loss or gradient norm is not finite stops the run, or is skipped and counted.
     `shared_prefix`: see `sft.shared_prefix`; "auto" also changes the order of the traces.
+    `group_by_length`: traces of about equal length follow one another; without effect where they share rows.
     """
 
     traces: Annotated[tuple[Literal["direct", "corrected"], ...], Field(min_length=1)]
@@ -223,6 +228,7 @@ class Sft(Section):
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     shared_prefix: AutoOrOff = "off"
+    group_by_length: bool = False
     evals: Positive
     save_steps: Positive
     deepspeed: str | None
@@ -359,6 +365,7 @@ class Config(Section):
     data: Data
     mcts: Mcts
     sft: Sft
+    anchor: Anchor
     rl: Rl
     judges: Judges
     eval: Eval

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
-from fgrpo.errors import unknown
+from fgrpo.errors import UserError, unknown
 from fgrpo.images import image_size
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.policy import backbone
 from fgrpo.response import Response
 from fgrpo.schema import Config
+from fgrpo.schema_rl import Probing
 from fgrpo.types import Frame, Sample, Score
 from judges.base import JudgeSet
 from judges.task import JudgeTask
+from rewards.probes import Probes
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RewardItem:
         tokens: its length, the end token included; None if the engine does not report it.
         finish: "stop", or "length" if it was cut off at the token limit (`RewardContext.token_limit`).
         group: rollouts of one prompt have one group: a GRPO group in training, a question in evaluation.
+        probes: what was measured on the policy for rewards with `needs`; None where nothing was.
     """
 
     rollout_id: str
@@ -40,6 +43,7 @@ class RewardItem:
     tokens: int | None = None
     finish: Literal["stop", "length", "error"] = "stop"
     group: str = ""
+    probes: Probes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class RewardContext:
             paper, and evaluation) or "zero" (training under its constraint, so that an empty trace does not escape it).
         grounding_mean: semantic grounding is the mean over "sentences" (the paper) or over distinct "claims".
         token_limit: the most tokens that a rollout may have; None if it is not known.
+        probing: how the policy is measured, and how rewards read it (`rl.probes`).
     """
 
     judges: JudgeSet
@@ -75,6 +80,7 @@ class RewardContext:
     grounding_mean: Literal["sentences", "claims"] = "sentences"
     token_limit: int | None = None
     every_form: bool = False
+    probing: Probing = field(default_factory=Probing)
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,16 @@ class Report:
 class Reward(Protocol):
     """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
 
-    Three further attributes are optional; read them with `report_of`, `judge_task_of` and `needs_trace`:
+    Five further attributes are optional; read them with `report_of`, `judge_task_of`, `needs_group`, `needs_trace` and `needs_of`:
 
     - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
     - `judge_task: JudgeTask | None`: its question to a judge.
+    - `needs_group: bool`: a score depends on the other rollouts of its `RewardItem.group`, which must be complete in `items`. In
+      training each process then holds complete groups.
     - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
       ("no trace visible"). In training the policy has to show a trace.
+    - `needs: tuple[str, ...]`: what has to be measured on the policy (`rewards.probes`). The reward is then scored after the
+      log-prob passes, and is not applicable where nothing is measured.
     """
 
     @property
@@ -134,7 +144,7 @@ def names() -> list[str]:
 
 
 def check_configured(config: Config) -> None:
-    """Check that the method's constraints and monitors are rewards; imports none of them.
+    """Check that the method's task reward, constraints and monitors are rewards; imports none of them.
 
     Raises:
         UserError: one is not (names the nearest).
@@ -144,9 +154,11 @@ def check_configured(config: Config) -> None:
     for name in config.rl.constraints:
         if f"rl.constraints.{name}" not in constrained:
             raise unknown("configuration key", f"rl.constraints.{name}", constrained)
-    for name in config.rl.monitor:
+    for name in (config.rl.task_reward, *config.rl.monitor):
         if name not in known:
             raise unknown("reward", name, known)
+    if config.rl.task_reward in config.rl.constraints:
+        raise UserError(f"rl.task_reward is {config.rl.task_reward!r}, which is a constraint too; name another reward")
 
 
 def load(name: str) -> Reward:
@@ -169,10 +181,34 @@ def report_of(reward: Reward) -> Report | None:
     return report
 
 
+def reported_names() -> list[str]:
+    """Names of the rewards that evaluation reports, sorted: a rival method's own reward is not among them."""
+    return [name for name in names() if report_of(load(name)) is not None]
+
+
 def judge_task_of(reward: Reward) -> JudgeTask[Any] | None:
     """A reward's question to a judge; None if rules alone decide."""
     task: JudgeTask[Any] | None = getattr(reward, "judge_task", None)
     return task
+
+
+def needs_group(reward: Reward) -> bool:
+    """Whether a score depends on the other rollouts of its group; False for a reward without such an attribute."""
+    return bool(getattr(reward, "needs_group", False))
+
+
+def by_group(items: Sequence[RewardItem]) -> dict[str, list[int]]:
+    """{group: places of its items}, in order.
+
+    Raises:
+        ValueError: an item belongs to no group.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if not item.group:
+            raise ValueError(f"rollout {item.rollout_id} belongs to no group, and its score depends on one")
+        groups.setdefault(item.group, []).append(place)
+    return groups
 
 
 def needs_trace(reward: Reward) -> bool:
@@ -180,9 +216,15 @@ def needs_trace(reward: Reward) -> bool:
     return bool(getattr(reward, "needs_trace", False))
 
 
+def needs_of(reward: Reward) -> tuple[str, ...]:
+    """What a reward needs measured on the policy; () for a reward without such an attribute."""
+    return tuple(getattr(reward, "needs", ()))
+
+
 def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:
-    """The judge tasks of the named rewards, or of all rewards, in order; rewards without a task are left out."""
-    tasks = [judge_task_of(load(name)) for name in (names() if reward_names is None else reward_names)]
+    """The judge tasks of the named rewards, or of those that evaluation reports, in order; rewards without a task are left out."""
+    chosen = reported_names() if reward_names is None else reward_names
+    tasks = [judge_task_of(load(name)) for name in chosen]
     return [task for task in tasks if task is not None]
 
 

@@ -1,6 +1,6 @@
 """The RL stage: GRPO-T, FGRPO and the other rows of Tables 2 and 3, from one SFT checkpoint (Section 3.3, Tables 5 and 6).
 
-Reads runs/<preset>/data/rl.jsonl and runs/<preset>/sft/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
+Reads runs/<preset>/data/rl.jsonl and runs/<preset>/<rl.start>/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
 checkpoints/, final/}. A killed run resumes from its last complete checkpoint: `python -m rl.train --preset mini --method fgrpo`.
 Differs from the paper only where docs/deviations.md says so. Configuration alone selects the row of the tables.
 """
@@ -29,14 +29,17 @@ from fgrpo.training import checkpoints, distributed, launch, metrics_file, track
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import settle_replaced
 from judges import build
-from rewards.base import RewardContext, check_configured
-from rl import arguments, data
+from rewards.base import RewardContext
+from rl import arguments, auxiliary_loss, data
+from rl.configured import check_configured, check_groups
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements
 from rl.in_process_trainer import InProcessTrainer
 from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
+from rl.probes.checks import check_questions
 from rl.scoring import RolloutScorer
+from rl.token_weights import Dependence
 from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 
@@ -59,7 +62,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     """
     is_main = distributed.rank() == 0
     questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data", check=is_main)
-    policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft", check=is_main)
+    policy = runs.require(runs.folder(cfg, cfg.rl.start, root) / "final", cfg.rl.start, check=is_main)
     stage, inputs = f"rl-{cfg.method}", [questions, policy]
     if not runs.is_done(cfg, stage, root, inputs):
         check_configuration(cfg)  # before a folder of another configuration is moved aside
@@ -99,7 +102,7 @@ def check_configuration(cfg: Config) -> None:
     """What shows without a model or a run folder that a run of this configuration cannot start.
 
     Raises:
-        UserError: an unknown constraint, vLLM or a tracker that is not installed.
+        UserError: an unknown reward, constraint or auxiliary loss, vLLM or a tracker that is not installed.
     """
     make_dual(cfg)
     trainer_of(cfg)
@@ -111,10 +114,12 @@ def build_trainer(
 ) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
     """The trainer of one method, ready to train, and its logging callback."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
+    # cheap checks before slow loading
+    dual, pixels = make_dual(cfg), model_files.carried_bounds(policy, cfg.policy.pixels)
     scorer = make_scorer(cfg, pixels, run.path)
     distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())
+    check_groups(scorer.needs_groups, rl.rollout_batch, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
     if loading.device() == "cpu":  # a second thread costs more than it brings where two methods share the cores
@@ -124,6 +129,7 @@ def build_trainer(
     family = model_files.backbone_of(policy)
     samples = data.fitting(usable, template, processor, rl.max_prompt_length, pixels, family, run.counts)
     run.counts["questions"] = len(samples)
+    check_questions(scorer.rewards, samples, scorer.context, run.counts)
     steps = arguments.total_steps(rl, len(samples))
     prompt_count = steps // arguments.updates_per_generation(rl) * rl.rollout_batch
     dataset = data.to_dataset(samples, template).select(data.order(len(samples), prompt_count, cfg.seed))
@@ -155,6 +161,8 @@ def build_trainer(
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
         rows="shared" if rl.shared_prefix == "auto" else "by_length",
+        auxiliary=[auxiliary_loss.load(name, loss.weight, loss.options) for name, loss in rl.auxiliary.items()],
+        token_weights=None if rl.token_weights is None else Dependence(**rl.token_weights.model_dump()),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite
@@ -208,11 +216,12 @@ def make_constraint(cfg: Config, name: str) -> Constraint:
         lr=shared.lr if own.lr is None else own.lr,
         lam_max=shared.lam_max if own.lam_max is None else own.lam_max,
         min_applicable=shared.min_applicable if own.min_applicable is None else own.min_applicable,
+        indicator=own.indicator,
     )
 
 
 def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) -> RolloutScorer:
-    """The rewards of the method's constraints, and those that are only logged.
+    """The rewards of the method's task and constraints, and those that are only logged.
 
     Args:
         pixels: the processor's bounds.
@@ -231,8 +240,9 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         unscorable=cfg.rl.unscorable,
         grounding_mean=cfg.rl.grounding_mean,
         token_limit=cfg.rl.max_response_length,
+        probing=cfg.rl.probes,
     )
-    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
+    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor, cfg.rl.task_reward)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo.errors import UserError
-from fgrpo.policy import backbone
 from fgrpo.training import checkpoints, stored
 from rl import mixed_batches
 from rl.advantage import Baseline, Coupling, Masked, Whiten
 from rl.alarms import Alarms
+from rl.auxiliary_loss import AuxiliaryLoss, AuxiliaryLosses, check_unique
 from rl.checks import check_dataset, check_names, checked_constraints, out_of_reach, replaced_options
 from rl.columns import Columns, names_of
 from rl.dual import Constraint, DualAscent
@@ -41,10 +41,12 @@ from rl.finished_step import FinishedStep
 from rl.image_memo import prepared_once
 from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
-from rl.passes import LogprobPasses, Rows
-from rl.reward_validation import check_reward_models, guarded, rollout_id
+from rl.passes import Rows
+from rl.probes.trainer import ProbedRollouts
+from rl.reward_validation import check_reward_models, guarded
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
+from rl.token_weights import TokenWeights, weighted
 
 NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
 
@@ -61,7 +63,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses, ProbedRollouts):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -77,6 +79,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
         rows: how rollouts pass through the model (`rl.passes`); None: "shared" with constraints, else "trl".
+        auxiliary: losses beside the policy loss (`rl.auxiliary_loss`).
+        token_weights: factors of each token's advantage (`rl.token_weights`).
 
     Attributes:
         dual: the multipliers.
@@ -110,6 +114,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
         rows: Rows | None = None,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
+        token_weights: TokenWeights | None = None,
         **more: Any,
     ) -> None:
         check_dataset(train_dataset)
@@ -117,10 +123,12 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         functions = [function for function in functions if function is not None]
         names = names_of(functions, reward_names)
         constraints = checked_constraints(constraints)
-        options = (dual, coupling, masked, baseline, whiten, scorer)
+        options = (dual, coupling, masked, baseline, whiten, scorer, auxiliary or None, token_weights)
         self.is_plain = not constraints and all(option is None for option in options)
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.scorer, self.max_failed_share = coupling, scorer, max_failed_share
+        self.auxiliary, self.token_weights = tuple(auxiliary), token_weights
+        check_unique(self.auxiliary)
         self.masked: Masked = masked or "exclude"
         self.baseline: Baseline = baseline or "group"
         self.whiten: Whiten = whiten or "sequence"
@@ -164,6 +172,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             guarded(function, self._returned.__setitem__, self._stops.append, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self.check_probes()
         args: Any = self.args
         self._task_weights = self.reward_weights.clone()
         replaced = replaced_options(args, self._columns, self.reward_func_names, self.coupling)
@@ -195,7 +204,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra, images, tool_images = result
         self._check_mixed([bool(row) for row in images] if images is not None else [False] * len(prompt_ids))
         if mixed_batches.has_images(self._inputs, images):
-            self._check_sampled(completion_ids, tool_mask)
+            mixed_batches.check_sampled(self, completion_ids, tool_mask)
         if self.scorer is not None:
             self.scorer.start(self._inputs, completions, completion_ids, self)
         if images is not None:  # TRL's None for a row without images is unknown to processors
@@ -204,6 +213,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's gathered scores (N, reward functions), NaN = no score; they are kept together with their failures."""
+        self.measure_probes(prompts, completion_ids_list)
         began = time.perf_counter()
         self._images_once.close()  # a judge that fails saves a checkpoint, and the processor with it
         self._returned.clear()
@@ -252,7 +262,10 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
             rollouts=gathered.batches,
         )
         first_row = self.accelerator.process_index * rows
-        output["advantages"] = step.advantages_N[first_row : first_row + rows]
+        own_N = step.advantages_N[first_row : first_row + rows]
+        output["advantages"] = (
+            own_N if self.token_weights is None else weighted(self, self.token_weights, own_N, output)
+        )
         self._log_step(step)
         if self._is_training:
             self._before_step = self.dual.state_dict()
@@ -299,22 +312,6 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         """Refuse rollouts with and without images, also of tools, before a pass in which processes would wait for one another."""
         if self._must_agree and self._anywhere(any(has_image)) and self._anywhere(not all(has_image)):
             mixed_batches.refuse(f"the generation batch of step {self.state.global_step + 1}")
-
-    def _check_sampled(self, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None) -> None:
-        """A sampled image token would end the next forward pass with "Image features and image tokens do not match".
-
-        Args:
-            sampled: per token, whether the model wrote it (1) or a tool or environment (0); None: the model wrote all.
-        """
-        config: Any = self.plain_model.config
-        image_token = getattr(config, backbone.assumed(config.model_type).image_token_attribute, None)
-        for row, ids in enumerate(completion_ids):
-            own = ids if sampled is None else [token for token, mine in zip(ids, sampled[row], strict=True) if mine]
-            if image_token in own:
-                raise ValueError(
-                    f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains an image token; "
-                    "forbid these tokens to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
-                )
 
     def _warn_of_unknown_failures(self) -> None:
         """Once: without a reward that says what failed, every None is "not applicable" and the limit has no effect."""
@@ -376,9 +373,9 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, LogprobPasses):
         return batch.get("sampling_per_token_logps")
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds since the last call that went to generation, to waiting for judges and to the log-prob passes."""
+        """Seconds since the last call that went to generation, to waiting for judges, to probes and to the log-prob passes."""
         spent = dict(self.seconds)
-        passes = spent.pop("rollout") - spent["generation"] - spent["judging"]
+        passes = spent.pop("rollout") - spent["generation"] - spent["judging"] - spent.get("probes", 0.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         return {**spent, "logprobs": max(passes, 0.0)}
 
