@@ -35,7 +35,7 @@ from tests.rl.conftest import mini
 from tests.rl.test_resumed import lines, linked, rollouts, same, weights
 from tests.rl.test_shared_prefix import FIELDS, batch_of
 
-MONITORS = "rl.monitor=[consistency,evidence_margin,control_margin,vision_dependence]"
+MONITORS = "rl.monitor=[consistency,evidence_margin,control_margin,vision_dependence,attention_where_it_matters]"
 LONG = "rl.max_response_length=60"
 
 
@@ -134,6 +134,7 @@ def test_measuring_changes_no_training(world: Path, chain: Path) -> None:
     assert sum(found["monitor/evidence_margin/n"]) > 0 and all(
         0 <= m <= 1 for m in found["monitor/evidence_margin/mean"]
     )
+    assert sum(found["monitor/attention_where_it_matters/n"]) > 0
     assert sum(found["cause/evidence_margin/wrong_answer"]) > 0 and sum(found["cause/evidence_margin/no_boxes"]) > 0
     timed = [line["seconds/probes"] for line in read_jsonl(folder / "metrics.jsonl")]
     assert len(timed) == 4 and min(timed) > 0
