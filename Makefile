@@ -36,6 +36,7 @@ $(if $(PY),,$(error no interpreter; see above))
 ARGS = --preset $(PRESET) $(if $(METHOD),--method $(METHOD) )$(if $(OVERLAY),--overlay $(OVERLAY)) $(if $(SET),--set $(SET)) $(if $(RUNS),--runs $(RUNS))
 METHOD_FILES := $(wildcard configs/method/*.yaml $(addsuffix /configs/method/*.yaml,$(INSTALLED)))
 METHODS := $(sort $(basename $(notdir $(METHOD_FILES))))
+ANCHORED := $(basename $(notdir $(shell grep -lE '^[^\#]*start: *anchor' $(METHOD_FILES) /dev/null)))# methods that start from `make anchor`
 SERVED := teacher judge extractor base rollouts model
 DEMO_METHODS := grpo-t fgrpo
 # The demo trains its methods in parallel; each progress bar has its own line of the terminal (fgrpo/progress.py).
@@ -64,8 +65,8 @@ JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
+.PHONY: help setup setup-vllm world data data-download mcts sft anchor eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -89,10 +90,15 @@ data: $(WRITTEN_WORLD) | $(STAMP) ## curate the seed and RL sets (mini: write th
 mcts: data ## search reasoning traces over the teacher
 	$(PY) -m mcts.run $(ARGS) $(if $(JOBS),--jobs $(JOBS))
 sft: mcts ## fine-tune on the traces
+	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory sft $(ARGS); fi
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
+anchor: sft ## fine-tune the SFT model on where to look: the attention of the token <|focus|> on annotated boxes (docs/mr1.md)
+	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.anchor $(ARGS)
+$(addprefix rl-,$(ANCHORED)): anchor
 $(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
 	@$(PY) -m ops.check_method $(ARGS) --method $*
 $(addprefix rl-,$(METHODS)): rl-%: check-% data sft
+	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory rl $(ARGS) --method $*; fi
 	$(if $(LINE_$*),TQDM_POSITION=$(LINE_$*)) $(PY) -m fgrpo.training.launch rl.train $(ARGS) --method $*
 rl-%: | $(STAMP) # a method without a file: an error that names the nearest
 	@$(PY) -m fgrpo.config $(ARGS) --method $*
@@ -145,6 +151,8 @@ $(addprefix serve-,$(SERVED)): serve-%: | $(STAMP)
 	$(PY) -m fgrpo.inference.serve $* $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)) $(if $(NAME),--name $(NAME)) $(if $(PUBLIC),--public) $(if $(FLAGS),-- $(FLAGS))
 slurm: | $(STAMP) ## write the preset's Slurm scripts to runs/<preset>/slurm (docs/cluster.md)
 	$(PY) -m ops.slurm $(ARGS)
+paper: | $(STAMP) ## run a preset from data to report on one machine, with its servers (PRESET=paper-7b; PLAN=1 prints the commands; FLAGS="--methods fgrpo")
+	$(PY) -m ops.paper $(ARGS) $(if $(PORT),--port $(PORT)) $(if $(PLAN),--plan) $(FLAGS)
 plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)

@@ -35,6 +35,7 @@ from fgrpo.hashing import Hashes
 from fgrpo.inference.base import Sampler
 from fgrpo.inference.lazy import LazySampler
 from fgrpo.pending import COUNT, pending
+from fgrpo.policy import model_files
 from fgrpo.runs import Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
@@ -286,7 +287,10 @@ async def _choose(
         seed=config.seed,
         policy=config.policy,
     )
-    engine = sampler or LazySampler(lambda: inference.build(config, config.models.base))
+    base = config.models.base
+    engine = sampler or LazySampler(
+        lambda: inference.build(config, base, model_files.asked_bounds(base, config.policy.pixels))
+    )
     measured = {**(known or {}), **_read_means(stage.path / DIFFICULTY)}
     target = sum(count for _, _, count in candidates.values())
     try:

@@ -16,14 +16,16 @@ import yaml
 from pydantic import AfterValidator, ValidationError
 
 from fgrpo import prompts
+from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 from fgrpo.installed import yaml_files
+from fgrpo.policy import model_files
 from fgrpo.prompts import render
 from fgrpo.response import COMMON, OWN, Tags, closing
 from fgrpo.runs import folder
 from fgrpo.schema import Config
-from fgrpo.schema_base import EngineKind, Positive, Rate, Section, Variable
+from fgrpo.schema_base import EngineKind, Pixels, Positive, Rate, Section, Variable
 from fgrpo.training.checkpoints import PREFIX
 from fgrpo.types import FRAMES, Frame, Sample
 
@@ -89,6 +91,8 @@ class ModelSpec(Section):
             precedes the answer block, the sentence of the last `\\boxed{}`, the line that states the answer, or the last line.
         grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
             model that writes points or nothing. "boxes" that are not written score 0.
+        pixels: bounds of an image after the processor's resize, in place of its own; a vLLM server gets them with each
+            request. None: `policy.pixels` for the preset's own models, the processor's own for others.
         max_new_tokens: None = `eval.max_new_tokens`.
         temperature: of the one answer that the tables call greedy, for a model that accepts no other; None =
             `eval.temperature`.
@@ -110,6 +114,7 @@ class ModelSpec(Section):
     template_opens_trace: bool = False
     trace: Literal["tags", "before_answer"] = "tags"
     grounding: Literal["boxes", "points", "none"] = "boxes"
+    pixels: Pixels = Pixels()
     max_new_tokens: Positive | None = None
     temperature: Rate | None = None
     engine: EngineOverride = EngineOverride()
@@ -274,6 +279,30 @@ def engine_config(spec: ModelSpec, config: Config) -> Config:
     }
     values |= {key: value for key, value in spec.engine.model_dump().items() if value is not None}
     return config.model_copy(update={"engine": config.engine.model_copy(update=values)})
+
+
+def asked_pixels(spec: ModelSpec, config: Config) -> Pixels:
+    """Which bounds of an image are set for a model: those of its file, else `policy.pixels` for the preset's own models.
+
+    A model whose path is the base model's name counts as the preset's own.
+    """
+    is_own = spec.is_own or spec.path == config.models.base
+    return spec.pixels if spec.pixels.is_set or not is_own else config.policy.pixels
+
+
+def bounds(spec: ModelSpec, path: str, config: Config) -> PixelBounds:
+    """How images are resized for a model in evaluation.
+
+    Args:
+        path: of its weights (`checkpoint`).
+
+    Raises:
+        UserError: bounds that are no range, or that differ from those that a checkpoint was trained with.
+    """
+    asked = asked_pixels(spec, config)
+    if spec.made_by is not None and spec.is_own and not spec.pixels.is_set:
+        return model_files.carried_bounds(path, asked)
+    return model_files.pixel_bounds(path, asked)
 
 
 def token_limit(spec: ModelSpec, config: Config) -> int:

@@ -23,13 +23,14 @@ from eval.extraction import EXTRACTION_TASK
 from eval.judge_validation.stored import QUESTIONS
 from eval.measures import ACCURACY, reward_measures
 from fgrpo import parallel, shards
+from fgrpo.boxes import PixelBounds
 from fgrpo.cli import parser, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.files import write_jsonl
 from fgrpo.inference.base import Sampler
 from fgrpo.pending import COUNT, pending
-from fgrpo.policy.model_files import assumed_family, pixel_bounds
+from fgrpo.policy.model_files import assumed_family
 from fgrpo.runs import Run
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
@@ -117,7 +118,7 @@ def _answer_part(
             return folder.path
         folder.reopen()
         samples = [s for benchmark in every for s in base.load(benchmark, config).samples]
-        samples = fit(samples, spec, config, pixel_bounds(path), assumed_family(path))
+        samples = fit(samples, spec, config, models.bounds(spec, path, config), assumed_family(path))
         todo = shard.take(generate.jobs(samples, spec, config))
         asyncio.run(_answers(folder, f"{name} {shard}", spec, path, config, todo, sampler))
         folder.finish(("generations.jsonl",), benchmarks=every, model=name)
@@ -142,7 +143,8 @@ async def _answers(
     if all(job.id in present for job in todo):
         folder.counts.update({f"finish/{finish}": n for finish, n in generate.settle(generations, todo).items()})
         return
-    engine = sampler if sampler is not None else _build_sampler(engine_config, path)
+    pixels = models.bounds(spec, path, config) if models.asked_pixels(spec, config).is_set else None
+    engine = sampler if sampler is not None else _build_sampler(engine_config, path, pixels)
     try:
         finishes = await generate.generate(
             todo,
@@ -206,7 +208,7 @@ async def _work(
     judge_set: JudgeSet,
     sampler: Sampler | None,
 ) -> None:
-    book, pixels = miniworld_truth.book(config.data.root), pixel_bounds(path)
+    book, pixels = miniworld_truth.book(config.data.root), models.bounds(spec, path, config)
     everything = [s for part in loaded.values() for s in part.samples]
     samples = {s.id: s for s in fit(everything, spec, config, pixels, assumed_family(path))}
     shrunk = sum("shrunk" in s.meta for s in samples.values())
@@ -229,10 +231,10 @@ async def _work(
     await scored_answers.score(folder, scorer, samples, paired, config, len(todo))
 
 
-def _build_sampler(config: Config, path: str) -> Sampler:
+def _build_sampler(config: Config, path: str, pixels: PixelBounds | None) -> Sampler:
     from fgrpo import inference
 
-    built: Sampler = inference.build(config, path)
+    built: Sampler = inference.build(config, path, pixels)
     return built
 
 

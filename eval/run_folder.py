@@ -20,7 +20,6 @@ from fgrpo.errors import UserError
 from fgrpo.identity import Identity
 from fgrpo.key_kinds import of_judge
 from fgrpo.pending import pending
-from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.prompts import digest
 from fgrpo.runs import Run, folder, verify
 from fgrpo.schema import Config
@@ -78,8 +77,10 @@ def generation_identity(spec: models.ModelSpec, path: str, config: Config) -> di
     decoding = ("temperature", "max_new_tokens", "context_length", "sampled_rollouts", "sampled_temperature")
     plain = config.model_dump(mode="json")
     model = spec.model_dump(
-        mode="json", exclude={"title", "note", "engine", "temperature", "path", *models.READING_KEYS}
+        mode="json", exclude={"title", "note", "engine", "temperature", "path", "pixels", *models.READING_KEYS}
     )
+    if models.asked_pixels(spec, config).is_set:
+        model["pixels"] = list(models.bounds(spec, path, config))
     return {
         "model": model if Path(path).is_dir() else model | {"path": path},  # a folder counts by its content
         "engine": {"kind": engine.kind, "dtype": engine.dtype, "model_name": engine.model_name, **left_out},
@@ -136,7 +137,10 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
 
     A summary of another definition is computed again.
     """
-    boxes = {"pixels": list(pixel_bounds(model)), **spec.model_dump(mode="json", include=set(models.READING_KEYS))}
+    boxes = {
+        "pixels": list(models.bounds(spec, model, config)),
+        **spec.model_dump(mode="json", include=set(models.READING_KEYS)),
+    }
     identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
     path, defined = run.path / SCORING, definition(config)
     scoring = stored_scoring(path)

@@ -28,8 +28,20 @@ OVERLAY = "@"  # marks the name of an overlay among the overrides
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "world": ("seed", "world", "data.root"),
     "data": ("seed", "models.base", "engine", "policy", "prompts", "world", "data"),
-    "mcts": ("seed", "models.teacher", "engine", "policy", "prompts.teacher", "prompts.think", "mcts"),
-    "sft": ("seed", "models.base", "prompts.think", "sft", "data.validation_share"),
+    "mcts": (  # the teacher has the bounds of its own processor; SFT converts its boxes
+        *(
+            "seed",
+            "models.teacher",
+            "engine",
+            "policy.box_tag",
+            "policy.box_frame",
+            "prompts.teacher",
+            "prompts.think",
+            "mcts",
+        ),
+    ),
+    "sft": ("seed", "models.base", "policy.pixels", "prompts.think", "sft", "data.validation_share"),
+    "anchor": ("seed", "policy.pixels", "sft", "anchor", "data.validation_share"),
     "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",

@@ -85,3 +85,24 @@ def gpus() -> list[Gpu]:
     if visible is None:
         return present
     return present[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
+
+
+def free_memory(kind: str = "memory.free") -> dict[str, float]:
+    """GiB of memory of each GPU that this process may use, by its name in CUDA_VISIBLE_DEVICES (its index by default), in that order.
+
+    Args:
+        kind: what nvidia-smi reports: "memory.free" or "memory.used".
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    query = [tool, f"--query-gpu=index,uuid,{kind}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    present: dict[str, float] = {}
+    for index, uuid, mib in rows if done.returncode == 0 else ():
+        if mib.replace(".", "").isdigit():
+            present[index] = present[uuid] = float(mib) / 1024
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [row[0] for row in rows] if visible is None else [part.strip() for part in visible.split(",")]
+    return {name: present[name] for name in names if name in present}

@@ -163,9 +163,16 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
+_BEFORE = (("sft.shared_prefix", "off"), ("rl.start", "sft"))  # what a folder means that lacks the key
+
+
 def _counts(key: str, value: Any) -> bool:
     """Whether a stored key decides equality: its kind may have changed since, and an older folder lacks newer keys."""
-    as_before = (not value and key.endswith(".leave_out")) or (key, value) == ("sft.shared_prefix", "off")
+    as_before = (
+        (not value and key.endswith(".leave_out"))
+        or (key, value) in _BEFORE
+        or (value is None and key.startswith("policy.pixels."))
+    )
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
 

@@ -46,6 +46,7 @@ KINDS: dict[str, dict[Kind, str]] = {
     "changed": {_NONE: "finished unfinished"},
     "models": {_EXPERIMENT: "base teacher"},
     "policy": {_EXPERIMENT: "box_tag box_frame"},
+    "policy.pixels": {_EXPERIMENT: "min max"},
     "engine": {
         _NONE: "endpoints api_key_env concurrency prompt_price completion_price patience_s",
         _MEANS: "batch_size gpu_memory tensor_parallel",
@@ -78,11 +79,12 @@ KINDS: dict[str, dict[Kind, str]] = {
         "freeze_projector precision evals lora shared_prefix",  # which also changes the order of the traces
     },
     "sft.lora": _LORA,
+    "anchor": {_EXPERIMENT: "loss layers cells floor weight epochs max_steps learning_rate add_row"},
     "rl": {
         _NONE: "save_steps keep_checkpoints report_to",
         _MEANS: "micro_batch attention gradient_checkpointing shared_prefix monitor max_failed_share deepspeed nonfinite",
         _LENGTH: "epochs max_steps",
-        _EXPERIMENT: "constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
+        _EXPERIMENT: "start constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "
         "max_response_length temperature loss freeze_vision freeze_projector precision rollout_engine lora unscorable grounding_mean",
     },

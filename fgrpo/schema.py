@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fgrpo.schema_anchor import Anchor
 from fgrpo.schema_base import (
     AutoOrOff,
     Count,
     EngineKind,
     Lora,
     NonFinite,
+    Pixels,
     Positive,
     Rate,
     Scheduler,
@@ -36,13 +38,15 @@ class Models(Section):
 
 
 class Policy(Section):
-    """How the policy writes boxes: the tag around them, and the frame of their coordinates (`fgrpo.types.Frame`).
+    """What the policy sees, and how it writes boxes: the tag around them, the frame of their coordinates (`fgrpo.types.Frame`).
 
-    Training and evaluation of this preset's own checkpoints read boxes with these two values.
+    Training and evaluation of this preset's own checkpoints read boxes with `box_tag` and `box_frame`. `pixels` are the bounds of
+    an image after its processor's resize, in every stage that runs the base model or a checkpoint of it.
     """
 
     box_tag: Annotated[str, Field(pattern=r"^\w{1,12}$")]
     box_frame: Literal["model", "original", "thousand", "unit"]
+    pixels: Pixels = Pixels()
 
 
 class Engine(Section):
@@ -359,6 +363,7 @@ class Config(Section):
     data: Data
     mcts: Mcts
     sft: Sft
+    anchor: Anchor
     rl: Rl
     judges: Judges
     eval: Eval

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -23,6 +23,26 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, and values are frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pixels(Section):
+    """The least and the most pixels of an image that a model sees; None = the bound of its own processor."""
+
+    min: Positive | None = None
+    max: Positive | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"min ({self.min:,} pixels) is more than max ({self.max:,}); swap them, or leave one out (null)"
+            )
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a bound differs from the processor's own."""
+        return self.min is not None or self.max is not None
 
 
 class Lora(Section):

@@ -86,13 +86,14 @@ class Probing(Section):
 class Rl(Section):
     """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6).
 
-    `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
+    `start` is the stage whose final model is trained. `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
     see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
     `shared_prefix`: see `rl.passes`.
     """
 
+    start: Literal["sft", "anchor"] = "sft"
     constraints: dict[str, Constraint]
     dual: Dual
     combine: Literal["decoupled", "additive", "multiplicative", "none"]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from fgrpo import schema
 from fgrpo.errors import UserError
-from fgrpo.inference import addresses, client
+from fgrpo.inference import addresses, budget, client
 from fgrpo.inference.clock import SYSTEM, Clock
 from fgrpo.inference.connection import ServedModel
 from fgrpo.inference.endpoint import FIRST_PATIENCE_S, Endpoint, Limits
@@ -142,7 +142,7 @@ def messages(call: Call, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def estimate(call: Call, urls: Sequence[str], most: int) -> tuple[int, int]:
     """Tokens that a call will read, roughly, and write, at most: its reservation before its reply gives the usage."""
-    return client.estimate(call.system + call.text, len(urls), most)
+    return budget.estimate(call.system + call.text, len(urls), most)
 
 
 def _limits(config: schema.Judge, endpoints: int) -> Limits:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import yaml
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
 from fgrpo.errors import UserError, unknown
 
@@ -32,6 +36,17 @@ class Assumptions:
                 self._entries[key] = {"value": float(value), "source": "--assume"}
             except ValueError as error:
                 raise UserError(f"the assumption {key} must be a number, got {value!r}") from error
+
+    def with_images_of(self, bounds: PixelBounds) -> Self:
+        """A copy in which an image takes at least and at most the tokens of `bounds`, and a prompt as many more or less."""
+        changed = copy.copy(self)
+        before, cell = self["images.tokens"], bounds.factor**2
+        after = min(max(before, math.ceil(bounds.min_pixels / cell)), bounds.max_pixels // cell)
+        if after != before:
+            source = f"policy.pixels: {bounds.min_pixels:,} to {bounds.max_pixels:,} pixels of an image"
+            values = {"images.tokens": after, "lengths.prompt": self["lengths.prompt"] + after - before}
+            changed._entries = self._entries | {key: {"value": v, "source": source} for key, v in values.items()}
+        return changed
 
     def __getitem__(self, key: str) -> float:
         return float(self._entries[key]["value"])

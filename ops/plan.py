@@ -149,7 +149,7 @@ def volumes(config: Config, shape: Shape, assume: Assumptions) -> list[str]:
     rl = config.rl
     rollouts = rl.rollout_batch * rl.group_size
     each = rollouts / (config.launch.machines * config.launch.rl_processes)
-    bounds = pixel_bounds(config.models.base)
+    bounds = pixel_bounds(config.models.base, config.policy.pixels)
     likely = memory_estimate.pixel_bytes(assume["images.tokens"], bounds.factor)
     most = memory_estimate.pixel_bytes(min(rl.max_prompt_length, bounds.max_pixels / bounds.factor**2), bounds.factor)
     out = [
@@ -308,6 +308,7 @@ def disk(config: Config, shape: Shape, tokens: int, assume: Assumptions) -> list
 def report(config: Config, assume: Assumptions, root: str | Path, price: float | None = None) -> list[str]:
     """All lines of the plan."""
     shape = memory_estimate.shape_of(config.models.base)
+    assume = with_pixels(config, assume)
     lines = demand(config, assume)
     out = [f"plan for preset {config.preset}, method {config.method}"]
     if config.world is not None:
@@ -350,8 +351,15 @@ def report(config: Config, assume: Assumptions, root: str | Path, price: float |
     return [*out, "", "assumptions (configs/plan.yaml; --assume key=value)", *assume.lines()]
 
 
+def with_pixels(config: Config, assume: Assumptions) -> Assumptions:
+    """`assume` with the image tokens that `policy.pixels` allows; as it is where that sets no bound."""
+    asked = config.policy.pixels
+    return assume.with_images_of(pixel_bounds(config.models.base, asked)) if asked.is_set else assume
+
+
 def likely_memory(config: Config, stage: Literal["sft", "rl"], shape: Shape, assume: Assumptions) -> list[Part]:
     """Memory of one GPU at sequences of the assumed length."""
+    assume = with_pixels(config, assume)
     most, replies = _limits(config, stage)
     reply = min(replies, round(assume["lengths.response"]))
     length = min(most, round(assume["lengths.prompt"]) + reply)

@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from eval import models
 from fgrpo import cli, runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
-from fgrpo.inference import addresses
 from fgrpo.installed import importable
-from fgrpo.schema import Config, Judge, Serving
+from fgrpo.schema import Config
+from ops.layout import checkpoints, evaluation_judges, rl_layout, sampling_gpus
 
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
 METHODS = ("grpo-t", "fgrpo")
@@ -32,59 +31,6 @@ PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
     ("data", "data_curation.run", "base"),
     ("mcts", "mcts.run", "teacher"),
 )
-
-
-def gpus_of(serving: Serving) -> int:
-    """GPUs of a server of this kind."""
-    return serving.tensor_parallel * serving.data_parallel
-
-
-def is_served(judge: Judge) -> bool:
-    """Whether this judge runs on our own server (not the oracle, not an external API)."""
-    return judge.backend == "openai" and any(addresses.is_pattern(entry) for entry in judge.endpoints)
-
-
-def rl_layout(config: Config) -> dict[str, int]:
-    """Machines of the RL job, and the GPUs of judge and rollouts; 0 GPUs mean nothing to serve.
-
-    Raises:
-        UserError: judge and rollouts do not fit on one machine.
-    """
-    machine, train = config.cluster.gpus, config.launch.rl_processes
-    judge = gpus_of(config.serve.judge) if is_served(config.judges.training) else 0
-    one = config.serve.rollouts.tensor_parallel if config.rl.rollout_engine == "vllm-server" else 0
-    beside = config.launch.machines == 1 and train + judge + one <= machine
-    nodes = config.launch.machines + (0 if beside or not judge + one else 1)
-    first = train if beside else 0
-    if first + judge + one > machine:
-        raise UserError(
-            f"the judge ({judge} GPUs) and the rollouts ({one}) do not fit on a machine of {machine} GPUs; lower "
-            "serve.judge.tensor_parallel or serve.rollouts.tensor_parallel, or set cluster.gpus"
-        )
-    if train > machine:
-        raise UserError(f"launch.rl_processes is {train} and a machine has {machine} GPUs (cluster.gpus)")
-    copies = (machine - first - judge) // one if one else 0
-    return {
-        "machines": config.launch.machines,
-        "nodes": nodes,
-        "processes": train,
-        "job_gpus": max(machine if nodes > config.launch.machines else 0, first + judge + one * copies, train),
-        "judge_first": first,
-        "judge_gpus": judge,
-        "rollout_first": first + judge,
-        "rollout_gpus": one * copies,
-        "rollout_copies": copies,
-    }
-
-
-def checkpoints(config: Config, root: str | Path) -> dict[str, str]:
-    """The checkpoint to serve per evaluated model; "" for a model with its own endpoint."""
-    out = {}
-    for name in config.eval.models:
-        spec = models.load(name)
-        path = models.render(spec.path, run=str(runs.folder(config, "", root)), base=config.models.base)
-        out[name] = "" if spec.engine.endpoints else path
-    return out
 
 
 def scripts(
@@ -123,7 +69,7 @@ def scripts(
             "module": importable(module),
             "role": role,
             "hours": cluster.hours[stage],
-            "gpus": _sampling_gpus(config, role),
+            "gpus": sampling_gpus(config, role),
         }
         count = getattr(cluster.shards, stage)
         out[f"{stage}.sbatch"] = render("items.sbatch", stage=stage, merge=False, shards=count, **common_values)
@@ -138,26 +84,10 @@ def scripts(
     return out
 
 
-def _sampling_gpus(config: Config, role: str) -> int:
-    """GPUs of a sampling job: those of its server, or of its in-process engine."""
-    wanted = gpus_of(getattr(config.serve, role)) if config.engine.kind == "openai" else config.engine.tensor_parallel
-    if wanted > config.cluster.gpus:
-        raise UserError(
-            f"serving the {role} takes {wanted} GPUs and a machine has {config.cluster.gpus} (cluster.gpus); "
-            f"lower serve.{role}.tensor_parallel or data_parallel"
-        )
-    return wanted
-
-
 def _evaluation(config: Config, root: str | Path, render: Any) -> dict[str, str]:
-    model = _sampling_gpus(config, "model")
-    first, judges = model, []
-    for role, key in (("judge", "evaluation"), ("extractor", "extraction")):
-        judge: Judge = getattr(config.judges, key)
-        if is_served(judge):
-            count = gpus_of(getattr(config.serve, role))
-            judges.append((role, key, judge.model, first, count))
-            first += count
+    model = sampling_gpus(config, "model")
+    judges = evaluation_judges(config, model)
+    last = model + sum(count for *_, count in judges)
     values = {
         "hours": config.cluster.hours["eval"],
         "models": checkpoints(config, root),
@@ -167,7 +97,7 @@ def _evaluation(config: Config, root: str | Path, render: Any) -> dict[str, str]
     }
     return {
         "eval.sbatch": render("eval.sbatch", stage="eval", merge=False, gpus=model, **values),
-        "eval-merge.sbatch": render("eval.sbatch", stage="eval-merge", merge=True, gpus=first, **values),
+        "eval-merge.sbatch": render("eval.sbatch", stage="eval-merge", merge=True, gpus=last, **values),
     }
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS, image_size, image_tokens
 from fgrpo.policy import backbone
 from fgrpo.schema import Config
-from fgrpo.training import distributed
+from fgrpo.training import distributed, peak
 from fgrpo.types import FRAMES, Box, Sample
 from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
@@ -231,31 +230,25 @@ def check_peak(trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], 
     Raises:
         UserError: it does not fit into the memory of the device.
     """
-    device = trainer.accelerator.device
-    is_cuda = device.type == "cuda"
     whole = not trainer.is_deepspeed_enabled
-    began = time.perf_counter()
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    probe = Probe(trainer)
-    try:
+
+    def run() -> int:
+        probe = Probe(trainer)
         batch = probe.longest(rows, response)
-        tokens = int(batch["prompt_mask"].sum(dim=1).max()) + response
         if whole:
             probe.update(batch)
         else:
             probe.logprobs(batch)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"a pass over the largest prompts with responses of {response} tokens does not fit into the device's memory "
-            f"({str(error).splitlines()[0]}); lower rl.micro_batch or rl.max_prompt_length, or shard over more GPUs"
-        ) from error
-    passes = "forward and backward" if whole else "forward"
-    memory = f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB at most" if is_cuda else ""
-    del batch
-    if is_cuda:
-        torch.cuda.empty_cache()
-    return f"largest rows: up to {tokens:,} tokens, {passes} in {time.perf_counter() - began:.1f} s{memory}"
+        return int(batch["prompt_mask"].sum(dim=1).max()) + response
+
+    return peak.measured(
+        trainer.accelerator.device,
+        run,
+        "largest rows",
+        "forward and backward" if whole else "forward",
+        f"a pass over the largest prompts with responses of {response} tokens",
+        "lower rl.micro_batch, rl.max_prompt_length or policy.pixels.max, or shard over more GPUs",
+    )
 
 
 class Preflight(TrainerCallback):
@@ -310,8 +303,7 @@ def probe_rows(dataset: Any) -> list[dict[str, Any]]:
 def largest_rows(dataset: Any, pixels: boxes.PixelBounds, count: int) -> list[dict[str, Any]]:
     """The `count` rows of the training data whose prompts are likely the longest, by image tokens and characters."""
     samples = [Sample.from_dict(json.loads(text)) for text in dataset.with_format(None)[:]["sample"]]
-    by_tokens = sorted(range(len(samples)), key=lambda i: _likely_tokens(samples[i], pixels), reverse=True)
-    return [dataset[i] for i in by_tokens[:count]]
+    return [dataset[i] for i in peak.largest([_likely_tokens(sample, pixels) for sample in samples], count)]
 
 
 def _likely_tokens(sample: Sample, pixels: boxes.PixelBounds) -> float:

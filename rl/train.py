@@ -1,6 +1,6 @@
 """The RL stage: GRPO-T, FGRPO and the other rows of Tables 2 and 3, from one SFT checkpoint (Section 3.3, Tables 5 and 6).
 
-Reads runs/<preset>/data/rl.jsonl and runs/<preset>/sft/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
+Reads runs/<preset>/data/rl.jsonl and runs/<preset>/<rl.start>/final; writes runs/<preset>/rl-<method>/{metrics.jsonl, rollouts/,
 checkpoints/, final/}. A killed run resumes from its last complete checkpoint: `python -m rl.train --preset mini --method fgrpo`.
 Differs from the paper only where docs/deviations.md says so. Configuration alone selects the row of the tables.
 """
@@ -60,7 +60,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     """
     is_main = distributed.rank() == 0
     questions = runs.require(runs.folder(cfg, "data", root) / "rl.jsonl", "data", check=is_main)
-    policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft", check=is_main)
+    policy = runs.require(runs.folder(cfg, cfg.rl.start, root) / "final", cfg.rl.start, check=is_main)
     stage, inputs = f"rl-{cfg.method}", [questions, policy]
     if not runs.is_done(cfg, stage, root, inputs):
         check_configuration(cfg)  # before a folder of another configuration is moved aside
@@ -112,7 +112,8 @@ def build_trainer(
 ) -> tuple[FaithfulGRPOTrainer, LoggingCallback]:
     """The trainer of one method, ready to train, and its logging callback."""
     rl = cfg.rl
-    dual, pixels = make_dual(cfg), model_files.pixel_bounds(policy)  # cheap checks before slow loading
+    # cheap checks before slow loading
+    dual, pixels = make_dual(cfg), model_files.carried_bounds(policy, cfg.policy.pixels)
     scorer = make_scorer(cfg, pixels, run.path)
     distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())

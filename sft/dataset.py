@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to
 
 @dataclass(frozen=True)
 class Row:
-    """One trace: the user's text, the assistant's text, and the image paths in order."""
+    """One trace: the user's text, the assistant's text, and the image paths in order; `fitting` counts its tokens."""
 
     id: str
     sample_id: str
     prompt: str
     completion: str
     images: tuple[str, ...]
+    tokens: int = field(default=0, compare=False)
+    image_tokens: int = field(default=0, compare=False)
 
 
 def read_rows(path: str | Path, dropped: Counter[str], kinds: Collection[str] = ()) -> list[Row]:
@@ -113,10 +115,11 @@ def fitting(
         except IMAGE_ERRORS:
             dropped["image cannot be read"] += 1
             continue
-        if count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS > limit:
+        tokens = count_tokens(row.prompt) + count_tokens(row.completion) + image_token_count + TEMPLATE_TOKENS
+        if tokens > limit:
             dropped["longer than sft.max_length"] += 1
         else:
-            fitting_rows.append(row)
+            fitting_rows.append(replace(row, tokens=tokens, image_tokens=image_token_count))
     if not fitting_rows:
         raise UserError(f"no trace fits in sft.max_length = {limit} tokens. Raise sft.max_length")
     return fitting_rows
@@ -169,13 +172,18 @@ def _unit(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows in chat form; images are decoded when a row is read."""
+def to_dataset(rows: Sequence[Row], columns: Mapping[str, Sequence[str]] | None = None) -> Dataset:
+    """Rows in chat form; images are decoded when a row is read.
+
+    Args:
+        columns: further ones, by name.
+    """
     table = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": r.prompt}] for r in rows],
             "completion": [[{"role": "assistant", "content": r.completion}] for r in rows],
             "images": [list(r.images) for r in rows],
+            **{name: list(values) for name, values in (columns or {}).items()},
         }
     )
     return table.with_transform(with_images)

@@ -26,7 +26,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         *("fgrpo", "fgrpo.config", "fgrpo.inference", "fgrpo.inference.serve", "fgrpo.training.launch"),
         *("data_curation.run", "eval.figures", "eval.run", "eval.tables", "mcts.run", "miniworld.write.__main__"),
         *("judges", "mcts.linearize", "mcts.search", "miniworld.oracle", "rewards.task"),
-        *("ops.doctor", "ops.lab.__main__", "ops.plan", "ops.slurm"),
+        *("ops.doctor", "ops.lab.__main__", "ops.paper.__main__", "ops.plan", "ops.slurm"),
     ],
 )
 def test_imports_without_torch(module: str) -> None:

@@ -214,7 +214,9 @@ async def _score(
     total: int,
 ) -> list[EvalRecord]:
     book = miniworld_truth.book(config.data.root)
-    scorer = score.Scorer(spec, source.name, judge_set, book, config.rl.box_normaliser, pixel_bounds(spec.path))
+    scorer = score.Scorer(
+        spec, source.name, judge_set, book, config.rl.box_normaliser, pixel_bounds(spec.path, spec.pixels)
+    )
     paired = [name for name in dict.fromkeys(s.source for s in samples.values()) if base.is_paired(name)]
     await judge_set.check_all()
     return await scored_answers.score(folder, scorer, samples, paired, config, total)

@@ -193,7 +193,7 @@ def _pixels(folder: Path, config: schema.Config) -> PixelBounds:
             return PixelBounds(int(least), int(most), int(factor))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{record} is broken ({error!r}); rerun `make eval` for this model") from error
-    return pixel_bounds(config.models.base)
+    return pixel_bounds(config.models.base, config.policy.pixels)
 
 
 def _rate_now(

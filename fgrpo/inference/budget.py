@@ -17,6 +17,7 @@ from fgrpo.errors import UserError
 from fgrpo.resume import LEDGER as LEDGER
 
 MILLION = 1_000_000
+_CHARACTERS_PER_TOKEN, _TOKENS_PER_IMAGE = 3, 1200  # of what is reserved before a reply gives its usage
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,8 @@ def _short(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{mark}"
     return str(count)
+
+
+def estimate(text: str, images: int, completion: int) -> tuple[int, int]:
+    """Tokens that a request will read, roughly, and write, at most: its reservation until the reply gives its usage."""
+    return len(text) // _CHARACTERS_PER_TOKEN + images * _TOKENS_PER_IMAGE, completion

@@ -41,7 +41,6 @@ from fgrpo.inference.size_limit import allow
 
 Read = Callable[[bytes], Reply]  # raises BadReply
 Body = Callable[[Endpoint], Awaitable[dict[str, Any]]]  # the JSON body of a request to this endpoint
-_CHARACTERS_PER_TOKEN, _TOKENS_PER_IMAGE = 3, 1200  # of what is reserved before a reply gives its usage
 _LOOK_S = 0.25  # seconds between two looks for an endpoint that is up again
 _LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be read is read again
 _NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
@@ -108,7 +107,7 @@ class Client:
 
         Args:
             body: called before each attempt; what it raises ends the request.
-            reserved: (prompt, completion) tokens to set apart until the reply gives its usage (`estimate`).
+            reserved: (prompt, completion) tokens to set apart until the reply gives its usage (`fgrpo.inference.budget.estimate`).
             n: continuations that the body requests; the reply holds those that are usable, at least one.
             takes_blank: whether blanks alone are a text (`read_reply`).
 
@@ -379,11 +378,6 @@ class Client:
             if error.status_code in _NO_LIST:
                 raise BadReply(NO_COMPLETION, f"no list of models: HTTP {error.status_code}") from None
             raise
-
-
-def estimate(text: str, images: int, completion: int) -> tuple[int, int]:
-    """Tokens that a request will read, roughly, and write, at most: its reservation until the reply gives its usage."""
-    return len(text) // _CHARACTERS_PER_TOKEN + images * _TOKENS_PER_IMAGE, completion
 
 
 def _has_answered(loop: _LoopState) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import data_url
 from fgrpo.inference import addresses
@@ -35,8 +36,8 @@ from fgrpo.inference.base import (
     check,
     describe,
 )
-from fgrpo.inference.budget import UsageMeter
-from fgrpo.inference.client import Client, estimate
+from fgrpo.inference.budget import UsageMeter, estimate
+from fgrpo.inference.client import Client
 from fgrpo.inference.clock import SYSTEM, Clock
 from fgrpo.inference.connection import ServedModel
 from fgrpo.inference.endpoint import FIRST_PATIENCE_S, Endpoint, Limits
@@ -44,6 +45,7 @@ from fgrpo.inference.failures import Failure, RequestFailed
 from fgrpo.inference.parameters import fitted
 from fgrpo.inference.replies import Choice, Reply
 from fgrpo.policy import tokens
+from fgrpo.policy.model_files import processor_arguments
 from fgrpo.response import with_trace
 
 _EQUAL_ROUNDS = 3  # a request of which a choice has no text is sent again as it is, then for the missing choices alone
@@ -67,6 +69,7 @@ class OpenAISampler:
         model: the served model's name.
         tokenizer: folder or hub name of its tokenizer, from which the forbidden tokens are read; None forbids none.
         forbidden: ids to forbid instead of reading `tokenizer`.
+        pixels: bounds of a resized image, in place of those of the served processor; None leaves it its own.
         concurrency: requests in flight, over all endpoints.
         leave_out: parameters that the server does not take (`fgrpo.inference.parameters.fitted`).
         key_variable: environment variable of the endpoints' API key (`fgrpo.inference.connection.variable_for`).
@@ -88,6 +91,7 @@ class OpenAISampler:
         *,
         tokenizer: str | None = None,
         forbidden: Sequence[int] | None = None,
+        pixels: PixelBounds | None = None,
         concurrency: int = 64,
         leave_out: Sequence[str] = (),
         key_variable: str | None = None,
@@ -107,6 +111,7 @@ class OpenAISampler:
         self.model, self.tokenizer, self._leave_out = model, tokenizer, frozenset(leave_out)
         self.meter = UsageMeter(name=model) if meter is None else meter
         self._forbidden = None if forbidden is None else tuple(forbidden)
+        self._pixels = None if pixels is None else processor_arguments(pixels)
         self._untrained: frozenset[int] = frozenset()
         self._reading_tokenizer = threading.Lock()
         limits = Limits(
@@ -194,12 +199,19 @@ class OpenAISampler:
                 raise SamplingError(
                     f"{describe(request)}: only a vLLM server can continue from the prefix {request.prefix!r}"
                 )
+            if self._pixels is not None and request.images:
+                raise SamplingError(
+                    f"{describe(request)}: only a vLLM server can be told the bounds of an image ({self._pixels}); unset pixels "
+                    "(policy.pixels, or of the model's file), or serve the model with vLLM"
+                )
             changed = {name: value for name, value in body.items() if DEFAULTS.get(name) != value}
             return fitted(changed, self._leave_out)
         body |= {**NEUTRAL, "include_stop_str_in_output": True, "return_token_ids": True, "logprobs": True}
         if request.prefix:
             messages.append({"role": "assistant", "content": request.prefix})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
+        if self._pixels is not None and request.images:
+            body["mm_processor_kwargs"] = self._pixels
         if self._forbidden is None:
             await asyncio.to_thread(self._read_forbidden)
         if self._forbidden:

@@ -62,7 +62,7 @@ class Order:
 
 
 def model_of(config: Config, role: str, model: str | None = None, root: str | Path = "runs") -> str:
-    """The model of a role in the preset (rollouts: the result of SFT).
+    """The model of a role in the preset (rollouts: the model that RL starts from).
 
     Raises:
         UserError: an unknown role, a judge that is no served model (the oracle, OpenAI's own), or no model named.
@@ -74,7 +74,7 @@ def model_of(config: Config, role: str, model: str | None = None, root: str | Pa
             )
         return model
     if role == "rollouts":
-        return model or str(runs.require(runs.folder(config, "sft", root) / "final", "sft"))
+        return model or str(runs.require(runs.folder(config, config.rl.start, root) / "final", config.rl.start))
     if role in ("teacher", "base"):
         return model or str(getattr(config.models, role))
     judge: Judge = config.judges.training if role == "judge" else config.judges.extraction
@@ -113,6 +113,21 @@ def judge_flags(config: Config, role: str) -> tuple[str, ...]:
     return (*COMPACT_JSON, "--allowed-local-media-path", str(Path(config.data.root).resolve()))
 
 
+def pixel_flags(config: Config, role: str, model: str) -> tuple[str, ...]:
+    """The bounds of images, where `policy.pixels` sets them: of the base model, which has others of its own, and of the rollouts.
+
+    A checkpoint's processor carries them, and requests of evaluation name them. The teacher and judges keep their own.
+
+    Raises:
+        UserError: the policy to sample from was trained with other bounds.
+    """
+    asked = config.policy.pixels
+    if role not in ("base", "rollouts") or not asked.is_set:
+        return ()
+    bounds = (model_files.carried_bounds if role == "rollouts" else model_files.pixel_bounds)(model, asked)
+    return ("--mm-processor-kwargs", json.dumps(model_files.processor_arguments(bounds)))
+
+
 def tokenizer_flags(model: str, folder: Path) -> tuple[str, ...]:
     """The server's own tokenizer, in `folder`, where tags of the answer format are untrained tokens of the model's (Qwen3-VL)."""
     plain = plain_tags.plain_copy(model, folder)
@@ -143,6 +158,7 @@ def order(
     if any(flag.split("=")[0] in ("--max-model-len", "--hf-overrides") for flag in extra):
         context = []
     special = ROLLOUT_FLAGS if role == "rollouts" else judge_flags(config, role)
+    special = (*special, *pixel_flags(config, role, name))
     if role in POLICIES:
         special = (*special, *tokenizer_flags(name, runs.folder(config, "serve", root) / f"tokenizer-{role}"))
     environment = ROLLOUT_ENVIRONMENT if role == "rollouts" else {}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
 from fgrpo.inference.base import Completion, Request, SamplingError, UnusableImage, check, describe
@@ -70,10 +71,21 @@ class TransformersSampler:
 
     @classmethod
     def load(
-        cls, path: str | Path, dtype: str = "float32", batch_size: int = 160, *, context_length: int | None = None
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        batch_size: int = 160,
+        *,
+        context_length: int | None = None,
+        pixels: PixelBounds | None = None,
     ) -> TransformersSampler:
-        """A sampler over the model saved at `path`, on a GPU if there is one; `context_length` as in `schema.Engine`."""
-        model, processor = loading.load_policy(path, dtype)
+        """A sampler over the model saved at `path`, on a GPU if there is one.
+
+        Args:
+            context_length: as in `schema.Engine`.
+            pixels: as in `fgrpo.policy.loading.load_processor`.
+        """
+        model, processor = loading.load_policy(path, dtype, bounds=pixels)
         model.to(device=torch.device(loading.device()))
         return cls(model, processor, batch_size, context_length=context_length)
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import open_for_model
 from fgrpo.inference.base import FORBIDDEN_BIAS, Completion, Request, SamplingError, UnusableImage, check, describe
@@ -48,6 +49,7 @@ class VLLMSampler:
         context_length: int | None = None,
         memory: float = 0.9,
         tensor_parallel: int = 1,
+        pixels: PixelBounds | None = None,
     ) -> VLLMSampler:
         """An engine over the model at `path`; waits until it is ready.
 
@@ -57,6 +59,7 @@ class VLLMSampler:
             context_length: tokens of prompt and reply at most; the model's own limit if that is smaller, or with None.
             memory: share of the GPU's memory that the engine may take.
             tensor_parallel: GPUs that share one copy of the model.
+            pixels: bounds of a resized image, in place of the processor's own.
 
         Raises:
             UserError: no vLLM in this interpreter, an unknown model family, or an engine that does not start (for lack of
@@ -84,6 +87,8 @@ class VLLMSampler:
             "tensor_parallel_size": tensor_parallel,
             "disable_log_stats": True,
         }
+        if pixels is not None:
+            arguments["mm_processor_kwargs"] = model_files.processor_arguments(pixels)
         if loading.device() == "cpu":
             arguments |= CPU_ARGUMENTS
             for name, value in CPU_ENVIRONMENT.items():

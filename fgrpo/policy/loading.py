@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fgrpo import box_forms
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone, model_files, plain_tags, tokens, torchvision_shim
 from fgrpo.policy.backbone import Backbone
@@ -44,13 +45,16 @@ def ensure_torchvision() -> None:
 ensure_torchvision()
 
 
-def load_policy(path: str | Path, dtype: str = "float32", attention: str = "sdpa") -> tuple[Any, Any]:
+def load_policy(
+    path: str | Path, dtype: str = "float32", attention: str = "sdpa", bounds: PixelBounds | None = None
+) -> tuple[Any, Any]:
     """The model in evaluation mode, and its processor (which pads on the left).
 
     Args:
         path: a saved folder, or a hub name.
         dtype: a key of `DTYPES`.
         attention: "sdpa", "eager" or "flash_attention_2" (sdpa replaces it where it is not installed).
+        bounds: as `load_processor`.
 
     Raises:
         UserError: no such model, an unknown family, a broken configuration, or weights that do not fit it.
@@ -73,7 +77,7 @@ def load_policy(path: str | Path, dtype: str = "float32", attention: str = "sdpa
             f"{path} lacks {len(missing)} of the weights that its config.json describes ({missing[0]}, …); "
             "save or download it again"
         )
-    return model.eval(), load_processor(path)
+    return model.eval(), load_processor(path, bounds)
 
 
 @cache
@@ -103,8 +107,11 @@ def text_vocabulary(path: str | Path) -> int:
     return int(AutoConfig.from_pretrained(str(path)).get_text_config().vocab_size)
 
 
-def load_processor(path: str | Path) -> Any:
+def load_processor(path: str | Path, bounds: PixelBounds | None = None) -> Any:
     """The processor of a saved model, padding on the left, with the tags of the format as plain text (`plain_tags`).
+
+    Args:
+        bounds: of a resized image, in place of its own; a processor that is saved carries them.
 
     Raises:
         UserError: the folder has none, or a broken one.
@@ -122,6 +129,9 @@ def load_processor(path: str | Path) -> Any:
             f"{path} has a tokenizer but no image processor; copy the base model's preprocessor_config.json"
         )
     processor.tokenizer.padding_side = "left"
+    if bounds is not None:
+        extent = {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels}
+        processor.image_processor.size = type(processor.image_processor.size)(**extent)
     untrained = tokens.untrained_tags(_family(path), str(processor.chat_template or ""))
     plain_tags.make_plain(processor.tokenizer, str(path), untrained)
     return processor

@@ -10,6 +10,7 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 from fgrpo.policy.backbone import Backbone
+from fgrpo.schema_base import Pixels
 
 
 def config_of(path: str | Path) -> dict[str, Any]:
@@ -75,6 +76,11 @@ def backbone_of(path: str | Path) -> Backbone:
     return backbone.lookup(check_policy(path).get("model_type"), str(path))
 
 
+def is_here(model: str | Path) -> bool:
+    """Whether a model is a saved folder, or is in the hub's cache."""
+    return _local_file(model, "config.json") is not None
+
+
 def positions(config: dict[str, Any]) -> int | None:
     """Tokens that the model's position embeddings reach (`max_position_embeddings`), None if it does not say."""
     value = config.get("text_config", config).get("max_position_embeddings", config.get("max_position_embeddings"))
@@ -86,17 +92,69 @@ def sees(config: dict[str, Any]) -> bool:
     return "vision_config" in config
 
 
-def pixel_bounds(model: str | Path) -> PixelBounds:
-    """How `model`'s processor resizes images.
+def pixel_bounds(model: str | Path, asked: Pixels | None = None) -> PixelBounds:
+    """How images are resized for `model`: the bounds of its processor, with those of `asked` in their place.
 
     Args:
         model: a saved folder, or a name. For a name, the files in the hub's cache count; a model without a processor file
             there (one that is only served) has the published bounds of its family. Without a readable config.json, the
             family is the default one (loading reports a broken file).
+        asked: the configuration's `policy.pixels`, or the `pixels` of an evaluated model.
 
     Raises:
-        UserError: the folder has no processor file, or a broken one.
+        UserError: the folder has no processor file, or a broken one; or the bounds are no range of whole image tokens.
     """
+    own = _own_bounds(model)
+    if asked is None or not asked.is_set:
+        return own
+    least = own.min_pixels if asked.min is None else asked.min
+    most = own.max_pixels if asked.max is None else asked.max
+    cell = own.factor**2
+    for name, value in (("min", asked.min), ("max", asked.max)):
+        if value is not None and value < cell:
+            raise UserError(
+                f"pixels.{name} is {value:,}, less than one image token of {model}, which has {own.factor} x {own.factor} = {cell:,} pixels"
+            )
+    if least > most:
+        raise UserError(
+            f"pixels: the least of {least:,} is more than the most of {most:,} (the processor of {model} has "
+            f"{own.min_pixels:,} to {own.max_pixels:,}); set both pixels.min and pixels.max"
+        )
+    return PixelBounds(least, most, own.factor)
+
+
+def carried_bounds(checkpoint: str | Path, asked: Pixels) -> PixelBounds:
+    """How images are resized for a checkpoint of SFT or RL, whose processor carries the bounds that it was trained with.
+
+    Args:
+        asked: the configuration's `policy.pixels`.
+
+    Raises:
+        UserError: as `pixel_bounds`, or it was trained with other bounds than those of `asked`.
+    """
+    own = _own_bounds(checkpoint)
+    pairs = (("min", asked.min, own.min_pixels), ("max", asked.max, own.max_pixels))
+    wrong = next((pair for pair in pairs if pair[1] is not None and pair[1] != pair[2]), None)
+    if wrong is not None:
+        name, wanted, carried = wrong
+        raise UserError(
+            f"policy.pixels.{name} is {wanted:,}, and {checkpoint} was trained with {carried:,} (its processor's file); "
+            f"set policy.pixels.{name}={carried} or null, or run `make sft` again under a new RUNS folder"
+        )
+    return own
+
+
+def asked_bounds(model: str | Path, asked: Pixels) -> PixelBounds | None:
+    """`pixel_bounds` if `asked` sets one of them; None = the processor's own. Raises as `pixel_bounds`."""
+    return pixel_bounds(model, asked) if asked.is_set else None
+
+
+def processor_arguments(bounds: PixelBounds) -> dict[str, int]:
+    """Bounds as the arguments of a processor, and of vLLM (`mm_processor_kwargs`)."""
+    return {"min_pixels": bounds.min_pixels, "max_pixels": bounds.max_pixels}
+
+
+def _own_bounds(model: str | Path) -> PixelBounds:
     family = assumed_family(model)
     for name in family.processor_files:
         file = _local_file(model, name)

@@ -6,10 +6,7 @@ One start of two processes does all of it, since most of a start is imports; the
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from fgrpo.policy import loading
 from fgrpo.training import checkpoints
 from sft import train as sft_train
 from tests.distributed import worker
-from tests.distributed.conftest import GENEROUS, MEASURED, ROOT, Small
+from tests.distributed.conftest import MEASURED, Small, in_two_processes
 
 pytestmark = pytest.mark.slow
 ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
@@ -80,20 +77,7 @@ def ran(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the two processes have left what each saw, as <name>.<rank>.json."""
     folder = tmp_path_factory.mktemp("two")
     todo = [{**job, "root": str(small.root(job["name"]))} for job in jobs(small)]
-    (folder / "jobs.json").write_text(json.dumps({"jobs": todo, "texts": small.texts}))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, *torchrun, "-m", "tests.distributed.worker", str(folder / "jobs.json")],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            cwd=ROOT,
-            timeout=GENEROUS,
-            check=False,
-        )
-    assert done.returncode == 0, (folder / "log").read_text()[-6000:]
+    in_two_processes(folder, todo, small.texts)
     return folder
 
 

@@ -29,7 +29,7 @@ PAID = {"scores.jsonl": '{"id": "a"}\n', "verdicts.jsonl": '{"id": "b"}\n'}
 
 @pytest.fixture(autouse=True)
 def _bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "pixel_bounds", lambda model: PixelBounds(784, 12544, 28))
+    monkeypatch.setattr(models, "bounds", lambda spec, path, config: PixelBounds(784, 12544, 28))
 
 
 def settled(root: Path, *overrides: str) -> dict[str, str]:

@@ -98,7 +98,7 @@ def test_an_unknown_scheduler_is_named_before_anything_is_loaded() -> None:
 
 
 def test_sft_runs_again_when_its_validation_share_changes() -> None:
-    assert changed("data.validation_share=0.5") == {"data", "sft"}
+    assert changed("data.validation_share=0.5") == {"data", "sft", "anchor"}
 
 
 def test_stage_slices_cover_run_folder_names() -> None:

@@ -16,7 +16,7 @@ import yaml
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference.vllm_server import Server, free_port
-from ops import doctor
+from ops import doctor, packages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,24 +54,24 @@ def test_every_interpreter_of_the_environment_has_the_hook() -> None:
 def names(path: Path) -> list[str]:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "-c core.txt", "pip reads the versions from core.txt"
-    return [doctor.plain(line) for line in lines if not line.startswith("-c ")]
+    return [packages.plain(line) for line in lines if not line.startswith("-c ")]
 
 
 def test_a_version_stands_in_one_place() -> None:
-    texts = [(ROOT / "requirements" / name).read_text() for name in doctor.VERSIONS]
+    texts = [(ROOT / "requirements" / name).read_text() for name in packages.VERSIONS]
     lines = [line for text in texts for line in text.splitlines() if line[0] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines), (
         "no address, nothing of a machine"
     )
-    held = [doctor.plain(line.split("==")[0]) for line in lines]
+    held = [packages.plain(line.split("==")[0]) for line in lines]
     assert len(held) == len(set(held))
     for path in (ROOT / "requirements").glob("*.txt"):
-        if path.name not in doctor.VERSIONS:
+        if path.name not in packages.VERSIONS:
             assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names(path)), f"{path} holds names"
             assert set(names(path)) <= set(held)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [entry for part in (project["dependencies"], *project["optional-dependencies"].values()) for entry in part]
-    core = doctor.pins(ROOT / "requirements" / "core.txt")
+    core = packages.pins(ROOT / "requirements" / "core.txt")
     bounded = {entry.partition("~=")[0]: entry for entry in wanted if not re.fullmatch(r"[A-Za-z0-9._-]+", entry)}
     assert set(bounded) == {"transformers", "trl"}, "only libraries whose methods we override have bounds"
     for name, entry in bounded.items():
@@ -89,19 +89,19 @@ def test_the_sets_hold_what_the_project_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     parts = [*project["dependencies"], *extras["dev"], *extras["eval"], *extras["stages"]]
-    wanted = {doctor.plain(entry.partition("~=")[0]) for entry in parts}
+    wanted = {packages.plain(entry.partition("~=")[0]) for entry in parts}
     cpu, gpu, vllm_cpu = (set(names(ROOT / "requirements" / f"{name}.txt")) for name in ("cpu", "gpu", "vllm-cpu"))
     assert wanted <= cpu
     assert wanted | {"vllm", "peft", "deepspeed"} <= gpu
     assert not {"torchaudio", "torchcodec", "triton"} & vllm_cpu
-    core, rest = (doctor.pins(ROOT / "requirements" / name) for name in doctor.VERSIONS)
+    core, rest = (packages.pins(ROOT / "requirements" / name) for name in packages.VERSIONS)
     assert core["vllm"] == rest["vllm-cpu"]
-    assert doctor.pins(ROOT / "requirements" / "gpu.txt") == core, "core.txt holds exactly what gpu.txt pins"
+    assert packages.pins(ROOT / "requirements" / "gpu.txt") == core, "core.txt holds exactly what gpu.txt pins"
 
 
 def test_doctor_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     have = importlib.metadata.version("transformers")
-    findings = list(doctor.versions({"transformers": have, "trl": "0.0.1", "pytest": "0.1", "nosuch": "1"}, "pins"))
+    findings = list(packages.versions({"transformers": have, "trl": "0.0.1", "pytest": "0.1", "nosuch": "1"}, "pins"))
     states = {(f.state, f.what.split(" ")[0]) for f in findings}
     assert ("fail", "trl") in states
     assert not any("transformers" in f.what for f in findings)

@@ -19,7 +19,7 @@ from fgrpo.config import load
 from fgrpo.hardware import Gpu
 from fgrpo.inference import addresses
 from fgrpo.inference.addresses import Address
-from ops import connectivity, doctor, memory_estimate, plan
+from ops import connectivity, doctor, memory_estimate, packages, plan
 from ops.connectivity import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,16 +72,16 @@ def test_gpus_are_those_of_the_driver_and_of_cuda_visible_devices(machine, monke
 
 def test_a_cpu_build_beside_gpus_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(2)
-    monkeypatch.setattr(doctor, "torch_build", lambda: None)
-    (line,) = failures(doctor.devices())
+    monkeypatch.setattr(packages, "torch_build", lambda: None)
+    (line,) = failures(packages.devices())
     assert "2 GPUs, but torch is a CPU build" in line
     assert "requirements/gpu.txt" in line
 
 
 def test_an_old_driver_fails(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(1, "12.4")
-    monkeypatch.setattr(doctor, "torch_build", lambda: "13.0")
-    (line,) = failures(doctor.devices())
+    monkeypatch.setattr(packages, "torch_build", lambda: "13.0")
+    (line,) = failures(packages.devices())
     assert "built for CUDA 13.0, the driver supports 12.4" in line
 
 
@@ -90,8 +90,8 @@ def test_a_compiler_of_another_cuda_is_said(tmp_path: Path, machine, monkeypatch
     (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
     (tmp_path / "nvcc").chmod(0o755)
     for build, states in (("13.0", ["warn"]), ("12.8", ["ok"]), (None, [])):
-        monkeypatch.setattr(doctor, "torch_build", lambda build=build: build)
-        assert [f.state for f in doctor.compiler()] == states
+        monkeypatch.setattr(packages, "torch_build", lambda build=build: build)
+        assert [f.state for f in packages.compiler()] == states
 
 
 def test_too_few_gpus_for_the_preset(machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,17 +123,17 @@ def test_too_small_gpus_for_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_vllm_fails_only_where_rollouts_need_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    monkeypatch.setattr(packages, "installed", lambda name: None)
     pins = tmp_path / "requirements"
     pins.mkdir()
     for name in ("gpu.txt", "core.txt", "rest.txt"):
         (pins / name).write_text((ROOT / "requirements" / name).read_text())
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
-    (line,) = failures(doctor.vllm(load("paper-7b")))
+    monkeypatch.setattr(packages, "ROOT", tmp_path)
+    (line,) = failures(packages.vllm(load("paper-7b")))
     assert "no vLLM, and rl.rollout_engine is vllm-server" in line
-    assert failures(doctor.vllm(load("mini"))) == []
-    monkeypatch.setattr(doctor, "installed", lambda name: "0.22.0")
-    (line,) = failures(doctor.vllm(load("paper-7b")))
+    assert failures(packages.vllm(load("mini"))) == []
+    monkeypatch.setattr(packages, "installed", lambda name: "0.22.0")
+    (line,) = failures(packages.vllm(load("paper-7b")))
     assert "vLLM 0.22.0, pinned 0." in line
 
 

@@ -34,7 +34,7 @@ REQUIRED = {
     "external": ["NAME=x", "SAMPLES=x"],
     "judge-rescore": ["RUN=x", "JUDGE=x"],
 }  # what a bare mention leaves out
-STAGES = {"sft.train", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
+STAGES = {"sft.train", "sft.anchor", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
 BY_HAND = {
     "clean-checkpoints": "deletes; tests/ops/test_clean_checkpoints.py runs it on a folder of its own",
@@ -61,6 +61,7 @@ EXECUTED = {
         "data",
         "mcts",
         "sft",
+        "anchor",
         "eval",
         "tables",
         "figures",
@@ -76,6 +77,7 @@ EXECUTED = {
         "plan",
         "doctor",
         "slurm",
+        "paper",
         "help",
         "check",
         "test",

@@ -20,7 +20,8 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 def modules(*words: str) -> list[str]:
     """The modules that `make <words>` would run, in order."""
     done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    return re.findall(r"-m (?:fgrpo\.training\.launch )?([\w.]+)", done.stdout)
+    found = re.findall(r"-m (?:fgrpo\.training\.launch )?([\w.]+)", done.stdout)
+    return [module for module in found if module != "ops.gpu_memory"]  # `test_training_checks_the_gpus_first`
 
 
 def test_every_target_is_phony() -> None:
@@ -45,6 +46,15 @@ def test_a_preset_without_a_world_writes_none() -> None:
     assert modules("sft", "PRESET=paper-7b") == ["data_curation.run", "mcts.run", "sft.train"]
 
 
+def test_training_checks_the_gpus_first() -> None:
+    done = subprocess.run(["make", "-n", "rl-fgrpo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    checked = [line for line in done.stdout.splitlines() if "ops.gpu_memory" in line or "training.launch" in line]
+    found = [re.search(r"ops\.gpu_memory \w+|launch \w+\.train", line) for line in checked]
+    words = [match[0] for match in found if match]
+    assert words == ["ops.gpu_memory sft", "launch sft.train", "ops.gpu_memory rl", "launch rl.train"]
+    assert checked[2].startswith("if command -v nvidia-smi") and "--method fgrpo" in checked[2]
+
+
 def test_the_demo() -> None:
     stages = modules("demo", "PRESET=smoke")
     assert stages.count("ops.check_method") == 2  # a wrong method is said before the first stage
@@ -66,7 +76,7 @@ def test_settings_reach_the_stages() -> None:
     done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if "-m" in line]
     wanted = "--preset paper-7b --overlay lora,one-node --set rl.kl_coef=0.03 rl.max_steps=5"
-    assert len(lines) == 5 and all(wanted in line for line in lines)
+    assert len(lines) == 7 and all(wanted in line for line in lines)  # two of them check the GPUs' memory
 
 
 @pytest.mark.parametrize("target", ["data", "eval", "tables", "figures", "report", "plan"])

@@ -282,3 +282,19 @@ def test_no_alarm_for_logits_that_are_never_built() -> None:
     """SFT at its limit of 8,192 tokens fits a GPU of 80 GB; logits of it alone would take 50 GB."""
     (line,) = [x for x in report(load("paper-7b"), Assumptions(), "nowhere") if x.startswith("sft") and "limit of" in x]
     assert "more than the GPU's" not in line
+
+
+def test_bounds_of_an_image_change_tokens_hours_and_memory() -> None:
+    plain, assume = load("paper-7b"), Assumptions()
+    small, large = (load("paper-7b", overrides=[f"policy.pixels.{bound}"]) for bound in ("max=200704", "min=1003520"))
+    assert plan.with_pixels(plain, assume) is assume
+    for config, tokens in ((small, 256), (large, 1280)):
+        changed = plan.with_pixels(config, assume)
+        assert changed["images.tokens"] == tokens and changed["lengths.prompt"] == 900 - 529 + tokens
+        assert plan.with_pixels(config, changed)["lengths.prompt"] == changed["lengths.prompt"], "once"
+    assert assume["images.tokens"] == 529, "the assumptions themselves stay"
+    shape = shape_of(SEVEN)
+    sizes = [sum(part.size for part in plan.likely_memory(c, "rl", shape, assume)) for c in (small, plain, large)]
+    assert sizes == sorted(set(sizes))
+    text = "\n".join(report(small, assume, "nowhere"))
+    assert "policy.pixels: 3,136 to 200,704 pixels of an image" in text and "(256; limit 8,192)" in text

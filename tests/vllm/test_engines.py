@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.inference.base import Completion, Request, Sampler, SamplingError
@@ -65,6 +66,20 @@ def test_greedy_float32_token_for_token(
         worst = max([worst, *(abs(a - b) for a, b in zip(ours.logprobs, theirs.logprobs, strict=True))])
     assert worst < LOGPROB_TOLERANCE
     print(f"largest difference of log-probabilities: {worst:.1e}")
+
+
+def test_bounds_of_an_image_reach_the_server(server: Server, greedy: list[Request]) -> None:
+    """`policy.pixels` with each request: the tokens of the in-process engine, of fewer prompt tokens than without."""
+    bounds = PixelBounds(4 * 28**2, 9 * 28**2, 28)
+    asked = [replace(request, prefix="<think>") for request in greedy[:6]]
+    own = TransformersSampler.load(BACKBONE, pixels=bounds)
+    told = OpenAISampler([server.url], BACKBONE, tokenizer=BACKBONE, pixels=bounds)
+    plain = OpenAISampler([server.url], BACKBONE, tokenizer=BACKBONE)
+    for request, (ours,), (theirs,), (whole,) in zip(
+        asked, ask(own, asked), ask(told, asked), ask(plain, asked), strict=True
+    ):
+        assert theirs.token_ids == ours.token_ids, request
+        assert theirs.prompt_tokens == whole.prompt_tokens - 7 * len(request.images), "16 tokens of an image, and 9"
 
 
 def test_rollout_logprobs_are_the_trainers(

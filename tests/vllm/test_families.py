@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from eval import run
+from fgrpo.boxes import PixelBounds
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -131,6 +132,22 @@ def test_greedy_float32_token_for_token(family: Backbone, policy: Path, server: 
         count += len(ours.token_ids)
     print(f"{family.model_type}: {count} tokens equal, largest difference of log-probabilities {worst:.1e}")
     assert worst < LOGPROB_TOLERANCE and count > 60
+
+
+def test_bounds_of_an_image_reach_the_server(
+    family: Backbone, policy: Path, server: Server, asked: list[Request]
+) -> None:
+    """`policy.pixels` with each request: the tokens of the in-process engine, of fewer prompt tokens than without."""
+    cell = family.pixels.factor**2
+    bounds = PixelBounds(4 * cell, 9 * cell, family.pixels.factor)
+    local = TransformersSampler.load(policy, pixels=bounds)
+    remote = OpenAISampler([server.url], str(policy), tokenizer=str(policy), pixels=bounds)
+    plain = OpenAISampler([server.url], str(policy), tokenizer=str(policy))
+    for request, (ours,), (theirs,), (whole,) in zip(
+        asked, ask(local, asked), ask(remote, asked), ask(plain, asked), strict=True
+    ):
+        assert theirs.token_ids == ours.token_ids, request
+        assert theirs.prompt_tokens <= whole.prompt_tokens - 7 * len(request.images), "16 tokens of an image, and 9"
 
 
 def test_what_may_not_be_sampled_is_not(policy: Path, server: Server, asked: list[Request]) -> None:
