@@ -130,7 +130,7 @@ def test_sft_saves_the_bounds_and_later_stages_refuse_others(chain: Chain, polic
 
     with pytest.raises(UserError, match=r"policy\.pixels\.max"):  # another value for a finished folder
         sft_train.train(chain.config(keys[0], *short, "changed.finished=refuse"), tmp_path)
-    other = chain.config(f"policy.pixels.max={asked.max + 1}", *short)  # type: ignore[operator]
+    other = chain.config(f"policy.pixels.max={asked.max + 1}", "rl.max_steps=1", *short)  # type: ignore[operator]
     with pytest.raises(UserError, match="was trained with"):
         rl_train.train(other, tmp_path)
     with pytest.raises(UserError, match="was trained with"):
