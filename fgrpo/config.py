@@ -41,6 +41,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "sft": ("seed", "models.base", "policy.pixels", "prompts.think", "sft", "data.validation_share"),
+    "anchor": ("seed", "policy.pixels", "sft", "anchor", "data.validation_share"),
     "rl": ("seed", "method", "policy", "prompts.think", "rl", "judges.training"),
     "eval": (
         "seed",

@@ -70,7 +70,7 @@ def recorded_changes(path: Path) -> list[dict[str, Any]]:
 
 def is_training(stage: str) -> bool:
     """Whether a stage trains: its work is in checkpoints."""
-    return stage == "sft" or stage.startswith("rl-")
+    return stage in ("sft", "anchor") or stage.startswith("rl-")
 
 
 def has_checkpoints(path: Path) -> bool:

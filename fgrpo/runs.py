@@ -330,8 +330,8 @@ def _damaged(run: Path, file: str, problem: str, made_by: str) -> str:
     target = made_by.split("/")[0]
     again = f"delete {run / DONE} and rerun `make {target}`"
     is_model = resume.is_training(made_by) and file.startswith("final/")
-    if resume.is_training(made_by) and (made_by == "sft" or not resume.has_checkpoints(run)) and is_model:
-        again = f"move {run} away and rerun `make {target}` to train anew"  # no checkpoint holds SFT's best state
+    if resume.is_training(made_by) and (made_by in ("sft", "anchor") or not resume.has_checkpoints(run)) and is_model:
+        again = f"move {run} away and rerun `make {target}` to train anew"  # no checkpoint holds the best state
         return f"{run / file} is not what its finished stage wrote: it {problem}. Restore it from a copy, or {again}"
     if is_model:
         again = (

@@ -13,11 +13,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig
@@ -82,29 +83,38 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         if distributed.on_main(lambda: run.is_done):
             distributed.print_once(f"{run.path} is already done")
             return run.path
-        disable_progress_bar()  # of transformers; the stage has its own progress bar
         distributed.on_main(lambda: check_images(cfg, traces, root))
-        tracking.check_tracker(cfg.sft.report_to, "sft.report_to")
-        trainer, logger = build_trainer(cfg, run, traces)
-        checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
-        if checkpoint is not None:
-            distributed.print_once(f"resuming from {checkpoint}")
-        try:
-            if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
-                with tracking.tracked(trainer, cfg.sft.report_to, f"{cfg.preset}-sft", run.path, without_keys(cfg)):
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            else:
-                trainer.rotate_to(checkpoint)
-        except NotFinite as error:
-            logger.stopped(error)
-            raise
-        finally:
-            logger.close()
-        best = export_best(trainer, run.path)
-        if trainer.accelerator.is_main_process:
-            run.counts["skipped steps"] = metrics_file.skipped_steps(run.path)
-            run.finish([METRICS, "final"], best=best)
-        return run.path
+        return fit(cfg, run, lambda: build_trainer(cfg, run, traces))
+
+
+def fit(cfg: Config, run: runs.Run, build: Callable[[], tuple[Trainer, LoggingCallback]]) -> Path:
+    """Train or resume an open run, and finish it with the state of the lowest validation loss; returns its folder.
+
+    Args:
+        build: makes the trainer and its logging callback (`build_trainer`).
+    """
+    disable_progress_bar()  # of transformers; the stage has its own progress bar
+    tracking.check_tracker(cfg.sft.report_to, "sft.report_to")
+    trainer, logger = build()
+    checkpoint = distributed.on_main(lambda: checkpoint_to_resume(run.path, trainer.args.max_steps))
+    if checkpoint is not None:
+        distributed.print_once(f"resuming from {checkpoint}")
+    try:
+        if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
+            with tracking.tracked(trainer, cfg.sft.report_to, f"{cfg.preset}-{run.stage}", run.path, without_keys(cfg)):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:
+            trainer.rotate_to(checkpoint)
+    except NotFinite as error:
+        logger.stopped(error)
+        raise
+    finally:
+        logger.close()
+    best = export_best(trainer, run.path)
+    if trainer.accelerator.is_main_process:
+        run.counts["skipped steps"] = metrics_file.skipped_steps(run.path)
+        run.finish([METRICS, "final"], best=best)
+    return run.path
 
 
 def check_images(cfg: Config, traces: Path, root: str | Path) -> None:
@@ -151,12 +161,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, LoggingCallback]:
+Columns = Callable[[Sequence[dataset.Row]], Mapping[str, Sequence[str]]]
+
+
+def build_trainer(
+    cfg: Config,
+    run: runs.Run,
+    traces: Path,
+    kind: Callable[..., Trainer] = Trainer,
+    columns: Columns | None = None,
+) -> tuple[Trainer, LoggingCallback]:
     """The trainer, ready to train, and its logging callback.
 
     Args:
         run: the open run; its counts get the numbers of dropped and used rows.
         traces: path of sft.jsonl.
+        kind: the trainer's class.
+        columns: makes further columns of the data set from its rows.
     """
     sft = cfg.sft
     if loading.device() == "cpu":  # on shared cores a second thread is slower than one
@@ -181,32 +202,45 @@ def build_trainer(cfg: Config, run: runs.Run, traces: Path) -> tuple[Trainer, Lo
     )
     training_rows, validation_rows = dataset.split(rows, cfg.data.validation_share, cfg.seed)
     run.counts["traces"], run.counts["validation traces"] = len(training_rows), len(validation_rows)
+
+    def with_columns(rows: Sequence[dataset.Row]) -> Dataset:
+        return dataset.to_dataset(rows, columns(rows) if columns is not None else None)
+
     # before the model is loaded, because ZeRO-3 partitions it while loading
     args = sft_config(cfg, run.path / "checkpoints", len(training_rows), bool(validation_rows))
     args.eval_steps = validation_interval(first_length(cfg, run.path), len(training_rows))
-    if sft.shared_prefix == "auto":
+    ordered = _order(cfg)
+    if ordered is not None:
         taken = args.max_steps * sft.batch_size * sft.gradient_accumulation * distributed.world_size()
-        training_rows = [training_rows[i] for i in dataset.order(training_rows, taken, cfg.seed)]
+        training_rows = [training_rows[i] for i in ordered(training_rows, taken, cfg.seed)]
     dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
         loading.freeze_vision(model, projector=sft.freeze_projector)
     logger, preflight = LoggingCallback(run.path), Preflight(training_rows)
-    trainer = Trainer(
+    trainer = kind(
         model,
         args,
-        train_dataset=dataset.to_dataset(training_rows),
-        eval_dataset=dataset.to_dataset(validation_rows) if validation_rows else None,
+        train_dataset=with_columns(training_rows),
+        eval_dataset=with_columns(validation_rows) if validation_rows else None,
         processing_class=processor,
         peft_config=adapters.lora_config(sft.lora, family),
         callbacks=[preflight, logger],
     )
+    trainer.in_order = ordered is not None
     if sft.shared_prefix == "auto":
         trainer.share()
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = sft.nonfinite
     logger.trainer = preflight.trainer = trainer
     return trainer, logger
+
+
+def _order(cfg: Config) -> Callable[[Sequence[dataset.Row], int, int], list[int]] | None:
+    """How the traces of a run follow one another; None: transformers shuffles them."""
+    if cfg.sft.shared_prefix == "auto":
+        return dataset.order
+    return dataset.order_by_length if cfg.sft.group_by_length else None
 
 
 def total_steps(cfg: Config, rows: int, world: int) -> int:

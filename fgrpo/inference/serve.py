@@ -62,7 +62,7 @@ class Order:
 
 
 def model_of(config: Config, role: str, model: str | None = None, root: str | Path = "runs") -> str:
-    """The model of a role in the preset (rollouts: the result of SFT).
+    """The model of a role in the preset (rollouts: the model that RL starts from).
 
     Raises:
         UserError: an unknown role, a judge that is no served model (the oracle, OpenAI's own), or no model named.
@@ -74,7 +74,7 @@ def model_of(config: Config, role: str, model: str | None = None, root: str | Pa
             )
         return model
     if role == "rollouts":
-        return model or str(runs.require(runs.folder(config, "sft", root) / "final", "sft"))
+        return model or str(runs.require(runs.folder(config, config.rl.start, root) / "final", config.rl.start))
     if role in ("teacher", "base"):
         return model or str(getattr(config.models, role))
     judge: Judge = config.judges.training if role == "judge" else config.judges.extraction

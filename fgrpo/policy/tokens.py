@@ -19,6 +19,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 TAG_NAMES = ("think", "thinking", "answer", "bbox", "box")
 FORMAT_TAGS = frozenset(tag for name in TAG_NAMES for tag in (f"<{name}>", f"</{name}>"))
 """The tags of the formats that prompts ask for. They are text, also where a tokenizer calls them special tokens."""
+FOCUS = "<|focus|>"
+"""The token at the end of the user's turn whose attention is anchored (`fgrpo.policy.focus`)."""
 
 
 def special_token(text: str) -> str | None:
@@ -57,6 +59,18 @@ def forbidden_token_ids(model: str) -> tuple[int, ...]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"the tokenizer files of {model} are broken ({error!r}); download them again") from error
     return tuple(sorted({*special, *untrained, *range(size, rows)}))
+
+
+def has_focus(model: str) -> bool:
+    """Whether a saved folder, or a hub name, has the token `FOCUS`.
+
+    Raises:
+        UserError: as `forbidden_token_ids`.
+    """
+    try:
+        return any(token["content"] == FOCUS for token in _json(model, FILES[0])["added_tokens"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the tokenizer files of {model} are broken ({error}); download them again") from error
 
 
 def untrained_tags(family: backbone.Backbone, template: str) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ from fgrpo.installed import CONFIGS, importable
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 
-STAGES = {"sft.train": "sft", "rl.train": "rl"}
+STAGES = {"sft.train": "sft", "sft.anchor": "sft", "rl.train": "rl"}  # and the section that says how they run
+FOLDERS = {"sft.train": "sft", "sft.anchor": "anchor"}  # of RL: by method
 ACCELERATE = CONFIGS / "accelerate"
 NO_MESSAGE = "<NONE>"  # torch's message of a process that left none, such as a killed one
 MACHINE_RANKS = ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID")
@@ -116,6 +117,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
     check(layout(cfg, STAGES[module]), cfg.preset, torch.cuda.device_count())
     words = command(module, cfg, argv)
     os.environ[cli.SIDE_BY_SIDE] = "1"
+    os.environ[distributed.LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(args: Any) -> None:
         cfg = config.load(args.preset, args.method, args.set)
-        stage = "sft" if STAGES[module] == "sft" else f"{STAGES[module]}-{cfg.method}"
+        stage = FOLDERS.get(module, f"rl-{cfg.method}")
         if layout(cfg, STAGES[module]).machines == 1 and runs.is_done(
             cfg, stage, args.runs
         ):  # before torch is imported

@@ -6,8 +6,11 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +39,7 @@ class Small:
         root = self.folder / "roots" / name
         if not root.exists():
             shutil.copytree(self.folder / "before", root)
-            if name.startswith("rl"):
+            if name.startswith(("rl", "anchor")):
                 (root / "mini" / "sft").mkdir()
                 (root / "mini" / "sft" / "final").symlink_to(self.folder / "backbone")
         return root
@@ -92,10 +95,30 @@ def small_world(folder: Path, policy: Path) -> Small:
             f"<think>Nothing is said here.</think><answer>{question.answer}</answer>",
             think.split(".")[0],  # cut off
         ]
+    seed = [{**sample, "id": f"sat/{n}"} for n, sample in enumerate(samples)]
     before = folder / "before" / "mini"
     for stage in ("mcts", "data"):
         (before / stage).mkdir(parents=True)
     write_jsonl(before / "mcts" / "sft.jsonl", traces)
     write_jsonl(before / "data" / "rl.jsonl", samples)
+    write_jsonl(before / "data" / "seed.jsonl", seed)
     (folder / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scenes))
     return Small(folder, texts)
+
+
+def in_two_processes(folder: Path, jobs: list[dict[str, Any]], texts: dict[str, list[str]]) -> None:
+    """Do `jobs` of `tests.distributed.worker` in two processes; what each saw is in `folder` as <name>.<rank>.json."""
+    (folder / "jobs.json").write_text(json.dumps({"jobs": jobs, "texts": texts}))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, *torchrun, "-m", "tests.distributed.worker", str(folder / "jobs.json")],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=ROOT,
+            timeout=GENEROUS,
+            check=False,
+        )
+    assert done.returncode == 0, (folder / "log").read_text()[-6000:]

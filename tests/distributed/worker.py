@@ -1,6 +1,6 @@
 """Runs training stages as one process of several, or as the only one, and writes down what it saw.
 
-Started by `test_training.py` through torchrun: `worker.py <jobs.json>`. A job is {"name", "stage": "sft", "rl" or "best",
+Started by `test_training.py` through torchrun: `worker.py <jobs.json>`. A job is {"name", "stage": "sft", "anchor", "rl" or "best",
 "set": overrides, "root": runs folder, "stop_at": step or null, "real": whether RL samples itself}. Else its completions are
 replayed: they depend on step, question and place in the group alone, so every layout trains on the same rollouts.
 """
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import rl.train
+import sft.anchor
 import sft.train
 from fgrpo import config
 from fgrpo.training import distributed
@@ -58,7 +59,7 @@ def run(job: dict[str, Any], texts: dict[str, list[str]]) -> list[dict[str, Any]
             if job["stage"] == "best":
                 _best_at_the_end(cfg, Path(job["root"]))
             else:
-                {"sft": sft.train, "rl": rl.train}[job["stage"]].train(cfg, job["root"])
+                {"sft": sft.train, "anchor": sft.anchor, "rl": rl.train}[job["stage"]].train(cfg, job["root"])
         except KeyboardInterrupt:
             if job.get("stop_at") is None:
                 raise

@@ -34,7 +34,7 @@ REQUIRED = {
     "external": ["NAME=x", "SAMPLES=x"],
     "judge-rescore": ["RUN=x", "JUDGE=x"],
 }  # what a bare mention leaves out
-STAGES = {"sft.train", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
+STAGES = {"sft.train", "sft.anchor", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
 BY_HAND = {
     "clean-checkpoints": "deletes; tests/ops/test_clean_checkpoints.py runs it on a folder of its own",
@@ -42,6 +42,7 @@ BY_HAND = {
     "bench": "measures for an hour; the parts are tested",
     "data-download": "needs network; tests/data_curation runs it against a stand-in",
     "demo": "takes 15 minutes; .ci/run runs it as `make smoke`",
+    "gpu-check": "needs a GPU; tests/perf/test_gpu_check.py runs its checks at tiny shapes",
     "lab": "runs for hours; tests/ops/test_lab.py runs its parts",
     "rehearsal": "takes five minutes and needs .venv-vllm",
     "rehearsal-paper": "takes minutes and needs network once; tests/rehearsal_paper tests its parts",
@@ -61,6 +62,7 @@ EXECUTED = {
         "data",
         "mcts",
         "sft",
+        "anchor",
         "eval",
         "tables",
         "figures",
