@@ -132,7 +132,9 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         distributed.on_main(lambda: prepare(policy, start, cfg.anchor))
         own = stage_config(cfg, start)
         samples = {sample.id: sample for sample in read_questions(questions)}
-        columns = partial(columns_of, samples=samples, pixels=model_files.pixel_bounds(start), counts=run.counts)
+        columns = partial(
+            columns_of, samples=samples, pixels=model_files.carried_bounds(start, cfg.policy.pixels), counts=run.counts
+        )
         kind = partial(AnchorTrainer, anchor=cfg.anchor)
         return sft_train.fit(own, run, lambda: sft_train.build_trainer(own, run, traces, kind, columns))
 

@@ -36,6 +36,10 @@ from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 
 KNOWN = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
+REENTRANT = (
+    "attention read under reentrant gradient checkpointing has no gradient; set gradient_checkpointing_kwargs="
+    "{'use_reentrant': False}, or leave gradient checkpointing out"
+)
 ARGUMENT = "attention_tap"  # of the language model, and through it of the attention function
 Layers = Literal["two_thirds", "last_third", "all"] | Sequence[int]
 
@@ -94,6 +98,7 @@ class _Pass:
 
     rows: Sequence[Rows]
     keep_image: bool
+    has_gradient: bool  # at the language model; a layer under reentrant checkpointing first runs without
     found: dict[int, list[Sums]]
 
 
@@ -168,7 +173,7 @@ class AttentionTap:
             )
         rows = reading.rows(self._inputs) if callable(reading.rows) else reading.rows
         reading.passes.append({})
-        return args, {**given, ARGUMENT: _Pass(rows, reading.keep_image, reading.passes[-1])}
+        return args, {**given, ARGUMENT: _Pass(rows, reading.keep_image, torch.is_grad_enabled(), reading.passes[-1])}
 
     def _attend(self, original: Any, module: Any, *args: Any, **more: Any) -> Any:
         """`original`, the attention function in whose place the tap stands, after the rows have been read."""
@@ -177,11 +182,8 @@ class AttentionTap:
         if one is not None and layer is not None:
             query, key, _, mask = args
             _refuse(query, key, mask, more)
-            if self.gradient and module.training and not torch.is_grad_enabled():
-                raise UserError(
-                    "attention read in training under no_grad, or under reentrant gradient checkpointing, has no gradient; set "
-                    "gradient_checkpointing_kwargs={'use_reentrant': False}"
-                )
+            if self.gradient and one.has_gradient and not torch.is_grad_enabled():
+                raise UserError(REENTRANT)
             if query.shape[0] != len(one.rows):
                 raise ValueError(f"rows to read are given for {len(one.rows)} rows, and the pass has {query.shape[0]}")
             with contextlib.nullcontext() if self.gradient else torch.no_grad():
@@ -242,10 +244,7 @@ def check(model: Any, language: Any, gradient: bool) -> None:
     layer = next((m for m in language.modules() if getattr(m, "gradient_checkpointing", False)), None)
     function = getattr(layer, "_gradient_checkpointing_func", None)
     if gradient and function is not None and getattr(function, "keywords", {}).get("use_reentrant", True):
-        raise UserError(
-            "attention read under reentrant gradient checkpointing has no gradient; set "
-            "gradient_checkpointing_kwargs={'use_reentrant': False}, or leave gradient checkpointing out"
-        )
+        raise UserError(REENTRANT)
 
 
 def _refuse(query: Tensor, key: Tensor, mask: Any, more: Mapping[str, Any]) -> None:
