@@ -149,7 +149,9 @@ class AnchoringLoss(AuxiliaryLoss):
         return self._anchoring
 
     def _shares_of(self, text: str, trainer: Any) -> Shares:
-        """The cell shares of a sample in JSON; [] where its boxes are in no image."""
+        """The cell shares of a sample in JSON; [] for none, or where its boxes are in no image."""
+        if not text:
+            return []
         if text not in self._shares:
             sample = Sample.from_dict(json.loads(text))
             pixels = model_files.pixel_bounds(trainer.plain_model.name_or_path)
