@@ -84,7 +84,9 @@ class AnchoringLoss(AuxiliaryLoss):
     def check(self, trainer: Any) -> None:
         """Raises UserError: the policy has no token or attention that cannot be read, or no question has boxes."""
         self._of(trainer)
-        column = trainer.train_dataset.with_format(None)["sample"] if "sample" in trainer.train_dataset.column_names else []
+        column = (
+            trainer.train_dataset.with_format(None)["sample"] if "sample" in trainer.train_dataset.column_names else []
+        )
         if not any(self._shares_of(text, trainer) for text in dict.fromkeys(column)):
             raise UserError(
                 "rl.auxiliary.anchoring: no question has annotated boxes, so there is nothing to anchor to; add a source with boxes "

@@ -226,6 +226,8 @@ def test_what_is_refused(make_anchored: Build, world: Path, tmp_path: Path, anch
         trainer.train()
     trainer = make_anchored(AnchoringLoss(1.0), steps=1, out="none")
     rows = [{**json.loads(text), "boxes": None} for text in trainer.train_dataset.with_format(None)["sample"]]
-    trainer.train_dataset = trainer.train_dataset.remove_columns("sample").add_column("sample", list(map(json.dumps, rows)))
+    trainer.train_dataset = trainer.train_dataset.remove_columns("sample").add_column(
+        "sample", list(map(json.dumps, rows))
+    )
     with pytest.raises(UserError, match="no question has annotated boxes"):
         AnchoringLoss(1.0).check(trainer)
