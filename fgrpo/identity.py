@@ -163,8 +163,13 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
-# what a folder means that lacks the key
-_BEFORE = (("sft.shared_prefix", "off"), ("rl.start", "sft"), ("rl.task_reward", "task"), ("rl.token_weights", None))
+_BEFORE = (  # what a folder means that lacks the key
+    ("sft.shared_prefix", "off"),
+    ("sft.group_by_length", False),
+    ("rl.start", "sft"),
+    ("rl.task_reward", "task"),
+    ("rl.token_weights", None),
+)
 
 
 def _counts(key: str, value: Any) -> bool:

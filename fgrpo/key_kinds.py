@@ -76,7 +76,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         _MEANS: "attention deepspeed nonfinite batch_size gradient_accumulation",  # their product: `fgrpo.identity`
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "traces learning_rate weight_decay warmup_ratio scheduler max_length freeze_vision "
-        "freeze_projector precision evals lora shared_prefix",  # which also changes the order of the traces
+        "freeze_projector precision evals lora shared_prefix group_by_length",  # the last two change the order of the traces
     },
     "sft.lora": _LORA,
     "anchor": {_EXPERIMENT: "loss layers cells floor weight epochs max_steps learning_rate add_row"},

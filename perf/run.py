@@ -36,6 +36,7 @@ OF_PRESET = (
     "pure",
 )  # these take the options of the stages
 TREES = ("100", "1000", "10000")
+GPU = "On a GPU"  # headings of `make gpu-check` (perf.gpu), which has the page's GPU sections
 SLOW = ("demo",)  # a quarter of an hour: only when named
 ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m perf.stream`
 
@@ -46,6 +47,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     options += ["--set", *args.set] if args.set else []
     out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
     out["shared_prefix"] = ["perf.shared_prefix"]
+    out["padding"] = ["perf.padding"]
     out["search"] = ["perf.search", "--trees", *TREES]
     out["peers_search"] = ["perf.peers_search"]
     out["prior"] = ["perf.prior"]
@@ -80,6 +82,23 @@ def sections(page: str) -> dict[str, str]:
     return out
 
 
+def merged(head: str, page: str, fresh: dict[str, str]) -> str:
+    """A page with `head`, the sections of `page`, and `fresh` ones in place of those of their headings or after them."""
+    return "\n".join([head, *{**sections(page), **fresh}.values()])
+
+
+def publish(text: str) -> None:
+    """Put the sections of `text` into docs/benchmarks.md; its other sections and its head stay as they are."""
+    before = PAGE.read_text(encoding="utf-8")
+    _write(merged(before.split("\n## ", 1)[0].rstrip("\n") + "\n", before, sections(text)))
+
+
+def _write(page: str) -> None:
+    part = PAGE.with_suffix(".part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(PAGE)
+
+
 def machine() -> str:
     """A description of the machine, without its name."""
     import torch
@@ -97,13 +116,11 @@ def main() -> None:
         for name in chosen:
             if name not in known:
                 raise unknown("measurement", name, list(known))
-        before = PAGE.read_text(encoding="utf-8") if args.only and PAGE.exists() else ""
+        present = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        of_gpu = "\n".join(text for heading, text in sections(present).items() if heading.startswith(f"## {GPU}"))
         fresh = sections("\n".join(section(name, known[name]) for name in chosen))
         print("\n".join(fresh.values()))
-        part = PAGE.with_suffix(".part")
-        head = HEAD.format(machine=machine(), preset=args.preset)
-        part.write_text("\n".join([head, *{**sections(before), **fresh}.values()]), encoding="utf-8")
-        part.replace(PAGE)
+        _write(merged(HEAD.format(machine=machine(), preset=args.preset), present if args.only else of_gpu, fresh))
 
     arguments = parser("measure speed, as ratios, into docs/benchmarks.md")
     arguments.add_argument("--only", metavar="NAME[,NAME]", help="measure these; the page keeps its other sections")

@@ -5,6 +5,8 @@
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
+- A prompt that is too long for a row with a mask (sdpa, eager): a row for each of its rollouts.
+- A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
 - Sliding windows, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
@@ -15,7 +17,7 @@ are those of TRL's padded rows up to the order of summation (tests/rl/test_share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +47,17 @@ class _Rollouts:
     most: int
     fields: Mapping[str, Any]
 
+    def of(self, rows: list[int], grid_field: str) -> _Rollouts:
+        """Some of the rollouts, with their images."""
+        fields = {key: field[rows] for key, field in self.fields.items() if key in length_bucketing.BY_TOKEN}
+        counts = self.fields.get("num_images")
+        if counts is not None:
+            has_images = any(counts[row] for row in rows)
+            fields |= (
+                image_fields(self.fields, rows, counts, grid_field) if has_images else {"num_images": [0] * len(rows)}
+            )
+        return _Rollouts(self.ids_BL[rows], self.mask_BL[rows], self.completion, self.most, fields)
+
 
 class LogprobPasses(GRPOTrainer):
     """GRPOTrainer with the passes of this module.
@@ -58,10 +71,12 @@ class LogprobPasses(GRPOTrainer):
     _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
-        if not self._can_share(self.model) or self._micro_batches_matter():
+        """TRL's, whose shuffle keeps the rollouts of a prompt together, in an update beside prompts of about their length."""
+        if self.rows == "trl" or self.known_family() is None or self._micro_batches_matter():
             return super()._prepare_inputs(generation_batch)
-        with group_shuffle.by_group():
+        passes = self.args.gradient_accumulation_steps
+        update = self.args.per_device_train_batch_size * passes if passes > 1 else None
+        with group_shuffle.by_group(update):
             return super()._prepare_inputs(generation_batch)
 
     def _micro_batches_matter(self) -> bool:
@@ -93,8 +108,7 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        is_long = int(attention_mask.sum(dim=1).max()) > self._longest(model)
-        shares = self._can_share(model) and not responses_have_images and not is_long
+        shares = self._can_share(model) and not responses_have_images
         passes = self._packed if shares else self._by_length
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
@@ -168,10 +182,18 @@ class LogprobPasses(GRPOTrainer):
         self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         ids_BL, mask_BL, completion = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion
-        images, plain = RowImages(rollouts.fields, family.grid_field), self._plain(model)
+        images, plain, longest = RowImages(rollouts.fields, family.grid_field), self._plain(model), self._longest(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
-        for chosen in self._passes(rollouts, images, self._longest(model)):
+        for chosen in self._passes(rollouts, images, longest):
+            if max(pack.tokens for pack in chosen) > longest:
+                rows = [row for pack in chosen for row in pack.rows]
+                logps, entropies = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
+                logps_BT = logps_BT + _placed(logps, rows, shape)
+                if entropies is not None:
+                    part = _placed(entropies, rows, shape)
+                    entropies_BT = part if entropies_BT is None else entropies_BT + part
+                continue
             layout, given = packed_inputs.packed_inputs(plain, family, images, chosen, ids_BL, mask_BL, completion)
             with self.accelerator.autocast():
                 out = model(**given, fused_lm_head=True)
@@ -182,15 +204,16 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT
 
     def _passes(self, rollouts: _Rollouts, images: RowImages, longest: int) -> Iterator[list[Pack]]:
-        """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
+        """The packs of each pass, shorter ones first: of `batch_size` rollouts, or with one process as far as they fit."""
         ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
         in_one_process = self.accelerator.num_processes == 1
         packs = shared_prefix.packs(
             ids_BL, mask_BL, completion, images.same, longest, most=most if in_one_process else None
         )
         if not in_one_process:
-            for start in range(0, len(ids_BL), most):
-                yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
+            by_length = [row for pack in sorted(packs, key=lambda pack: pack.tokens) for row in pack.rows]
+            for start in range(0, len(by_length), most):
+                yield _cut(packs, set(by_length[start : start + most]), ids_BL.shape[1] - completion, mask_BL)
             return
         tokens = TOKENS if ids_BL.device.type == "cpu" else None
         held: list[Pack] = []
@@ -233,11 +256,17 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT[0] if entropies_BT else None
 
 
-def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tensor) -> list[Pack]:
-    """The part of the packs with rows from `start` to before `end`."""
+def _placed(values: Tensor, rows: list[int], shape: tuple[int, int]) -> Tensor:
+    """Values (R, T) of some rows as (B, T), 0 for the others; differentiable."""
+    values = values.float()
+    return values.new_zeros(shape).index_copy(0, torch.tensor(rows, device=values.device), values)
+
+
+def _cut(packs: Sequence[Pack], chosen: Set[int], prompt: int, mask_BL: Tensor) -> list[Pack]:
+    """The part of the packs with the rows `chosen`."""
     found = []
     for pack in packs:
-        rows = tuple(row for row in pack.rows if start <= row < end)
+        rows = tuple(row for row in pack.rows if row in chosen)
         if rows:
             lengths = mask_BL[list(rows), prompt:].sum(dim=1) + 1
             shared = int(mask_BL[rows[0], :prompt].sum()) - 1

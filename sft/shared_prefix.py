@@ -29,9 +29,11 @@ class SharedPrefix(SFTTrainer):
 
     Attributes:
         shares: whether they do. Set by `share`.
+        in_order: whether the training data are in the order in which they are trained on (`sft.dataset`).
     """
 
     shares = False
+    in_order = False
 
     def share(self) -> None:
         """Begin to share rows; the training data must be in the order in which they are trained on."""
@@ -53,7 +55,7 @@ class SharedPrefix(SFTTrainer):
         return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        if not self.shares:
+        if not (self.shares or self.in_order):
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(rows)
