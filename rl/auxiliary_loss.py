@@ -121,7 +121,12 @@ class AuxiliaryLosses(LogprobPasses):
     @property
     def samples(self) -> Sequence[str]:
         """The column "sample" of the present generation batch, training or evaluation; "" where the data has none."""
-        return self._samples[bool(self.model.training)]
+        return self._samples[self._in_training]
+
+    @property
+    def _in_training(self) -> bool:
+        model: Any = self.model
+        return bool(model.training)
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As TRL's, inside the losses' `during` contexts."""
@@ -135,7 +140,7 @@ class AuxiliaryLosses(LogprobPasses):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.auxiliary:
             output[ROW] = torch.arange(len(inputs), device=output["completion_ids"].device)
-            own = {bool(self.model.training): [str(row.get("sample", "")) for row in inputs]}
+            own = {self._in_training: [str(row.get("sample", "")) for row in inputs]}
             self._samples = {**self._samples, **own}
         return output
 
