@@ -141,6 +141,13 @@ def test_the_stand_in_has_the_layout_of_the_hub_and_loads(tmp_path: Path) -> Non
     assert max(forbidden_token_ids(str(folder))) == 639
 
 
+def test_the_questions_that_warm_the_model_are_the_policy_s_prompt() -> None:
+    config = load("paper-7b", "fgrpo", ["@rehearsal-paper"])
+    asked = prepare.questions(config, seed=0)
+    assert len(set(asked)) > 10 and not any("{" in text for text in asked)
+    assert all(f"<{config.policy.box_tag}>" in text and "A. " in text for text in asked)
+
+
 def fake_tokenizer(entries: int, added: dict[str, int]) -> dict[str, Any]:
     tokens = [{"id": index, "content": name, "special": True} for name, index in added.items()]
     return {"added_tokens": tokens, "model": {"vocab": dict.fromkeys(map(str, range(entries)), 0), "merges": []}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from judges.cached_client import CachedClient
 from judges.requests import Unusable
 from miniworld import questions, truth
 from miniworld.render import render
-from rewards import fapo, groupwise
+from rewards import ced, fapo, groupwise, grpo_care
 from rewards.base import RewardContext, RewardItem, by_group
 from rewards.groupwise import RANKING_TASK, RankingItem, win_rates
+from rewards.probes import Absent, Probes
 
 SAMPLE = Sample("sat/train/0", (), "Where is the car?", ("left", "right"), "left")
 TRACES = ("The car is at the left edge.", "The car stands left of the bus.", "I see a bus and the car is left.")
@@ -254,3 +256,79 @@ def test_the_oracle_ranks_by_exact_faithfulness(tmp_path: Path) -> None:
     assert [verdict.label for verdict in verdicts] == ["2", "3", "1"], [verdict.reason for verdict in verdicts]
     (elsewhere,) = asyncio.run(judges.ask_several(RANKING_TASK, [dataclasses.replace(asked, question="Why?")]))
     assert all(verdict.failed for verdict in elsewhere)
+
+
+# --- GRPO-CARE ------------------------------------------------------------------------------------------------------------
+
+
+def likely(p: float | Absent | None, answer: str = "left", group: str = "0/0") -> RewardItem:
+    """A rollout whose answer has the likelihood p, or none."""
+    value = math.log(p) if isinstance(p, float) else p
+    return dataclasses.replace(item(TRACES[0], answer, group), probes=Probes(answer_likelihood=value))
+
+
+def test_grpo_care_by_hand(no_judge: JudgeSet) -> None:
+    """Group 1: 0.5, 0.3, 0.1 correct, mean 0.3: the first two; a wrong one of 0.9 is in no mean. Group 2: 0.99 counts as 0.95,
+    so with 0.945 the mean is 0.9475, which 0.945 reaches within 0.01, and 0.8 would not."""
+    items = [likely(0.5), likely(0.9, "right"), likely(0.3), likely(0.1)]
+    items += [
+        likely(0.99, group="0/1"),
+        likely(0.945, group="0/1"),
+        likely(0.2, "right", "0/1"),
+        likely(0.9, "right", "0/1"),
+    ]
+    found = scored(grpo_care.REWARD, items, no_judge)
+    assert [score.value for score in found] == [0.5, None, 0.5, 0.0, 0.5, 0.5, None, None]
+    assert found[4].detail["likelihood"] == 0.95 and found[4].detail["of_group"] == pytest.approx(0.9475)
+    assert found[0].detail["of_group"] == pytest.approx(0.3)
+
+
+def test_a_likelihood_that_failed_is_in_no_mean(no_judge: JudgeSet) -> None:
+    """Mean of 0.6 and 0.5, not with the failed one: 0.5 misses 0.55 − 0.01."""
+    broken = Absent("not_finite", "not finite", True)
+    found = scored(grpo_care.REWARD, [likely(0.6), likely(broken), likely(0.5), likely(None)], no_judge)
+    assert [score.value for score in found] == [0.5, None, 0.0, None]
+    assert [score.state for score in found] == ["scored", "failed", "scored", "not_applicable"]
+    (bare,) = scored(grpo_care.REWARD, [item(TRACES[0])], no_judge)
+    assert (bare.state, bare.detail["cause"]) == ("not_applicable", "not_measured")
+
+
+def test_equal_likelihoods_all_reach_their_mean(no_judge: JudgeSet) -> None:
+    assert [s.value for s in scored(grpo_care.REWARD, [likely(0.1)] * 3, no_judge)] == [0.5] * 3
+
+
+# --- Evidence-RL ----------------------------------------------------------------------------------------------------------
+
+
+def measured(evidence: Any, controls: Any, answer: str = "left", well_formed: bool = True) -> RewardItem:
+    """A rollout of three tokens, of which the second and third wrote the answer."""
+    probes = Probes(answer=(1, 3), evidence=evidence, controls=controls)
+    return dataclasses.replace(item(TRACES[0], answer, well_formed=well_formed), probes=probes)
+
+
+def test_ced_by_hand(no_judge: JudgeSet) -> None:
+    """Δ_ev 0.4; controls 0.2, 0.3, 0.4 over the answer's tokens: mean 0.3, deviation √(2/3)/10, m = tanh(0.1/(0.0816… + 1e-6))."""
+    evidence = (9.0, 0.3, 0.5)
+    controls = ((9.0, 0.2, 0.2), (9.0, 0.2, 0.4), (9.0, 0.4, 0.4))
+    m = math.tanh(0.1 / (math.sqrt(2 / 3) / 10 + 1e-6))
+    g = (1 + math.tanh(m / 0.2)) / 2
+    items = [
+        measured(evidence, controls),
+        measured(evidence, controls, "right"),
+        measured(evidence, controls, well_formed=False),
+    ]
+    found = scored(ced.REWARD, items, no_judge)
+    assert [score.value for score in found] == pytest.approx([1 + g + 0.1 * m, 1 - 0.25 * g + 0.1 * m, g + 0.1 * m])
+    assert found[0].detail["margin"] == pytest.approx(m) and found[1].detail["accuracy"] == 0
+    (against,) = scored(ced.REWARD, [measured((0.0, 0.0, 0.0), controls)], no_judge)
+    assert against.value == pytest.approx(1 + (1 + math.tanh(-math.tanh(0.3 / (math.sqrt(2 / 3) / 10 + 1e-6)) / 0.2)) / 2
+                                          - 0.1 * math.tanh(0.3 / (math.sqrt(2 / 3) / 10 + 1e-6)))  # fmt: skip
+
+
+def test_without_evidence_correctness_alone_counts_and_a_failure_is_one(no_judge: JudgeSet) -> None:
+    none, broken = Absent("no_boxes", "no boxes are annotated"), Absent("not_finite", "not finite", True)
+    items = [measured(none, none), measured(none, none, "right"), measured(broken, ((0.0,) * 3,)), item(TRACES[0])]
+    found = scored(ced.REWARD, items, no_judge)
+    assert [score.value for score in found] == [2.0, 0.75, None, 2.0]
+    assert [score.state for score in found] == ["scored", "scored", "failed", "scored"]
+    assert [score.detail.get("cause") for score in found] == ["no_boxes", "no_boxes", None, "not_measured"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.rl.conftest import OVERRIDES
 
 NAN = math.nan
 FAILED = "failed"
-RIVALS = ("gdpo", "constrained-grpo", "cora", "fapo", "groupwise", "papo", "vppo")
+RIVALS = ("gdpo", "constrained-grpo", "cora", "fapo", "groupwise", "grpo-care", "ced", "papo", "vppo")
 TASK = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # two groups of four; the second is constant
 Z_TASK = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of ±1/2: deviation √(4 · ¼ / 3)
 
@@ -139,14 +140,17 @@ def test_which_rewards_a_rival_trains_on() -> None:
         "gdpo": ("task", "consistency", "spatial_grounding", "semantic_grounding"),
         "constrained-grpo": ("task", "consistency", "spatial_grounding", "semantic_grounding"),
         "cora": ("task", "consistency"), "fapo": ("fapo",), "groupwise": ("task", "groupwise"),
-        "papo": ("task",), "vppo": ("task",),
+        "papo": ("task",), "vppo": ("task",), "grpo-care": ("task", "grpo_care"), "ced": ("ced",),
     }  # fmt: skip
     for method, names in expected.items():
         cfg = config.load("mini", method)
         scorer = train.make_scorer(cfg, PixelBounds(784, 12544, 28))
         assert scorer.names == names, method
-        assert ("task" in scorer.monitored) == (method == "fapo")
-        assert (scorer.needs_groups == ("groupwise",)) == (method == "groupwise")
+        assert ("task" in scorer.monitored) == (method in ("fapo", "ced"))
+        groups = {"groupwise": ("groupwise",), "grpo-care": ("grpo_care",)}
+        assert scorer.needs_groups == groups.get(method, ())
+        measured = {"grpo-care": {"answer_likelihood"}, "ced": {"evidence", "controls"}}
+        assert scorer.needs == measured.get(method, set())
         assert bool(cfg.rl.auxiliary) == (method == "papo") and (cfg.rl.token_weights is not None) == (method == "vppo")
 
 
@@ -247,3 +251,36 @@ def test_fapo_trains_on_its_own_reward_and_logs_the_tasks(world: Path, chain: Pa
     assert set(worth[~right]) <= {-1.0} and set(worth[right]) <= {0.0, 1.0} and right.any()
     sound = (frame["consistency"] == 1) & (frame["semantic_grounding"].fillna(0) == 1)
     assert ((worth == 1) == (right & sound)).all()
+
+
+def test_grpo_care_gives_its_bonus_by_the_measured_likelihoods(world: Path, chain: Path) -> None:
+    frame = rollouts(world, chain, "grpo-care")
+    seen = set()
+    for start in range(0, len(frame), 4):
+        group = frame.iloc[start : start + 4]
+        right = group[group["task/detail"].str.contains('"accuracy": 1')]
+        assert (group["grpo_care/state"] == "scored").sum() == len(right)
+        likely = right["grpo_care/detail"].map(lambda text: json.loads(text)["likelihood"]).astype(float)
+        assert ((likely > 0) & (likely <= 0.95)).all()
+        wanted = (likely >= likely.mean() - 0.01 - 1e-9) * 0.5
+        assert list(right["grpo_care"]) == list(wanted)
+        seen |= set(wanted)
+    assert 0.5 in seen
+
+
+def test_ced_trains_on_the_gated_reward(world: Path, chain: Path) -> None:
+    """By the margin in its detail; rollouts without boxes have correctness alone."""
+    frame = rollouts(world, chain, "ced")
+    gated = 0
+    for row in frame.to_dict("records"):
+        detail = json.loads(row["ced/detail"])
+        c = 1.0 if detail["accuracy"] else -0.25
+        m = detail.get("margin")
+        if m is not None:
+            gated += 1
+            c = c * (1 + math.tanh(m / 0.2)) / 2 + 0.1 * m
+        assert row["ced"] == pytest.approx(detail["format"] + c)
+        assert row["task"] == detail["format"] + detail["accuracy"]
+        assert (m is None) == (detail.get("cause") is not None)
+        assert row["gold_boxes"] is not None or m is None
+    assert 0 < gated < len(frame)
