@@ -96,7 +96,7 @@ class Probing(Section):
     dilation: Count = 0
     controls: Positive = 2
     patch_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
-    scope: Literal["answer", "all"] = "answer"
+    scope: Literal["answer", "all"] = "all"
     margin_scale: Rate = 0.2
     layers: Literal["two_thirds", "last_third", "all"] | tuple[Count, ...] = "two_thirds"
     least_dependence: Annotated[float, Field(ge=0.0)] = 0.1

@@ -185,14 +185,17 @@ def sft_count(case: Case, setting: Setting) -> Count:
     return count
 
 
+def small(folder: Path) -> Setting:
+    """The tiny model below `folder`."""
+    return Setting("cpu", "tiny", folder / "work")
+
+
 def report(case: Case, folder: Path) -> None:
     """One process of one case; writes its counts to `folder`."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    work = folder / f"work-{distributed.rank()}"
-    work.mkdir()
     with distributed.session(None, 600):
-        count = (sft_count if case.trainer == "sft" else rl_count)(case, Setting("cpu", "tiny", work))
+        count = (sft_count if case.trainer == "sft" else rl_count)(case, small(folder))
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(asdict(count)))
 
 
@@ -203,6 +206,8 @@ def measure(case: Case) -> dict[str, dict[str, int]]:
         UserError: it failed.
     """
     with TemporaryDirectory() as folder:
+        stand_in.model(small(Path(folder)), "3b")  # here: of several processes only the first would write it
+        stand_in.data(small(Path(folder)))
         starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(case.processes)]
         words = ["-m", "perf.padding", "--case", str(CASES.index(case)), "--folder", folder]
         done = subprocess.run(

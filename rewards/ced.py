@@ -36,7 +36,8 @@ class CedReward:
     needs = ("evidence", "controls")
 
     async def __call__(self, items: Sequence[RewardItem], context: RewardContext) -> list[Score]:
-        of_all = dataclasses.replace(context, mask="all")  # a wrong answer has a margin too
+        of_answer = context.probing.model_copy(update={"scope": "answer"})
+        of_all = dataclasses.replace(context, mask="all", probing=of_answer)  # a wrong answer has a margin too
         return [_score(item, of_all) for item in items]
 
 

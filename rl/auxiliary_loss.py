@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -30,11 +31,12 @@ from fgrpo.plugins import load_plugin
 from rl.passes import LogprobPasses
 
 PREFIX = "aux"  # of the keys in the log
+ROW = "row"  # of a micro-batch: which of `AuxiliaryLosses.samples` each rollout answers; a preflight's batch has none
 Figures = Mapping[str, float]
 
 
 class AuxiliaryLoss(Protocol):
-    """A differentiable loss on the policy. Subclasses inherit `check` and `watching`, which do nothing.
+    """A differentiable loss on the policy. Subclasses inherit all but the call; what they inherit does nothing.
 
     Attributes:
         name: its key in the log, `aux/<name>`.
@@ -46,6 +48,17 @@ class AuxiliaryLoss(Protocol):
 
     def check(self, trainer: Any) -> None:
         """Called before the first step, when model and data are in place. Raises UserError if the loss cannot be computed."""
+
+    def during(self, trainer: Any) -> AbstractContextManager[Any]:
+        """The context in which the trainer trains, backward passes included."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as plain JSON."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's state. Raises ValueError if it does not fit."""
 
     def watching(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """The context in which the policy's own pass over a micro-batch is made."""
@@ -103,6 +116,33 @@ class AuxiliaryLosses(LogprobPasses):
     auxiliary: Sequence[AuxiliaryLoss] = ()
     policy_logps_BT: Tensor | None = None
     _keeps_logps = False
+    _samples: Mapping[bool, Sequence[str]] = MappingProxyType({})  # by whether the batch is for training
+
+    @property
+    def samples(self) -> Sequence[str]:
+        """The column "sample" of the present generation batch, training or evaluation; "" where the data has none."""
+        return self._samples[self._in_training]
+
+    @property
+    def _in_training(self) -> bool:
+        model: Any = self.model
+        return bool(model.training)
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As TRL's, inside the losses' `during` contexts."""
+        with ExitStack() as contexts:
+            for loss in self.auxiliary:
+                contexts.enter_context(loss.during(self))
+            return super().train(*args, **more)
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's batch, with the place of each rollout's sample."""
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.auxiliary:
+            output[ROW] = torch.arange(len(inputs), device=output["completion_ids"].device)
+            own = {self._in_training: [str(row.get("sample", "")) for row in inputs]}
+            self._samples = {**self._samples, **own}
+        return output
 
     def _get_per_token_logps_and_entropies(
         self, *args: Any, **more: Any

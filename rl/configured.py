@@ -13,14 +13,24 @@ NO_GROUPS = (
 )
 
 
+NO_COLUMN = (
+    "{key}: the anchoring loss cannot be a column of the advantages. It depends on the prompt alone, so all rollouts of a group have "
+    "one value, and its group-normalised advantage is 0; set rl.auxiliary.anchoring (at_most makes it a constraint on the loss)"
+)
+
+
 def check_configured(config: Config) -> None:
     """Check that the method's rewards, monitors and auxiliary losses exist, and that they have the options that are set.
 
     Raises:
         UserError: names the key and what to do.
     """
-    base.check_configured(config)
     rl = config.rl
+    columns = {"rl.constraints": rl.constraints, "rl.monitor": rl.monitor, "rl.task_reward": (rl.task_reward,)}
+    for key, names in columns.items():
+        if "anchoring" in names:
+            raise UserError(NO_COLUMN.format(key=key))
+    base.check_configured(config)
     known = plugin_names("rl.auxiliary", "AUXILIARY")
     for name, loss in rl.auxiliary.items():
         if name not in known:

@@ -1,13 +1,13 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once
-  (`fgrpo.training.shared_prefix`), under sdpa, eager, flex and flash attention (`fgrpo.training.branch_attention`).
+  (`fgrpo.training.shared_prefix`), under sdpa, eager and flash attention (`fgrpo.training.branch_attention`).
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
 - A prompt that is too long for a row with a mask (sdpa, eager): a row for each of its rollouts.
 - A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
-- Sliding windows, and images in responses (a tool's): rows of about equal length too.
+- Sliding windows and other layers than full attention, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
 
@@ -68,7 +68,6 @@ class LogprobPasses(GRPOTrainer):
     """
 
     rows: Rows = "shared"
-    _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, whose shuffle keeps the rollouts of a prompt together, in an update beside prompts of about their length."""
@@ -156,21 +155,23 @@ class LogprobPasses(GRPOTrainer):
         if self.rows != "shared" or self.known_family() is None:
             return False
         plain = self._plain(model)
-        if not branch_attention.takes_branches(packed_inputs.attention_of(plain)):
+        obstacle = packed_inputs.obstacle(plain)
+        if obstacle is not None:
             self._say_once(
-                f"rollouts of a prompt do not share a row: {packed_inputs.attention_of(plain)} takes no branches; rows of about "
-                'equal length pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
+                f"rollouts of a prompt do not share a row: {obstacle}; rows of about equal length pass together "
+                '(rl.shared_prefix="off" hides this line)'
             )
         elif model is self.model and packed_inputs.has_dropout(plain):
             self._say_once(
                 "the policy has dropout, and rollouts of a prompt share one draw of it for the prompt "
                 '(rl.shared_prefix="off" draws for each rollout)'
             )
-        return packed_inputs.can_share(plain)
+        return obstacle is None
 
     def _say_once(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+        said: set[str] = self.__dict__.setdefault("_said", set())
+        if text not in said:
+            said.add(text)
             distributed.print_once(text)
 
     def _longest(self, model: Any) -> int:
@@ -187,6 +188,10 @@ class LogprobPasses(GRPOTrainer):
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
         for chosen in self._passes(rollouts, images, longest):
             if max(pack.tokens for pack in chosen) > longest:
+                self._say_once(
+                    f"rollouts of more than {longest:,} tokens do not share a row: its mask would cost more than the prompt that is "
+                    "saved (flash attention needs no mask)"
+                )
                 rows = [row for pack in chosen for row in pack.rows]
                 logps, entropies = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
                 logps_BT = logps_BT + _placed(logps, rows, shape)

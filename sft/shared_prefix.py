@@ -38,9 +38,9 @@ class SharedPrefix(SFTTrainer):
     def share(self) -> None:
         """Begin to share rows; the training data must be in the order in which they are trained on."""
         plain = self.plain_model
-        attention = packed_inputs.attention_of(plain)
-        if not packed_inputs.can_share(plain):
-            distributed.print_once(f"traces of a question do not share a row: {attention} takes no branches")
+        obstacle = packed_inputs.obstacle(plain)
+        if obstacle is not None:
+            distributed.print_once(f"traces of a question do not share a row: {obstacle}")
         elif packed_inputs.has_dropout(plain):
             distributed.print_once(
                 "the policy has dropout, and traces of a question share one draw of it for the question"

@@ -188,13 +188,18 @@ def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monk
     assert laid_out == [min(size, 10 - start) for start in range(0, 10, size)]
 
 
-def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_longer_than_a_packed_one_pass_by_length(
+    make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
     theirs = passed(GRPOTrainer, trainer, batch)
     monkeypatch.setattr(branch_attention, "LONGEST", 20)
     monkeypatch.setattr(shared_prefix, "lay_out", None)
-    check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    capsys.readouterr()
+    for _ in range(2):
+        check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    assert capsys.readouterr().out.count("rollouts of more than 20 tokens do not share a row") == 1
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, None), (1, 2), (2, 2)])
@@ -406,6 +411,16 @@ def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
     check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
 
 
+def test_patches_of_another_grid_are_another_image(make) -> None:
+    """An image of one colour has the same patches at twice the height and half the width, but other positions."""
+    trainer = make()
+    batch = batch_of(trainer, [[3, 4, 5, 6]], images=(1,))
+    batch["pixel_values"].fill_(0.3)
+    _, height, width = batch["image_grid_thw"][0].tolist()
+    batch["image_grid_thw"][2:] = torch.tensor([1, 2 * height, width // 2])
+    check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
+
+
 def log_probs(kind: type[Any], trainer: Any, model: Any, batch: dict[str, Any], batch_size: int | None = None) -> Any:
     """Log-probabilities of `model`, which may be a reference."""
     kept = batch["completion_ids"].shape[1]
@@ -428,6 +443,16 @@ def test_a_reference_may_have_another_attention(make, policys: str, references: 
     batch = batch_of(trainer, [[5, 9, 1, 4], [8, 2, 6, 12]])
     ours, theirs = (log_probs(kind, trainer, reference, batch) for kind in (LogprobPasses, GRPOTrainer))
     assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "linear_attention", "chunked_attention"])
+def test_layers_that_would_not_see_the_mask_share_no_row(make, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make()
+    text = trainer.plain_model.config.get_text_config()
+    text.layer_types = [kind, *["full_attention"] * (text.num_hidden_layers - 1)]
+    capsys.readouterr()
+    assert not trainer._can_share(trainer.model) and not trainer._can_share(trainer.model)
+    assert capsys.readouterr().out.count(f"do not share a row: the model has layers of the kind {kind}") == 1
 
 
 def test_a_sliding_window_is_kept(make) -> None:
