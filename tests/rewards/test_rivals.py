@@ -70,6 +70,8 @@ def test_fapo_by_hand(scripted: Any) -> None:
     items += [item("The car is at the left edge.", well_formed=False), item("The car is right there.", "right")]
     found = scored(fapo.REWARD, items, judges_of(scripted, table))
     assert [score.value for score in found] == [2.0, 1.0, 1.0, None, 1.0, None, 1.0, 1.0, 0.0]
+    assert found[1].reason == "the trace does not entail the answer"
+    assert found[2].reason == "a sentence about the image is false"
     assert [n for n, score in enumerate(found) if score.failed] == [3, 5] and found[3].reason == "timeout"
     assert [score.detail.get("monitor", {}).get("flawed") for score in found] == [0, 1, 1, None, 1, None, 1, 0, None]
     assert [score.detail.get("accuracy") for score in found] == [1, 1, 1, None, 1, None, 1, 1, 0]
