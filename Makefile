@@ -24,6 +24,7 @@ FLAGS :=
 SAMPLES :=
 IMAGES :=
 SHORT :=
+LIMIT :=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
 export VENV PYTHON
@@ -66,7 +67,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup setup-vllm world data data-download mcts sft anchor eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
-  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
+  $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
 COMMAND := $(if $(INSTALLED),fgrpo,make)
@@ -157,6 +158,8 @@ plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (M
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
 bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
+gpu-check: | $(STAMP) ## check and measure on one GPU what a CPU cannot, in 25 minutes, into docs/benchmarks.md (ONLY=passes,sft, LIMIT=570; docs/gpu_check.md)
+	$(PY) -m perf.gpu $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit-s $(LIMIT)) $(FLAGS)
 doctor: | $(STAMP) ## check versions, devices, endpoints and data; say what is missing and what to do
 	$(PY) -m ops.doctor $(ARGS)
 
@@ -170,8 +173,8 @@ test-vllm: | $(STAMP) .venv-vllm/.stamp ## run the tests on the real vLLM server
 rehearsal: | $(STAMP) .venv-vllm/.stamp ## run the 8-GPU layout on this machine: two trainers, a rollout server, a judge server; kill each once
 	@$(MAKE) --no-print-directory data PRESET=smoke
 	PYTHONPATH=. $(PY) scripts/rehearsal.py
-rehearsal-paper: | $(STAMP) ## run the commands of paper-7b at true shapes on this machine: real tokenizer and photographs, small model (SHORT=1)
-	$(PY) -m scripts.rehearsal_paper $(if $(SHORT),--short) $(if $(SET),--set $(SET))
+rehearsal-paper: | $(STAMP) ## run the commands of paper-7b at true shapes on this machine: real tokenizer and photographs, small model (SHORT=1; PUBLISH=1 writes docs/rehearsal.md)
+	$(PY) -m scripts.rehearsal_paper $(if $(SHORT),--short) $(if $(PUBLISH),--publish) $(FLAGS) $(if $(SET),--set $(SET))
 check: | $(STAMP) ## check lint, types, import contract, configurations and the paper's values
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .

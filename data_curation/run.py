@@ -36,7 +36,7 @@ from fgrpo.inference.base import Sampler
 from fgrpo.inference.lazy import LazySampler
 from fgrpo.pending import COUNT, pending
 from fgrpo.policy import model_files
-from fgrpo.runs import Run, folder, is_done, same_identity, write_json
+from fgrpo.runs import DONE, Run, folder, is_done, same_identity, write_json
 from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from fgrpo.types import Sample
@@ -61,7 +61,7 @@ def curate(
         UserError: a data set is missing or unreadable, or too many rollouts fail.
     """
     sources, train, inputs = _sources(config)
-    if is_done(config, "data", runs, inputs) and not pending(folder(config, "data", runs)):
+    if is_curated(config, runs):
         check_images(folder(config, "data", runs), config.data.root)
         return folder(config, "data", runs)
     with Run.open(config, "data", inputs, root=runs) as stage:
@@ -151,6 +151,12 @@ def measure_shard(config: Config, shard: Shard, runs: str | Path = "runs", sampl
         stage.counts.update({"rollouts/scored": len(meter.means), "rollouts/failed": len(meter.failed)})
         stage.finish((DIFFICULTY,))
         return stage.path
+
+
+def is_curated(config: Config, runs: str | Path = "runs") -> bool:
+    """Whether the stage is done, and has no sample that another attempt may roll out. Raises UserError: a data set is missing."""
+    path = folder(config, "data", runs)
+    return (path / DONE).exists() and is_done(config, "data", runs, _sources(config)[2]) and not pending(path)
 
 
 def measure_shards(config: Config, args: argparse.Namespace) -> None:

@@ -163,7 +163,13 @@ class Identity:
         return out + _differences(self.means, new.means, Kind.MEANS)
 
 
-_BEFORE = (("sft.shared_prefix", "off"), ("rl.start", "sft"))  # what a folder means that lacks the key
+_BEFORE = (  # what a folder means that lacks the key
+    ("sft.shared_prefix", "off"),
+    ("sft.group_by_length", False),
+    ("rl.start", "sft"),
+    ("rl.task_reward", "task"),
+    ("rl.token_weights", None),
+)
 
 
 def _counts(key: str, value: Any) -> bool:
@@ -171,7 +177,7 @@ def _counts(key: str, value: Any) -> bool:
     as_before = (
         (not value and key.endswith(".leave_out"))
         or (key, value) in _BEFORE
-        or (value is None and key.startswith("policy.pixels."))
+        or (value is None and (key.startswith("policy.pixels.") or key.endswith(".indicator")))
     )
     return kind_of(key) in (None, Kind.EXPERIMENT) and not as_before
 
@@ -206,10 +212,13 @@ def _contents(whole: Mapping[str, Any], hashes: Hashes) -> dict[str, str]:
 
 
 def _code(whole: Mapping[str, Any]) -> dict[str, str]:
-    """The code of the rewards that RL trains on or logs."""
+    """The code of the rewards that RL trains on or logs, and of its auxiliary losses."""
     if "rl" not in whole:
         return {}
-    return code_hashes("rewards", ["task", *whole["rl"]["constraints"], *whole["rl"]["monitor"]])
+    rl = whole["rl"]
+    rewards = {"task", rl.get("task_reward", "task"), *rl["constraints"], *rl["monitor"]}
+    losses = code_hashes("rl.auxiliary", rl.get("auxiliary", ()))
+    return code_hashes("rewards", rewards) | {f"auxiliary/{name}": digest for name, digest in losses.items()}
 
 
 def _batch(config: Config, whole: Mapping[str, Any]) -> dict[str, str]:

@@ -76,7 +76,7 @@ KINDS: dict[str, dict[Kind, str]] = {
         _MEANS: "attention deepspeed nonfinite batch_size gradient_accumulation",  # their product: `fgrpo.identity`
         _LENGTH: "epochs max_steps",
         _EXPERIMENT: "traces learning_rate weight_decay warmup_ratio scheduler max_length freeze_vision "
-        "freeze_projector precision evals lora shared_prefix",  # which also changes the order of the traces
+        "freeze_projector precision evals lora shared_prefix group_by_length",  # the last two change the order of the traces
     },
     "sft.lora": _LORA,
     "anchor": {_EXPERIMENT: "loss layers cells floor weight epochs max_steps learning_rate add_row"},
@@ -84,11 +84,13 @@ KINDS: dict[str, dict[Kind, str]] = {
         _NONE: "save_steps keep_checkpoints report_to",
         _MEANS: "micro_batch attention gradient_checkpointing shared_prefix monitor max_failed_share deepspeed nonfinite",
         _LENGTH: "epochs max_steps",
-        _EXPERIMENT: "start constraints combine masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
+        _EXPERIMENT: "start constraints combine task_reward auxiliary token_weights masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "
         "max_response_length temperature loss freeze_vision freeze_projector precision rollout_engine lora unscorable grounding_mean",
     },
-    "rl.constraints.*": {_EXPERIMENT: "tau lr lam_init lam_max min_applicable"},
+    "rl.constraints.*": {_EXPERIMENT: "tau indicator lr lam_init lam_max min_applicable"},
+    "rl.auxiliary.*": {_EXPERIMENT: "weight options"},
+    "rl.token_weights": {_EXPERIMENT: "keep lowest blank"},
     "rl.dual": {_EXPERIMENT: "kind lr kp kd lam_init lam_max min_applicable"},
     "rl.vllm": {
         _NONE: "server sync_port start_s reply_s memory_share tensor_parallel",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from fgrpo.cli import SIDE_BY_SIDE
 from fgrpo.errors import UserError
@@ -47,6 +48,7 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
     threads = max(1, cores // min(at_once, len(commands)))
     waiting, failed = list(commands), list[str]()
     running: dict[str, subprocess.Popen[bytes]] = {}
+    with_parent = partial(end_with_parent, os.getpid())
     lines: dict[str, int] = {}
     try:
         while waiting or running:
@@ -60,7 +62,7 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
                     "TQDM_POSITION": str(line),
                     SIDE_BY_SIDE: "1",
                 }
-                running[name] = subprocess.Popen(commands[name], env=environment, preexec_fn=end_with_parent)
+                running[name] = subprocess.Popen(commands[name], env=environment, preexec_fn=with_parent)
             for name, process in list(running.items()):
                 try:
                     process.wait(timeout=0.5)

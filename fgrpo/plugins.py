@@ -1,8 +1,8 @@
 """Discovery by file: a module of a package is a plugin if it defines the package's constant at its top level.
 
 Rewards (`REWARD`), judge backends (`BACKEND`), data sources (`SOURCE`), benchmarks (`BENCHMARK`), labelled sets (`LABELLED`),
-files of other harnesses (`FORMAT`) and writers of the miniature world (`WRITER`) are found this way. No registry and no list of
-names exists elsewhere.
+files of other harnesses (`FORMAT`), probes of the policy (`PROBE`) and writers of the miniature world (`WRITER`) are found this
+way. No registry and no list of names exists elsewhere.
 """
 
 from __future__ import annotations

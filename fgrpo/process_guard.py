@@ -24,10 +24,16 @@ RELEASED = b"released\n"
 _PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def end_with_parent() -> None:
-    """Make the kernel send SIGTERM to this process when its parent is gone, however that ended (Linux)."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Make the kernel send SIGTERM to this process when its parent is gone, however that ended (Linux).
+
+    Args:
+        parent: the parent's process id. A parent that is gone already sends no signal: then this process ends here.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
 
 
 class Guard:

@@ -210,6 +210,7 @@ class Sft(Section):
 
     `nonfinite`: a step whose loss or gradient norm is not finite stops the run, or is skipped and counted.
     `shared_prefix`: see `sft.shared_prefix`; "auto" also changes the order of the traces.
+    `group_by_length`: traces of about equal length follow one another; without effect where they share rows.
     """
 
     traces: Annotated[tuple[Literal["direct", "corrected"], ...], Field(min_length=1)]
@@ -227,6 +228,7 @@ class Sft(Section):
     precision: Literal["bf16", "fp32"]
     attention: Literal["flash_attention_2", "sdpa", "eager"]
     shared_prefix: AutoOrOff = "off"
+    group_by_length: bool = False
     evals: Positive
     save_steps: Positive
     deepspeed: str | None

@@ -37,13 +37,32 @@ class Dual(Section):
 
 
 class Constraint(Section):
-    """One constraint, E[reward] >= `tau`: the threshold in the reward's own unit, and what differs from `rl.dual`."""
+    """One constraint, E[reward] >= `tau`: the threshold in the reward's own unit, and what differs from `rl.dual`.
+
+    With `indicator` it is E[1[reward >= indicator]] >= `tau`, and 1[…] is the column of Eq. 6: `tau` is then a share.
+    """
 
     tau: Annotated[float, Field(allow_inf_nan=False)]
+    indicator: Annotated[float, Field(allow_inf_nan=False)] | None = None
     lr: Rate | None = None
     lam_init: float | None = None
     lam_max: Rate | None = None
     min_applicable: Count | None = None
+
+
+class Auxiliary(Section):
+    """One loss of rl/auxiliary beside the policy loss: its factor, and the options of its file."""
+
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TokenWeights(Section):
+    """VPPO's factors of the tokens' advantages: see `rl.token_weights.Dependence`."""
+
+    keep: Share = 0.4
+    lowest: Share = 0.9
+    blank: Share = 0.5
 
 
 class Vllm(Section):
@@ -77,26 +96,30 @@ class Probing(Section):
     dilation: Count = 0
     controls: Positive = 2
     patch_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
-    scope: Literal["answer", "all"] = "answer"
+    scope: Literal["answer", "all"] = "all"
     margin_scale: Rate = 0.2
     layers: Literal["two_thirds", "last_third", "all"] | tuple[Count, ...] = "two_thirds"
     least_dependence: Annotated[float, Field(ge=0.0)] = 0.1
 
 
 class Rl(Section):
-    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6).
+    """GRPO and FGRPO (Section 3.3, Tables 2, 3, 5 and 6), and the rival methods of docs/rivals.md.
 
     `start` is the stage whose final model is trained. `constraints` are named by their rewards; in a layer, null removes one of a lower layer. `combine` is "decoupled" (each
     constraint has a multiplier), "additive" or "multiplicative" (their rewards are coupled with the task's, without multipliers
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
     see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
-    `shared_prefix`: see `rl.passes`.
+    `shared_prefix`: see `rl.passes`. `task_reward` is the reward of column 0; `auxiliary` names losses of rl/auxiliary, where
+    null removes one of a lower layer.
     """
 
     start: Literal["sft", "anchor"] = "sft"
     constraints: dict[str, Constraint]
     dual: Dual
     combine: Literal["decoupled", "additive", "multiplicative", "none"]
+    task_reward: str = "task"
+    auxiliary: dict[str, Auxiliary] = Field(default_factory=dict)
+    token_weights: TokenWeights | None = None
     monitor: tuple[str, ...]
     masked: Literal["exclude", "zero"]
     baseline: Literal["group", "batch"]
@@ -143,6 +166,24 @@ class Rl(Section):
     def _skips_only_without_deepspeed(self) -> Self:
         check_nonfinite(self.nonfinite, self.deepspeed)
         return self
+
+    @model_validator(mode="after")
+    def _indicators_have_multipliers(self) -> Self:
+        given = [name for name, constraint in self.constraints.items() if constraint.indicator is not None]
+        if given and self.combine != "decoupled":
+            raise ValueError(
+                f"rl.constraints.{given[0]}.indicator has no effect with rl.combine={self.combine}, which has no constraints; "
+                "set rl.combine=decoupled or leave it out"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_losses(cls, layers: Any) -> Any:
+        if not isinstance(layers, dict) or not isinstance(layers.get("auxiliary"), dict):
+            return layers
+        present = {name: loss for name, loss in layers["auxiliary"].items() if loss is not None}
+        return {**layers, "auxiliary": present}
 
     @model_validator(mode="before")
     @classmethod

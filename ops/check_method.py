@@ -9,7 +9,7 @@ import argparse
 
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from rewards.base import check_configured
+from rl.configured import check_configured
 
 
 def main() -> None:

@@ -61,9 +61,9 @@ def rows_of(config: Config, assume: Assumptions) -> str:
         said += "" if rl.micro_batch % size == 0 else f"; rl.micro_batch={size}, a whole group, needs fewest"
     else:
         said = "each rollout has a row of its own (rl.shared_prefix=off)"
-    traces = (
-        "traces of a question share rows" if config.sft.shared_prefix == "auto" else "each trace has a row of its own"
-    )
+    near = "beside traces of about its length" if config.sft.group_by_length else "in random order"
+    is_shared = config.sft.shared_prefix == "auto"
+    traces = "traces of a question share rows" if is_shared else f"each trace has a row of its own, {near}"
     return f"{'rows':10} RL: {said}. SFT: {traces}"
 
 

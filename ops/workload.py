@@ -5,13 +5,14 @@ Counts only; `ops.plan` turns them into hours, memory and money.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fgrpo.schema import Config, Judge
 from judges.task import JudgeTask
 from ops.assumptions import Assumptions
-from rewards.base import judge_task_of, load, names
+from rewards.base import judge_task_of, load, names, reported_names
 
 MODELS = ("openai", "vllm")  # backends of judges that are models
 
@@ -106,7 +107,7 @@ def rl_updates(config: Config) -> int:
 
 def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
     """One call per judge and rollout, for the rewards of the method that need a judge."""
-    asked = {name: task for name, task in _judged().items() if name in {*config.rl.constraints, *config.rl.monitor}}
+    asked = _judged({*config.rl.constraints, *config.rl.monitor, config.rl.task_reward})
     judge = config.judges.training
     return Line(
         "judge-rl",
@@ -118,9 +119,9 @@ def _training_judges(config: Config, rollouts: int, sentences: int) -> Line:
     )
 
 
-def _judged() -> dict[str, JudgeTask[Any]]:
-    """The judge task of each reward that has one, by the reward's name."""
-    tasks = {name: judge_task_of(load(name)) for name in names()}
+def _judged(chosen: Iterable[str]) -> dict[str, JudgeTask[Any]]:
+    """The judge task of each of these rewards that has one, by the reward's name."""
+    tasks = {name: judge_task_of(load(name)) for name in names() if name in set(chosen)}
     return {name: task for name, task in tasks.items() if task is not None}
 
 
@@ -144,7 +145,7 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
     questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.every_benchmark)
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
     judge, extractor = config.judges.evaluation, config.judges.extraction
-    judged = _judged()
+    judged = _judged(reported_names())
     return [
         Line(
             "eval",

@@ -37,6 +37,7 @@ OF_PRESET = (
     "pure",
 )  # these take the options of the stages
 TREES = ("100", "1000", "10000")
+GPU = "On a GPU"  # headings of `make gpu-check` (perf.gpu), which has the page's GPU sections
 SLOW = ("demo",)  # a quarter of an hour: only when named
 ROWS = ("--rows", "10000", "100000", "--gigabytes", "1")  # a million: `python -m perf.stream`
 
@@ -47,6 +48,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     options += ["--set", *args.set] if args.set else []
     out = {name: [f"perf.{name}", *options] for name in OF_PRESET}
     out["shared_prefix"] = ["perf.shared_prefix"]
+    out["padding"] = ["perf.padding"]
     out["search"] = ["perf.search", "--trees", *TREES]
     out["peers_search"] = ["perf.peers_search"]
     out["prior"] = ["perf.prior"]
@@ -81,6 +83,17 @@ def sections(page: str) -> dict[str, str]:
     return out
 
 
+def merged(head: str, page: str, fresh: dict[str, str]) -> str:
+    """A page with `head`, the sections of `page`, and `fresh` ones in place of those of their headings or after them."""
+    return "\n".join([head, *{**sections(page), **fresh}.values()])
+
+
+def publish(text: str) -> None:
+    """Put the sections of `text` into docs/benchmarks.md; its other sections and its head stay as they are."""
+    before = PAGE.read_text(encoding="utf-8")
+    write_atomic(PAGE, merged(before.split("\n## ", 1)[0].rstrip("\n") + "\n", before, sections(text)))
+
+
 def machine() -> str:
     """A description of the machine, without its name."""
     import torch
@@ -97,14 +110,12 @@ def measured(name: str, command: list[str], head: str) -> dict[str, str]:
         print(f"error: {error}", file=sys.stderr)
         return {}
     print("\n".join(fresh.values()), flush=True)
-    before = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
-    write(head, {**before, **fresh})
+    write_atomic(PAGE, merged(head, _page(), fresh))
     return fresh
 
 
-def write(head: str, page: dict[str, str]) -> None:
-    """Write the page of these sections."""
-    write_atomic(PAGE, "\n".join([head, *page.values()]))
+def _page() -> str:
+    return PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
 
 
 def main() -> None:
@@ -117,11 +128,14 @@ def main() -> None:
             if name not in known:
                 raise unknown("measurement", name, list(known))
         head = HEAD.format(machine=machine(), preset=args.preset)
-        failed = [name for name in chosen if not measured(name, known[name], head)]
-        if failed:
-            raise UserError(
-                f"{len(failed)} measurements failed (see above): {', '.join(failed)}; repeat them with --only"
-            )
+        found = {name: measured(name, known[name], head) for name in chosen}
+        if failed := [name for name, fresh in found.items() if not fresh]:
+            names = ", ".join(failed)
+            raise UserError(f"{len(failed)} measurements failed (see above): {names}; repeat them with --only")
+        if not args.only:  # sections that nothing measures any more
+            of_gpu = {heading: text for heading, text in sections(_page()).items() if heading.startswith(f"## {GPU}")}
+            fresh = {heading: text for one in found.values() for heading, text in one.items()}
+            write_atomic(PAGE, merged(head, "".join(of_gpu.values()), fresh))
 
     arguments = parser("measure speed, as ratios, into docs/benchmarks.md")
     arguments.add_argument("--only", metavar="NAME[,NAME]", help="measure these; the page keeps its other sections")

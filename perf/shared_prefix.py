@@ -14,10 +14,12 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +30,7 @@ from fgrpo.policy import backbone, loading
 from perf.common import show
 from rl.passes import LogprobPasses, Rows
 
+Result = TypeVar("Result")
 BACKBONE = Path(__file__).resolve().parent.parent / "miniworld" / "backbone"
 FORMS: dict[Rows, str] = {"trl": "TRL's rows", "by_length": "rows by length", "shared": "shared prompts"}
 ROUNDS = 3
@@ -101,7 +104,7 @@ def batch(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, int]:
     return ids, mask, right
 
 
-def measure(shape: Shape, rows: Rows, results: Any) -> None:
+def measure(shape: Shape, rows: Rows) -> tuple[float, float, int, list[Any]]:
     """In a process of its own: (CPU seconds, peak memory in MB above the loaded model, tokens computed, log-probabilities)."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -110,6 +113,7 @@ def measure(shape: Shape, rows: Rows, results: Any) -> None:
     tokens: list[int] = []
     model.register_forward_pre_hook(lambda _, __, given: tokens.append(given["input_ids"].numel()), with_kwargs=True)
     passes = Passes(model, rows)
+    _ = passes.plain_model  # accelerate's first look at a model imports libraries, once per process
     before, began = _peak(), time.process_time()
     found = []
     for start in range(0, len(ids), shape.micro_batch):
@@ -120,7 +124,13 @@ def measure(shape: Shape, rows: Rows, results: Any) -> None:
         known = mask[part, -kept:]
         (logps * known).sum().backward()
         found.append((logps.detach() * known).numpy())
-    results.put((time.process_time() - began, _peak() - before, sum(tokens), found))
+    return time.process_time() - began, _peak() - before, sum(tokens), found
+
+
+def in_own_process(work: Callable[..., Result], *given: Any) -> Result:
+    """What `work` returns in a new process. Raises BrokenProcessPool if that process is killed."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
 
 
 def _peak() -> float:
@@ -129,17 +139,11 @@ def _peak() -> float:
 
 def compare(shape: Shape) -> dict[Rows, tuple[float, float, float, int]]:
     """Per form: median CPU seconds, their relative spread, peak memory, tokens. Forms alternate over the rounds."""
-    context = multiprocessing.get_context("spawn")
     seen: dict[Rows, list[tuple[float, float, int]]] = defaultdict(list)
     reference: list[Any] = []
     for _ in range(ROUNDS):
         for rows in FORMS:
-            results = context.Queue()
-            process = context.Process(target=measure, args=(shape, rows, results))
-            process.start()
-            cpu, memory, tokens, found = results.get()
-            process.join()
-            results.close()
+            cpu, memory, tokens, found = in_own_process(measure, shape, rows)
             reference = reference or found
             error = max(float(abs(a - b).max()) for a, b in zip(found, reference, strict=True))
             if error > CLOSE:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
-from fgrpo.errors import unknown
+from fgrpo.errors import UserError, unknown
 from fgrpo.images import image_size
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.policy import backbone
@@ -117,10 +117,12 @@ class Report:
 class Reward(Protocol):
     """A reward: `await reward(items, context)` has one score per item, in order. `fgrpo.types.Score` has three states.
 
-    Four further attributes are optional; read them with `report_of`, `judge_task_of`, `needs_trace` and `needs_of`:
+    Five further attributes are optional; read them with `report_of`, `judge_task_of`, `needs_group`, `needs_trace` and `needs_of`:
 
     - `report: Report | None`: how evaluation reports the reward; None keeps it out of tables and figures.
     - `judge_task: JudgeTask | None`: its question to a judge.
+    - `needs_group: bool`: a score depends on the other rollouts of its `RewardItem.group`, which must be complete in `items`. In
+      training each process then holds complete groups.
     - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
       ("no trace visible"). In training the policy has to show a trace.
     - `needs: tuple[str, ...]`: what has to be measured on the policy (`rewards.probes`). The reward is then scored after the
@@ -142,7 +144,7 @@ def names() -> list[str]:
 
 
 def check_configured(config: Config) -> None:
-    """Check that the method's constraints and monitors are rewards; imports none of them.
+    """Check that the method's task reward, constraints and monitors are rewards; imports none of them.
 
     Raises:
         UserError: one is not (names the nearest).
@@ -152,9 +154,11 @@ def check_configured(config: Config) -> None:
     for name in config.rl.constraints:
         if f"rl.constraints.{name}" not in constrained:
             raise unknown("configuration key", f"rl.constraints.{name}", constrained)
-    for name in config.rl.monitor:
+    for name in (config.rl.task_reward, *config.rl.monitor):
         if name not in known:
             raise unknown("reward", name, known)
+    if config.rl.task_reward in config.rl.constraints:
+        raise UserError(f"rl.task_reward is {config.rl.task_reward!r}, which is a constraint too; name another reward")
 
 
 def load(name: str) -> Reward:
@@ -177,10 +181,34 @@ def report_of(reward: Reward) -> Report | None:
     return report
 
 
+def reported_names() -> list[str]:
+    """Names of the rewards that evaluation reports, sorted: a rival method's own reward is not among them."""
+    return [name for name in names() if report_of(load(name)) is not None]
+
+
 def judge_task_of(reward: Reward) -> JudgeTask[Any] | None:
     """A reward's question to a judge; None if rules alone decide."""
     task: JudgeTask[Any] | None = getattr(reward, "judge_task", None)
     return task
+
+
+def needs_group(reward: Reward) -> bool:
+    """Whether a score depends on the other rollouts of its group; False for a reward without such an attribute."""
+    return bool(getattr(reward, "needs_group", False))
+
+
+def by_group(items: Sequence[RewardItem]) -> dict[str, list[int]]:
+    """{group: places of its items}, in order.
+
+    Raises:
+        ValueError: an item belongs to no group.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if not item.group:
+            raise ValueError(f"rollout {item.rollout_id} belongs to no group, and its score depends on one")
+        groups.setdefault(item.group, []).append(place)
+    return groups
 
 
 def needs_trace(reward: Reward) -> bool:
@@ -194,8 +222,9 @@ def needs_of(reward: Reward) -> tuple[str, ...]:
 
 
 def judge_tasks(reward_names: Iterable[str] | None = None) -> list[JudgeTask[Any]]:
-    """The judge tasks of the named rewards, or of all rewards, in order; rewards without a task are left out."""
-    tasks = [judge_task_of(load(name)) for name in (names() if reward_names is None else reward_names)]
+    """The judge tasks of the named rewards, or of those that evaluation reports, in order; rewards without a task are left out."""
+    chosen = reported_names() if reward_names is None else reward_names
+    tasks = [judge_task_of(load(name)) for name in chosen]
     return [task for task in tasks if task is not None]
 
 

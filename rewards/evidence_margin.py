@@ -1,9 +1,10 @@
-"""Evidence margin: how much more the answer depends on the annotated region than on other regions of its shape (MR1-style).
+"""Evidence margin: how much more a response depends on the annotated region than on other regions of its shape (MR1-style).
 
-Score = σ((Δ_ev - mean_c Δ_c) / scale), where Δ is the mean drop of the answer's log-probabilities when a region is blanked: the
-annotated boxes (Δ_ev), or a control region of the same cells elsewhere (Δ_c). 0.5: the boxes matter no more than the controls.
-Near 1: without the boxes the policy would not have given this answer. Source: the abstract of Faithful-MR1 (arXiv 2605.22072:
-counterfactual image intervention) and Evidence-RL (arXiv 2608.08021), whose margin divides by the deviation of three controls
+Score = σ((Δ_ev - mean_c Δ_c) / scale), where Δ is the mean drop of the response's log-probabilities when a region is blanked: the
+annotated boxes (Δ_ev), or a control region of the same cells elsewhere (Δ_c). With `rl.probes.scope: answer` it is the mean over
+the answer's tokens alone, which an answer that follows its trace hardly moves (docs/probes.md). 0.5: the boxes matter no more
+than the controls. Near 1: without the boxes the policy would not have written this. Source: the abstract of Faithful-MR1
+(arXiv 2605.22072: counterfactual image intervention) and Evidence-RL (arXiv 2608.08021), whose margin divides by the deviation of three controls
 and is then ±1 nearly always; here the scale is fixed. No judge is used.
 Not applicable, each cause counted: the answer is wrong (in training), no boxes, no control region that fits, nothing measured.
 """

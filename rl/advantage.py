@@ -15,6 +15,7 @@ constant in a group contributes nothing there (`baseline`), whitening counts seq
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -97,6 +98,19 @@ def couple(scores_NK: Tensor, kind: Coupling, failed_NK: Tensor | None = None) -
     if failed_NK is not None:
         unknown_N = unknown_N | failed_NK.any(dim=1)
     return torch.where(unknown_N, torch.nan, reward_N).unsqueeze(1)
+
+
+def indicators(scores_NK: Tensor, bounds_K: Sequence[float | None]) -> Tensor:
+    """1[score >= bound] in the columns that have a bound, and the scores as they are in the others. NaN stays NaN.
+
+    It is the complement of Constrained GRPO's cost 1[score < bound] (arXiv 2602.05863). Its normalised column is minus the
+    cost's, so A = Z_R − Σ λ Z_C is the sum of Eq. 6 over it, and E[cost] <= d is E[indicator] >= 1 − d.
+    """
+    columns = []
+    for scores_N, bound in zip(scores_NK.unbind(dim=1), bounds_K, strict=True):
+        reached_N = scores_N if bound is None else (scores_N >= bound).to(scores_N)
+        columns.append(torch.where(torch.isnan(scores_N), torch.nan, reached_N))
+    return torch.stack(columns, dim=1)
 
 
 def varying_groups(scores_N: Tensor, group_size: int) -> tuple[int, int]:

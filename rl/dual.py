@@ -35,6 +35,8 @@ class Constraint:
         lr: dual learning rate.
         min_applicable: below this many applicable rollouts in a generation batch the multiplier does not move; None: Table
             6's 8, in batches of fewer than 64 rollouts an eighth of the batch, at least 2.
+        indicator: None, or a bound that makes the constraint E[1[reward >= indicator]] >= tau. The column of Eq. 6 is then
+            that 1[…]: the complement of an indicator cost (`rl.advantage.indicators`).
 
     Raises:
         ValueError: a value that is not finite or out of bounds.
@@ -46,6 +48,7 @@ class Constraint:
     lr: float = 0.05
     lam_max: float = 5.0
     min_applicable: int | None = None
+    indicator: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and math.isfinite(self.lr) and math.isfinite(self.lam_max)):
@@ -55,6 +58,11 @@ class Constraint:
         if not 0.0 <= self.lam_init <= self.lam_max:
             raise ValueError(
                 f"constraint {self.reward!r}: lam_init {self.lam_init} is outside [0, lam_max = {self.lam_max}]"
+            )
+        if self.indicator is not None and not (math.isfinite(self.indicator) and 0.0 <= self.tau <= 1.0):
+            raise ValueError(
+                f"constraint {self.reward!r}: indicator must be finite, and tau is then a share of rollouts in [0, 1], got "
+                f"indicator={self.indicator}, tau={self.tau}"
             )
         if self.min_applicable is not None and self.min_applicable < 0:
             raise ValueError(f"constraint {self.reward!r}: min_applicable is a count, got {self.min_applicable}")

@@ -3,7 +3,7 @@
 metrics.jsonl holds for each step: accuracy, format, inconsistency (share of judged rollouts whose trace contradicts its
 answer; only correct answers are judged in training), `lambda/<name>` (the λ_t that weighed the step), `constraint/<name>/…`,
 reward (task + sum of λ_t times the constraints, so its scale moves with λ; the coupled reward where they are coupled), kl,
-tokens, and seconds by part. Figures are over all processes and come from the trainer's `Step`. Where one generation serves
+`aux/<name>` (an auxiliary loss, before its weight), tokens, and seconds by part. Figures are over all processes and come from the trainer's `Step`. Where one generation serves
 several updates, each of their lines repeats the generation's figures. On resume the file is truncated to the checkpoint's
 step, so no step appears twice.
 
@@ -29,6 +29,7 @@ from fgrpo import boxes
 from fgrpo.images import image_size, portable
 from fgrpo.training import metrics_file
 from fgrpo.training.metrics_callback import MetricsCallback
+from rl.auxiliary_loss import PREFIX
 from rl.scored_batch import ScoredBatch, report_named
 from rl.step import Step
 from rl.trainer import FaithfulGRPOTrainer
@@ -183,12 +184,14 @@ class LoggingCallback(MetricsCallback):
         assert self.trainer is not None
         spent, wall = self.trainer.take_seconds(), now - self._last_line_at
         if step is not None:
-            of_trl = {key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith("sampling/")}
+            of_trl = {
+                key: logs[key] for key in logs if key in _OF_GENERATION or key.startswith(("sampling/", "tokens/"))
+            }
             self._of_generation = {**dict.fromkeys(_inverted_metrics(step)), **of_trl, **step.metrics}
         return {
             "step": number,
             **self._of_generation,
-            **{key: logs[key] for key in logs if key in _OF_UPDATE or key.startswith("clip_ratio/")},
+            **{key: logs[key] for key in logs if key in _OF_UPDATE or key.startswith(("clip_ratio/", f"{PREFIX}/"))},
             **{f"seconds/{key}": value for key, value in spent.items()},
             "seconds/update": max(wall - sum(spent.values()), 0.0),
             "seconds/step": wall,

@@ -1,7 +1,7 @@
 """Batches of rows with and without images, which TRL cannot pass to a processor: a row without images gets an empty list.
 
 Several processes cannot train on them where the vision tower is sharded (ZeRO-3, FSDP): a process whose rows have no image does
-not enter the tower, and the others wait there for it. They are refused.
+not enter the tower, and the others wait there for it. They are refused. So are sampled image tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from fgrpo.errors import UserError
+from fgrpo.policy import backbone
+from rl.reward_validation import rollout_id
 
 Row = dict[str, Any]
 
@@ -67,3 +69,25 @@ def is_mixed(dataset: Any) -> bool:
         if pc.any(present).as_py() and not pc.all(present).as_py():
             return True
     return False
+
+
+def check_sampled(
+    trainer: Any, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None
+) -> None:
+    """A sampled image token would end the next forward pass with "Image features and image tokens do not match".
+
+    Args:
+        sampled: per token, whether the model wrote it (1) or a tool or environment (0); None: the model wrote all.
+
+    Raises:
+        ValueError: a rollout contains one; names it.
+    """
+    config: Any = trainer.plain_model.config
+    image_token = getattr(config, backbone.assumed(config.model_type).image_token_attribute, None)
+    for row, ids in enumerate(completion_ids):
+        own = ids if sampled is None else [token for token, mine in zip(ids, sampled[row], strict=True) if mine]
+        if image_token in own:
+            raise ValueError(
+                f"rollout {rollout_id(trainer.state.global_step, trainer.accelerator.process_index, row)} contains an image token; "
+                "forbid these tokens to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
+            )

@@ -1,15 +1,16 @@
-"""The multipliers in a trainer's checkpoints: `duals.json`, written with each and read on resume."""
+"""The multipliers of constraints and of losses in a trainer's checkpoints: `duals.json`, written with each and read on resume."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrpo.training import checkpoints, stored
 from fgrpo.training.finite import NotFinite
+from rl.auxiliary_loss import AuxiliaryLoss
 from rl.dual import DualAscent
 from rl.finished_step import FinishedStep
 
@@ -22,9 +23,11 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
 
     Attributes:
         dual: the multipliers.
+        auxiliary: losses beside the policy loss, whose own multipliers are saved with these.
     """
 
     dual: DualAscent
+    auxiliary: Sequence[AuxiliaryLoss]
     num_iterations: int
     _step: int
     _before_step: Mapping[str, Any] | None  # the multipliers before the last generation batch's dual step
@@ -49,8 +52,10 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
         return self._before_step if within and self._before_step is not None else self.dual.state_dict()
 
     def _write_extra(self, folder: Path) -> None:
+        of_losses = {loss.name: state for loss in self.auxiliary if (state := loss.state_dict())}
+        saved = {**self.multipliers_to_save(), **({"losses": of_losses} if of_losses else {})}
         try:
-            text = json.dumps(self.multipliers_to_save(), indent=1, allow_nan=False)
+            text = json.dumps(saved, indent=1, allow_nan=False)
         except ValueError as error:
             raise NotFinite(self.state.global_step, "a multiplier is not finite", "nothing was saved") from error
         (folder / DUALS).write_text(text + "\n", encoding="utf-8")
@@ -76,6 +81,9 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
                 )
             elif path.exists():
                 self.dual.load_state_dict(saved)
+            for loss in self.auxiliary:
+                if state := (saved.get("losses") or {}).get(loss.name):
+                    loss.load_state_dict(state)
         except (ValueError, KeyError, TypeError) as error:
             raise checkpoints.WrongCheckpoint(
                 f"{path}: {error}; delete that checkpoint, or give this run its own folder"

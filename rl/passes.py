@@ -1,11 +1,13 @@
 """The log-prob passes (old, reference, current) of every trainer, without what TRL computes twice or for nothing.
 
 - Rollouts of one prompt share a row, in which the prompt and its images are computed once
-  (`fgrpo.training.shared_prefix`), under sdpa, eager, flex and flash attention (`fgrpo.training.branch_attention`).
+  (`fgrpo.training.shared_prefix`), under sdpa, eager and flash attention (`fgrpo.training.branch_attention`).
   The shuffle keeps groups whole, unless the loss depends on which rollouts a micro-batch has.
 - With another attention implementation, and with `rows="by_length"`: rows of about equal length pass together, without the
   padding around them (`rl.length_bucketing`).
-- Sliding windows, and images in responses (a tool's): rows of about equal length too.
+- A prompt that is too long for a row with a mask (sdpa, eager): a row for each of its rollouts.
+- A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
+- Sliding windows and other layers than full attention, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
 
@@ -15,7 +17,7 @@ are those of TRL's padded rows up to the order of summation (tests/rl/test_share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +33,7 @@ from fgrpo.training.shared_prefix import Pack
 from rl import group_shuffle, length_bucketing
 
 Rows = Literal["shared", "by_length", "trl"]
+IMAGE_FIELDS = ("pixel_values", "num_images", "token_type_ids", "mm_token_type_ids")  # and `Backbone.grid_field`
 TOKENS = 1024  # of one pass on a CPU, where small passes take as long per token as large ones
 
 
@@ -44,6 +47,17 @@ class _Rollouts:
     most: int
     fields: Mapping[str, Any]
 
+    def of(self, rows: list[int], grid_field: str) -> _Rollouts:
+        """Some of the rollouts, with their images."""
+        fields = {key: field[rows] for key, field in self.fields.items() if key in length_bucketing.BY_TOKEN}
+        counts = self.fields.get("num_images")
+        if counts is not None:
+            has_images = any(counts[row] for row in rows)
+            fields |= (
+                image_fields(self.fields, rows, counts, grid_field) if has_images else {"num_images": [0] * len(rows)}
+            )
+        return _Rollouts(self.ids_BL[rows], self.mask_BL[rows], self.completion, self.most, fields)
+
 
 class LogprobPasses(GRPOTrainer):
     """GRPOTrainer with the passes of this module.
@@ -54,13 +68,14 @@ class LogprobPasses(GRPOTrainer):
     """
 
     rows: Rows = "shared"
-    _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, whose shuffle keeps the rollouts of a prompt together if they share a row."""
-        if not self._can_share(self.model) or self._micro_batches_matter():
+        """TRL's, whose shuffle keeps the rollouts of a prompt together, in an update beside prompts of about their length."""
+        if self.rows == "trl" or self.known_family() is None or self._micro_batches_matter():
             return super()._prepare_inputs(generation_batch)
-        with group_shuffle.by_group():
+        passes = self.args.gradient_accumulation_steps
+        update = self.args.per_device_train_batch_size * passes if passes > 1 else None
+        with group_shuffle.by_group(update):
             return super()._prepare_inputs(generation_batch)
 
     def _micro_batches_matter(self) -> bool:
@@ -92,12 +107,29 @@ class LogprobPasses(GRPOTrainer):
             )
         image_token = family.image_token_id(self.plain_model.config)
         responses_have_images = bool((input_ids[:, -logits_to_keep:] == image_token).any()) and "num_images" in given
-        is_long = int(attention_mask.sum(dim=1).max()) > self._longest(model)
-        shares = self._can_share(model) and not responses_have_images and not is_long
+        shares = self._can_share(model) and not responses_have_images
         passes = self._packed if shares else self._by_length
         rollouts = _Rollouts(input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids), given)
         logps_BT, entropies_BT = passes(model, family, rollouts, compute_entropy)
         return logps_BT, entropies_BT, None
+
+    def logps_of(self, model: Any, batch: Mapping[str, Any], batch_size: int | None = None) -> Tensor:
+        """Log-probabilities (B, T) of the completions of TRL's `batch`, whose images may have been changed, under `model`.
+
+        Args:
+            batch_size: rollouts per pass; None: all together.
+        """
+        family = self.known_family()
+        fields = (*IMAGE_FIELDS, family.grid_field if family is not None else "image_grid_thw")
+        logps_BT, *_ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].shape[1],
+            batch_size=batch_size,
+            **{key: batch[key] for key in fields if batch.get(key) is not None},
+        )
+        return logps_BT
 
     def known_family(self) -> Backbone | None:
         """The policy's family, None if no file of fgrpo/policy/backbones describes it."""
@@ -123,21 +155,23 @@ class LogprobPasses(GRPOTrainer):
         if self.rows != "shared" or self.known_family() is None:
             return False
         plain = self._plain(model)
-        if not branch_attention.takes_branches(packed_inputs.attention_of(plain)):
+        obstacle = packed_inputs.obstacle(plain)
+        if obstacle is not None:
             self._say_once(
-                f"rollouts of a prompt do not share a row: {packed_inputs.attention_of(plain)} takes no branches; rows of about "
-                'equal length pass together (rl.attention=sdpa shares them; rl.shared_prefix="off" hides this line)'
+                f"rollouts of a prompt do not share a row: {obstacle}; rows of about equal length pass together "
+                '(rl.shared_prefix="off" hides this line)'
             )
         elif model is self.model and packed_inputs.has_dropout(plain):
             self._say_once(
                 "the policy has dropout, and rollouts of a prompt share one draw of it for the prompt "
                 '(rl.shared_prefix="off" draws for each rollout)'
             )
-        return packed_inputs.can_share(plain)
+        return obstacle is None
 
     def _say_once(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+        said: set[str] = self.__dict__.setdefault("_said", set())
+        if text not in said:
+            said.add(text)
             distributed.print_once(text)
 
     def _longest(self, model: Any) -> int:
@@ -149,10 +183,22 @@ class LogprobPasses(GRPOTrainer):
         self, model: Any, family: Backbone, rollouts: _Rollouts, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         ids_BL, mask_BL, completion = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion
-        images, plain = RowImages(rollouts.fields, family.grid_field), self._plain(model)
+        images, plain, longest = RowImages(rollouts.fields, family.grid_field), self._plain(model), self._longest(model)
         shape = (len(ids_BL), completion)
         logps_BT, entropies_BT = ids_BL.new_zeros(shape, dtype=torch.float32), None
-        for chosen in self._passes(rollouts, images, self._longest(model)):
+        for chosen in self._passes(rollouts, images, longest):
+            if max(pack.tokens for pack in chosen) > longest:
+                self._say_once(
+                    f"rollouts of more than {longest:,} tokens do not share a row: its mask would cost more than the prompt that is "
+                    "saved (flash attention needs no mask)"
+                )
+                rows = [row for pack in chosen for row in pack.rows]
+                logps, entropies = self._by_length(model, family, rollouts.of(rows, family.grid_field), compute_entropy)
+                logps_BT = logps_BT + _placed(logps, rows, shape)
+                if entropies is not None:
+                    part = _placed(entropies, rows, shape)
+                    entropies_BT = part if entropies_BT is None else entropies_BT + part
+                continue
             layout, given = packed_inputs.packed_inputs(plain, family, images, chosen, ids_BL, mask_BL, completion)
             with self.accelerator.autocast():
                 out = model(**given, fused_lm_head=True)
@@ -163,15 +209,16 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT
 
     def _passes(self, rollouts: _Rollouts, images: RowImages, longest: int) -> Iterator[list[Pack]]:
-        """The packs of each pass: of `batch_size` rollouts, or with one process shorter ones first, as far as they fit."""
+        """The packs of each pass, shorter ones first: of `batch_size` rollouts, or with one process as far as they fit."""
         ids_BL, mask_BL, completion, most = rollouts.ids_BL, rollouts.mask_BL, rollouts.completion, rollouts.most
         in_one_process = self.accelerator.num_processes == 1
         packs = shared_prefix.packs(
             ids_BL, mask_BL, completion, images.same, longest, most=most if in_one_process else None
         )
         if not in_one_process:
-            for start in range(0, len(ids_BL), most):
-                yield _cut(packs, start, start + most, ids_BL.shape[1] - completion, mask_BL)
+            by_length = [row for pack in sorted(packs, key=lambda pack: pack.tokens) for row in pack.rows]
+            for start in range(0, len(by_length), most):
+                yield _cut(packs, set(by_length[start : start + most]), ids_BL.shape[1] - completion, mask_BL)
             return
         tokens = TOKENS if ids_BL.device.type == "cpu" else None
         held: list[Pack] = []
@@ -214,11 +261,17 @@ class LogprobPasses(GRPOTrainer):
         return logps_BT, entropies_BT[0] if entropies_BT else None
 
 
-def _cut(packs: Sequence[Pack], start: int, end: int, prompt: int, mask_BL: Tensor) -> list[Pack]:
-    """The part of the packs with rows from `start` to before `end`."""
+def _placed(values: Tensor, rows: list[int], shape: tuple[int, int]) -> Tensor:
+    """Values (R, T) of some rows as (B, T), 0 for the others; differentiable."""
+    values = values.float()
+    return values.new_zeros(shape).index_copy(0, torch.tensor(rows, device=values.device), values)
+
+
+def _cut(packs: Sequence[Pack], chosen: Set[int], prompt: int, mask_BL: Tensor) -> list[Pack]:
+    """The part of the packs with the rows `chosen`."""
     found = []
     for pack in packs:
-        rows = tuple(row for row in pack.rows if start <= row < end)
+        rows = tuple(row for row in pack.rows if row in chosen)
         if rows:
             lengths = mask_BL[list(rows), prompt:].sum(dim=1) + 1
             shared = int(mask_BL[rows[0], :prompt].sum()) - 1

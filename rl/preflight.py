@@ -276,6 +276,10 @@ class Preflight(TrainerCallback):
         rl = self.cfg.rl
         check_boxes(self.questions, self.pixels, self.cfg.data.boxes_from)
         check_sampling(self.trainer, self.forbidden)
+        for loss in self.trainer.auxiliary:
+            loss.check(self.trainer)
+        if self.trainer.token_weights is not None:
+            self.trainer.token_weights.check(self.trainer)
         rows = probe_rows(self.trainer.train_dataset)
         largest = largest_rows(self.trainer.train_dataset, self.pixels, math.ceil(rl.micro_batch / rl.group_size))
         check_prompts(self.trainer, [*rows, *largest[:PROBED]], rl.max_prompt_length, self.pixels)

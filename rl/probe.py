@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from fgrpo.policy import backbone
-
 if TYPE_CHECKING:
     from rl.trainer import FaithfulGRPOTrainer
-
-_IMAGE_FIELDS = ("pixel_values", "num_images", "token_type_ids", "mm_token_type_ids")  # and `Backbone.grid_field`
 
 
 class Probe:
@@ -47,14 +43,22 @@ class Probe:
             return GRPOTrainer._generate_and_score_completions(self.trainer, inputs)
 
     def update(self, batch: Mapping[str, Any]) -> None:
-        """A forward and a backward pass over a batch, whose gradients are dropped: what an update needs, and no update."""
+        """A forward and a backward pass over a batch, whose gradients are dropped: what an update needs, and no update.
+
+        The passes of auxiliary losses are among them.
+        """
         model: Any = self.trainer.model
         training = model.training
         device = self.trainer.accelerator.device
         model.train()
         try:
             with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._passes(self.trainer.plain_model, batch).mean().backward()
+                plain = self.trainer.plain_model
+                with self.trainer.own_pass(plain, batch):
+                    total = self._passes(plain, batch).mean()
+                for loss, value, _ in self.trainer.auxiliary_values(plain, batch):
+                    total = total if value is None else total + loss.weight * value
+                total.backward()
         finally:
             model.train(training)
             self.trainer.plain_model.zero_grad(set_to_none=True)
@@ -81,17 +85,7 @@ class Probe:
 
     def _passes(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Log-probabilities (B, T) of a batch under `model`."""
-        fields = (*_IMAGE_FIELDS, backbone.of_model(self.trainer.plain_model).grid_field)
-        result: Any = self.trainer._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-            batch["completion_ids"].shape[1],
-            batch_size=self.trainer.args.per_device_train_batch_size,
-            **{key: batch[key] for key in fields if key in batch},
-        )
-        logps_BT: Tensor = result[0]
-        return logps_BT
+        return self.trainer.logps_of(model, batch, self.trainer.args.per_device_train_batch_size)
 
     @contextmanager
     def _unscored(self) -> Iterator[None]:

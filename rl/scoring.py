@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fgrpo import response
+from fgrpo.errors import UserError
 from fgrpo.types import NotFinite, Sample, Score
-from rewards.base import TASK, Reward, RewardContext, RewardItem, judge_task_of, load, needs_of
+from rewards.base import TASK, Reward, RewardContext, RewardItem, judge_task_of, load, needs_group, needs_of
 from rewards.probes import Probes
 from rl.probes.base import Rollouts
 from rl.reward_validation import NoScore, rollout_id
@@ -30,6 +31,7 @@ class RolloutScorer:
 
     Args:
         constraints: names of rewards (files of rewards/), in the order of the constraints.
+        task: the reward of column 0; if it is not the task's own, that one is monitored.
         context: judges and options; its mask must be "correct" in training (Table 6). Boxes are read with its tag and frame.
         monitor: rewards that are scored and logged too, but are no columns: they weigh nothing. What they cannot score is
             not applicable to them, whatever `context.unscorable` says.
@@ -38,9 +40,11 @@ class RolloutScorer:
         UserError: no reward has such a name (names the nearest).
     """
 
-    def __init__(self, constraints: Sequence[str], context: RewardContext, monitor: Sequence[str] = ()) -> None:
-        self.names = (TASK, *constraints)
-        self.monitored = tuple(name for name in dict.fromkeys(monitor) if name not in self.names)
+    def __init__(
+        self, constraints: Sequence[str], context: RewardContext, monitor: Sequence[str] = (), task: str = TASK
+    ) -> None:
+        self.names = (task, *constraints)
+        self.monitored = tuple(name for name in dict.fromkeys((TASK, *monitor)) if name not in self.names)
         self._rewards: dict[str, Reward] = {name: load(name) for name in (*self.names, *self.monitored)}
         self._context = context
         self._monitor_context = dataclasses.replace(context, unscorable="not_applicable")
@@ -54,9 +58,25 @@ class RolloutScorer:
         return [self._column(name) for name in self.names]
 
     def check_judges(self) -> None:
-        """Check that the judges can be called, if a reward asks them; costs no judgement. Raises UserError as `JudgeSet.check_all`."""
-        if any(judge_task_of(reward) is not None for reward in self._rewards.values()):
+        """Check that the judges can be called, if a reward asks them; costs no judgement.
+
+        Raises:
+            UserError: as `JudgeSet.check_all`, or there is no judge for a reward's question.
+        """
+        tasks = {name: task for name, reward in self._rewards.items() if (task := judge_task_of(reward)) is not None}
+        for name, task in tasks.items():
+            if not self._context.judges.answers(task):
+                raise UserError(
+                    f"the reward {name!r} asks a judge, and judges.training.backend is none; configure a judge (judges/README.md), "
+                    "or leave the reward out of rl.constraints, rl.monitor and rl.task_reward"
+                )
+        if tasks:
             asyncio.run(self._context.judges.check_all())
+
+    @property
+    def needs_groups(self) -> tuple[str, ...]:
+        """Names of the rewards that see the complete group of a rollout."""
+        return tuple(name for name, reward in self._rewards.items() if needs_group(reward))
 
     def _column(self, name: str) -> Callable[..., Any]:
         async def column(*, prompts: Sequence[Any], **_: Any) -> ScoreColumn:

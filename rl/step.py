@@ -46,7 +46,7 @@ class Step:
     """What one generation batch came to, over all processes. Everything logged or written about it is a field.
 
     Attributes:
-        scores_NK: scores, column 0 the task's; NaN = no score.
+        scores_NK: scores as they enter Eq. 6 (1 or 0 where a constraint has an `indicator`), column 0 the task's; NaN = no score.
         failed_NK: which of the NaN are failures.
         weights_K: [1, λ_t…]; ones where the columns are coupled.
         advantages_N: what trains the policy.
@@ -97,11 +97,14 @@ def fgrpo_step(
     failed_NK = torch.zeros_like(scores, dtype=torch.bool) if failures is None else failures
     if failed_NK.shape != scores.shape:
         raise ValueError(f"scores of shape {tuple(scores.shape)}, but failures of shape {tuple(failed_NK.shape)}")
+    bounds = (None, *(c.indicator for c in dual.constraints)) if dual.constraints else (None,) * len(names)
+    raw, scores = scores, advantage.indicators(scores, bounds)
     weights = dual.weights() if options.coupling is None else [1.0] * len(names)
     weights_K = torch.tensor(weights, dtype=torch.float32, device=scores.device)
     advantages_N = _advantages(scores, failed_NK, weights_K, options, lengths_N)
     metrics = _reward(scores, failed_NK, weights_K, options)
     metrics |= _means(scores, names)
+    metrics |= _raw_means(raw, names, bounds)
     after, steps = copy.deepcopy(dual), list[DualStep]()
     if options.training:
         steps = after.step(scores[:, 1:] if dual.constraints else scores[:, :0])
@@ -160,6 +163,16 @@ def _means(scores_NK: Tensor, names: Sequence[str]) -> dict[str, float]:
             out[f"{prefix}/mean"] = float(known_N.double().mean())
         if k:
             out[f"{prefix}/n"] = float(len(known_N))
+    return out
+
+
+def _raw_means(scores_NK: Tensor, names: Sequence[str], bounds_K: Sequence[float | None]) -> dict[str, float]:
+    """`constraint/<name>/score`: the mean score where the constraint's own mean is of an indicator."""
+    out = {}
+    for k, (name, bound) in enumerate(zip(names, bounds_K, strict=True)):
+        known_N = scores_NK[:, k][~torch.isnan(scores_NK[:, k])]
+        if bound is not None and len(known_N):
+            out[f"constraint/{name}/score"] = float(known_N.double().mean())
     return out
 
 

@@ -29,8 +29,9 @@ from fgrpo.training import checkpoints, distributed, launch, metrics_file, track
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.stored import settle_replaced
 from judges import build
-from rewards.base import RewardContext, check_configured
-from rl import arguments, data
+from rewards.base import RewardContext
+from rl import arguments, auxiliary_loss, data
+from rl.configured import check_configured, check_groups
 from rl.dual import Constraint, DualAscent
 from rl.failures import FailedJudgements
 from rl.in_process_trainer import InProcessTrainer
@@ -38,6 +39,7 @@ from rl.logging_callback import LoggingCallback
 from rl.preflight import Preflight
 from rl.probes.checks import check_questions
 from rl.scoring import RolloutScorer
+from rl.token_weights import Dependence
 from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 
@@ -100,7 +102,7 @@ def check_configuration(cfg: Config) -> None:
     """What shows without a model or a run folder that a run of this configuration cannot start.
 
     Raises:
-        UserError: an unknown constraint, vLLM or a tracker that is not installed.
+        UserError: an unknown reward, constraint or auxiliary loss, vLLM or a tracker that is not installed.
     """
     make_dual(cfg)
     trainer_of(cfg)
@@ -117,6 +119,7 @@ def build_trainer(
     scorer = make_scorer(cfg, pixels, run.path)
     distributed.on_main(scorer.check_judges)  # before the slow loading, and before the first token
     arguments.check_batches(rl, distributed.world_size())
+    check_groups(scorer.needs_groups, rl.rollout_batch, distributed.world_size())
     kind = trainer_of(cfg)
     usable = data.read_samples(questions, run.counts)
     if loading.device() == "cpu":  # a second thread costs more than it brings where two methods share the cores
@@ -158,6 +161,8 @@ def build_trainer(
         scorer=scorer,
         max_failed_share=rl.max_failed_share,
         rows="shared" if rl.shared_prefix == "auto" else "by_length",
+        auxiliary=[auxiliary_loss.load(name, loss.weight, loss.options) for name, loss in rl.auxiliary.items()],
+        token_weights=None if rl.token_weights is None else Dependence(**rl.token_weights.model_dump()),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = rl.nonfinite
@@ -211,11 +216,12 @@ def make_constraint(cfg: Config, name: str) -> Constraint:
         lr=shared.lr if own.lr is None else own.lr,
         lam_max=shared.lam_max if own.lam_max is None else own.lam_max,
         min_applicable=shared.min_applicable if own.min_applicable is None else own.min_applicable,
+        indicator=own.indicator,
     )
 
 
 def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) -> RolloutScorer:
-    """The rewards of the method's constraints, and those that are only logged.
+    """The rewards of the method's task and constraints, and those that are only logged.
 
     Args:
         pixels: the processor's bounds.
@@ -236,7 +242,7 @@ def make_scorer(cfg: Config, pixels: PixelBounds, folder: Path | None = None) ->
         token_limit=cfg.rl.max_response_length,
         probing=cfg.rl.probes,
     )
-    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor)
+    return RolloutScorer(list(cfg.rl.constraints), context, cfg.rl.monitor, cfg.rl.task_reward)
 
 
 if __name__ == "__main__":

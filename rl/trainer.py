@@ -28,11 +28,11 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo.errors import UserError
-from fgrpo.policy import backbone
 from fgrpo.training import checkpoints, stored
 from rl import mixed_batches
 from rl.advantage import Baseline, Coupling, Masked, Whiten
 from rl.alarms import Alarms
+from rl.auxiliary_loss import AuxiliaryLoss, AuxiliaryLosses, check_unique
 from rl.checks import check_dataset, check_names, checked_constraints, out_of_reach, replaced_options
 from rl.columns import Columns, names_of
 from rl.dual import Constraint, DualAscent
@@ -43,9 +43,10 @@ from rl.multiplier_checkpoints import DUALS, MultiplierCheckpoints
 from rl.paper import PAPER
 from rl.passes import Rows
 from rl.probes.trainer import ProbedRollouts
-from rl.reward_validation import check_reward_models, guarded, rollout_id
+from rl.reward_validation import check_reward_models, guarded
 from rl.scored_batch import Gathered, ScoreColumn, gather
 from rl.step import Step, StepOptions, fgrpo_step
+from rl.token_weights import TokenWeights, weighted
 
 NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
 
@@ -62,7 +63,7 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
+class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses, ProbedRollouts):
     """See the module's docstring. Arguments beyond TRL's, all by keyword:
 
     Args:
@@ -78,6 +79,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
         max_failed_share: share of one reward's judgements of a generation batch that may fail; one failure is always allowed
             unless it is 0. Beyond it the run stops.
         rows: how rollouts pass through the model (`rl.passes`); None: "shared" with constraints, else "trl".
+        auxiliary: losses beside the policy loss (`rl.auxiliary_loss`).
+        token_weights: factors of each token's advantage (`rl.token_weights`).
 
     Attributes:
         dual: the multipliers.
@@ -111,6 +114,8 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
         scorer: Scorer | None = None,
         max_failed_share: float = 1.0,
         rows: Rows | None = None,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
+        token_weights: TokenWeights | None = None,
         **more: Any,
     ) -> None:
         check_dataset(train_dataset)
@@ -118,10 +123,12 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
         functions = [function for function in functions if function is not None]
         names = names_of(functions, reward_names)
         constraints = checked_constraints(constraints)
-        options = (dual, coupling, masked, baseline, whiten, scorer)
+        options = (dual, coupling, masked, baseline, whiten, scorer, auxiliary or None, token_weights)
         self.is_plain = not constraints and all(option is None for option in options)
         self.dual = dual if dual is not None else DualAscent(constraints)
         self.coupling, self.scorer, self.max_failed_share = coupling, scorer, max_failed_share
+        self.auxiliary, self.token_weights = tuple(auxiliary), token_weights
+        check_unique(self.auxiliary)
         self.masked: Masked = masked or "exclude"
         self.baseline: Baseline = baseline or "group"
         self.whiten: Whiten = whiten or "sequence"
@@ -197,7 +204,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra, images, tool_images = result
         self._check_mixed([bool(row) for row in images] if images is not None else [False] * len(prompt_ids))
         if mixed_batches.has_images(self._inputs, images):
-            self._check_sampled(completion_ids, tool_mask)
+            mixed_batches.check_sampled(self, completion_ids, tool_mask)
         if self.scorer is not None:
             self.scorer.start(self._inputs, completions, completion_ids, self)
         if images is not None:  # TRL's None for a row without images is unknown to processors
@@ -255,7 +262,10 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
             rollouts=gathered.batches,
         )
         first_row = self.accelerator.process_index * rows
-        output["advantages"] = step.advantages_N[first_row : first_row + rows]
+        own_N = step.advantages_N[first_row : first_row + rows]
+        output["advantages"] = (
+            own_N if self.token_weights is None else weighted(self, self.token_weights, own_N, output)
+        )
         self._log_step(step)
         if self._is_training:
             self._before_step = self.dual.state_dict()
@@ -302,22 +312,6 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, ProbedRollouts):
         """Refuse rollouts with and without images, also of tools, before a pass in which processes would wait for one another."""
         if self._must_agree and self._anywhere(any(has_image)) and self._anywhere(not all(has_image)):
             mixed_batches.refuse(f"the generation batch of step {self.state.global_step + 1}")
-
-    def _check_sampled(self, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None) -> None:
-        """A sampled image token would end the next forward pass with "Image features and image tokens do not match".
-
-        Args:
-            sampled: per token, whether the model wrote it (1) or a tool or environment (0); None: the model wrote all.
-        """
-        config: Any = self.plain_model.config
-        image_token = getattr(config, backbone.assumed(config.model_type).image_token_attribute, None)
-        for row, ids in enumerate(completion_ids):
-            own = ids if sampled is None else [token for token, mine in zip(ids, sampled[row], strict=True) if mine]
-            if image_token in own:
-                raise ValueError(
-                    f"rollout {rollout_id(self.state.global_step, self.accelerator.process_index, row)} contains an image token; "
-                    "forbid these tokens to the rollout engine (fgrpo.policy.loading.forbidden_token_ids)"
-                )
 
     def _warn_of_unknown_failures(self) -> None:
         """Once: without a reward that says what failed, every None is "not applicable" and the limit has no effect."""

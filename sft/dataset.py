@@ -24,7 +24,8 @@ from fgrpo.images import IMAGE_ERRORS, with_images
 from fgrpo.policy.backbone import Backbone
 from fgrpo.policy.tokens import special_token
 
-TOGETHER = 4  # traces of a question that follow one another (`order`); Table 4's batch of one device
+TOGETHER = 4  # traces of a question, or of a length, that follow one another; Table 4's batch of one device
+POOL = 32 * TOGETHER  # traces among which those of about equal length are looked for (`order_by_length`)
 TEMPLATE_TOKENS = 24  # upper bound of the tokens that the chat template adds to a row
 
 
@@ -163,6 +164,28 @@ def order(rows: Sequence[Row], length: int, seed: int) -> list[int]:
         full = len(rest) - len(rest) % TOGETHER
         pieces += [rest[at : at + TOGETHER] for at in range(0, full, TOGETHER)]
         rest = rest[full:]
+        rng.shuffle(pieces)
+        indices += [index for piece in pieces for index in piece]
+    return indices[:length]
+
+
+def order_by_length(rows: Sequence[Row], length: int, seed: int) -> list[int]:
+    """`length` indices of rows for a whole run, in which `TOGETHER` traces of about equal length follow one another.
+
+    Passes over all rows, as `order` has them. In each, the traces are shuffled and cut into pools of `POOL`; a pool is sorted
+    by length and cut into pieces, and all pieces are shuffled. What fills no piece moves into the next pass.
+    """
+    rng = random.Random(f"sft-order-by-length:{seed}")
+    indices: list[int] = []
+    rest: list[int] = []
+    while len(indices) < length:
+        traces = [*rest, *rng.sample(range(len(rows)), len(rows))]
+        full = len(traces) - len(traces) % TOGETHER
+        traces, rest = traces[:full], traces[full:]
+        pieces = []
+        for start in range(0, full, POOL):
+            pool = sorted(traces[start : start + POOL], key=lambda index: rows[index].tokens)
+            pieces += [pool[at : at + TOGETHER] for at in range(0, len(pool), TOGETHER)]
         rng.shuffle(pieces)
         indices += [index for piece in pieces for index in piece]
     return indices[:length]

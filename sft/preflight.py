@@ -38,7 +38,7 @@ class Preflight(TrainerCallback):
             return
         count = args.per_device_train_batch_size
         longest = peak.largest([row.tokens for row in self.rows], count)
-        images = peak.largest([row.image_tokens for row in self.rows], count)
+        images = peak.largest([(row.image_tokens, row.tokens) for row in self.rows], count)
         distributed.print_once(check_peak(self.trainer, longest, "longest rows"))
         if set(images) != set(longest):
             distributed.print_once(check_peak(self.trainer, images, "largest images"))

@@ -29,16 +29,18 @@ class SharedPrefix(SFTTrainer):
 
     Attributes:
         shares: whether they do. Set by `share`.
+        in_order: whether the training data are in the order in which they are trained on (`sft.dataset`).
     """
 
     shares = False
+    in_order = False
 
     def share(self) -> None:
         """Begin to share rows; the training data must be in the order in which they are trained on."""
         plain = self.plain_model
-        attention = packed_inputs.attention_of(plain)
-        if not packed_inputs.can_share(plain):
-            distributed.print_once(f"traces of a question do not share a row: {attention} takes no branches")
+        obstacle = packed_inputs.obstacle(plain)
+        if obstacle is not None:
+            distributed.print_once(f"traces of a question do not share a row: {obstacle}")
         elif packed_inputs.has_dropout(plain):
             distributed.print_once(
                 "the policy has dropout, and traces of a question share one draw of it for the question"
@@ -53,7 +55,7 @@ class SharedPrefix(SFTTrainer):
         return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        if not self.shares:
+        if not (self.shares or self.in_order):
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(rows)

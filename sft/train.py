@@ -209,9 +209,10 @@ def build_trainer(
     # before the model is loaded, because ZeRO-3 partitions it while loading
     args = sft_config(cfg, run.path / "checkpoints", len(training_rows), bool(validation_rows))
     args.eval_steps = validation_interval(first_length(cfg, run.path), len(training_rows))
-    if sft.shared_prefix == "auto":
+    ordered = _order(cfg)
+    if ordered is not None:
         taken = args.max_steps * sft.batch_size * sft.gradient_accumulation * distributed.world_size()
-        training_rows = [training_rows[i] for i in dataset.order(training_rows, taken, cfg.seed)]
+        training_rows = [training_rows[i] for i in ordered(training_rows, taken, cfg.seed)]
     dtype = loading.training_dtype(sft.precision, sft.deepspeed, adapters=sft.lora is not None)
     model, _ = loading.load_policy(cfg.models.base, dtype, sft.attention)
     if sft.freeze_vision:
@@ -226,12 +227,20 @@ def build_trainer(
         peft_config=adapters.lora_config(sft.lora, family),
         callbacks=[preflight, logger],
     )
+    trainer.in_order = ordered is not None
     if sft.shared_prefix == "auto":
         trainer.share()
     trainer.remove_callback(PrinterCallback)
     trainer.nonfinite = sft.nonfinite
     logger.trainer = preflight.trainer = trainer
     return trainer, logger
+
+
+def _order(cfg: Config) -> Callable[[Sequence[dataset.Row], int, int], list[int]] | None:
+    """How the traces of a run follow one another; None: transformers shuffles them."""
+    if cfg.sft.shared_prefix == "auto":
+        return dataset.order
+    return dataset.order_by_length if cfg.sft.group_by_length else None
 
 
 def total_steps(cfg: Config, rows: int, world: int) -> int:

@@ -11,10 +11,12 @@ transformers 5.17 refuses flex attention for Qwen2.5-VL, so its block masks are 
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.modeling_flash_attention_utils import flash_attn_supports_top_left_mask
@@ -53,8 +55,7 @@ def attention_mask(layout: Layout, attention: str, dtype: torch.dtype) -> Any:
     """
     if attention in FLASH:
         _install(attention)
-        # A dictionary of masks by kind of layer is passed on as it is.
-        return {"full_attention": Sequences.of(layout)}
+        return Sequences.of(layout)
     attends = dense_mask(layout.branch_UL)
     return additive(attends, dtype) if attention == "eager" else attends
 
@@ -74,8 +75,11 @@ def additive(attends: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(attends, dtype=dtype).masked_fill(~attends, torch.finfo(dtype).min)
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True, eq=False, repr=False)
+class Sequences(BlockMask):
     """The packed row as sequences of flash attention's variable lengths.
+
+    transformers hands a `BlockMask` of four dimensions to the layers of every family as it is; nothing else of it is used.
 
     Attributes:
         keys: columns of the row, the keys of one sequence after those of the other.
@@ -88,6 +92,11 @@ class Sequences(NamedTuple):
     starts_k: Tensor
     longest_q: int
     longest_k: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, 1, queries, keys)."""
+        return 1, 1, int(self.starts_q[-1]), len(self.keys)
 
     @classmethod
     def of(cls, layout: Layout) -> Sequences:

@@ -21,6 +21,8 @@ from fgrpo.errors import UserError
 from fgrpo.process_guard import end_with_parent
 from fgrpo.schema import Config
 
+LAUNCHER = "FGRPO_LAUNCHER"  # the process id of `fgrpo.training.launch`, for the processes that it starts
+
 Result = TypeVar("Result")
 
 
@@ -69,7 +71,8 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
-    end_with_parent()  # no process waits for peers that are gone
+    launcher = os.environ.get(LAUNCHER)
+    end_with_parent(None if launcher is None else int(launcher))  # no process waits for peers that are gone
     kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     on_cpu = not torch.cuda.is_available()
     if deepspeed is not None:

@@ -117,6 +117,7 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
     check(layout(cfg, STAGES[module]), cfg.preset, torch.cuda.device_count())
     words = command(module, cfg, argv)
     os.environ[cli.SIDE_BY_SIDE] = "1"
+    os.environ[distributed.LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     for name in ("torch.distributed.elastic", "torch.distributed.run"):

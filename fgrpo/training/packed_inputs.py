@@ -19,12 +19,19 @@ def attention_of(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
+def obstacle(model: Any) -> str | None:
+    """Why rows of this model, without wrappers, cannot share their prompt; None if they can."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    others = sorted(set(kinds) - {"full_attention"})
+    if others:  # a mask of our own would replace a window, and a recurrent layer reads no mask
+        return f"the model has layers of the kind {others[0]}"
+    attention = attention_of(model)
+    return None if branch_attention.takes_branches(attention) else f"{attention} takes no branches"
+
+
 def can_share(model: Any) -> bool:
     """Whether rows of this model, without wrappers, can share their prompt."""
-    config = model.config.get_text_config()
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return False  # a mask of our own would replace the window
-    return branch_attention.takes_branches(attention_of(model))
+    return obstacle(model) is None
 
 
 def has_dropout(model: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from fgrpo.errors import UserError
 
 
-def largest(sizes: Sequence[float], count: int) -> list[int]:
+def largest(sizes: Sequence[float] | Sequence[tuple[float, ...]], count: int) -> list[int]:
     """Indices of the `count` largest sizes, the largest first; of equal ones the earlier."""
     return sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)[:count]
 

@@ -44,12 +44,14 @@ class RowImages:
         self.counts = fields.get("num_images")
         if self.counts is None:
             return
-        patches = fields[grid_field].prod(dim=-1).split(self.counts)
-        self.pixels = fields["pixel_values"].split([int(part.sum()) for part in patches])
+        self.grids = fields[grid_field].split(self.counts)
+        self.pixels = fields["pixel_values"].split([int(part.prod(dim=-1).sum()) for part in self.grids])
 
     def same(self, one: int, other: int) -> bool:
-        """Whether two rows have the same images, pixel by pixel."""
-        return self.counts is None or torch.equal(self.pixels[one], self.pixels[other])
+        """Whether two rows have the same images: the same grids, and the same patches in them."""
+        if self.counts is None:
+            return True
+        return torch.equal(self.grids[one], self.grids[other]) and torch.equal(self.pixels[one], self.pixels[other])
 
     def of(self, rows: Sequence[int]) -> dict[str, Any]:
         """`pixel_values` and grids of some rows; {} without images."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
+from fgrpo.errors import UserError
 from fgrpo.plugins import load_plugin
 from fgrpo.process_guard import end_with_parent
 from miniworld.write.studio import Studio, Writer
@@ -22,22 +26,30 @@ def write_all(counts: Mapping[str, int], seed: int, root: Path, jobs: int) -> It
     Args:
         counts: number of questions by data set.
     """
-    if jobs == 1 or len(counts) < 2:
+    if jobs < 2 or len(counts) < 2:
         for name, count in counts.items():
             yield name, write_one(name, count, seed, root)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(counts)), mp_context=spawn, initializer=_start_worker) as pool:
+    start = partial(_start_worker, os.getpid())
+    with ProcessPoolExecutor(min(jobs, len(counts)), mp_context=spawn, initializer=start) as pool:
         running = {pool.submit(write_one, name, count, seed, root): name for name, count in counts.items()}
         try:
             for future in as_completed(running):
-                yield running[future], future.result()
+                try:
+                    entries = future.result()
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        f"a process that wrote data sets ended before {running[future]} was complete (killed, or out of memory?); "
+                        "rerun to resume"
+                    ) from error
+                yield running[future], entries
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    end_with_parent()
+def _start_worker(parent: int) -> None:
+    end_with_parent(parent)  # which may have ended while this process imported its modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the parent
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -196,7 +197,7 @@ class Runner:
             stdout=work.log,
             stderr=work.log,
             env=environment,
-            preexec_fn=end_with_parent,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
 
     def _look(self, work: _Work, jobs: Sequence[Job], problems: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from data_curation.run import is_curated
 from eval import models
 from eval.run import is_evaluated
 from fgrpo import runs
@@ -235,6 +236,8 @@ class _World:
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is done for this configuration and the present content of its inputs, without items left to retry."""
+        if stage == "data":  # its inputs are not below the run folders
+            return is_curated(self.config, self.root)
         return runs.is_done(self.config, stage, self.root) and not pending(runs.folder(self.config, stage, self.root))
 
     def is_evaluated(self, name: str) -> bool:

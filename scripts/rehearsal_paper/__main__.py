@@ -12,8 +12,8 @@ runs/rehearsal-paper: .downloads (kept), hub (kept), data, serve, logs, and the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,12 +27,14 @@ from fgrpo.schema import Config
 from scripts.rehearsal_paper import downloads, photographs, prepare, records, stand_in
 from scripts.rehearsal_paper.checks import Result
 from scripts.rehearsal_paper.endpoint import Endpoint, running
+from scripts.rehearsal_paper.log import PAGE, Log, StageLog
 from scripts.rehearsal_paper.stages import PRESET, Stage, stages
 
 OVERLAY = "rehearsal-paper"
 ROOT = Path("runs/rehearsal-paper")  # as the overlay has it
 RECORDS, SHORT_RECORDS = 40, 16
 LIMIT_S = 1800.0
+TIMED_OUT = 124
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -49,19 +51,28 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def run_stage(stage: Stage, root: Path, overrides: list[str]) -> tuple[int, str, float]:
-    """(exit code, output, seconds) of a stage's command; the output goes to logs/<stage>.log too."""
+def run_stage(stage: Stage, root: Path, overrides: list[str]) -> tuple[int, str]:
+    """(exit code, output) of a stage's command; the output goes to logs/<stage>.log too."""
     words = ["--preset", PRESET, "--overlay", OVERLAY, "--runs", str(root), *stage.words]
     settings = [*overrides, *stage.settings]
     command = [sys.executable, "-m", stage.module, *words, *(["--set", *settings] if settings else [])]
-    started = time.monotonic()
     log = root / "logs" / f"{stage.name}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
-        code = subprocess.run(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment(root), timeout=LIMIT_S, check=False
-        ).returncode
-    return code, log.read_text(encoding="utf-8", errors="replace"), time.monotonic() - started
+        try:
+            code = subprocess.run(
+                command, stdout=out, stderr=subprocess.STDOUT, env=environment(root), timeout=LIMIT_S, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = TIMED_OUT
+            out.write(f"\nerror: not finished after {LIMIT_S:.0f} s\n")
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process' finished children."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def judge(stage: Stage, code: int, output: str, root: Path, endpoint: Endpoint) -> Result:
@@ -102,42 +113,46 @@ def set_up(root: Path, config: Config, short: bool, keep: bool) -> Endpoint:
     return endpoint
 
 
-def rehearse(root: Path, short: bool, keep: bool, only: list[str], overrides: list[str]) -> int:
-    """Run the stages (`only` these, if any are named); returns the number of problems.
+def rehearse(root: Path, short: bool, keep: bool, only: list[str], overrides: list[str]) -> Log:
+    """Run the stages (`only` these, if any are named); returns the log, which is stored too.
 
     Raises:
-        UserError: something cannot be fetched.
+        NotFetched: a package registry cannot be reached.
     """
+    began = time.monotonic()
     config = load(PRESET, "fgrpo", [f"@{OVERLAY}", *overrides])
-    endpoint, problems, started = set_up(root, config, short, keep), 0, time.monotonic()
+    endpoint = set_up(root, config, short, keep)
+    log = Log(short, os.cpu_count() or 1, time.monotonic() - began, [], {})
     with running(endpoint):
         prepare.address_files(root / "serve", endpoint, os.getpid())
         for stage in stages(short):
             if only and stage.name not in only:
                 continue
-            code, output, seconds = run_stage(stage, root, overrides)
+            started, cpu = time.monotonic(), cpu_seconds()
+            code, output = run_stage(stage, root, overrides)
             result = judge(stage, code, output, root, endpoint)
-            counts = ", ".join(f"{name} {value}" for name, value in result.counts.items())
-            print(f"{stage.name:<18} {seconds:6.0f} s  {counts}", flush=True)
+            seconds = time.monotonic() - started
+            done = StageLog(stage.name, seconds, cpu_seconds() - cpu, result.counts, result.problems)
+            log.stages.append(done)
+            print(f"{stage.name:<28} {seconds:6.0f} s  {done.cpu_seconds:6.0f} s CPU  {done.words()}", flush=True)
             for problem in result.problems:
                 print(f"  PROBLEM in {stage.name}: {problem} (see {root}/logs/{stage.name}.log)", flush=True)
-            problems += len(result.problems)
-    tell(endpoint, root)
-    print(f"{problems} problems in {time.monotonic() - started:.0f} s")
-    return problems
+    log.replied = {" / ".join(key): n for key, n in endpoint.replied.items()}
+    log.write(root)
+    tell(endpoint)
+    problems = sum(len(stage.problems) for stage in log.stages)
+    print(f"{problems} problems in {time.monotonic() - began:.0f} s")
+    return log
 
 
-def tell(endpoint: Endpoint, root: Path) -> None:
-    """Print what the endpoint was asked for, by kind and style, and store it."""
+def tell(endpoint: Endpoint) -> None:
+    """Print what the endpoint was asked for, by kind and style."""
     for kind in dict.fromkeys(kind for _, kind, _ in endpoint.replied):
         styles = Counter({style: n for (_, k, style), n in endpoint.replied.items() if k == kind})
         print(f"endpoint, {kind}: {', '.join(f'{style} {n}' for style, n in styles.most_common())}")
     print(f"endpoint, images: {', '.join(f'{mode} {n}' for mode, n in endpoint.images.most_common())}")
     for words, n in endpoint.refused.items():
         print(f"endpoint refused {n}: {words}")
-    (root / "endpoint.json").write_text(
-        json.dumps({" / ".join(key): n for key, n in endpoint.replied.items()}, indent=2)
-    )
 
 
 def main() -> None:
@@ -146,13 +161,31 @@ def main() -> None:
     arguments.add_argument("--short", action="store_true", help="fewer records and steps, and one method of RL")
     arguments.add_argument("--only", default="", help="stages, such as data,mcts (their inputs must be among them)")
     arguments.add_argument("--keep", action="store_true", help="keep data and run folders of the last rehearsal")
+    arguments.add_argument(
+        "--publish", action="store_true", help="write docs/rehearsal.md, if nothing is left out or wrong"
+    )
+    arguments.add_argument(
+        "--skip-without-network", action="store_true", help="where no registry can be reached, say so and succeed"
+    )
     arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the configuration")
     args = arguments.parse_args()
     os.environ |= environment(ROOT)
     try:
-        sys.exit(1 if rehearse(ROOT, args.short, args.keep, [s for s in args.only.split(",") if s], args.set) else 0)
+        log = rehearse(ROOT, args.short, args.keep, [s for s in args.only.split(",") if s], args.set)
+    except downloads.NotFetched as reason:
+        if not args.skip_without_network:
+            sys.exit(f"error: {reason}")
+        print(f"SKIPPED, the rehearsal of paper-7b has not run: {reason}")
+        return
     except UserError as error:
         sys.exit(f"error: {error}")
+    failed = any(stage.problems for stage in log.stages)
+    if args.publish and (args.short or args.only):
+        print(f"{PAGE} is left as it is: it has complete rehearsals alone")
+    elif args.publish and not failed:
+        PAGE.write_text(log.page(), encoding="utf-8")
+        print(f"wrote {PAGE}")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,9 @@ def rl(method: str, root: Path, output: str, endpoint: Endpoint) -> Result:
     out.counts |= {"steps": len(steps), "rollouts": len(rows)}
     out.counts |= _json(folder / "manifest.json").get("counts", {})
     out.must(bool(rows) and len(rows) % 5 == 0, f"{len(rows)} rollouts are no full groups of 5")
-    judged = sum(n for (_, kind, _), n in endpoint.replied.items() if kind == "verdict")
-    out.counts["verdicts so far"] = judged
-    out.must(judged > 0, "no judge was asked: no rollout was right")
+    judged = Counter(str(row["consistency/state"]) for row in rows)  # scored for right rollouts alone
+    out.counts["judged for consistency"] = dict(judged)
+    out.must(judged["scored"] > 0, f"no judge was asked: no rollout was right ({dict(judged)})")
     last = lines[-1] if lines else {}
     multipliers = {key: value for key, value in last.items() if key.startswith("lambda/")}
     out.counts |= {"lambda": multipliers}

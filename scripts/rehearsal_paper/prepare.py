@@ -50,7 +50,7 @@ def models(hub: Path, source: Path, config: Config, served: Sequence[str], seed:
 
 def questions(config: Config, seed: int) -> list[str]:
     """Prompts of the policy about things, to warm it with."""
-    rng, template = random.Random(seed), prompts.read(config.prompts.think)
+    rng, template = random.Random(seed), prompts.read_for(config.policy, config.prompts.think)
     things = ("red cup", "tall tree", "white coat", "front wheel", "black helmet")
     out = []
     for _ in range(_QUESTIONS):

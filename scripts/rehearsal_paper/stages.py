@@ -13,6 +13,7 @@ from scripts.rehearsal_paper.endpoint import Endpoint
 from scripts.rehearsal_paper.prepare import BASELINES
 
 PRESET = "paper-7b"
+ZERO3 = "configs/deepspeed/zero3.json"  # the preset's
 Check = Callable[[Path, str, Endpoint], Result]
 
 
@@ -29,7 +30,10 @@ class Stage:
 
 
 def stages(short: bool) -> list[Stage]:
-    """All stages. `short`: FGRPO alone, one baseline, one step, two questions per benchmark."""
+    """All stages. `short`: FGRPO alone, one baseline, few steps and questions, one process for each command.
+
+    Otherwise SFT and FGRPO are trained by two processes under the preset's own ZeRO-3 file, GRPO-T by one.
+    """
     methods = ("fgrpo",) if short else ("grpo-t", "fgrpo")
     baselines = BASELINES[:1] if short else BASELINES
     steps = ("sft.max_steps=1", "sft.save_steps=1", "rl.max_steps=2", "rl.save_steps=2") if short else ()
@@ -37,15 +41,24 @@ def stages(short: bool) -> list[Stage]:
     # the trained checkpoint is sampled in this process, which on a CPU affords few short answers to small images
     own = ("eval.engine=transformers", "eval.limit=1", "eval.max_new_tokens=96", "eval.batch_size=1")
     own_words = ("--model", "fgrpo", "--benchmarks", "cvb_2d,mmvp,treebench")
+    two = {
+        stage: () if short else (f"{stage}.deepspeed={ZERO3}", f"launch.{stage}_processes=2") for stage in ("sft", "rl")
+    }
     trained = tuple(word for method in methods for word in ("--method", method))[-2:]
     return [
         Stage("plan", "ops.plan", checks.plan),
         Stage("doctor", "ops.doctor", checks.doctor, codes=(0, 1)),
         Stage("data", "data_curation.run", checks.data),
         Stage("mcts", "mcts.run", checks.mcts),
-        Stage("sft", "sft.train", checks.sft, settings=steps),
+        Stage("sft", "sft.train", checks.sft, settings=(*steps, *two["sft"])),
         *(
-            Stage(f"rl-{method}", "rl.train", partial(checks.rl, method), ("--method", method), steps)
+            Stage(
+                f"rl-{method}",
+                "rl.train",
+                partial(checks.rl, method),
+                ("--method", method),
+                (*steps, *(two["rl"] if method == "fgrpo" else ())),
+            )
             for method in methods
         ),
         *(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from fgrpo.policy import focus
 from tests.distributed import worker
 from tests.distributed.conftest import Small, in_two_processes
 from tests.distributed.test_training import STOP, lines, moved
@@ -20,6 +21,19 @@ FIGURES = {
     "anchor/inside": 2e-2,
     "eval_anchor/loss": 2e-2,
 }  # means by micro-batch, whose counts differ
+RL = ("rl.start=anchor", "rl.auxiliary={anchoring: {weight: 0.2, options: {at_most: 0.5, lr: 0.3}}}")
+RL_KEYS = {"loss": 1e-3, "grad_norm": 1e-3, "aux/anchoring": 1e-3, "aux/anchoring/weight": 1e-4}
+
+
+def rl_root(small: Small, name: str) -> Path:
+    """A runs root in which the anchor stage is done: the policy with the token."""
+    final = small.root(name) / "mini" / "anchor" / "final"
+    if not (small.folder / "anchored").exists():
+        focus.add(small.folder / "backbone", small.folder / "anchored", add_row=True)
+    if not final.exists():
+        final.parent.mkdir()
+        final.symlink_to(small.folder / "anchored")
+    return small.root(name)
 
 
 def stage(small: Small, *more: str) -> list[str]:
@@ -28,13 +42,17 @@ def stage(small: Small, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ran(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The anchor stage in two processes, once undisturbed and once with a stop; DDP first."""
+    """The anchor stage and anchored RL in two processes, once undisturbed and once with a stop; DDP first."""
     made: list[dict[str, Any]] = []
     for name, file in LAYOUTS.items():
         job = {"name": f"anchor-{name}", "stage": "anchor", "set": stage(small, f"sft.deepspeed={file}")}
-        made += [job, *({**job, "name": f"anchor-{name}-stopped", "stop_at": stop} for stop in (STOP, None))]
+        own = small.rl("rl.micro_batch=4", f"rl.deepspeed={file}", *RL)
+        for one in (job, {"name": f"rl-anchored-{name}", "stage": "rl", "set": own}):
+            made += [one, *({**one, "name": f"{one['name']}-stopped", "stop_at": stop} for stop in (STOP, None))]
+    for one in made:
+        one["root"] = str((rl_root if one["stage"] == "rl" else Small.root)(small, one["name"]))
     folder = tmp_path_factory.mktemp("two")
-    in_two_processes(folder, [{**job, "root": str(small.root(job["name"]))} for job in made], small.texts)
+    in_two_processes(folder, made, small.texts)
     return folder
 
 
@@ -57,3 +75,17 @@ def test_it_goes_on_as_if_nothing_had_been(small: Small, ran: Path, layout: str)
     for key in KEYS | FIGURES:
         whole, parts = (lines(small, f"anchor-{layout}{end}", "anchor", key) for end in ("", "-stopped"))
         assert parts == pytest.approx(whole, rel=1e-6), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_keep_the_anchor_in_rl_as_one_does(small: Small, ran: Path, layout: str) -> None:
+    """The loss, and its multiplier, which both processes move alike."""
+    name = f"rl-anchored-alone-{layout}"
+    job = {"stage": "rl", "set": small.rl("rl.micro_batch=8", *RL), "root": rl_root(small, name)}
+    worker.run(job, small.texts)
+    for key, tolerance in RL_KEYS.items():
+        one, two = (lines(small, n, "rl-fgrpo", key) for n in (name, f"rl-anchored-{layout}"))
+        assert len(one) == 4 and two == pytest.approx(one, rel=tolerance, abs=1e-6), key
+        parts = lines(small, f"rl-anchored-{layout}-stopped", "rl-fgrpo", key)
+        assert parts == pytest.approx(two, rel=1e-6), key
+    assert len(set(lines(small, name, "rl-fgrpo", "aux/anchoring/weight").values())) > 2

@@ -30,6 +30,8 @@ LAYOUTS = {"ddp": "null", **ZERO}
 REAL = ("ddp", "zero3")  # the trainer that the stage takes: ours with its own decoder, and TRL's generation
 RESUMED = ("rl-ddp", "rl-zero3", "sft-zero3", "sft-shared-ddp")
 SHARED = ("ddp", "zero3")  # compared with rows that share no prompt
+# an auxiliary loss with a pass of its own, and factors of tokens from a further pass
+OWN = ("rl.auxiliary={papo: {weight: -0.2}}", "rl.token_weights={keep: 0.5, lowest: 0.5}", "rl.max_steps=2")
 STOP = 3  # in the fourth step; the last checkpoint is of step 2
 
 
@@ -43,6 +45,7 @@ def jobs(small: Small) -> list[dict[str, Any]]:
         made.append({"name": f"rl-{name}", "stage": "rl", "set": small.rl(*layout)})
         if name in SHARED:
             made.append({"name": f"rl-{name}-apart", "stage": "rl", "set": small.rl(*layout, *apart)})
+            made.append({"name": f"rl-{name}-own", "stage": "rl", "set": small.rl(*layout, *OWN)})
     made += [
         {
             "name": f"rl-{name}-real",
@@ -248,6 +251,20 @@ def test_shared_rows_have_the_loss_and_gradients_of_rows_of_their_own(small: Sma
         shared, apart = (lines(small, f"rl-{name}", "rl-fgrpo", key)[1] for name in (layout, f"{layout}-apart"))
         assert shared == pytest.approx(apart, rel=tolerance, abs=tolerance), key
     assert lines(small, f"rl-{layout}", "rl-fgrpo", "grad_norm")[1] > 0.01
+
+
+@pytest.mark.parametrize("layout", SHARED)
+def test_auxiliary_losses_and_token_weights_are_those_of_one_process(small: Small, ran: Path, layout: str) -> None:
+    """The loss is averaged over processes as over micro-batches; factors are of the complete batch; no process waits for another."""
+    name = f"rl-own-alone-{layout}"
+    job = {"stage": "rl", "set": small.rl("rl.micro_batch=8", "rl.shared_prefix=off", *OWN), "root": small.root(name)}
+    worker.run(job, small.texts)
+    keys = {"aux/papo": 1e-3, "tokens/dependence": 1e-3, "tokens/highest_weight": 1e-3, "loss": 1e-3, "grad_norm": 1e-3}
+    for key, tolerance in keys.items():
+        one, two = (lines(small, which, "rl-fgrpo", key) for which in (name, f"rl-{layout}-own"))
+        assert two == pytest.approx(one, rel=tolerance, abs=1e-6) and len(one) == 2, key
+    plain = lines(small, f"rl-{layout}", "rl-fgrpo", "grad_norm")
+    assert lines(small, name, "rl-fgrpo", "grad_norm")[1] != pytest.approx(plain[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("layout", SHARED)

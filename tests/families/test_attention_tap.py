@@ -97,10 +97,6 @@ def test_rows_equal_eager_attention(policy, family, batch, use_attention, attent
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 def test_rows_that_share_their_prompt(policy, family, batch, use_attention, attention: str) -> None:
     """A packed row of two responses to each prompt: a response token's attention is that of its own padded row."""
-    if attention == "flash_attention_2" and family.model_type == "qwen3_vl":
-        pytest.skip(
-            "transformers' Qwen3-VL takes no dictionary of masks, so its rows cannot share a prompt under flash attention"
-        )
     model = model_of(policy)
     image_token = family.image_token_id(model.config)
     responses = torch.randint(20, 200, (6, 4), generator=torch.Generator().manual_seed(1))

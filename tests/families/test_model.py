@@ -26,8 +26,9 @@ from rl.passes import LogprobPasses
 from rl.preflight import TOLERANCE
 from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
-from tests.rl.test_shared_prefix import batch_of, check_equal, passed
+from tests.rl.test_shared_prefix import batch_of, check_equal, passed, use_attention
 
+__all__ = ["use_attention"]
 LENGTHS = [[5, 9, 1, 4], [8, 2, 6]]
 
 
@@ -113,11 +114,11 @@ def test_kept_features_equal_computed_ones(policy: Path, family: Backbone, reque
     assert {part.shape[1] for part in kept} == {plain[0].shape[1]}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_shared_prompt_changes_nothing(make: Any, attention: str) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+def test_a_shared_prompt_changes_nothing(make: Any, use_attention: Any, attention: str) -> None:
     """Log-probabilities, entropies, loss and gradients of rollouts that share a row, and of rows by length, are those of TRL."""
     trainer = make(overrides=("rl.max_response_length=12",))
-    trainer.plain_model.set_attn_implementation(attention)
+    use_attention(trainer.plain_model, attention)
     batch = batch_of(trainer, LENGTHS)
     theirs = passed(GRPOTrainer, trainer, batch)
     widths: list[Any] = []

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data_curation.run import curate
 from eval import models
+from eval import run as evaluation
+from fgrpo import inference
 from fgrpo.boxes import PixelBounds, convert, iou, model_size
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -30,6 +33,8 @@ from fgrpo.response import parse
 from fgrpo.schema import Policy
 from fgrpo.schema_base import Pixels
 from fgrpo.types import Box
+from mcts.run import distil
+from miniworld.write.__main__ import write_world
 from rl import data
 from rl import train as rl_train
 from rl.train import make_scorer
@@ -125,7 +130,7 @@ def test_sft_saves_the_bounds_and_later_stages_refuse_others(chain: Chain, polic
 
     with pytest.raises(UserError, match=r"policy\.pixels\.max"):  # another value for a finished folder
         sft_train.train(chain.config(keys[0], *short, "changed.finished=refuse"), tmp_path)
-    other = chain.config(f"policy.pixels.max={asked.max + 1}", *short)  # type: ignore[operator]
+    other = chain.config(f"policy.pixels.max={asked.max + 1}", "rl.max_steps=1", *short)  # type: ignore[operator]
     with pytest.raises(UserError, match="was trained with"):
         rl_train.train(other, tmp_path)
     with pytest.raises(UserError, match="was trained with"):
@@ -158,6 +163,35 @@ def test_samplers_and_servers_get_the_bounds(chain: Chain, policy: Path) -> None
     assert "mm_processor_kwargs" not in asyncio.run(free._body(request, True))
     local = TransformersSampler.load(policy, pixels=bounds)
     assert local._features.read([image]) == {} and len(local._features[image][0]) == 9
+
+
+def test_each_stage_builds_its_engine_with_its_bounds(
+    chain: Chain, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Difficulty rollouts and evaluation of the base model have the policy's; the search has its teacher's own."""
+    asked = limits(chain.family)
+    keys = (f"policy.pixels.min={asked.min}", f"policy.pixels.max={asked.max}", f"data.root={tmp_path / 'data'}")
+    small = ("world.train_per_source=4", "world.bench_per_benchmark=2")
+    config = chain.config(*keys, *small, f"models.base={policy}", f"models.teacher={chain.teacher}")
+    write_world(config, tmp_path / "runs")
+    seen: list[Any] = []
+
+    def build(cfg: Any, path: str, pixels: PixelBounds | None = None) -> Any:
+        seen.append((str(path), pixels))
+        raise UserError("no engine here")
+
+    monkeypatch.setattr(inference, "build", build)
+    shutil.copytree(chain.root / "mini" / "data", tmp_path / "searched" / "mini" / "data")
+    for stage in (
+        lambda: curate(config, tmp_path / "runs"),
+        lambda: distil(config, tmp_path / "searched"),
+        lambda: evaluation.evaluate(config, "backbone-cot", ("mmvp",), tmp_path / "runs"),
+    ):
+        with pytest.raises(UserError, match="no engine here"):
+            stage()
+    bounds = (asked.min, asked.max, chain.family.pixels.factor)
+    assert set(seen) == {(str(policy), bounds), (str(chain.teacher), None)}
+    assert seen[-1] == (str(policy), bounds), "evaluation came last"
 
 
 def test_evaluated_models_have_the_bounds_of_their_kind(chain: Chain, policy: Path) -> None:

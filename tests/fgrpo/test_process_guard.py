@@ -54,3 +54,36 @@ def test_orphans_are_ended(how: str, ended: bool, monkeypatch: pytest.MonkeyPatc
     for process in alive:
         process.kill()
     assert not alive if ended else len(alive) == 3
+
+
+LATE = """
+import os, sys, time
+from fgrpo.process_guard import end_with_parent
+parent = os.getppid()
+print(os.getpid(), flush=True)
+sys.stdin.read()  # the parent's end of it closes when the parent is gone
+time.sleep(0.5)
+end_with_parent(parent)
+time.sleep(600)
+"""
+KILLED = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_process_whose_parent_is_gone_before_it_asks_ends_itself() -> None:
+    """A worker that still imports its modules when its parent is killed gets no signal from the kernel."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", KILLED, LATE]
+    parent = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,6 +27,7 @@ from miniworld import oracle
 from miniworld.language import parse_question
 from miniworld.scene import Scene
 from miniworld.truth import TruthBook, image_key
+from miniworld.write import side_by_side
 from miniworld.write.__main__ import write_world, writers
 from miniworld.write.studio import part_of
 
@@ -155,6 +160,56 @@ def test_processes_side_by_side_write_the_same_bytes(world: tuple[Config, Path],
     write_world(side_by_side, tmp_path / "runs", jobs=2)
     assert digests(written) == digests(root)
     assert {path.name: path.read_bytes() for path in stage.glob("*.jsonl")} == before
+
+
+KILLED_AT_THE_START = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import psutil
+from miniworld.write.side_by_side import write_all
+
+def kill():
+    while len(found := [c for c in psutil.Process().children() if "--multiprocessing-fork" in c.cmdline()]) < 2:
+        time.sleep(0.01)
+    print(*(c.pid for c in found), flush=True)
+    time.sleep(0.1)  # they have what they need to start, and import their modules
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    threading.Thread(target=kill, daemon=True).start()
+    list(write_all({"mmvp": 4, "sat": 4}, 0, Path(sys.argv[1]), 2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_workers_of_a_writer_that_is_killed_while_they_start_write_nothing(tmp_path: Path) -> None:
+    """Else they write beside the resumed run, into the same folders, and never end."""
+    script = tmp_path / "writer.py"
+    script.write_text(KILLED_AT_THE_START)
+    writer = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "root")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert writer.stdout is not None
+    workers = [int(pid) for pid in writer.stdout.readline().split()]
+    writer.wait()
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if p.pid in workers], timeout=30)
+    for process in alive:
+        process.kill()
+    assert len(workers) == 2 and not alive
+    assert not (tmp_path / "root").exists()
+
+
+def end_this_process(*_: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_ends_the_stage_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "write_one", end_this_process)
+    with pytest.raises(UserError, match=r"ended before (mmvp|sat) was complete .*rerun to resume"):
+        list(side_by_side.write_all({"mmvp": 4, "sat": 4}, 0, tmp_path / "root", 2))
 
 
 def record_outputs_of(stage: Path) -> None:

@@ -42,6 +42,7 @@ BY_HAND = {
     "bench": "measures for an hour; the parts are tested",
     "data-download": "needs network; tests/data_curation runs it against a stand-in",
     "demo": "takes 15 minutes; .ci/run runs it as `make smoke`",
+    "gpu-check": "needs a GPU; tests/perf/test_gpu_check.py runs its checks at tiny shapes",
     "lab": "runs for hours; tests/ops/test_lab.py runs its parts",
     "rehearsal": "takes five minutes and needs .venv-vllm",
     "rehearsal-paper": "takes minutes and needs network once; tests/rehearsal_paper tests its parts",

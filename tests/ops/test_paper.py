@@ -189,6 +189,27 @@ def test_the_miniature_needs_neither_servers_nor_gpus(tmp_path: Path) -> None:
     assert paper.gpu_names(config, every) == []
 
 
+def test_curated_data_are_seen_as_done_until_an_annotation_changes(tmp_path: Path) -> None:
+    """The data sets lie outside the run folders; a teacher of 72B is not loaded to find out that nothing is missing."""
+    from data_curation.run import _sources
+    from fgrpo.runs import Run
+    from miniworld.write.__main__ import write_world
+
+    small = ["world.train_per_source=4", "world.bench_per_benchmark=2", f"data.root={tmp_path / 'data'}"]
+    config = load("mini", overrides=small)
+    write_world(config, tmp_path / "runs")
+    (step,) = [s for s in chain.steps(config, lambda method: config, ["fgrpo"], tmp_path / "runs") if s.name == "data"]
+    assert not step.is_done()
+    inputs = _sources(config)[2]
+    with Run.open(config, "data", inputs, tmp_path / "runs") as run:
+        (run.path / "seed.jsonl").write_text("{}")
+        run.finish(["seed.jsonl"])
+    assert step.is_done()
+    file = next(path for path in inputs if path.suffix == ".jsonl")
+    file.write_text(file.read_text() + "\n")
+    assert not step.is_done()
+
+
 def test_the_plan_prints_every_command_with_its_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
     words = ["paper", "--preset", "paper-7b", "--runs", str(tmp_path), "--plan"]
     monkeypatch.setattr(sys, "argv", words)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -27,8 +29,10 @@ from fgrpo.policy.tokens import forbidden_token_ids
 from fgrpo.response import parse
 from mcts.teacher import read_step
 from miniworld import tokenizer as mini
+from scripts.rehearsal_paper import __main__ as rehearsal
 from scripts.rehearsal_paper import checks, downloads, photographs, prepare, records, stand_in, styles, tokenizer
 from scripts.rehearsal_paper.endpoint import Endpoint, Refused, refuse_as_gpt, running
+from scripts.rehearsal_paper.log import Log, StageLog
 from scripts.rehearsal_paper.stages import stages
 
 GPT = "gpt-5.4"
@@ -135,6 +139,13 @@ def test_the_stand_in_has_the_layout_of_the_hub_and_loads(tmp_path: Path) -> Non
     assert backbone_of(folder).model_type == "qwen2_5_vl"
     assert model_size((4000, 3000), *pixel_bounds(folder)) == (4004, 2996)  # within the published bounds
     assert max(forbidden_token_ids(str(folder))) == 639
+
+
+def test_the_questions_that_warm_the_model_are_the_policy_s_prompt() -> None:
+    config = load("paper-7b", "fgrpo", ["@rehearsal-paper"])
+    asked = prepare.questions(config, seed=0)
+    assert len(set(asked)) > 10 and not any("{" in text for text in asked)
+    assert all(f"<{config.policy.box_tag}>" in text and "A. " in text for text in asked)
 
 
 def fake_tokenizer(entries: int, added: dict[str, int]) -> dict[str, Any]:
@@ -246,6 +257,81 @@ def test_the_stages_are_the_commands_of_the_makefile_in_their_order() -> None:
     makefile = Path("Makefile").read_text(encoding="utf-8")
     for stage in stages(short=True):
         assert stage.module in makefile
+
+
+def test_in_full_sft_and_fgrpo_run_in_two_processes_under_the_preset_s_zero3() -> None:
+    preset = load("paper-7b", "fgrpo")
+    for name, section in (("sft", preset.sft), ("rl-fgrpo", preset.rl)):
+        (stage,) = (stage for stage in stages(short=False) if stage.name == name)
+        settings = [setting for setting in stage.settings if "deepspeed" in setting or "processes" in setting]
+        own = name.split("-")[0]
+        assert settings == [f"{own}.deepspeed={section.deepspeed}", f"launch.{own}_processes=2"]
+        load("paper-7b", "fgrpo", ["@rehearsal-paper", *stage.settings])
+    assert not any("deepspeed" in setting for stage in stages(short=True) for setting in stage.settings)
+
+
+def rl_folder(root: Path, states: Sequence[str]) -> None:
+    """A finished rl-fgrpo folder, without its model, whose rollouts have these states."""
+    folder = root / checks.RUN / "rl-fgrpo"
+    (folder / "rollouts").mkdir(parents=True)
+    for name in ("done", "manifest.json", "config.json"):
+        (folder / name).write_text("{}")
+    write_jsonl(folder / "metrics.jsonl", [{"step": 1, "lambda/consistency": 1.0}])
+    table = pa.table({"consistency/state": list(states)})
+    pq.write_table(table, folder / "rollouts" / "000001.parquet")
+
+
+@pytest.mark.parametrize("right", [0, 2])
+def test_rl_whose_judges_were_not_asked_is_a_problem(
+    right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_final", lambda *_: None)
+    rl_folder(tmp_path, ["scored"] * right + ["not_applicable"] * (5 - right))
+    endpoint = Endpoint([], [GPT], lambda text: [])
+    endpoint.replied[("openai", "verdict", "JSON")] = 9  # an earlier stage's
+    result = checks.rl("fgrpo", tmp_path, "", endpoint)
+    assert any("no judge was asked" in problem for problem in result.problems) == (right == 0)
+
+
+def test_the_log_has_each_stage_s_counts_and_adds_up(tmp_path: Path) -> None:
+    stages_run = [
+        StageLog("data", 60.0, 90.0, {"seeds": 12, "loss": 0.123456}),
+        StageLog("mcts", 30.0, 20.0, {}, ["lost | a tree"]),
+    ]
+    log = Log(False, 2, 30.0, stages_run, {"vllm / search / own form": 1234})
+    log.write(tmp_path)
+    assert json.loads((tmp_path / "rehearsal.json").read_text())["stages"][1]["problems"] == ["lost | a tree"]
+    page = log.page()
+    assert "2 commands of the preset in 2.0 minutes of wall clock and 1.8 of CPU on 2 cores, 1 problems" in page
+    assert "| data | 60 | 90 | seeds 12, loss 0.123 |" in page and "| vllm | search | own form | 1,234 |" in page
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_without_a_registry_ci_skips_with_a_message(
+    skip: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*_: Any) -> None:
+        raise downloads.NotFetched("npm is not installed")
+
+    monkeypatch.setattr(rehearsal, "rehearse", offline)
+    monkeypatch.setattr("sys.argv", ["rehearsal", "--short", *(["--skip-without-network"] if skip else [])])
+    monkeypatch.setattr(rehearsal, "environment", lambda root: {})
+    if skip:
+        rehearsal.main()
+        assert "SKIPPED, the rehearsal of paper-7b has not run: npm is not installed" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit, match="error: npm is not installed"):
+            rehearsal.main()
+
+
+def test_a_stage_past_its_limit_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "LIMIT_S", 0.2)
+    monkeypatch.setattr(rehearsal, "environment", lambda root: {"PATH": "/usr/bin"})
+    (tmp_path / "logs").mkdir()
+    stage = stages(short=True)[0]
+    code, output = rehearsal.run_stage(stage, tmp_path, [])
+    result = rehearsal.judge(stage, code, output, tmp_path, Endpoint([], [], lambda text: []))
+    assert result.problems == ["exit code 124: error: not finished after 0 s"]
 
 
 def test_a_lost_record_is_a_problem(tmp_path: Path) -> None:

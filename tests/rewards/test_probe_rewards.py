@@ -40,7 +40,7 @@ def sigmoid(x: float) -> float:
 
 def test_the_evidence_margin_by_hand(no_judge: JudgeSet) -> None:
     """Answer tokens 2 and 3: drops 1 and 3 give 2; the controls give 0.5 and 0.1, their mean 0.3."""
-    found = score("evidence_margin", FULL, no_judge, margin_scale=2.0)
+    found = score("evidence_margin", FULL, no_judge, margin_scale=2.0, scope="answer")
     assert found.value == pytest.approx(sigmoid((2 - 0.3) / 2.0))
     assert found.detail["evidence"] == 2 and found.detail["controls"] == pytest.approx([0.5, 0.1])
     everything = score("evidence_margin", FULL, no_judge, margin_scale=2.0, scope="all")
@@ -48,7 +48,7 @@ def test_the_evidence_margin_by_hand(no_judge: JudgeSet) -> None:
 
 
 def test_the_control_margin_compares_controls_alone(no_judge: JudgeSet) -> None:
-    assert score("control_margin", FULL, no_judge).value == pytest.approx(sigmoid((0.5 - 0.1) / 0.2))
+    assert score("control_margin", FULL, no_judge, scope="answer").value == pytest.approx(sigmoid((0.5 - 0.1) / 0.2))
     one = Probes(answer=(2, 4), evidence=FULL.evidence, controls=((0.0,) * 4,))
     assert score("control_margin", one, no_judge).detail == {"cause": "one_control"}
 
@@ -97,5 +97,5 @@ def test_an_absent_number_is_no_score_and_never_zero(name: str, absent: Absent, 
 
 def test_an_answer_whose_tokens_are_unknown(no_judge: JudgeSet) -> None:
     lost = Probes(**{**vars(FULL), "answer": Absent("no_answer", "none")})
-    assert score("evidence_margin", lost, no_judge).detail == {"cause": "no_answer"}
+    assert score("evidence_margin", lost, no_judge, scope="answer").detail == {"cause": "no_answer"}
     assert score("evidence_margin", lost, no_judge, scope="all").value is not None

@@ -35,7 +35,7 @@ from tests.rl.conftest import mini
 from tests.rl.test_resumed import lines, linked, rollouts, same, weights
 from tests.rl.test_shared_prefix import FIELDS, batch_of
 
-MONITORS = "rl.monitor=[consistency,evidence_margin,control_margin,vision_dependence]"
+MONITORS = "rl.monitor=[consistency,evidence_margin,control_margin,vision_dependence,attention_where_it_matters]"
 LONG = "rl.max_response_length=60"
 
 
@@ -43,15 +43,11 @@ def context(**options: Any) -> RewardContext:
     return RewardContext(JudgeSet(None), mask="correct", min_pixels=784, max_pixels=12544, probing=Probing(**options))  # type: ignore[arg-type]
 
 
-def measured(make: Any, world: Path, policy_of: Callable[[int, set[int]], float], **options: Any) -> list[Probes]:
-    """Two rollouts of a question with one picture through the real passes, with a stand-in for the policy.
-
-    `policy_of(row, cells)` is the log-probability of each token of a rollout from the cells of its picture that are blank. The
-    first token of a rollout is its row, so that the stand-in knows which one it sees.
-    """
+def replaced(make: Any, lengths: list[list[int]], policy_of: Callable[[int, set[int]], float]) -> tuple[Any, Any]:
+    """A trainer with a stand-in for the policy (see `measured`), and a batch of questions with one picture."""
     trainer = make(steps=1, overrides=("rl.max_response_length=12",))
-    made = batch_of(trainer, [[4, 4]], images=(1,))
-    made["completion_ids"][:, 0] = torch.tensor([0, 1])
+    made = batch_of(trainer, lengths, images=(1,))
+    made["completion_ids"][:, 0] = torch.arange(len(made["completion_ids"]))
 
     def logps(model: Any, ids: Any, mask: Any, completion: int, batch_size: int, **fields: Any) -> Any:
         sizes = (fields["image_grid_thw"].prod(dim=-1)).tolist()
@@ -62,6 +58,16 @@ def measured(make: Any, world: Path, policy_of: Callable[[int, set[int]], float]
         return torch.tensor(found), None, None
 
     trainer._get_per_token_logps_and_entropies = logps
+    return trainer, made
+
+
+def measured(make: Any, world: Path, policy_of: Callable[[int, set[int]], float], **options: Any) -> list[Probes]:
+    """Two rollouts of a question with one picture through the real passes, with a stand-in for the policy.
+
+    `policy_of(row, cells)` is the log-probability of each token of a rollout from the cells of its picture that are blank. The
+    first token of a rollout is its row, so that the stand-in knows which one it sees.
+    """
+    trainer, made = replaced(make, [[4, 4]], policy_of)
     (path,) = {s.images[0] for s in [Sample.from_dict(r) for r in read_jsonl(world / "rl.jsonl")][:1]}
     sample = Sample("vgr/train/0", (path,), "?", ("left", "right"), "left", (Box(28, 28, 56, 56),))  # cell 5 of 4 x 4
     text = "<think>t</think><answer>left</answer>"
@@ -84,6 +90,16 @@ def scores(name: str, probes: list[Probes], given: RewardContext) -> list[Any]:
     sample = Sample("vgr/train/0", (), "?", ("left", "right"), "left")
     items = [RewardItem("r", sample, parse("<think>t</think><answer>left</answer>"), probes=one) for one in probes]
     return asyncio.run(load(name)(items, given))  # type: ignore[arg-type]
+
+
+def test_each_rollouts_image_is_changed_where_its_own_region_is(make: Any) -> None:
+    trainer, made = replaced(make, [[4], [4], [4]], lambda row, blank: -float(sum(blank)))
+    ids_BL = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+    mask_BL = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
+    batch = Batch(Rollouts((), (), (), context()), ids_BL, mask_BL, 4, 2, {key: made[key] for key in FIELDS})
+    regions = {row: (np.arange(16).reshape(4, 4) == cell,) for row, cell in ((2, 9), (0, 5))}
+    found = Passes(trainer, batch).changed(regions)
+    assert found[0].tolist() == [-5.0] * 4 and found[2].tolist() == [-9.0] * 4 and found[1].isnan().all()
 
 
 def test_a_policy_that_reads_only_the_box_scores_one(make: Any, world: Path) -> None:
@@ -134,6 +150,7 @@ def test_measuring_changes_no_training(world: Path, chain: Path) -> None:
     assert sum(found["monitor/evidence_margin/n"]) > 0 and all(
         0 <= m <= 1 for m in found["monitor/evidence_margin/mean"]
     )
+    assert sum(found["monitor/attention_where_it_matters/n"]) > 0
     assert sum(found["cause/evidence_margin/wrong_answer"]) > 0 and sum(found["cause/evidence_margin/no_boxes"]) > 0
     timed = [line["seconds/probes"] for line in read_jsonl(folder / "metrics.jsonl")]
     assert len(timed) == 4 and min(timed) > 0

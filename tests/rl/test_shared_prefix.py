@@ -19,7 +19,7 @@ from fgrpo.schema_base import Lora
 from fgrpo.training import branch_attention, shared_prefix
 from fgrpo.training.branch_attention import Sequences, dense_mask
 from fgrpo.training.shared_prefix import Pack, lay_out, packs
-from rl import group_shuffle
+from rl import group_shuffle, length_bucketing
 from rl.passes import LogprobPasses
 
 FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
@@ -188,13 +188,40 @@ def test_passes_hold_at_most_so_many_rollouts(make, batch_size: int | None, monk
     assert laid_out == [min(size, 10 - start) for start in range(0, 10, size)]
 
 
-def test_rows_longer_than_a_packed_one_pass_by_length(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_longer_than_a_packed_one_pass_by_length(
+    make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = make()
     batch = batch_of(trainer, [[5, 9, 1, 4, 4]])
     theirs = passed(GRPOTrainer, trainer, batch)
     monkeypatch.setattr(branch_attention, "LONGEST", 20)
     monkeypatch.setattr(shared_prefix, "lay_out", None)
-    check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    capsys.readouterr()
+    for _ in range(2):
+        check_equal(passed(LogprobPasses, trainer, batch), theirs)
+    assert capsys.readouterr().out.count("rollouts of more than 20 tokens do not share a row") == 1
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, None), (1, 2), (2, 2)])
+def test_one_long_prompt_leaves_the_others_their_shared_rows(
+    make, monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int | None
+) -> None:
+    trainer = make()
+    batch = batch_of(trainer, [[5, 9], [3, 4], [60, 70]])
+    theirs = passed(GRPOTrainer, trainer, batch)
+    longest = int((batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).max())
+    monkeypatch.setattr(branch_attention, "LONGEST", longest - 15)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+    shared: list[int] = []
+
+    def noted(chosen: Any, *args: Any, **more: Any) -> Any:
+        shared.extend(row for pack in chosen for row in pack.rows)
+        return lay_out(chosen, *args, **more)
+
+    monkeypatch.setattr(shared_prefix, "lay_out", noted)
+    monkeypatch.setattr(length_bucketing, "ROWS", 2)
+    check_equal(passed(LogprobPasses, trainer, batch, batch_size), theirs)
+    assert set(shared) == ({0, 1, 2, 3} if batch_size else set())  # a pass of all six rollouts has the long one in it
 
 
 def test_a_long_group_takes_several_rows() -> None:
@@ -310,6 +337,58 @@ def test_a_shuffle_is_one_of_groups() -> None:
     assert len(seen) > 10
 
 
+def test_an_update_s_groups_follow_one_another_by_length_and_updates_stay_random() -> None:
+    """Eight groups of two, four to an update: which four is random, their order is that of their longest rollout."""
+    ids = torch.arange(8).repeat_interleave(2)[:, None] + 1
+    prompts = torch.ones(16, 1)
+    lengths = torch.tensor([3, 9, 1, 2, 8, 4, 7, 7, 5, 6, 1, 1, 2, 11, 10, 4])
+    completions = (torch.arange(12)[None] < lengths[:, None]).long()
+    given = {"prompt_ids": ids, "prompt_mask": prompts, "completion_mask": completions, "n": torch.arange(16)}
+    longest = [int(lengths[2 * g : 2 * g + 2].max()) for g in range(8)]
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        order = group_shuffle.shuffled(given, 8)["n"].tolist()
+        torch.manual_seed(seed)
+        plain = group_shuffle.shuffled(given)["n"].tolist()
+        assert sorted(order) == list(range(16)) and all(order[at] + 1 == order[at + 1] for at in range(0, 16, 2))
+        for window in (slice(0, 8), slice(8, 16)):
+            assert set(order[window]) == set(plain[window])
+            sizes = [longest[row // 2] for row in order[window][::2]]
+            assert sizes == sorted(sizes)
+        seen.add(frozenset(order[:8]))
+    assert len(seen) > 10
+    torch.manual_seed(0)
+    misaligned = group_shuffle.shuffled(given, 7)["n"].tolist()  # a group would be in two updates
+    torch.manual_seed(0)
+    assert misaligned == group_shuffle.shuffled(given)["n"].tolist()
+
+
+@pytest.mark.parametrize("rows", ["shared", "by_length", "trl"])
+def test_micro_batches_of_an_update_ascend_in_length(make, rows: str) -> None:
+    """In real training, whatever form rows have; TRL's own rows keep TRL's shuffle."""
+    trainer = make(
+        overrides=("rl.rollout_batch=8", "rl.global_batch=4", "rl.micro_batch=4", "rl.max_response_length=12"),
+        steps=2,
+        rows=rows,
+    )
+    word = trainer._tokenizer("left")["input_ids"][0]
+    trainer._generate_single_turn = lambda ids, *_, **__: (
+        [[word] * (1 + (7 * (n // 4)) % 12) for n in range(len(ids))],
+        None,
+    )
+    widths: list[list[int]] = []
+    compute = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (
+        widths.append((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).tolist())
+        or compute(model, inputs)
+    )
+    trainer.train()
+    assert len(widths) == 8
+    ascends = [[max(w) for w in part] == sorted(max(w) for w in part) for part in (widths[:4], widths[4:])]
+    assert all(ascends) == (rows != "trl")
+
+
 def test_attention_without_a_mask_of_branches_takes_rows_by_length(
     make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +408,16 @@ def test_only_rows_with_the_same_prompt_and_images_share_it(make) -> None:
     batch = batch_of(trainer, [[3, 4, 5]], images=(1,))
     patches = len(batch["pixel_values"]) // 3
     batch["pixel_values"][2 * patches :] += 0.5  # the same tokens, another image
+    check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
+
+
+def test_patches_of_another_grid_are_another_image(make) -> None:
+    """An image of one colour has the same patches at twice the height and half the width, but other positions."""
+    trainer = make()
+    batch = batch_of(trainer, [[3, 4, 5, 6]], images=(1,))
+    batch["pixel_values"].fill_(0.3)
+    _, height, width = batch["image_grid_thw"][0].tolist()
+    batch["image_grid_thw"][2:] = torch.tensor([1, 2 * height, width // 2])
     check_equal(passed(LogprobPasses, trainer, batch), passed(GRPOTrainer, trainer, batch))
 
 
@@ -354,6 +443,16 @@ def test_a_reference_may_have_another_attention(make, policys: str, references: 
     batch = batch_of(trainer, [[5, 9, 1, 4], [8, 2, 6, 12]])
     ours, theirs = (log_probs(kind, trainer, reference, batch) for kind in (LogprobPasses, GRPOTrainer))
     assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "linear_attention", "chunked_attention"])
+def test_layers_that_would_not_see_the_mask_share_no_row(make, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make()
+    text = trainer.plain_model.config.get_text_config()
+    text.layer_types = [kind, *["full_attention"] * (text.num_hidden_layers - 1)]
+    capsys.readouterr()
+    assert not trainer._can_share(trainer.model) and not trainer._can_share(trainer.model)
+    assert capsys.readouterr().out.count(f"do not share a row: the model has layers of the kind {kind}") == 1
 
 
 def test_a_sliding_window_is_kept(make) -> None:
@@ -437,7 +536,7 @@ def test_micro_batches_stay_mixed_where_the_loss_depends_on_them(
 ) -> None:
     used: list[str] = []
     grouped, plain = group_shuffle.shuffled, group_shuffle._shuffle_of_trl
-    monkeypatch.setattr(group_shuffle, "shuffled", lambda given: used.append("groups") or grouped(given))
+    monkeypatch.setattr(group_shuffle, "shuffled", lambda *given: used.append("groups") or grouped(*given))
     monkeypatch.setattr(group_shuffle, "_shuffle_of_trl", lambda given: used.append("rollouts") or plain(given))
     make(tweak=tweak, steps=1).train()
     assert used == ["rollouts" if tweak else "groups"]

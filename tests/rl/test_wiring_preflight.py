@@ -22,6 +22,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.types import Sample
 from rl import preflight
+from rl.passes import LogprobPasses
 from rl.preflight import PROBED, Preflight, check_boxes, check_probe, probe_rows
 from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
@@ -118,7 +119,9 @@ def test_each_check_is_given_its_own_values(
     state = SimpleNamespace(global_step=0, max_steps=4)
     check.on_train_begin(None, state, None)  # type: ignore[arg-type]
     assert not seen and check.difference is None  # no trainer yet
-    trainer = check.trainer = SimpleNamespace(train_dataset="rows")  # type: ignore[assignment]
+    parts: list[Any] = []
+    loss, factors = (SimpleNamespace(check=lambda *args, n=n: parts.append((n, *args))) for n in ("loss", "factors"))
+    trainer = check.trainer = SimpleNamespace(train_dataset="rows", auxiliary=[loss], token_weights=factors)  # type: ignore[assignment]
     check.on_train_begin(None, state, None)  # type: ignore[arg-type]
     assert seen == {
         "check_boxes": (Path("rl.jsonl"), PIXELS, ("sat",)),
@@ -128,7 +131,8 @@ def test_each_check_is_given_its_own_values(
         "check_peak": (trainer, ["largest rows True 16"], cfg.rl.max_response_length),
     }
     assert list(seen) == ["check_boxes", "check_sampling", "check_prompts", "check_probe", "check_peak"]
-    assert check.difference == 0.004
+    assert parts == [("loss", trainer), ("factors", trainer)] and check.difference == 0.004
+    trainer.auxiliary, trainer.token_weights = [], None
     said = "preflight passed: boxes, prompts, image tokens, forbidden tokens"
     assert capsys.readouterr().out == f"largest rows\n{said}; log-probabilities of engine and trainer differ by 0.004\n"
     seen.clear()
@@ -274,6 +278,11 @@ def test_forbidden_tokens_count_where_they_were_sampled(probed: Any) -> None:
 class FakeTrainer(SimpleNamespace):
     """What the probe needs of a trainer."""
 
+    logps_of = LogprobPasses.logps_of
+
+    def known_family(self) -> Any:
+        return SimpleNamespace(grid_field="grid_of_patches")
+
     def take_seconds(self) -> None:
         self.taken += 1
 
@@ -352,10 +361,7 @@ def test_the_random_state_of_the_trainers_device_is_kept(
     assert seen == [kept]
 
 
-def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer.plain_model = "the policy"
-    family = {"the policy": SimpleNamespace(grid_field="grid_of_patches")}
-    monkeypatch.setattr(preflight.backbone, "of_model", family.get)
+def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any) -> None:
     part = {
         "prompt_ids": torch.tensor([[1, 2]]), "completion_ids": torch.tensor([[3, 4, 5]]),
         "prompt_mask": torch.tensor([[0, 1]]), "completion_mask": torch.tensor([[1, 1, 0]]),

@@ -85,3 +85,4 @@ def test_the_stage_probes_its_longest_rows_and_its_largest_images(
     assert real.trainer is trainer and len(real.rows) == len(trainer.train_dataset)
     assert min(row.image_tokens for row in real.rows) == 18 and all(row.tokens > row.image_tokens for row in real.rows)
     assert peak.largest([3.0, 5.0, 5.0, 1.0], 3) == [1, 2, 0]
+    assert peak.largest([(4, 1), (4, 9), (3, 99)], 2) == [1, 0], "of equal images the longest row"

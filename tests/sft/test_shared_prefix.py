@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fgrpo import config, runs
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.training import branch_attention
-from sft import dataset, shared_prefix, train
+from sft import dataset, preflight, shared_prefix, train
 from tests.sft.conftest import mini, train_to_step_3
 
 SHARED = "sft.shared_prefix=auto"
@@ -164,6 +164,45 @@ def test_the_order_brings_traces_of_a_question_together() -> None:
     assert dataset.order(rows[:1], 3, 0) == [0, 0, 0]
 
 
+def test_the_order_by_length_puts_traces_of_about_one_length_side_by_side() -> None:
+    """In random pieces, each trace once per pass; the padding of a piece is small."""
+    rows: Any = [SimpleNamespace(tokens=400 + (n * 2654435761) % 3600) for n in range(403)]
+    order = dataset.order_by_length(rows, 1612, 0)
+    assert order == dataset.order_by_length(rows, 9000, 0)[:1612] != dataset.order_by_length(rows, 1612, 1)
+    assert Counter(order[:400]).most_common(1)[0][1] == 1  # three of a pass move into the next
+    assert set(Counter(order).values()) == {4}
+
+    def computed(indices: list[int]) -> float:
+        pieces = [[rows[i].tokens for i in indices[at : at + 4]] for at in range(0, len(indices), 4)]
+        return sum(4 * max(piece) for piece in pieces) / sum(map(sum, pieces))
+
+    assert computed(order) < 1.08 < 1.3 < computed(list(range(400)))
+    means = [sum(rows[i].tokens for i in order[at : at + 40]) / 40 for at in range(0, 400, 40)]
+    assert max(means) < 2 * min(means)  # the pieces are shuffled: no stretch of a pass is short
+    assert len({frozenset(order[at : at + 4]) for at in range(0, 1612, 4)}) > 300  # companions change
+
+
+def test_rows_are_trained_on_in_the_order_by_length(world: Path, many: Path, tmp_path: Path) -> None:
+    """Two epochs in the trainer's own loader, by the tokens that `fitting` counted; a device's batch has one length."""
+    options = ("sft.batch_size=4", "sft.gradient_accumulation=1", "sft.max_steps=6", "data.validation_share=0.0")
+    cfg = mini(world, "sft.group_by_length=true", *options)
+    traces = many / "mini" / "mcts" / "sft.jsonl"
+    with runs.Run.open(cfg, "sft", [traces], tmp_path) as run:
+        trainer, log = train.build_trainer(cfg, run, traces)
+        log.close()
+    seen: list[tuple[float, int]] = []
+    compute = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, *a, **k: (  # type: ignore[method-assign]
+        seen.append((float(inputs["attention_mask"].sum()), inputs["attention_mask"].numel()))
+        or compute(model, inputs, *a, **k)
+    )
+    trainer.remove_callback(preflight.Preflight)
+    trainer.train()
+    grouped = sum(size for _, size in seen) / sum(real for real, _ in seen)
+    shuffled = trainer.train_dataset.with_format(None)["completion"]
+    assert len(seen) == 6 and len(shuffled) == 24 and grouped < 1.1
+
+
 def test_a_killed_run_with_shared_rows_resumes_to_the_same_state(
     world: Path,
     many: Path,
@@ -188,6 +227,9 @@ def test_a_run_is_one_order(world: Path) -> None:
     from fgrpo.identity import _counts
 
     assert _counts("sft.shared_prefix", "auto") and not _counts("sft.shared_prefix", "off")
+    assert _counts("sft.group_by_length", True) and not _counts("sft.group_by_length", False)
+    assert config.load("paper-7b", "fgrpo", []).sft.group_by_length
+    assert not config.load("mini", "fgrpo", []).sft.group_by_length
     assert config.load("mini", "fgrpo", []).sft.shared_prefix == "off"
     assert config.load("mini", "fgrpo", [SHARED]).sft.shared_prefix == "auto"
     assert config.load("mini", "fgrpo", ["rl.shared_prefix=off"]).rl.shared_prefix == "off"
