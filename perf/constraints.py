@@ -127,7 +127,7 @@ def plain_trl(
                     state=trainer.state,
                     accelerator=trainer.accelerator,
                     async_loop=trainer.async_loop,
-                    num_generations=trainer.num_generations,
+                    group_size=trainer.num_generations,
                     is_cut_off=lambda ids: False,  # no reward here asks
                 )
                 scorer.start(rows, completions, completion_ids, handles)

@@ -1,7 +1,7 @@
 """Runs every measurement, one process each, and writes docs/benchmarks.md: `make bench` (`python -m perf.run`).
 
-The page is written when all have succeeded. `--only sampling,zero3` runs some and replaces their sections of the page. Other
-evaluation harnesses are measured where PEERS names virtual environments that have them (`perf.peers`).
+The page is written after each measurement, whose sections replace those of the same heading; one that fails is named at the end, and
+the others go on. `--only sampling,zero3` runs some. Other evaluation harnesses are measured where PEERS names virtual environments that have them (`perf.peers`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fgrpo.cli import parser, run
 from fgrpo.errors import UserError, unknown
+from fgrpo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -67,7 +68,7 @@ def section(name: str, command: list[str]) -> str:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        raise UserError(f"the measurement {name} failed (see above); docs/benchmarks.md is unchanged")
+        raise UserError(f"the measurement {name} failed (see above); its sections of docs/benchmarks.md are unchanged")
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return done.stdout
 
@@ -90,13 +91,7 @@ def merged(head: str, page: str, fresh: dict[str, str]) -> str:
 def publish(text: str) -> None:
     """Put the sections of `text` into docs/benchmarks.md; its other sections and its head stay as they are."""
     before = PAGE.read_text(encoding="utf-8")
-    _write(merged(before.split("\n## ", 1)[0].rstrip("\n") + "\n", before, sections(text)))
-
-
-def _write(page: str) -> None:
-    part = PAGE.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(PAGE)
+    write_atomic(PAGE, merged(before.split("\n## ", 1)[0].rstrip("\n") + "\n", before, sections(text)))
 
 
 def machine() -> str:
@@ -105,6 +100,22 @@ def machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores, {torch.cuda.device_count() or 'no'} GPU"
+
+
+def measured(name: str, command: list[str], head: str) -> dict[str, str]:
+    """Run one measurement and put its sections into the page; returns them, none if it failed."""
+    try:
+        fresh = sections(section(name, command))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return {}
+    print("\n".join(fresh.values()), flush=True)
+    write_atomic(PAGE, merged(head, _page(), fresh))
+    return fresh
+
+
+def _page() -> str:
+    return PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
 
 
 def main() -> None:
@@ -116,11 +127,15 @@ def main() -> None:
         for name in chosen:
             if name not in known:
                 raise unknown("measurement", name, list(known))
-        present = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        of_gpu = "\n".join(text for heading, text in sections(present).items() if heading.startswith(f"## {GPU}"))
-        fresh = sections("\n".join(section(name, known[name]) for name in chosen))
-        print("\n".join(fresh.values()))
-        _write(merged(HEAD.format(machine=machine(), preset=args.preset), present if args.only else of_gpu, fresh))
+        head = HEAD.format(machine=machine(), preset=args.preset)
+        found = {name: measured(name, known[name], head) for name in chosen}
+        if failed := [name for name, fresh in found.items() if not fresh]:
+            names = ", ".join(failed)
+            raise UserError(f"{len(failed)} measurements failed (see above): {names}; repeat them with --only")
+        if not args.only:  # sections that nothing measures any more
+            of_gpu = {heading: text for heading, text in sections(_page()).items() if heading.startswith(f"## {GPU}")}
+            fresh = {heading: text for one in found.values() for heading, text in one.items()}
+            write_atomic(PAGE, merged(head, "".join(of_gpu.values()), fresh))
 
     arguments = parser("measure speed, as ratios, into docs/benchmarks.md")
     arguments.add_argument("--only", metavar="NAME[,NAME]", help="measure these; the page keeps its other sections")

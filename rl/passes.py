@@ -119,8 +119,7 @@ class LogprobPasses(GRPOTrainer):
         Args:
             batch_size: rollouts per pass; None: all together.
         """
-        family = self.known_family()
-        fields = (*IMAGE_FIELDS, family.grid_field if family is not None else "image_grid_thw")
+        fields = (*IMAGE_FIELDS, (self.known_family() or backbone.default()).grid_field)
         logps_BT, *_ = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),

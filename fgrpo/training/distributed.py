@@ -71,7 +71,7 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
-    launcher = os.environ.get(LAUNCHER)
+    launcher = os.environ.pop(LAUNCHER, None)  # it is not the parent of the processes that this one starts
     end_with_parent(None if launcher is None else int(launcher))  # no process waits for peers that are gone
     kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     on_cpu = not torch.cuda.is_available()

@@ -117,11 +117,11 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
     check(layout(cfg, STAGES[module]), cfg.preset, torch.cuda.device_count())
     words = command(module, cfg, argv)
     os.environ[cli.SIDE_BY_SIDE] = "1"
-    os.environ[distributed.LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `_report` prints their message
+    os.environ[distributed.LAUNCHER] = str(os.getpid())
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException as error:
@@ -129,6 +129,8 @@ def start(module: str, cfg: Config, argv: Sequence[str]) -> None:
         sys.exit(128 + int(error.sigval))
     except ChildFailedError as error:
         sys.exit(_report(error))
+    finally:
+        del os.environ[distributed.LAUNCHER]  # it is true of these processes alone
 
 
 def _report(error: Any) -> int:

@@ -172,7 +172,7 @@ def test_own_checkpoints_write_boxes_as_the_policy_and_others_as_their_file() ->
     boxes = {n: (s.box_tag, s.box_frame) for n in models.names() for s in [models.configured(n, config)]}
     own = {n for n, value in boxes.items() if value == ("box", "thousand")}
     methods = {path.stem for path in models.METHODS.glob("*.yaml")}
-    assert own == {"sft", "backbone-cot", "backbone-direct", *methods}
+    assert own == {"sft", "anchor", "backbone-cot", "backbone-direct", *methods}
     assert boxes["treevgr"] == ("box", "model") and boxes["qwen2.5-vl-7b-cot"] == ("bbox", "model")
     assert models.configured("fgrpo@20", config).box_tag == "box"
 

@@ -305,7 +305,12 @@ def started(tmp_path: Path, seen: Path) -> subprocess.Popen[bytes]:
     """A runner in another process, in the middle of its second step."""
     text = SCRIPT.format(python=str(tmp_path / "python"), seen=str(seen), root=str(tmp_path))
     environment = {**os.environ, "FAULT": "slow second", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", text], env=environment, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", text],
+        env=environment,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     limit = time.monotonic() + 30
     while not ((seen / "events.jsonl").exists() and any(e["name"] == "second" for e in events(seen))):
         assert process.poll() is None and time.monotonic() < limit

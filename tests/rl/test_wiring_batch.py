@@ -404,8 +404,8 @@ def test_evaluation_computes_advantages_and_leaves_the_rest() -> None:
 
 def test_each_field_of_a_constraint_comes_from_its_own_key() -> None:
     shared = "rl.dual={lam_init: 1.25, lr: 0.03, lam_max: 6.0, min_applicable: 4}"
-    fields = {"lam_init": 2.5, "lr": 0.07, "lam_max": 7.5, "min_applicable": 3}
-    plain = {"tau": 0.4, "lam_init": 1.25, "lr": 0.03, "lam_max": 6.0, "min_applicable": 4}
+    fields = {"lam_init": 2.5, "lr": 0.07, "lam_max": 7.5, "min_applicable": 3, "indicator": 0.5}
+    plain = {"indicator": None, "tau": 0.4, "lam_init": 1.25, "lr": 0.03, "lam_max": 6.0, "min_applicable": 4}
     for key, value in {**fields, "tau": 0.45}.items():
         own = {"tau": 0.4, key: value}
         text = ", ".join(f"{k}: {v}" for k, v in own.items())
