@@ -44,6 +44,7 @@ CPU_HEALTHY_S = 600.0
 # distribution, and weights over NCCL from a GPU (from a CPU they come as a file, rl/vllm_rollouts.py).
 ROLLOUT_FLAGS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")
 COMPACT_JSON = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
+TRUSTING = ("--trust-request-mm-kwargs",)  # a request may name the bounds of its images
 NCCL = ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
 ROLLOUT_ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # allows weights to be replaced: never on an open network
 # On a CPU, vLLM's worker needs our extension; without it new weights would not reach all of its layers.
@@ -116,16 +117,17 @@ def judge_flags(config: Config, role: str) -> tuple[str, ...]:
 def pixel_flags(config: Config, role: str, model: str) -> tuple[str, ...]:
     """The bounds of images, where `policy.pixels` sets them: of the base model, which has others of its own, and of the rollouts.
 
-    A checkpoint's processor carries them, and requests of evaluation name them. The teacher and judges keep their own.
+    A checkpoint's processor carries them, and requests of evaluation name them, which vLLM takes with `TRUSTING` alone. The teacher
+    and judges keep their own.
 
     Raises:
         UserError: the policy to sample from was trained with other bounds.
     """
-    asked = config.policy.pixels
+    asked, trusting = config.policy.pixels, TRUSTING if role in ("base", "model") else ()
     if role not in ("base", "rollouts") or not asked.is_set:
-        return ()
+        return trusting
     bounds = (model_files.carried_bounds if role == "rollouts" else model_files.pixel_bounds)(model, asked)
-    return ("--mm-processor-kwargs", json.dumps(model_files.processor_arguments(bounds)))
+    return (*trusting, "--mm-processor-kwargs", json.dumps(model_files.processor_arguments(bounds)))
 
 
 def tokenizer_flags(model: str, folder: Path) -> tuple[str, ...]:

@@ -153,6 +153,9 @@ def test_samplers_and_servers_get_the_bounds(chain: Chain, policy: Path) -> None
     wanted = {"min_pixels": asked.min, "max_pixels": asked.max}
     assert json.loads(flags[flags.index("--mm-processor-kwargs") + 1]) == wanted
     assert "--mm-processor-kwargs" not in serve.order(config, "teacher", []).flags, "the teacher keeps its own"
+    asked_of = {role: serve.order(config, role, [], model=str(policy)).flags for role in ("base", "model", "teacher")}
+    trusting = [role for role, given in asked_of.items() if "--trust-request-mm-kwargs" in given]
+    assert trusting == ["base", "model"], "vLLM refuses a request with bounds otherwise"
     image = next(read_jsonl(chain.root / "mini" / "data" / "rl.jsonl"))["images"][0]
     request = Request((image,), "Where?")
     engine = OpenAISampler(["http://127.0.0.1:9/v1"], "m", forbidden=(), pixels=bounds)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo.inference.base import Request
-from fgrpo.inference.serve import COMPACT_JSON
+from fgrpo.inference.serve import COMPACT_JSON, TRUSTING
 from fgrpo.inference.vllm_server import CPU_FLAGS, Server
 from miniworld import questions
 from miniworld.render import render
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     files = ("--allowed-local-media-path", str(tmp_path_factory.getbasetemp()))
-    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG, *COMPACT_JSON, *files)) as running:
+    with Server(BACKBONE, log=log, flags=(*CPU_FLAGS, *LONG, *COMPACT_JSON, *TRUSTING, *files)) as running:
         yield running
 
 
