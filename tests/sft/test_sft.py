@@ -303,7 +303,7 @@ def test_a_best_state_is_checked_until_its_manifest_is_written(
     cfg = mini(world, "data.validation_share=0.31")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(best, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train.train(cfg, tmp_path)
     tokenizer = tmp_path / "mini" / "sft" / "best" / "tokenizer.json"
