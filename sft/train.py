@@ -25,22 +25,22 @@ from trl import SFTConfig
 
 from fgrpo import cli, config, recorded, runs
 from fgrpo.errors import UserError
-from fgrpo.files import read_items, read_jsonl
+from fgrpo.files import read_jsonl
 from fgrpo.inference.addresses import without_keys
 from fgrpo.policy import adapters, loading, model_files
 from fgrpo.resume import recorded_changes
 from fgrpo.schema import Config
 from fgrpo.training import distributed, launch, metrics_file, tracking
-from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints, save_final
+from fgrpo.training.checkpoints import SFT_KEPT, STATE, AtomicCheckpoints
 from fgrpo.training.finite import NotFinite
 from fgrpo.training.metrics_callback import MetricsCallback
-from fgrpo.training.stored import CHECKSUMS, problem_of, put_in_place, resume_point, settle_replaced, write_checksums
+from fgrpo.training.stored import resume_point, settle_replaced
 from sft import dataset
+from sft.best import METRICS, best_is_lost, best_so_far, check_best, export_best, save_state
 from sft.box_frame import in_policy_frame
 from sft.preflight import Preflight
 from sft.shared_prefix import SharedPrefix
 
-METRICS = metrics_file.NAME
 COUNTERS = "counters.json"
 NEEDED = (STATE, COUNTERS)  # of a checkpoint
 
@@ -143,17 +143,6 @@ def checkpoint_to_resume(folder: Path, steps: int) -> Path | None:
             f"Restore it from a copy, or move {folder} away and rerun to train anew"
         )
     return checkpoint
-
-
-def check_best(folder: Path, name: str = "best") -> None:
-    """UserError if the best state differs from its checksums. A folder of an older version has none."""
-    best = folder / name
-    problem = problem_of(best, ("best.json",)) if (best / CHECKSUMS).exists() else None
-    if problem is not None:
-        raise UserError(
-            f"{best}, the state with the lowest validation loss, is damaged: {problem}. Restore it from a copy, or move "
-            f"{folder} away and rerun to train anew"
-        )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -344,60 +333,6 @@ class LoggingCallback(MetricsCallback):
             return
         if distributed.on_main(lambda: loss < best_so_far(self.folder)[0]):
             save_state(self.trainer, self.folder / "best", {"step": state.global_step, "eval_loss": float(loss)})
-
-
-def best_so_far(folder: Path) -> tuple[float, dict[str, Any]]:
-    """(lowest validation loss, content of best.json); infinity if there is none."""
-    for name in ("best", "final"):  # `final` if the process was killed after exporting it
-        if not any((folder / name).glob("*.safetensors")):
-            continue
-        try:
-            best = json.loads((folder / name / "best.json").read_text(encoding="utf-8"))
-            return float(best["eval_loss"]), dict(best)
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
-            continue
-    return math.inf, {}
-
-
-def best_is_lost(folder: Path, checkpoint: Path) -> bool:
-    """Whether validation ran up to `checkpoint`, but the best state is missing (a partly deleted folder)."""
-    path, step = folder / METRICS, int(checkpoint.name.rsplit("-", 1)[1])
-    lines = list(read_items(path, metrics_file.checked, "line of metrics")) if path.exists() else []
-    validated = not lines or any("eval_loss" in line and line["step"] <= step for line in lines)
-    return validated and math.isinf(best_so_far(folder)[0]) and not any((folder / "final").glob("*.safetensors"))
-
-
-def save_state(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write model, processor and best.json atomically; `best` with checksums, as the manifest has none of it."""
-
-    def extra(unfinished: Path) -> None:
-        runs.write_json(unfinished / "best.json", metadata)
-        if folder.name == "best":
-            write_checksums(unfinished)
-
-    save_final(trainer, folder, extra)
-
-
-def export_best(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Move the state with the lowest validation loss to `final`; without validation, save the last state there.
-
-    Returns:
-        The content of best.json.
-
-    Raises:
-        UserError: the best state is damaged.
-    """
-    distributed.on_main(lambda: check_best(folder))
-    loss, metadata = distributed.on_main(lambda: best_so_far(folder))
-    if math.isinf(loss):
-        metadata = {"step": trainer.state.global_step}
-        save_state(trainer, folder / "final", metadata)
-    elif trainer.accelerator.is_main_process and (folder / "best").exists():
-        put_in_place(folder / "best", folder / "final")
-    if trainer.accelerator.is_main_process:
-        check_best(folder, "final")
-        (folder / "final" / CHECKSUMS).unlink(missing_ok=True)  # the manifest records its hashes from here on
-    return metadata
 
 
 if __name__ == "__main__":

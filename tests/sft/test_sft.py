@@ -20,7 +20,7 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import backbone, loading
-from sft import dataset, train
+from sft import best, dataset, train
 from tests.sft.conftest import mini, train_to_step_3
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_best_state_is_named_and_nothing_is_deleted(world: Path, tmp_p
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    for call in (lambda: train.train(mini(world), tmp_path), lambda: train.export_best(None, folder)):  # type: ignore[arg-type]
+    for call in (lambda: train.train(mini(world), tmp_path), lambda: best.export_best(None, folder)):
         with pytest.raises(UserError, match=r"best, the state .* is damaged: model\.safetensors has the right size"):
             call()
     assert (folder / "checkpoints" / "checkpoint-2").is_dir() and weights.exists()
@@ -303,7 +303,7 @@ def test_a_best_state_is_checked_until_its_manifest_is_written(
     cfg = mini(world, "data.validation_share=0.31")
     shutil.copytree(world / "runs" / "mini" / "mcts", tmp_path / "mini" / "mcts")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(best, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train.train(cfg, tmp_path)
     tokenizer = tmp_path / "mini" / "sft" / "best" / "tokenizer.json"
