@@ -25,6 +25,7 @@ SAMPLES :=
 IMAGES :=
 SHORT :=
 LIMIT :=
+KIND :=
 SHELL := /bin/bash
 # The environment: PYTHON=<interpreter> or VENV=<folder>; else the one you activated, else .venv (scripts/python.sh).
 export VENV PYTHON
@@ -61,12 +62,16 @@ export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 export TRANSFORMERS_VERBOSITY ?= error
 export DS_ACCELERATOR ?= cpu
+# Methods train side by side, and a trainer that saw several GPUs would split its batch. CUDA_VISIBLE_DEVICES=0 after `make` shows one.
+ifeq ($(filter gpu-check,$(MAKECMDGOALS)),)
+export CUDA_VISIBLE_DEVICES :=
+endif
 WRITTEN_WORLD := world
 JOBS := 2
 endif
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-vllm world data data-download mcts sft anchor eval external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
+.PHONY: help setup setup-vllm world data data-download mcts sft anchor eval probe maps external compare tables figures report card demo smoke lab lab-report backbone clean-checkpoints \
   $(addprefix check-,$(METHODS)) judge-rescore judge-agreement slurm paper plan bench gpu-check doctor test test-wheel test-vllm rehearsal rehearsal-paper check \
   $(addprefix rl-,$(METHODS)) $(addprefix serve-,$(SERVED))
 
@@ -94,6 +99,7 @@ sft: mcts ## fine-tune on the traces
 	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory sft $(ARGS); fi
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.train $(ARGS)
 anchor: sft ## fine-tune the SFT model on where to look: the attention of the token <|focus|> on annotated boxes (docs/mr1.md)
+	@if command -v nvidia-smi > /dev/null; then $(PY) -m ops.gpu_memory anchor $(ARGS); fi
 	$(if $(SFT_THREADS),OMP_NUM_THREADS=$(SFT_THREADS) )$(PY) -m fgrpo.training.launch sft.anchor $(ARGS)
 $(addprefix rl-,$(ANCHORED)): anchor
 $(addprefix check-,$(METHODS)): check-%: | $(STAMP) # before stages that take days
@@ -107,15 +113,19 @@ eval: $(WRITTEN_WORLD) | $(STAMP) ## measure accuracy and faithfulness on the be
 	$(PY) -m eval.run $(ARGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(MODEL),--model $(MODEL)) $(if $(BENCHMARKS),--benchmarks $(BENCHMARKS)) $(if $(JUDGES),--judges $(JUDGES))
 tables: | $(STAMP) ## write all tables from finished evaluations, print the small one
 	$(PY) -m eval.tables $(ARGS)
-figures: | $(STAMP) ## draw figures 3, 4 and 8
+figures: | $(STAMP) ## draw figures 3, 4, 8 and that of the probes
 	$(PY) -m eval.figures $(ARGS)
 external: | $(STAMP) ## score what lmms-eval or VLMEvalKit stored: NAME=<name> SAMPLES="file …" IMAGES=<LMUData/x.tsv> FLAGS="more options"
 	$(PY) -m eval.external $(ARGS) --name $(or $(NAME),$(error set NAME to a name for the model: NAME=qwen-lmms)) --samples $(or $(SAMPLES),$(error set SAMPLES to the files of lmms-eval or VLMEvalKit)) $(if $(IMAGES),--images $(IMAGES)) $(if $(JUDGES),--judges $(JUDGES)) $(FLAGS)
 compare: | $(STAMP) ## compare evaluated models on the same questions: MODELS=a,b[,c]
 	$(PY) -m eval.compare $(ARGS) --models $(or $(MODELS),$(error set MODELS to two or more evaluated models: MODELS=sft,fgrpo))
+probe: | $(STAMP) ## measure how much an evaluated checkpoint's answers depend on the image: MODEL=fgrpo [LIMIT=400 KIND=sampled]
+	$(PY) -m ops.policy_probes $(ARGS) --model $(or $(MODEL),$(error set MODEL to an evaluated model: MODEL=fgrpo)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(KIND),--kind $(KIND))
+maps: | $(STAMP) ## map where an evaluated checkpoint looks on some of its answers, for the report: MODEL=fgrpo [LIMIT=8]
+	$(PY) -m ops.policy_maps $(ARGS) --model $(or $(MODEL),$(error set MODEL to an evaluated model: MODEL=fgrpo)) $(if $(LIMIT),--limit $(LIMIT))
 report: | $(STAMP) ## write one HTML page: tables, figures, examples with boxes and verdicts
 	$(PY) -m eval.report $(ARGS)
-card: | $(STAMP) ## write the card of a checkpoint or data set, ready to upload: RUN=runs/mini/rl-fgrpo (or sft, mcts, data)
+card: | $(STAMP) ## write the card of a checkpoint or data set, ready to upload: RUN=runs/mini/rl-fgrpo (or sft, anchor, mcts, data)
 	$(PY) -m ops.card $(ARGS) --run $(or $(RUN),$(error set RUN to a finished run folder: RUN=runs/$(PRESET)/rl-fgrpo))
 demo: ## run every stage at miniature size, GRPO-T and FGRPO in parallel, then tables, figures and report
 	@$(MAKE) --no-print-directory -j2 $(addprefix rl-,$(DEMO_METHODS))
@@ -130,7 +140,7 @@ clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list
 lab: | $(STAMP) ## run a declared lab, cell by cell (LAB=main, CELL=<condition>/<method>/seed-<s>, SHARD=1/4, JOBS=2; PLAN=1 lists only)
 	$(PY) -m ops.lab --lab $(LAB) $(if $(RUNS),--runs $(RUNS)) $(if $(findstring command,$(origin JOBS)),--jobs $(JOBS)) $(if $(SHARD),--shard $(SHARD)) $(if $(CELL),--cell $(CELL)) $(if $(AMEND),--amend "$(AMEND)") $(if $(PLAN),--plan)
 lab-report: | $(STAMP) ## write a lab's page from its results (LAB=main; PUBLISH=1: as docs/laboratory.md)
-	$(PY) -m ops.lab --lab $(LAB) --report $(if $(RUNS),--runs $(RUNS)) $(if $(PUBLISH),--publish)
+	$(PY) -m ops.lab --lab $(LAB) --report $(if $(RUNS),--runs $(RUNS)) $(if $(PUBLISH),--publish) $(if $(AMEND),--amend "$(AMEND)")
 backbone: | $(STAMP) ## train the mini backbone from scratch (up to two hours; a trained one is shipped; FLAGS="--seed 1 --direct-steps 480")
 	$(PY) -m miniworld.train_backbone --out runs/backbone $(FLAGS)
 
@@ -156,7 +166,9 @@ paper: | $(STAMP) ## run a preset from data to report on one machine, with its s
 	$(PY) -m ops.paper $(ARGS) $(if $(PORT),--port $(PORT)) $(if $(PLAN),--plan) $(FLAGS)
 plan: | $(STAMP) ## estimate calls, tokens, hours, memory per GPU, cost, disk (METHOD=…, ASSUME="sampling.teacher=600 …")
 	@$(PY) -m ops.plan $(ARGS) $(if $(ASSUME),--assume $(ASSUME))
-bench: sft ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)
+comma := ,
+OF_STAGES := rl_step constraints constraints_cost probes sampling harness peers_harness rollouts zero3 pure# measurements that start from SFT's model
+bench: $(if $(if $(ONLY),$(filter $(OF_STAGES),$(subst $(comma), ,$(ONLY))),all),sft,| $(STAMP)) ## measure speed, as ratios, into docs/benchmarks.md (ONLY=sampling,zero3 measures these and keeps the rest; PEERS=venv[:venv] have lmms-eval and VLMEvalKit)
 	$(PY) -m perf.run $(ARGS) $(if $(ONLY),--only $(ONLY))
 gpu-check: | $(STAMP) ## check and measure on one GPU what a CPU cannot, in 25 minutes, into docs/benchmarks.md (ONLY=passes,sft, LIMIT=570; docs/gpu_check.md)
 	$(PY) -m perf.gpu $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit-s $(LIMIT)) $(FLAGS)

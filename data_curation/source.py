@@ -205,7 +205,7 @@ def image_below(folder: Path, name: Any) -> Path:
 
 @lru_cache(maxsize=4096)
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels of an image file, from its header and its last bytes.
+    """(width, height) in pixels of an image file that is complete (`fgrpo.image_files.read_complete_header`).
 
     Raises:
         Drop: the image is not usable (`image_bytes_size`), or its EXIF orientation rotates or mirrors it. Such an image is
@@ -222,7 +222,7 @@ def image_bytes_size(data: bytes) -> tuple[int, int, str]:
     """(width, height, format such as "PNG") of an image in memory.
 
     Raises:
-        Drop: corrupt_image (also if truncated), empty_image, too_many_pixels, image_too_narrow.
+        Drop: corrupt_image (also if truncated), empty_image, too_many_pixels, unknown_range, image_too_narrow.
     """
     header = _usable(io.BytesIO(data))
     return header.width, header.height, header.kind

@@ -13,10 +13,12 @@ _DANGLING = re.compile(r"(?: |^)(?:or|and|nor|not|than|of|either|neither|but|[,/
 
 
 def sentences(whole: str) -> list[str]:
-    """Sentences and lines of a canonical text. A line that ends in "or", "not", a comma is one with the next; "B." is a label, not a sentence."""
+    """Sentences and lines of a canonical text. A heading ("Answer"), a line that ends in "or", a comma is one with the next; "B." is a label."""
     lines: list[str] = []
     for line in (part.strip() for part in whole.split("\n")):
-        if lines and line and _DANGLING.search(lines[-1]):
+        if lines and line and say.HEADING.match(lines[-1]):
+            lines[-1] = f"{lines[-1]} : {line}"
+        elif lines and line and _DANGLING.search(lines[-1]):
             lines[-1] = f"{lines[-1]} {line}"
         elif line:
             lines.append(line)

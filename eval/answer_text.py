@@ -35,7 +35,7 @@ _INCHES = re.compile(r"(?<![\w.\"'])(\d[\d.]*)(?:''|[\"'])(?!\w)")
 _STOPS = str.maketrans({"。": ".", "।": ".", "、": ",", **dict.fromkeys("→⇒➜➔➡⟶", "->")})
 _CROSSES = frozenset("✗✘❌✖❎🚫⛔👎☐°")  # signs that deny, and the degree
 _BRACKETED = re.compile(r"(?<![\w(\[{])[(\[{【〔]\s*([A-Za-z])\s*[)\]}】〕](?!\w)|^\s*<([A-Za-z])>\s*$")
-_BULLET = re.compile(r"(?m)^[^\S\n]*(?:[-•·>+]|\d{1,2}[.)])\s+(?=[^\W\d])")
+_BULLET = re.compile(r"(?m)^[^\S\n]*(?:[-•·>+]|\d{1,2}[.)])[^\S\n]+(?=[^\W\d])")
 
 _QUOTED = re.compile(r"(?<![\w'])'([^'\n]{1,80})'(?![\w'])")
 _HAND = re.compile(r"(?<=left|ight)-(?=hand\b)", re.IGNORECASE)

@@ -60,10 +60,12 @@ OPENERS = re.compile(
 _LINK = rf"(?: (?:{_BE}|{_SURE}|[:=]|-|->|=>|that|also known as|\.\.+))"
 _NOUN = _any("answer", "ans", "option", "choice", "letter", "response", "conclusion", "result", "n1", "solution")
 ANSWER = re.compile(
-    rf"^(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection|(?:response|conclusion|solution|result|choice|prediction|verdict|decision|output)(?= [:=]))(?: \.(?= \S))?"
+    rf"^(?:here(?:'s| is) )?(?:(?:the|my|our|its|your|a) )?(?:(?:{_GOOD} )+(?:{_NOUN})|letter of the (?:{_GOOD} )*{_NOUN}|answer|ans|final|selected option|selection|(?:response|conclusion|solution|result|choice|prediction|verdict|decision|output)(?= [:=])|(?:choice|pick|prediction|decision)(?= is ))(?: \.(?= \S))?"
     r"(?: choice| option| letter)?(?: (?:to|for) (?:the|this|that|your) (?:(?:given|above|current|original|posed|main|user's|multiple-choice) )?question| here)?"
     rf"(?:{_LINK}|(?= {LETTER}{END})|(?= {LETTER} [.):])|\n)+(?: \n)*(?: (?:option|choice|letter|answer)(?= {LETTER}| [a-z]{END}))?(?: [:-])? (?=\S)"
 )
+HEADING = re.compile(rf"^(?:(?:the|my) )?(?:{_GOOD} )*(?:answer|choice)$")
+"""A line that is the heading of an answer in the next line."""
 OPTION = re.compile(
     rf"^(?:the )?(?:{_GOOD} )?(?:option|choice|letter)(?: (?:{_BE}|[:=]|-))? (?=(?:{LETTER}|[a-z](?!\S)))"
 )

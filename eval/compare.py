@@ -22,7 +22,7 @@ from eval.examples import KEYS
 from eval.layout import Table
 from eval.results import Result, one
 from eval.tables import main_tables
-from fgrpo.cli import parser, run
+from fgrpo.cli import parser, positive, run
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
@@ -103,7 +103,7 @@ def main() -> None:
     arguments = parser("compare two or more evaluated models on the same questions")
     arguments.add_argument("--models", required=True, metavar="NAME,NAME[,NAME]", help="folders of runs/<preset>/eval")
     arguments.add_argument(
-        "--each", type=int, default=EACH, help=f"questions per benchmark on the page (default: {EACH})"
+        "--each", type=positive, default=EACH, help=f"questions per benchmark on the page (default: {EACH})"
     )
     run(body, arguments)
 

@@ -209,21 +209,23 @@ def _column(
     if config is not None and spec.prompt:  # another harness chose what its model saw
         family = assumed_family(location(spec, config, result.path.parents[2]))
         seen = fit([replace(sample, boxes=None)], spec, config, bounds, family)[0].images
-    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags)
+    response = parse(rollout.text, box_tag=spec.box_tag, frame=spec.box_frame, tags=spec.tags, choices=sample.choices)
     answer = response.answer if response.answer is not None else answer_span(rollout.text, spec.tags)
     lines: list[Line] = []
     shapes: list[Shape] = []
+    pixel_sizes = sizes
+    if sizes and spec.box_frame != "original":
+        pixel_sizes = [model_size(image_size(path), *bounds) for path in seen]
     for sentence in _sentences(record, response.think or rollout.text):
         image = _image_of(sentence["text"], int(sample.meta.get("box_image", 0)), len(sizes))
         pieces: list[Piece] = []
         at = 0
-        for written in box_forms.written(sentence["text"], spec.box_tag):
+        for written in box_forms.written(sentence["text"], spec.box_tag, spec.box_frame, pixel_sizes):
             box = box_of(written, spec.box_frame)
             if box is None or not sizes:
                 continue
             number = str(len(shapes) + 1)
-            model_pixels = model_size(image_size(seen[image]), *bounds)
-            shapes.append(_shape(image, convert(box, "original", sizes[image], model_pixels), key, number))
+            shapes.append(_shape(image, convert(box, "original", sizes[image], pixel_sizes[image]), key, number))
             pieces += [
                 Piece(sentence["text"][at : written.start]),
                 Piece(", ".join(f"{v:g}" for v in box), number),

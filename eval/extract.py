@@ -28,7 +28,7 @@ _LONGEST_SENTENCE = 1000  # characters; no pattern covers a longer sentence
 _LONGEST_NAME = 2  # words before a colon that name something else than an answer
 LONGEST_SPAN = 50_000  # characters of an answer; a longer one is left to the judge
 _DEEPEST_BOX = 4  # boxes within boxes; deeper ones are left to the judge
-_SHORT_LINE = 3  # words of a line beside an open answer that may correct it
+_SHORT_LINE, _SHORT_UNSPACED = 3, 8  # words, or characters, of a line beside an open answer that may correct it
 _SEPARATOR = re.compile(r"^(?: (?:[.:(),=;-]|->|=>|\.\.+|namely)(?!\S))+")
 _QUESTION = re.compile(r"\?(?: [.!)\"?])*$")
 _SUB_CLAUSE = re.compile(
@@ -63,19 +63,50 @@ def extract_choice(text: str, choices: Sequence[str], tags: Tags = COMMON) -> in
 
     Args:
         choices: option texts in the order of their letters.
-        tags: the tags of the model's trace and answer.
+        tags: the tags of the model's trace and answer. With `untagged`, the span may hold the reasoning (`read_reply`).
     """
     span = answer_span(text, tags)
-    return None if span is None or not choices else read_span(span, Options(tuple(choices)))
+    if span is None or not choices:
+        return None
+    options = Options(tuple(choices))
+    return read_span(span, options) if tags.untagged is None else read_reply(span, options)
 
 
-def read_span(span: str, options: Options, depth: int = 0) -> int | None:
-    """The option that an answer without its trace chooses; boxed parts count before all others."""
+def read_reply(text: str, options: Options) -> int | None:
+    """The option that a reply with its reasoning chooses: a letter, or an option's text alone, beats what only describes ("The tree is green.")."""
+    choice = read_span(text, options)
+    return read_span(text, options, with_reasoning=True) if choice is None else choice
+
+
+def decided(sentence: str, options: Options) -> tuple[int, bool] | None:
+    """(option, whether it is named as an answer) of one sentence; False for a sentence that only describes ("The car is blue.")."""
+    choice = read_span(sentence, options)
+    if choice is None:
+        return None
+    if unboxed(sentence)[1]:
+        return choice, True
+    whole = options.without_money(canonical(sentence))
+    found = [claim for claim in _claims(sentences(whole), options) if claim is not None]
+    return choice, not found or any(claim.how != "free" for claim in found)
+
+
+def states_answer(sentence: str) -> bool:
+    """Whether a sentence begins as an answer does in any known language ("The answer is …", "答案：…"), whatever it names."""
+    parts = sentences(canonical(sentence))
+    return any(stripped(part)[1] and not _QUESTION.search(part) for part in parts)
+
+
+def read_span(span: str, options: Options, depth: int = 0, with_reasoning: bool = False) -> int | None:
+    """The option that an answer without its trace chooses; boxed parts count before all others.
+
+    Args:
+        with_reasoning: the trace is in it (`_decide`); beside a box only stated answers count then.
+    """
     if len(span) > LONGEST_SPAN or depth > _DEEPEST_BOX:
         return None
     outside, boxed = unboxed(span)
     if not boxed:
-        return _decide(span, options)
+        return _decide(span, options, with_reasoning)
     contents = {read_span(content, options, depth + 1) for content in boxed}
     around = options.without_money(canonical(outside))
     before = re.split(r" [.!?;](?= )|\n", around.partition("¤")[0])[-1]
@@ -90,21 +121,26 @@ def read_span(span: str, options: Options, depth: int = 0) -> int | None:
         return None
     (choice,) = contents
     others = {
-        c for part in around.split("¤") for claim in _claims(sentences(part), options) if claim for c in _strong(claim)
+        c
+        for part in around.split("¤")
+        for claim in _claims(sentences(part), options)
+        if claim is not None and claim.how in (("stated",) if with_reasoning else ("stated", "letter", "text"))
+        for c in claim.options
     }
     return choice if others <= {choice} else None
-
-
-def _strong(claim: _Claim) -> frozenset[int]:
-    return frozenset() if claim.how == "free" else claim.options
 
 
 def _takes_back(text: str) -> bool:
     return bool(say.RETRACTION.search(text) or say.DISAVOWAL.search(text) or say.UNSURE.search(text))
 
 
-def _decide(span: str, options: Options) -> int | None:
-    """The option that a span without boxed parts chooses."""
+def _decide(span: str, options: Options, with_reasoning: bool = False) -> int | None:
+    """The option that a span without boxed parts chooses.
+
+    Args:
+        with_reasoning: sentences that only describe ("The tree is green.") do not contradict a letter, or a line that is an
+            option's text.
+    """
     whole = options.without_money(canonical(span))
     if (found := _entire(" ".join(whole.split()), options, span)) is not None:
         return _single(found)
@@ -112,10 +148,12 @@ def _decide(span: str, options: Options) -> int | None:
         return _polar(opening, whole, options)
     parts = sentences(say.OF_OTHERS.sub("", whole))
     claims = _without_listing(_claims(parts, options))
+    if with_reasoning and options.polar and (choice := _last_yes_or_no(parts, claims, options)) is not None:
+        return choice
     strong = [i for i, claim in enumerate(claims) if claim is not None and claim.how != "free"]
     free = {o for claim in claims if claim is not None and claim.how == "free" for o in claim.options}
     if strong:
-        return _decide_by_statements(parts, claims, strong, free, options)
+        return _decide_by_statements(parts, claims, strong, free, options, with_reasoning)
     if any(_takes_back(sentence) or _OTHER_LETTERS.search(sentence) for sentence in parts):
         return None
     mentioned = {o for sentence in parts for o in options.mentioned(say.REASON.sub("", sentence))}
@@ -123,7 +161,12 @@ def _decide(span: str, options: Options) -> int | None:
 
 
 def _decide_by_statements(
-    parts: Sequence[str], claims: Sequence[_Claim | None], strong: Sequence[int], free: set[int], options: Options
+    parts: Sequence[str],
+    claims: Sequence[_Claim | None],
+    strong: Sequence[int],
+    free: set[int],
+    options: Options,
+    with_reasoning: bool,
 ) -> int | None:
     """The option that letters, texts and stated answers (`strong`: their sentences) agree on, unless others contradict."""
     stating = [claim for i in strong if (claim := claims[i]) is not None]
@@ -135,17 +178,34 @@ def _decide_by_statements(
         return None
     if any(_casts_doubt(sentence, choice, options) for sentence in marked[strong[0] :]):
         return None
-    if not options.has_letters and any(
-        len(part.split()) <= _SHORT_LINE for i, part in enumerate(parts) if claims[i] is None
-    ):
+    beside = [i for i, claim in enumerate(claims) if claim is None and not (with_reasoning and i < strong[-1])]
+    if not options.has_letters and any(_is_short(parts[i]) for i in beside):
         return None  # "red; white"
     if stating[-1].how == "stated":
         return choice
+    if with_reasoning and any(_is_alone(parts, i, options) for i in strong):
+        return choice
     if free - {choice}:
         return None
-    beside = [s for i, s in enumerate(parts) if i not in strong and not _QUESTION.search(s)]
+    others = [s for i, s in enumerate(parts) if i not in strong and not _QUESTION.search(s)]
     has_letter = any(claim.how in ("letter", "stated") for claim in stating)
-    return None if not has_letter and any(options.mentioned(s) - {choice} for s in beside) else choice
+    return None if not has_letter and any(options.mentioned(s) - {choice} for s in others) else choice
+
+
+def _is_alone(parts: Sequence[str], place: int, options: Options) -> bool:
+    """Whether a sentence is a letter, perhaps with its text or a reason, or an option's text that nothing after it denies."""
+    text = stripped(parts[place])[0]
+    if text.endswith(";"):
+        return False  # "left; the right one is a bus"
+    if options.has_letters and _lettered(text, options) is not None:
+        return True
+    after = [part for part in parts[place + 1 :] if options.mentioned(part)]
+    return bool(_entire(text, options)) and not any(map(say.DENIAL.search, after))
+
+
+def _is_short(part: str) -> bool:
+    """Whether a line has few words; in scripts without blanks, few characters."""
+    return len(part.split()) <= _SHORT_LINE and (part.isascii() or len(part) <= _SHORT_UNSPACED)
 
 
 def _without_listing(claims: list[_Claim | None]) -> list[_Claim | None]:
@@ -365,6 +425,18 @@ def _is_count(marked: str, options: Options, index: int) -> bool:
 
 def _is_doubted(marked: str) -> bool:
     return bool(say.DENIAL.search(marked) or say.DOUBT.search(marked) or say.UNSURE.search(marked))
+
+
+def _last_yes_or_no(parts: Sequence[str], claims: Sequence[_Claim | None], options: Options) -> int | None:
+    """The choice of the last sentence that opens with yes or no, with what follows it; None if an answer before it is another."""
+    places = [i for i, part in enumerate(parts) if say.OPENING.match(part) and not _SURE_OPENING.match(part)]
+    if not places:
+        return None
+    forms = (parts[places[-1]], " ".join(parts[places[-1] :]))
+    read = {_polar(opening, form, options) for form in forms if (opening := say.OPENING.match(form))}
+    choice = read.pop() if len(read) == 1 else None
+    before = {o for claim in claims[: places[-1]] if claim is not None and claim.how != "free" for o in claim.options}
+    return choice if choice is not None and before <= {choice} else None
 
 
 def _polar(opening: re.Match[str], whole: str, options: Options) -> int | None:

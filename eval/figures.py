@@ -1,12 +1,12 @@
-"""Figures 3, 4 and 8 of the paper, from run files alone, as PNG and SVG files.
+"""Figures 3, 4 and 8 of the paper, and one of the probes (`eval.probe_figure`), from run files alone, as PNG and SVG files.
 
 Figure 3: every reward's metric per data set, from finished evaluations. Figure 4: accuracy and inconsistency over training steps,
 of evaluated checkpoints as in the paper where there are any (`python -m eval.run --checkpoints`), else of the training rollouts in
 rl-<method>/metrics.jsonl, whose prompts are fresh at each step; the caption says which. Figure 8: each constraint's batch mean
 above its multiplier, from the same file, smoothed by a centred window (thin: single steps).
 
-Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/figure{3,4,8}.{png,svg} and captions.json. A figure without
-data is skipped with one line.
+Command: `python -m eval.figures --preset mini` writes runs/<preset>/figures/{figure3,figure4,figure8,probes}.{png,svg} and
+captions.json. A figure without data is skipped with one line.
 """
 
 from __future__ import annotations
@@ -19,116 +19,35 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from numpy.typing import NDArray
 
-from eval import base, freshness, models
+from eval import base, freshness, probe_figure
+from eval.colours import colours
 from eval.comparisons import KINDS
+from eval.curves import evaluated, has_multipliers, paths, thresholds, training
+from eval.figure_style import FORMATS, STYLE, capital, constraint_style, curve, title_of
 from eval.measures import Measure, measures_of, reward_measures
-from eval.results import CAPTION_FILE, Result, checkpoints, find, paper, places
+from eval.results import CAPTION_FILE, Result, paper, places
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.errors import UserError
-from fgrpo.files import read_items
-from fgrpo.identity import Identity
-from fgrpo.runs import folder, verify, write_json
+from fgrpo.runs import folder, write_json
 from fgrpo.schema import Config
-from fgrpo.training import metrics_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-START = "sft"  # the model from which every RL run starts
 CAPTIONS = {
     "figure3": "Figure 3: {metrics} per data set.",
     "figure4": "Figure 4: accuracy and inconsistency of training rollouts over RL steps (thick: moving mean, thin: single steps). "
     "The paper evaluates checkpoints; these are the rollouts of the run itself.",
     "figure8": "Figure 8: batch mean of each constraint (dashed: its threshold) above its multiplier.",
+    probe_figure.NAME: probe_figure.CAPTION,
 }
 OF_CHECKPOINTS = (
     "Figure 4: accuracy and inconsistency of evaluated checkpoints over RL steps (step 0: SFT; greedy answers, mean of the "
     "benchmarks, shaded: intervals)."
 )
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Methods that are not listed take the next of SPARE.
-METHOD_COLOURS = {
-    "sft": "#8c8c8c",
-    "grpo-t": "#E69F00",
-    "fgrpo": "#0072B2",
-    "backbone-cot": "#c9c9c9",
-    "fgrpo-consistency": "#56B4E9",
-    "fgrpo-fixed": "#D55E00",
-    "grpo-additive": "#F0E442",
-    "grpo-multiplicative": "#009E73",
-}
-SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# By file type: what is left out of its metadata, so that the same figure gives the same bytes. PNG for the report, SVG for print.
-FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-STYLE = {
-    "svg.hashsalt": "figures",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.dpi": 150,
-}
-
-
-def colour(name: str, position: int = 0) -> str:
-    """The colour of a method, the same in every figure; of an unknown one the next spare colour."""
-    return METHOD_COLOURS.get(name, SPARE[position % len(SPARE)])
-
-
-def constraint_style(name: str, position: int = 0) -> tuple[str, str]:
-    """(title, colour) of a constraint's curves, as its reward declares them."""
-    measure = next((m for m in reward_measures() if m.score == name), None)
-    title = name.replace("_", " ") if measure is None else measure.score_title
-    declared = None if measure is None else measure.report.colour
-    return title, declared or SPARE[position % len(SPARE)]
-
-
-def smooth(values: Sequence[float | None], window: int) -> NDArray[np.float64]:
-    """Centred moving mean over at most `window` steps. Steps without a value are left out; an empty window is NaN."""
-    raw = np.array([np.nan if v is None else float(v) for v in values])
-    out = np.full(len(raw), np.nan)
-    for i in range(len(raw)):
-        part = raw[max(0, i - window // 2) : i + window // 2 + 1]
-        part = part[np.isfinite(part)]
-        out[i] = part.mean() if len(part) else np.nan
-    return out
-
-
-def training(config: Config, root: str | Path = "runs") -> dict[str, list[dict[str, Any]]]:
-    """The steps of metrics.jsonl by method, in the order of `METHOD_COLOURS`, then by name.
-
-    A step that was written twice (after a resume) counts once.
-
-    Raises:
-        UserError: the file of a finished run was changed since.
-    """
-    runs: dict[str, list[dict[str, Any]]] = {}
-    files = {p.parent.name.removeprefix("rl-"): p for p in folder(config, "", root).glob("rl-*/metrics.jsonl")}
-    for method in [*(m for m in METHOD_COLOURS if m in files), *sorted(set(files) - set(METHOD_COLOURS))]:
-        verify(files[method], f"rl-{method}")
-        rows = read_items(files[method], metrics_file.checked, "line of metrics")
-        by_step = {row["step"]: row for row in rows if "step" in row}
-        if by_step:
-            runs[method] = [by_step[step] for step in sorted(by_step)]
-    return runs
-
-
-def window_of(steps: int) -> int:
-    """A smoothing window of about an eighth of the run."""
-    return max(1, steps // 8)
 
 
 def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
@@ -152,7 +71,7 @@ def figure3(results: Mapping[str, Result], config: Config) -> Figure | None:
     for axis, measure in zip(axes[:, 0], panels, strict=True):
         _bars(axis, shown, kind, shown_places, measure.metric, of)
         direction = "higher" if measure.report.higher_is_better else "lower"
-        axis.set_title(f"{_capital(measure.report.title)}, % ({direction} is better)")
+        axis.set_title(f"{capital(measure.report.title)}, % ({direction} is better)")
     axes[-1, 0].set_xticks([*range(len(titles) - 1), len(titles) - 0.75], titles)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=min(4, len(shown)), loc="outside upper left")
     intervals = f"{100 * config.eval.confidence:.0f}% intervals"
@@ -182,6 +101,7 @@ def _bars(
     """One metric in percent: a group of bars per place, one bar per model; the average of `averaged` stands apart at the right."""
     width = 0.8 / len(shown)
     gap = np.array([0.0] * (len(places) - 1) + [0.25])
+    tints = colours([result.name for result in shown])
     for k, result in enumerate(shown):
         cells = [
             None if _is_other_average(result, kind, place, averaged) else result.cell(kind, place, metric)
@@ -195,7 +115,7 @@ def _bars(
                 for c in cells
             ]
         ).T
-        axis.bar(xs, heights, width * 0.92, label=result.label, color=colour(result.name, k))
+        axis.bar(xs, heights, width * 0.92, label=result.label, color=tints[k])
         axis.errorbar(xs, heights, np.clip(errors, 0, None), fmt="none", ecolor="#444444", elinewidth=0.9, capsize=1.5)
     if all(bar.get_height() >= 0 or np.isnan(bar.get_height()) for bar in axis.patches):  # type: ignore[attr-defined]
         axis.set_ylim(0, None)
@@ -210,33 +130,15 @@ def figure4(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
     if not shown:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    tints = colours(list(shown))
     for axis, measure in zip(axes, (first, second), strict=True):
-        for k, (method, rows) in enumerate(shown.items()):
-            _line(axis, rows, measure.metric, colour(method, k), 100.0, _title(method))
-        axis.set_title(f"{_capital(measure.report.title)} of training rollouts, %")
+        for (method, rows), tint in zip(shown.items(), tints, strict=True):
+            curve(axis, rows, measure.metric, tint, 100.0, title_of(method))
+        axis.set_title(f"{capital(measure.report.title)} of training rollouts, %")
         axis.set_xlabel("RL step")
     axes[1].set_ylim(0, None)
     axes[0].legend(loc="lower right")
     return figure
-
-
-def paths(
-    config: Config,
-    results: Mapping[str, Result],
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    root: str | Path = "runs",
-) -> dict[str, dict[int, Result]]:
-    """The evaluations of each method by RL step: step 0 (SFT, where it starts), its checkpoints, and the end of its run.
-
-    Methods without an evaluated checkpoint are left out.
-    """
-    by_method = {}
-    for method, steps in checkpoints(config, root).items():
-        ends = {0: results.get(START)}
-        if method in runs:
-            ends[int(runs[method][-1]["step"])] = results.get(method)
-        by_method[method] = dict(sorted({**steps, **{n: r for n, r in ends.items() if r is not None}}.items()))
-    return by_method
 
 
 def figure4_checkpoints(by_method: Mapping[str, Mapping[int, Result]]) -> Figure | None:
@@ -244,16 +146,16 @@ def figure4_checkpoints(by_method: Mapping[str, Mapping[int, Result]]) -> Figure
     if not by_method:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    tints = colours(list(by_method))
     for axis, measure in zip(axes, measures_of(paper()["metrics"]), strict=True):
-        for k, (method, steps) in enumerate(by_method.items()):
+        for (method, steps), tint in zip(by_method.items(), tints, strict=True):
             cells = {n: c for n, r in steps.items() if (c := r.cell("greedy", "average", measure.metric)) is not None}
             values, low, high = (
                 np.array([100 * float(cell[part]) for cell in cells.values()]) for part in ("value", "low", "high")
             )
-            tint = colour(method, k)
             axis.fill_between(list(cells), low, high, color=tint, alpha=0.15, linewidth=0)
-            axis.plot(list(cells), values, color=tint, linewidth=2.2, marker="o", markersize=4, label=_title(method))
-        axis.set_title(f"{_capital(measure.report.title)} of checkpoints, %")
+            axis.plot(list(cells), values, color=tint, linewidth=2.2, marker="o", markersize=4, label=title_of(method))
+        axis.set_title(f"{capital(measure.report.title)} of checkpoints, %")
         axis.set_xlabel("RL step")
     axes[1].set_ylim(0, None)
     axes[0].legend(loc="lower right")
@@ -277,7 +179,7 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
     for column, name in enumerate(names):
         title, tint = constraint_style(name, column)
         above, below = axes[0][column], axes[1][column]
-        _line(above, rows, f"constraint/{name}/mean", tint, 1.0, "")
+        curve(above, rows, f"constraint/{name}/mean", tint, 1.0, "")
         if name in tau:
             above.axhline(tau[name], color="#444444", linestyle="--", linewidth=1)
             above.annotate(
@@ -300,7 +202,7 @@ def figure8(method: str, rows: Sequence[Mapping[str, Any]], tau: Mapping[str, fl
         below.set_xlabel("RL step")
     axes[0][0].set_ylabel("batch mean")
     axes[1][0].set_ylabel("multiplier λ")
-    figure.suptitle(f"{_title(method)}: constraints above their multipliers", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{title_of(method)}: constraints above their multipliers", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -309,43 +211,28 @@ def _plotted(axis: Axes) -> list[float]:
     return [float(y) for line in axis.lines for y in np.asarray(line.get_ydata(), dtype=float) if np.isfinite(y)]
 
 
-def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, tint: str, scale: float, label: str) -> None:
-    """One smoothed line over its single steps."""
-    steps = [row["step"] for row in rows]
-    values = [None if row.get(key) is None else scale * float(row[key]) for row in rows]
-    raw = np.array([np.nan if v is None else v for v in values])
-    axis.plot(steps, raw, color=tint, linewidth=0.7, alpha=0.3)
-    axis.plot(steps, smooth(values, window_of(len(steps))), color=tint, linewidth=2.2, label=label)
-
-
-def _capital(title: str) -> str:
-    return title[:1].upper() + title[1:]
-
-
-def _title(method: str) -> str:
-    return models.load(method).title if method in models.names() else method
-
-
 def draw(config: Config, root: str | Path = "runs") -> list[Path]:
     """Write every figure that has data; returns the files."""
     out = folder(config, "figures", root)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        runs, results = training(config, root), _evaluated(config, root)
+        runs, results = training(config, root), evaluated(config, root)
         of_checkpoints = figure4_checkpoints(paths(config, results, runs, root))
         figures: dict[str, Figure | None] = {
             "figure3": figure3(results, config),
             "figure4": of_checkpoints or figure4(runs),
         }
-        constrained = [m for m in dict.fromkeys((config.method, *runs)) if m in runs and _has_multipliers(runs[m])]
+        constrained = [m for m in dict.fromkeys((config.method, *runs)) if m in runs and has_multipliers(runs[m])]
+        tau = {method: thresholds(config, method, root) for method in constrained}
         figures["figure8"] = None
         for method in constrained:  # one figure per method; the configuration's method is figure8
             name = "figure8" if method == constrained[0] else f"figure8-{method}"
-            figures[name] = figure8(method, runs[method], thresholds(config, method, root))
+            figures[name] = figure8(method, runs[method], tau[method])
+        figures[probe_figure.NAME] = probe_figure.probe_figure(runs, tau)
         for name, figure in figures.items():
             if figure is None:
-                print(f"{name}: no data yet")
+                print(f"{name}: {probe_figure.NO_RUN if name == probe_figure.NAME else 'no data yet'}")
                 continue
             for suffix, metadata in FORMATS.items():
                 path = out / f"{name}.{suffix}"
@@ -362,27 +249,6 @@ def draw(config: Config, root: str | Path = "runs") -> list[Path]:
     return written
 
 
-def thresholds(config: Config, method: str, root: str | Path) -> Mapping[str, float]:
-    """The thresholds a method was trained with, from its run folder; without a run folder those of the configuration."""
-    run = folder(config, f"rl-{method}", root)
-    if not (run / "config.json").is_file():
-        return {name: constraint.tau for name, constraint in config.rl.constraints.items()}
-    identity = Identity.read(run)
-    if identity is None:
-        raise UserError(f"{run / 'config.json'} is empty or damaged; restore it, or rerun `make rl-{method}`")
-    trained_with = identity.config["rl"]["constraints"]
-    return {name: float(constraint["tau"]) for name, constraint in trained_with.items()}
-
-
-def _evaluated(config: Config, root: str | Path) -> dict[str, Result]:
-    """Finished evaluations; none if only training has finished."""
-    return find(config, root) if any(folder(config, "eval", root).glob("*/done")) else {}
-
-
-def _has_multipliers(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(key.startswith("lambda/") for row in rows for key in row)
-
-
 def main() -> None:
     """Command line."""
 
@@ -397,7 +263,7 @@ def main() -> None:
             print(f"figure: {path}")
         freshness.stamp(out, made, [*written, out / CAPTION_FILE])
 
-    arguments = parser("figures 3, 4 and 8 from the run files")
+    arguments = parser("figures 3, 4 and 8, and that of the probes, from the run files")
     arguments.add_argument(
         "--if-changed", action="store_true", help="skip if nothing that the figures show has changed"
     )

@@ -27,6 +27,7 @@ RESULTS = ("eval/*/done", "eval/*/summary.json", "eval/*/scores.jsonl", "rl-*/me
 OF_THE_REPORT = (
     *("eval/*/generations.jsonl", "eval/*/scoring.json"),  # the examples' texts, and in which pixels their boxes are
     *("eval/*/questions.jsonl", "eval/*/model.json", "eval/*/external.json"),  # of other harnesses' answers
+    *("eval/*/maps.json", "eval/*/probes.json", "eval/*/probes-of.json"),  # where the policy looks
     *judging.FILES,
     *("figures/*.png", "figures/captions.json"),
 )

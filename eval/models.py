@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, ValidationError
 
+from eval import untagged
 from fgrpo import prompts
 from fgrpo.boxes import PixelBounds
 from fgrpo.config import CONFIGS
@@ -88,7 +89,7 @@ class ModelSpec(Section):
         tags_case_blind: whether `<THINK>` is `<think>`.
         template_opens_trace: its chat template ends a prompt with the opening tag, so replies begin inside the trace.
         trace: where the trace of a reply is: between its think "tags", or, where it writes none, "before_answer": all that
-            precedes the answer block, the sentence of the last `\\boxed{}`, the line that states the answer, or the last line.
+            precedes the answer, or what follows an answer at the beginning (`eval.untagged`).
         grounding: what the prompt asks the model to point with. A reward that compares boxes (Eq. 1) is not applicable to a
             model that writes points or nothing. "boxes" that are not written score 0.
         pixels: bounds of an image after the processor's resize, in place of its own; a vLLM server gets them with each
@@ -124,8 +125,8 @@ class ModelSpec(Section):
     def tags(self) -> Tags:
         """The tags with which its replies are read."""
         think = tuple(dict.fromkeys((*OWN.think, *self.think_tags)))
-        opened, untagged = self.template_opens_trace, self.trace == "before_answer"
-        return Tags(think, self.answer_tags, self.tags_case_blind, opened, untagged)
+        split = untagged.split if self.trace == "before_answer" else None
+        return Tags(think, self.answer_tags, self.tags_case_blind, self.template_opens_trace, split)
 
     @property
     def is_own(self) -> bool:

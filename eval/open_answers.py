@@ -7,24 +7,27 @@ import unicodedata
 
 from eval.answer_options import Options
 from eval.answer_text import canonical
-from eval.extract import LONGEST_SPAN, read_span
+from eval.extract import LONGEST_SPAN, read_reply, read_span
 
 _STEM = 4  # letters at which two words count as related ("dog", "dogs")
 _VALUE = re.compile(r"n-?[\d.]+")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
-def same_open_answer(text: str, gold: str) -> bool | None:
+def same_open_answer(text: str, gold: str, with_reasoning: bool = False) -> bool | None:
     """Whether `text` gives the free-form answer `gold` (questions without options: a word, a phrase, or a number).
 
     The rules are those of `extract_choice`, with `gold` as the only option and without letters. Numbers are equal by value, in
     digits or words; "more than 5", "about 5" and "the 5th" are not 5.
 
+    Args:
+        with_reasoning: `text` is a reply with its reasoning (`extract.read_reply`).
+
     Returns:
         False where the text clearly gives another answer: another number, yes for no, or none of the words of `gold`. None
         where the rules do not decide.
     """
-    if _reads_open(text, gold):
+    if _reads_open(text, gold) or (with_reasoning and read_reply(text, Options((gold,), has_letters=False)) == 0):
         return True
     return False if len(text) <= LONGEST_SPAN and _is_another(text, gold) else None
 

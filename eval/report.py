@@ -20,7 +20,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval import base, definitions, examples, facts, freshness, miniworld_truth, models, tables, verdict_classes
+from eval import base, definitions, examples, facts, freshness, looks, miniworld_truth, models, tables, verdict_classes
+from eval.colours import PANELS, as_text, colours
 from eval.comparisons import KINDS, main_pair
 from eval.external.table import NAME as HARNESSES
 from eval.judge_validation.stored import QUESTIONS, questions
@@ -82,6 +83,7 @@ def render(**context: Any) -> str:
         "facts": [],
         "definitions": [],
         "reading": "",
+        "looking": None,
     }  # a page may do without
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -142,7 +144,7 @@ def collect(
     if not shown:
         return []
     book = miniworld_truth.book(config.data.root)
-    samples = {s.id: miniworld_truth.with_true_boxes(s, book) for s in _questions(shown, config).values()}
+    samples = {s.id: miniworld_truth.with_true_boxes(s, book) for s in questions_of(shown, config).values()}
     records = [{r.id: r for r in result.records()} for result in shown]
     rollouts = [result.rollouts() for result in shown]
     specs = [models.of_folder(result.path, config) for result in shown]
@@ -161,7 +163,7 @@ def collect(
     return out
 
 
-def _questions(shown: Sequence[Result], config: Config) -> dict[str, Sample]:
+def questions_of(shown: Sequence[Result], config: Config) -> dict[str, Sample]:
     """The questions of these evaluations: the benchmarks' own, and those that a folder alone holds (another harness' data)."""
     held: dict[str, Sample] = {}
     for result in shown:
@@ -183,14 +185,19 @@ def main_kind(shown: Sequence[Result]) -> str:
 
 def write(config: Config, root: str | Path = "runs") -> Path:
     """Write the page; returns its path. UserError if nothing was evaluated or the data is missing."""
+    shown, kind, ids = drawn_examples(config, root)
+    _, everything, _ = tables.build(config, root)
+    chosen = collect(shown, config, kind, ids=ids)
+    return write_page(shown, everything, chosen, kind, config, root, folder(config, "report", root), drawn=ids)
+
+
+def drawn_examples(config: Config, root: str | Path = "runs") -> tuple[list[Result], str, list[str]]:
+    """The models side by side, their decoding, and the ids of the rollouts drawn as examples. UserError: as `find`."""
     every = sides(find(config, root), config)
     kind = main_kind(every)
     shown = [r for r in every if kind in r.kinds()]
-    _, everything, _ = tables.build(config, root)
     by_model = [verdict_classes.answered(result, kind) for result in shown]
-    drawn = verdict_classes.draw(by_model, config.seed)
-    chosen = collect(shown, config, kind, ids=drawn)
-    return write_page(shown, everything, chosen, kind, config, root, folder(config, "report", root), drawn=drawn)
+    return shown, kind, verdict_classes.draw(by_model, config.seed)
 
 
 def write_page(
@@ -227,13 +234,11 @@ def write_page(
         examples_note=_examples_note(kind, config, drawn),
         rates=_rates(shown[:first], kind, drawn),
         checks=[m.score_title for m in reward_measures() if m.report.binary],
+        looking=looks.section(shown, lambda ids: collect(shown, config, kind, ids=ids)),
         facts=facts.facts(shown, config),
         definitions=definitions.definitions(),
         reading=definitions.reading(config),
-        columns=[
-            {"key": key, "title": r.title, "visible": n < first}
-            for n, (key, r) in enumerate(zip(examples.KEYS, shown, strict=False))
-        ],
+        columns=_columns(shown, first),
         benchmarks=list(dict.fromkeys(e.benchmark for e in chosen)),
         filters=[("differ", "verdicts differ")] * (len(shown) > 1)
         + [
@@ -246,6 +251,21 @@ def write_page(
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "index.html", page)
     return out / "index.html"
+
+
+def _columns(shown: Sequence[Result], first: int) -> list[dict[str, Any]]:
+    """The models side by side, each with its colour, as text in both schemes too; the `first` are visible at first."""
+    tints = colours([result.name for result in shown])
+    return [
+        {
+            "key": key,
+            "title": result.title,
+            "visible": n < first,
+            "colour": tint,
+            **{scheme: as_text(tint, panel) for scheme, panel in PANELS.items()},
+        }
+        for n, (key, result, tint) in enumerate(zip(examples.KEYS, shown, tints, strict=False))
+    ]
 
 
 def _examples_note(kind: str, config: Config, drawn: Sequence[str] | None) -> str:

@@ -25,7 +25,7 @@ from eval.judge_validation.stats import BY_RULE, FAILED, MISSING, NOT_APPLICABLE
 from eval.judge_validation.stored import QUESTIONS, questions
 from eval.measures import ACCURACY, reward_measures
 from eval.results import SCORING, read_records, scored_pixels
-from eval.run_folder import reward_code, stored_token_limit, with_known_code
+from eval.run_folder import reading, reward_code, stored_token_limit, with_known_code
 from eval.scored_answers import check_failures, check_spending
 from fgrpo import progress
 from fgrpo.cli import parser, run
@@ -82,7 +82,7 @@ def _score(config: Config, folder: Path, judge: str, chosen: Judge, generations:
         "prompts": judge_set.prompt_hashes(evaluation_tasks()),
         "box_normaliser": config.rl.box_normaliser,
         "rewards": reward_code(),
-        "boxes": {"pixels": list(pixels), **spec.model_dump(mode="json", include=set(models.READING_KEYS))},
+        "boxes": {"pixels": list(pixels), **reading(spec)},
     }
     verify(out, "judge-rescore")
     (out / DONE).unlink(missing_ok=True)

@@ -115,6 +115,14 @@ def reward_code() -> dict[str, str]:
     return dict.fromkeys(names, "") | code_hashes("rewards", names)
 
 
+def reading(spec: models.ModelSpec) -> dict[str, Any]:
+    """What the reading of a model's answers depends on: keys of its file, and of `trace: before_answer` the code of that rule."""
+    keys = spec.model_dump(mode="json", include=set(models.READING_KEYS))
+    if spec.trace != "before_answer":
+        return keys
+    return keys | {"trace_code": code_hashes("eval", ["untagged"]) | code_hashes("fgrpo", ["keyed_reply"])}
+
+
 def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:
     """A stored identity; names of rewards without their code, as older versions stored them, count as the present code."""
     names, code = identity.get("rewards"), reward_code()
@@ -137,11 +145,8 @@ def settle_scoring(run: Run, judge_set: JudgeSet, config: Config, model: str, sp
 
     A summary of another definition is computed again.
     """
-    boxes = {
-        "pixels": list(models.bounds(spec, model, config)),
-        **spec.model_dump(mode="json", include=set(models.READING_KEYS)),
-    }
-    identity = {**judge_identity(judge_set, config), **boxes, "rewards": reward_code()}
+    read = {"pixels": list(models.bounds(spec, model, config)), **reading(spec)}
+    identity = {**judge_identity(judge_set, config), **read, "rewards": reward_code()}
     path, defined = run.path / SCORING, definition(config)
     scoring = stored_scoring(path)
     if scoring is not None:

@@ -82,14 +82,18 @@ class Scorer:
         answered = [pair for pair in pairs if pair[1].finish != "error"]
         records = {record.id: record for record in await self._score(answered)}
         scored = [records.get(rollout.id) or self._refused(sample, rollout) for sample, rollout in pairs]
-        return [self._with_unread(record, rollout) for record, (_, rollout) in zip(scored, pairs, strict=True)]
+        return [self._with_unread(record, *pair) for record, pair in zip(scored, pairs, strict=True)]
 
-    def _with_unread(self, record: EvalRecord, rollout: Rollout) -> EvalRecord:
+    def _with_unread(self, record: EvalRecord, sample: Sample, rollout: Rollout) -> EvalRecord:
         """`record` with counts by form: meta["boxes_other_form"], which are read, and meta["boxes_unread"]; where there are any."""
         if self.spec.mode != "think":
             return record
+        tag, frame = self.spec.box_tag, self.spec.box_frame
+        others = box_forms.others(rollout.text, tag, frame)
+        if others:  # as they are read where the images are known
+            others = box_forms.others(rollout.text, tag, frame, rewards.pixel_sizes(sample.images, self._context()))
         counts = {
-            "boxes_other_form": box_forms.others(rollout.text, self.spec.box_tag),
+            "boxes_other_form": others,
             "boxes_unread": box_forms.locations(rollout.text),
         }
         found = {key: dict(sorted(count.items())) for key, count in counts.items() if count}
@@ -101,7 +105,7 @@ class Scorer:
         return self._record(sample, rollout, answer, {measure.score: answer.accuracy for measure in expected})
 
     async def _score(self, pairs: Sequence[tuple[Sample, Rollout]]) -> list[EvalRecord]:
-        responses = [self._read(rollout) for _, rollout in pairs]
+        responses = [self._read(sample, rollout) for sample, rollout in pairs]
         answers = await self._answers(pairs, responses)
         by_reward = await self._reward_scores(pairs, responses) if self.spec.mode == "think" else {}
         records = []
@@ -128,21 +132,7 @@ class Scorer:
             )
             for (sample, rollout), response in zip(pairs, responses, strict=True)
         ]
-        least, most, factor = self.pixels
-        tag, frame = self.spec.box_tag, self.spec.box_frame
-        context = rewards.RewardContext(
-            self.judges,
-            "all",
-            None,
-            self.box_normaliser,
-            least,
-            most,
-            tag,
-            frame,
-            factor,
-            token_limit=self.token_limit,
-            every_form=True,
-        )
+        context = self._context()
         # together, so that the calls about one answer follow each other and answers are complete one by one
         try:
             async with asyncio.TaskGroup() as group:
@@ -150,6 +140,22 @@ class Scorer:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return {name: task.result() for name, task in tasks.items()}
+
+    def _context(self) -> rewards.RewardContext:
+        least, most, factor = self.pixels
+        return rewards.RewardContext(
+            self.judges,
+            "all",
+            None,
+            self.box_normaliser,
+            least,
+            most,
+            self.spec.box_tag,
+            self.spec.box_frame,
+            factor,
+            token_limit=self.token_limit,
+            every_form=True,
+        )
 
     async def _column(
         self,
@@ -180,21 +186,22 @@ class Scorer:
         scored = iter(await reward(shown, context) if shown else [])
         return [next(scored) if item.response.has_trace else Score.not_applicable(NO_TRACE) for item in items]
 
-    def _read(self, rollout: Rollout) -> Response:
+    def _read(self, sample: Sample, rollout: Rollout) -> Response:
         """The parsed text in the model's tags. Without an answer block, the answer is the span that follows the trace."""
-        tags = self.spec.tags
-        response = parse(rollout.text, box_tag=self.spec.box_tag, frame=self.spec.box_frame, tags=tags)
+        tags, tag, frame = self.spec.tags, self.spec.box_tag, self.spec.box_frame
+        response = parse(rollout.text, box_tag=tag, frame=frame, tags=tags, choices=sample.choices)
         return response if response.answer is not None else replace(response, answer=answer_span(rollout.text, tags))
 
     async def _answers(self, pairs: Sequence[tuple[Sample, Rollout]], responses: Sequence[Response]) -> list[_Answer]:
         answers: list[_Answer | None] = []
         unread: list[tuple[int, ExtractionItem]] = []
         for i, ((sample, rollout), response) in enumerate(zip(pairs, responses, strict=True)):
-            span = response.answer
+            span = answer_span(rollout.text, self.spec.tags)  # of a reply without tags: all of it
             if span is None or is_blank(span):
                 answers.append(_Answer(Score.of(0.0, "no answer"), None, "none"))
             elif not sample.choices:
-                answers.append(_open(span, same_open_answer(span, sample.answer)))
+                is_same = same_open_answer(span, sample.answer, with_reasoning=self.spec.tags.untagged is not None)
+                answers.append(_open(response.answer or span, is_same))
             elif (choice := extract_choice(rollout.text, sample.choices, self.spec.tags)) is not None:
                 answers.append(_chosen(sample, choice, "rules"))
             else:

@@ -45,6 +45,21 @@ def parser(description: str) -> argparse.ArgumentParser:
     return out
 
 
+def positive(text: str) -> int:
+    """The type of an option that counts something: a whole number of at least 1."""
+    number = int(text) if text.strip().isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return number
+
+
+def port(text: str) -> int:
+    """The `type` of an option that takes a TCP port. Raises ArgumentTypeError outside 1 to 65535."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
 def run(
     body: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> None:

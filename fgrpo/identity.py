@@ -169,6 +169,7 @@ _BEFORE = (  # what a folder means that lacks the key
     ("rl.start", "sft"),
     ("rl.task_reward", "task"),
     ("rl.token_weights", None),
+    ("rl.reference", None),
 )
 
 

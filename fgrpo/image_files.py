@@ -43,9 +43,13 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
+_TURNED_BY_PILLOW = "TIFF"  # Pillow turns it as it decodes; as it opens, `size` follows the tag, not XMP
 _EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-_TAIL_BYTES = 4096  # the end marker of a complete image lies within these last bytes, because some cameras append data
+_TAIL_BYTES = 4096  # the end marker of most images lies within these last bytes; some cameras append more data
 _END_MARKERS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}  # the data of a scan never contains them
+_START_OF_SCAN, _WITHOUT_LENGTH = 0xDA, (0x01, *range(0xD0, 0xD9))  # JPEG markers
+_PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258  # TIFF tags
+_WHITE_IS_ZERO = 0
 
 
 class ImageProblem(ValueError):
@@ -97,9 +101,15 @@ def header_of(image: Image.Image) -> Header:
     if width * height > MAX_PIXELS:
         raise _too_many(f"has {width} x {height} pixels")
     orientation = _orientation(image)
-    if orientation in _ON_ITS_SIDE:
+    is_swapped = image.format == _TURNED_BY_PILLOW and _tiff_tag(image, ORIENTATION) in _ON_ITS_SIDE
+    if orientation in _ON_ITS_SIDE and not is_swapped:
         width, height = height, width
     return Header(width, height, str(image.format), orientation)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    """A tag of a TIFF file; None if it is not there, and for other formats."""
+    return getattr(image, "tag_v2", {}).get(tag)
 
 
 @contextmanager
@@ -141,7 +151,7 @@ def decode(source: str | Path | IO[bytes]) -> tuple[Image.Image, Header]:
     with _as_problems("cannot be decoded"), Image.open(source) as image:
         header = header_of(image)
         rgb = as_rgb(image)
-    turn = _TRANSPOSE.get(header.orientation)
+    turn = None if header.kind == _TURNED_BY_PILLOW else _TRANSPOSE.get(header.orientation)
     return (rgb if turn is None else rgb.transpose(turn)), header
 
 
@@ -165,49 +175,67 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray values of 0 to 65535 as 0 to 255; a transparent gray value becomes white."""
+    """Gray values of 12 or 16 bits as 0 to 255, black is 0; a transparent gray value becomes white."""
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+    is_wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")  # a PGM has mode I, scaled to 16 bits
+    if is_wide or values.min() < 0 or values.max() > 0xFFFF:
         raise ImageProblem("unknown_range", "holds 32-bit gray values; save it with 8 or 16 bits per channel")
+    white = 0xFFF if _tiff_tag(image, _BITS_PER_SAMPLE) == (12,) else 0xFFFF
     values = values.astype(np.uint32)
-    gray = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
+    gray = ((values * 255 + white // 2) // white).astype(np.uint8)
+    if _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts gray values of 1 to 8 bits alone
+        gray = 255 - gray
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray[values == transparent] = 255
     return Image.fromarray(gray)
 
 
-def check_complete(head: bytes, tail: bytes, size: int, kind: str) -> None:
-    """Refuse a file that was cut off, by its first and last bytes; decodes nothing.
-
-    Args:
-        head, tail: at least the first 12 bytes, and the last `_TAIL_BYTES`.
-        size: bytes of the file.
-        kind: Pillow's name of the format.
-
-    Raises:
-        ImageProblem: "corrupt_image".
-    """
-    is_cut = _END_MARKERS.get(kind, b"") not in tail
-    if kind == "WEBP":
-        is_cut = int.from_bytes(head[4:8], "little") + 8 > size
-    if is_cut:
-        raise ImageProblem("corrupt_image", "lacks its end")
-
-
 def read_complete_header(file: IO[bytes]) -> Header:
-    """`read_header` of an open file that is not cut off.
+    """`read_header` of an open file that is not cut off; a format without a mark of its end is decoded.
 
     Raises:
-        ImageProblem: as `read_header` and `check_complete`.
+        ImageProblem: as `read_header` and `decode`.
     """
     header = read_header(file)
-    file.seek(0)
-    head = file.read(12)
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _TAIL_BYTES))
-    check_complete(head, file.read(), size, header.kind)
+    if header.kind != "WEBP" and header.kind not in _END_MARKERS:
+        decode(file)
+    elif not _has_its_end(file, header.kind):
+        raise ImageProblem("corrupt_image", "lacks its end")
     return header
+
+
+def _has_its_end(file: IO[bytes], kind: str) -> bool:
+    """Whether a PNG, JPEG, MPO or WebP file ends as a complete one does."""
+    size = file.seek(0, 2)
+    if kind == "WEBP":
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") + 8 <= size
+    start = 0 if kind == "PNG" else _scan_start(file, size)
+    for place in (max(start, size - _TAIL_BYTES), start):
+        file.seek(place)
+        if _END_MARKERS[kind] in file.read():
+            return True
+    return False
+
+
+def _scan_start(file: IO[bytes], size: int) -> int:
+    """Where the first scan of a JPEG begins, `size` if none does. Thumbnails, which end as images do, lie before it."""
+    at = 2
+    while at < size:
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF:
+            break
+        if head[1] == _START_OF_SCAN:
+            return at
+        if head[1] == 0xFF:  # padding
+            at += 1
+        elif head[1] in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(head[2:], "big")
+    return size
 
 
 def path_below(folder: Path, name: Any) -> Path:

@@ -84,13 +84,14 @@ KINDS: dict[str, dict[Kind, str]] = {
         _NONE: "save_steps keep_checkpoints report_to",
         _MEANS: "micro_batch attention gradient_checkpointing shared_prefix monitor max_failed_share deepspeed nonfinite",
         _LENGTH: "epochs max_steps",
-        _EXPERIMENT: "start constraints combine task_reward auxiliary token_weights masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
+        _EXPERIMENT: "start constraints combine task_reward auxiliary token_weights reference masked baseline whiten box_normaliser learning_rate weight_decay warmup_ratio "
         "scheduler group_size rollout_batch global_batch kl_coef epsilon epsilon_high max_grad_norm max_prompt_length "
         "max_response_length temperature loss freeze_vision freeze_projector precision rollout_engine lora unscorable grounding_mean",
     },
     "rl.constraints.*": {_EXPERIMENT: "tau indicator lr lam_init lam_max min_applicable"},
     "rl.auxiliary.*": {_EXPERIMENT: "weight options"},
     "rl.token_weights": {_EXPERIMENT: "keep lowest blank"},
+    "rl.reference": {_EXPERIMENT: "decay every"},
     "rl.dual": {_EXPERIMENT: "kind lr kp kd lam_init lam_max min_applicable"},
     "rl.vllm": {
         _NONE: "server sync_port start_s reply_s memory_share tensor_parallel",

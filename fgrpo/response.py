@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from fgrpo import box_forms
+from fgrpo import box_forms, keyed_reply
 from fgrpo.types import Box, Frame
 
 _NUMBER = r"\s*+([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*+"
 _FOUR = re.compile(rf"\s*+(\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?(1)\])\s*+")  # brackets: both, or none
+
+
+class Split(NamedTuple):
+    """The trace ("" where there is none) and the answer of a reply without tags."""
+
+    think: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,15 @@ class Tags:
         answer: opening tags of an answer block; of nested blocks the inner one counts.
         case_blind: whether `<THINK>` is `<think>`.
         opened: the chat template writes the opening tag, so a reply begins inside its trace.
-        before_answer: the trace of a reply without think tags is what precedes its answer (`_answer_start`).
+        untagged: reads a reply without a trace between tags: its text, where its answer block stands (None: nowhere), and the
+            options (none for an open question). A reply in JSON is then read by its keys (`fgrpo.keyed_reply`).
     """
 
     think: tuple[str, ...] = ("<think>",)
     answer: tuple[str, ...] = ("<answer>",)
     case_blind: bool = False
     opened: bool = False
-    before_answer: bool = False
+    untagged: Callable[[str, tuple[int, int] | None, Sequence[str]], Split] | None = None
 
 
 OWN = Tags()
@@ -119,9 +127,23 @@ class Response:
     has_trace: bool = True
 
 
-def parse(text: str, *, box_tag: str = "bbox", frame: Frame = "model", tags: Tags = OWN) -> Response:
-    """Parse one response; `box_tag`, `frame` and `tags` are for models that write differently (TreeVGR: "box")."""
-    think, answer, has_trace, _ = _parts(text, tags)
+def parse(
+    text: str,
+    *,
+    box_tag: str = "bbox",
+    frame: Frame = "model",
+    tags: Tags = OWN,
+    choices: Sequence[str] = (),
+) -> Response:
+    """Parse one response; `box_tag`, `frame` and `tags` are for models that write differently (TreeVGR: "box").
+
+    Args:
+        choices: the question's options, for `Tags.untagged`.
+    """
+    think, answer, has_trace, _ = parts = _parts(text, tags)
+    if tags.untagged is not None and parts.rest is not None and not think.strip():
+        think, answer = _untagged(text, parts, tags, choices)
+        has_trace = has_trace or bool(think)
     boxes, dropped = parse_boxes(think, box_tag=box_tag, frame=frame)
     return Response(think.strip(), answer, boxes, _is_well_formed(text), dropped, has_trace)
 
@@ -168,34 +190,25 @@ def _parts(text: str, tags: Tags) -> _Parts:
     if opened:
         think = text[opened[0] : blocks[0][0].start() if len(blocks) == 1 else len(text)]
         return _Parts(think, answer, True, None)
-    if tags.before_answer:
-        first = next((tag.start() for tag in found if tag.lastgroup == "answer"), None)
-        start = _answer_start(text) if first is None else first
-        return _Parts(text[:start], answer, bool(text[:start].strip()), start)
     return _Parts("", answer, False, 0)
 
 
-_BOXED = re.compile(r"\\boxed\s*\{")
-_SENTENCE_END = re.compile(r"[.!?:]\s+|\n")
-_STATED = re.compile(r"\banswer(?: to [^\n:]{0,80}?)?\W{0,4}(?:\bis\b|:|$)", re.IGNORECASE | re.MULTILINE)
-
-
-def _answer_start(text: str) -> int:
-    """Where the answer of a reply without tags begins.
-
-    It is the sentence of the last `\\boxed{}`, else the last line that states an answer ("The answer is", "Answer:"), else
-    the last line. A reply of one line without such a box has no trace: 0.
-    """
-    boxed = [match.start() for match in _BOXED.finditer(text)]
-    if boxed:
-        ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, boxed[-1])]
-        return ends[-1] if ends else 0
-    stated = [match.start() for match in _STATED.finditer(text)]
-    return text.rfind("\n", 0, stated[-1] if stated else len(text.rstrip())) + 1
+def _untagged(text: str, parts: _Parts, tags: Tags, choices: Sequence[str]) -> tuple[str, str | None]:
+    """Trace and answer of a reply whose tags hold no trace."""
+    assert tags.untagged is not None
+    body = text[parts.rest :]
+    if (keyed := keyed_reply.read(body)) is not None and parts.answer is None:
+        place = keyed.start, keyed.end
+        return keyed.think or tags.untagged(body, place, choices).think, keyed.answer
+    found = [tag for tag in _tag_pattern(tags).finditer(body) if tag.lastgroup in ("answer", "answer_end")]
+    if not any(tag.lastgroup == "answer" for tag in found):
+        return tags.untagged(_tag_pattern(tags).sub("", body), None, choices)
+    return tags.untagged(body, (found[0].start(), found[-1].end()), choices).think, parts.answer
 
 
 def answer_span(text: str, tags: Tags = COMMON) -> str | None:
-    """The span of the answer: the closed answer block, else the text after the trace, else a text without a trace.
+    """The span of the answer: the closed answer block, else the text after the trace, else a text without a trace (`untagged`
+    changes none of this, but for a reply in JSON).
 
     None: the trace or the answer block is not closed, there are two blocks, or nothing follows the trace.
     """
@@ -204,9 +217,18 @@ def answer_span(text: str, tags: Tags = COMMON) -> str | None:
         return parts.answer or None
     if parts.rest is None:
         return None
+    if tags.untagged is not None and (keyed := keyed_reply.read(text[parts.rest :])) is not None:
+        return keyed.answer
     if any(tag.lastgroup == "answer" for tag in _tag_pattern(tags).finditer(text, parts.rest)):
         return None
     return _tag_pattern(tags).sub("", text[parts.rest :]).strip() or None
+
+
+_THINK_TAGS = re.compile("|".join(re.escape(tag) for one in COMMON.think for tag in (one, closing(one))), re.IGNORECASE)
+_EMPTY_TRACE = re.compile(
+    rf"^\s*+(?:(?:{'|'.join(map(re.escape, COMMON.think))})\s*+)?(?:{'|'.join(re.escape(closing(tag)) for tag in COMMON.think)})",
+    re.IGNORECASE,
+)
 
 
 def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
@@ -216,10 +238,13 @@ def with_trace(content: str, reasoning: object, prefix: str = "") -> str:
         content: the reply's text.
         reasoning: what the field holds. Anything but a text with visible characters counts as no reasoning.
         prefix: the beginning of the assistant's turn; if it opened the trace, no second tag is written.
+
+    An empty think block with which `content` begins is dropped.
     """
-    trace = _tag_pattern(Tags(COMMON.think, (), True)).sub("", reasoning).strip() if isinstance(reasoning, str) else ""
+    trace = _THINK_TAGS.sub("", reasoning).strip() if isinstance(reasoning, str) else ""
     if not trace or trace in parse(content, tags=COMMON).think:
         return content
+    content = _EMPTY_TRACE.sub("", content)
     if not prefix.rstrip().lower().endswith(tuple(tag.lower() for tag in COMMON.think)):
         trace = f"<think>{trace}"
     return f"{trace}</think>{content}" if content.strip() else trace
@@ -229,23 +254,30 @@ def parse_boxes(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> 
     """The valid boxes of `text` in one form (`fgrpo.box_forms`), and the number of opened ones that are not valid."""
     boxes = []
     for inside in box_forms.pattern(box_tag).findall(text):
-        box = _read_box(box_forms.numbers(inside), frame)
+        box = _read_box(box_forms.numbers(inside, box_tag), frame)
         if box is not None:
             boxes.append(box)
     return tuple(boxes), box_forms.opened(text, box_tag) - len(boxes)
 
 
-def every_box(text: str, *, box_tag: str = "bbox", frame: Frame = "model") -> tuple[tuple[Box, ...], int]:
-    """`parse_boxes` over every form that can be read (`box_forms.written`), in order, all in `frame`."""
-    found = [one for one in box_forms.written(text, box_tag) if one.form not in box_forms.POINTS]
+def every_box(
+    text: str, *, box_tag: str = "bbox", frame: Frame = "model", sizes: Sequence[tuple[int, int]] = ()
+) -> tuple[tuple[Box, ...], int]:
+    """`parse_boxes` over every form that can be read (`box_forms.written`), in order, in `frame`; percentages in "unit".
+
+    Args:
+        text: of a model, whose own form is `box_tag`.
+        sizes: (width, height) of the images in pixels of `frame`; empty if unknown.
+    """
+    found = [one for one in box_forms.written(text, box_tag, frame, sizes) if one.form not in box_forms.POINTS]
     boxes = [box for one in found if (box := box_of(one, frame)) is not None]
-    of_others = sum(one.form != box_tag for one in found)
-    return tuple(boxes), box_forms.opened(text, box_tag) + of_others - len(boxes)
+    closed = sum(one.form == box_tag and one.is_first for one in found)
+    return tuple(boxes), max(0, box_forms.opened(text, box_tag) - closed) + len(found) - len(boxes)
 
 
 def box_of(one: box_forms.Written, frame: Frame) -> Box | None:
     """What a text writes as a valid box; None for a point, and for four numbers that are no box."""
-    return _read_box(box_forms.numbers(one.inside), frame)
+    return Box(*one.numbers, one.frame or frame) if len(one.numbers) == 4 else None
 
 
 def _read_box(inside: str, frame: Frame) -> Box | None:

@@ -25,6 +25,7 @@ from fgrpo.schema import Config
 CHANGES = "changes.json"
 SUPERSEDED = ".superseded"
 CHECKPOINTS = "checkpoints"
+FRESH = "start"  # of the anchor stage: the SFT model with the untrained token, which can be made again
 _BOOKKEEPING = frozenset(  # files that are no work: written before it, or about it
     {IDENTITY, CHANGES, "manifest.json", "done", "scoring.json", "metrics.jsonl", "questions.jsonl"}
 )

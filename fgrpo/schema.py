@@ -243,7 +243,7 @@ class Sft(Section):
         return self
 
 
-WIDENED, _WIDER = 2, 4  # how often a reply that is cut off is requested again, and how much longer it may be each time
+WIDENED, WIDER = 2, 4  # how often a reply that is cut off is requested again, and how much longer it may be each time
 _TOKENS_PER_LABEL = 48  # twelve words, the label, JSON's marks
 
 
@@ -299,7 +299,11 @@ class Judge(Section):
         """Tokens that a reply may take: `max_completion_tokens` for one label, and some for each further one, so that no trace
         has too many sentences to be judged. Four times as many each time that the reply was cut off before (`widened`): the
         limit of a judge that reasons counts its reasoning."""
-        return (self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)) * _WIDER**widened
+        return (self.max_completion_tokens + _TOKENS_PER_LABEL * (labels - 1)) * WIDER**widened
+
+    def seconds(self, widened: int = 0) -> float:
+        """Seconds that one attempt may take: `timeout_s`, and as many times that as `room` is wider."""
+        return self.timeout_s * WIDER**widened
 
 
 class Judges(Section):

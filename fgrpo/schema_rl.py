@@ -65,6 +65,13 @@ class TokenWeights(Section):
     blank: Share = 0.5
 
 
+class Reference(Section):
+    """The reference policy as a moving average: after every `every` updates, reference = `decay` reference + (1 - `decay`) policy."""
+
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)]
+    every: Positive
+
+
 class Vllm(Section):
     """Rollouts by vLLM (`rl.rollout_engine`; rl/vllm_rollouts.py): where its server is, what a colocated engine may take.
 
@@ -110,7 +117,7 @@ class Rl(Section):
     or thresholds), or "none": the task reward alone, whatever constraints the layers name. `unscorable` and `grounding_mean`:
     see `rewards.base.RewardContext`; a reward that is only monitored keeps "not_applicable". `nonfinite` is as in `sft`.
     `shared_prefix`: see `rl.passes`. `task_reward` is the reward of column 0; `auxiliary` names losses of rl/auxiliary, where
-    null removes one of a lower layer.
+    null removes one of a lower layer. `reference` None: the reference policy stays the initial one.
     """
 
     start: Literal["sft", "anchor"] = "sft"
@@ -120,6 +127,7 @@ class Rl(Section):
     task_reward: str = "task"
     auxiliary: dict[str, Auxiliary] = Field(default_factory=dict)
     token_weights: TokenWeights | None = None
+    reference: Reference | None = None
     monitor: tuple[str, ...]
     masked: Literal["exclude", "zero"]
     baseline: Literal["group", "batch"]
@@ -165,6 +173,21 @@ class Rl(Section):
     @model_validator(mode="after")
     def _skips_only_without_deepspeed(self) -> Self:
         check_nonfinite(self.nonfinite, self.deepspeed)
+        return self
+
+    @model_validator(mode="after")
+    def _a_reference_that_moves_is_whole_and_exact(self) -> Self:
+        if self.reference is None:
+            return self
+        reasons = {
+            "rl.kl_coef=0 has no reference policy": self.kl_coef == 0,
+            "with rl.lora the reference is the policy without its adapters": self.lora is not None,
+            "rl.deepspeed keeps the reference in shards or in bf16, where an average by small steps does not move": self.deepspeed
+            is not None,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(f"rl.reference cannot move: {reason}; set rl.reference=null")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,10 @@ from judges.requests import Call, Unusable
 
 Verdicts = tuple[Verdict, ...]
 UNUSABLE, NO_IMAGE = "unusable reply", "an image cannot be read"  # kinds of failures besides those of the transport
+# how vLLM and OpenAI refuse a limit of tokens that their context has no room for
+_NO_ROOM = re.compile(
+    r"context[ _]length|max_(?:completion_)?tokens\W.{0,80}too large|at most \d+ completion tokens", re.I
+)
 CUT_SHORT = "cut off"  # kind of a fault: the call is sent again with a larger limit
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5  # between two lookups of a reply that another process requests
 
@@ -42,7 +47,8 @@ class CachedClient:
         self._in_flight = WeakKeyDictionary()
         self._fatal: str | None = None
         # as long as a call may take with all its attempts; a claim of a dead process ends earlier
-        self._claim_s = (config.attempts + WIDENED) * (config.timeout_s + LONGEST_WAIT_S) + config.patience_s
+        longest = [config.attempts * (config.seconds(widened) + LONGEST_WAIT_S) for widened in range(WIDENED + 1)]
+        self._claim_s = sum(longest) + config.patience_s
         model: list[object] = [config.model, config.reasoning_effort]
         # `engine` may name a revision or a quantization, which is another model; a left out temperature samples
         model += [config.engine] if config.engine else []
@@ -117,7 +123,7 @@ class CachedClient:
         """The model's verdicts with their reply (None: not usable).
 
         After a reply that was cut off the model is asked again with a larger limit (`schema.Judge.room`), after another unusable
-        one only if it samples.
+        one only if it samples. A server that refuses the larger limit for its context leaves the reply cut off.
         """
         failure = UNUSABLE, ""
         attempts, widened = self._config.attempts if self._config.samples else 1, 0
@@ -138,6 +144,9 @@ class CachedClient:
                     break
             except Unanswered as error:
                 detail = str(error).removeprefix(f"{error.kind}: ")
+                if widened and error.kind == "HTTP 400" and _NO_ROOM.search(detail):
+                    failure = UNUSABLE, f"{failure[1]}, and the server has no room for a longer one ({detail})"
+                    break
                 failure = (
                     error.kind,
                     f"{detail} (with a larger limit, since it was {failure[1]})" if widened else detail,

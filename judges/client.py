@@ -81,7 +81,9 @@ class OpenAITransport:
 
         reserved = estimate(call, urls, room)
         try:
-            reply = await self._client.complete(body, reserved)
+            reply = await self._client.complete(
+                body, reserved, takes_cut_off=True, timeout_s=self._config.seconds(widened)
+            )
         except RequestFailed as error:
             failure = error.failure
             raise (

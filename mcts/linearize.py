@@ -6,7 +6,8 @@ The shortest chains of each kind are kept (fewest steps, then fewest characters,
 
 Ours, where the paper is silent: a branch is wrong when no answer below it is right, well formed or not. The answer of the
 wrong branch is omitted. The two branches differ in their first step. A chain that repeats a line (apart from the cue) is
-discarded, and so is one with a line that breaks a rule of steps (`left_out`). Duplicate texts are kept once.
+discarded, and so is one with a line that breaks a rule of steps (`left_out`). Lines of rollouts are repaired as steps are
+(`repaired_lines`). Duplicate texts are kept once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 
 from fgrpo.types import Trace
 from mcts.teacher import is_clean_text
-from mcts.tree import Chain, Node, Tree, read_chain, state_text, steps_of
+from mcts.tree import Chain, Node, Outcome, Tree, read_chain, state_text, steps_of
 
 Kind = Literal["direct", "corrected"]
 
@@ -49,15 +50,27 @@ def linearize(tree: Tree) -> list[Trace]:
 
 def finished_chains(tree: Tree) -> dict[str, list[FinishedChain]]:
     """All well-formed finished chains of the tree by node id, parents before children."""
-    return {path[-1].id: [item for item in _finished_at(path) if not _broken(tree, item)] for path in _paths(tree)}
+    return {
+        path[-1].id: [item for item in _finished_at(tree, path) if not _broken(tree, item)] for path in _paths(tree)
+    }
 
 
 def left_out(tree: Tree) -> Counter[str]:
     """How many finished chains are left out because a line breaks a rule (`mcts.step_rules`), by the first such rule."""
     if tree.rules is None:
         return Counter()
-    broken = (_broken(tree, item) for path in _paths(tree) for item in _finished_at(path))
+    broken = (_broken(tree, item) for path in _paths(tree) for item in _finished_at(tree, path))
     return Counter(f"left_out/{problem}" for problem in broken if problem)
+
+
+def repaired_lines(tree: Tree) -> Counter[str]:
+    """How many lines of rollouts lose marks of layout (`mcts.step_rules`), by kind."""
+    if tree.rules is None:
+        return Counter()
+    chains = (chain for path in _paths(tree) for chain, _ in _completed(path))
+    return Counter(
+        f"repaired_lines/{kind}" for chain in chains for step in chain.steps for kind in tree.rules.repairs(step)[1]
+    )
 
 
 def _broken(tree: Tree, item: FinishedChain) -> str | None:
@@ -107,19 +120,29 @@ def _paths(tree: Tree) -> Iterator[list[Node]]:
         stack.extend([*path, child] for child in reversed(path[-1].children))
 
 
-def _finished_at(path: Sequence[Node]) -> Iterator[FinishedChain]:
-    """Chains that end at the last node of `path`: its own answer, or its rollouts."""
+def _finished_at(tree: Tree, path: Sequence[Node]) -> Iterator[FinishedChain]:
+    """Chains that end at the last node of `path`: its own answer, or its rollouts, repaired."""
     node = path[-1]
     if node.answer is not None:
         steps = tuple(steps_of(path))
         if steps and _is_valid(steps):
             yield FinishedChain(Chain(steps, node.answer), node.id, bool(node.reward))
         return
+    for chain, outcome in _completed(path):
+        steps = chain.steps if tree.rules is None else tuple(map(tree.rules.repaired, chain.steps))
+        if _is_valid(steps):
+            yield FinishedChain(Chain(steps, chain.answer), node.id, bool(outcome.reward))
+
+
+def _completed(path: Sequence[Node]) -> Iterator[tuple[Chain, Outcome]]:
+    """The well-formed chains that the rollouts of the last node of `path` complete, as written."""
+    if path[-1].is_terminal:
+        return
     state = state_text(path)
-    for outcome in node.outcomes:
+    for outcome in path[-1].outcomes:
         chain = read_chain(state + outcome.text)
-        if chain is not None and _is_valid(chain.steps):
-            yield FinishedChain(chain, node.id, bool(outcome.reward))
+        if chain is not None:
+            yield chain, outcome
 
 
 def _branches(node: Node, finished: Mapping[str, Sequence[FinishedChain]]) -> list[tuple[list[FinishedChain], bool]]:

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fgrpo.types import Trace
-from mcts.linearize import left_out
+from mcts.linearize import left_out, repaired_lines
 from mcts.tree import Node, Tree, largest_area
 
 GROUPS = {
     "rejected/": "Rejected step proposals",
     "repaired/": "Repaired step proposals",
+    "repaired_lines/": "Repaired lines of rollouts",
     "left_out/": "Finished chains left out, by the rule that a line breaks",
     "rollouts/": "Rollouts by outcome",
     "failed/": "Failed requests",
@@ -35,6 +36,7 @@ class Tally:
         kinds = Counter(trace.kind for trace in traces)
         self.counts.update(_zoom_counts(tree))
         self.counts.update(left_out(tree))
+        self.counts.update(repaired_lines(tree))
         for trace in traces:
             self.steps[trace.kind][trace.meta["steps"]] += 1
         row = Counter(

@@ -151,11 +151,11 @@ async def expand(tree: Tree, path: Sequence[Node], teacher: Teacher) -> list[Nod
 
 
 def _repaired(tree: Tree, step: Step) -> Step:
-    """`step` without the mark of a heading, which is counted; without rules as it is."""
-    text = step.text if tree.rules is None or step.problem else tree.rules.repaired(step.text)
-    if text == step.text:
+    """`step` without marks of layout, each kind counted; without rules as it is."""
+    if tree.rules is None or step.problem:
         return step
-    tree.counts["repaired/heading"] += 1
+    text, kinds = tree.rules.repairs(step.text)
+    tree.counts.update(f"repaired/{kind}" for kind in kinds)
     return replace(step, text=text)
 
 

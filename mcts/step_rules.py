@@ -1,12 +1,15 @@
 """What a step of the search may not be: layout instead of reasoning, or a box that would teach SFT a wrong form or place.
 
 The paper does not say. A step that breaks a rule is rejected and requested again; a chain that a rollout completed with such a
-line is left out. Both are counted by kind in report.md. A heading with words after its mark is repaired: the mark goes.
+line is left out. Marks around a line that says something (`mcts.layout`) are removed, in steps and in lines of rollouts. All is
+counted by kind in report.md.
 
-- `code_fence`: a line with ```; `heading`: a heading, or a bold title, that names no region and says nothing else.
+- `code_fence`, `rule`, `table`, `heading`: layout that says nothing (`mcts.layout.problem`).
 - `bad_box`: a box that is opened and is none (not four finite numbers, reversed, not closed).
-- `other_form`: a box in another form than the policy's (JSON, bare numbers), which SFT would teach beside it.
-- `unit_box`: all four numbers at most 1, where the policy writes pixels or thousandths.
+- `other_form`: a box or a point in another form than the policy's (`box_forms.written`, and `<loc…>`), which SFT would teach
+  beside it, and would leave in the teacher's frame.
+- `unit_box`: all four numbers below 2, where the policy writes pixels or thousandths. A model that writes units of the image may
+  exceed 1 a little; a real box of two pixels or less names no useful region.
 - `outside_box`: a box that leaves every image of the question by more than 1% of its side.
 
 The miniature world's teacher writes no layout, and its noisy boxes are part of its search, so it has no rules.
@@ -14,7 +17,6 @@ The miniature world's teacher writes no layout, and its noisy boxes are part of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,13 +27,10 @@ from fgrpo.policy.model_files import pixel_bounds
 from fgrpo.response import parse_boxes
 from fgrpo.schema import Config, Policy
 from fgrpo.types import Box
+from mcts import layout
 
 SLACK = 0.01  # share of an image's side by which a box may stick out
-_FENCE = "```"
-_MARK = re.compile(r"^\s{0,3}#{1,6}(?:\s+|$)")
-_STEP_TITLE = re.compile(r"(?:step\s*)?\d{0,3}\s*[:.)-]?\s*", re.IGNORECASE)
-_BOLD_TITLE = re.compile(r"\*\*[^*]{1,80}\*\*\s*:?\s*")
-_TITLE_WORDS = 4  # a heading of at most so many words is a title
+UNIT_BELOW = 2  # a box whose numbers are all below it is in units of the image (`fgrpo.boxes.box_of` says why)
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,29 @@ class StepRules:
     pixels: PixelBounds
 
     @staticmethod
+    def repairs(step: str) -> tuple[str, tuple[str, ...]]:
+        """`step` without marks of layout, and the kinds of these (`layout.KINDS`); layout that says nothing stays."""
+        if layout.problem(step):
+            return step, ()
+        found = layout.plain(step)
+        return (found.text, found.kinds) if found.kinds else (step, ())
+
+    @staticmethod
     def repaired(step: str) -> str:
-        """`step` without the mark of a heading that says something."""
-        return step if is_title(step) else _MARK.sub("", step)
+        """The first result of `repairs`."""
+        return StepRules.repairs(step)[0]
 
     def problem(self, step: str, images: Sequence[str]) -> str | None:
         """The rule that `step` breaks, in one word; None if it breaks none."""
-        if _FENCE in step:
-            return "code_fence"
-        if is_title(step):
-            return "heading"
+        if found := layout.problem(step):
+            return found
         tag, frame = self.policy.box_tag, self.policy.box_frame
         boxes, dropped = parse_boxes(step, box_tag=tag, frame=frame)
         if dropped:
             return "bad_box"
-        if box_forms.unread(step, tag):
+        if box_forms.has_other_form(step, tag):
             return "other_form"
-        if frame != "unit" and any(max(box) <= 1 for box in boxes):
+        if frame != "unit" and any(max(box) < UNIT_BELOW for box in boxes):
             return "unit_box"
         sizes = self._extents(images)
         if sizes and any(all(_leaves(box, size) for size in sizes) for box in boxes):
@@ -81,17 +86,6 @@ class StepRules:
 def rules_of(config: Config) -> StepRules | None:
     """The rules of a configuration; None in the miniature world."""
     return None if config.world is not None else StepRules(config.policy, pixel_bounds(config.models.teacher))
-
-
-def is_title(step: str) -> bool:
-    """Whether a line is a heading or a bold title and no more: few words, and no region."""
-    if _BOLD_TITLE.fullmatch(step.strip()):
-        return True
-    mark = _MARK.match(step)
-    if mark is None:
-        return False
-    words = _STEP_TITLE.sub("", step[mark.end() :], count=1)
-    return "[" not in words and len(words.split()) <= _TITLE_WORDS
 
 
 def _leaves(box: Box, size: Size) -> bool:

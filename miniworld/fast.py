@@ -35,9 +35,14 @@ TO_USER = "\n<|im_start|>user\n"
 
 
 class Codec:
-    """Text to token ids and back, with a cache for recurring texts."""
+    """Text to token ids and back, with a cache for recurring texts.
 
-    def __init__(self) -> None:
+    Args:
+        focus: id of the token that the checkpoint's template writes at the end of a user turn (`fgrpo.policy.focus`), if it does.
+    """
+
+    def __init__(self, focus: int | None = None) -> None:
+        self.turn_end = () if focus is None else (focus,)
         self.tokenizer = tok.build()
         self.encode = lru_cache(maxsize=100_000)(self._encode)
         self.special = tuple(tok.token_id(self.tokenizer, t) for t in tok.SPECIAL)
@@ -53,7 +58,8 @@ class Codec:
 
     def prompt(self, question: str, image_count: int) -> list[int]:
         """The processor's ids of one user turn with `image_count` images before its text."""
-        return [*self.encode(SYSTEM + IMAGE_BLOCK * image_count), *self.encode(question), *self.encode(TO_ASSISTANT)]
+        before, after = self.encode(SYSTEM + IMAGE_BLOCK * image_count), self.encode(TO_ASSISTANT)
+        return [*before, *self.encode(question), *self.turn_end, *after]
 
 
 def pixel_values(images: Sequence[Image.Image]) -> torch.Tensor:

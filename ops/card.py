@@ -4,8 +4,8 @@ For a trained model: what it was trained on, the constraints with their threshol
 of the models before it, how to prompt it, and its limits. For the traces of the tree search and for the RL set: what a record is,
 where it comes from, counts, and what is not included. Everything comes from the files of the run; what these do not state is left out.
 
-Command: `make card RUN=runs/mini/rl-fgrpo` (`python -m ops.card --run runs/mini/rl-fgrpo`; runs/<preset>/sft, …/mcts, …/data, or
-a checkpoint of a run, work alike).
+Command: `make card RUN=runs/mini/rl-fgrpo` (`python -m ops.card --run runs/mini/rl-fgrpo`; runs/<preset>/sft, …/anchor, …/mcts,
+…/data, or a checkpoint of a run, work alike).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from fgrpo.sealed import read_sealed
 TEMPLATES = Path(__file__).resolve().parent / "card_templates"
 CARD = "README.md"
 DATA_STAGES = ("mcts", "data")
+SUPERVISED = ("sft", "anchor")  # stages that train on traces
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, configuration, tokenizer, processor
 TORCH_WEIGHTS = "pytorch_model*.bin"  # weights that an older version saved
 ABSENT = object()
@@ -38,7 +39,7 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Source:
-    """A finished run folder of which a card is written.
+    """A finished run folder for which a card is written.
 
     Attributes:
         path: runs/<preset>/<stage>.
@@ -86,7 +87,7 @@ class Source:
 
 
 def _inside(values: Any, key: str) -> Any:
-    """The value of a dotted key, of which any first parts may be one key ("models.base"); `ABSENT` if there is none."""
+    """The value of a dotted key, whose first parts may together be one key ("models.base"); `ABSENT` if there is none."""
     if not isinstance(values, dict):
         return ABSENT
     if key in values:
@@ -113,9 +114,11 @@ def find(place: Path, overrides: Sequence[str] = ()) -> Source:
         state = "is not finished" if (place / "config.json").is_file() else "is no run folder"
         raise UserError(f"{place} {state}; name a finished one: RUN=runs/<preset>/rl-<method>, sft, mcts or data")
     manifest, identity = _read(folder / "manifest.json"), _read(folder / "config.json")
-    is_model = folder.name == "sft" or folder.name.startswith("rl-")
+    is_model = folder.name in SUPERVISED or folder.name.startswith("rl-")
     if not is_model and folder.name not in DATA_STAGES:
-        raise UserError(f"{folder} is neither a trained model nor data; cards are of rl-<method>, sft, mcts and data")
+        raise UserError(
+            f"{folder} is neither a trained model nor data; cards are of rl-<method>, sft, anchor, mcts and data"
+        )
     weights = (
         (place if (place / "config.json").is_file() and place != folder else folder / "final") if is_model else None
     )
@@ -202,7 +205,7 @@ def main() -> None:
 
     arguments = parser("write the card of a checkpoint or a data set")
     arguments.add_argument(
-        "--run", required=True, metavar="FOLDER", help="runs/<preset>/rl-<method>, sft, mcts or data"
+        "--run", required=True, metavar="FOLDER", help="runs/<preset>/rl-<method>, sft, anchor, mcts or data"
     )
     run(body, arguments)
 

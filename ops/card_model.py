@@ -16,9 +16,10 @@ from eval.tables import headline_kind, main_tables, partial_mark
 from fgrpo import prompts
 from fgrpo.errors import UserError
 from fgrpo.policy.model_files import backbone_of
+from fgrpo.policy.tokens import FOCUS
 from fgrpo.sealed import read_sealed
 from fgrpo.training.checkpoints import PREFIX
-from ops.card import Source, render
+from ops.card import SUPERVISED, Source, render
 from ops.card_data import entries
 
 MINIATURE = "the miniature world of this repository (generated scenes with exact truth)"
@@ -34,7 +35,9 @@ def text(source: Source) -> str:
         "model.md.j2",
         metadata=metadata(source, name, shown).to_yaml(),
         title=_title(source, step),
-        is_rl=source.stage != "sft",
+        is_rl=source.stage not in SUPERVISED,
+        is_anchored=source.stage == "anchor" or source.stored.get("rl", {}).get("start") == "anchor",
+        focus=FOCUS,
         method=config.method,
         miniature=config.world is not None,
         base=f"{base_model(source)}{source.note('models.base')}",
@@ -116,7 +119,7 @@ def metadata(source: Source, name: str, shown: list[Result]) -> ModelCardData:
             "faithful-grpo",
             "spatial-reasoning",
             "visual-grounding",
-            *(["sft"] if source.stage == "sft" else []),
+            *(["sft"] if source.stage in SUPERVISED else []),
         ],
         model_name=name if own is not None else None,
         eval_results=found or None,
@@ -208,13 +211,20 @@ SFT_SETTINGS = (
     ("max_length", "tokens per trace, at most"),
     ("precision", "precision"),
 )
+ANCHOR_SETTINGS = (
+    ("loss", "anchoring loss"),
+    ("weight", "its weight"),
+    ("layers", "layers whose attention is anchored"),
+)
 
 
 def _settings(source: Source) -> list[tuple[str, Any]]:
     """What was trained with, as (words, value)."""
-    section, keys = ("sft", SFT_SETTINGS) if source.stage == "sft" else ("rl", RL_SETTINGS)
+    section, keys = ("sft", SFT_SETTINGS) if source.stage in SUPERVISED else ("rl", RL_SETTINGS)
     stored = source.stored.get(section, {})
     length = _length(source).get(section, {})
+    if source.stage == "anchor":
+        stored, keys, length = {**stored, **source.stored.get("anchor", {})}, (*ANCHOR_SETTINGS, *SFT_SETTINGS), {}
     rows = [(words, stored[key]) for key, words in keys if stored.get(key) is not None]
     if dual := stored.get("dual") if section == "rl" and stored.get("constraints") else None:
         rows.append(

@@ -9,6 +9,7 @@ import argparse
 
 from fgrpo.cli import parser, run
 from fgrpo.config import load
+from ops.model_checks import check_anchored
 from rl.configured import check_configured
 
 
@@ -16,7 +17,9 @@ def main() -> None:
     """Command line; an invalid configuration ends with its message and exit code 2."""
 
     def body(args: argparse.Namespace) -> None:
-        check_configured(load(args.preset, args.method, args.set))
+        config = load(args.preset, args.method, args.set)
+        check_configured(config)
+        check_anchored(config)
 
     run(body, parser("check a method's configuration"))
 

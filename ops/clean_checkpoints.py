@@ -1,7 +1,8 @@
-"""Frees disk: deletes the checkpoints of finished training stages, and lists superseded folders with their sizes.
+"""Frees disk: deletes what finished training stages no longer need, and lists superseded folders with their sizes.
 
-A finished stage does not need its checkpoints: they are no output, and deleting them repeats nothing. Without them the run
-cannot be extended, and its intermediate checkpoints cannot be evaluated (`<model>@<step>`). Superseded folders stay.
+A finished stage does not need its checkpoints: they are not outputs, and nothing has to be repeated once they are deleted. Without them the run
+cannot be extended, and its intermediate checkpoints cannot be evaluated (`<model>@<step>`). Nor does the anchor stage need the
+model from which it started; `ops.focus_mass` makes it again from the SFT model. Superseded folders stay.
 
 Command: `python -m ops.clean_checkpoints --preset mini [--list]` (`make clean-checkpoints`).
 """
@@ -14,38 +15,39 @@ from pathlib import Path
 
 from fgrpo.cli import parser, run
 from fgrpo.config import load
-from fgrpo.resume import CHECKPOINTS, SUPERSEDED
+from fgrpo.resume import CHECKPOINTS, FRESH, SUPERSEDED
 from fgrpo.runs import DONE, folder, held
 from fgrpo.schema import Config
 
 
 def clean(config: Config, root: str | Path = "runs", *, only_list: bool = False) -> dict[Path, int]:
-    """Delete the checkpoints of every finished stage of the preset; returns {folder: bytes}.
+    """Delete the checkpoints of every finished stage of the preset, and the anchor stage's start; returns {folder: bytes}.
 
     Raises:
         UserError: a process is working on one of the stages.
     """
     freed: dict[Path, int] = {}
-    for checkpoints in sorted(folder(config, "", root).glob(f"*/{CHECKPOINTS}")):
-        stage = checkpoints.parent
+    of_preset = folder(config, "", root)
+    for path in sorted([*of_preset.glob(f"*/{CHECKPOINTS}"), *of_preset.glob(f"anchor/{FRESH}")]):
+        stage = path.parent
         if only_list and (stage / DONE).exists():
-            freed[checkpoints] = size(checkpoints)
+            freed[path] = size(path)
         elif (stage / DONE).exists():
             with held(stage):
                 if not (stage / DONE).exists():  # extended in the meantime
                     continue
-                freed[checkpoints] = size(checkpoints)
-                _delete(checkpoints)
+                freed[path] = size(path)
+                _delete(path)
     return freed
 
 
-def _delete(checkpoints: Path) -> None:
+def _delete(path: Path) -> None:
     """Delete a folder; of a link, what it points to and then the link."""
-    if checkpoints.is_symlink():
-        shutil.rmtree(checkpoints.resolve(), ignore_errors=not checkpoints.exists())
-        checkpoints.unlink()
+    if path.is_symlink():
+        shutil.rmtree(path.resolve(), ignore_errors=not path.exists())
+        path.unlink()
     else:
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(path)
 
 
 def superseded(config: Config, root: str | Path = "runs") -> dict[Path, int]:
@@ -67,7 +69,7 @@ def main() -> None:
         freed = clean(config, args.runs, only_list=args.list)
         for path, count in freed.items():
             print(f"{verb} {count / 1e6:,.1f} MB: {path}")
-        print(f"{len(freed)} finished stages with checkpoints, {sum(freed.values()) / 1e6:,.1f} MB in total")
+        print(f"{len(freed)} folders of finished stages, {sum(freed.values()) / 1e6:,.1f} MB in total")
         for path, count in superseded(config, args.runs).items():
             print(f"superseded, {count / 1e6:,.1f} MB: {path} (delete it by hand if you do not need it)")
 

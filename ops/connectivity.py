@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from fgrpo.errors import UserError
 from fgrpo.inference import addresses
 from fgrpo.inference.connection import key_in, variable_for
+from fgrpo.inference.http_get import get
+from fgrpo.inference.replies import BadReply, model_owners
 from fgrpo.inference.vllm_server import healthy
 from fgrpo.schema import Config, Judge
 
@@ -88,29 +87,45 @@ def endpoint(url: str, models: tuple[str, ...], role: str, named: str | None) ->
             sends no other key (`fgrpo.inference.connection.variable_for`), and none to where the endpoint redirects.
     """
     try:
-        request = urllib.request.Request(f"{addresses.normal_url(url)}/models")
+        root = addresses.normal_url(url)
     except UserError as error:
         return Finding("fail", f"{role}: {error}", "# fix the address (http://host:port/v1)")
     variable = variable_for(url, named)
-    if key := key_in(variable):
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    key = key_in(variable)
     try:
-        with urllib.request.urlopen(request, timeout=ENDPOINT_TIMEOUT_S) as reply:
-            body: Any = json.load(reply)
-        served = [str(entry["id"]) for entry in body["data"]]
-    except urllib.error.HTTPError as error:
-        key_advice = f"the key in {variable}" if variable else "set api_key_env, if it requires a key"
-        return Finding("fail", f"{role}: {url} answers {error.code}", f"# check the address (…/v1) and {key_advice}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        reply = get(models_at(root), ENDPOINT_TIMEOUT_S, {"Authorization": f"Bearer {key}"} if key else {})
+        if reply.status != 200:
+            key_advice = f"the key in {variable}" if variable else "set api_key_env, if it requires a key"
+            advice = f"# check the address (…/v1) and {key_advice}"
+            return Finding("fail", f"{role}: {url} answers {reply.status}", advice)
+        served = list(model_owners(reply.body))
+    except (OSError, BadReply) as error:
         return Finding("fail", f"{role}: {url} does not answer ({error})", "# start its server, or fix the address")
     matching = [model for model in models if model in served]
     if not matching:
         return Finding(
             "fail",
-            f"{role}: {url} serves {', '.join(served[:4])}, not {' or '.join(models)}",
+            f"{role}: {url} serves {', '.join(served[:4]) or 'no model'}, not {' or '.join(models)}",
             "# set the model's name to the served one, or serve the right model",
         )
     return Finding("ok", f"{role}: {url} serves {matching[0]}")
+
+
+def models_at(root: str) -> str:
+    """The address of the list of models below an API root, whose query stays."""
+    path, mark, query = root.partition("?")
+    return f"{path}/models{mark}{query}"
+
+
+def is_vllm(url: str) -> bool:
+    """Whether a healthy vLLM server answers at `url`: `/health` says nothing, and vLLM owns the models that are listed."""
+    if not healthy(url.removesuffix("/")):
+        return False
+    try:
+        reply = get(models_at(addresses.normal_url(url)), ENDPOINT_TIMEOUT_S)
+        return reply.status == 200 and "vllm" in model_owners(reply.body).values()
+    except (OSError, BadReply):
+        return False
 
 
 def listens(host: str, port: int) -> bool:
@@ -145,15 +160,17 @@ def rollouts(entry: str, preset: str) -> Finding:
         return Finding("fail", str(error), f"rm {entry}  # then start the server again")
     if not urls:
         return Finding("warn", f"no rollout server has written {entry} yet", later)
-    server = urls[0]
-    parts = urlsplit(server)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    server, advice = urls[0], "# set rl.vllm.server to the address of the rollout server (http://host:port)"
+    try:
+        parts = urlsplit(addresses.normal_url(server))
+    except UserError as error:
+        return Finding("fail", f"rl.vllm.server: {error}", advice)
+    host, port = parts.hostname or "127.0.0.1", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         taken = listens(host, port)
     except OSError as error:
-        advice = "# set rl.vllm.server to the address of the rollout server"
         return Finding("fail", f"rl.vllm.server {server} cannot be reached ({error})", advice)
-    if taken and healthy(server):
+    if taken and is_vllm(server):
         return Finding("ok", f"the rollout server answers at {server}")
     if taken:
         advice = f"# stop the process on port {port}, or choose another port in rl.vllm.server"

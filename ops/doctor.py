@@ -1,8 +1,7 @@
 """Checks, before hours are spent, whether this machine can run a preset: versions, builds, tools, disk, data, endpoints.
 
 Each line is ok, warn (a part of the project will not work) or fail (this preset will not work). Below it is a command to paste,
-or a remark after "#". Versions
-are compared with requirements/*.txt; torch and vLLM are examined without an import. Exit code 1 if anything fails.
+or a remark after "#". Versions are compared with requirements/*.txt; torch and vLLM are examined without an import. Exit code 1 if anything fails.
 
 Command: `make doctor PRESET=paper-7b` (`python -m ops.doctor --preset paper-7b`).
 """
@@ -22,12 +21,17 @@ from fgrpo import runs
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.hardware import check_deepspeed, gpus, how_to_install, missing_tools
+from fgrpo.inference import addresses
 from fgrpo.installed import ROOT
-from fgrpo.schema import Config, Serving
+from fgrpo.policy import model_files
+from fgrpo.schema import Config, Judge, Serving
 from ops import gpu_memory
 from ops.connectivity import Finding, endpoints, ports
-from ops.model_checks import frames
+from ops.memory_estimate import GB
+from ops.model_checks import anchoring, frames
 from ops.packages import PIP, compiler, devices, installed, pins, torch_build, torchvision, versions, vllm
+from ops.storage import checkpoints
+from ops.training_stages import folder_of, stages
 
 MINI_DISK_GB = 2  # ours: environments and a mini run
 DATA_DISK_GB = 500  # ours: archives and images, also while unpacking; `make data-download PLAN=1` has the exact figure
@@ -68,13 +72,12 @@ def disk(config: Config, runs_root: str) -> Iterator[Finding]:
 
 
 def checkpoint_gb(config: Config, root: Path) -> float:
-    """GB that SFT and RL with this method have yet to write, by the plan's formulas."""
+    """GB that the training stages of this method have yet to write, by the plan's formulas."""
     from ops.memory_estimate import shape_of
-    from ops.plan import GB, STAGES, checkpoints
 
     shape, total = shape_of(config.models.base), 0.0
-    for stage in STAGES:
-        folder = runs.folder(config, stage if stage == "sft" else f"rl-{config.method}", root)
+    for stage in stages(config):
+        folder = runs.folder(config, folder_of(config, stage), root)
         if not (folder / "done").exists():
             written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             total += max(checkpoints(config, stage, shape).size - written, 0) / GB
@@ -116,32 +119,47 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def models(config: Config) -> Iterator[Finding]:
-    """Check base and teacher (a folder with a model, or in the hub's cache) and the package of the question embedder."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    """Check the package of the question embedder, and the weights of base, teacher and judges: folders, or in the hub's cache.
 
+    Those of a model that is served are looked for while none of its servers is up, since it may be started here.
+    """
     if config.data.embedder == "sentence-transformers" and installed("sentence-transformers") is None:
         advice = f"{PIP} sentence-transformers  # or SET=data.embedder=hashing"
         yield Finding("fail", "data.embedder is sentence-transformers, which is not installed", advice)
-    wanted = {config.models.base: "base"}
-    if config.engine.kind == "transformers":
-        wanted.setdefault(config.models.teacher, "teacher")
-    for name, role in wanted.items():
-        if (Path(name) / "config.json").is_file():
-            yield Finding("ok", f"{role} model {name}")
-            continue
-        try:
-            cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-        except HFValidationError:
-            cached = False
-        if cached:
-            yield Finding("ok", f"{role} model {name} in the hub's cache")
+    for name, role in _loaded(config).items():
+        what, is_folder = f"{role} model {name}", Path(name).is_dir()
+        lack = model_files.lacks(name)
+        if not lack:
+            yield Finding("ok", what if is_folder else f"{what} in the hub's cache")
         elif config.world is not None:
-            yield Finding(
-                "fail", f"no {role} model in {name}", "git checkout miniworld/backbone  # or train one: make backbone"
-            )
+            advice = "git checkout miniworld/backbone  # or train one: make backbone"
+            yield Finding("fail", f"no {role} model in {name}", advice)
+        elif is_folder:
+            yield Finding("fail", f"{what} {lack}", f"# copy the rest to {name}, or name another model")
         else:
-            yield Finding("warn", f"{role} model {name} is not downloaded", f"hf download {name}")
+            yield Finding("warn", f"{what} {lack}", f"hf download {name}  # resumes what is there")
+
+
+def _loaded(config: Config) -> dict[str, str]:
+    """Models whose weights this machine loads, with their roles; those behind the address of somebody else's server are not."""
+    out = {config.models.base: "base"}
+    if config.engine.kind == "transformers" or _served_here(config.engine.endpoints, config.models.teacher):
+        out.setdefault(config.models.teacher, "teacher")
+    for key, role in (("training", "judge"), ("evaluation", "judge"), ("extraction", "extractor")):
+        judge: Judge = getattr(config.judges, key)
+        if judge.backend == "openai" and _served_here(judge.endpoints, judge.model):
+            out.setdefault(judge.model, role)
+    return out
+
+
+def _served_here(entries: tuple[str, ...], model: str) -> bool:
+    """Whether only `make serve-…` can serve this model: address files alone, and none of a server that is up."""
+    if not entries or not all(map(addresses.is_pattern, entries)):
+        return False
+    try:
+        return not addresses.resolve(entries, model)
+    except UserError:  # none is up
+        return True
 
 
 def layout(config: Config) -> Iterator[Finding]:
@@ -187,7 +205,7 @@ def layout(config: Config) -> Iterator[Finding]:
 
 def _memory(config: Config, gib: float) -> Iterator[Finding]:
     """Compare the memory that `make plan` expects with that of the smallest GPU, and with what is free now."""
-    for stage in gpu_memory.STAGES:
+    for stage in stages(config):
         wanted = gpu_memory.training_gib(config, stage)
         if wanted > gib:
             advice = (
@@ -199,11 +217,8 @@ def _memory(config: Config, gib: float) -> Iterator[Finding]:
         try:
             gpu_memory.check(config, stage)
         except UserError as error:
-            yield Finding(
-                "warn",
-                str(error),
-                f"make {stage if stage == 'sft' else f'rl-{config.method}'} PRESET={config.preset}  # refuses to start",
-            )
+            advice = f"make {folder_of(config, stage)} PRESET={config.preset}  # refuses to start"
+            yield Finding("warn", str(error), advice)
 
 
 def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
@@ -219,7 +234,7 @@ def examine(config: Config, root: str = "runs") -> Iterable[Finding]:
     yield from tools(config)
     yield from layout(config)
     yield from disk(config, root)
-    yield from (*models(config), *frames(config))
+    yield from (*models(config), *frames(config), *anchoring(config))
     yield from data(config)
     yield from endpoints(config)
     yield from ports(config)

@@ -4,7 +4,7 @@ For each question of runs/<preset>/data/rl.jsonl with boxes that is not among th
 on the image that lies in cells that the boxes touch (layers of `anchor.layers`, mean over heads). Printed as means with a percentile
 bootstrap interval over questions, beside the area of these cells, which uniform attention would give. The result is also
 runs/<preset>/anchor/focus_mass.json. Command: `python -m ops.focus_mass --preset mini`; `--model runs/mini/rl-mr1/final` adds more
-models that have the token.
+models that have the token. RL trains on these questions, so for a model of an RL run they are not held out, and its line says so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.images import IMAGE_ERRORS, open_for_model
 from fgrpo.policy import loading, model_files
+from fgrpo.resume import FRESH
 from fgrpo.schema import Config
 from fgrpo.training.anchoring import Anchoring, Shares, shares_of
 from fgrpo.training.row_images import RowImages
 from fgrpo.types import Sample
 from rl import data
+from sft.anchor import prepare
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(cfg, args.runs, args.questions, args.model)
 
     parser = cli.parser("where the token <|focus|> looks, before and after anchoring")
-    parser.add_argument("--questions", type=int, default=400, help="at most so many (default: 400)")
+    parser.add_argument("--questions", type=cli.positive, default=400, help="at most so many (default: 400)")
     parser.add_argument("--model", action="append", default=[], help="a further model with the token")
     cli.run(body, parser, argv)
 
@@ -51,22 +53,49 @@ def report(cfg: Config, root: str | Path, limit: int, models: Sequence[str] = ()
     """
     folder = runs.folder(cfg, "anchor", root)
     final = runs.require(folder / "final", "anchor")
+    start = start_of(cfg, root)
     pixels = model_files.pixel_bounds(final)
     held_out = questions(cfg, root, limit, pixels)
     found: dict[str, Any] = {"questions": len(held_out)}
     area = [area_of(shares) for _, shares in held_out]
     columns = {"uniform attention": area}
-    for name, path in (("before", folder / "start"), ("after", final), *((model, Path(model)) for model in models)):
+    for name, path in (("before", start), ("after", final), *((model, Path(model)) for model in models)):
         columns[name] = inside(cfg, path, held_out)
     columns["after - before"] = [b - a for a, b in zip(columns["before"], columns["after"], strict=True)]
-    print(f"attention of <|focus|> inside the boxes, {len(held_out)} held-out questions of {cfg.preset}")
+    print(
+        f"attention of <|focus|> inside the boxes, {len(held_out)} questions of {cfg.preset} that no stage before RL trains on"
+    )
     for name, values in columns.items():
         low, high = bootstrap_ci(values, samples=cfg.eval.bootstrap_samples, confidence=cfg.eval.confidence) or (0, 0)
         mean = sum(values) / len(values)
-        found[name] = {"mean": mean, "low": low, "high": high}
-        print(f"  {name:24} {mean:.3f}  [{low:.3f}, {high:.3f}]")
+        trained = name in models and is_of_rl(Path(name))
+        found[name] = {"mean": mean, "low": low, "high": high, "held_out": not trained}
+        print(f"  {name:24} {mean:.3f}  [{low:.3f}, {high:.3f}]" + "  (trained on these questions)" * trained)
     runs.write_json(folder / "focus_mass.json", found)
     return found
+
+
+def is_of_rl(model: Path) -> bool:
+    """Whether a model is a result or checkpoint of an RL run (`rl-<method>/final`, `rl-<method>/checkpoints/…`)."""
+    path = model.resolve()
+    return any(part.name.startswith("rl-") for part in (path, *path.parents)[:3])
+
+
+def start_of(cfg: Config, root: str | Path) -> Path:
+    """The model from which the anchor stage started; made again where `make clean-checkpoints` deleted it.
+
+    Raises:
+        UserError: it is deleted, and the SFT model or the configuration is no longer the anchor stage's.
+    """
+    start = runs.folder(cfg, "anchor", root) / FRESH
+    if not start.exists():
+        if not runs.is_done(cfg, "anchor", root):
+            raise UserError(
+                f"{start} is deleted, and {start.parent} is not of this configuration and SFT model, so it cannot be made again; rerun "
+                "`make anchor`"
+            )
+        prepare(runs.folder(cfg, "sft", root) / "final", start, cfg.anchor)
+    return start
 
 
 def questions(cfg: Config, root: str | Path, limit: int, pixels: PixelBounds) -> list[tuple[Sample, Shares]]:

@@ -1,4 +1,4 @@
-"""Which GPUs of a machine a stage's servers and processes take: the one place for `make slurm` and `make paper`.
+"""Which GPUs of a machine a stage's servers and processes take, for `make slurm` and `make paper` alike.
 
 All counts come from the configuration: `serve.<role>` (GPUs per copy), `launch` (training processes), `cluster.gpus`.
 """
@@ -23,8 +23,26 @@ def is_served(judge: Judge) -> bool:
     return judge.backend == "openai" and any(addresses.is_pattern(entry) for entry in judge.endpoints)
 
 
+def check_judges(config: Config, *roles: str) -> None:
+    """The judges of these roles need no GPU of the process that asks them.
+
+    Args:
+        roles: keys of `judges`: "training", "evaluation", "extraction".
+
+    Raises:
+        UserError: one is loaded in that process, which trains on its GPUs or has none.
+    """
+    for role in roles:
+        judge: Judge = getattr(config.judges, role)
+        if judge.backend == "vllm":
+            raise UserError(
+                f"judges.{role}.backend=vllm loads {judge.model} in the process that asks it, which has no GPU for it; serve it instead: "
+                f"judges.{role}.backend=openai, and a pattern of address files in judges.{role}.endpoints"
+            )
+
+
 def rl_layout(config: Config) -> dict[str, int]:
-    """Machines of the RL job, and the GPUs of judge and rollouts; 0 GPUs mean nothing to serve.
+    """Machines of the RL job, and the GPUs of judge and rollouts; 0 GPUs: there is nothing to serve.
 
     Raises:
         UserError: judge and rollouts do not fit on one machine.
@@ -54,6 +72,22 @@ def rl_layout(config: Config) -> dict[str, int]:
         "rollout_gpus": one * copies,
         "rollout_copies": copies,
     }
+
+
+def sampler_gpus(config: Config, role: str, first: int = 0) -> int:
+    """GPUs that a server of `role` takes with as many copies as fit on a machine, from GPU `first` on.
+
+    Raises:
+        UserError: not even one copy fits.
+    """
+    one, left = getattr(config.serve, role).tensor_parallel, config.cluster.gpus - first
+    if left < one:
+        raise UserError(
+            f"serving the {role} takes {one} GPUs, and {left} of the machine's {config.cluster.gpus} are left "
+            f"(cluster.gpus); lower serve.{role}.tensor_parallel, or the GPUs of the judges"
+        )
+    count: int = left // one * one
+    return count
 
 
 def sampling_gpus(config: Config, role: str) -> int:

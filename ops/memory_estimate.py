@@ -7,22 +7,21 @@ ZeRO-2 keeps complete parameters), or of plain data-parallel training. Only `sha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from fgrpo.installed import CONFIGS
 from fgrpo.policy import backbone, model_files
 from fgrpo.schema_base import Lora
 
-SHAPES = CONFIGS / "shapes"
 Sharding = Literal["zero3", "zero2", "none"]
+GB = 1e9
 HALF, FULL = 2, 4  # bytes of a bf16 and a float32 number
 MASTER_AND_ADAM = 12  # float32 weights and Adam's two moments
 ADAM = 8
+SUB_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters of a shard that ZeRO-3 updates at once
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: most parameters gathered at once
+PASSES, STEP, SHUFFLE = "passes", "step", "shuffle"  # phases of training, which follow one another
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768  # of logits that TRL's head holds at a time (its two chunk sizes)
 
 
@@ -53,10 +52,7 @@ class Shape:
 
 def configuration(model: str) -> dict[str, Any]:
     """The model's config.json, from its folder, from configs/shapes by its name, or from the hub."""
-    path = SHAPES / f"{Path(model).name}.json"
-    if not Path(model).is_dir() and path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    return model_files.check_policy(model)
+    return model_files.published(model) or model_files.check_policy(model)
 
 
 def shape_of(model: str) -> Shape:
@@ -95,11 +91,20 @@ def shape_of(model: str) -> Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one kind on one GPU, and their formula."""
+    """Bytes of one kind on one GPU, and their formula. `phase`: when they are held; "": always."""
 
     name: str
     size: float
     formula: str
+    phase: str = ""
+
+
+def peak(parts: Sequence[Part]) -> float:
+    """The most bytes at one time: what is always held, and the largest of the phases, which follow one another."""
+    phases: dict[str, float] = {}
+    for part in parts:
+        phases[part.phase] = phases.get(part.phase, 0.0) + part.size
+    return phases.pop("", 0.0) + max(phases.values(), default=0.0)
 
 
 def states(
@@ -129,8 +134,15 @@ def states(
     if sharding == "zero3":
         live = min(LIVE_PARAMETERS, shape.parameters)
         parts.append(
-            Part("gathered parameters", weight * live, f"{weight} bytes x {live:,} at once at most (DeepSpeed)")
+            Part("gathered parameters", weight * live, f"{weight} bytes x {live:,} at once at most (DeepSpeed)", PASSES)
         )
+    if (
+        half and sharding != "none"
+    ):  # DeepSpeed's step copies a shard's bf16 gradients to float32; Adam's foreach form has one more
+        shard = trainable / gpus
+        at_once = min(shard, SUB_GROUP) if sharding == "zero3" else shard
+        how = f"({FULL} of float32 gradients + {FULL} of Adam's denominators) bytes x {at_once:,.0f}"
+        parts.append(Part("update", 2 * FULL * at_once, how, STEP))
     return parts
 
 
@@ -148,13 +160,24 @@ def activations(shape: Shape, tokens: int, with_logits: int, *, half: bool, chec
     held = inputs + layer if checkpointing else layer // 2 * shape.layers + layer // 2
     how = "layers' inputs and one layer" if checkpointing else "every layer"
     return [
-        Part("activations", tokens * held, f"{tokens:,} tokens x {held:,} bytes ({how})"),
+        Part("activations", tokens * held, f"{tokens:,} tokens x {held:,} bytes ({how})", PASSES),
         Part(
             "log-probabilities",
             FULL * (tile * columns + shape.hidden * (shape.vocabulary + with_logits)),
             f"{FULL} bytes x ({tile:,} x {columns:,} of a tile + {shape.hidden:,} x ({shape.vocabulary:,} + {with_logits:,} tokens) of "
             "float32 gradients); TRL builds no logits",
+            PASSES,
         ),
+    ]
+
+
+def held_pixels(rollouts: float, image_tokens: float, factor: int) -> list[Part]:
+    """Pixel values of a process' generation: TRL holds those of every rollout until the next one, and copies them once when it shuffles."""
+    each = pixel_bytes(image_tokens, factor)
+    how = f"{rollouts:g} rollouts x {image_tokens:,.0f} image tokens x {factor}^2 x 6 values x {FULL} bytes"
+    return [
+        Part("pixel values", rollouts * each, how),
+        Part("pixel values again", rollouts * each, f"{how} (TRL's shuffle)", SHUFFLE),
     ]
 
 

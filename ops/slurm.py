@@ -2,7 +2,8 @@
 
 Writes runs/<preset>/slurm/*.sbatch and submit.sh from ops/slurm_templates. Difficulty rollouts, tree search and evaluation
 are arrays of jobs, each with its own server (`fgrpo.inference.serve`) and a shard of the items (`fgrpo.shards`); a merge
-follows. Training is one job of `launch.machines` machines with a launcher on each (`fgrpo.training.launch`). RL gets its
+follows. Training is one job of `launch.machines` machines with a launcher on each (`fgrpo.training.launch`); the anchor stage is one
+more where a method starts from it. RL gets its
 judge and rollout servers on the same machine if they fit next to the trainers, otherwise on one more machine. Machines,
 limits and set-up are in `cluster` of configs/paper.yaml; docs/cluster.md explains them.
 
@@ -22,7 +23,7 @@ from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.installed import importable
 from fgrpo.schema import Config
-from ops.layout import checkpoints, evaluation_judges, rl_layout, sampling_gpus
+from ops.layout import check_judges, checkpoints, evaluation_judges, rl_layout, sampling_gpus
 
 TEMPLATES = Path(__file__).resolve().parent / "slurm_templates"
 METHODS = ("grpo-t", "fgrpo")
@@ -34,13 +35,18 @@ PARTS: tuple[tuple[Literal["data", "mcts"], str, str], ...] = (
 
 
 def scripts(
-    config: Config, options: Sequence[str], root: str | Path = "runs", methods: Sequence[str] = METHODS
+    config: Config,
+    options: Sequence[str],
+    root: str | Path = "runs",
+    methods: Sequence[str] = METHODS,
+    anchored: Sequence[str] = (),
 ) -> dict[str, str]:
     """The text of every script by file name.
 
     Args:
         options: command-line words of this configuration (`--preset …`).
         methods: files of configs/method to train.
+        anchored: those of them that start from the model of the anchor stage, which then is a job between SFT and theirs.
 
     Raises:
         UserError: a job needs more GPUs than a machine has.
@@ -77,10 +83,14 @@ def scripts(
     if config.launch.sft_processes > cluster.gpus:
         raise UserError(f"launch.sft_processes is {config.launch.sft_processes} and a machine has {cluster.gpus} GPUs")
     training = {"machines": config.launch.machines, "processes": config.launch.sft_processes}
-    out["sft.sbatch"] = render("sft.sbatch", hours=cluster.hours["sft"], **training)
+    for name, module in (("sft", "sft.train"), *([("anchor", "sft.anchor")] if anchored else [])):
+        out[f"{name}.sbatch"] = render("sft.sbatch", stage=name, module=module, hours=cluster.hours["sft"], **training)
+    check_judges(config, "training", "evaluation", "extraction")
     out["rl.sbatch"] = render("rl.sbatch", hours=cluster.hours["rl"], **rl_layout(config))
     out.update(_evaluation(config, root, render))
-    out["submit.sh"] = render("submit.sh", methods=list(methods), models=list(config.eval.models))
+    out["submit.sh"] = render(
+        "submit.sh", methods=list(methods), anchored=list(anchored), models=list(config.eval.models)
+    )
     return out
 
 
@@ -115,8 +125,7 @@ def main() -> None:
 
     def body(args: argparse.Namespace) -> None:
         methods = args.methods.split(",")
-        for method in methods:
-            load(args.preset, method, args.set)
+        anchored = [method for method in methods if load(args.preset, method, args.set).rl.start == "anchor"]
         config = load(args.preset, args.method, args.set)
         options = ["--preset", args.preset, "--runs", args.runs]
         overlays = [entry[1:] for entry in args.set if entry.startswith("@")]
@@ -125,7 +134,7 @@ def main() -> None:
             ["--set", *settings] if settings else []
         )
         folder = runs.folder(config, "slurm", args.runs)
-        texts = scripts(config, options, args.runs, methods)
+        texts = scripts(config, options, args.runs, methods, anchored)
         write(folder, texts)
         print(f"{len(texts)} scripts in {folder}; read them, then run: bash {folder / 'submit.sh'}")
 

@@ -1,6 +1,6 @@
 """What the stages of a configuration need: calls, tokens and updates, each with its formula.
 
-Counts only; `ops.plan` turns them into hours, memory and money.
+Counts only; `ops.gpu_hours`, `ops.storage` and `ops.judge_cost` turn them into hours, disk and money.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from ops.assumptions import Assumptions
 from rewards.base import judge_task_of, load, names, reported_names
 
 MODELS = ("openai", "vllm")  # backends of judges that are models
+SHARES = {  # of a stage's calls that are likely made
+    "mcts": "search.expanded",
+    "data": "difficulty.read",
+    "judge-rl": "judging.correct",
+    "extract": "extraction.asked",
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,10 @@ def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
     """Calls and tokens of the stages that sample or train, in their order.
 
     Args:
-        assume: how many sentences of a trace are judged; by default the value of configs/plan.yaml.
+        assume: how many sentences of a trace are judged, and candidates read; by default the values of configs/plan.yaml.
     """
-    sentences = round((assume or Assumptions())["judging.sentences"])
+    assume = assume or Assumptions()
+    sentences, read = round(assume["judging.sentences"]), max(1.0, assume[SHARES["data"]])
     data, mcts, rl = config.data, config.mcts, config.rl
     wanted = sum(source.rl for source in data.sources.values())
     seeds = sum(source.seed for source in data.sources.values())
@@ -50,8 +57,8 @@ def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
         Line(
             "data",
             difficulty,
-            difficulty * data.difficulty_max_new_tokens,
-            f"at least {wanted:,} questions x {data.difficulty_rollouts} rollouts (more are read where the filter drops many)",
+            round(difficulty * read * data.difficulty_max_new_tokens),
+            f"at least {wanted:,} questions x {data.difficulty_rollouts} rollouts (the tokens are those of {read:g} candidates per question)",
             "base",
         ),
         Line(
@@ -68,6 +75,7 @@ def demand(config: Config, assume: Assumptions | None = None) -> list[Line]:
             0,
             f"updates: at most {traces(config):,} traces x {config.sft.epochs:g} epochs / {sft_batch(config)} per batch",
         ),
+        *_anchor(config),
         Line(
             "rl",
             rollouts,
@@ -97,6 +105,25 @@ def sft_updates(config: Config) -> int:
     if config.sft.max_steps > 0:
         return config.sft.max_steps
     return round(traces(config) * config.sft.epochs / sft_batch(config))
+
+
+def anchor_updates(config: Config) -> int:
+    """Updates of the anchor stage, which has the batches of SFT."""
+    if config.anchor.max_steps > 0:
+        return config.anchor.max_steps
+    return round(traces(config) * config.anchor.epochs / sft_batch(config))
+
+
+def _anchor(config: Config) -> list[Line]:
+    """The anchor stage, where RL begins with its model."""
+    if config.rl.start != "anchor":
+        return []
+    how = (
+        f"updates: at most {traces(config):,} traces x {config.anchor.epochs:g} epochs / {sft_batch(config)} per batch"
+    )
+    if config.anchor.max_steps > 0:
+        how = "updates: anchor.max_steps"
+    return [Line("anchor", anchor_updates(config), 0, f"{how} (make anchor, from SFT's model)")]
 
 
 def rl_updates(config: Config) -> int:
@@ -141,8 +168,14 @@ def _calls(judge: Judge, task: JudgeTask[Any] | None, sentences: int) -> int:
 def _evaluation(config: Config, sentences: int) -> list[Line]:
     """Answers of every model that `make eval` evaluates, and the judges' verdicts on them."""
     settings = config.eval
-    per_benchmark = config.world.bench_per_benchmark if config.world is not None else 0
-    questions = sum((settings.counts or {}).get(name, per_benchmark) for name in settings.every_benchmark)
+    per_benchmark = config.world.bench_per_benchmark if config.world is not None else None
+    sizes = {name: (settings.counts or {}).get(name, per_benchmark) for name in settings.every_benchmark}
+    bounded = {
+        name: settings.limit if size is None else min(size, settings.limit or size) for name, size in sizes.items()
+    }
+    questions = sum(size for size in bounded.values() if size is not None)
+    unknown = [name for name, size in bounded.items() if size is None]
+    beside = f"; not counted, since eval.counts has no size: {', '.join(unknown)}" if unknown else ""
     answers = questions * len(settings.models) * (1 + settings.sampled_rollouts)
     judge, extractor = config.judges.evaluation, config.judges.extraction
     judged = _judged(reported_names())
@@ -151,7 +184,7 @@ def _evaluation(config: Config, sentences: int) -> list[Line]:
             "eval",
             answers,
             answers * settings.max_new_tokens,
-            f"at most {questions:,} questions x {len(settings.models)} models x {1 + settings.sampled_rollouts} answers",
+            f"at most {questions:,} questions x {len(settings.models)} models x {1 + settings.sampled_rollouts} answers{beside}",
             "model",
         ),
         Line(
@@ -177,9 +210,9 @@ def likely_tokens(line: Line, config: Config, assume: Assumptions) -> int:
     """Tokens that a line likely writes: of the assumed length, never past the limit."""
     if not line.calls or not line.sampler:
         return 0
-    limit = line.tokens / line.calls
-    share = {"mcts": "search.expanded", "data": "difficulty.read", "extract": "extraction.asked"}.get(line.stage)
+    share = SHARES.get(line.stage)
     calls = line.calls * (assume[share] if share else 1.0)
+    limit = line.tokens / max(calls, line.calls)
     # in a tree a step is one line, and a rollout about half a trace
     length = assume["lengths.judge_reply" if line.judge else "lengths.response"] / (2 if line.stage == "mcts" else 1)
     return round(calls * min(limit, length))

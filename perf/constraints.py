@@ -12,10 +12,9 @@ import argparse
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -103,14 +102,33 @@ def take_turns(arms: Mapping[str, Arm]) -> None:
         raise failures[0]
 
 
-def build(args: argparse.Namespace, root: Path, method: str, name: str, trainer: Any = None) -> Any:
-    """A trainer as the stage builds it, in a run folder called `name`; `trainer` replaces the in-process trainer's class."""
+def build(
+    args: argparse.Namespace, root: Path, method: str, name: str, trainer: Any = None, more: Sequence[str] = ()
+) -> Any:
+    """A trainer as the stage builds it, in a run folder called `name`.
+
+    Args:
+        trainer: replaces the in-process trainer's class.
+        more: overrides, which win over the measurement's own.
+    """
     small = (f"rl.max_steps={STEPS}", "rl.learning_rate=1.0e-12", f"rl.save_steps={100 * STEPS}", "rl.monitor=[]")
-    cfg = load(args, method, *small)
-    questions, policy = runs.folder(cfg, "data", root) / "rl.jsonl", runs.folder(cfg, "sft", root) / "final"
+    cfg = load(args, method, *small, *more)
+    questions, policy = runs.folder(cfg, "data", root) / "rl.jsonl", runs.folder(cfg, cfg.rl.start, root) / "final"
     run = runs.Run.open(cfg, name, [questions, policy], root, depends_on={})
     with generated_by(trainer):
         return build_trainer(cfg, run, questions, policy)[0]
+
+
+class PlainTrainer:
+    """TRL's own trainer as a scorer reads it (`rl.scorer.ScoredTrainer`)."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self.state, self.accelerator, self.async_loop = trainer.state, trainer.accelerator, trainer.async_loop
+        self.group_size = trainer.num_generations
+
+    def is_cut_off(self, ids: Sequence[int]) -> bool:
+        """No reward here asks."""
+        return False
 
 
 def plain_trl(
@@ -123,14 +141,7 @@ def plain_trl(
         async def scored(*, prompts: Any, completions: Any, completion_ids: Any, sample: Any, **more: Any) -> Any:
             if name == scorer.names[0]:
                 rows = [{"sample": text} for text in sample]
-                handles = SimpleNamespace(
-                    state=trainer.state,
-                    accelerator=trainer.accelerator,
-                    async_loop=trainer.async_loop,
-                    group_size=trainer.num_generations,
-                    is_cut_off=lambda ids: False,  # no reward here asks
-                )
-                scorer.start(rows, completions, completion_ids, handles)
+                scorer.start(rows, completions, completion_ids, PlainTrainer(trainer))
             return await inner(prompts=prompts)
 
         scored.__name__ = name

@@ -22,13 +22,13 @@ import torch
 from perf.common import borrowed_stages, main, median, show
 from perf.constraints import STEPS, WARM_UP, Arm, build, take_turns
 from perf.pure import GROUP, MASKED, ROLLOUTS, ROUNDS
+from rewards.base import TASK
 from rl.dual import Constraint, DualAscent
 from rl.in_process_trainer import InProcessTrainer
 from rl.step import StepOptions, fgrpo_step
 
 COUNTS = (1, 2, 4, 8, 12)
 APPLICABLE = 0.6  # share of the responses that a synthetic constraint applies to
-TASK = "task"
 Reward = Callable[..., list[float | None]]
 
 

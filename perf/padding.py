@@ -1,7 +1,8 @@
-"""Tokens that passes compute over tokens that rollouts and traces have, for every trainer, on the paper's mix of lengths.
+"""Tokens that passes compute over tokens that rollouts and traces have, for every trainer, on a wide mix of lengths.
 
 Command: `python -m perf.padding` (minutes; needs no earlier stage). Prompts have 374 to 3,974 tokens (log-uniform; the shortest
-and longest of the training data), responses 175 to 525. The model is tiny: only the shapes of its inputs count.
+and longest of the training data; their mean of 1,525 is no estimate of the data's, see configs/plan.yaml), responses 175 to 525. The
+model is tiny: only the shapes of its inputs count.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Count:
 
 @contextmanager
 def of_rollouts(trainer: Any) -> Iterator[Count]:
-    """Counts the log-prob passes of an RL trainer within the block, without those of probes (`rl.probe`)."""
+    """Counts the log-prob passes of an RL trainer within the block, without those of the preflight (`rl.dry_run`)."""
     count, inner = Count(), trainer._get_per_token_logps_and_entropies
     lay_out = shared_prefix.lay_out
 
@@ -71,7 +71,7 @@ def of_rollouts(trainer: Any) -> Iterator[Count]:
         return lay_out(chosen, *args, **more)
 
     def passes(model: Any, input_ids: Any, attention_mask: Any, *args: Any, **more: Any) -> Any:
-        if _in_probe():
+        if _in_preflight():
             return inner(model, input_ids, attention_mask, *args, **more)
         count.now.add(real=int(attention_mask.sum()))
         hook = model.register_forward_pre_hook(forward, with_kwargs=True)
@@ -104,7 +104,7 @@ def of_traces(trainer: Any) -> Iterator[Count]:
         count.update.add(computed=ids.numel(), needed=int(mask.sum()) if is_padded else 0)
 
     def loss(model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
-        if _in_probe():
+        if _in_preflight():
             return inner(model, inputs, *args, **more)
         count.update.add(real=int(inputs["attention_mask"].sum()))
         hook = model.register_forward_pre_hook(forward, with_kwargs=True)
@@ -121,11 +121,11 @@ def of_traces(trainer: Any) -> Iterator[Count]:
         del trainer.compute_loss
 
 
-def _in_probe() -> bool:
-    """Whether a probe of a preflight calls: its frames are below this one."""
+def _in_preflight() -> bool:
+    """Whether a preflight calls: its frames are below this one."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") in ("rl.probe", "sft.preflight"):
+        if frame.f_globals.get("__name__") in ("rl.dry_run", "sft.preflight"):
             return True
         frame = frame.f_back
     return False

@@ -2,7 +2,7 @@
 
 Score = Σ s_t e_t / Σ s_t, in [0, 1]. e_t is the share of token t's attention on the image that lies in the annotated boxes, over
 heads and the chosen layers; s_t is how much its probability depends on them (`rewards/probes.py`, the boxes blanked). So tokens
-that do not depend on the evidence count nothing. Source: the abstract of Faithful-MR1 (arXiv 2605.22072) rewards answer-correct
+that do not depend on the evidence do not count. Source: the abstract of Faithful-MR1 (arXiv 2605.22072) rewards answer-correct
 trajectories "that concentrate attention where vision matters causally"; the formula is ours. No judge is used.
 Not applicable, each cause counted: the answer is wrong (in training), no boxes, a response that hardly depends on them
 (Σ s_t < `rl.probes.least_dependence`), nothing measured.
@@ -21,7 +21,7 @@ BLIND = Absent("blind", "the response hardly depends on the annotated region")
 
 
 class AttentionReward:
-    """The weighted share, with detail: "uniform", the plain mean of e_t, and "dependence", Σ s_t in nats."""
+    """The weighted share, with detail: "unweighted", the plain mean of e_t, and "dependence", Σ s_t in nats."""
 
     name = "attention_where_it_matters"
     report: Report | None = None
@@ -47,7 +47,7 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         return no_score(BLIND)
     value = sum(s * e for s, e in zip(weights, probes.attention, strict=True)) / total
     plain = sum(probes.attention) / len(probes.attention)
-    return Score.of(value, uniform=plain, dependence=total, monitor={"uniform": plain, "dependence": total})
+    return Score.of(value, unweighted=plain, dependence=total, monitor={"unweighted": plain, "dependence": total})
 
 
 REWARD: Reward = AttentionReward()

@@ -1,4 +1,4 @@
-"""What a reward is: a name and an asynchronous function from a batch of rollouts to as many scores (Sections 3.2 and 3.3).
+"""What a reward is: a name and an asynchronous function that gives each rollout of a batch a score (Sections 3.2 and 3.3).
 
 A reward is one module of this folder with a constant `REWARD`; a module without it is a helper. Nothing is registered. The file
 also holds the reward's question to a judge (`judge_task`), if it has one, and how evaluation reports it (`report`).
@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from fgrpo import boxes
 from fgrpo.errors import UserError, unknown
-from fgrpo.images import image_size
+from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.plugins import load_plugin, plugin_names
 from fgrpo.policy import backbone
 from fgrpo.response import Response
@@ -126,7 +126,7 @@ class Reward(Protocol):
     - `needs_trace: bool`: not applicable, in evaluation, to a reply that shows no trace at all. Such replies are counted
       ("no trace visible"). In training the policy has to show a trace.
     - `needs: tuple[str, ...]`: what has to be measured on the policy (`rewards.probes`). The reward is then scored after the
-      log-prob passes, and is not applicable where nothing is measured.
+      log-prob passes, and is not applicable if nothing was measured.
     """
 
     @property
@@ -174,7 +174,7 @@ def load(name: str) -> Reward:
 def report_of(reward: Reward) -> Report | None:
     """How evaluation reports a reward: its `report`, or a default under its own name if it has no such attribute.
 
-    None: the reward is no column of its own (the task reward, which evaluation reports as accuracy and format).
+    None: the reward has no column of its own (the task reward, which evaluation reports as accuracy and format).
     """
     default = Report(reward.name, reward.name.replace("_", " "))
     report: Report | None = getattr(reward, "report", default)
@@ -232,3 +232,12 @@ def model_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[in
     """(width, height) in pixels of each image as the model sees it. Raises one of `fgrpo.images.IMAGE_ERRORS`."""
     bounds = boxes.PixelBounds(context.min_pixels, context.max_pixels, context.patch_factor)
     return tuple(boxes.model_size(image_size(path), *bounds) for path in images)
+
+
+def pixel_sizes(images: Sequence[str], context: RewardContext) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each image: of the file where the policy's boxes are `original`, else as the model sees it; () if unreadable."""
+    try:
+        is_original = context.box_frame == "original"
+        return tuple(map(image_size, images)) if is_original else model_sizes(images, context)
+    except IMAGE_ERRORS:
+        return ()

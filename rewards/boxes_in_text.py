@@ -1,11 +1,10 @@
 """Boxes and points inside the text that a judge reads: tags are removed, and numbers of every form are in the judge's frame.
 
-The English written here is part of the grounding prompt; another word would make cached replies useless.
+The English written here is part of the grounding prompt: to change a word would make cached replies useless.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from fgrpo import box_forms
@@ -14,13 +13,12 @@ from fgrpo.response import box_of
 from fgrpo.types import Box, Frame
 from judges.task import BoxFrame
 
-_ANY_BOX = re.compile(r"<(\w{1,12})>\s*(\[[^<]{0,200}\])\s*</\1>")
 _PIXELS: tuple[Frame, ...] = ("model", "original")
 
 
 def without_tags(text: str) -> str:
-    """Boxes of any tag without their tags, which the fence would only escape."""
-    return _ANY_BOX.sub(lambda box: box.group(2), text)
+    """Boxes and points of any tag without their tags, which the fence would only escape."""
+    return box_forms.without_marks(text)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class BoxNotation:
         """
         shown = self.shown_frame(judge_frame)
         pieces, at = [], 0
-        for one in box_forms.written(text, self.tag):
+        for one in box_forms.written(text, self.tag, self.frame, self.image_sizes):
             pieces += [text[at : one.start], self._rewritten(one, shown)]
             at = one.end
         return "".join([*pieces, text[at:]])
@@ -60,12 +58,12 @@ class BoxNotation:
     def _rewritten(self, one: box_forms.Written, shown: Frame) -> str:
         """One box, or point, in the frame `shown`."""
         box = _point(one, self.frame) or box_of(one, self.frame)
-        if box is None or shown == self.frame:
+        if box is None or shown == box.frame or not (self.image_sizes or shown not in _PIXELS):
             return one.inside.strip()
         images = list(enumerate(self.image_sizes or ((1, 1),), start=1))
-        if len({size for _, size in images}) == 1:
+        if len({size for _, size in images}) == 1 or not {shown, box.frame}.intersection(_PIXELS):
             return _numbers(box, shown, images[0][1])
-        is_pixels = self.frame in _PIXELS
+        is_pixels = box.frame in _PIXELS
         fitting = [(n, s) for n, s in images if not is_pixels or (box.x2 <= s[0] and box.y2 <= s[1])]
         if not fitting:
             return f"{one.inside.strip()} (pixels beyond every picture)"
@@ -88,11 +86,11 @@ class BoxNotation:
 
 
 def _point(one: box_forms.Written, frame: Frame) -> Box | None:
-    """A point as a box without extent; None for what is no point."""
-    if one.form not in box_forms.POINTS:
+    """A point as a box without extent; None for what is not a point."""
+    if len(one.numbers) != 2:
         return None
-    x, y = (float(number) for number in one.inside.strip(" []()").split(","))
-    return Box(x, y, x, y, frame)
+    x, y = one.numbers
+    return Box(x, y, x, y, one.frame or frame)
 
 
 def _numbers(box: Box, frame: Frame, size: Size) -> str:

@@ -183,7 +183,7 @@ def claims(texts: Sequence[str]) -> list[Claim]:
 
 
 def repeated(of_trace: Sequence[Claim], earns: Sequence[bool] | None = None) -> set[int]:
-    """Places of claims that were made before: in the same words, and with no box that is new for them.
+    """Places of claims that were made before: in the same words, and without a new box.
 
     Args:
         earns: which claims hold by their own verdict; the others are neither repeated nor a first time. None: all.
@@ -218,7 +218,7 @@ def distinct(of_trace: Sequence[Claim]) -> list[int]:
 
 
 def same_box(a: Numbers, b: Numbers) -> bool:
-    """Whether two boxes of one frame are one: IoU of at least 0.9, or in pixels no side more than a pixel apart."""
+    """Whether two boxes of one frame are the same: IoU of at least 0.9, or in pixels no side more than a pixel apart."""
     if a == b or iou(a, b) >= SAME_BOX_IOU:
         return True
     in_pixels = max(map(abs, (*a, *b))) > 2

@@ -1,7 +1,9 @@
 """Control margin, a monitor: the evidence margin of a random region in place of the boxes (MR1-style).
 
-Score = σ((Δ_1 - mean of the other Δ_c) / scale) over the control regions of `rewards/evidence_margin.py`. It must stay near 0.5.
-Where it rises together with the evidence margin, the policy has become sensitive to any change of the image, not to the boxes.
+Score = σ((Δ_1 - mean of the other Δ_c) / scale) over the control regions of `rewards/evidence_margin.py`. It checks the measurement
+and not the policy: controls are drawn alike, so with two of them its mean is 0.5 for every policy. Another mean, beyond noise, is a
+fault; its spread around 0.5 is what a margin shows of a region that means nothing. It cannot show a policy that is sensitive to any
+change of the image, whose drops all grow together; the controls' mean drop can (`monitor/evidence_margin/control_drop`).
 Applies where the evidence margin does, given two controls.
 """
 

@@ -20,7 +20,7 @@ from rewards.task import is_correct
 
 
 class EvidenceMarginReward:
-    """The margin, with detail: "evidence" and "controls", the mean drops in nats."""
+    """The margin, with detail: "evidence" and "controls", the mean drops in nats, and "monitor", both as means of a rollout."""
 
     name = "evidence_margin"
     report: Report | None = None
@@ -36,7 +36,8 @@ def _score(item: RewardItem, context: RewardContext) -> Score:
         return no_score(found)
     evidence, controls = found
     value = margin(evidence, controls, context.probing.margin_scale)
-    return Score.of(value, evidence=evidence, controls=controls, monitor={"evidence_drop": evidence})
+    drops = {"evidence_drop": evidence, "control_drop": sum(controls) / len(controls)}
+    return Score.of(value, evidence=evidence, controls=controls, monitor=drops)
 
 
 def mean_drops(item: RewardItem, context: RewardContext) -> tuple[float, list[float]] | Absent:

@@ -3,10 +3,10 @@
     s_i = (wins_i + ties_i / 2) / (K − 1) over the group's K correct rollouts        R_i = s_i − mean s = s_i − 1/2
     K < 2: R = 0. A wrong answer has no score, which adds nothing to the task reward (`rl.combine: additive`).
 
-A rollout wins against each one of a worse tier. The judge reads question, options, answer and traces, never the image. It gives
+A rollout wins against every rollout of a worse tier. The judge reads question, options, answer and traces, never the image. It gives
 each trace a tier, 1 for the best; traces of one tier are tied. Equal texts are shown once, so they are tied. Traces without
 content (rewards/content.py) are not shown; they are tied behind all others. A reply that leaves a trace out, names one twice, or
-gives a tier that was not offered is no ranking: all correct rollouts of the group then have a failed score.
+gives a tier that was not offered is not a ranking: all correct rollouts of the group then have a failed score.
 
 In the miniature world the oracle ranks by exact faithfulness: traces that entail the answer first, then by the share of their
 sentences about the image that are true.

@@ -5,10 +5,10 @@
 
 A wrong answer has no score, which adds nothing to the task reward (`rl.combine: additive`). The condition of the original that an
 accuracy reaches its group's mean holds for each correct answer, since ours is 0 or 1. A p that could not be measured is a failed
-score, and in no mean.
+score, and enters no mean.
 
 Differs from GRPO-CARE: its reference follows the policy (average of 0.995, every 10 steps), ours is that of the KL penalty, which
-stays fixed; so `rl.kl_coef` must be above 0, where the original has none.
+stays fixed unless `rl.reference` moves it; so `rl.kl_coef` must be above 0, where the original has none.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from fgrpo.types import Score
 LARGEST_DROP = 20.0  # nats
 LARGEST_DEPENDENCE = 10.0  # nats
 
+# Rewards that read passes of the policy alone, so that they can be measured on any stored answer (`ops.policy_probes`).
+MEASURED = ("evidence_margin", "control_margin", "attention_where_it_matters", "vision_dependence")
+
 Drops = tuple[float, ...]  # one per token of the completion
 
 
@@ -56,7 +59,7 @@ class Probes:
     answer_likelihood: float | Absent | None = None
 
 
-NOT_MEASURED = Absent("not_measured", "nothing was measured: the reward reads a local policy in training")
+NOT_MEASURED = Absent("not_measured", "nothing was measured: the reward reads a local policy")
 NO_TOKENS = Absent("no_tokens", "there is no token to average over")
 WRONG = Absent("wrong_answer", "the answer is not correct")
 

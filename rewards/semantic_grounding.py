@@ -1,8 +1,8 @@
 """Semantic grounding reward R_G (Section 3.2, Appendix A.1): the share of visual sentences that the image supports.
 
 The trace is split into sentences; trivial ones (sentence_rules.yaml) are not judged. A judge labels every other sentence, given
-all sentences before it: CORRECT (1), INCORRECT (0; false, or repeated without new evidence) or SKIP (left out). Two rules come
-on top. A claim earns once (rewards/claims.py): where the judge accepts it again, the sentence is INCORRECT all the same. Only
+all sentences before it: CORRECT (1), INCORRECT (0; false, or repeated without new evidence) or SKIP (left out). Two rules are added.
+A claim earns once (rewards/claims.py): where the judge accepts it again, the sentence is INCORRECT all the same. Only
 the first `JUDGED_SENTENCES` visual sentences of a trace are judged; those after them are INCORRECT, and counted.
 R_G is the mean over what is left ("sentences", the paper), or over distinct claims ("claims"). The difference is logged: where
 it grows, paraphrases of what is true dilute what is false.
@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.types import Frame, Score, Verdict
 from judges.requests import NUMBERED_LABELS, Labelled, Trusted, fence
 from judges.task import BoxFrame, JudgeTask, Truth
 from miniworld.oracle import judge_sentence
-from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
+from rewards.base import Report, Reward, RewardContext, RewardItem, pixel_sizes
 from rewards.boxes_in_text import BoxNotation
 from rewards.claims import claims, distinct, repeated
 from rewards.sentences import Prefix, Sentence, sentences
@@ -169,19 +168,15 @@ def _unscorable(reason: str, context: RewardContext, **detail: Any) -> Score:
 def _judge_item(item: RewardItem, trace: Sequence[Sentence], context: RewardContext) -> GroundingItem:
     texts = tuple(s.text for s in trace)
     visual = _judged_places(trace)
-    try:
-        is_original = context.box_frame == "original"
-        images = item.sample.images
-        sizes = tuple(map(image_size, images)) if is_original else model_sizes(images, context)
-    except IMAGE_ERRORS:
-        sizes = ()  # the judge opens the image itself, and fails with a reason if it cannot
     return GroundingItem(
         item.rollout_id,
         item.sample.images,
         item.sample.question,
         tuple(texts[i] for i in visual),
         tuple(Prefix(texts, i) for i in visual),
-        sizes,
+        pixel_sizes(
+            item.sample.images, context
+        ),  # without them the judge opens the image, and fails with a reason if it cannot
         context.box_tag,
         context.box_frame,
     )

@@ -22,7 +22,7 @@ class Rules:
         prefixes: beginnings of trivial sentences; matches lower-case text.
         trivial: complete trivial sentences; matches lower-case text.
         visual_words: words that make a sentence visual whatever its beginning.
-        abbreviations: words whose full stop ends no sentence.
+        abbreviations: words whose full stop does not end a sentence.
         numbered: the same if a number follows.
         units: the same if a lower-case letter follows.
         openers: phrases without content of their own.

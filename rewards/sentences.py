@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, overload
 
+from fgrpo.box_forms import in_one_line
 from rewards.sentence_rules import Rules, rules
 
 # A sentence may end after stops (with closing quotes or brackets): Latin ones before a blank, those of other scripts anywhere.
@@ -84,12 +85,12 @@ class Prefix(Sequence[str]):
 def sentences(think: str) -> list[Sentence]:
     """The sentences of a trace, in order.
 
-    A sentence ends at a line end or a sentence end, but not inside a box or coordinates, nor after an abbreviation, a decimal
+    A sentence ends at a line end or a sentence end, but not inside a box or coordinates (whatever lines they are printed over), nor after an abbreviation, a decimal
     point or a list marker. Bullets are removed; lines without a word or a number are dropped.
     """
     out = []
     table = rules()
-    for line in think.splitlines():
+    for line in in_one_line(think).splitlines():
         for text in _split(line, table):
             text = text.strip()
             if _ALNUM.search(text):

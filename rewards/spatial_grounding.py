@@ -17,7 +17,7 @@ from fgrpo.boxes import Size, convert, match
 from fgrpo.images import IMAGE_ERRORS, image_size
 from fgrpo.response import every_box
 from fgrpo.types import Box, Score, box_image
-from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes
+from rewards.base import Report, Reward, RewardContext, RewardItem, model_sizes, pixel_sizes
 
 if TYPE_CHECKING:
     from fgrpo.boxes import BoxLike
@@ -114,8 +114,10 @@ def _written(item: RewardItem, context: RewardContext) -> tuple[tuple[Box, ...],
     """(boxes that count, opened ones that are not valid, boxes in forms that are not read) of a trace."""
     think, tag = item.response.think, context.box_tag
     if not context.every_form:
-        return item.response.boxes, item.response.dropped_boxes, box_forms.unread(think, tag).total()
-    boxes, dropped = every_box(think, box_tag=tag, frame=context.box_frame)
+        return item.response.boxes, item.response.dropped_boxes, box_forms.unread(think, tag, context.box_frame).total()
+    boxes, dropped = every_box(
+        think, box_tag=tag, frame=context.box_frame, sizes=pixel_sizes(item.sample.images, context)
+    )
     return boxes, dropped, box_forms.locations(think).total()
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-4  # TRL's
-_CONSTANT = 1e-6  # a spread below this share of the largest value is round-off, not variance
+CONSTANT = 1e-6  # a spread below this share of the largest value is round-off, not variance
 
 Masked = Literal["exclude", "zero"]
 Baseline = Literal["group", "batch"]
@@ -192,7 +192,7 @@ def _normalise(values: Tensor, known: Tensor, eps: float) -> tuple[Tensor, Tenso
     highest = values.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
     lowest = values.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
     scale = torch.maximum(highest.abs(), lowest.abs())
-    varies = (count >= 2) & (highest - lowest > _CONSTANT * scale)
+    varies = (count >= 2) & (highest - lowest > CONSTANT * scale)
     return torch.where(varies, deviation / (std + eps), 0.0), varies
 
 

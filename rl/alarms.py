@@ -1,4 +1,4 @@
-"""Messages about constraints that do nothing, or cannot be met, for `Alarms.EVERY` dual steps (generations) in a row."""
+"""Messages about constraints that have done nothing, or could not be met, for `Alarms.EVERY` dual steps (generations) in a row."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Alarms:
         return messages
 
     def _again(self, counts: Counter[str], what: str, present: bool) -> bool:
-        """Count it, or begin anew; whether the count has reached a multiple of `EVERY`."""
+        """Count it, or start again from 0; returns whether the count has reached a multiple of `EVERY`."""
         counts[what] = counts[what] + 1 if present else 0
         return counts[what] > 0 and counts[what] % self.EVERY == 0
 

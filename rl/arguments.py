@@ -107,6 +107,18 @@ def _method(rl: Rl) -> dict[str, Any]:
         "lr_scheduler_type": rl.scheduler,
         "max_grad_norm": rl.max_grad_norm,
         "optim": "adamw_torch",
+        **_reference(rl),
+    }
+
+
+def _reference(rl: Rl) -> dict[str, Any]:
+    """TRL's moving average of the policy in place of a fixed reference."""
+    if rl.reference is None:
+        return {}
+    return {
+        "sync_ref_model": True,
+        "ref_model_mixup_alpha": 1 - rl.reference.decay,
+        "ref_model_sync_steps": rl.reference.every,
     }
 
 

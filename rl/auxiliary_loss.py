@@ -4,14 +4,14 @@ An auxiliary loss is one module of `rl/auxiliary` with a constant `AUXILIARY`: a
 fields are its options in YAML, `rl.auxiliary.<name>: {weight: …, options: {…}}`.
 
 The order in one micro-batch (`AuxiliaryLosses._compute_loss`):
-1. TRL's `_compute_loss` makes the pass of the policy, inside the losses' `watching` contexts (an attention tap, for example);
-2. each loss is called. `trainer.policy_logps_BT` holds the log-probabilities of that pass with their gradient, so that a loss
+1. TRL's `_compute_loss` makes the pass of the policy, inside the losses' `watching` contexts (an attention tap, for example).
+2. Each loss is called. `trainer.policy_logps_BT` holds the log-probabilities of that pass with their gradient, so that a loss
    on them costs no pass of its own.
 
 Scale: TRL divides the policy loss by the number of accumulated micro-batches, and transformers does not scale it again. So an
 auxiliary loss, a mean over its micro-batch, is divided by the same number; DDP and DeepSpeed average over the processes.
 Micro-batches have equally many rollouts, so the sum over them is the mean over the update. A loss that makes passes of its own
-makes equally many on every process and in every micro-batch: FSDP and ZeRO-3 wait for one another in each.
+makes equally many on every process and in every micro-batch: under FSDP and ZeRO-3 the processes wait for one another in each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -32,11 +33,22 @@ from rl.passes import LogprobPasses
 
 PREFIX = "aux"  # of the keys in the log
 ROW = "row"  # of a micro-batch: which of `AuxiliaryLosses.samples` each rollout answers; a preflight's batch has none
-Figures = Mapping[str, float]
+COUNT = "/count"  # ends the keys of how many rollouts a sum is over, until it is logged
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over rollouts of which micro-batches and processes have different numbers: its sum, and their number."""
+
+    total: float
+    count: int
+
+
+Figures = Mapping[str, float | Mean]
 
 
 class AuxiliaryLoss(Protocol):
-    """A differentiable loss on the policy. Subclasses inherit all but the call; what they inherit does nothing.
+    """A differentiable loss on the policy. Subclasses must define the call; the other methods, as they inherit them, do nothing.
 
     Attributes:
         name: its key in the log, `aux/<name>`.
@@ -46,10 +58,10 @@ class AuxiliaryLoss(Protocol):
     name: str
     weight: float
 
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer: AuxiliaryLosses) -> None:
         """Called before the first step, when model and data are in place. Raises UserError if the loss cannot be computed."""
 
-    def during(self, trainer: Any) -> AbstractContextManager[Any]:
+    def during(self, trainer: AuxiliaryLosses) -> AbstractContextManager[Any]:
         """The context in which the trainer trains, backward passes included."""
         return nullcontext()
 
@@ -60,20 +72,22 @@ class AuxiliaryLoss(Protocol):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state. Raises ValueError if it does not fit."""
 
-    def watching(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    def watching(self, trainer: AuxiliaryLosses, model: Any, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """The context in which the policy's own pass over a micro-batch is made."""
         return nullcontext()
 
-    def __call__(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Figures]:
+    def __call__(
+        self, trainer: AuxiliaryLosses, model: Any, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor | None, Figures]:
         """The loss of one micro-batch, after the policy's own pass.
 
         Args:
-            trainer: an `AuxiliaryLosses`.
             model: the policy as TRL passes it on, in its wrappers.
             inputs: TRL's micro-batch: `completion_ids` (B, T), `completion_mask` (B, T), `pixel_values`, …
 
         Returns:
-            A scalar with gradient, a mean over the micro-batch, or None where it does not apply; and figures for the log, by name.
+            A scalar with gradient, a mean over the micro-batch, or None where it does not apply; and figures for the log, by name:
+            numbers of which the log has the mean, and `Mean`s, of which it has the mean over their rollouts.
         """
         ...
 
@@ -185,7 +199,7 @@ class AuxiliaryLosses(LogprobPasses):
         """Each loss with its value and figures, after `own_pass`.
 
         Raises:
-            ValueError: a value that is no scalar, or has no gradient although one is wanted.
+            ValueError: a value that is not a scalar, or has no gradient although one is wanted.
         """
         try:
             for loss in self.auxiliary:
@@ -200,13 +214,27 @@ class AuxiliaryLosses(LogprobPasses):
         finally:
             self.policy_logps_BT = None
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, which has the mean of each list; those of a `Mean` become the mean over its rollouts."""
+        figures = self._metrics["train" if self._in_training else "eval"]
+        for key in [key for key in figures if key.startswith(f"{PREFIX}/") and key.endswith(COUNT)]:
+            total = key.removesuffix(COUNT)
+            figures[total] = [sum(figures[total]) / sum(figures.pop(key))]
+        super().log(logs, start_time)
+
     def _log_auxiliary(self, mode: str, loss: AuxiliaryLoss, value: Tensor | None, figures: Figures) -> None:
-        """Log means over the processes to which each figure is known; what is known to none is left out."""
-        own = {f"{PREFIX}/{loss.name}/{key}": float(figure) for key, figure in figures.items()}
+        """Note means over the processes to which each figure is known, and sums of a `Mean`; what is known to none is left out."""
+        own: dict[str, float | Mean] = {f"{PREFIX}/{loss.name}/{key}": figure for key, figure in figures.items()}
         own[f"{PREFIX}/{loss.name}/weight"] = float(loss.weight)
         if value is not None:
             own[f"{PREFIX}/{loss.name}"] = float(value.detach())
         everywhere = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
         for key in sorted({key for found in everywhere for key in found}):
             known = [found[key] for found in everywhere if key in found]
-            self._metrics[mode][key].append(sum(known) / len(known))
+            means = [one for one in known if isinstance(one, Mean)]
+            if count := sum(one.count for one in means):
+                self._metrics[mode][key].append(sum(one.total for one in means))
+                self._metrics[mode][key + COUNT].append(count)
+            numbers = [float(one) for one in known if not isinstance(one, Mean)]
+            if numbers:
+                self._metrics[mode][key].append(sum(numbers) / len(numbers))

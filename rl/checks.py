@@ -1,4 +1,4 @@
-"""What the drop-in trainer refuses, warns of, and replaces: the names of constraints, batch sizes, TRL's options."""
+"""What the drop-in trainer refuses, warns about, and replaces: the names of constraints, batch sizes, TRL's options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def checked_constraints(given: Any) -> tuple[Constraint, ...]:
     """The constraints that the trainer was given: one, or several.
 
     Raises:
-        TypeError: something that is no `Constraint` (shows how to write it).
+        TypeError: something that is not a `Constraint` (shows how to write one).
     """
     constraints = (given,) if isinstance(given, (Constraint, str)) else tuple(given)
     for odd in constraints:
@@ -100,7 +100,7 @@ def out_of_reach(dual: DualAscent, batch: int) -> list[str]:
 
 
 def replaced_options(args: GRPOConfig, columns: Columns, names: Sequence[str], coupling: str | None) -> list[str]:
-    """TRL's options that have no effect on the advantages, as they are set in `args`, and what stands in their place."""
+    """TRL's options that are set in `args` and have no effect on the advantages, and what takes their place."""
     replaced = []
     if args.reward_weights is not None and coupling is not None:
         replaced.append(f"reward_weights by the {coupling} coupling")

@@ -1,7 +1,7 @@
 """Which reward functions are the task's and which are constraints: TRL's reward columns as the columns of Eq. 6.
 
-A reward function that no constraint names belongs to the task. Several of them are one task reward, their sum by TRL's
-`reward_weights`. So the order of the reward functions is free, and an environment's own reward (`get_reward`) is the task's.
+A reward function that no constraint names belongs to the task. If there are several, their sum by TRL's `reward_weights` is the
+one task reward. So the order of the reward functions is free, and an environment's own reward (`get_reward`) is the task's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
-TASK = "task"
+from rewards.base import TASK
 
 
 def names_of(functions: Sequence[Any], given: Sequence[str] | None) -> list[str]:
@@ -65,7 +65,7 @@ class Columns:
     def reduce(self, scores_NR: Tensor, failed_NR: Tensor, weights_R: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and failures (N, 1 + constraints) of all reward functions' (N, R).
 
-        As in TRL, a task reward that does not apply adds nothing. Where one failed, the task reward is unknown, so it failed.
+        As in TRL, a task reward that does not apply adds nothing. If one of them failed, the task reward is unknown, so it failed too.
 
         Args:
             weights_R: TRL's reward weights; only those of the task's functions count.

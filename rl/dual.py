@@ -26,7 +26,7 @@ Kind = Literal["adaptive", "fixed", "pid"]
 
 @dataclass(frozen=True)
 class Constraint:
-    """E[reward] >= tau (Eq. 2). The defaults are Table 6's, `min_applicable` in small batches aside.
+    """E[reward] >= tau (Eq. 2). The defaults are Table 6's, except for `min_applicable` in small batches.
 
     Attributes:
         reward: the reward's name.

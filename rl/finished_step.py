@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rl.multiplier_checkpoints import MultiplierCheckpoints
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class FinishedStep:
     multipliers: Mapping[str, Any]
 
     @classmethod
-    def of(cls, trainer: Any) -> Self:
+    def of(cls, trainer: MultiplierCheckpoints) -> Self:
         """The present state."""
         gpus = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else ()
         return cls(
@@ -39,12 +42,13 @@ class FinishedStep:
             trainer.multipliers_to_save(),
         )
 
-    def restore(self, trainer: Any) -> None:
+    def restore(self, trainer: MultiplierCheckpoints) -> None:
         """Return to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         if self.gpus:
             torch.cuda.set_rng_state_all(list(self.gpus))
-        trainer.state.num_input_tokens_seen = self.tokens_seen
+        state: Any = trainer.state  # transformers declares an integer, and TRL adds floats to it
+        state.num_input_tokens_seen = self.tokens_seen
         trainer.dual.load_state_dict(self.multipliers)

@@ -1,7 +1,7 @@
 """Images of one generation batch are resized and normalised once, not once per rollout and pass.
 
 TRL gives its processor the images of every rollout, twice per generation. The rollouts of one prompt hold the same image object
-(`fgrpo.images.decoded`), so nine of ten times the work is repeated at a group size of five.
+(`fgrpo.images.decoded`), so at a group size of five, nine tenths of this work is repetition.
 """
 
 from __future__ import annotations

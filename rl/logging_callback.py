@@ -62,7 +62,7 @@ COLUMNS = {
 
 
 def truncate_rollouts(folder: Path, step: int) -> list[int]:
-    """Delete rollouts after optimizer step `step`, which are generated again, and files that are no parquet; returns the steps
+    """Delete rollouts after optimizer step `step`, which are generated again, and files that are not parquet; returns the steps
     whose files remain."""
     remaining = []
     for file in (folder / ROLLOUTS).glob("*.parquet"):

@@ -15,10 +15,12 @@ import xxhash
 from torch import Tensor
 
 from fgrpo.errors import UserError
+from fgrpo.policy.blanked_pixels import NOT_NORMALISED
 from rl import mixed_batches
+from rl.passes import LogprobPasses
 
 
-def check(trainer: Any, what: str) -> None:
+def check(trainer: LogprobPasses, what: str) -> None:
     """Check that the training images can be changed.
 
     Args:
@@ -40,7 +42,9 @@ def check(trainer: Any, what: str) -> None:
         )
 
 
-def blanked(trainer: Any, batch: Mapping[str, Any], share: float, what: str = "a masked image") -> dict[str, Any]:
+def blanked(
+    trainer: LogprobPasses, batch: Mapping[str, Any], share: float, what: str = "a masked image"
+) -> dict[str, Any]:
     """TRL's `batch` with each patch of its images black with probability `share`. The batch itself stays as it is.
 
     Raises:
@@ -68,9 +72,11 @@ def _chosen(image: Tensor, where: str, share: float) -> Tensor:
     return chosen
 
 
-def _black(trainer: Any, width: int, what: str) -> Tensor:
+def _black(trainer: LogprobPasses, width: int, what: str) -> Tensor:
     """A black patch (width,) as the processor writes one: (0 - mean) / deviation of each channel."""
     processor = getattr(trainer.processing_class, "image_processor", None)
+    if not getattr(processor, "do_normalize", True):
+        raise UserError(f"{what} paints patches black, and {NOT_NORMALISED}")
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or deviation is None:
         raise UserError(f"{what} paints patches black, and the processor names no image_mean and image_std")

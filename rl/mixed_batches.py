@@ -7,7 +7,7 @@ not enter the tower, and the others wait there for it. They are refused. So are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -15,6 +15,9 @@ from datasets import Dataset
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone
 from rl.reward_validation import rollout_id
+
+if TYPE_CHECKING:
+    from rl.trainer import FaithfulGRPOTrainer
 
 Row = dict[str, Any]
 
@@ -42,7 +45,7 @@ def has_images(rows: Sequence[Row], generated: Sequence[Any] | None) -> bool:
     return any(generated or ()) or any(_images(row) for row in rows)
 
 
-def must_agree(trainer: Any) -> bool:
+def must_agree(trainer: FaithfulGRPOTrainer) -> bool:
     """Whether all processes of a trainer must enter the vision tower together."""
     several = trainer.accelerator.num_processes > 1
     return several and (trainer.sharding()["zero"] == 3 or bool(trainer.is_fsdp_enabled))
@@ -72,7 +75,7 @@ def is_mixed(dataset: Any) -> bool:
 
 
 def check_sampled(
-    trainer: Any, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None
+    trainer: FaithfulGRPOTrainer, completion_ids: Sequence[Sequence[int]], sampled: Sequence[Sequence[int]] | None
 ) -> None:
     """A sampled image token would end the next forward pass with "Image features and image tokens do not match".
 

@@ -13,12 +13,13 @@ from fgrpo.training.finite import NotFinite
 from rl.auxiliary_loss import AuxiliaryLoss
 from rl.dual import DualAscent
 from rl.finished_step import FinishedStep
+from rl.moving_reference import MovingReference
 
 DUALS = "duals.json"
 logger = logging.getLogger("fgrpo")
 
 
-class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
+class MultiplierCheckpoints(MovingReference):
     """A mixin for `rl.trainer.FaithfulGRPOTrainer`, which sets the attributes.
 
     Attributes:
@@ -52,6 +53,7 @@ class MultiplierCheckpoints(checkpoints.AtomicCheckpoints):
         return self._before_step if within and self._before_step is not None else self.dual.state_dict()
 
     def _write_extra(self, folder: Path) -> None:
+        super()._write_extra(folder)
         of_losses = {loss.name: state for loss in self.auxiliary if (state := loss.state_dict())}
         saved = {**self.multipliers_to_save(), **({"losses": of_losses} if of_losses else {})}
         try:

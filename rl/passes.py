@@ -7,7 +7,7 @@
   padding around them (`rl.length_bucketing`).
 - A prompt that is too long for a row with a mask (sdpa, eager): a row for each of its rollouts.
 - A micro-batch holds whole groups, of about one length if there are several (`rl.group_shuffle`).
-- Sliding windows and other layers than full attention, and images in responses (a tool's): rows of about equal length too.
+- Sliding windows and layers other than full attention, and images in responses (a tool's): rows of about equal length too.
 - Model families that `fgrpo.policy.backbones` does not know, mixtures of experts with their auxiliary loss, and a drop-in
   without constraints: TRL's own pass.
 
@@ -64,19 +64,24 @@ class LogprobPasses(GRPOTrainer):
 
     Attributes:
         rows: "shared": rollouts of one prompt share a row where the model can; "by_length": rows of about equal length pass
-            together; "trl": padded rows, as TRL's.
+            together; "trl": padded rows, like TRL's.
     """
 
     rows: Rows = "shared"
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, whose shuffle keeps the rollouts of a prompt together, in an update beside prompts of about their length."""
-        if self.rows == "trl" or self.known_family() is None or self._micro_batches_matter():
+        if not self.keeps_groups:
             return super()._prepare_inputs(generation_batch)
         passes = self.args.gradient_accumulation_steps
         update = self.args.per_device_train_batch_size * passes if passes > 1 else None
         with group_shuffle.by_group(update):
             return super()._prepare_inputs(generation_batch)
+
+    @property
+    def keeps_groups(self) -> bool:
+        """Whether the shuffle keeps the rollouts of a prompt together, so that a micro-batch has few prompts."""
+        return self.rows != "trl" and self.known_family() is not None and not self._micro_batches_matter()
 
     def _micro_batches_matter(self) -> bool:
         """Whether the loss takes a mean or a quantile over the tokens of one micro-batch, so that its rollouts must be mixed."""

@@ -2,10 +2,11 @@
 
 - boxes carry their frame and fit their image (`check_boxes`);
 - prompts as the processor really makes them have the estimated length, and fit (`check_prompts`);
-- their image tokens are as many as the vision tower gives features (`check_prompts`; EasyR1 #266, TRL #3847);
+- they have as many image tokens as the vision tower gives features (`check_prompts`; EasyR1 #266, TRL #3847);
 - image tokens cannot be sampled, by any engine (`check_sampling`; R1-V #180);
-- the rollout engine and the trainer agree on the log-probabilities of a probe batch (`check_probe`; TRL #6294);
-- a pass over the largest prompts with responses of the full length fits into memory (`check_peak`).
+- the rollout engine and the trainer agree on the log-probabilities of a batch (`check_engine`; TRL #6294);
+- a pass over the largest prompts with responses of the full length fits into memory, and so do the attention probe and
+  auxiliary losses (`check_peak`).
 
 The stage adds `Preflight` to the trainer's callbacks. It runs when everything is loaded and placed, also on resume, changes no
 random state, and calls no judge. It takes seconds on the mini model.
@@ -32,7 +33,7 @@ from fgrpo.policy import backbone
 from fgrpo.schema import Config
 from fgrpo.training import distributed, peak
 from fgrpo.types import FRAMES, Box, Sample
-from rl.probe import Probe
+from rl.dry_run import DryRun
 from rl.trainer import FaithfulGRPOTrainer
 
 # Mean |difference| per token; a wrong image or prompt costs 0.5 and more. An engine's log-probabilities are over the tokens
@@ -40,11 +41,11 @@ from rl.trainer import FaithfulGRPOTrainer
 # a few steps of SFT: 0.0005, in one small batch of eight above 0.001).
 TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
 SLACK = 0.01  # share of an image's side by which an annotated box may stick out
-PROBED = 8  # prompts that are processed in full
+CHECKED = 8  # prompts that are processed in full
 
 
 def check_boxes(questions: str | Path, pixels: boxes.PixelBounds, sources: Collection[str]) -> None:
-    """Every rewarded box of rl.jsonl names its frame, has an extent and fits its image.
+    """Check that every rewarded box of rl.jsonl names its frame, has an extent and fits its image.
 
     With several images the largest counts: which one a box belongs to is not annotated.
 
@@ -103,10 +104,10 @@ def _extent(path: str, frame: str, pixels: boxes.PixelBounds) -> tuple[float, fl
 def check_prompts(
     trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], limit: int, pixels: boxes.PixelBounds
 ) -> None:
-    """Prompts of `rows`, made as the trainer makes them: their length, and image tokens against features.
+    """Check prompts of `rows`, made as the trainer makes them: their length, and their image tokens against the features.
 
     Args:
-        rows: rows of the training data, see `probe_rows`.
+        rows: rows of the training data, see `preflight_rows`.
         limit: rl.max_prompt_length.
         pixels: the processor's bounds.
 
@@ -162,7 +163,7 @@ def _features(model: Any, pixel_values: Tensor, grids: Tensor) -> list[int]:
 
 
 def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> None:
-    """The rollout engine is configured never to sample `forbidden`, and image tokens are among them.
+    """Check that the rollout engine is configured never to sample `forbidden`, and that image tokens are among them.
 
     Raises:
         UserError: it may sample one.
@@ -179,7 +180,7 @@ def check_sampling(trainer: FaithfulGRPOTrainer, forbidden: Sequence[int]) -> No
         )
 
 
-def check_probe(
+def check_engine(
     trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], forbidden: Sequence[int], tolerance: float
 ) -> float | None:
     """Roll out `rows` and compare the engine's log-probabilities of what it sampled with the trainer's own.
@@ -190,8 +191,8 @@ def check_probe(
     Raises:
         UserError: a forbidden token was sampled, or they differ by more than `tolerance`.
     """
-    probe = Probe(trainer)
-    batch, engine = probe.rollout(rows)
+    dry_run = DryRun(trainer)
+    batch, engine = dry_run.rollout(rows)
     mask = batch["completion_mask"].bool()
     sampled = set(batch["completion_ids"][mask].tolist()) & set(forbidden)
     if sampled:
@@ -201,12 +202,12 @@ def check_probe(
         )
     if engine is None:
         return None
-    of_trainer = probe.logprobs(batch)
+    of_trainer = dry_run.logprobs(batch)
     known = mask & torch.isfinite(engine)
     difference = float((of_trainer - engine)[known].abs().mean())
     if not difference <= tolerance:
         raise UserError(
-            f"the rollout engine and the trainer differ by {difference:.3g} per token in the log-probabilities of {int(known.sum())} probe "
+            f"the rollout engine and the trainer differ by {difference:.3g} per token in the log-probabilities of {int(known.sum())} sampled "
             f"tokens (allowed: {tolerance:g}): they do not run the same weights on the same prompt and images. Check that both have "
             "the same checkpoint, processor and precision"
         )
@@ -216,9 +217,9 @@ def check_probe(
 def check_peak(trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], response: int) -> str:
     """Time and memory of the largest micro-batch, in the first minute instead of at hour five.
 
-    The rollouts of `rows` have `response` tokens each. Forward and backward; under DeepSpeed the forward alone, since its
-    engine takes no backward pass that is not followed by a step. The optimizer's states come on top where they are not
-    placed yet.
+    The rollouts of `rows` have `response` tokens each. Forward and backward, those of auxiliary losses among them, after the pass
+    of the attention probe where a reward reads attention, which has padded rows. The optimizer's states come on top where they are
+    not placed yet.
 
     Args:
         rows: of the largest prompts, see `largest_rows`.
@@ -230,24 +231,22 @@ def check_peak(trainer: FaithfulGRPOTrainer, rows: Sequence[Mapping[str, Any]], 
     Raises:
         UserError: it does not fit into the memory of the device.
     """
-    whole = not trainer.is_deepspeed_enabled
 
     def run() -> int:
-        probe = Probe(trainer)
-        batch = probe.longest(rows, response)
-        if whole:
-            probe.update(batch)
-        else:
-            probe.logprobs(batch)
+        dry_run = DryRun(trainer)
+        batch = dry_run.longest(rows, response)
+        dry_run.attention(batch)
+        dry_run.update(batch)
         return int(batch["prompt_mask"].sum(dim=1).max()) + response
 
     return peak.measured(
         trainer.accelerator.device,
         run,
         "largest rows",
-        "forward and backward" if whole else "forward",
+        "forward and backward",
         f"a pass over the largest prompts with responses of {response} tokens",
-        "lower rl.micro_batch, rl.max_prompt_length or policy.pixels.max, or shard over more GPUs",
+        "lower rl.micro_batch, rl.max_prompt_length or policy.pixels.max, or shard over more GPUs"
+        + ("; a pass that reads attention has padded rows" if "attention" in trainer.needs else ""),
     )
 
 
@@ -262,7 +261,7 @@ class Preflight(TrainerCallback):
 
     Attributes:
         trainer: set after it is built.
-        difference: the result of `check_probe`, None before it.
+        difference: the result of `check_engine`, None before it.
     """
 
     def __init__(self, questions: Path, pixels: boxes.PixelBounds, forbidden: Sequence[int], cfg: Config) -> None:
@@ -280,11 +279,11 @@ class Preflight(TrainerCallback):
             loss.check(self.trainer)
         if self.trainer.token_weights is not None:
             self.trainer.token_weights.check(self.trainer)
-        rows = probe_rows(self.trainer.train_dataset)
+        rows = preflight_rows(self.trainer.train_dataset)
         largest = largest_rows(self.trainer.train_dataset, self.pixels, math.ceil(rl.micro_batch / rl.group_size))
-        check_prompts(self.trainer, [*rows, *largest[:PROBED]], rl.max_prompt_length, self.pixels)
+        check_prompts(self.trainer, [*rows, *largest[:CHECKED]], rl.max_prompt_length, self.pixels)
         tolerance = rl.vllm.max_logprob_diff or TOLERANCE[rl.precision]
-        self.difference = check_probe(self.trainer, rows[:1], self.forbidden, tolerance)
+        self.difference = check_engine(self.trainer, rows[:1], self.forbidden, tolerance)
         difference = (
             ""
             if self.difference is None
@@ -294,13 +293,13 @@ class Preflight(TrainerCallback):
         distributed.print_once(f"preflight passed: boxes, prompts, image tokens, forbidden tokens{difference}")
 
 
-def probe_rows(dataset: Any) -> list[dict[str, Any]]:
+def preflight_rows(dataset: Any) -> list[dict[str, Any]]:
     """A few rows of the training data: the first, and those with the most images and the longest question."""
     samples = [Sample.from_dict(json.loads(text)) for text in dataset.with_format(None)[:]["sample"]]
     by_length = sorted(
         range(len(samples)), key=lambda i: (len(samples[i].images), len(samples[i].question)), reverse=True
     )
-    chosen = list(dict.fromkeys([0, *by_length]))[:PROBED]
+    chosen = list(dict.fromkeys([0, *by_length]))[:CHECKED]
     return [dataset[i] for i in chosen]
 
 
@@ -311,7 +310,7 @@ def largest_rows(dataset: Any, pixels: boxes.PixelBounds, count: int) -> list[di
 
 
 def _likely_tokens(sample: Sample, pixels: boxes.PixelBounds) -> float:
-    """Tokens of a prompt, roughly: English has about four characters a token. An image that cannot be read counts nothing."""
+    """Tokens of a prompt, roughly: English has about four characters a token. An image that cannot be read does not count."""
     total = len(sample.question + "".join(sample.choices)) / 4
     for path in sample.images:
         try:

@@ -169,5 +169,5 @@ def _of_details(name: str, details: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def report_named(name: str) -> Report | None:
-    """How the reward of this name is reported; None for the task reward, and for a reward that is no file of rewards/."""
+    """How the reward of this name is reported; None for the task reward, and for a reward that has no file in rewards/."""
     return report_of(load(name)) if name in names() else None

@@ -24,6 +24,7 @@ from rewards.probes import Probes
 from rl.probes.base import Rollouts
 from rl.reward_validation import NoScore, rollout_id
 from rl.scored_batch import ScoreColumn, ScoredBatch
+from rl.scorer import ScoredTrainer
 
 
 class RolloutScorer:
@@ -33,7 +34,7 @@ class RolloutScorer:
         constraints: names of rewards (files of rewards/), in the order of the constraints.
         task: the reward of column 0; if it is not the task's own, that one is monitored.
         context: judges and options; its mask must be "correct" in training (Table 6). Boxes are read with its tag and frame.
-        monitor: rewards that are scored and logged too, but are no columns: they weigh nothing. What they cannot score is
+        monitor: rewards that are scored and logged too, but are not columns, so they weigh nothing. What they cannot score is
             not applicable to them, whatever `context.unscorable` says.
 
     Raises:
@@ -93,7 +94,11 @@ class RolloutScorer:
         return column
 
     def start(
-        self, inputs: Sequence[dict[str, Any]], completions: Sequence[Any], ids: Sequence[Sequence[int]], trainer: Any
+        self,
+        inputs: Sequence[dict[str, Any]],
+        completions: Sequence[Any],
+        ids: Sequence[Sequence[int]],
+        trainer: ScoredTrainer,
     ) -> None:
         """Begin to score; the trainer calls it as soon as a generation batch exists.
 
@@ -101,7 +106,7 @@ class RolloutScorer:
             inputs: rows with a "sample" column (JSON).
             completions: texts, or chat turns of which the last is the completion.
             ids: token ids of the completions.
-            trainer: gives the step, the rank, the size of a group, what a completion's end is, and the event loop.
+            trainer: gives the step, the rank, the size of a group, which completions were cut off, and the event loop.
         """
         step = int(trainer.state.global_step)
         rank = int(trainer.accelerator.process_index)

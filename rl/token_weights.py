@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rl import masked_images
+from rl.passes import LogprobPasses
 
 LOG_RATIO, LARGEST = 20.0, 10.0  # bounds of d and s
 
@@ -30,10 +31,10 @@ LOG_RATIO, LARGEST = 20.0, 10.0  # bounds of d and s
 class TokenWeights(Protocol):
     """Factors of the tokens' advantages."""
 
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer: LogprobPasses) -> None:
         """Called before the first step. Raises UserError if the factors cannot be computed."""
 
-    def __call__(self, trainer: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, trainer: LogprobPasses, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
         """Factors (B, T) of one process' rollouts of a generation batch, and figures for the log (`tokens/<name>`).
 
         Every process calls it at the same place of a step.
@@ -44,13 +45,14 @@ class TokenWeights(Protocol):
         ...
 
 
-def weighted(trainer: Any, weights: TokenWeights, advantages_B: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def weighted(trainer: LogprobPasses, weights: TokenWeights, advantages_B: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """The tokens' advantages (B, T) in training; in evaluation, which trains nothing, the rollouts' (B,) as they are.
 
     Raises:
         ValueError: factors of another shape, or that are not finite.
     """
-    if not trainer.model.training:
+    model: Any = trainer.model
+    if not model.training:
         return advantages_B
     factors_BT, figures = weights(trainer, batch)
     if factors_BT.shape != batch["completion_ids"].shape:
@@ -119,11 +121,11 @@ class Dependence:
         if not (0 < self.keep <= 1 and 0 <= self.lowest <= 1 and 0 < self.blank <= 1 and math.isfinite(self.keep)):
             raise ValueError(f"keep and blank are shares above 0, lowest one from 0; got {self}")
 
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer: LogprobPasses) -> None:
         """Raises UserError where the images cannot be changed."""
         masked_images.check(trainer, "rl.token_weights")
 
-    def __call__(self, trainer: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, trainer: LogprobPasses, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
         """See `TokenWeights`. One pass without gradient, and a second one where TRL keeps no old log-probabilities."""
         mask_BT = trained_tokens(batch)
         per_pass = trainer.args.per_device_train_batch_size

@@ -7,9 +7,7 @@ Differs from the paper only where docs/deviations.md says so. Configuration alon
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from fgrpo import cli, config, prompts, recorded, runs
+from fgrpo import prompts, recorded, runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
@@ -45,13 +43,7 @@ from rl.trainer import FaithfulGRPOTrainer, resume_point
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
-
-    def body(args: argparse.Namespace) -> None:
-        cfg = config.load(args.preset, args.method, args.set)
-        if not launch.launch_if_needed("rl.train", cfg, sys.argv[1:] if argv is None else argv):
-            train(cfg, args.runs)
-
-    cli.run(body, cli.parser(__doc__ or ""), argv)
+    launch.run_stage("rl.train", __doc__, train, argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
@@ -99,7 +91,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
 
 
 def check_configuration(cfg: Config) -> None:
-    """What shows without a model or a run folder that a run of this configuration cannot start.
+    """Refuse a configuration whose run cannot start, as far as that shows without a model or a run folder.
 
     Raises:
         UserError: an unknown reward, constraint or auxiliary loss, vLLM or a tracker that is not installed.
@@ -191,7 +183,7 @@ def make_dual(cfg: Config) -> DualAscent:
     """The multipliers of a method: one constraint for each key of rl.constraints; a coupled reward has none.
 
     Raises:
-        UserError: a constraint or monitor of no reward (names the nearest), or values that make no constraint.
+        UserError: a constraint or monitor that is not a reward (names the nearest), or values that make no constraint.
     """
     rl = cfg.rl
     check_configured(cfg)
@@ -203,7 +195,7 @@ def make_dual(cfg: Config) -> DualAscent:
 
 
 def make_constraint(cfg: Config, name: str) -> Constraint:
-    """The constraint rl.constraints.<name>; what it leaves out has the value of rl.dual.
+    """The constraint rl.constraints.<name>; what it leaves out it takes from rl.dual.
 
     Raises:
         ValueError: its values make no constraint.

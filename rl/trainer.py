@@ -1,7 +1,7 @@
 """FaithfulGRPOTrainer: TRL's GRPOTrainer with adaptive constraints (Section 3.3, Eqs. 3 to 6).
 
 A drop-in: `FaithfulGRPOTrainer(model, reward_funcs=[task, c1], constraints=[Constraint("c1", tau=.95)], args=GRPOConfig(…))`.
-docs/drop_in.md says what changes for a script of TRL, docs/rl_step.md shows the order of one step. TRL's methods are overridden
+docs/drop_in.md says what changes for a TRL script, docs/rl_step.md shows the order of one step. TRL's methods are overridden
 around `super()`, and none is copied:
 
 - `_generate`: scoring starts as soon as the rollouts exist, beside the log-prob passes;
@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
@@ -45,22 +45,11 @@ from rl.passes import Rows
 from rl.probes.trainer import ProbedRollouts
 from rl.reward_validation import check_reward_models, guarded
 from rl.scored_batch import Gathered, ScoreColumn, gather
+from rl.scorer import Scorer
 from rl.step import Step, StepOptions, fgrpo_step
 from rl.token_weights import TokenWeights, weighted
 
 NEEDED = (DUALS, checkpoints.STATE)  # of a checkpoint
-
-
-class Scorer(Protocol):
-    """Scores rollouts ahead of the reward functions, which then wait for what was started (see `rl.scoring`)."""
-
-    def start(
-        self,
-        inputs: Sequence[dict[str, Any]],
-        completions: Sequence[Any],
-        ids: Sequence[Sequence[int]],
-        trainer: GRPOTrainer,
-    ) -> None: ...
 
 
 class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses, ProbedRollouts):
@@ -309,7 +298,7 @@ class FaithfulGRPOTrainer(MultiplierCheckpoints, AuxiliaryLosses, ProbedRollouts
     # -- checks of a batch -------------------------------------------------------------------------------------------------
 
     def _check_mixed(self, has_image: Sequence[bool]) -> None:
-        """Refuse rollouts with and without images, also of tools, before a pass in which processes would wait for one another."""
+        """Refuse a mix of rollouts with and without images (also of tools) before a pass in which processes would wait for one another."""
         if self._must_agree and self._anywhere(any(has_image)) and self._anywhere(not all(has_image)):
             mixed_batches.refuse(f"the generation batch of step {self.state.global_step + 1}")
 

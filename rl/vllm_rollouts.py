@@ -3,14 +3,14 @@
 TRL's `VLLMGeneration` and `VLLMClient` do the work; `GuardedGeneration` and `RolloutClient` add, around `super()`, what TRL
 1.16 with vLLM 0.31 lacks. The effect of every guard is checked, so another version that undoes one is an error:
 - colocated, TRL passes vLLM prompts whose image tokens are already expanded, and vLLM expands them again. Runs of them are
-  collapsed before generation, and the prompt that vLLM read must equal the trainer's to the token. Behind a server TRL places
+  collapsed before generation, and the prompt that vLLM read must equal the trainer's token for token. With a server TRL places
   the images itself, and the number of tokens that the server counted for each must equal the trainer's.
 - after new weights, image features and prompt keys computed with the old ones are dropped (TRL drops the keys only).
-- on a CPU vLLM computes with packed copies of its linear layers, not all of which later weights reach. They are left plain
+- on a CPU vLLM computes with packed copies of its linear layers, and new weights do not reach all of these. They are left plain
   (`fgrpo.inference.vllm_worker`), and a server gets the weights as a file (TRL uses NCCL), which it must be able to read.
 - vLLM seeds its process by rank alone: the run's seed is set again once the engine is built.
 - adapters are merged into the tensors that are sent, not into the policy and out again, which would round its weights.
-Anything else shows in the tokens' log-probabilities: the engine's against the trainer's, on every token of every generation
+Anything else shows in the tokens' log-probabilities, which are compared, engine and trainer, on every token of every generation
 (`sampling/…` in metrics.jsonl). Beyond a bound (`rl.preflight.TOLERANCE`, or rl.vllm.max_logprob_diff) the run stops before it
 trains on them.
 Needs an environment with vLLM: on CPU `.venv-vllm/bin/python -m rl.train … --set rl.rollout_engine=vllm-server`.
@@ -226,10 +226,10 @@ class GuardedGeneration(VLLMGeneration):
         self.sync_seconds += time.perf_counter() - began
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
-        """TRL's `generate`; checks that vLLM read exactly `prompts`, to the token.
+        """TRL's `generate`; checks that vLLM read exactly `prompts`, token for token.
 
         Raises:
-            RolloutFault: the server is unreachable, or the engine counted other image tokens than the trainer.
+            RolloutFault: the server is unreachable, or the engine counted more or fewer image tokens than the trainer.
         """
         if self.mode == "server":
             with self._connection_errors_explained():
@@ -306,7 +306,7 @@ class VLLMTrainer(FaithfulGRPOTrainer):
             difference: mean over tokens of |log p(trainer) - log p(engine)|.
 
         Raises:
-            RolloutFault: it exceeds the allowed one, or is not a number.
+            RolloutFault: it exceeds the bound, or is not a number.
         """
         if not difference <= self.bound:
             raise RolloutFault(
@@ -351,7 +351,7 @@ def _replaced(module: Any, name: str, by: Any) -> Iterator[None]:
     """Replace `module.name` by `by` within the block.
 
     Raises:
-        UserError: there is no such name: in another version the guard would have no effect.
+        UserError: there is no such name, as in another version, where the guard would have no effect.
     """
     if not hasattr(module, name):
         raise UserError(

@@ -14,9 +14,7 @@ Command: `python -m sft.anchor --preset mini`. Nothing of this is in the paper o
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,12 +24,13 @@ from typing import Any
 
 import torch
 
-from fgrpo import cli, config, runs
+from fgrpo import runs
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import IMAGE_ERRORS
 from fgrpo.policy import focus, model_files
+from fgrpo.resume import FRESH
 from fgrpo.schema import Config
 from fgrpo.schema_anchor import Anchor
 from fgrpo.training import distributed, launch
@@ -42,9 +41,12 @@ from fgrpo.training.stored import put_in_place
 from fgrpo.types import Sample
 from sft import dataset
 from sft import train as sft_train
+from sft.configured import check_anchor
 
 SHARES, QUESTION = "anchor_shares", "anchor_question"  # columns of the data set
 IMAGES = "anchor_images"  # of a batch: images of each row
+LOSS, INSIDE = "anchor/loss", "anchor/inside"  # in the log
+ROWS = "anchor/rows"  # how many rows with boxes the sums of both are over, until they are logged
 
 
 class AnchorTrainer(sft_train.Trainer):
@@ -85,27 +87,29 @@ class AnchorTrainer(sft_train.Trainer):
             added = added / self.current_gradient_accumulation_steps
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, which has the mean of each list; those of `_log_anchored` become means over the rows with boxes."""
+        figures = self._metrics["train" if self.plain_model.training else "eval"]
+        counts = figures.pop(ROWS, [])
+        for key in (LOSS, INSIDE) if counts else ():
+            figures[key] = [sum(figures[key]) / sum(counts)]
+        super().log(logs, start_time)
+
     def _log_anchored(self, mode: str, anchored: Anchored) -> None:
-        """Means over the rows with boxes of all processes; nothing where none has boxes."""
+        """Sums over the rows with boxes of all processes, and their number; nothing where none has boxes."""
         own = torch.tensor(
             [anchored.count, anchored.count * float(anchored.loss.detach()), anchored.count * (anchored.inside or 0.0)],
             dtype=torch.float64,
         )
         count, loss, inside = self.accelerator.gather(own.to(self.accelerator.device)[None]).sum(dim=0).tolist()
         if count:
-            self._metrics[mode]["anchor/loss"].append(loss / count)
-            self._metrics[mode]["anchor/inside"].append(inside / count)
+            for key, value in ((ROWS, count), (LOSS, loss), (INSIDE, inside)):
+                self._metrics[mode][key].append(value)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
-
-    def body(args: argparse.Namespace) -> None:
-        cfg = config.load(args.preset, args.method, args.set)
-        if not launch.launch_if_needed("sft.anchor", cfg, sys.argv[1:] if argv is None else argv):
-            train(cfg, args.runs)
-
-    cli.run(body, cli.parser(__doc__ or ""), argv)
+    launch.run_stage("sft.anchor", __doc__, train, argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:
@@ -119,7 +123,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
     traces = runs.require(runs.folder(cfg, "mcts", root) / "sft.jsonl", "mcts", check=is_main)
     questions = runs.require(runs.folder(cfg, "data", root) / "seed.jsonl", "data", check=is_main)
     policy = runs.require(runs.folder(cfg, "sft", root) / "final", "sft", check=is_main)
-    check_configuration(cfg)
+    check_anchor(cfg)
     with (
         distributed.session(cfg.sft.deepspeed, cfg.launch.timeout_s),
         distributed.open_run(cfg, "anchor", [traces, questions, policy], root) as run,
@@ -128,7 +132,7 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
             distributed.print_once(f"{run.path} is already done")
             return run.path
         distributed.on_main(lambda: sft_train.check_images(cfg, traces, root))
-        start = run.path / "start"
+        start = run.path / FRESH
         distributed.on_main(lambda: prepare(policy, start, cfg.anchor))
         own = stage_config(cfg, start)
         samples = {sample.id: sample for sample in read_questions(questions)}
@@ -137,15 +141,6 @@ def train(cfg: Config, root: str | Path = "runs") -> Path:
         )
         kind = partial(AnchorTrainer, anchor=cfg.anchor)
         return sft_train.fit(own, run, lambda: sft_train.build_trainer(own, run, traces, kind, columns))
-
-
-def check_configuration(cfg: Config) -> None:
-    """UserError for what shows without a model that the stage cannot run."""
-    if cfg.sft.lora is not None:
-        raise UserError(
-            "make anchor trains the embedding of a new token, which adapters leave as it is; set sft.lora=null for this stage (RL may "
-            "train adapters on its result)"
-        )
 
 
 def stage_config(cfg: Config, start: Path) -> Config:

@@ -45,9 +45,7 @@ class Preflight(TrainerCallback):
 
 
 def check_peak(trainer: Trainer, rows: Sequence[int], what: str) -> str:
-    """Time and memory of one micro-batch: forward and backward, under DeepSpeed the forward alone.
-
-    DeepSpeed's engine takes no backward pass that is not followed by a step.
+    """Time and memory of one micro-batch, forward and backward; under DeepSpeed through its engine.
 
     Args:
         rows: indices into the training data.
@@ -58,25 +56,24 @@ def check_peak(trainer: Trainer, rows: Sequence[int], what: str) -> str:
     Raises:
         UserError: it does not fit into the memory of the device.
     """
-    whole = not trainer.is_deepspeed_enabled
-    model: Any = trainer.accelerator.unwrap_model(trainer.model) if whole else trainer.model
+    engine: Any = trainer.model_wrapped if trainer.is_deepspeed_enabled else None
+    plain: Any = trainer.model if engine is not None else trainer.accelerator.unwrap_model(trainer.model)
 
     def run() -> int:
         data: Any = trainer.train_dataset
         batch = trainer._prepare_inputs(trainer.data_collator([data[i] for i in rows]))
         tokens = int(batch["attention_mask"].sum(dim=1).max())
-        with _unrecorded(trainer, model), torch.set_grad_enabled(whole):
+        with _unrecorded(trainer, plain), torch.enable_grad():
             with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, batch)
-            if whole:
-                loss.backward()
+                loss = trainer.compute_loss(plain if engine is None else engine, batch)
+            peak.backward(loss, engine)
         return tokens
 
     return peak.measured(
         trainer.accelerator.device,
         run,
         what,
-        "forward and backward" if whole else "forward",
+        "forward and backward",
         f"a micro-batch of the {what}",
         "lower sft.batch_size (and raise sft.gradient_accumulation), sft.max_length or policy.pixels.max, or shard over more GPUs",
     )

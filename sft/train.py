@@ -8,11 +8,9 @@ Ours: the choice of validation questions, and how often the validation loss is m
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from transformers import PrinterCallback, TrainerControl, TrainerState, Training
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig
 
-from fgrpo import cli, config, recorded, runs
+from fgrpo import recorded, runs
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.inference.addresses import without_keys
@@ -60,13 +58,7 @@ class Trainer(AtomicCheckpoints, SharedPrefix):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
-
-    def body(args: argparse.Namespace) -> None:
-        cfg = config.load(args.preset, args.method, args.set)
-        if not launch.launch_if_needed("sft.train", cfg, sys.argv[1:] if argv is None else argv):
-            train(cfg, args.runs)
-
-    cli.run(body, cli.parser(__doc__ or ""), argv)
+    launch.run_stage("sft.train", __doc__, train, argv)
 
 
 def train(cfg: Config, root: str | Path = "runs") -> Path:

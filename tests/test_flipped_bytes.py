@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from eval import freshness, kept_scores
-from eval.figures import thresholds
+from eval.curves import thresholds
 from eval.judge_validation import stored as judged
 from fgrpo import recorded, runs
 from fgrpo.config import load

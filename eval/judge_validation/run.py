@@ -34,7 +34,7 @@ from eval.judge_validation.stats import FAILED, Agreement, Pair, compare, error_
 from eval.judge_validation.stored import CONSISTENCY, GROUNDING, LABELS, TASKS, Generations, Item, Stored
 from fgrpo import runs, schema
 from fgrpo.boxes import PixelBounds
-from fgrpo.cli import parser, run
+from fgrpo.cli import parser, positive, run
 from fgrpo.config import load
 from fgrpo.errors import UserError, unknown
 from fgrpo.policy.model_files import pixel_bounds
@@ -310,7 +310,9 @@ def main() -> None:
     option(
         "--labelled", nargs="*", default=[], metavar="SET:PATH", help=f"labelled sets ({', '.join(labelled.names())})"
     )
-    option("--limit", type=int, metavar="N", help="maximum number of answers of a run, or of items of a labelled set")
+    option(
+        "--limit", type=positive, metavar="N", help="maximum number of answers of a run, or of items of a labelled set"
+    )
     option("--out", metavar="FOLDER", help="output folder")
     run(body, arguments)
 

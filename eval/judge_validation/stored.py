@@ -276,17 +276,14 @@ def judged_items(
     """
     items: list[Item] = []
     for rollout in rollouts:
-        sample, think, answer = (
-            samples.get(rollout.sample_id),
-            parse(rollout.text, tags=tags).think,
-            answer_span(rollout.text, tags),
-        )
+        sample = samples.get(rollout.sample_id)
         if sample is None:
             continue
-        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and answer:
-            items.append(ConsistencyItem(rollout.id, sample.question, sample.choices, think, answer))
-        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and answer:
-            items.append(ExtractionItem(rollout.id, sample.choices, answer))
+        response, span = parse(rollout.text, tags=tags, choices=sample.choices), answer_span(rollout.text, tags)
+        if stored.consistency.get(rollout.id) in CONSISTENCY_LABELS and (answer := response.answer or span):
+            items.append(ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, answer))
+        if stored.extraction.get(rollout.id, MISSING) not in NOT_RATED and span:
+            items.append(ExtractionItem(rollout.id, sample.choices, span))
         split = stored.grounding.get(rollout.id, MISSING)
         if not isinstance(split, str):
             texts = tuple(text for text, _ in split)
@@ -335,14 +332,16 @@ def swapped(
     for rollout in rollouts:
         if stored.consistency.get(rollout.id) != CONSISTENCY_LABELS[0]:
             continue
-        sample, think = samples.get(rollout.sample_id), parse(rollout.text, tags=tags).think
-        place = _option(answer_span(rollout.text, tags) or "", sample.choices) if sample is not None else None
+        sample = samples.get(rollout.sample_id)
+        response = parse(rollout.text, tags=tags, choices=() if sample is None else sample.choices)
+        answer = response.answer or answer_span(rollout.text, tags) or ""
+        place = _option(answer, sample.choices) if sample is not None else None
         if sample is None or place is None:
             reason = "its question is missing" if sample is None else "its answer is not one option's letter or text"
             dropped[reason] = dropped.get(reason, 0) + 1
             continue
         other = sample.choices[(place + 1 + len(items) % (len(sample.choices) - 1)) % len(sample.choices)]
-        item = ConsistencyItem(rollout.id, sample.question, sample.choices, think, other)
+        item = ConsistencyItem(rollout.id, sample.question, sample.choices, response.think, other)
         items.append(Labelled(item, (CONSISTENCY_LABELS[1],), ("swapped answer",)))
     return items, dropped
 

@@ -102,26 +102,37 @@ class Client:
         ]
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = WeakKeyDictionary()
 
-    async def complete(self, body: Body, reserved: tuple[int, int], n: int = 1, *, takes_blank: bool = False) -> Reply:
+    async def complete(
+        self,
+        body: Body,
+        reserved: tuple[int, int],
+        n: int = 1,
+        *,
+        takes_blank: bool = False,
+        takes_cut_off: bool = False,
+        timeout_s: float | None = None,
+    ) -> Reply:
         """The completion of one request.
 
         Args:
             body: called before each attempt; what it raises ends the request.
             reserved: (prompt, completion) tokens to set apart until the reply gives its usage (`fgrpo.inference.budget.estimate`).
             n: continuations that the body requests; the reply holds those that are usable, at least one.
-            takes_blank: whether blanks alone are a text (`read_reply`).
+            takes_blank, takes_cut_off: what counts as a text (`read_reply`).
+            timeout_s: seconds per attempt of this request; None: those of the limits.
 
         Raises:
             RequestFailed: no completion, after all attempts.
             UserError: an endpoint does not serve the model (`checks_model`).
         """
         loop, attempts = self._loop(), _Attempts()
-        read = partial(read_reply, n=n, takes_blank=takes_blank)
+        read = partial(read_reply, n=n, takes_blank=takes_blank, takes_cut_off=takes_cut_off)
+        timeout_s = self.limits.timeout_s if timeout_s is None else timeout_s
         last: Endpoint | None = None
         while True:
             attempts.count += 1
             async with loop.first_attempts if attempts.count == 1 else nullcontext():
-                result, last = await self._attempt(loop, body, reserved, read, last)
+                result, last = await self._attempt(loop, body, reserved, read, timeout_s, last)
             if not isinstance(result, Failure):
                 return result
             attempts.own += not result.by_time
@@ -232,7 +243,13 @@ class Client:
         return min(limits.longest_wait_s, max(_JITTER.uniform(0, longest), failure.after_s))
 
     async def _attempt(
-        self, loop: _LoopState, body: Body, reserved: tuple[int, int], read: Read, last: Endpoint | None
+        self,
+        loop: _LoopState,
+        body: Body,
+        reserved: tuple[int, int],
+        read: Read,
+        timeout_s: float,
+        last: Endpoint | None,
     ) -> tuple[Reply | Failure, Endpoint | None]:
         """One request to one endpoint, which is returned too; `last` is that of the attempt before."""
         while True:
@@ -243,7 +260,7 @@ class Client:
             try:
                 async with endpoint.slots, loop.in_flight:
                     if endpoint.is_ready(self.clock.now()):  # still, after the wait for a slot
-                        return await self._send(loop, endpoint, body, reserved, read), endpoint
+                        return await self._send(loop, endpoint, body, reserved, read, timeout_s), endpoint
             finally:
                 endpoint.in_flight -= 1
 
@@ -267,7 +284,7 @@ class Client:
             await self.clock.sleep(min(_LOOK_S, *(endpoint.wakes_in(now) for endpoint in loop.endpoints)) + 0.001)
 
     async def _send(
-        self, loop: _LoopState, endpoint: Endpoint, body: Body, reserved: tuple[int, int], read: Read
+        self, loop: _LoopState, endpoint: Endpoint, body: Body, reserved: tuple[int, int], read: Read, timeout_s: float
     ) -> Reply | Failure:
         if self._stopped is not None:
             return self._stopped
@@ -283,9 +300,11 @@ class Client:
                 await self._check_model(endpoint)
             arguments = await body(endpoint)
             allow(reserved[1])
-            async with asyncio.timeout(self.limits.timeout_s):  # httpx's own limit is per chunk
+            async with asyncio.timeout(timeout_s):  # httpx's own limit is per chunk
                 # `create` comes down to this `post`, after a walk over every key of the body
-                content = await endpoint.connection.post("/chat/completions", cast_to=bytes, body=arguments)
+                content = await endpoint.connection.post(
+                    "/chat/completions", cast_to=bytes, body=arguments, options={"timeout": timeout_s}
+                )
             reply = read(content)
             for unusable in reply.unusable:
                 self.meter.fault(unusable.kind)

@@ -134,12 +134,12 @@ def connect(url: str | None, key: str, timeout_s: float) -> openai.AsyncOpenAI:
         timeout=timeout_s,
         max_retries=0,
         http_client=openai.DefaultAsyncHttpxClient(
-            timeout=timeout_s, event_hooks={"response": [stop_at_limit]}, verify=_certificates()
+            timeout=timeout_s, event_hooks={"response": [stop_at_limit]}, verify=certificates()
         ),
     )
 
 
 @cache
-def _certificates() -> ssl.SSLContext:
+def certificates() -> ssl.SSLContext:
     """The certificate authorities, read once: this takes longer than many a request."""
     return httpx.create_ssl_context()

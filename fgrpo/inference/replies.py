@@ -20,6 +20,7 @@ NO_TEXT, ODD_CHOICE, TOO_LONG = "no text", "odd choice", "reply too long"
 WITHHELD = "withheld"  # by the model or a filter, which at temperature 0 do so again
 _FILTERED = ("content_filter", "safety", "refusal")  # ends that the same text meets again
 _REASONING_TYPES = ("reasoning", "thinking", "redacted_thinking", "reasoning_content", "reasoning_text")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 _DEEPEST = 3  # parts within parts
 _ROUNDED = 0.01  # above 0: what rounding may add to a log-probability
 _LARGEST = 2**31  # past any count of tokens, token id or log-probability
@@ -60,7 +61,8 @@ _CODES: Mapping[str, int] = {
 class Choice:
     """One continuation. `logprobs` are those of `token_ids`, where the server gives both.
 
-    `reasoning` is what a reasoning parser took out of the text; `text` is empty only if the reply was cut off within it.
+    `reasoning` is what a reasoning parser took out of the text; `text` is empty only if the reply was cut off within its
+    reasoning, which a server may hide.
     """
 
     text: str
@@ -95,12 +97,13 @@ class BadReply(Exception):
         self.kind, self.detail, self.status, self.code = kind, detail, status, code
 
 
-def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Reply:
+def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False, takes_cut_off: bool = False) -> Reply:
     """The reply in the body of an HTTP 200.
 
     Args:
         n: choices that were requested.
         takes_blank: whether blanks alone are a text, as where a request ends at a line break.
+        takes_cut_off: whether a choice that ended at its limit before any text is one, without a sign of hidden reasoning too.
 
     Raises:
         BadReply: the body is no completion with `n` choices, or none of them is usable.
@@ -115,11 +118,12 @@ def read_reply(content: bytes, n: int = 1, *, takes_blank: bool = False) -> Repl
     ordered = sorted(choices, key=_index) if all(isinstance(choice, dict) for choice in choices) else choices
     if len(ordered) != n:
         raise BadReply(ODD_CHOICE, f"{n} continuations were requested and {len(ordered)} came")
+    takes_cut_off = takes_cut_off or _has_reasoned(document.get("usage"))
     usable: list[Choice] = []
     unusable: list[BadReply] = []
     for choice in ordered:
         try:
-            usable.append(_choice(choice, takes_blank))
+            usable.append(_choice(choice, takes_blank, takes_cut_off))
         except BadReply as error:
             unusable.append(error)
     if not usable:
@@ -150,7 +154,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
     """The reasoning that a server returns beside the text, or as parts of the content; empty if there is none."""
     content = message.get("content")
     parts = [part for part in content if _is_reasoning(part)] if isinstance(content, list) else []
-    held = (message.get(key) for key in ("reasoning_content", "reasoning", "reasoning_details", "thinking"))
+    held = (message.get(key) for key in _REASONING_KEYS)
     for found in (*held, parts):
         reasoning = found if isinstance(found, str) else _joined(found if isinstance(found, list) else [found])
         if reasoning.strip():
@@ -184,7 +188,7 @@ def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text[:4000]).split())
 
 
-def _choice(choice: Any, takes_blank: bool) -> Choice:
+def _choice(choice: Any, takes_blank: bool, takes_cut_off: bool) -> Choice:
     if not isinstance(choice, dict):
         raise BadReply(ODD_CHOICE, f"a choice without a message: {words_of(choice)}")
     _raise_reported(choice)
@@ -195,7 +199,8 @@ def _choice(choice: Any, takes_blank: bool) -> Choice:
     text, reasoning = text_of(message), reasoning_of(message)
     has_text = bool(text if takes_blank else text.strip())
     is_filtered = isinstance(reason, str) and reason.lower() in _FILTERED
-    if not has_text and not (reasoning and finish == "length"):
+    is_cut_off = finish == "length" and (takes_cut_off or bool(reasoning) or _hides_reasoning(message))
+    if not has_text and (not is_cut_off or message.get("refusal")):
         raise BadReply(WITHHELD if message.get("refusal") or is_filtered else NO_TEXT, _why_no_text(message, reason))
     if finish is None:
         raise BadReply(WITHHELD if is_filtered else NO_TEXT, f"the server ended with {words_of(reason)!r}")
@@ -244,6 +249,20 @@ def _message(document: object) -> str:
             if (found := document.get(key)) and (text := _message(found)):
                 return text
     return ""
+
+
+def _hides_reasoning(message: Mapping[str, Any]) -> bool:
+    """Whether a message says that there is reasoning without showing it (encrypted or redacted parts)."""
+    content = message.get("content")
+    parts = [part for part in content if _is_reasoning(part)] if isinstance(content, list) else []
+    return bool(parts) or any(message.get(key) for key in _REASONING_KEYS)
+
+
+def _has_reasoned(usage: object) -> bool:
+    """Whether the usage counts tokens of reasoning, as OpenAI's does; the message itself does not show them."""
+    details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
+    tokens = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return type(tokens) is int and tokens > 0
 
 
 def _is_reasoning(part: object) -> bool:

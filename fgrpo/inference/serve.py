@@ -289,7 +289,7 @@ def main() -> None:
     arguments.add_argument("role", choices=ROLES, help="the role whose model to serve; judge is the training judge")
     arguments.add_argument("--model", help="a model instead of the preset's (required by the role model)")
     arguments.add_argument("--name", help="name of the address file (default: the role); several servers need several")
-    arguments.add_argument("--port", type=int, help="default: a free one")
+    arguments.add_argument("--port", type=cli.port, help="default: a free one")
     arguments.add_argument(
         "--public", action="store_true", help="listen on all interfaces, for stages on other machines"
     )

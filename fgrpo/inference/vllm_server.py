@@ -15,8 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +23,7 @@ from typing import Self
 from tqdm import tqdm
 
 from fgrpo.errors import UserError
+from fgrpo.inference.http_get import get
 from fgrpo.installed import ROOT
 from fgrpo.policy import backbone
 
@@ -169,12 +168,12 @@ class Server:
 
 
 def executable() -> Path:
-    """The `vllm` command: of .venv-vllm, of this interpreter's environment, or of the PATH.
+    """The `vllm` command: of this interpreter's environment, of .venv-vllm (for CPUs), or of the PATH.
 
     Raises:
         UserError: there is none.
     """
-    for path in (ROOT / ".venv-vllm" / "bin" / "vllm", Path(sys.executable).parent / "vllm", shutil.which("vllm")):
+    for path in (Path(sys.executable).parent / "vllm", ROOT / ".venv-vllm" / "bin" / "vllm", shutil.which("vllm")):
         if path is not None and Path(path).is_file():
             return Path(path)
     raise UserError(
@@ -190,12 +189,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def healthy(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether the server at `url` (its /v1 address) reports that it is healthy."""
+    """Whether the vLLM server at `url` (its /v1 address) reports that it is healthy: HTTP 200 with nothing in it.
+
+    A server that says more is not vLLM. `timeout_s` bounds the whole reply.
+    """
     try:
-        with urllib.request.urlopen(url.removesuffix("/v1") + "/health", timeout=timeout_s) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+        reply = get(url.removesuffix("/v1") + "/health", timeout_s)
+    except OSError:
         return False
+    return (reply.status, reply.body) == (200, b"")
 
 
 def _port_in_use(host: str, port: int) -> bool:

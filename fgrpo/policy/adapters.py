@@ -1,7 +1,7 @@
 """Low-rank adapters (peft) on a policy: their layers, and the merged model.
 
-A stage that trains adapters writes a merged model as its `final`. So the readers of a model (the next stage, evaluation, a
-vLLM server) need no support for adapters. The adapters themselves are in `final/adapter`.
+A stage that trains adapters writes a merged model as its `final`. So whatever reads the model (the next stage, evaluation, a
+vLLM server) needs no support for adapters. The adapters themselves are in `final/adapter`.
 """
 
 from __future__ import annotations

@@ -2,23 +2,22 @@
 
 The tap stands in transformers' registry of attention functions under the name that is there already, so the library builds the
 same masks. It sees the final queries and keys of chosen layers of one model and reduces the rows of chosen tokens to a few
-numbers per head; a T x T matrix never exists. All other calls (other layers, the vision tower, a reference model) pass through.
+numbers per head, a block of rows at a time; a T x T matrix never exists. All other calls (other layers, the vision tower, a
+reference model) pass through.
 
     with AttentionTap(model, layers) as tap:
         with tap.read(rows) as reading:
             model(**inputs)
     share = reading.passes[0][layer][row].evidence_share      # (heads, queries)
 
-- `rows`: one `Rows` per row of the batch, or a function that makes them from the keyword arguments of each forward pass of the
-  model (for callers that do not start the passes themselves; one entry of `reading.passes` per pass).
+- `rows`: one `Rows` per row of the batch. `reading.passes` has one entry per forward pass in the block.
 - Columns are those of the rows that the model gets, padding included. Which keys a token sees is read from the mask of that pass:
-  padded rows of any side, and rows that share their prompt (`fgrpo.training.shared_prefix`), whose columns its `Layout` knows.
-- Under gradient checkpointing (not reentrant) a layer runs twice. A reading keeps what the first run left, and the tap must stay
+  rows padded on either side, and rows that share their prompt (`fgrpo.training.shared_prefix`), whose columns its `Layout` knows.
+- Under gradient checkpointing (not reentrant) a layer runs twice. A reading keeps what the first run gave, and the tap must stay
   open until after `backward`, or the second run saves other tensors.
-- Activations only: nothing to gather under ZeRO-3, and nothing to change for adapters.
+- It reads activations only, so there is nothing to gather under ZeRO-3 and nothing to change for adapters.
 
-Sources: the choice of rows and their reduction are ours, for signals in the style of Faithful-MR1 (docs/mr1.md).
-Shapes: H heads, Q queries, L keys, I image keys.
+Layers are chosen by `fgrpo.policy.attention_layers`, rows reduced by `fgrpo.policy.attention_sums`.
 """
 
 from __future__ import annotations
@@ -27,74 +26,37 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone
+from fgrpo.policy.attention_layers import chosen_layers
+from fgrpo.policy.attention_sums import Rows, Sums, sums_of
 
 KNOWN = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 REENTRANT = (
     "attention read under reentrant gradient checkpointing has no gradient; set gradient_checkpointing_kwargs="
     "{'use_reentrant': False}, or leave gradient checkpointing out"
 )
+COMPILED = "attention of a compiled model cannot be read; leave torch.compile (torch_compile) out"
 ARGUMENT = "attention_tap"  # of the language model, and through it of the attention function
-Layers = Literal["two_thirds", "last_third", "all"] | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is read of one row of the batch.
-
-    Attributes:
-        queries: columns (Q,) of the tokens whose attention is read.
-        image: columns (I,) of image tokens.
-        evidence: columns of the image tokens that count as evidence, a part of `image`; may be empty.
-    """
-
-    queries: Tensor
-    image: Tensor
-    evidence: Tensor
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Logarithms of sums of exp(attention logit), (H, Q), over all keys that a token sees, its image keys and its evidence.
-
-    Attributes:
-        image_HQI: log-probabilities over the image keys alone (renormalised), None unless asked for.
-    """
-
-    every_HQ: Tensor
-    image_HQ: Tensor
-    evidence_HQ: Tensor
-    image_HQI: Tensor | None = None
-
-    @property
-    def image_share(self) -> Tensor:
-        """(H, Q) share of a token's attention that lies on the image keys."""
-        return (self.image_HQ - self.every_HQ).exp()
-
-    @property
-    def evidence_share(self) -> Tensor:
-        """(H, Q) share of its attention on the image that lies in the evidence; NaN for a token that sees no image key."""
-        return (self.evidence_HQ - self.image_HQ).exp()
 
 
 @dataclass
 class Reading:
     """What `AttentionTap.read` read: per forward pass {layer: sums of each row of the batch}."""
 
-    rows: Sequence[Rows] | Callable[[Mapping[str, Any]], Sequence[Rows]]
+    rows: Sequence[Rows]
     keep_image: bool = False
     passes: list[dict[int, list[Sums]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass, an argument of its layers: so a layer that is computed again finds the same rows."""
+    """One forward pass, as an argument of its layers, so that a layer that is computed again finds the same rows."""
 
     rows: Sequence[Rows]
     keep_image: bool
@@ -112,7 +74,7 @@ class AttentionTap:
 
     Raises:
         UserError: on opening: an attention implementation that is not known, a layer without attention rows, torch.compile, or
-            reentrant gradient checkpointing with `gradient`. While reading: rows that the tap cannot read, named.
+            reentrant gradient checkpointing with `gradient`. While reading: rows that the tap cannot read, with the reason.
     """
 
     def __init__(self, model: Any, layers: Sequence[int], *, gradient: bool = False) -> None:
@@ -125,14 +87,12 @@ class AttentionTap:
         }
         self._attention = {by_number[layer]: layer for layer in self.layers}
         self._reading: Reading | None = None
-        self._inputs: Mapping[str, Any] = {}
         self._open = contextlib.ExitStack()
         self.is_open = False
 
     def __enter__(self) -> AttentionTap:
         self._open.enter_context(_in_place_of(self.model.config.get_text_config()._attn_implementation, self._attend))
-        for module, hook in ((self.model, self._remember), (self.language, self._attach)):
-            self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._open.callback(self.language.register_forward_pre_hook(self._attach, with_kwargs=True).remove)
         self.is_open = True
         return self
 
@@ -141,9 +101,7 @@ class AttentionTap:
         self._open.close()
 
     @contextlib.contextmanager
-    def read(
-        self, rows: Sequence[Rows] | Callable[[Mapping[str, Any]], Sequence[Rows]], *, keep_image: bool = False
-    ) -> Iterator[Reading]:
+    def read(self, rows: Sequence[Rows], *, keep_image: bool = False) -> Iterator[Reading]:
         """Read the forward passes inside the block. `keep_image` also keeps each row over the image keys.
 
         Raises:
@@ -157,9 +115,6 @@ class AttentionTap:
         finally:
             self._reading = None
 
-    def _remember(self, _: Any, args: Any, given: dict[str, Any]) -> None:
-        self._inputs = given
-
     def _attach(self, _: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Give the language model, and with it each layer, the rows of this pass."""
         reading = self._reading
@@ -171,9 +126,11 @@ class AttentionTap:
                 "attention cannot be read of packed sequences (position_ids with four rows); pass padded rows, or rows that "
                 "share a prompt"
             )
-        rows = reading.rows(self._inputs) if callable(reading.rows) else reading.rows
         reading.passes.append({})
-        return args, {**given, ARGUMENT: _Pass(rows, reading.keep_image, torch.is_grad_enabled(), reading.passes[-1])}
+        return args, {
+            **given,
+            ARGUMENT: _Pass(reading.rows, reading.keep_image, torch.is_grad_enabled(), reading.passes[-1]),
+        }
 
     def _attend(self, original: Any, module: Any, *args: Any, **more: Any) -> Any:
         """`original`, the attention function in whose place the tap stands, after the rows have been read."""
@@ -188,41 +145,9 @@ class AttentionTap:
                 raise ValueError(f"rows to read are given for {len(one.rows)} rows, and the pass has {query.shape[0]}")
             with contextlib.nullcontext() if self.gradient else torch.no_grad():
                 scale = more.get("scaling") or module.scaling
-                sums = [_sums(query, key, mask, b, rows, scale, one.keep_image) for b, rows in enumerate(one.rows)]
+                sums = [sums_of(query, key, mask, b, rows, scale, one.keep_image) for b, rows in enumerate(one.rows)]
             one.found.setdefault(layer, sums)
         return original(module, *args, **more)
-
-
-def chosen_layers(text_config: Any, layers: Layers) -> list[int]:
-    """Numbers of layers, counted from 0.
-
-    Args:
-        text_config: the language model's configuration.
-        layers: "two_thirds" (one layer, floor(2L/3) of L), "last_third", "all" (the last two: those with attention rows), or
-            numbers.
-
-    Raises:
-        UserError: no such layer, or one without attention rows over all keys (linear or windowed attention).
-    """
-    count = int(text_config.num_hidden_layers)
-    kinds = list(getattr(text_config, "layer_types", None) or ["full_attention"] * count)
-    full = [n for n, kind in enumerate(kinds) if kind == "full_attention"]
-    if layers == "all":
-        chosen = full
-    elif layers == "last_third":
-        chosen = [n for n in full if n >= count - max(1, count // 3)]
-    else:
-        chosen = [2 * count // 3] if isinstance(layers, str) else list(layers)
-    for layer in chosen:
-        if not 0 <= layer < count:
-            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {count - 1}")
-        if layer not in full:
-            raise UserError(
-                f"layer {layer} has no attention rows over the image ({kinds[layer]}); layers that have: {', '.join(map(str, full))}"
-            )
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"attention is read of at least one layer, each named once; got {list(chosen)}")
-    return chosen
 
 
 def check(model: Any, language: Any, gradient: bool) -> None:
@@ -240,51 +165,28 @@ def check(model: Any, language: Any, gradient: bool) -> None:
     if name not in KNOWN:
         raise UserError(f"attention of the implementation {name!r} cannot be read; use one of {', '.join(KNOWN)}")
     if any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()):
-        raise UserError("attention of a compiled model cannot be read; leave torch.compile out")
+        raise UserError(COMPILED)
     layer = next((m for m in language.modules() if getattr(m, "gradient_checkpointing", False)), None)
     function = getattr(layer, "_gradient_checkpointing_func", None)
     if gradient and function is not None and getattr(function, "keywords", {}).get("use_reentrant", True):
         raise UserError(REENTRANT)
 
 
+def refuse_compiled(args: Any) -> None:
+    """Raise UserError if a trainer with these arguments compiles its model, which its parts do not show before the first step."""
+    if getattr(args, "torch_compile", False):
+        raise UserError(COMPILED)
+
+
 def _refuse(query: Tensor, key: Tensor, mask: Any, more: Mapping[str, Any]) -> None:
     if torch.compiler.is_compiling():
-        raise UserError("attention of a compiled model cannot be read; leave torch.compile out")
+        raise UserError(COMPILED)
     if more.get("cu_seq_lens_q") is not None:
         raise UserError("attention cannot be read of packed sequences (cu_seq_lens_q); pass padded rows")
     if more.get("sliding_window") is not None or more.get("softcap") is not None:
         raise UserError("attention with a sliding window or a soft cap cannot be read")
     if query.shape[2] != key.shape[2]:
         raise UserError("attention is read of whole rows, not of steps of generation with a cache")
-
-
-def _sums(query: Tensor, key: Tensor, mask: Any, b: int, rows: Rows, scale: float, keep_image: bool) -> Sums:
-    """The reduced attention rows of row `b`; query (B, H, L, D) and key (B, groups, L, D) have their rotary positions."""
-    q_HQD, k_GLD = query[b][:, rows.queries].float(), key[b].float()
-    heads, queries, size = q_HQD.shape
-    grouped = q_HQD.reshape(len(k_GLD), heads // len(k_GLD) * queries, size)  # the heads of one key head are adjacent
-    logits_HQL = (torch.matmul(grouped, k_GLD.mT) * scale).view(heads, queries, -1)
-    logits_HQL = logits_HQL.masked_fill(~_visible(mask, b, rows.queries, logits_HQL.shape[-1]), -torch.inf)
-    image_HQI = logits_HQL[..., rows.image]
-    image_HQ = image_HQI.logsumexp(-1)
-    return Sums(
-        logits_HQL.logsumexp(-1),
-        image_HQ,
-        logits_HQL[..., rows.evidence].logsumexp(-1),
-        image_HQI - image_HQ[..., None] if keep_image else None,
-    )
-
-
-def _visible(mask: Any, b: int, queries: Tensor, length: int) -> Tensor:
-    """(Q, L): the keys that each query of row `b` attends to, by the mask that the attention function gets."""
-    if hasattr(mask, "visible"):  # `fgrpo.training.branch_attention.Sequences`
-        visible: Tensor = mask.visible(queries, length)
-        return visible
-    if isinstance(mask, Tensor) and mask.ndim == 4:  # sdpa, eager: (B or 1, 1, L, L), true or 0 where attended to
-        given = mask[b if len(mask) > 1 else 0, 0][queries, :length]
-        return given if given.dtype == torch.bool else given == 0
-    causal = torch.arange(length, device=queries.device)[None, :] <= queries[:, None]
-    return causal if mask is None else causal & mask[b].bool()[None, :length]  # flash attention: (B, L)
 
 
 @contextlib.contextmanager

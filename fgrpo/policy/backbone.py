@@ -33,7 +33,7 @@ class Backbone:
         title: its name in messages.
         model_class_name, config_class_name: classes of transformers.
         pixels: the published bounds of a resized image, and pixels per image token side.
-        processor_files: files of a saved model that may hold its own bounds, the first that exists counts.
+        processor_files: files of a saved model that may hold its own bounds; the first that exists counts.
         vision: last part of the vision tower's module name.
         projectors: names of the projectors into the language model, modules directly below the vision tower.
         language: the language model's module name below `model`.
@@ -42,12 +42,12 @@ class Backbone:
         video_token_attribute: the id of a video token in the configuration, None if the family has none.
         marker_attributes: ids of the tokens around an image, in the configuration; each stands there once.
         grid_field: the processor's output with the grid (images, 3) of each image's patches, also an argument of the model.
-        special_tokens: a regular expression for special tokens written out in a text.
+        special_tokens: a regular expression for special tokens that are written out in a text.
         lora_projections: linear layers of the language model that get adapters.
         other_modalities: kinds of input besides images that vLLM must exclude; () if vLLM needs no such limits.
         box_frame: the frame in which its published checkpoints write boxes (`policy.box_frame` may ask for another).
-        untrained_tags: tags of the answer format that its tokenizer has as one token each, which checkpoints whose chat
-            template does not write them never learned. There they are plain text (`fgrpo.policy.plain_tags`).
+        untrained_tags: tags of the answer format that its tokenizer has as one token each. Checkpoints whose chat template does
+            not write them never learned these tokens. There they are plain text (`fgrpo.policy.plain_tags`).
     """
 
     model_type: str
@@ -225,7 +225,7 @@ def of_model(model: Any) -> Backbone:
 
 
 def assumed(model_type: object) -> Backbone:
-    """The family of this `model_type`, the default family where it is unknown.
+    """The family of this `model_type`; the default family if it is unknown.
 
     For models that are not ours to load: an endpoint's, a judge, or a model of the user's own in the drop-in trainer.
     """

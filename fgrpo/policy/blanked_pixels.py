@@ -21,6 +21,7 @@ from fgrpo.policy.cells import ring
 
 Fill = Literal["zero", "black", "ring"]
 CHANNELS = 3
+NOT_NORMALISED = "the processor does not normalise images (do_normalize: false in preprocessor_config.json), so that 0 is black and no mean colour"
 
 
 def black(image_processor: Any) -> Tensor:

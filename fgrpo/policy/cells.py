@@ -31,7 +31,7 @@ def grid(size: tuple[int, int], factor: int) -> tuple[int, int]:
 
 
 def box_shares(box: Box, size: tuple[int, int], factor: int) -> NDArray[np.float64]:
-    """Share (R, C) of each cell's area that a box covers, in [0, 1]; what lies beyond the image counts nothing.
+    """Share (R, C) of each cell's area that a box covers, in [0, 1]; what lies beyond the image does not count.
 
     Args:
         box: in model pixels.
@@ -83,12 +83,12 @@ def sample_shares(sample: Sample, bounds: PixelBounds) -> Shares | None:
 
 
 def touched(shares: Shares) -> Cells:
-    """The cells with a positive share: together they hold the boxes whole."""
+    """The cells with a positive share; together they contain the boxes completely."""
     return tuple(part > 0 for part in shares)
 
 
 def dilated(cells: Cells, by: int) -> Cells:
-    """`cells` grown by so many cells on every side, within their images."""
+    """`cells` grown by this many cells on every side, within their images."""
     if by == 0:
         return cells
     return tuple(
@@ -137,12 +137,11 @@ def _moved(cells: NDArray[np.bool_], rng: random.Random) -> NDArray[np.bool_] | 
 
 
 def random_cells(shapes: Sequence[tuple[int, int]], share: float, seed: str) -> Cells:
-    """Each cell of images of these shapes (R, C) with probability `share`, by `seed` alone."""
+    """Each cell of images of these shapes (R, C) with probability `share`, at least one of an image, by `seed` alone."""
     rng = random.Random(f"{seed}:patches")
-    return tuple(
-        np.array([rng.random() < share for _ in range(rows * columns)], dtype=bool).reshape(rows, columns)
-        for rows, columns in shapes
-    )
+    drawn = [np.array([[rng.random() for _ in range(columns)] for _ in range(rows)]) for rows, columns in shapes]
+    # Without a chosen cell nothing would change, and a dependence of 0 would be measured.
+    return tuple(part < max(share, np.nextafter(part.min(), 1.0)) for part in drawn)
 
 
 def ring(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -6,9 +6,9 @@ Faithful-MR1 calls it `<Focus>`; its place, its id and its first embedding are o
   nothing. A model without such a row is refused, or gets one more (`add_row`: the miniature, whose vocabulary is full).
 - Its row begins as the mean of the tokenizer's rows.
 - The checkpoint's own chat template writes it at the end of each user turn. So every later prompt of that policy has it: of RL, of
-  evaluation, of a vLLM server, of an endpoint, and of a harness that is not ours. A checkpoint has the token if its tokenizer does.
-- It has the form of a special token, so it is never sampled (`fgrpo.policy.tokens.forbidden_token_ids`), and a data set that
-  writes it out is refused as for every other one.
+  evaluation, of a vLLM server, of an endpoint, and of another harness. A checkpoint has the token if its tokenizer does.
+- It has the form of a special token, so it is never sampled (`fgrpo.policy.tokens.forbidden_token_ids`), and questions
+  that spell it out are left out, as with every other one.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ def _family(path: str | Path) -> Backbone:
 def check_template(processor: Any, name: str | Path) -> None:
     """Refuse a policy whose chat template begins the assistant's turn with tags of the answer format.
 
-    Templates of thinking models open `<think>` there, or close an empty trace. With the first no reply is well formed, with
-    the second the reply is asked for a second trace.
+    Templates of thinking models open `<think>` there, or close an empty trace. With the former no reply is well formed; with
+    the latter a reply is asked for a second trace.
 
     Raises:
         UserError: it does (names the tag and what to do).

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
+from fgrpo.installed import CONFIGS
 from fgrpo.policy import backbone
 from fgrpo.policy.backbone import Backbone
 from fgrpo.schema_base import Pixels
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors")
+_NAMED = 3  # missing files in a message
 
 
 def config_of(path: str | Path) -> dict[str, Any]:
@@ -30,14 +35,15 @@ def config_of(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is a file; a model is a folder that has config.json and its weights")
     else:
         file = _from_hub(str(path))
-    return _read_json(file)
+    return read_object(file)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model. UserError: there is none."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not JSON ({error}); save or download the model again") from error
+        raise UserError(f"{file} cannot be read, or is not JSON ({error}); save or download the model again") from error
     if not isinstance(data, dict):
         raise UserError(f"{file} holds a {type(data).__name__}, not an object; save or download the model again")
     return data
@@ -54,6 +60,12 @@ def _from_hub(name: str) -> Path:
         raise UserError(
             f"{name} is neither a folder with a model nor a model of the hub or its cache: {line}"
         ) from error
+
+
+def published(model: str | Path) -> dict[str, Any] | None:
+    """The config.json of a model's published size (configs/shapes, by the model's name); None for a folder, or without such a file."""
+    file = CONFIGS / "shapes" / f"{Path(model).name}.json"
+    return read_object(file) if file.is_file() and not Path(model).is_dir() else None
 
 
 def check_policy(path: str | Path) -> dict[str, Any]:
@@ -77,8 +89,28 @@ def backbone_of(path: str | Path) -> Backbone:
 
 
 def is_here(model: str | Path) -> bool:
-    """Whether a model is a saved folder, or is in the hub's cache."""
-    return _local_file(model, "config.json") is not None
+    """Whether a model, weights included, is a saved folder, or is in the hub's cache."""
+    return not lacks(model)
+
+
+def lacks(model: str | Path) -> str:
+    """What is missing of a model in its folder or in the hub's cache, for messages; "" if its weights are complete.
+
+    A download that was stopped leaves config.json and some of the files that the index of the weights names.
+    """
+    if _local_file(model, "config.json") is None:
+        return "has no config.json" if Path(model).is_dir() else "is not downloaded"
+    if any(_local_file(model, name) for name in WEIGHTS):
+        return ""
+    index = next(filter(None, (_local_file(model, f"{name}.index.json") for name in WEIGHTS)), None)
+    if index is None:
+        return f"lacks its weights ({WEIGHTS[0]}, or {WEIGHTS[0]}.index.json and what that names)"
+    parts = read_object(index).get("weight_map")
+    if not isinstance(parts, dict):
+        return f"has a broken {index.name}"
+    missing = sorted({str(part) for part in parts.values() if _local_file(model, str(part)) is None})
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return f"is not complete: it lacks {', '.join(missing[:_NAMED])}{more}" if missing else ""
 
 
 def positions(config: dict[str, Any]) -> int | None:
@@ -95,14 +127,17 @@ def sees(config: dict[str, Any]) -> bool:
 def pixel_bounds(model: str | Path, asked: Pixels | None = None) -> PixelBounds:
     """How images are resized for `model`: the bounds of its processor, with those of `asked` in their place.
 
+    What is asked for must leave a square image a grid of k x k whole image tokens; a long one then has 1 x k². Other shapes
+    may leave the bounds by less than a row and a column of tokens, because the processor rounds both sides.
+
     Args:
         model: a saved folder, or a name. For a name, the files in the hub's cache count; a model without a processor file
             there (one that is only served) has the published bounds of its family. Without a readable config.json, the
-            family is the default one (loading reports a broken file).
+            family is that of configs/shapes, or the default one (loading reports a broken file).
         asked: the configuration's `policy.pixels`, or the `pixels` of an evaluated model.
 
     Raises:
-        UserError: the folder has no processor file, or a broken one; or the bounds are no range of whole image tokens.
+        UserError: the folder has no processor file, or a broken one; or no square of whole image tokens lies within the bounds.
     """
     own = _own_bounds(model)
     if asked is None or not asked.is_set:
@@ -120,7 +155,29 @@ def pixel_bounds(model: str | Path, asked: Pixels | None = None) -> PixelBounds:
             f"pixels: the least of {least:,} is more than the most of {most:,} (the processor of {model} has "
             f"{own.min_pixels:,} to {own.max_pixels:,}); set both pixels.min and pixels.max"
         )
-    return PixelBounds(least, most, own.factor)
+    bounds = PixelBounds(least, most, own.factor)
+    if not _holds_a_square(bounds):
+        raise UserError(
+            f"pixels: no image of whole tokens lies between {least:,} and {most:,} pixels, where a token of {model} has "
+            f"{own.factor} x {own.factor}; set pixels.max to {_square_above(bounds)} or more, or pixels.min to "
+            f"{_square_below(bounds)} or less"
+        )
+    return bounds
+
+
+def _square_below(bounds: PixelBounds) -> int:
+    """The pixels of the largest square of whole image tokens that has at most `max_pixels`."""
+    return (math.isqrt(bounds.max_pixels // bounds.factor**2) * bounds.factor) ** 2
+
+
+def _square_above(bounds: PixelBounds) -> int:
+    """The pixels of the smallest square of whole image tokens that has at least `min_pixels`."""
+    tokens = -(-bounds.min_pixels // bounds.factor**2)
+    return ((math.isqrt(tokens - 1) + 1) * bounds.factor) ** 2
+
+
+def _holds_a_square(bounds: PixelBounds) -> bool:
+    return _square_below(bounds) >= bounds.min_pixels
 
 
 def carried_bounds(checkpoint: str | Path, asked: Pixels) -> PixelBounds:
@@ -166,14 +223,14 @@ def _own_bounds(model: str | Path) -> PixelBounds:
 
 
 def assumed_family(model: str | Path) -> Backbone:
-    """The family that a model's config.json states; the default one if it states none that is known, or is not at hand.
+    """The family that a model's config.json states, or its file of configs/shapes; the default one without both, or if it is unknown.
 
     Args:
         model: as in `pixel_bounds`.
     """
     config = _local_file(model, "config.json")
     if config is None:
-        return backbone.default()
+        return backbone.assumed((published(model) or {}).get("model_type"))
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a model to load is checked by `check_policy`; a served one needs no config.json

@@ -1,7 +1,7 @@
 """Which tokens of a completion wrote a part of its text.
 
-A token's place is where the decoded text of the tokens before it ends, and where it ends with the token. So the sampled tokens
-count, not those that the tokenizer would make of the text. A token that holds characters of two parts counts for both.
+A token's place begins where the decoded text of the tokens before it ends, and ends where the text with this token ends. So the
+sampled tokens count, not those that the tokenizer would make of the text. A token that holds characters of two parts counts for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def token_range(tokenizer: Any, ids: Sequence[int], text: str, place: tuple[int,
         place: (start, end).
 
     Returns:
-        None: `ids` do not decode to `text`, so places in one say nothing of the other.
+        None: `ids` do not decode to `text`, so places in one say nothing about the other.
     """
     if tokenizer.decode(ids, skip_special_tokens=True) != text:
         return None

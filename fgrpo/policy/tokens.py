@@ -14,6 +14,7 @@ from typing import Any
 
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone
+from fgrpo.policy.model_files import read_object
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 TAG_NAMES = ("think", "thinking", "answer", "bbox", "box")
@@ -155,11 +156,4 @@ def _path(model: str, name: str) -> Path:
 
 
 def _json(model: str, name: str) -> dict[str, Any]:
-    path = _path(model, name)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); save or download the model again") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, not an object; save or download the model again")
-    return data
+    return read_object(_path(model, name))

@@ -27,7 +27,9 @@ from torch import Tensor
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.policy import backbone, cells, focus
-from fgrpo.policy.attention_tap import AttentionTap, Layers, Rows, Sums, chosen_layers
+from fgrpo.policy.attention_layers import Layers, chosen_layers
+from fgrpo.policy.attention_sums import Rows, Sums
+from fgrpo.policy.attention_tap import AttentionTap
 from fgrpo.policy.tokens import FOCUS
 from fgrpo.training.row_images import RowImages
 from fgrpo.types import Sample

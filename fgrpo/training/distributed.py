@@ -8,11 +8,13 @@ inside functions only.
 
 from __future__ import annotations
 
+import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +93,24 @@ def session(deepspeed: str | None, timeout_s: int) -> Iterator[None]:
     PartialState(cpu=on_cpu and deepspeed is None, backend="gloo" if on_cpu else None, **kwargs)
     yield
     PartialState().wait_for_everyone()
+    _leave_at_exit()
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Disconnect before the interpreter ends, while all processes still run.
+
+    Threads of gloo that are left to its end abort it now and then ("terminate called without an active exception"), after the stage
+    is done. Within the process a further session uses the connection again.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def without_built_ops() -> None:

@@ -13,7 +13,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,24 @@ def launch_if_needed(module: str, cfg: Config, argv: Sequence[str]) -> bool:
         return False
     start(module, cfg, argv)
     return True
+
+
+def run_stage(module: str, doc: str | None, train: Callable[[Config, str], object], argv: Sequence[str] | None) -> None:
+    """Command line of a training stage: it trains in this process, or in those that the preset sets.
+
+    Args:
+        module: a key of `STAGES`.
+        doc: the module's docstring.
+        train: the stage, of a configuration and the root of its run folders.
+        argv: the arguments; those of the command line if None.
+    """
+
+    def body(args: Any) -> None:
+        cfg = config.load(args.preset, args.method, args.set)
+        if not launch_if_needed(module, cfg, sys.argv[1:] if argv is None else argv):
+            train(cfg, args.runs)
+
+    cli.run(body, cli.parser(doc or ""), argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fgrpo.errors import UserError
 
@@ -13,6 +15,20 @@ from fgrpo.errors import UserError
 def largest(sizes: Sequence[float] | Sequence[tuple[float, ...]], count: int) -> list[int]:
     """Indices of the `count` largest sizes, the largest first; of equal ones the earlier."""
     return sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)[:count]
+
+
+def backward(loss: Tensor, engine: Any = None) -> None:
+    """A backward pass whose gradients are to be dropped; `engine` is DeepSpeed's, if it trains.
+
+    The engine adds up gradients until its next step, and they stay in its buffers. Those of `loss * 0` add nothing to that step,
+    and its optimizer's `zero_grad` starts the count of micro-batches anew, which under ZeRO-3 overwrites the buffers.
+    """
+    if engine is None:
+        loss.backward()
+        return
+    engine.set_gradient_accumulation_boundary(is_boundary=False)
+    engine.backward(loss * 0)
+    engine.optimizer.zero_grad()
 
 
 def measured(device: torch.device, run: Callable[[], int], rows: str, passes: str, what: str, advice: str) -> str:

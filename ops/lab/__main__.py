@@ -4,8 +4,8 @@
     python -m ops.lab --lab main --cell <cell> --runs again one cell with what it needs; prints its commands, its figures, and
                                                             whether they are the published ones
     python -m ops.lab --lab main --plan                     cells, states and costs; starts nothing
-    python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/; or docs/laboratory.md, with the finished
-                                                            cells in docs/laboratory/main/ (ops.lab.archive)
+    python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/; or docs/laboratory.md, with the results
+                                                            in docs/laboratory/main/ (ops.lab.archive)
 
 A declaration is configs/lab/<name>.yaml (CONTRIBUTING.md says how to write one).
 """
@@ -15,7 +15,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fgrpo import cli
@@ -24,7 +27,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
 from fgrpo.shards import Shard, add_option
 from ops.clean_checkpoints import clean
-from ops.lab import archive, cells, declaration, results, runner
+from ops.lab import archive, cells, declaration, results, runner, standing, stored, versions
 from ops.lab.cells import Cell, Job, Plan
 from ops.lab.declaration import Lab
 
@@ -38,9 +41,19 @@ def top_of(name: str, runs: str | Path) -> Path:
 
 
 def run(
-    name: str, lab: Lab, whole: Plan, chosen: Plan, top: Path, jobs: int, amend: str | None = None
+    name: str,
+    lab: Lab,
+    whole: Plan,
+    chosen: Plan,
+    top: Path,
+    jobs: int,
+    amend: str | None = None,
+    insists: bool = False,
 ) -> dict[str, str]:
     """Run the jobs of `chosen` that are not done, and collect; returns {job: reason} of those that failed.
+
+    Args:
+        insists: start jobs that failed twice too.
 
     Raises:
         UserError: the declaration was changed since the first cell started and `amend` gives no reason.
@@ -60,7 +73,8 @@ def run(
             clean(load_config(lab.preset), job.folder / "runs")
 
     try:
-        return runner.Runner(jobs, finish, lambda line: print(line, flush=True)).run(chosen.jobs)
+        tell = partial(print, flush=True)
+        return runner.Runner(jobs, finish, tell, stored.damage, insists).run(chosen.jobs)
     finally:
         results.collect(lab, whole, top)
 
@@ -68,32 +82,57 @@ def run(
 def show(whole: Plan, chosen: Sequence[Cell], jobs: int) -> None:
     """Print every cell with its state and cost, and the time left."""
     for cell in chosen:
-        status = runner.read(whole.of_cell[cell].folder)
-        cost = f"{status.cpu_seconds:,.0f} s of CPU" if status.started else ""
-        print(f"{cell.name:<45} {status.state:<12} {cost} {status.reason}".rstrip())
+        found = standing.of_cell(whole.of_cell[cell], whole)
+        cost = "" if found["cpu_seconds"] is None else f"{found['cpu_seconds']:,.0f} s of CPU"
+        print(f"{cell.name:<45} {found['state']:<12} {cost} {found['reason'] or ''}".rstrip())
     needed = whole.only(chosen).jobs
-    left = [job for job in needed if not runner.read(job.folder).is_done(job)]
+    left = [job for job in needed if not stored.is_done(job)]
     print(f"{len(needed)} jobs, {runner.time_left(left, runner.measured(whole.jobs), jobs)}")
     for kind, (seconds, cpu) in runner.measured(whole.jobs).items():
         weight = max(job.weight for job in needed if job.kind == kind) if any(j.kind == kind for j in needed) else 1.0
         print(f"cost of one job, {kind}: {seconds * weight:,.0f} s, {cpu * weight:,.0f} s of CPU")
 
 
-def report(name: str, lab: Lab, whole: Plan, top: Path, publish: bool) -> Path:
-    """Collect the results and write the page with its figures; returns the page."""
+def report(name: str, lab: Lab, whole: Plan, top: Path, publish: bool, amend: str | None = None) -> Path:
+    """Collect the results and write the page with its figures, and with `publish` the archive; returns the page.
+
+    Raises:
+        UserError: the declaration is not the sealed one and `amend` gives no reason, or a published cell would vanish.
+    """
     from ops.lab import figures
     from ops.lab import report as pages
     from ops.lab.analysis import Results
 
-    archive.restore(whole, top, archive.FOLDER / name)
+    folder = archive.FOLDER / name
+    archive.restore(whole, top, folder)
+    if declaration.sealed(top) is not None:
+        declaration.seal(top, declaration.file_of(name), amend)
     results.collect(lab, whole, top)
     found = Results.read(lab, top)
-    if publish:
-        archive.publish(whole, top, archive.FOLDER / name)
-    out = DOCS if publish else top
-    pictures = figures.draw(found, out, f"laboratory-{name}-" if publish else "")
-    text = pages.page(name, found, declaration.sealed(top), declaration.notes(name, lab), pages.relative(pictures, out))
+    out, prefix = (DOCS, f"laboratory-{name}-") if publish else (top, "")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=top) as made:  # a kill leaves nothing in docs/
+        draft = Path(made)
+        pictures = figures.draw(found, draft, prefix)
+        text = pages.page(
+            name,
+            found,
+            declaration.sealed(top),
+            declaration.notes(name, lab),
+            pages.relative(pictures, draft),
+            shared=archive.shared(whole, folder),
+            code=versions.code(),
+            archive=f"{folder.relative_to(DOCS).as_posix()}/" if publish else "",
+        )
+        if publish:
+            archive.publish(whole, top, folder)
+        for picture in pictures.values():
+            shutil.move(picture, out / picture.name)
+    for path in out.glob(f"{prefix}figure*.png"):
+        if path.name not in {picture.name for picture in pictures.values()}:
+            path.unlink()
     write_atomic(out / PAGE, text)
+    pages.write_verdicts(name, found, declaration.sealed(top), archive.FOLDER / name if publish else top)
     return out / PAGE
 
 
@@ -122,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.plan:
             show(whole, list(chosen.of_cell), jobs)
         elif args.report or args.publish:
-            print(f"report: {report(args.lab, lab, whole, top, args.publish)}")
+            print(f"report: {report(args.lab, lab, whole, top, args.publish, args.amend)}")
         else:
             _run(args, lab, whole, chosen, top, jobs)
 
@@ -133,11 +172,11 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     if args.cell:
         for job in chosen.jobs:
             print("\n".join([f"# {job.name}", *(shlex.join(command) for command in job.commands)]))
-    problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend)
+    problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend, insists=bool(args.cell))
     if args.cell:
         row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
-        print("\n".join(f"{key}: {value!r}" for key, value in row.items() if value is not None))
-        print(_against_published(args.lab, row, next(j for c, j in whole.of_cell.items() if c.name == args.cell)))
+        print("\n".join(f"{_label(key)}: {value!r}" for key, value in row.items() if value is not None))
+        print(_against_published(args.lab, row))
     if problems:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
         raise UserError(
@@ -146,17 +185,30 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     print(f"results: {top / results.CELLS}; the page: make lab-report LAB={args.lab}")
 
 
-def _against_published(name: str, row: results.Row, job: Job) -> str:
-    """Whether a cell's figures are those of the archive, in words."""
-    published = archive.entries(archive.FOLDER / name).get(row["cell"])
-    if published is None or row["state"] != runner.DONE:
-        return f"{archive.FOLDER / name} has no figures of this cell" if published is None else "the cell is not done"
-    if not (job.folder / runner.LOG).is_file():
-        return f"these are the published figures ({archive.FOLDER / name}); RUNS=again runs the cell anew"
+def _label(column: str) -> str:
+    """A column of a cell's row as it is printed."""
+    return f"{column} (as it weighed the last step, before its update)" if column.startswith("lambda/") else column
+
+
+def _against_published(name: str, row: results.Row) -> str:
+    """Whether a cell's figures are those of the archive, and on which versions each was made, in words."""
+    folder = archive.FOLDER / name
+    published = archive.entries(folder).get(row["cell"])
+    if published is None or not published.row:
+        return f"{folder} has no figures of this cell"
+    if row["state"] != runner.DONE:
+        return "the cell is not done"
+    if row["started"] == published.status.started:
+        return f"these are the published figures ({folder}); RUNS=again runs the cell anew"
     wrong = archive.differences(row, published)
-    if not wrong:
-        return f"all figures are the published ones ({archive.FOLDER / name})"
-    return "\n".join([f"{len(wrong)} figures differ from the published ones ({archive.FOLDER / name}):", *wrong])
+    said = (
+        f"{len(wrong)} figures differ from the published ones ({folder}):"
+        if wrong
+        else f"all figures are the published ones ({folder})"
+    )
+    return "\n".join(
+        [said, *wrong, f"published at {versions.words(published.row)}", f"you are at {versions.words(row)}"]
+    )
 
 
 if __name__ == "__main__":

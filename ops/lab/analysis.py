@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 
 from eval.measures import measures
 from fgrpo.errors import UserError
-from ops.lab import statistics, verdicts
-from ops.lab.declaration import CELL, Lab, Part
+from miniworld.questions import CORE
+from ops.lab import statistics
+from ops.lab.arms import Arm, arm_of_cells, arm_of_rows
+from ops.lab.declaration import CELL, PROBES, Lab, Part
+from ops.lab.first_published import as_first_published
 from ops.lab.results import CELLS, CURVES, QUESTIONS
-from ops.lab.statistics import Arm, Effect
+from ops.lab.statistics import Effect
+from ops.lab.verdicts import Verdict, decide
 
-Key = tuple[str, str, str, str]  # condition, method, metric, kind
+Key = tuple[str, str, str, str, str | None, tuple[int, ...]]  # condition, metric, kind, a, b, seeds left out
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Results:
     cells: list[dict[str, Any]]
     answers: dict[str, dict[str, list[Any]]]
     curves: dict[tuple[str, str], list[tuple[int, float]]]
+    _arms: dict[tuple[str, str, str, str], Arm] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[Key, Effect | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def read(cls, lab: Lab, top: Path) -> Results:
@@ -60,12 +66,25 @@ class Results:
 
     def arm(self, condition: str, method: str, metric: str, kind: str) -> Arm:
         """An arm's values of a metric."""
+        key = (condition, method, metric, kind)
+        if key not in self._arms:
+            self._arms[key] = self._arm(*key)
+        return self._arms[key]
+
+    def _arm(self, condition: str, method: str, metric: str, kind: str) -> Arm:
         cells = self.done(condition, method)
         if metric.startswith(CELL):
             column = metric.removeprefix(CELL)
-            return statistics.arm_of_cells({c["seed"]: c[column] for c in cells if c.get(column) is not None})
+            values = {c["seed"]: c[column] for c in cells if c.get(column) is not None}
+            units = {c["seed"]: unit for c in cells if (unit := self._unit(c, column))}
+            return arm_of_cells(values, units, method)
         rows = [row for c in cells for row in self._rows(c["seed"], self.answers[c["cell"]], metric, kind)]
-        return statistics.arm_of_rows(rows, self._pooled[metric])
+        return arm_of_rows(rows, metric.startswith(PROBES) or self._pooled[metric], method)
+
+    def _unit(self, cell: dict[str, Any], column: str) -> int:
+        """What a column of a cell is a share of: forced questions, or steps; 0 if it is no share."""
+        shares = {"forced": self.lab.probe_questions * len(CORE), "saturated": cell.get("steps") or 0}
+        return shares.get(column.partition("/")[0], 0)
 
     @staticmethod
     def _rows(
@@ -82,15 +101,28 @@ class Results:
         """The effect of one part of a hypothesis."""
         return self.compare(condition, part.metric, part.kind, part.a, part.b)
 
-    def compare(self, condition: str, metric: str, kind: str, a: str, b: str | None = None) -> Effect | None:
-        """`a` minus `b`, paired by seed and question, or the mean of `a`."""
-        first = self.arm(condition, a, metric, kind)
-        second = None if b is None else self.arm(condition, b, metric, kind)
-        settings = self.lab.analysis
-        return statistics.effect(
-            first, second, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
-        )
+    def compare(
+        self, condition: str, metric: str, kind: str, a: str, b: str | None = None, without: tuple[int, ...] = ()
+    ) -> Effect | None:
+        """`a` minus `b`, paired by seed and question, or the mean of `a`.
 
-    def verdicts(self) -> list[verdicts.Verdict]:
+        Args:
+            without: seeds to leave out.
+        """
+        key = (condition, metric, kind, a, b, without)
+        if key not in self._known:
+            arms = [self.arm(condition, method, metric, kind) for method in (a, b) if method is not None]
+            arms = [arm.only([seed for seed in arm.seeds if seed not in without]) for arm in arms]
+            settings = self.lab.analysis
+            self._known[key] = statistics.effect(
+                *arms, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
+            )
+        return self._known[key]
+
+    def verdicts(self) -> list[Verdict]:
         """The verdict on every hypothesis in each of its conditions."""
-        return verdicts.decide(self.lab, self.effect)
+        return decide(self.lab, self.effect)
+
+    def first_published(self) -> list[Verdict]:
+        """The verdicts with the errors as first published, in the same order."""
+        return decide(self.lab, lambda condition, part: as_first_published(self.effect(condition, part)))

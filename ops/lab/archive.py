@@ -1,11 +1,13 @@
-"""Finished cells of a lab as files of the repository: docs/laboratory/<name>/, from which a lab goes on in another checkout.
+"""What a lab has run as files of the repository: docs/laboratory/<name>/, from which a lab goes on in another checkout.
 
-`publish` writes what `make lab` has finished; `restore` puts it back before the next cell starts, so no finished cell runs twice.
-A cell is restored only if it is still the one that is declared (`Job.key`). What cells share (data, SFT) is not kept: a cell that
-is not finished makes it again, to the same bits on the same versions.
+`publish` writes what `make lab` has run; `restore` puts it back before the next cell starts, so no finished cell runs twice and no
+attempt is forgotten. A cell is restored only if it is still the one that is declared (`Job.key`). The files that cells share (data,
+SFT) are not kept: a cell that is not finished makes them again, to the same bits on the same versions.
 
-    cells.jsonl        per cell: its job's key, state and cost, and its row of figures
-    questions.parquet  every scored answer of these cells
+    cells.jsonl        per started cell: its job's key, state, cost and attempts, and its row of figures if it is done
+    cells.parquet      a row per declared cell
+    shared.jsonl       per started job that cells share: its state, cost and attempts
+    questions.parquet  every scored answer of the finished cells
     curves.parquet     their training curves
     declared.json      which commit declared the lab (`ops.lab.declaration.seal`)
 """
@@ -13,9 +15,12 @@ is not finished makes it again, to the same bits on the same versions.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +30,19 @@ import pyarrow.parquet as pq
 
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
-from fgrpo.runs import write_json
-from ops.lab import results, runner
-from ops.lab.cells import Plan
+from fgrpo.runs import held, write_json
+from ops.lab import declaration, results, runner, standing, stored, versions
+from ops.lab.cells import Job, Plan
 from ops.lab.declaration import SEAL
 
 FOLDER = Path("docs/laboratory")
-ENTRIES = "cells.jsonl"
-_TABLES = (results.QUESTIONS, results.CURVES)
+ELSEWHERE = "its files are not here: they were made in another checkout"
+ENTRIES, SHARED = "cells.jsonl", "shared.jsonl"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished cell: its name, the status of its job, and its row of cells.parquet."""
+    """A started cell: its name, the status of its job, and its row of cells.parquet, empty if it is not done."""
 
     cell: str
     status: runner.Status
@@ -50,73 +55,173 @@ def entries(folder: Path) -> dict[str, Entry]:
     Raises:
         UserError: a line of the archive is damaged.
     """
-    path = folder / ENTRIES
-    if not path.is_file():
-        return {}
     found = {}
-    for number, line in enumerate(read_jsonl(path), start=1):
+    for line, status in _lines(folder / ENTRIES, "cell"):
+        found[line["cell"]] = Entry(line["cell"], status, dict(line.get("row") or {}))
+    return found
+
+
+def shared(plan: Plan, folder: Path) -> dict[str, runner.Status]:
+    """{job: status} of what cells share and what was started, here or, if not here, where the archive is from.
+
+    Raises:
+        UserError: a line of the archive is damaged.
+    """
+    here = standing.shared(plan)
+    archived = {line["job"]: status for line, status in _lines(folder / SHARED, "job")}
+    found = {}
+    for job in plan.jobs:
+        status = here.get(job.name)
+        if status is None or not status.started:  # it has at most attempts that the archive lists too
+            status = archived.get(job.name, status)
+        if status is not None:
+            found[job.name] = status
+    return found
+
+
+def _lines(path: Path, name: str) -> list[tuple[dict[str, Any], runner.Status]]:
+    found = []
+    for number, line in enumerate(read_jsonl(path) if path.is_file() else (), start=1):
         try:
             status = runner.Status(**{**line["status"], "attempts": tuple(line["status"]["attempts"])})
-            found[str(line["cell"])] = Entry(str(line["cell"]), status, dict(line["row"]))
+            found.append(({**line, name: str(line[name])}, status))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path}, line {number}, is no cell of a lab ({error!r}); restore the file from git"
+                f"{path}, line {number}, is no {name} of a lab ({error!r}); restore the file from git"
             ) from error
     return found
 
 
 def publish(plan: Plan, top: Path, folder: Path) -> int:
-    """Write the finished cells of `top` to `folder`; returns how many.
+    """Write what has run in `top` to `folder`, all files or none; returns the number of finished cells.
 
-    Cells that only the archive has stay in it, if they are still the declared ones.
+    Raises:
+        UserError: a published cell that is still declared would vanish.
     """
     restore(plan, top, folder)
     rows = {row["cell"]: row for row in results.rows_of(plan)}
-    done = {cell.name: job for cell, job in plan.of_cell.items() if runner.read(job.folder).is_done(job)}
-    if not done:
+    statuses = {cell.name: runner.read(job.folder) for cell, job in plan.of_cell.items()}
+    done = {cell.name: job for cell, job in plan.of_cell.items() if rows[cell.name]["state"] == runner.DONE}
+    _refuse_loss(plan, {name: statuses[name] for name in done}, top, folder)
+    started = {name: status for name, status in statuses.items() if status.started or status.attempts}
+    if not started:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"cell": name, "status": vars(runner.read(job.folder)), "row": dict(sorted(rows[name].items()))}
-        for name, job in done.items()
-    ]
-    for name in _TABLES:
-        results.write_joined(folder / name, [pq.read_table(job.folder / name) for job in done.values()])
-    write_jsonl(folder / ENTRIES, lines)
-    if (top / SEAL).is_file():
-        shutil.copyfile(top / SEAL, folder / SEAL)
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder.parent) as made:
+        draft = Path(made)
+        for name in stored.TABLES:
+            results.write_joined(draft / name, [pq.read_table(job.folder / name) for job in done.values()])
+        results.write_rows(draft / results.CELLS, list(rows.values()))
+        if common := shared(plan, folder):
+            write_jsonl(draft / SHARED, ({"job": name, "status": vars(status)} for name, status in common.items()))
+        if (top / SEAL).is_file():
+            shutil.copyfile(top / SEAL, draft / SEAL)
+        lines = (_line(name, status, rows[name]) for name, status in started.items())
+        write_jsonl(draft / ENTRIES, lines)
+        names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == ENTRIES)
+        for name in names:  # the entries last: they say that the rest is there
+            os.replace(draft / name, folder / name)
     return len(done)
 
 
+def _line(name: str, status: runner.Status, row: Mapping[str, Any]) -> dict[str, Any]:
+    figures = {}
+    if row["state"] == runner.DONE:
+        figures = dict(sorted(row.items()))
+    elif row["state"] == stored.DAMAGED:
+        status = replace(status, state=stored.DAMAGED, reason=row["reason"])
+    return {"cell": name, "status": vars(status), "row": figures}
+
+
+def _refuse_loss(plan: Plan, done: Mapping[str, runner.Status], top: Path, folder: Path) -> None:
+    """UserError if a published cell that is still declared is not done here, or done as another job under one declaration."""
+    declared = {cell.name for cell in plan.of_cell}
+    seals = [declaration.sealed(place) for place in (top, folder)]
+    is_same = None in seals or len({declaration.valid(seal) for seal in seals if seal is not None}) == 1
+    lost = [
+        name
+        for name, entry in entries(folder).items()
+        if name in declared and entry.row and (name not in done or (is_same and done[name].key != entry.status.key))
+    ]
+    if lost:
+        shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        raise UserError(
+            f"publishing would delete {len(lost)} finished cells from {folder}: {shown}. {top} does not hold them as they are declared. "
+            "A cell's key holds the path of its results, so publish with the RUNS they were published from (default: runs). If the "
+            f"declaration was changed, run them again first; to give results up, delete their lines of {folder / ENTRIES} yourself"
+        )
+
+
 def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
-    """Put archived cells that have not started in `top` into their folders; returns their names.
+    """Put archived cells that are not done in `top` and have not failed or stopped there into their folders; returns their names.
+
+    The attempts of all other archived jobs are added to those of their folders.
 
     Raises:
         UserError: the archive is damaged.
     """
     found = entries(folder)
-    wanted = {
-        cell.name: job
-        for cell, job in plan.of_cell.items()
-        if cell.name in found
-        and found[cell.name].status.is_done(job)
-        and runner.read(job.folder).state == runner.WAITING
-    }
-    if not wanted:
-        return []
-    tables = {name: _table(folder / name) for name in _TABLES}
-    if (folder / SEAL).is_file() and not (top / SEAL).is_file():
+    if found and (folder / SEAL).is_file() and not (top / SEAL).is_file():
         top.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / SEAL, top / SEAL)
-    for name, job in wanted.items():
-        if name not in pc.unique(tables[results.QUESTIONS]["cell"]).to_pylist():
-            raise UserError(f"{folder / results.QUESTIONS} has no answers of {name}; restore it from git")
-        job.folder.mkdir(parents=True, exist_ok=True)
-        for file, table in tables.items():
-            results.write_table(job.folder / file, table.filter(pc.equal(table["cell"], name)))
-        write_json(job.folder / results.ROW, dict(found[name].row))
-        write_json(job.folder / runner.STATUS, vars(found[name].status))  # last: it says that the rest is there
+    by_name = {job.name: job for job in plan.jobs}
+    for line, status in _lines(folder / SHARED, "job"):
+        if line["job"] in by_name:
+            _remember(by_name[line["job"]], status)
+    jobs = {cell.name: job for cell, job in plan.of_cell.items() if cell.name in found}
+    wanted = {name: job for name, job in jobs.items() if found[name].status.is_done(job) and _is_free(job)}
+    tables = {name: _table(folder / name) for name in stored.TABLES} if wanted else {}
+    for name, job in jobs.items():
+        if name in wanted:
+            _put(job, found[name], tables, folder)
+        else:
+            _remember(job, found[name].status)
     return list(wanted)
+
+
+def _is_free(job: Job) -> bool:
+    """Whether an archived cell may be put here: nothing started here, or its results are damaged."""
+    status = runner.read(job.folder)
+    return status.state == runner.WAITING or (status.is_done(job) and bool(stored.damage(job)))
+
+
+def _put(job: Job, entry: Entry, tables: Mapping[str, pa.Table], folder: Path) -> None:
+    if entry.cell not in pc.unique(tables[stored.QUESTIONS]["cell"]).to_pylist():
+        raise UserError(f"{folder / stored.QUESTIONS} has no answers of {entry.cell}; restore it from git")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for file, table in tables.items():
+        results.write_table(job.folder / file, table.filter(pc.equal(table["cell"], entry.cell)))
+    past = runner.read(job.folder).history(job, stored.damage(job))
+    status = replace(entry.status, attempts=(*entry.status.attempts, *_unknown(past, entry.status)))
+    write_json(job.folder / stored.ROW, dict(entry.row))
+    write_json(job.folder / runner.STATUS, vars(status))  # last: it says that the rest is there
+
+
+def _remember(job: Job, archived: runner.Status) -> None:
+    """Add archived attempts that a job's status here does not list; the archived end is one of them, unless the job was done at once."""
+    if archived.state == runner.RUNNING:
+        archived = replace(archived, reason="it had not ended when the results were published")
+    past = archived.history(job, ELSEWHERE) if archived.attempts or archived.state != runner.DONE else ()
+    if not past:
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(job.folder))
+        except UserError:  # another process works on it; the next call adds them
+            return
+        now = runner.read_unlocked(job.folder)
+        if new := _unknown(past, now):
+            cost = archived if now.state == runner.WAITING and archived.key == job.key else now
+            attempts, key = (*new, *now.attempts), now.key or job.key
+            status = replace(now, key=key, seconds=cost.seconds, cpu_seconds=cost.cpu_seconds, attempts=attempts)
+            write_json(job.folder / runner.STATUS, vars(status))
+
+
+def _unknown(past: Sequence[dict[str, Any]], status: runner.Status) -> tuple[dict[str, Any], ...]:
+    """The attempts that a status does not know; an attempt is known by when it started."""
+    known = {one["started"] for one in status.attempts} | ({status.started} if status.started else set())
+    return tuple(one for one in past if one["started"] not in known)
 
 
 def _table(path: Path) -> pa.Table:
@@ -128,7 +233,7 @@ def _table(path: Path) -> pa.Table:
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's results alone, without what differs between two runs of one cell: cost, dates, state and commit."""
-    return {key: value for key, value in row.items() if key not in results.STANDING and key not in ("commit", "dirty")}
+    return {k: value for k, value in row.items() if k not in standing.COLUMNS and not versions.is_column(k)}
 
 
 def differences(row: Mapping[str, Any], entry: Entry) -> list[str]:

@@ -1,8 +1,9 @@
-"""From a declaration to jobs: the world, backbones, chains (data, search, SFT) and cells (RL, evaluation, forced statements).
+"""From a declaration to jobs: the world, backbones, chains (data, search, SFT, anchoring) and cells (RL, evaluation, probes).
 
     runs/lab/<name>/worlds/<condition>/                  data of the miniature world, one for all seeds
     runs/lab/<name>/backbones/<name>/                    base models that the lab trains
     runs/lab/<name>/chains/<condition>/seed-<s>/runs/    data, mcts and sft; shared by all arms of a condition and seed
+    runs/lab/<name>/anchors/<condition>/seed-<s>/runs/   anchor, for the arms that start from it
     runs/lab/<name>/cells/<condition>/<method>/seed-<s>/ runs/ (links to the chain, rl-*, eval/), cell.json, questions, curves
 
 Conditions that differ in RL alone share their chains. A job is resumed by its own stages; `key` tells whether a finished one is
@@ -27,8 +28,11 @@ from fgrpo.schema import Config
 from fgrpo.shards import Shard
 from ops.lab.declaration import Condition, Lab
 
+CELLS = "cells"  # folder, and beginning of the jobs' names
 LINKED = ("data", "sft")  # what RL and evaluation read of a chain
+ANCHOR = "anchor"
 PROBE = "probe.json"
+POLICY_PROBES = "ops.policy_probes"
 CHAIN = "chain"  # kind of the jobs that cells share
 Words = tuple[str, ...]
 # One process per core: SFT's second process for batches would be one more.
@@ -140,6 +144,7 @@ def plan(lab: Lab, top: Path) -> Plan:
     of_cell: dict[Cell, Job] = {}
     worlds: dict[str, str] = {}
     chains: dict[str, str] = {}
+    anchors: dict[str, str] = {}
     known = models.names()
     for cell in cells(lab):
         of, condition = lab.of(cell.method), lab.conditions[cell.condition]
@@ -154,17 +159,28 @@ def plan(lab: Lab, top: Path) -> Plan:
         method = of if models.rl_run(of) else CHAIN_METHOD
         arm: Words = (*below, *lab.methods[cell.method].set)
         whole = _load(lab.preset, method, arm)
-        if _digest(whole, BEFORE_RL) != _digest(config, BEFORE_RL):
+        if _digest(whole, (*BEFORE_RL, ANCHOR)) != _digest(config, (*BEFORE_RL, ANCHOR)):
             raise UserError(f"the arm {cell.method} changes what comes before RL; declare a condition for that")
         data = f"data.root={top / 'worlds' / world / 'data'}"
         made = _Maker(lab.preset, top, jobs)
         needs = [made.world(world, (*below, f"seed={lab.world_seed}", data))]
         needs += [f"backbones/{condition.backbone}"] if backbone is not None else []
-        start = made.chain(f"chains/{chain}/seed-{cell.seed}", (*below, f"seed={cell.seed}", data), needs)
-        of_cell[cell] = made.cell(
-            cell, of, method, (*arm, f"seed={cell.seed}", data), start, whole, lab.probe_questions
-        )
+        of_seed: Words = (f"seed={cell.seed}", data)
+        starts = [made.chain(f"chains/{chain}/seed-{cell.seed}", (*below, *of_seed), needs)]
+        if ANCHOR in (of, models.load(of).made_by) or (models.rl_run(of) and whole.rl.start == ANCHOR):
+            place = anchors.setdefault(f"{chain} {_digest(config, (ANCHOR,))}", cell.condition)
+            starts.append(made.anchor(f"anchors/{place}/seed-{cell.seed}", (*below, *of_seed), starts[0]))
+        of_cell[cell] = made.cell(cell, of, method, (*arm, *of_seed), starts, whole, lab)
     return Plan(tuple(jobs.values()), of_cell)
+
+
+def thresholds(lab: Lab, condition: str, method: str) -> dict[str, float]:
+    """{constraint: τ} that an arm is declared to train with in a condition."""
+    of = lab.of(method)
+    if models.rl_run(of) is None:
+        return {}
+    words: Words = (*SINGLE, *lab.set, *lab.conditions[condition].set, *lab.methods[method].set)
+    return {name: constraint.tau for name, constraint in _load(lab.preset, of, words).rl.constraints.items()}
 
 
 @cache
@@ -222,23 +238,45 @@ class _Maker:
         inputs = "/".join(self.jobs[need].key for need in needs)
         return self.jobs.setdefault(name, Job(name, CHAIN, folder, commands, tuple(needs), inputs=inputs))
 
-    def cell(self, cell: Cell, of: str, method: str, words: Words, chain: Job, config: Config, questions: int) -> Job:
-        """RL (for a method), evaluation, and forced false statements (for a model that reasons)."""
-        name = f"cells/{cell.name}"
+    def anchor(self, name: str, words: Words, chain: Job) -> Job:
+        """The anchored model of one chain's SFT."""
+        folder = self.top / name
+        command = self._command(("fgrpo.training.launch", "sft.anchor"), folder / "runs", words)
+        here, there = folder / "runs" / self.preset, chain.folder / "runs" / self.preset
+        links = tuple((here / stage, there / stage) for stage in ("data", "mcts", "sft"))
+        needs = (chain.name, *chain.needs)
+        job = Job(name, ANCHOR, folder, (command,), needs, links=links, inputs=chain.key)
+        return self.jobs.setdefault(name, job)
+
+    def cell(
+        self, cell: Cell, of: str, method: str, words: Words, starts: Sequence[Job], config: Config, lab: Lab
+    ) -> Job:
+        """RL (for a method), evaluation, and for a model that reasons forced false statements and probes.
+
+        Args:
+            starts: the chain, then the anchored model if the arm needs it.
+        """
+        name = f"{CELLS}/{cell.name}"
         folder, runs, commands = self.top / name, self.top / name / "runs", list[Words]()
         is_trained = models.rl_run(of) is not None
         if is_trained:
             commands.append(self._command(("fgrpo.training.launch", "rl.train"), runs, words, method))
         commands.append(self._command(("eval.run",), runs, words, method, ("--model", of)))
         spec = models.load(of)
-        if questions and spec.mode == "think":
+        if lab.probe_questions and spec.mode == "think":
             model = models.location(models.configured(of, config), config, runs)
-            options = ("--model", model, "--out", str(folder / PROBE), "--questions", str(questions))
+            options = ("--model", model, "--out", str(folder / PROBE), "--questions", str(lab.probe_questions))
             commands.append((sys.executable, "-m", importable("ops.lab.probe"), *options))
-        here, there = runs / self.preset, chain.folder / "runs" / self.preset
-        links = tuple((here / stage, there / stage) for stage in LINKED)
+        if lab.probe_answers and spec.mode == "think":
+            given = ("--model", of, "--limit", str(lab.probe_answers))
+            commands.append(self._command((POLICY_PROBES,), runs, words, method, given))
+        here, chain = runs / self.preset, starts[0]
+        links = tuple((here / stage, chain.folder / "runs" / self.preset / stage) for stage in LINKED)
+        links += tuple((here / ANCHOR, start.folder / "runs" / self.preset / ANCHOR) for start in starts[1:])
         kind = "cell, trained" if is_trained else "cell, evaluated"
         rl = config.rl
         weight = float(rl.max_steps * rl.rollout_batch * rl.group_size) if is_trained else 1.0
-        job = Job(name, kind, folder, tuple(commands), (chain.name, *chain.needs), weight, links, chain.key)
+        needs = (*(start.name for start in starts), *chain.needs)
+        inputs = "/".join(start.key for start in starts)
+        job = Job(name, kind, folder, tuple(commands), needs, weight, links, inputs)
         return self.jobs.setdefault(name, job)

@@ -25,17 +25,18 @@ from fgrpo.errors import UserError, unknown
 from fgrpo.installed import yaml_files
 from fgrpo.runs import write_json
 from fgrpo.schema_base import Count, Positive, Section, Share
+from rewards.probes import MEASURED
 
 FOLDER = CONFIGS / "lab"
 NOTES = FOLDER / "notes"
 SEAL = "declared.json"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 CELL = "cell/"  # marks a metric that a cell has once, such as the share of steps at a multiplier's bound
-CELL_COLUMNS = (
-    "lambda/",
-    "saturated/",
-    "forced/",
-)  # beginnings of the columns of cells.parquet that a hypothesis may name
+# Beginnings of the columns of cells.parquet that a hypothesis may name
+CELL_COLUMNS = ("lambda/", "saturated/", "forced/")
+PROBES = (
+    "probe/"  # marks what is measured on the policy: "probe/<reward>", a metric of the questions, greedy answers alone
+)
 
 
 class Backbone(Section):
@@ -73,7 +74,7 @@ class Block(Section):
 class Part(Section):
     """One comparison of a hypothesis: the effect is `a` minus `b`, or the value of `a` alone.
 
-    `metric` is a metric of the evaluation, or "cell/<column of cells.parquet>". "above" claims effect > margin, "below" claims
+    `metric` is a metric of the evaluation, "probe/<reward>", or "cell/<column of cells.parquet>". "above" claims effect > margin, "below" claims
     effect < -margin; a negative margin tolerates. Shares are fractions: 0.01 is one point.
     """
 
@@ -117,7 +118,11 @@ class Stopping(Section):
 
 
 class Lab(Section):
-    """A declared lab. `set` are overrides of every cell; `world_seed` makes the one world that all seeds share."""
+    """A declared lab. `set` are overrides of every cell; `world_seed` makes the one world that all seeds share.
+
+    `probe_questions`: forced false statements per family (`ops.lab.probe`). `probe_answers`: stored answers on which the policy is
+    measured (`ops.policy_probes`), spread over the benchmarks. 0: none.
+    """
 
     title: str
     question: str
@@ -128,6 +133,7 @@ class Lab(Section):
     analysis: Analysis = Analysis()
     stopping: Stopping
     probe_questions: Count = 100
+    probe_answers: Count = 0
     backbones: dict[Name, Backbone] = Field(default_factory=dict)
     conditions: Annotated[dict[Name, Condition], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
@@ -168,6 +174,8 @@ class Lab(Section):
                         yield name, arm, list(self.methods)
                 if part.metric.startswith(CELL):
                     yield name, part.metric.removeprefix(CELL).partition("/")[0] + "/", list(CELL_COLUMNS)
+                elif part.metric.startswith(PROBES):
+                    yield name, part.metric.removeprefix(PROBES), list(MEASURED)
                 else:
                     yield name, part.metric, metrics
 
@@ -255,20 +263,29 @@ def seal(folder: Path, path: Path, reason: str | None = None) -> dict[str, Any]:
     now, stored = declared_by(path), sealed(folder)
     if stored is None:
         stored = {**now, "started": _now(), "deviations": []}
-    elif (stored["deviations"] and stored["deviations"][-1]["sha256"] == now["sha256"]) or (
-        stored["sha256"] == now["sha256"] and not stored["deviations"]
-    ):
+    elif valid(stored) == now["sha256"]:
         return stored
     elif reason is None:
         raise UserError(
-            f"{path} was changed after the first cell started ({stored['started']}). Restore it, declare a new lab under another "
-            'name, or record the change: AMEND="the reason" (--amend)'
+            f"{path} was changed after the first cell started ({stored['started']}): it is not what commit {_latest(stored).get('commit')} "
+            "declares. Restore it, declare a new lab under another name, or record the change as a deviation, which the page "
+            'prints: AMEND="the reason" (--amend)'
         )
     else:
         stored = {**stored, "deviations": [*stored["deviations"], {**now, "recorded": _now(), "reason": reason}]}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SEAL, stored)
     return stored
+
+
+def valid(stored: dict[str, Any]) -> str:
+    """The sha256 of the declaration that is in force: of the last deviation, else of the first cell's."""
+    return str(_latest(stored)["sha256"])
+
+
+def _latest(stored: dict[str, Any]) -> dict[str, Any]:
+    latest: dict[str, Any] = stored["deviations"][-1] if stored["deviations"] else stored
+    return latest
 
 
 def sealed(folder: Path) -> dict[str, Any] | None:
@@ -278,7 +295,8 @@ def sealed(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {**data, "sha256": str(data["sha256"]), "deviations": list(data["deviations"])}
+        deviations = [{**one, "sha256": str(one["sha256"])} for one in data["deviations"]]
+        return {**data, "sha256": str(data["sha256"]), "deviations": deviations}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from error
 

@@ -21,13 +21,13 @@ SEED = 1
 
 def measure(model: Path, count: int) -> dict[str, Any]:
     """The shares of the checkpoint `model`, over `count` held-out questions per core family."""
-    from fgrpo.policy import backbone, loading
+    from fgrpo.policy import backbone, focus, loading
     from miniworld import backbone_eval, fast
     from miniworld import questions as qs
 
-    policy, _ = loading.load_policy(model, "float32", "sdpa")
+    policy, processor = loading.load_policy(model, "float32", "sdpa")
     policy.eval()
-    codec = fast.Codec()
+    codec = fast.Codec(focus.focus_id(processor.tokenizer))
     exam = backbone_eval.Exam.draw(backbone.of_model(policy).vision_tower(policy), qs.CORE, count, SEED)
     right = backbone_eval.direct(policy, codec, exam)
     shares = backbone_eval.probe(policy, codec, exam, random.Random(SEED))
@@ -39,7 +39,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="force false statements on a checkpoint of the miniature world")
     arguments.add_argument("--model", type=Path, required=True, help="the folder of a checkpoint")
     arguments.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    arguments.add_argument("--questions", type=int, default=100, help="held-out questions per family (default: 100)")
+    arguments.add_argument(
+        "--questions", type=cli.positive, default=100, help="held-out questions per family (default: 100)"
+    )
 
     def body(args: argparse.Namespace) -> None:
         figures = measure(require(args.model, "the stage that trains it", check=False), args.questions)

@@ -15,22 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval import models
-from eval.figures import training
+from eval.curves import training
+from eval.measured import stored as measured_answers
 from eval.measures import measures
 from eval.results import Result, one
 from fgrpo.config import load as load_config
 from fgrpo.errors import UserError
 from fgrpo.files import part_of_process
-from fgrpo.runs import write_json
+from fgrpo.runs import MANIFEST, write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
-from ops.lab import runner
-from ops.lab.cells import PROBE, Cell, Job, Plan
-from ops.lab.declaration import Lab
+from ops.lab import standing, stored, versions
+from ops.lab.cells import POLICY_PROBES, PROBE, Cell, Job, Plan
+from ops.lab.declaration import PROBES, Lab
+from ops.lab.runner import DONE
+from ops.lab.stored import CURVES as CURVES
+from ops.lab.stored import QUESTIONS as QUESTIONS
+from ops.lab.stored import ROW as ROW
 
-ROW = "cell.json"
-CELLS, QUESTIONS, CURVES = "cells.parquet", "questions.parquet", "curves.parquet"
-STANDING = ("state", "reason", "earlier", "seconds", "cpu_seconds", "chain_seconds", "chain_cpu_seconds", "started")
+CELLS = "cells.parquet"
 Row = dict[str, Any]
 _CURVES = ("accuracy", "inconsistency", "format", "kl")  # of metrics.jsonl, besides constraints and multipliers
 
@@ -39,16 +42,17 @@ def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
     """Write a finished cell's figures into its folder, and delete its RL checkpoints; returns its row.
 
     Raises:
-        UserError: the evaluation, the log of training or the forced statements are missing or damaged.
+        UserError: the evaluation, the log of training, the forced statements or the probes are missing or damaged.
     """
     of, runs = lab.of(cell.method), job.folder / "runs"
     config = load_config(lab.preset, of if models.rl_run(of) else "fgrpo")
     result = one(of, config, runs)
     steps = training(config, runs).get(of, []) if models.rl_run(of) else []
     row: Row = {"cell": cell.name, **vars(cell), **_of_evaluation(result), **_of_training(steps), **_of_probe(job)}
-    row |= _provenance(result.path)
-    _write(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result)])
-    _write(job.folder / CURVES, [{"cell": cell.name, **point} for point in _points(steps)])
+    measured = measured_answers(result.path) if _runs(job, POLICY_PROBES) else {}
+    row |= {**versions.columns(read_sealed(result.path / MANIFEST)), versions.CPU: versions.cpu()}
+    write_rows(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result, measured)])
+    write_rows(job.folder / CURVES, [{"cell": cell.name, **point} for point in _points(steps)])
     write_json(job.folder / ROW, row)
     clean(config, runs)
     return row
@@ -65,7 +69,7 @@ def _of_evaluation(result: Result) -> Row:
 
 
 def _of_training(steps: Sequence[Mapping[str, Any]]) -> Row:
-    """Steps, λ at the end, and the share of steps in which a violated constraint's λ was at its bound."""
+    """Steps, the λ that weighed the last step (its update is not in it), and the share of steps in which a violated constraint's λ was at its bound."""
     if not steps:
         return {"steps": None}
     out: Row = {"steps": steps[-1]["step"]}
@@ -78,9 +82,14 @@ def _of_training(steps: Sequence[Mapping[str, Any]]) -> Row:
     return out
 
 
+def _runs(job: Job, what: str) -> bool:
+    """Whether a word of the job's commands ends with `what`: a module, or a file that it writes."""
+    return any(word.endswith(what) for command in job.commands for word in command)
+
+
 def _of_probe(job: Job) -> Row:
     path = job.folder / PROBE
-    if not any(PROBE in word for command in job.commands for word in command):
+    if not _runs(job, PROBE):
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -89,14 +98,14 @@ def _of_probe(job: Job) -> Row:
         raise UserError(f"{path} is missing or damaged ({error!r}); delete it, then rerun the cell") from error
 
 
-def _provenance(evaluation: Path) -> Row:
-    manifest = read_sealed(evaluation / "manifest.json")
-    return {"commit": manifest.get("commit"), "dirty": manifest.get("dirty")}
+def _answers(result: Result, measured: Mapping[str, Mapping[str, float | None]]) -> Iterable[Row]:
+    """One row per scored answer: where it belongs, and its value of every metric (None: it has none).
 
-
-def _answers(result: Result) -> Iterable[Row]:
-    """One row per scored answer: where it belongs, and its value of every metric (None: it has none)."""
+    Args:
+        measured: {answer's id: {reward: value}} of what was measured on the policy.
+    """
     every = measures()
+    rewards = list(dict.fromkeys(reward for values in measured.values() for reward in values))
     for record in result.records():
         meta = record.meta
         yield {
@@ -105,6 +114,7 @@ def _answers(result: Result) -> Iterable[Row]:
             "group": str(meta["group"]),
             "id": record.id,
             **{measure.metric: measure.value_of(record) for measure in every},
+            **{f"{PROBES}{reward}": measured.get(record.id, {}).get(reward) for reward in rewards},
         }
 
 
@@ -118,7 +128,8 @@ def _points(steps: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
                 yield {"step": int(line["step"]), "key": key, "value": float(value)}
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a parquet file; a row without a column has no value there."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_table(path, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
 
@@ -140,14 +151,15 @@ def write_joined(path: Path, tables: Iterable[Any]) -> None:
 def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
     """Join the cells' results into the lab's parquet files; returns the rows of all declared cells, in order.
 
-    A cell that is not done has its state and the reason in place of figures. So has a cell that was done under another declaration.
+    A cell that is not done has its state and the reason in place of figures. So has a cell that was done under another declaration,
+    and one whose results are damaged.
     """
     rows = rows_of(plan)
-    done = [job for job in plan.of_cell.values() if _is_done(job)]
+    done = [job for job, row in zip(plan.of_cell.values(), rows, strict=True) if row["state"] == DONE]
     answers = [pq.read_table(job.folder / QUESTIONS) for job in done]
     points = [pq.read_table(job.folder / CURVES) for job in done]
     top.mkdir(parents=True, exist_ok=True)
-    _write(top / CELLS, rows)
+    write_rows(top / CELLS, rows)
     write_joined(top / QUESTIONS, answers)
     write_joined(top / CURVES, points)
     return rows
@@ -157,35 +169,15 @@ def rows_of(plan: Plan) -> list[Row]:
     """The rows of all declared cells, in order. What a cell's status does not know (its chain's cost, if it was restored) is its row's."""
     rows = []
     for cell, job in plan.of_cell.items():
-        row: Row = {"cell": cell.name, **vars(cell), **_standing(job, plan)}
-        if _is_done(job):
-            stored = json.loads((job.folder / ROW).read_text(encoding="utf-8"))
-            row = {**stored, **{key: stored.get(key) if value is None else value for key, value in row.items()}}
+        row: Row = {"cell": cell.name, **vars(cell), **standing.of_cell(job, plan)}
+        if row["state"] == DONE:
+            kept = {**_versions(job), **stored.row(job)}
+            row = {**kept, **{key: kept.get(key) if value is None else value for key, value in row.items()}}
         rows.append(row)
     return rows
 
 
-def _is_done(job: Job) -> bool:
-    return runner.read(job.folder).is_done(job) and (job.folder / ROW).is_file()
-
-
-def _standing(job: Job, plan: Plan) -> Row:
-    """A cell's state, why, and what it cost; the chain that it shares has its cost in a column of its own."""
-    status = runner.read(job.folder)
-    chain = next(other for other in plan.jobs if other.name == next(n for n in job.needs if n.startswith("chains/")))
-    shared, state, reason = runner.read(chain.folder), status.state, status.reason
-    if state == runner.DONE and not status.is_done(job):
-        state, reason = runner.WAITING, "it was done as another declaration says"
-    if state == runner.WAITING and shared.state == runner.FAILED:
-        state, reason = runner.FAILED, f"{chain.name}: {shared.reason}"
-    attempts = "; ".join(f"{a['state']}: {a['reason']}" for a in status.attempts)
-    return {
-        "state": state,
-        "reason": reason or None,
-        "earlier": attempts or None,
-        "seconds": status.seconds if status.started else None,
-        "cpu_seconds": status.cpu_seconds if status.started else None,
-        "chain_seconds": shared.seconds if shared.started else None,
-        "chain_cpu_seconds": shared.cpu_seconds if shared.started else None,
-        "started": status.started or None,
-    }
+def _versions(job: Job) -> Row:
+    """Commit and packages from a cell's evaluation, for a row that was written without; {} where it is restored."""
+    found = sorted(job.folder.glob(f"runs/*/eval/*/{MANIFEST}"))
+    return versions.columns(read_sealed(found[0])) if found else {}

@@ -1,7 +1,8 @@
 """Runs jobs, one process per core, in order of priority; each resumes after a kill, and none is dropped.
 
 Every job has `status.json` in its folder: its state (running, done, failed, stopped), the reason, seconds, CPU seconds, and the earlier
-attempts. A job whose `key` is done is not run again. A status that says "running" while nobody holds the folder is that of a killed laboratory: `read`
+attempts. A job whose `key` is done is not run again, unless its results are damaged. One that failed twice is left alone until it is
+asked for by name. A status that says "running" while nobody holds the folder is that of a killed laboratory: `read`
 reports it as stopped. The processes get one thread each, so that figures do not depend on how many run.
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +30,9 @@ from ops.lab.cells import Job
 STATUS, LOG = "status.json", "log.txt"
 POLL_S, ELSEWHERE_S = 0.2, 2.0
 KILLED = "the laboratory was killed before the job ended"
+OTHERWISE = "it was done as another declaration says"
 DONE, FAILED, STOPPED, RUNNING, WAITING = "done", "failed", "stopped", "running", "not started"
+MOST_FAILURES = 2  # the stopping rule: a job that failed so often has ended
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -39,6 +42,7 @@ ENVIRONMENT = {
     "WANDB_MODE": "offline",
     "TRANSFORMERS_VERBOSITY": "error",
     "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_MININTERVAL": "30",
     SIDE_BY_SIDE: "1",
@@ -63,6 +67,28 @@ class Status:
     def is_done(self, job: Job) -> bool:
         """Whether the job is done as it is declared now."""
         return self.state == DONE and self.key == job.key
+
+    def has_ended(self, job: Job) -> bool:
+        """Whether the job failed as often as the stopping rule allows, as it is declared now."""
+        ended = [*self.attempts, {"state": self.state, "key": self.key}]
+        mine = [one for one in ended if one.get("key", job.key) == job.key]
+        return self.state not in (DONE, RUNNING) and sum(one["state"] == FAILED for one in mine) >= MOST_FAILURES
+
+    def history(self, job: Job, damage: str = "") -> tuple[dict[str, Any], ...]:
+        """The earlier attempts and this one, as the next attempt of `job` lists them.
+
+        Args:
+            damage: what is wrong with the results, if the job is done and must run again.
+        """
+        if self.state == WAITING:
+            return self.attempts
+        state, reason = self.state, self.reason
+        if state == DONE:
+            reason = damage if self.key == job.key else OTHERWISE
+        last: dict[str, Any] = {"state": state, "reason": reason, "started": self.started, "key": self.key}
+        if self.key != job.key:  # its cost is no part of the job's any more
+            last |= {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        return (*self.attempts, last)
 
 
 def read(folder: Path) -> Status:
@@ -95,6 +121,7 @@ class _Work:
 
     job: Job
     before: Status
+    attempts: tuple[dict[str, Any], ...]
     stack: ExitStack
     log: IO[bytes]
     offset: int
@@ -112,11 +139,15 @@ class Runner:
     Attributes:
         finish: called when the commands of a job succeeded; a UserError of it fails the job.
         tell: prints a line of progress.
+        damage: what cannot be read of a finished job's results, which then runs again; "" if all is there.
+        insists: start jobs that failed twice too.
     """
 
     at_once: int
     finish: Finish = lambda job: None
     tell: Tell = print
+    damage: Callable[[Job], str] = lambda job: ""
+    insists: bool = False
     _running: dict[str, _Work] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
     _elsewhere: dict[str, Job] = field(default_factory=dict)  # jobs that another process works on
@@ -127,11 +158,15 @@ class Runner:
         Raises:
             KeyboardInterrupt: ctrl-C; running jobs are recorded as stopped.
         """
-        statuses = {job.name: read(job.folder) for job in jobs}
-        self._states = {job.name: DONE if statuses[job.name].is_done(job) else WAITING for job in jobs}
-        for job in _for_nothing(jobs, self._states):
-            self._states[job.name] = DONE
         problems: dict[str, str] = {}
+        self._states = {}
+        for job in jobs:
+            self._states[job.name] = self._state(job, read(job.folder), problems)
+        wanted = _in_order(jobs, self._states)
+        for job in jobs:
+            if job.name not in wanted and self._states[job.name] == WAITING:
+                self._states[job.name] = DONE
+        jobs = [*wanted.values(), *(job for job in jobs if job.name not in wanted)]
         try:
             while True:
                 self._start_ready(jobs, problems)
@@ -145,6 +180,20 @@ class Runner:
             for work in list(self._running.values()):
                 self._end(work, STOPPED, "the laboratory was interrupted")
 
+    def _state(self, job: Job, status: Status, problems: dict[str, str]) -> str:
+        """Done, failed (for good, or for a need that is) or not started, before the job starts here."""
+        if status.is_done(job) and not self.damage(job):
+            return DONE
+        if status.has_ended(job) and not self.insists:
+            last = status.reason or status.attempts[-1]["reason"]
+            problems[job.name] = f"failed twice, so it is not started again unless CELL=<cell> asks for it: {last}"
+            return FAILED
+        ended = next((need for need in job.needs if self._states.get(need) == FAILED), None)
+        if ended is not None:
+            problems[job.name] = f"{ended}, which it needs, is not done"
+            return FAILED
+        return WAITING
+
     def _start_ready(self, jobs: Sequence[Job], problems: dict[str, str]) -> None:
         for job in jobs:
             if self._states[job.name] != WAITING or job.name in self._elsewhere:
@@ -154,7 +203,7 @@ class Runner:
                 self._states[job.name] = FAILED
                 problems[job.name] = f"{failed[0]}, which it needs, is not done"
             elif len(self._running) < self.at_once and all(self._states.get(need) == DONE for need in job.needs):
-                self._start(job)
+                self._start(job, problems)
 
     def _look_elsewhere(self) -> None:
         """Forget the jobs that the other process has ended; one that it left unfinished starts here."""
@@ -162,7 +211,7 @@ class Runner:
             if read(job.folder).state != RUNNING:
                 del self._elsewhere[name]
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, problems: dict[str, str]) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         stack = ExitStack()
         try:
@@ -171,12 +220,15 @@ class Runner:
             self._elsewhere[job.name] = job
             return
         before = read_unlocked(job.folder)
-        if before.is_done(job):  # meanwhile, by another process
-            self._states[job.name] = DONE
+        if before.state == RUNNING:  # nobody holds it
+            before = replace(before, state=STOPPED, reason=KILLED)
+        self._states[job.name] = self._state(job, before, problems)
+        if self._states[job.name] != WAITING:  # meanwhile, by another process
             stack.close()
             return
+        attempts = before.history(job, self.damage(job) if before.is_done(job) else "")
         log = stack.enter_context((job.folder / LOG).open("ab"))
-        work = _Work(job, before, stack, log, log.tell(), time.monotonic(), _now())
+        work = _Work(job, before, attempts, stack, log, log.tell(), time.monotonic(), _now())
         self._running[job.name] = work
         self._states[job.name] = RUNNING
         self._write(work, RUNNING, "")
@@ -237,10 +289,6 @@ class Runner:
 
     def _write(self, work: _Work, state: str, reason: str) -> None:
         before, spent = work.before, time.monotonic() - work.began
-        earlier = before.attempts
-        if before.state not in (WAITING, DONE):
-            how = STOPPED if before.state == RUNNING else before.state
-            earlier = (*earlier, {"state": how, "reason": before.reason or KILLED, "started": before.started})
         is_same = before.key == work.job.key
         status = Status(
             state,
@@ -250,7 +298,7 @@ class Runner:
             round((before.cpu_seconds if is_same else 0.0) + work.cpu_seconds, 1),
             work.started,
             "" if state == RUNNING else _now(),
-            earlier,
+            work.attempts,
         )
         write_json(work.job.folder / STATUS, vars(status))
 
@@ -262,16 +310,24 @@ class Runner:
         return f"[{ended}/{len(jobs)}] {work.job.name}: {state}{f' ({reason})' if reason else ''}; {cost}; {left}"
 
 
-def _for_nothing(jobs: Sequence[Job], states: Mapping[str, str]) -> list[Job]:
-    """Shared jobs that are not done and whose dependents all are: their results were restored from an archive."""
-    by_name, wanted = {job.name: job for job in jobs}, set[str]()
-    waiting = [job for job in jobs if states[job.name] != DONE and not any(job.name in other.needs for other in jobs)]
-    while waiting:
-        job = waiting.pop()
-        if job.name not in wanted and states[job.name] != DONE:
-            wanted.add(job.name)
-            waiting += [by_name[need] for need in job.needs]
-    return [job for job in jobs if states[job.name] != DONE and job.name not in wanted]
+def _in_order(jobs: Sequence[Job], states: Mapping[str, str]) -> dict[str, Job]:
+    """{name: job} of what must run: each job that no other needs, in the order given, right after what it needs itself.
+
+    A shared job whose dependents are all done or have failed for good is left out.
+    """
+    by_name, wanted = {job.name: job for job in jobs}, dict[str, Job]()
+    needed = {need for job in jobs for need in job.needs}
+
+    def add(job: Job) -> None:
+        if job.name not in wanted and states[job.name] == WAITING:
+            for need in job.needs:
+                add(by_name[need])
+            wanted[job.name] = job
+
+    for job in jobs:
+        if job.name not in needed:
+            add(job)
+    return wanted
 
 
 def measured(jobs: Iterable[Job]) -> dict[str, tuple[float, float]]:

@@ -1,8 +1,9 @@
 """Verdicts on hypotheses, from their declared directions and margins and the effects alone.
 
 Each part of a hypothesis is tested from both sides of its bound. A hypothesis is supported where every part is (the largest of the
-parts' p values), and refuted where one part is (the smallest, times their number). Of both sides the smaller p, doubled, enters
-Holm's correction over all hypotheses that the lab declares in that condition; one that cannot be tested counts with p = 1.
+parts' p values), and refuted where one part is (the smallest, times their number). A part whose seeds have no spread has no test: it
+neither supports nor refutes. Of both sides the smaller p, doubled, enters Holm's correction over all hypotheses that the lab
+declares in that condition; one that cannot be tested counts with p = 1.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ops.lab.declaration import Lab, Part
-from ops.lab.statistics import Effect, holm
+from ops.lab.statistics import Effect, Estimate, holm
 
 Outcome = Literal["supported", "refuted", "undecided"]
 Effects = Callable[[str, Part], Effect | None]  # (condition, part) -> effect
+Sides = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one hypothesis in one condition; `missing` says why it could not be tested."""
+    """The verdict on one hypothesis in one condition; `missing` says which cells its test waits for."""
 
     hypothesis: str
     condition: str
@@ -41,17 +43,27 @@ def bound_of(part: Part) -> float:
     return part.margin if part.direction == "above" else -part.margin
 
 
-def sides(parts: Sequence[Part], effects: Sequence[Effect]) -> tuple[float, float]:
+def sides(parts: Sequence[Part], effects: Sequence[Estimate]) -> Sides:
     """(p of the claim's opposite, p of the claim): small in the first speaks for the hypothesis, in the second against it."""
     for_it, against = [], []
     for part, found in zip(parts, effects, strict=True):
-        tested = found.one_sided(bound_of(part))
-        if tested is None:
-            raise ValueError("an effect over fewer than two seeds has no test")
+        tested = found.one_sided(bound_of(part)) or (1.0, 1.0)
         first, second = tested if part.direction == "above" else tested[::-1]
         for_it.append(first)
         against.append(second)
     return max(for_it), min(1.0, len(parts) * min(against))
+
+
+def two_sided(tests: Sides) -> float:
+    """The p value that enters Holm's correction."""
+    return min(1.0, 2.0 * min(tests))
+
+
+def outcome_of(tests: Sides | None, corrected: float, alpha: float) -> Outcome:
+    """The outcome by the corrected p value; the smaller side gives the direction."""
+    if tests is None or corrected >= alpha:
+        return "undecided"
+    return "supported" if tests[0] < tests[1] else "refuted"
 
 
 def decide(lab: Lab, effect_of: Effects) -> list[Verdict]:
@@ -66,12 +78,10 @@ def decide(lab: Lab, effect_of: Effects) -> list[Verdict]:
             for name in names
             if not missing[name]
         }
-        p = {name: min(1.0, 2.0 * min(tests[name])) if name in tests else 1.0 for name in names}
+        p = {name: two_sided(tests[name]) if name in tests else 1.0 for name in names}
         corrected = holm(p)
         for name in names:
-            outcome: Outcome = "undecided"
-            if name in tests and corrected[name] < lab.analysis.alpha:
-                outcome = "supported" if tests[name][0] < tests[name][1] else "refuted"
+            outcome = outcome_of(tests.get(name), corrected[name], lab.analysis.alpha)
             out.append(Verdict(name, condition, outcome, effects[name], p[name], corrected[name], missing[name]))
     order = list(lab.hypotheses)
     return sorted(out, key=lambda v: order.index(v.hypothesis))

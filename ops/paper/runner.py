@@ -3,7 +3,7 @@
 Every process has a session of its own and its GPUs in CUDA_VISIBLE_DEVICES. A server is up when it has written its address file,
 which `fgrpo.inference.serve` does once vLLM is healthy. Servers that the next step needs too are kept. A server that dies, or is
 not up in time, stops the step with the end of its log. On an error, ctrl-C or SIGTERM all processes are stopped; if this process
-is killed, its guard stops them (`fgrpo.process_guard`), and the next call those that the guard did not know yet.
+is killed, its guard stops them (`fgrpo.process_guard`), and the next call stops those that the guard did not know yet.
 """
 
 from __future__ import annotations
@@ -238,8 +238,11 @@ class Runner:
                 continue
         write_json(self.folder / PROCESSES, entries)
 
-    def end_earlier(self) -> None:
+    def end_earlier(self) -> bool:
         """End the processes that a killed call left: those that its guard did not know yet. Each is known by id and start.
+
+        Returns:
+            Whether a call was killed: vLLM, which has a session of its own, may still be about to end and to free its GPUs.
 
         Raises:
             UserError: they are still there.
@@ -247,7 +250,7 @@ class Runner:
         try:
             entries = json.loads((self.folder / PROCESSES).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return
+            return False
         for number in (signal.SIGTERM, signal.SIGKILL):
             for entry in filter(_is_alive, entries):
                 with contextlib.suppress(ProcessLookupError):
@@ -259,6 +262,7 @@ class Runner:
             raise UserError(
                 f"processes of an earlier call are still there: {', '.join(alive)}; end them, then run again"
             )
+        return True
 
 
 def clock(seconds: float) -> str:

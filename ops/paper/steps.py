@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from data_curation.run import is_curated
 from eval import models
@@ -25,7 +26,7 @@ from fgrpo.installed import importable
 from fgrpo.pending import pending
 from fgrpo.schema import Config
 from ops import gpu_memory
-from ops.layout import checkpoints, evaluation_judges, rl_layout, sampling_gpus
+from ops.layout import check_judges, checkpoints, evaluation_judges, rl_layout, sampler_gpus, sampling_gpus
 
 PREFIX = "paper-"  # of the names of our servers' address files
 PYTHON = sys.executable
@@ -33,17 +34,19 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Server:
-    """A server: its name, role, GPUs, and the model where the role does not say it. Equal servers are kept between steps."""
+    """A server: its name, role, GPUs, and the model or the method where the role does not say it. Equal servers are kept between steps."""
 
     name: str
     role: str
     gpus: tuple[int, ...]
     copies: int
     model: str | None = None
+    method: str | None = None  # whose start is served: that of RL differs by method
 
     def command(self, options: Sequence[str], port: int | None, timeout_s: float) -> list[str]:
         """The command line of `fgrpo.inference.serve`."""
-        words = [PYTHON, "-m", importable("fgrpo.inference.serve"), self.role, *options, "--name", self.name]
+        words = [PYTHON, "-m", importable("fgrpo.inference.serve"), self.role, *options]
+        words += [*(["--method", self.method] if self.method else []), "--name", self.name]
         words += ["--timeout", f"{timeout_s:g}"] + (["--model", self.model] if self.model else [])
         words += ["--port", str(port)] if port is not None else []
         return [*words, "--set", f"serve.{self.role}.data_parallel={self.copies}"]
@@ -89,7 +92,7 @@ def steps(
         root: of the run folders.
 
     Raises:
-        UserError: a stage needs more GPUs than the machine has (`cluster.gpus`).
+        UserError: a stage needs more GPUs than the machine has (`cluster.gpus`), or a judge needs one of its own in a stage's process.
     """
     chain = _World(config, root)
     out = [] if config.world is None else [Step("world", (importable("miniworld.write"),))]
@@ -98,7 +101,11 @@ def steps(
         chain.sampling("data", "data_curation.run", "base"),
         chain.sampling("mcts", "mcts.run", "teacher"),
     ]
-    out += [chain.sft(), *(_World(configured(method), root).rl(method) for method in methods)]
+    configs = {method: configured(method) for method in methods}
+    out += [chain.supervised("sft", "sft.train")]
+    anchored = [config for config in configs.values() if config.rl.start == "anchor"]
+    out += [_World(anchored[0], root).supervised("anchor", "sft.anchor")] if anchored else []
+    out += [_World(config, root).rl(method) for method, config in configs.items()]
     out += chain.evaluations()
     out += [Step(name, (importable(f"eval.{name}"),)) for name in ("tables", "figures", "report")]
     return out
@@ -133,14 +140,9 @@ class _World:
 
     def sampler(self, role: str, first: int, model: str | None = None) -> Server:
         """A server of `role` with as many copies as fit on the GPUs from `first` on."""
-        one = getattr(self.config.serve, role).tensor_parallel
-        copies = (self.pool() - first) // one
-        if copies < 1:
-            raise UserError(
-                f"serving the {role} takes {one} GPUs, and {self.pool() - first} of the machine's {self.pool()} are left "
-                f"(cluster.gpus); lower serve.{role}.tensor_parallel, or the GPUs of the judges"
-            )
-        return Server(PREFIX + role, role, tuple(range(first, first + one * copies)), copies, model)
+        count = sampler_gpus(self.config, role, first)
+        copies = count // getattr(self.config.serve, role).tensor_parallel
+        return Server(PREFIX + role, role, tuple(range(first, first + count)), copies, model)
 
     def prepare(self) -> Step:
         """Pools and seed questions; the embedder of questions gets a GPU of its own."""
@@ -163,22 +165,24 @@ class _World:
         gpus = sampling_gpus(self.config, role) if self.has_gpus and self.config.engine.kind != "openai" else 0
         return Step(stage, (importable(module),), (), tuple(range(gpus)), is_done=done)
 
-    def sft(self) -> Step:
+    def supervised(self, stage: Literal["sft", "anchor"], module: str) -> Step:
+        """SFT, or the anchor stage, which trains as SFT does."""
         wanted = self.config.launch.sft_processes if self.config.sft.precision == "bf16" else 0
         if wanted > self.pool():
             raise UserError(f"launch.sft_processes is {wanted} and the machine has {self.pool()} GPUs (cluster.gpus)")
-        words = (importable("fgrpo.training.launch"), "sft.train")
+        words = (importable("fgrpo.training.launch"), module)
         return Step(
-            "sft",
+            stage,
             words,
             gpus=tuple(range(wanted)),
-            is_done=lambda: self.is_done("sft"),
-            check=lambda: gpu_memory.check(self.config, "sft"),
+            is_done=lambda: self.is_done(stage),
+            check=lambda: gpu_memory.check(self.config, stage),
         )
 
     def rl(self, method: str) -> Step:
         """RL beside its judge and its rollout server."""
         layout = rl_layout(self.config)
+        check_judges(self.config, "training")
         if layout["nodes"] > 1:
             raise UserError(
                 f"RL of {method} takes {layout['nodes']} machines as configured ({layout['processes']} training processes, judge and rollouts "
@@ -195,7 +199,8 @@ class _World:
             first = layout["rollout_first"]
             gpus = tuple(range(first, first + layout["rollout_gpus"]))
             # of this method alone: a server that an earlier run sent weights to is not used again
-            servers.append(Server(f"{PREFIX}rollouts-{method}", "rollouts", gpus, layout["rollout_copies"]))
+            copies = layout["rollout_copies"]
+            servers.append(Server(f"{PREFIX}rollouts-{method}", "rollouts", gpus, copies, method=method))
             settings.append(f"rl.vllm.server={self.address(servers[-1])}")
         trained = layout["processes"] if self.config.rl.precision == "bf16" else 0
         return Step(
@@ -211,6 +216,7 @@ class _World:
 
     def evaluations(self) -> list[Step]:
         """One step for each evaluated model; the judges' servers stay up between them, and so does a model that two rows share."""
+        check_judges(self.config, "evaluation", "extraction")
         judges: list[Server] = []
         settings: list[str] = []
         first = 0

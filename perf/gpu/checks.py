@@ -18,7 +18,7 @@ from fgrpo.hardware import gpus
 from fgrpo.inference import serve
 from fgrpo.inference.vllm_server import Server, free_port
 from fgrpo.schema import Config
-from perf.gpu import passes, stand_in, training
+from perf.gpu import attention, passes, stand_in, training
 from perf.gpu.result import NotApplicable, Result
 from perf.gpu.setting import Setting
 
@@ -163,6 +163,13 @@ CHECKS: tuple[Check, ...] = (
     Check("machine", "the card and its packages", machine, 15, 60),
     Check("prepare", "models of 3B and 7B with random weights", prepare, 90, 240),
     Check("passes", "log-prob passes: shared prompts against padded rows, flash against sdpa", passes.check, 120, 240),
+    Check(
+        "attention",
+        "attention read from the policy: flash and sdpa against eager, and its cost",
+        attention.check,
+        40,
+        120,
+    ),
     Check("sft", "SFT of all parameters under ZeRO-3", sft, 120, 240, through_torchrun=True),
     Check("fgrpo", "FGRPO, own decoder", own_decoder, 150, 300),
     Check("fgrpo-server", "FGRPO, vLLM server, NCCL", server, 240, 400),

@@ -29,7 +29,7 @@ from fgrpo.policy import loading, model_files
 from fgrpo.schema import Config
 from fgrpo.training import distributed
 from ops import memory_estimate
-from ops.plan import memory
+from ops.training_memory import memory
 from perf.gpu import stand_in
 from perf.gpu.result import Result
 from perf.gpu.setting import Setting
@@ -235,7 +235,7 @@ def compare_memory(
     result: Result, stage: Literal["sft", "rl"], cfg: Config, peak: float, length: int, reply: int
 ) -> None:
     """The measured peak of the trainer's process against the plan's figure for sequences of `length`, `reply` with logits."""
-    planned = sum(part.size for part in memory(cfg, stage, memory_estimate.shape_of(cfg.models.base), length, reply))
+    planned = memory_estimate.peak(memory(cfg, stage, memory_estimate.shape_of(cfg.models.base), length, reply))
     result.memory[stage] = (peak / GB, planned / GB)
     result.must(peak <= PLAN_SLACK * planned, f"peak {peak / GB:.1f} GB, planned {planned / GB:.1f} GB")
 

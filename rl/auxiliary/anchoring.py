@@ -2,13 +2,13 @@
 
     loss = policy loss + w · L        L: mean over the micro-batch's rollouts; 0 for those whose question has no boxes
 
-- `rl.auxiliary.anchoring.weight` is w, fixed; 1e-3 is the order of what published attention losses take beside a policy loss.
+- `rl.auxiliary.anchoring.weight` is w, fixed; 1e-3 is the order of magnitude that published attention losses have beside a policy loss.
 - With `at_most` = ε the loss is a constraint, L ≤ ε, with a multiplier of its own that begins at `weight`: after each update,
       w ← clip(w + lr (L̄ - ε), 0, most)      L̄: mean over the update's rollouts with boxes, of all processes
   It is the dual step of Eq. 4 on a loss. It is saved with the multipliers of the rewards (`rl.multiplier_checkpoints`).
 
 It cannot be a column of the advantages, as constraints on rewards are: the row of `<|focus|>` depends on the prompt alone, so all
-rollouts of a group have one value, and its group-normalised advantage is 0 (`rl.configured` says so).
+rollouts of a group have the same value, and its group-normalised advantage is 0 (`rl.configured` says so).
 
 The policy must have the token: rl.start=anchor, or a model that descends from `make anchor`. All of this is ours (docs/mr1.md).
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from fgrpo.errors import UserError
 from fgrpo.images import IMAGE_ERRORS
-from fgrpo.policy import model_files
+from fgrpo.policy import attention_tap, model_files
 from fgrpo.schema_anchor import AnchorLoss
 from fgrpo.training.anchoring import Anchoring, Shares, shares_of
 from fgrpo.training.row_images import RowImages
 from fgrpo.types import Sample
-from rl.auxiliary_loss import ROW, AuxiliaryLoss, Figures
+from rl.auxiliary_loss import ROW, AuxiliaryLoss, AuxiliaryLosses, Figures, Mean
 
 
 @dataclass
@@ -81,39 +81,45 @@ class AnchoringLoss(AuxiliaryLoss):
                 f"weight={self.weight}, most={self.most}"
             )
 
-    def check(self, trainer: Any) -> None:
-        """Raises UserError: the policy has no token or attention that cannot be read, or no question has boxes."""
+    def check(self, trainer: AuxiliaryLosses) -> None:
+        """Raises UserError: the policy lacks the token, its attention cannot be read, or no question has boxes."""
         self._of(trainer)
-        column = (
-            trainer.train_dataset.with_format(None)["sample"] if "sample" in trainer.train_dataset.column_names else []
-        )
+        dataset: Any = trainer.train_dataset
+        column = dataset.with_format(None)["sample"] if "sample" in dataset.column_names else []
         if not any(self._shares_of(text, trainer) for text in dict.fromkeys(column)):
             raise UserError(
                 "rl.auxiliary.anchoring: no question has annotated boxes, so there is nothing to anchor to; add a source with boxes "
                 "to data.sources, or leave the loss out"
             )
 
-    def during(self, trainer: Any) -> AbstractContextManager[Any]:
+    def during(self, trainer: AuxiliaryLosses) -> AbstractContextManager[Any]:
         """The attention tap is open while the trainer trains."""
         return self._of(trainer).tap
 
-    def __call__(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Figures]:
+    def __call__(
+        self, trainer: AuxiliaryLosses, model: Any, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor | None, Figures]:
         """L of a micro-batch, in one pass over its prompts."""
         rows, is_sampled = range(len(inputs["prompt_ids"])), ROW in inputs  # a batch of the preflight has no samples
-        keys = [trainer.samples[row] for row in inputs[ROW].tolist()] if is_sampled else list(map(str, rows))
-        shares_B = [self._shares_of(text, trainer) if is_sampled else [] for text in keys]
         images = RowImages(inputs, self._of(trainer).family.grid_field)
+        if is_sampled:
+            keys = [trainer.samples[row] for row in inputs[ROW].tolist()]
+            shares_B = [self._shares_of(text, trainer) for text in keys]
+        else:
+            keys, shares_B = _tried(trainer, rows, images)
         anchored = self._of(trainer)(model, inputs["prompt_ids"], inputs["prompt_mask"], images, shares_B, keys)
         mean, share = float(anchored.loss.detach()), anchored.count / len(rows)
-        if trainer.model.training and is_sampled:
+        policy: Any = trainer.model
+        if policy.training and is_sampled:
             self._step(trainer, mean * anchored.count, anchored.count)
-        figures = {"with_boxes": share}
-        if anchored.inside is not None:
-            figures |= {"inside": anchored.inside, "mean": mean}  # of rollouts with boxes
+        figures: dict[str, float | Mean] = {"with_boxes": share}
+        if anchored.inside is not None:  # of rollouts with boxes
+            of_boxes = {"inside": anchored.inside, "mean": mean}
+            figures |= {key: Mean(value * anchored.count, anchored.count) for key, value in of_boxes.items()}
         return anchored.loss * share, figures
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier, and the update whose step it has still to take."""
+        """The multiplier, and the update whose step it still has to take."""
         return {"weight": self.weight, "sum": self._sum, "count": self._count, "update": self._update}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -131,7 +137,7 @@ class AnchoringLoss(AuxiliaryLoss):
                 raise ValueError(f"the saved multiplier of the anchoring loss is {weight!r}, outside [0, {self.most}]")
             self.weight, self._sum, self._count, self._update = weight, total, count, update
 
-    def _step(self, trainer: Any, total: float, count: int) -> None:
+    def _step(self, trainer: AuxiliaryLosses, total: float, count: int) -> None:
         """Count a micro-batch; the first one of an update takes the multiplier's step for the update before."""
         if self.at_most is None:
             return
@@ -144,13 +150,14 @@ class AnchoringLoss(AuxiliaryLoss):
             self._sum, self._count, self._update = 0.0, 0, int(trainer.state.global_step)
         self._sum, self._count = self._sum + total, self._count + int(count)
 
-    def _of(self, trainer: Any) -> Anchoring:
+    def _of(self, trainer: AuxiliaryLosses) -> Anchoring:
         if self._anchoring is None or self._anchoring.model is not trainer.plain_model:
             tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+            attention_tap.refuse_compiled(trainer.args)
             self._anchoring = Anchoring(trainer.plain_model, tokenizer, self.options)
         return self._anchoring
 
-    def _shares_of(self, text: str, trainer: Any) -> Shares:
+    def _shares_of(self, text: str, trainer: AuxiliaryLosses) -> Shares:
         """The cell shares of a sample in JSON; [] for none, or where its boxes are in no image."""
         if not text:
             return []
@@ -162,6 +169,15 @@ class AnchoringLoss(AuxiliaryLoss):
             except IMAGE_ERRORS:
                 self._shares[text] = []
         return self._shares[text]
+
+
+def _tried(trainer: AuxiliaryLosses, rows: Sequence[int], images: RowImages) -> tuple[list[str], list[Shares]]:
+    """Keys and shares for a batch whose questions are not known: as many prompts as a micro-batch may have, boxes everywhere."""
+    group = int(trainer.num_generations_eval or trainer.num_generations or 1) if trainer.keeps_groups else 1
+    family: Any = trainer.known_family()
+    per_cell = family.patches_per_token(family.vision_tower(trainer.plain_model))
+    grids_B = [[] if images.counts is None else images.grids[row].prod(dim=-1).tolist() for row in rows]
+    return [str(row // group) for row in rows], [[[1.0] * (patches // per_cell) for patches in of] for of in grids_B]
 
 
 AUXILIARY = AnchoringLoss

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rl import masked_images
-from rl.auxiliary_loss import AuxiliaryLoss, Figures
+from rl.auxiliary_loss import AuxiliaryLoss, AuxiliaryLosses, Figures
 from rl.token_weights import dependence, trained_tokens
 
 
@@ -53,13 +53,16 @@ class Papo(AuxiliaryLoss):
         if not 0 < self.blank <= 1:
             raise ValueError(f"blank is a share of patches above 0, got {self.blank}")
 
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer: AuxiliaryLosses) -> None:
         """Raises UserError where there is no image to mask."""
         masked_images.check(trainer, "rl.auxiliary.papo")
 
-    def __call__(self, trainer: Any, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Figures]:
+    def __call__(
+        self, trainer: AuxiliaryLosses, model: Any, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor | None, Figures]:
         """KL over one micro-batch, with one pass without gradient over the masked images."""
         logps_BT, mask_BT = trainer.policy_logps_BT, trained_tokens(inputs)
+        assert logps_BT is not None  # the policy's own pass has been made
         with torch.no_grad():
             masked_BT = trainer.logps_of(model, masked_images.blanked(trainer, inputs, self.blank, "rl.auxiliary.papo"))
         return rollout_mean(dependence(logps_BT, masked_BT, mask_BT), mask_BT), {}

@@ -2,7 +2,7 @@
 
 GRPO-CARE (arXiv 2506.16141) rewards answers that a slow copy of the policy finds likely, given the trace. The numbers come from
 TRL's reference pass, so they cost nothing. The reference is the one of the KL penalty: the initial policy, or with
-`sync_ref_model` of TRL an average that follows it.
+`rl.reference` an average that follows the trained one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from fgrpo.errors import UserError
 from rewards.base import RewardContext
 from rewards.probes import NO_TOKENS, Absent
+from rl.passes import LogprobPasses
 from rl.probes.base import Batch, Probe, answers
 from rl.probes.passes import Passes
 
@@ -23,7 +24,7 @@ class AnswerLikelihood:
 
     gives = ("answer_likelihood",)
 
-    def check(self, trainer: Any, context: RewardContext) -> None:
+    def check(self, trainer: LogprobPasses, context: RewardContext) -> None:
         """As `Probe.check`: there must be a reference model."""
         if trainer.beta == 0.0:
             raise UserError(

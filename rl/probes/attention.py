@@ -6,20 +6,26 @@ position that predicts it, one before it. Shares are averaged over heads and the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from fgrpo.policy.attention_tap import AttentionTap, Reading, Rows, chosen_layers
+from fgrpo.policy.attention_layers import chosen_layers
+from fgrpo.policy.attention_sums import Rows
+from fgrpo.policy.attention_tap import AttentionTap, Reading, refuse_compiled
 from fgrpo.policy.cells import Cells
 from rewards.base import RewardContext
 from rewards.probes import Absent
-from rl.probes.base import Batch, Probe, values_of
+from rl.passes import LogprobPasses
+from rl.probes.base import Batch, Rollouts, values_of
 from rl.probes.evidence import evidence
 from rl.probes.passes import Passes
 
+FIELDS = ("pixel_values", "num_images", "mm_token_type_ids")  # of TRL's batch, beside the grids
 NOT_FINITE = Absent("not_finite", "the attention on the image is not finite", True)
 
 
@@ -28,7 +34,7 @@ class Attention:
 
     gives = ("attention",)
 
-    def check(self, trainer: Any, context: RewardContext) -> None:
+    def check(self, trainer: LogprobPasses, context: RewardContext) -> None:
         """As `Probe.check`: a known family, and an attention implementation and layers that the tap can read."""
         self._tap(trainer, context)
 
@@ -51,7 +57,25 @@ class Attention:
             found.append({"attention": shares})
         return found
 
-    def _tap(self, trainer: Any, context: RewardContext) -> AttentionTap:
+    def try_out(self, trainer: LogprobPasses, made: Mapping[str, Any], context: RewardContext) -> None:
+        """The pass of `measure` over TRL's batch, with every cell as evidence; for the preflight, which asks whether it fits."""
+        ids_BL, mask_BL = (
+            torch.cat([made[f"prompt_{key}"], made[f"completion_{key}"]], dim=1) for key in ("ids", "mask")
+        )
+        family, most = trainer.known_family(), trainer.args.per_device_train_batch_size
+        assert family is not None  # or `check` has refused
+        fields = {key: made[key] for key in (*FIELDS, family.grid_field) if made.get(key) is not None}
+        batch = Batch(Rollouts((), (), (), context), ids_BL, mask_BL, made["completion_ids"].shape[1], most, fields)
+        passes = Passes(trainer, batch)
+        every = {
+            row: tuple(np.ones(shape, dtype=bool) for shape in passes.shapes(row))
+            for row in range(len(ids_BL))
+            if passes.images(row)
+        }
+        self._shares(every, batch, passes, context)
+
+    def _tap(self, trainer: LogprobPasses, context: RewardContext) -> AttentionTap:
+        refuse_compiled(trainer.args)
         model = trainer.plain_model
         return AttentionTap(model, chosen_layers(model.config.get_text_config(), context.probing.layers))
 
@@ -68,20 +92,31 @@ class Attention:
         with self._tap(trainer, context) as tap, passes.measuring():
             for start in range(0, len(every), batch.most):
                 part = every[start : start + batch.most]
-                of_part = [_rows(batch, passes, row, known.get(row)) for row in part]
+                of_part = [rows_of(batch, passes, row, known.get(row)) for row in part]
                 with tap.read(of_part) as reading:
-                    GRPOTrainer._get_per_token_logps_and_entropies(
-                        trainer, trainer.model, batch.ids_BL[part], batch.mask_BL[part], batch.completion, len(part),
-                        **passes.chunk(part),
-                    )  # fmt: skip
+                    padded_pass(passes, batch, part)
                 for place, row in enumerate(part):
                     if start + place < len(rows):
                         out_BT[row, : len(of_part[place].queries)] = _mean(reading, place)
         return out_BT
 
 
-def _rows(batch: Batch, passes: Passes, row: int, cells: Cells | None) -> Rows:
-    """What is read of a rollout; without `cells` it fills up a pass, and its numbers are not used."""
+def padded_pass(passes: Passes, batch: Batch, rows: Sequence[int]) -> None:
+    """One pass of the policy over `rows` of the batch, padded as TRL pads them, for a tap to read."""
+    trainer = passes.trainer
+    GRPOTrainer._get_per_token_logps_and_entropies(
+        trainer,
+        trainer.model,
+        batch.ids_BL[rows],
+        batch.mask_BL[rows],
+        batch.completion,
+        len(rows),
+        **passes.chunk(rows),
+    )
+
+
+def rows_of(batch: Batch, passes: Passes, row: int, cells: Cells | None) -> Rows:
+    """What is read of a rollout: the rows that predict its tokens. Without `cells` all of its image counts as evidence."""
     prompt = batch.ids_BL.shape[1] - batch.completion
     length = int(batch.mask_BL[row, prompt:].sum())
     device = batch.ids_BL.device
@@ -105,4 +140,4 @@ def _mean(reading: Reading, place: int) -> Tensor:
     return torch.stack(shares).mean(dim=0)
 
 
-PROBE: Probe = Attention()
+PROBE = Attention()

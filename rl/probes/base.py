@@ -1,4 +1,4 @@
-"""What a probe is, and `measure`: the probes that a batch's rewards need, and no other.
+"""What a probe is, and `measure`: the probes that a batch's rewards need, and no others.
 
 A probe is one module of this folder with a constant `PROBE`. It says which fields of `rewards.probes.Probes` it gives, and
 measures them for the rollouts of one generation batch. A reward lists the fields that it reads in `needs`.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,10 @@ from fgrpo.policy.token_places import token_range
 from fgrpo.response import answer_place
 from rewards.base import RewardContext, RewardItem
 from rewards.probes import Absent, Probes
+
+if TYPE_CHECKING:
+    from rl.passes import LogprobPasses
+    from rl.probes.passes import Passes
 
 ANSWER = "answer"  # the one field that needs no pass
 OF_ANSWER = frozenset(
@@ -71,10 +75,10 @@ class Probe(Protocol):
     @property
     def gives(self) -> tuple[str, ...]: ...
 
-    def check(self, trainer: Any, context: RewardContext) -> None:
+    def check(self, trainer: LogprobPasses, context: RewardContext) -> None:
         """Raise UserError where the trainer's model or options do not allow this probe; before the first step."""
 
-    def measure(self, needs: frozenset[str], batch: Batch, passes: Any) -> list[dict[str, Any]]:
+    def measure(self, needs: frozenset[str], batch: Batch, passes: Passes) -> list[dict[str, Any]]:
         """For each rollout the values of the fields `needs`. Every process makes equally many passes."""
 
 
@@ -98,13 +102,8 @@ def chosen(needs: Iterable[str]) -> list[tuple[Probe, frozenset[str]]]:
     return [(probe, part) for probe in every if (part := wanted & set(probe.gives))]
 
 
-def measure(needs: Iterable[str], batch: Batch, passes: Any, tokenizer: Any) -> tuple[Probes, ...]:
-    """What was measured for each rollout of the batch.
-
-    Args:
-        passes: `rl.probes.passes.Passes`.
-        tokenizer: that of the completions.
-    """
+def measure(needs: Iterable[str], batch: Batch, passes: Passes, tokenizer: Any) -> tuple[Probes, ...]:
+    """What was measured for each rollout of the batch; `tokenizer` is that of the completions."""
     found: list[dict[str, Any]] = [{} for _ in batch.rollouts.items]
     for probe, part in chosen(needs):
         for values, more in zip(found, probe.measure(part, batch, passes), strict=True):

@@ -1,4 +1,4 @@
-"""What of the questions does not allow the rewards' probes, found before the model is loaded."""
+"""Whether the questions allow the rewards' probes, checked before the model is loaded."""
 
 from __future__ import annotations
 

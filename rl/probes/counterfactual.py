@@ -18,10 +18,12 @@ from torch import Tensor
 
 from fgrpo.errors import UserError
 from fgrpo.policy import cells
+from fgrpo.policy.blanked_pixels import NOT_NORMALISED
 from fgrpo.policy.cells import Cells
 from fgrpo.types import Sample
 from rewards.base import RewardContext
 from rewards.probes import LARGEST_DROP, Absent
+from rl.passes import LogprobPasses
 from rl.probes.base import Batch, Probe, values_of
 from rl.probes.evidence import evidence
 from rl.probes.passes import Passes
@@ -36,13 +38,18 @@ class Counterfactual:
 
     gives = ("evidence", "controls", "patches")
 
-    def check(self, trainer: Any, context: RewardContext) -> None:
-        """As `Probe.check`: the policy's family must be known."""
+    def check(self, trainer: LogprobPasses, context: RewardContext) -> None:
+        """As `Probe.check`: the policy's family must be known, and 0 must be the mean colour where cells are filled with it."""
         if trainer.known_family() is None:
             kind = getattr(trainer.plain_model.config, "model_type", None)
             raise UserError(
                 f"a counterfactual image needs a model family of fgrpo/policy/backbones, and the policy is of type {kind!r}; leave "
                 "out the rewards that need it"
+            )
+        processor = getattr(trainer.processing_class, "image_processor", None)
+        if context.probing.fill != "black" and not getattr(processor, "do_normalize", True):
+            raise UserError(
+                f"rl.probes.fill: {context.probing.fill} fills with the mean colour, and {NOT_NORMALISED}; use black"
             )
 
     def measure(self, needs: frozenset[str], batch: Batch, passes: Passes) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Teacher-forced passes of a generation batch for its probes: the same tokens, on the image or on a changed one. No gradient.
 
-A pass takes the rows that need it alone. With several processes each passes as many rows as the one that has most, since DDP and
-ZeRO-3 wait for one another; rows that fill up are not read. Dropout is off, so that a difference comes from the image.
+A pass takes only the rows that need it. With several processes each passes as many rows as the one that has the most, since under
+DDP and ZeRO-3 they wait for one another; the added rows are not read. Dropout is off, so every difference comes from the image.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from fgrpo.policy.cells import Cells
 from fgrpo.training import packed_inputs
 from fgrpo.training.row_images import image_fields
 from rl.length_bucketing import BY_TOKEN
+from rl.passes import LogprobPasses
 from rl.probes.base import Batch
 
 
 class Passes:
-    """The passes of one batch.
+    """The passes of one batch."""
 
-    Args:
-        trainer: an `rl.probes.trainer.ProbedRollouts`.
-    """
-
-    def __init__(self, trainer: Any, batch: Batch) -> None:
+    def __init__(self, trainer: LogprobPasses, batch: Batch) -> None:
         self.trainer, self.batch, self.tokenizer = trainer, batch, trainer._tokenizer
-        self.family = trainer.known_family()
+        family = trainer.known_family()
+        assert family is not None  # or a probe's `check` has refused
+        self.family = family
         self.per_cell = self.family.patches_per_token(self.family.vision_tower(trainer.plain_model))
         probing = batch.rollouts.context.probing
         self._fill = probing.fill
-        self._black = blanked_pixels.black(trainer.processing_class.image_processor) if self._fill == "black" else None
+        processor: Any = trainer.processing_class
+        self._black = blanked_pixels.black(processor.image_processor) if self._fill == "black" else None
         shape = (len(batch.ids_BL), batch.completion)
         self._original_BT = torch.full(shape, torch.nan, device=batch.ids_BL.device)
         self._known: set[int] = set()
@@ -133,7 +133,7 @@ class Passes:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Inside, the policy is in evaluation mode and keeps no gradient."""
-        model = self.trainer.model
+        model: Any = self.trainer.model
         training = model.training
         model.eval()
         try:

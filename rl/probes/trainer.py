@@ -1,7 +1,7 @@
 """The seam of the probes in the trainer: they run between the log-prob passes and the reward functions, while judges work.
 
 TRL's order is: generate, old log-probs (not always), reference log-probs (unless beta is 0), reward functions. The first pass
-without gradients shows the batch as the passes see it. Where TRL makes none, the batch is made here as TRL makes it.
+without gradients shows the batch as the passes see it. If TRL makes no such pass, the batch is built here as TRL would build it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ProbedRollouts(LogprobPasses):
             old = seen.logps[: len(seen.logps) - has_reference]
             batch = Batch(
                 rollouts,
-                **(seen.first or self._as_trl(prompts, completion_ids)),
+                **(seen.first or self.batch_of(prompts, completion_ids)),
                 original_BT=old[0] if old else None,
                 reference_BT=seen.logps[-1] if has_reference else None,
             )
@@ -106,7 +106,7 @@ class ProbedRollouts(LogprobPasses):
         self.scorer.measured(found)
         self.seconds["probes"] = self.seconds.get("probes", 0.0) + time.perf_counter() - began
 
-    def _as_trl(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def batch_of(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         """The arguments of a log-prob pass, where TRL makes none."""
         device, family = self.accelerator.device, self.known_family()
         assert family is not None  # or a probe's `check` has refused
@@ -135,6 +135,6 @@ class ProbedRollouts(LogprobPasses):
 def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
     """Token ids and mask (B, columns), padded with 0 on the right or left."""
     side = "left" if left else "right"
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
     return ids, mask

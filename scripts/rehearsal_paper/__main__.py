@@ -28,11 +28,10 @@ from scripts.rehearsal_paper import downloads, photographs, prepare, records, st
 from scripts.rehearsal_paper.checks import Result
 from scripts.rehearsal_paper.endpoint import Endpoint, running
 from scripts.rehearsal_paper.log import PAGE, Log, StageLog
-from scripts.rehearsal_paper.stages import PRESET, Stage, stages
+from scripts.rehearsal_paper.stages import OVERLAY, PRESET, Stage, stages
 
-OVERLAY = "rehearsal-paper"
 ROOT = Path("runs/rehearsal-paper")  # as the overlay has it
-RECORDS, SHORT_RECORDS = 40, 16
+RECORDS, SHORT_RECORDS = 40, 21  # with 21, every form of image occurs
 LIMIT_S = 1800.0
 TIMED_OUT = 124
 
@@ -125,7 +124,7 @@ def rehearse(root: Path, short: bool, keep: bool, only: list[str], overrides: li
     log = Log(short, os.cpu_count() or 1, time.monotonic() - began, [], {})
     with running(endpoint):
         prepare.address_files(root / "serve", endpoint, os.getpid())
-        for stage in stages(short):
+        for stage in stages(short, overrides):
             if only and stage.name not in only:
                 continue
             started, cpu = time.monotonic(), cpu_seconds()

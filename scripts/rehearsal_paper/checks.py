@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgrpo.config import load
 from fgrpo.files import read_jsonl
 from fgrpo.response import parse
+from fgrpo.schema import Config
+from ops.assumptions import Assumptions
+from scripts.rehearsal_paper import lengths
 from scripts.rehearsal_paper.endpoint import Endpoint
-from scripts.rehearsal_paper.photographs import FORMS
 from scripts.rehearsal_paper.stand_in import Shapes
 
 RUN = "paper-7b"
-CPU_FAILURES = ("gpu", "cuda", "vllm", "flash", "sentence-transformers", "gb free", "deepspeed", "pins", "g++", "ninja")
+# what a small machine lacks: the one failure that is right here; the preset's checkpoints are those of the 7B model
+NO_ROOM = re.compile(r"fail +\d+ GB free for runs in \S+, \d+ needed")
+PARAMETERS = "8,292,166,656 parameters"  # of Qwen2.5-VL-7B
 
 
 @dataclass
@@ -41,21 +48,37 @@ def _finished(out: Result, folder: Path, *files: str) -> None:
         out.must((folder / name).exists(), f"{folder / name} is missing")
 
 
-def plan(root: Path, output: str, endpoint: Endpoint) -> Result:
-    """The plan speaks of every stage."""
-    out = Result({"lines": len(output.splitlines())})
-    for word in ("data", "mcts", "sft", "rl", "eval"):
-        out.must(word in output.lower(), f"the plan says nothing of {word}")
+def plan(config: Config, root: Path, output: str, endpoint: Endpoint) -> Result:
+    """The plan counts what the configuration asks for, stage by stage, at the size of the 7B model, and says which lengths it assumes."""
+    rows = dict(re.findall(r"(?m)^([a-z-]+) +([\d,]+) +[\d,]+ +[\d,]+ +[\d.]+ ", output))
+    found = {stage: int(rows.get(stage, "0").replace(",", "")) for stage in ("data", "mcts", "sft", "rl")}
+    sources, rl = config.data.sources.values(), config.rl
+    seeds, questions = sum(source.seed for source in sources), sum(source.rl for source in sources)
+    wanted = {
+        "data": questions * config.data.difficulty_rollouts,
+        "sft": config.sft.max_steps,
+        "rl": rl.max_steps * rl.global_batch * rl.group_size,
+    }
+    assumed = lengths.assumed(output)
+    out = Result({"assumes": assumed, "calls": found})
+    missing = [name for name in lengths.ASSUMED if name not in assumed]
+    out.must(not missing and len(assumed) == len(lengths.ASSUMED), f"the plan does not assume {', '.join(missing)}")
+    for stage, count in wanted.items():
+        out.must(found[stage] == count, f"the plan has {found[stage]} calls of {stage}, and {count} are configured")
+    trees = f"{seeds} trees x {config.mcts.simulations} simulations"
+    updates = f"{rl.max_steps} updates x {rl.global_batch} prompts x {rl.group_size} rollouts"
+    for words in (trees, updates, PARAMETERS):
+        out.must(words in output, f"the plan does not say {words!r}")
     return out
 
 
 def doctor(root: Path, output: str, endpoint: Endpoint) -> Result:
-    """The doctor finds what a CPU lacks, and nothing wrong with data, models and endpoints."""
+    """The doctor finds nothing wrong but too small a disk; each model of the endpoint is served."""
     states = [line.split(" ", 1)[0] for line in output.splitlines()]
     out = Result({state: states.count(state) for state in ("ok", "warn", "fail")})
-    for line in output.splitlines():
-        if line.startswith("fail ") and not any(word in line.lower() for word in CPU_FAILURES):
-            out.problems.append(line)
+    out.problems += [
+        line for line in output.splitlines() if line.startswith("fail ") and not NO_ROOM.fullmatch(line.strip())
+    ]
     for model in (*endpoint.models["vllm"][:4], *endpoint.models["openai"]):
         out.must(f"serves {model}" in output, f"the doctor does not say that {model} is served")
     return out
@@ -84,14 +107,25 @@ def data(root: Path, output: str, endpoint: Endpoint) -> Result:
         out.must(may_have or not row.get("boxes"), f"{row['id']} has boxes of a source without them")
     out.must(any(row.get("boxes") for row in questions), "no RL question has boxes")
     out.must(any(len(row["images"]) > 1 for row in [*seeds, *questions]), "no question has two images")
-    if any(form.endswith("jpeg") for form in FORMS):
-        out.must(
-            {"image_too_narrow", "turned_by_exif"} <= reasons, f"narrow or turned images are not dropped: {reasons}"
-        )
+    out.must({"image_too_narrow", "turned_by_exif"} <= reasons, f"narrow or turned images are not dropped: {reasons}")
     rows = list(read_jsonl(folder / "difficulty.jsonl"))
     out.counts["rolled out"] = len(rows)
     out.must(all(len(row["correct"]) == 4 for row in rows), "a question has not four rollouts")
+    if not out.problems:
+        _measure(out, root, questions)
     return out
+
+
+def _measure(out: Result, root: Path, questions: Sequence[Mapping[str, Any]]) -> None:
+    """Lengths of the questions' prompts; their text is as long as the plan assumes."""
+    config = load(RUN)
+    found = lengths.of_questions(config, lengths.model_folder(root, config), questions)
+    out.counts["questions measure"] = found
+    planned = Assumptions()["lengths.text"]
+    out.must(
+        0.8 * planned <= found["lengths.text"] <= 1.25 * planned,
+        f"the text of a prompt has {found['lengths.text']:g} tokens, and make plan assumes {planned:g}",
+    )
 
 
 def mcts(root: Path, output: str, endpoint: Endpoint) -> Result:
@@ -159,7 +193,7 @@ def sft(root: Path, output: str, endpoint: Endpoint) -> Result:
 
 
 def rl(method: str, root: Path, output: str, endpoint: Endpoint) -> Result:
-    """Each step once; rollouts of full groups; judges asked; multipliers stepped for FGRPO alone."""
+    """Each step once; rollouts of full groups; judges asked; multipliers moved for FGRPO alone."""
     import pyarrow.parquet as pq
 
     folder = root / RUN / f"rl-{method}"
@@ -171,16 +205,35 @@ def rl(method: str, root: Path, output: str, endpoint: Endpoint) -> Result:
     rows = [row for file in sorted((folder / "rollouts").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     out.counts |= {"steps": len(steps), "rollouts": len(rows)}
     out.counts |= _json(folder / "manifest.json").get("counts", {})
+    out.counts["rollouts measure"] = lengths.of_rollouts(rows)
     out.must(bool(rows) and len(rows) % 5 == 0, f"{len(rows)} rollouts are no full groups of 5")
     judged = Counter(str(row["consistency/state"]) for row in rows)  # scored for right rollouts alone
     out.counts["judged for consistency"] = dict(judged)
     out.must(judged["scored"] > 0, f"no judge was asked: no rollout was right ({dict(judged)})")
-    last = lines[-1] if lines else {}
-    multipliers = {key: value for key, value in last.items() if key.startswith("lambda/")}
-    out.counts |= {"lambda": multipliers}
-    out.must(bool(multipliers) == (method != "grpo-t"), f"multipliers of {method}: {multipliers}")
+    _multipliers(out, folder, lines, method != "grpo-t")
     _final(out, folder / "final")
     return out
+
+
+def _multipliers(out: Result, folder: Path, lines: Sequence[Mapping[str, Any]], constrained: bool) -> None:
+    """Each λ of a constraint that a rollout had a score for has left its initial value; without constraints there is none."""
+    scored = {
+        key.split("/")[1] for line in lines for key, n in line.items() if re.fullmatch(r"constraint/\w+/n", key) and n
+    }
+    saved = sorted(folder.glob("checkpoints/*/duals.json"), key=lambda file: int(file.parent.name.rpartition("-")[2]))
+    out.must(bool(saved), f"{folder} has no checkpoint with multipliers")
+    if not constrained:
+        names = {key.removeprefix("lambda/") for line in lines for key in line if key.startswith("lambda/")}
+        names.update(*(_json(file)["states"] for file in saved))
+        out.must(not names, f"multipliers without constraints: {sorted(names)}")
+        return
+    duals = _json(saved[-1]) if saved else {"constraints": [], "states": {}}
+    first = {constraint["reward"]: constraint["lam_init"] for constraint in duals["constraints"]}
+    lam = {name: state["lam"] for name, state in duals["states"].items()}
+    out.counts["lambda"] = lam
+    out.must(bool(scored & set(lam)), f"no constraint of {sorted(lam)} was scored")
+    for name in scored & set(lam):
+        out.must(lam[name] != first[name], f"λ of {name} has not moved from {first[name]}, though it was scored")
 
 
 def evaluation(name: str, root: Path, output: str, endpoint: Endpoint) -> Result:

@@ -15,7 +15,7 @@ from scripts.rehearsal_paper import stand_in, tokenizer
 from scripts.rehearsal_paper.endpoint import Endpoint
 
 BASELINES = ("treevgr", "r1-onevision")  # evaluated behind the endpoint: they need a tokenizer, and no weights
-WARM_STEPS = 72
+WARM_STEPS = 96
 _QUESTIONS = 24
 DONE = "done.json"
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fgrpo.config import load
 from scripts.rehearsal_paper import checks
 from scripts.rehearsal_paper.checks import Result
 from scripts.rehearsal_paper.endpoint import Endpoint
 from scripts.rehearsal_paper.prepare import BASELINES
 
-PRESET = "paper-7b"
+PRESET, OVERLAY = "paper-7b", "rehearsal-paper"
 ZERO3 = "configs/deepspeed/zero3.json"  # the preset's
 Check = Callable[[Path, str, Endpoint], Result]
 
@@ -29,11 +30,12 @@ class Stage:
     codes: tuple[int, ...] = (0,)
 
 
-def stages(short: bool) -> list[Stage]:
-    """All stages. `short`: FGRPO alone, one baseline, few steps and questions, one process for each command.
+def stages(short: bool, overrides: Sequence[str] = ()) -> list[Stage]:
+    """All stages, for the configuration with these `overrides`. `short`: FGRPO alone, one baseline, few steps and questions, one process for each command.
 
     Otherwise SFT and FGRPO are trained by two processes under the preset's own ZeRO-3 file, GRPO-T by one.
     """
+    config = load(PRESET, "fgrpo", [f"@{OVERLAY}", *overrides])
     methods = ("fgrpo",) if short else ("grpo-t", "fgrpo")
     baselines = BASELINES[:1] if short else BASELINES
     steps = ("sft.max_steps=1", "sft.save_steps=1", "rl.max_steps=2", "rl.save_steps=2") if short else ()
@@ -46,7 +48,7 @@ def stages(short: bool) -> list[Stage]:
     }
     trained = tuple(word for method in methods for word in ("--method", method))[-2:]
     return [
-        Stage("plan", "ops.plan", checks.plan),
+        Stage("plan", "ops.plan", partial(checks.plan, config)),
         Stage("doctor", "ops.doctor", checks.doctor, codes=(0, 1)),
         Stage("data", "data_curation.run", checks.data),
         Stage("mcts", "mcts.run", checks.mcts),

@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fgrpo.policy import loading
 from fgrpo.policy.backbone import default
 
@@ -158,22 +160,20 @@ def build(folder: Path, shapes: Shapes, seed: int) -> Any:
 
 def replies(rng: random.Random, count: int) -> list[str]:
     """Replies in the policy's form: a step with a box, a statement, and a letter, which any question may have."""
-    out = []
-    for _ in range(count):
-        x, y, letter = rng.choice((10, 40, 90)), rng.choice((10, 40, 90)), rng.choice("AB")
-        step = f"The first thing is at <bbox>[{x},{y},{x + 100},{y + 200}]</bbox>."
-        out.append(f"<think>{step}\nSo the answer is {letter}.</think><answer>{letter}</answer>")
-    return out
+    letters = [rng.choice("AB") for _ in range(count)]
+    step = "The first thing is at <bbox>[10,40,110,240]</bbox>."
+    return [f"<think>{step}\nSo the answer is {letter}.</think><answer>{letter}</answer>" for letter in letters]
 
 
 def warm(model: Any, processor: Any, prompts: Sequence[str], steps: int, seed: int, rate: float = 3e-3) -> list[float]:
-    """Teach `replies` after these prompts (text alone); returns the loss of each step, in nats per token.
+    """Teach `replies` after these prompts, with up to two images of noise before them; returns each step's loss in nats per token.
 
     Only the language model's layers and the output rows of the replies' tokens are trained. All other rows count as one
     constant: untrained, their logits are near 0, so the log of the sum of their exponentials is near the log of their number.
     """
     import torch
 
+    model.model.visual.requires_grad_(False)
     rng, tokenizer = random.Random(seed), processor.tokenizer
     known = sorted({i for reply in replies(rng, 200) for i in tokenizer(f"{reply}<|im_end|>")["input_ids"]})
     place = {token: row for row, token in enumerate(known)}
@@ -181,24 +181,42 @@ def warm(model: Any, processor: Any, prompts: Sequence[str], steps: int, seed: i
     rest = torch.tensor(math.log(model.lm_head.weight.shape[0] - len(known)))
     layers = [*model.model.language_model.layers.parameters(), *model.model.language_model.norm.parameters()]
     optimizer = torch.optim.AdamW([*layers, head], lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)  # or single tokens go astray at the end
     losses: list[float] = []
-    for _ in range(steps):
-        words = tokenizer(loading.render_prompt(processor, [], rng.choice(prompts)))["input_ids"]
+    for step in range(steps):
+        images = [_noise(rng) for _ in range(step % 3)]
+        given = processor(
+            text=[loading.render_prompt(processor, images, rng.choice(prompts))],
+            images=images or None,
+            return_tensors="pt",
+        )
         rows = [tokenizer(f"{reply}<|im_end|>")["input_ids"] for reply in replies(rng, 4)]
         longest = max(map(len, rows))
-        ids = torch.tensor([[*words, *row, *[tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
+        answers = torch.tensor([[*row, *[tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
         targets = torch.tensor([[*[place[i] for i in row], *[-100] * (longest - len(row))] for row in rows])
-        hidden = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        logits = hidden[:, len(words) - 1 : -1] @ head.T
+        ids = torch.cat([given["input_ids"].expand(len(rows), -1), answers], dim=1)
+        seen: dict[str, Any] = {}
+        if images:
+            seen = {key: given[key].repeat(len(rows), 1) for key in ("pixel_values", "image_grid_thw")}
+            seen["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
+        hidden = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **seen).last_hidden_state
+        logits = hidden[:, given["input_ids"].shape[1] - 1 : -1] @ head.T
         logits = torch.cat([logits, rest.expand(*logits.shape[:2], 1)], dim=-1)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
     with torch.no_grad():
         model.lm_head.weight[known] = head
     return losses
+
+
+def _noise(rng: random.Random) -> Image.Image:
+    """An image of 84 to 336 px a side: what an untrained tower makes of it is as good as of a photograph."""
+    size = rng.choice((84, 168, 336)), rng.choice((84, 168, 336))
+    return Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
 
 
 def save(model: Any, folder: Path) -> None:

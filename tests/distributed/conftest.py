@@ -21,7 +21,7 @@ from miniworld import questions, truth
 from miniworld.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ("evidence_margin", "control_margin", "vision_dependence")
+MEASURED = ("evidence_margin", "control_margin", "vision_dependence", "attention_where_it_matters")
 GENEROUS = 1800  # seconds for one start; machines are slow, and no test depends on time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)

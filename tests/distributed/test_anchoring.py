@@ -16,13 +16,10 @@ from tests.distributed.test_training import STOP, lines, moved
 pytestmark = pytest.mark.slow
 LAYOUTS = {"ddp": "null", "zero3": "configs/deepspeed/zero3.json"}
 KEYS = {"loss": 1e-4, "grad_norm": 1e-3, "eval_loss": 1e-4}
-FIGURES = {
-    "anchor/loss": 2e-2,
-    "anchor/inside": 2e-2,
-    "eval_anchor/loss": 2e-2,
-}  # means by micro-batch, whose counts differ
+FIGURES = {"anchor/loss": 1e-3, "anchor/inside": 1e-3, "eval_anchor/loss": 1e-3, "eval_anchor/inside": 1e-3}
 RL = ("rl.start=anchor", "rl.auxiliary={anchoring: {weight: 0.2, options: {at_most: 0.5, lr: 0.3}}}")
 RL_KEYS = {"loss": 1e-3, "grad_norm": 1e-3, "aux/anchoring": 1e-3, "aux/anchoring/weight": 1e-4}
+RL_FIGURES = {"aux/anchoring/mean": 1e-3, "aux/anchoring/inside": 1e-3}  # not of steps without a question with boxes
 
 
 def rl_root(small: Small, name: str) -> Path:
@@ -83,9 +80,10 @@ def test_two_processes_keep_the_anchor_in_rl_as_one_does(small: Small, ran: Path
     name = f"rl-anchored-alone-{layout}"
     job = {"stage": "rl", "set": small.rl("rl.micro_batch=8", *RL), "root": rl_root(small, name)}
     worker.run(job, small.texts)
-    for key, tolerance in RL_KEYS.items():
+    for key, tolerance in (RL_KEYS | RL_FIGURES).items():
         one, two = (lines(small, n, "rl-fgrpo", key) for n in (name, f"rl-anchored-{layout}"))
-        assert len(one) == 4 and two == pytest.approx(one, rel=tolerance, abs=1e-6), key
+        assert len(one) == 4 or (key in RL_FIGURES and one), key
+        assert two == pytest.approx(one, rel=tolerance, abs=1e-6), key
         parts = lines(small, f"rl-anchored-{layout}-stopped", "rl-fgrpo", key)
         assert parts == pytest.approx(two, rel=1e-6), key
     assert len(set(lines(small, name, "rl-fgrpo", "aux/anchoring/weight").values())) > 2

@@ -6,6 +6,7 @@ One start of two processes does all of it, since most of a start is imports; the
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ pytestmark = pytest.mark.slow
 ZERO = {"zero2": "configs/deepspeed/zero2.json", "zero3": "configs/deepspeed/zero3.json"}
 LAYOUTS = {"ddp": "null", **ZERO}
 REAL = ("ddp", "zero3")  # the trainer that the stage takes: ours with its own decoder, and TRL's generation
-RESUMED = ("rl-ddp", "rl-zero3", "sft-zero3", "sft-shared-ddp")
+RESUMED = ("rl-ddp", "rl-zero3", "rl-ddp-own", "rl-zero3-own", "sft-zero3", "sft-shared-ddp")
+UNCHECKED = ("rl-zero2", "rl-zero3", "sft-zero3")  # compared with runs that try nothing out before the first step
 SHARED = ("ddp", "zero3")  # compared with rows that share no prompt
-# an auxiliary loss with a pass of its own, and factors of tokens from a further pass
-OWN = ("rl.auxiliary={papo: {weight: -0.2}}", "rl.token_weights={keep: 0.5, lowest: 0.5}", "rl.max_steps=2")
+# an auxiliary loss with a pass of its own, factors of tokens from a further pass, and a constraint on what is measured on the policy
+OWN = (
+    *("rl.constraints.evidence_margin.tau=0.9", "rl.dual.lr=0.5", "rl.auxiliary={papo: {weight: -0.2}}"),
+    *("rl.token_weights={keep: 0.5, lowest: 0.5}", "rl.max_steps=2", "rl.save_steps=1"),
+)
 STOP = 3  # in the fourth step; the last checkpoint is of step 2
 
 
@@ -65,8 +70,11 @@ def jobs(small: Small) -> list[dict[str, Any]]:
     todo = []
     for job in made:
         todo.append(job)
+        stop_at = 1 if job["name"].endswith("-own") else STOP
+        if job["name"] in UNCHECKED:
+            todo.append({**job, "name": f"{job['name']}-unchecked", "unchecked": True})
         if job["name"] in RESUMED:
-            todo += [{**job, "name": f"{job['name']}-stopped", "stop_at": stop} for stop in (STOP, None)]
+            todo += [{**job, "name": f"{job['name']}-stopped", "stop_at": stop} for stop in (stop_at, None)]
     return todo
 
 
@@ -128,6 +136,23 @@ def within(base: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def seen(folder: Path, name: str) -> list[list[dict[str, Any]]]:
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_what_is_tried_out_before_the_first_step_changes_nothing(small: Small, ran: Path, name: str) -> None:
+    """A forward and a backward pass through DeepSpeed's engine, whose gradients add nothing to those of the first step."""
+    stage = "sft" if name.startswith("sft") else "rl-fgrpo"
+    for key in ("loss", "grad_norm"):
+        assert lines(small, name, stage, key) == lines(small, f"{name}-unchecked", stage, key), key
+    one, two = (weights(small.root(n) / "mini" / stage / "final") for n in (name, f"{name}-unchecked"))
+    assert moved(one, two) == 0 < moved(weights(small.folder / "backbone"), one)
+
+
+def test_the_largest_rows_pass_backward_under_deepspeed_too(ran: Path) -> None:
+    said = (ran / "log").read_text()
+    for rows in ("longest rows", "largest rows"):
+        found = re.findall(rf"{rows}: up to \d+ tokens, (.*) in ", said)
+        assert set(found) == {"forward and backward"}, rows
 
 
 def test_sft_under_zero3_has_the_losses_of_one_process(small: Small, ran: Path, alone: Any) -> None:
@@ -255,14 +280,18 @@ def test_shared_rows_have_the_loss_and_gradients_of_rows_of_their_own(small: Sma
 
 @pytest.mark.parametrize("layout", SHARED)
 def test_auxiliary_losses_and_token_weights_are_those_of_one_process(small: Small, ran: Path, layout: str) -> None:
-    """The loss is averaged over processes as over micro-batches; factors are of the complete batch; no process waits for another."""
+    """The loss is averaged over processes as over micro-batches; factors and multipliers are of the complete batch."""
     name = f"rl-own-alone-{layout}"
     job = {"stage": "rl", "set": small.rl("rl.micro_batch=8", "rl.shared_prefix=off", *OWN), "root": small.root(name)}
     worker.run(job, small.texts)
     keys = {"aux/papo": 1e-3, "tokens/dependence": 1e-3, "tokens/highest_weight": 1e-3, "loss": 1e-3, "grad_norm": 1e-3}
+    keys["lambda/evidence_margin"] = 1e-3
     for key, tolerance in keys.items():
         one, two = (lines(small, which, "rl-fgrpo", key) for which in (name, f"rl-{layout}-own"))
         assert two == pytest.approx(one, rel=tolerance, abs=1e-6) and len(one) == 2, key
+        whole, parts = (lines(small, f"rl-{layout}-own{end}", "rl-fgrpo", key) for end in ("", "-stopped"))
+        assert parts == pytest.approx(whole, rel=1e-6), f"{key} after a stop"
+    assert lines(small, name, "rl-fgrpo", "lambda/evidence_margin")[2] != 1.0
     plain = lines(small, f"rl-{layout}", "rl-fgrpo", "grad_norm")
     assert lines(small, name, "rl-fgrpo", "grad_norm")[1] != pytest.approx(plain[1], rel=1e-2)
 
@@ -300,7 +329,7 @@ def test_one_process_writes_and_it_writes_everything(small: Small, ran: Path, la
     assert checkpoints.last_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-4"
 
 
-@pytest.mark.parametrize("name", [name for name in RESUMED if name.startswith("rl")])
+@pytest.mark.parametrize("name", [name for name in RESUMED if name in ("rl-ddp", "rl-zero3")])
 def test_rl_goes_on_with_its_multipliers(small: Small, ran: Path, name: str) -> None:
     whole, parts = seen(ran, name), seen(ran, f"{name}-stopped")
     assert [part[-2:] for part in parts] == [run[-2:] for run in whole]  # steps 3 and 4, after the checkpoint of step 2

@@ -1,8 +1,8 @@
 """Runs training stages as one process of several, or as the only one, and writes down what it saw.
 
 Started by `test_training.py` through torchrun: `worker.py <jobs.json>`. A job is {"name", "stage": "sft", "anchor", "rl" or "best",
-"set": overrides, "root": runs folder, "stop_at": step or null, "real": whether RL samples itself}. Else its completions are
-replayed: they depend on step, question and place in the group alone, so every layout trains on the same rollouts.
+"set": overrides, "root": runs folder, "stop_at": step or null, "real": whether RL samples itself, "unchecked": whether nothing is tried out
+before the first step}. Unless it samples itself, its completions are replayed: they depend on step, question and place in the group alone, so every layout trains on the same rollouts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import gc
 import json
 import random
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import rl.preflight
 import rl.train
 import sft.anchor
+import sft.preflight
 import sft.train
 from fgrpo import config
 from fgrpo.training import distributed
@@ -54,7 +57,9 @@ def run(job: dict[str, Any], texts: dict[str, list[str]]) -> list[dict[str, Any]
     Replayed.texts, Replayed.seen = texts, []
     cfg = config.load("mini", "fgrpo", job["set"])
     kind = rl.train.trainer_of if job.get("real") else lambda _: Replayed
-    with mock.patch.object(rl.train, "trainer_of", kind), _stopping(job.get("stop_at")):
+    with mock.patch.object(rl.train, "trainer_of", kind), _stopping(job.get("stop_at")), ExitStack() as patches:
+        for preflight in (sft.preflight, rl.preflight) if job.get("unchecked") else ():
+            patches.enter_context(mock.patch.object(preflight.Preflight, "on_train_begin", lambda *_, **__: None))
         try:
             if job["stage"] == "best":
                 _best_at_the_end(cfg, Path(job["root"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scripted import Scripted
 
-from eval import figures, miniworld_truth, models, results, run
+from eval import curves, figures, miniworld_truth, models, results, run
 from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.schema import Config
@@ -68,7 +68,7 @@ def test_figure_4_takes_evaluated_checkpoints_and_says_so(world: Config, trained
     assert "training rollouts" in json.loads(captions.read_text())["figure4"]
     for name, share in (("sft", 0.1), ("fgrpo@2", 0.3), ("fgrpo@10", 0.6), ("fgrpo", 0.8)):
         evaluate(world, trained, name, share)
-    found = figures.paths(world, results.find(world, trained), figures.training(world, trained), trained)
+    found = curves.paths(world, results.find(world, trained), curves.training(world, trained), trained)
     assert list(found) == ["fgrpo"] and list(found["fgrpo"]) == [0, 2, 10, 12]
     assert [r.name for r in found["fgrpo"].values()] == ["sft", "fgrpo@2", "fgrpo@10", "fgrpo"]
     drawn = figures.figure4_checkpoints(found)
@@ -79,6 +79,22 @@ def test_figure_4_takes_evaluated_checkpoints_and_says_so(world: Config, trained
     assert list(line.get_ydata()) == [100 * c["value"] for c in cells if c is not None]
     figures.draw(world, trained)
     assert "evaluated checkpoints" in json.loads(captions.read_text())["figure4"]
+
+
+def test_step_0_is_the_model_that_the_method_starts_from(world: Config, trained: Path) -> None:
+    checkpoint(trained / world.preset / "anchor/final", "anchor")
+    for name in ("sft", "anchor", "fgrpo@2"):
+        evaluate(world, trained, name, 0.2)
+
+    def start() -> str:
+        shown = curves.paths(world, results.find(world, trained), {}, trained)
+        return shown["fgrpo"][0].name
+
+    assert start() == "sft"
+    file = trained / world.preset / "rl-fgrpo" / "config.json"
+    stored = {"config": {"rl": {"start": "anchor"}}, "inputs": {}}
+    file.write_text(json.dumps(stored))
+    assert start() == "anchor"
 
 
 def test_checkpoints_are_no_rows_of_the_tables(world: Config, trained: Path) -> None:

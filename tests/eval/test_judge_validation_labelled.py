@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from eval.judge_validation.labelled import base
 from eval.judge_validation.labelled.base import Labelled, Loaded, load
 from fgrpo.errors import UserError
 from rewards.semantic_grounding import GroundingItem
-from tests.judges.conftest import running
+from tests.judges.conftest import in_a_thread
 
 
 def picture(path: Path) -> None:
@@ -207,25 +205,13 @@ def test_an_answer_key_that_does_not_fit_is_refused() -> None:
 @pytest.fixture
 def yes_sayer() -> Iterator[str]:
     """The address of a judge behind an endpoint, in a thread of its own, that calls every sentence CORRECT."""
-    ready, stop, urls = threading.Event(), threading.Event(), []
 
     def behave(number: int, body: dict[str, Any]) -> str:
         schema = body["response_format"]["json_schema"]["schema"]
         return json.dumps({key: {"why": "seen", "label": "CORRECT"} for key in schema["properties"]})
 
-    async def serve() -> None:
-        async with running(behave) as server:
-            urls.append(server.url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    ready.wait(60)
-    yield urls[0]
-    stop.set()
-    thread.join()
+    with in_a_thread(behave) as server:
+        yield server.url
 
 
 def test_the_judge_that_a_user_pays_for(

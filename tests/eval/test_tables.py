@@ -115,7 +115,7 @@ def test_everything_that_is_not_ours_is_escaped_wherever_it_stands() -> None:
         title=attack, subtitle=attack, cards=[card], tables=[table], more_tables=[table], comparisons=[table],
         more_comparisons=[table], paper=[table], figures=[], judges=[table], world=True, other_kind=attack,
         examples=[shown], examples_note=attack, benchmarks=[attack], filters=[(attack, attack)],
-        columns=[{"key": "a", "title": attack, "visible": True}, {"key": "b", "title": attack, "visible": False}],
+        columns=[{"key": key, "title": attack, "visible": True, **dict.fromkeys(("colour", "light", "dark"), "#000000")} for key in "ab"],
     )  # fmt: skip
     assert page.count("<script>") == 1 and "<img" not in page and page.count("</title>") == 1
     assert page.count("&lt;script&gt;") > 30

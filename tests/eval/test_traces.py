@@ -12,7 +12,6 @@ import pytest
 
 from eval import models, score, summary, tables
 from eval.extraction import EXTRACTION_TASK
-from fgrpo import response
 from fgrpo.config import load
 from fgrpo.errors import UserError
 from fgrpo.inference import openai_engine, replies
@@ -118,6 +117,9 @@ UNTAGGED = [
     f"{TRACE}\n\nThe answer to the question is A.\nI hope this helps!",
     f"{TRACE}\n\n**Final answer**\nA",
     f"{TRACE}\nA",
+    f"{TRACE} The answer is A.",
+    f"\n{TRACE} So the answer is: A",
+    f"{TRACE} So it is A.",
     f"<think>{TRACE}</think><answer>A</answer>",
 ]
 
@@ -136,22 +138,46 @@ def test_without_that_key_untagged_reasoning_is_no_trace(text: str) -> None:
     assert record.scores["consistency"].state == "not_applicable" and record.scores["accuracy"].value == 1.0
 
 
-@pytest.mark.parametrize(
-    "text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}", f"{TRACE} So A is the answer."]
-)
-def test_a_reply_of_one_line_has_no_trace_before_its_answer(text: str) -> None:
+@pytest.mark.parametrize("text", ["A", "<answer>A</answer>", "The answer is A.", "\\boxed{A}"])
+def test_a_reply_of_one_sentence_has_no_trace_before_its_answer(text: str) -> None:
     assert scored(text, trace="before_answer")[0].scores["consistency"].state == "not_applicable"
-
-
-@pytest.mark.parametrize("piece", ["answer ", "\\boxed{", "answer to ", "\n", "Answer:\n", ". "])
-def test_finding_the_answer_is_linear(piece: str) -> None:
-    """A quadratic pattern would take minutes here."""
-    assert response.parse(piece * 40_000, tags=models.load("vl-rethinker").tags).boxes == ()
 
 
 @pytest.mark.parametrize("name", ["vl-rethinker", "gpt-4o", "gpt-5-nano"])
 def test_models_that_write_no_think_tags_say_so(name: str) -> None:
-    assert models.load(name).tags.before_answer and not models.load("fgrpo").tags.before_answer
+    assert models.load(name).tags.untagged and not models.load("fgrpo").tags.untagged
+
+
+@pytest.mark.parametrize(
+    ("text", "trace", "answer"),
+    [
+        ("A\n\nThe cup is right of the lamp.", "The cup is right of the lamp.", "A"),
+        (f"{TRACE}\n\nA. left\n\nHope this helps!", TRACE, "A. left"),
+        (f'{{"reasoning": "{TRACE}", "answer": "A"}}', TRACE, "A"),
+    ],
+)
+def test_an_untagged_reply_is_judged_by_its_trace_and_scored_as_a_whole(text: str, trace: str, answer: str) -> None:
+    record, judge = scored(text, trace="before_answer")
+    (asked,) = [item for task, item in judge.items if task == "consistency"]
+    assert (asked.think, asked.answer, record.scores["accuracy"].value) == (trace, answer, 1.0)
+    assert record.meta["answer_from"] == "rules"
+
+
+def test_the_extraction_judge_sees_all_of_an_untagged_reply() -> None:
+    text = "The cup stands there.\nthe former"
+    record, judge = scored(text, trace="before_answer")
+    (shown,) = [item for task, item in judge.items if task == EXTRACTION_TASK.name]
+    assert shown.answer_span == text and record.meta["answer_from"] == "judge"
+
+
+def test_an_open_untagged_reply_is_scored_as_a_whole() -> None:
+    sample = dataclasses.replace(SAMPLE, choices=(), answer="3")
+    model = models.load("gpt-4o")
+    text = "Dogs: 2\nCats: 1\n\nTotal: 3"
+    (record,) = asyncio.run(
+        score.Scorer(model, "m", JudgeSet(Recorder())).score([(sample, Rollout("r", SAMPLE.id, text))])
+    )
+    assert (record.scores["accuracy"].value, record.meta["answer"]) == (1.0, "Total: 3")
 
 
 def test_the_extraction_judge_sees_the_answer_alone() -> None:

@@ -15,7 +15,7 @@ from known import SEVEN, TITLES, expected, heading, record, rows_of, setting, st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from eval import base, comparisons, figures, report, tables
+from eval import base, comparisons, curves, figure_style, figures, models, report, tables
 from eval.results import CAPTION_FILE, Result, find
 from fgrpo.files import write_jsonl
 from fgrpo.schema import Config
@@ -175,11 +175,11 @@ def test_a_method_has_one_colour_in_every_figure_and_a_constraint_its_rewards(
     assert lines is not None
     for k, (model, container) in enumerate(zip(TITLES, bars, strict=True)):
         tints = {to_hex(container[0].get_facecolor()), *(to_hex(x.get_color()) for x in lines.axes[0].lines[2 * k : 2 * k + 2])}  # fmt: skip
-        assert tints == {figures.METHOD_COLOURS[model].lower()}
-    assert figures.constraint_style("consistency") == ("consistency", "#009E73")
-    assert figures.constraint_style("semantic_grounding", 3) == ("semantic grounding", "#0072B2")
-    assert figures.constraint_style("own_thing", 1) == ("own thing", figures.SPARE[1])
-    assert figures.colour("unknown", 6) == figures.SPARE[1] and figures.colour("sft", 3) == "#8c8c8c"
+        assert tints == {figure_style.METHOD_COLOURS[model].lower()}
+    assert figure_style.constraint_style("consistency") == ("consistency", "#009E73")
+    assert figure_style.constraint_style("semantic_grounding", 3) == ("semantic grounding", "#0072B2")
+    assert figure_style.constraint_style("own_thing", 1) == ("own thing", "#D55E00")
+    assert figure_style.colour("unknown", 6) == figure_style.SPARE[1] and figure_style.colour("sft", 3) == "#8c8c8c"
 
 
 def test_each_method_with_multipliers_has_a_figure_8_of_its_own(
@@ -196,7 +196,7 @@ def test_each_method_with_multipliers_has_a_figure_8_of_its_own(
         rows = [metrics_line(n, *names) for n in (2, 1, 2, 3)]  # out of order, and step 2 twice after a resume
         rows[2]["accuracy"] = 0.75
         write_jsonl(tmp_path / "mini" / f"rl-{method}" / "metrics.jsonl", [{"note": "no step"}, *rows])
-    runs = figures.training(config, tmp_path)
+    runs = curves.training(config, tmp_path)
     assert list(runs) == ["grpo-t", "fgrpo", "fgrpo-fixed", "aaa"]  # known methods in order, then others by name
     assert all([row["step"] for row in rows] == [1, 2, 3] for rows in runs.values())
     assert [row["accuracy"] for row in runs["fgrpo"]] == [0.5, 0.75, 0.5]
@@ -209,7 +209,7 @@ def test_each_method_with_multipliers_has_a_figure_8_of_its_own(
     titles = {name.strip(".").partition(".")[0]: f.get_suptitle() for name, f in seen.items() if "figure8" in name}
     assert {name: title.partition(":")[0] for name, title in titles.items()} == {
         "figure8": "FGRPO",
-        "figure8-fgrpo-fixed": figures.models.load("fgrpo-fixed").title,
+        "figure8-fgrpo-fixed": models.load("fgrpo-fixed").title,
         "figure8-aaa": "aaa",
     }
     own = setting().model_copy(update={"method": "fgrpo-fixed"})

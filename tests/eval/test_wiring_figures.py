@@ -35,7 +35,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from eval import base, figures, report, tables
+from eval import base, figure_style, figures, report, tables
 from eval.results import find
 from fgrpo.files import write_jsonl
 from fgrpo.response import parse
@@ -72,7 +72,7 @@ def curves(axis: Axes) -> dict[str, list[float]]:
     found = {}
     for raw, smooth in pairs:
         values = list(map(float, raw.get_ydata()))
-        thick = figures.smooth(values, figures.window_of(len(values)))
+        thick = figure_style.smooth(values, figure_style.window_of(len(values)))
         assert list(smooth.get_ydata()) == pytest.approx(list(thick), nan_ok=True)
         found[str(smooth.get_label())] = values
     return found
@@ -122,10 +122,10 @@ def test_figure_3_shows_greedy_answers_where_no_model_has_others(tmp_path: Path,
 
 
 def test_a_thick_line_is_the_centred_mean_of_the_thin_one() -> None:
-    assert figures.smooth([0.0, 1.0, 5.0, None, 3.0, 7.0], 3) == pytest.approx([0.5, 2.0, 3.0, 4.0, 5.0, 5.0])
-    assert figures.smooth([None, None, None, 4.0], 2) == pytest.approx([math.nan, math.nan, 4.0, 4.0], nan_ok=True)
-    assert figures.smooth([1.0, 2.0, 3.0], 1) == pytest.approx([1.0, 2.0, 3.0])
-    assert [figures.window_of(steps) for steps in (1, 16, 200)] == [1, 2, 25]
+    assert figure_style.smooth([0.0, 1.0, 5.0, None, 3.0, 7.0], 3) == pytest.approx([0.5, 2.0, 3.0, 4.0, 5.0, 5.0])
+    assert figure_style.smooth([None, None, None, 4.0], 2) == pytest.approx([math.nan, math.nan, 4.0, 4.0], nan_ok=True)
+    assert figure_style.smooth([1.0, 2.0, 3.0], 1) == pytest.approx([1.0, 2.0, 3.0])
+    assert [figure_style.window_of(steps) for steps in (1, 16, 200)] == [1, 2, 25]
 
 
 def step_line(n: int, method: int) -> dict[str, Any]:

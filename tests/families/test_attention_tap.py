@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from fgrpo.errors import UserError
 from fgrpo.images import open_rgb
 from fgrpo.policy import loading
-from fgrpo.policy.attention_tap import AttentionTap, Rows, chosen_layers
+from fgrpo.policy.attention_layers import chosen_layers
+from fgrpo.policy.attention_sums import Rows
+from fgrpo.policy.attention_tap import AttentionTap, refuse_compiled
 from fgrpo.policy.backbone import Backbone
 from fgrpo.training import packed_inputs, shared_prefix
 from fgrpo.training.row_images import RowImages
@@ -168,25 +171,20 @@ def test_gradients_under_checkpointing(policy: Path, family: Backbone, batch: di
         assert torch.allclose(one, other, atol=1e-6, rtol=1e-5)
 
 
-def test_a_function_finds_the_rows_of_each_pass(policy: Path, family: Backbone, batch: dict[str, Any]) -> None:
+def test_each_pass_in_the_block_is_read(policy: Path, family: Backbone, batch: dict[str, Any]) -> None:
+    """Without evidence, whose share is then 0, and without an image: any tokens can stand for one."""
     model = model_of(policy)
     text = {key: batch[key] for key in ("input_ids", "attention_mask")}
     image_token = family.image_token_id(model.config)
     text["input_ids"] = torch.where(text["input_ids"] == image_token, 7, text["input_ids"])
-
-    def find(given: Any) -> list[Rows]:
-        return [
-            Rows(torch.tensor([len(row) - 1]), (row == 7).nonzero().flatten(), torch.tensor([], dtype=torch.long))
-            for row in given["input_ids"]
-        ]
-
-    with torch.no_grad(), AttentionTap(model, [0]) as tap, tap.read(find) as reading:
+    none = torch.tensor([], dtype=torch.long)
+    rows = [Rows(torch.tensor([len(row) - 1]), (row == 7).nonzero().flatten(), none) for row in text["input_ids"]]
+    with torch.no_grad(), AttentionTap(model, [0]) as tap, tap.read(rows) as reading:
         model(**text)
-        model(**{key: value[:2] for key, value in text.items()})
-    assert [len(found[0]) for found in reading.passes] == [3, 2]
-    first = reading.passes[0][0]
+        model(**{key: value.flip(0) for key, value in text.items()})
+    first, second = (found[0] for found in reading.passes)
     assert all(bool((sums.evidence_share == 0).all()) and sums.image_HQI is None for sums in first)
-    assert torch.allclose(first[1].image_share, reading.passes[1][0][1].image_share, atol=1e-6)
+    assert len(first) == len(second) == 3 and not torch.equal(first[0].every_HQ, second[0].every_HQ)
 
 
 def test_uniform_attention_gives_the_share_of_the_area(policy: Path, family: Backbone, batch: dict[str, Any]) -> None:
@@ -267,6 +265,15 @@ def test_what_cannot_be_read_is_refused(policy: Path, family: Backbone, batch: d
             model.model.language_model(
                 inputs_embeds=torch.zeros(3, 1, model.config.get_text_config().hidden_size), past_key_values=cache
             )
+    with AttentionTap(model, [1]) as tap, tap.read(rows), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.compiler, "is_compiling", lambda: True
+        )  # as within a compiled wrapper, which the tap does not see
+        with pytest.raises(UserError, match="compiled"):
+            model(**batch)
+    with pytest.raises(UserError, match=r"leave torch\.compile \(torch_compile\) out"):
+        refuse_compiled(SimpleNamespace(torch_compile=True))
+    refuse_compiled(SimpleNamespace(torch_compile=False))
     model.model.language_model.layers[0].compile()
     with pytest.raises(UserError, match="compiled"):
         AttentionTap(model, [1])

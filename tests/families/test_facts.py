@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fgrpo.boxes import convert, iou, model_size
-from fgrpo.config import load
+from fgrpo.config import CONFIGS, load
 from fgrpo.errors import UserError
 from fgrpo.images import image_tokens
 from fgrpo.inference.serve import order
@@ -70,7 +70,7 @@ def test_published_checkpoints_have_the_familys_bounds_and_class(family: Backbon
     from ops import memory_estimate
 
     shapes = [
-        p for p in memory_estimate.SHAPES.glob("*.json") if json.loads(p.read_text())["model_type"] == family.model_type
+        p for p in (CONFIGS / "shapes").glob("*.json") if json.loads(p.read_text())["model_type"] == family.model_type
     ]
     assert shapes, "make plan needs the published shapes"
     for path in shapes:

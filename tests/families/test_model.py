@@ -21,10 +21,10 @@ from fgrpo.schema_base import Lora
 from miniworld import questions
 from miniworld.render import render
 from ops.memory_estimate import shape_of
+from rl.dry_run import DryRun
 from rl.in_process_trainer import FeatureMemo
 from rl.passes import LogprobPasses
 from rl.preflight import TOLERANCE
-from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
 from tests.rl.test_shared_prefix import batch_of, check_equal, passed, use_attention
 
@@ -72,9 +72,9 @@ def test_rollouts_and_trainer_agree_on_log_probabilities(make: Any, family: Back
     """On every token of fresh rollouts, as the preflight checks it."""
     trainer = make(steps=1, overrides=("rl.max_response_length=24",))
     rows = [row for n in (1, 2) for row in trainer.train_dataset if len(row["images"]) == n][:4]
-    batch, engine = Probe(trainer).rollout(rows)
+    batch, engine = DryRun(trainer).rollout(rows)
     mask = batch["completion_mask"].bool()
-    difference = (Probe(trainer).logprobs(batch) - engine)[mask].abs()
+    difference = (DryRun(trainer).logprobs(batch) - engine)[mask].abs()
     print(
         f"{family.model_type}: {len(difference)} tokens, mean {difference.mean():.1e}, largest {difference.max():.1e}"
     )

@@ -13,7 +13,7 @@ import torch
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.policy import cells, model_files
-from fgrpo.policy.attention_tap import chosen_layers
+from fgrpo.policy.attention_layers import chosen_layers
 from fgrpo.policy.backbone import Backbone
 from fgrpo.response import parse
 from fgrpo.schema_rl import Probing
@@ -21,6 +21,7 @@ from fgrpo.types import Box, Sample
 from judges.base import JudgeSet
 from rewards.base import RewardContext, RewardItem
 from rewards.probes import Absent
+from rl.probes import maps
 from rl.probes.attention import PROBE
 from rl.probes.base import Batch, Rollouts
 from rl.probes.passes import Passes
@@ -132,7 +133,60 @@ def test_attention_that_cannot_be_read_is_refused_before_the_first_step(
             PROBE.check(trainer, batch.rollouts.context)
     finally:
         config._attn_implementation = kept
+    trainer.args.torch_compile = True
+    with pytest.raises(UserError, match="attention of a compiled model cannot be read"):
+        PROBE.check(trainer, batch.rollouts.context)
+    trainer.args.torch_compile = False
     bounds = PixelBounds(*model_files.pixel_bounds(policy))
     none = RewardContext(JudgeSet(None), patch_factor=bounds.factor, probing=Probing(layers=(99,)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="layer 99 does not exist"):
         PROBE.check(trainer, none)
+
+
+@pytest.mark.parametrize(("row", "pictures"), [(1, 1), (2, 2)])
+def test_maps_are_those_of_attention_matrices(
+    make: Any, policy: Path, family: Backbone, monkeypatch: Any, row: int, pictures: int
+) -> None:
+    """The mean over the rows that predict the response's tokens, and the row of `<|focus|>`, over one and two pictures.
+
+    A token of the template stands for `<|focus|>` here. It occurs twice, and the last place counts.
+    """
+    trainer, whole, _ = prepared(make, policy, family)
+    passes = Passes(trainer, whole)
+    ids_BL, prompt = whole.ids_BL[[row]].clone(), whole.ids_BL.shape[1] - whole.completion
+    token = int(ids_BL[0, prompt - 3])
+    ids_BL[0, prompt - 2] = token
+    assert int(ids_BL[0, prompt - 1]) != token
+    given = passes.chunk([row])
+    batch = Batch(whole.rollouts, ids_BL, whole.mask_BL[[row]], whole.completion, 1, given)
+    assert given["num_images"] == [pictures]
+    monkeypatch.setattr(maps.focus, "focus_id", lambda _: token)
+    found = maps.attention_maps(batch, Passes(trainer, batch), "last_third")
+    monkeypatch.setattr(maps.focus, "focus_id", lambda _: None)
+    without = maps.attention_maps(batch, Passes(trainer, batch), "last_third")
+    assert without.focus is None
+    model = trainer.plain_model
+    kept = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation("eager")
+    fields = {key: value for key, value in given.items() if key != "num_images"}
+    with torch.no_grad():
+        out = model(input_ids=ids_BL, attention_mask=batch.mask_BL, output_attentions=True, **fields)
+    model.set_attn_implementation(kept)
+    chosen = chosen_layers(model.config.get_text_config(), "last_third")
+    assert found.layers == tuple(chosen)
+    columns = (ids_BL[0] == family.image_token_id(model.config)).nonzero()[:, 0]
+    length = batch.lengths()[0]
+    rows_LHQK = torch.stack([out.attentions[layer][0] for layer in chosen])
+    on_image = rows_LHQK[..., columns].sum(-1)
+    shares = rows_LHQK[..., columns] / on_image[..., None]
+    response = slice(prompt - 1, prompt - 1 + length)
+    for grids, expected in (
+        (found.response, shares[:, :, response].mean(dim=(0, 1, 2))),
+        (without.response, shares[:, :, response].mean(dim=(0, 1, 2))),
+        (found.focus, shares[:, :, prompt - 2].mean(dim=(0, 1))),
+    ):
+        assert grids is not None and len(grids) == pictures
+        assert [part.shape for part in grids] == passes.shapes(row)
+        flat = np.concatenate([part.flatten() for part in grids])
+        assert flat == pytest.approx(expected.numpy(), abs=1e-6) and flat.sum() == pytest.approx(1.0, abs=1e-5)
+    assert found.on_image == pytest.approx(float(on_image[:, :, response].mean()), abs=1e-6)

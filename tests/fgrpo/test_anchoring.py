@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fgrpo.boxes import PixelBounds
-from fgrpo.policy.attention_tap import Sums
+from fgrpo.policy.attention_sums import Sums
 from fgrpo.schema_anchor import AnchorLoss
 from fgrpo.training.anchoring import loss_of, mean_log_p, shares_of, target
 from fgrpo.types import Box, Sample

@@ -24,6 +24,40 @@ def test_each_form_is_read_by_its_name(form: str, text: str, count: int) -> None
     assert len(response.boxes) == count and response.well_formed
 
 
+@pytest.mark.parametrize(
+    ("text", "form", "own"),
+    [
+        ('{"bbox_2d": [[1, 2], [30, 40]], "label": "car"}', "bbox_2d", "bbox_2d"),
+        ("'bbox_2d':[ [1,2] ,[30,40] ]", "bbox_2d", "bbox_2d"),
+        ("<ref>the car</ref><box>(1,2),(30,40)</box>", "box", "box"),  # Qwen-VL
+        ("<box> (1, 2) (30, 40) </box>", "box", "box"),
+        ("<box>[[1,2],[30,40]]</box>", "box", ""),
+    ],
+)
+def test_two_points_are_a_box(text: str, form: str, own: str) -> None:
+    assert every_box(text) == ((Box(1, 2, 30, 40),), 0)
+    assert box_forms.unread(text, "bbox") == {form: 1}
+    assert not own or parse_boxes(text, box_tag=own) == ((Box(1, 2, 30, 40),), 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"bbox_2d": [[1, 2], [30]]',
+        '"bbox_2d": [[1, 2], [3, 4], [5, 6]]',
+        '"bbox_2d": [[30, 2], [30, 40]]',
+        "<box>(1,2),(30)</box>",
+        "<box>(1,2),(3,4),(5,6)</box>",
+        "<box>(30,2),(30,40)</box>",
+    ],
+)
+def test_points_that_are_no_two_corners_are_counted_and_not_guessed(text: str) -> None:
+    assert every_box(text) == ((), 1)
+    assert every_box("<points>(1,2),(3,4)</points> <box>the car</box>") == ((), 0), "not written as a box of numbers"
+    listed = '"bbox_2d": [[1,2,3,4], [5,6,7,8]]'
+    assert every_box(listed) == ((Box(1, 2, 3, 4), Box(5, 6, 7, 8)), 0), "a list of boxes"
+
+
 @pytest.mark.parametrize("form", ["bbox_2d", "box_start"])
 def test_opened_boxes_that_are_not_valid_are_dropped(form: str) -> None:
     bad = {
@@ -72,6 +106,8 @@ def test_counting_is_linear() -> None:
         "<loc_1>",
         "<box>1 ",
         "<bbox>[1,",
+        "<box>((1 ",
+        '"bbox_2d": [[1, ',
     ):
         assert set(box_forms.unread(piece * 20_000, "bbox")) <= {"loc"}
         assert box_forms.written(piece * 20_000, "point") == []
@@ -79,8 +115,8 @@ def test_counting_is_linear() -> None:
 
 
 def test_every_form_is_read_in_order() -> None:
-    text = TAGGED + JSON + TOKENS + BARE + " [9, 9, 1, 1] <bbox>[1, 2"
+    text = TAGGED + JSON + TOKENS + BARE + " <box>[9, 9, 9, 1]</box> <bbox>[1, 2"
     boxes, dropped = every_box(text, frame="thousand")
     first, second = Box(1, 2, 30, 40, "thousand"), Box(5, 6, 7, 8, "thousand")
     assert boxes == (first, first, second, first, second, first) and dropped == 2
-    assert [text[one.start] for one in box_forms.written(text, "bbox")] == list("<\"'<<[[")
+    assert [text[one.start] for one in box_forms.written(text, "bbox")] == list("<\"'<<[<")

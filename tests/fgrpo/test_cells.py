@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,19 @@ def test_another_seed_gives_another_region() -> None:
 def test_random_cells_have_about_their_share() -> None:
     (mask,) = cells.random_cells([(60, 50)], 0.6, "q")
     assert mask.shape == (60, 50) and abs(mask.mean() - 0.6) < 0.03
+
+
+def test_a_small_image_has_a_random_cell_and_larger_ones_keep_theirs() -> None:
+    """One cell at a probability of 0.05; in a grid of 16 at 0.6 the cells are those of the draws alone."""
+    for seed in map(str, range(50)):
+        (one,), (two,) = cells.random_cells([(1, 1)], 0.05, seed), cells.random_cells([(1, 2)], 0.05, seed)
+        assert one.tolist() == [[True]] and two.sum() >= 1
+        rng = random.Random(f"{seed}:patches")
+        drawn = [rng.random() < 0.6 for _ in range(16 + 6)]
+        first, second = cells.random_cells([(4, 4), (2, 3)], 0.6, seed)
+        assert first.flatten().tolist() == drawn[:16] and second.flatten().tolist() == (
+            drawn[16:] if any(drawn[16:]) else second.flatten().tolist()
+        )
 
 
 def test_growing_and_the_ring() -> None:

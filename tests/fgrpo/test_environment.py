@@ -15,6 +15,7 @@ import yaml
 
 from fgrpo.config import load
 from fgrpo.errors import UserError
+from fgrpo.inference import vllm_server
 from fgrpo.inference.vllm_server import Server, free_port
 from ops import doctor, packages
 
@@ -119,6 +120,23 @@ def test_doctor_finds_missing_data_and_endpoints(tmp_path: Path) -> None:
     (engine,) = [f for f in doctor.endpoints(config) if url in f.what]
     assert engine.state == "fail"
     assert "does not answer" in engine.what
+
+
+def test_the_vllm_of_the_interpreter_comes_before_that_for_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / "gpu" / "vllm", tmp_path / ".venv-vllm" / "bin" / "vllm", tmp_path / "path" / "vllm"]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.touch(0o755)
+    monkeypatch.setattr("sys.executable", str(places[0].with_name("python")))
+    monkeypatch.setattr("fgrpo.inference.vllm_server.ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(places[2].parent))
+    for place in places:
+        assert vllm_server.executable() == place
+        place.unlink()
+    with pytest.raises(UserError, match="there is no vllm command"):
+        vllm_server.executable()
 
 
 def test_a_server_that_dies_shows_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from fgrpo import image_files, images
-from fgrpo.boxes import PixelBounds
+from fgrpo.boxes import PixelBounds, model_size
 from fgrpo.byte_cache import ByteCache
 from fgrpo.errors import UserError
 from fgrpo.images import data_url, file_url, image_size, image_tokens, open_rgb, portable
 from fgrpo.policy import backbone
 from fgrpo.policy.model_files import pixel_bounds
+from fgrpo.schema_base import Pixels
 
 BACKBONE = Path(__file__).resolve().parents[2] / "miniworld" / "backbone"
 
@@ -40,6 +41,41 @@ def test_bounds_are_the_processors_own(tmp_path: Path) -> None:
     assert pixel_bounds(BACKBONE) == (size["shortest_edge"], size["longest_edge"], 28) == (784, 12544, 28)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 3136, "max_pixels": 12845056}))
     assert pixel_bounds(tmp_path) == (3136, 12845056, 28)  # as Qwen's own repositories write it
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "advice"),
+    [
+        (1000, 1200, "pixels.max to 3136 or more, or pixels.min to 784 or less"),
+        (1000, 1000, "pixels.max to 3136"),
+        (1500, 1500, "pixels.max to 3136"),
+        (1568, 1568, "pixels.max to 3136"),  # two tokens: a square image has one, or four
+        (3137, 7055, "pixels.max to 7056 or more, or pixels.min to 3136 or less"),
+        (589_824, 589_824, "pixels.max to 614656 or more, or pixels.min to 571536 or less"),
+        (1000, 3136, ""),
+        (784, 784, ""),
+        (200_704, 200_704, ""),  # 16 x 16
+        (3136, 7055, ""),
+    ],
+)
+def test_bounds_hold_a_square_of_whole_tokens(least: int, most: int, advice: str) -> None:
+    asked = Pixels(min=least, max=most)
+    if advice:
+        with pytest.raises(UserError, match=re.escape(advice)):
+            pixel_bounds("nobody/has-this", asked)
+        return
+    bounds = pixel_bounds("nobody/has-this", asked)
+    for side in (5, 28, 90, 1000):
+        width, height = model_size((side, side), *bounds)
+        assert least <= width * height <= most
+
+
+def test_one_bound_and_that_of_the_processor_hold_a_square_too(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 3200, "max_pixels": 8000}))
+    assert pixel_bounds(tmp_path, Pixels(max=7056)) == (3200, 7056, 28)
+    for asked in (Pixels(max=7055), Pixels(min=7057)):
+        with pytest.raises(UserError, match="no image of whole tokens lies between"):
+            pixel_bounds(tmp_path, asked)
 
 
 def test_a_served_model_has_the_published_bounds_and_a_broken_folder_is_an_error(tmp_path: Path) -> None:

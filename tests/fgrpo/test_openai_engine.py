@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fgrpo.images import data_url
 from fgrpo.inference.addresses import normal_url
 from fgrpo.inference.base import Completion, Request, SamplingError, Unreachable, UnusableImage
 from fgrpo.inference.openai_engine import OpenAISampler
+from tests.loopback import Replies
 
 
 class Scripted:
@@ -40,24 +41,14 @@ class Scripted:
         self.now = self.most = 0
         lock, outer = threading.Lock(), self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def reply(self, status: int, body: object) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
+        class Handler(Replies):
             def do_GET(self) -> None:
                 self.reply(
                     200, {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": outer.owned_by}]}
                 )
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.body())
                 with lock:
                     outer.asked.append(body)
                     status = outer.script.pop(0) if outer.script else 200
@@ -86,9 +77,6 @@ class Scripted:
                 self.reply(
                     200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
                 )
-
-            def log_message(self, *args: object) -> None:
-                pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"

@@ -80,3 +80,34 @@ def test_the_usable_choices_of_a_reply_are_kept() -> None:
     assert [c.text for c in reply.choices] == ["A", "C"] and [e.kind for e in reply.unusable] == ["no text"]
     with pytest.raises(BadReply, match="no text"):
         read_reply(body(choices=[empty, empty]), 2)
+
+
+HIDDEN = [
+    (
+        {"content": ""},
+        {"prompt_tokens": 9, "completion_tokens": 64, "completion_tokens_details": {"reasoning_tokens": 64}},
+    ),
+    ({"content": None, "reasoning_details": [{"type": "reasoning.encrypted", "data": "xx"}]}, None),
+    ({"content": [{"type": "redacted_thinking", "data": "xx"}]}, None),
+    ({"content": "", "reasoning_content": "so"}, None),
+]
+
+
+@pytest.mark.parametrize(("message", "usage"), HIDDEN)
+def test_a_reply_that_ends_within_hidden_reasoning_is_truncated(message: dict[str, Any], usage: Any) -> None:
+    """OpenAI's models count their reasoning and do not show it."""
+    (read,) = read_reply(body(choices=[choice(message=message, finish_reason="length")], usage=usage)).choices
+    assert (read.text, read.finish) == ("", "length")
+    with pytest.raises(BadReply, match="has no text"):
+        read_reply(body(choices=[choice(message=message, finish_reason="stop")], usage=usage))
+    with pytest.raises(BadReply, match="the model refused"):
+        read_reply(body(choices=[choice(message=message | {"refusal": "no"}, finish_reason="length")], usage=usage))
+
+
+def test_an_empty_text_without_a_sign_of_reasoning_is_truncated_only_for_those_who_widen() -> None:
+    empty = body(choices=[choice(message={"content": ""}, finish_reason="length")])
+    with pytest.raises(BadReply, match="raise the limit"):
+        read_reply(empty)
+    assert read_reply(empty, takes_cut_off=True).choices[0].finish == "length"
+    with pytest.raises(BadReply, match="has no text"):
+        read_reply(body(choices=[choice(message={"content": ""})]), takes_cut_off=True)

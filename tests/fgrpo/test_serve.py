@@ -112,6 +112,19 @@ def test_flags_follow_the_role_and_the_preset(tmp_path: Path) -> None:
     assert model.flags[:2] == ("--dtype", "float16")
 
 
+def test_rollouts_are_served_from_where_the_method_starts(tmp_path: Path) -> None:
+    for stage in ("sft", "anchor"):
+        model_folder(tmp_path / f"model-{stage}")
+        (tmp_path / "mini" / stage).mkdir(parents=True)
+        (tmp_path / "mini" / stage / "final").symlink_to(tmp_path / f"model-{stage}")
+    for method, stage in (("fgrpo", "sft"), ("mr1", "anchor")):
+        found = serve.model_of(load("mini", method), "rollouts", root=tmp_path)
+        assert found == str(tmp_path / "mini" / stage / "final")
+    (tmp_path / "mini" / "anchor" / "final").unlink()
+    with pytest.raises(UserError, match="run `make anchor`"):
+        serve.model_of(load("mini", "mr1"), "rollouts", root=tmp_path)
+
+
 def test_without_gpus_the_flags_are_the_cpus() -> None:
     made = serve.order(load("mini"), "teacher", [])
     assert "--enforce-eager" in made.flags

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -104,6 +105,28 @@ async def running(behave: Callable[[int, dict[str, Any]], Reply], port: int = 0)
         yield server
     finally:
         listener.close()
+
+
+@contextmanager
+def in_a_thread(behave: Callable[[int, dict[str, Any]], Reply]) -> Iterator[FaultServer]:
+    """`running`, for tests whose own code is not asynchronous."""
+    ready, stop, servers = threading.Event(), threading.Event(), list[FaultServer]()
+
+    async def serve() -> None:
+        async with running(behave) as server:
+            servers.append(server)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    ready.wait(60)
+    try:
+        yield servers[0]
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.fixture

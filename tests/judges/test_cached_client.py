@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,7 +22,7 @@ from fgrpo.types import Verdict
 from judges.backends.openai import BACKEND
 from judges.base import JudgeSet, Meter
 from judges.cached_client import CachedClient
-from judges.client import OpenAITransport
+from judges.client import CutOff, OpenAITransport, Unanswered
 from rewards.consistency import CONSISTENCY_TASK, ConsistencyItem
 from rewards.semantic_grounding import GROUNDING_TASK, GroundingItem
 
@@ -198,14 +198,17 @@ def test_what_stays_as_it_is_fails_at_once(reply: Any, fault_server: Any, judge_
 
 
 def test_a_reply_that_is_cut_off_is_requested_again_with_a_larger_limit(fault_server: Any, judge_config: Any) -> None:
-    """Bounded, at temperature 0 and for a model that samples alike; each item keeps its own verdict."""
+    """Bounded, at temperature 0 and for a model that samples alike; each item keeps its own verdict.
+
+    A model that hides its reasoning sends no text at all.
+    """
     needs = {0: 64, 1: 256, 2: 1024, 3: 1025}
 
-    def behave(_: int, body: dict[str, Any]) -> Any:
-        n = number_of(body)
-        return truth(n) if body["max_completion_tokens"] >= needs[n] else {"text": YES[:9], "finish": "length"}
+    async def go(text: str = YES[:9], **more: Any) -> None:
+        def behave(_: int, body: dict[str, Any]) -> Any:
+            n = number_of(body)
+            return truth(n) if body["max_completion_tokens"] >= needs[n] else {"text": text, "finish": "length"}
 
-    async def go(**more: Any) -> None:
         async with fault_server(behave) as server:
 
             async def body(judges: JudgeSet) -> None:
@@ -220,6 +223,29 @@ def test_a_reply_that_is_cut_off_is_requested_again_with_a_larger_limit(fault_se
 
     asyncio.run(go())
     asyncio.run(go(reasoning_effort="medium"))
+    asyncio.run(go("", reasoning_effort="medium"))
+
+
+def test_a_longer_reply_has_more_time(fault_server: Any, judge_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen times the tokens do not arrive in the time of one reply."""
+    allowed: list[float] = []
+    timeout = asyncio.timeout
+
+    def recorded(seconds: float) -> Any:
+        allowed.append(seconds)
+        return timeout(seconds)
+
+    async def go() -> None:
+        async with fault_server(lambda n, body: {"text": "", "finish": "length"}) as server:
+
+            async def body(judges: JudgeSet) -> None:
+                await judges.ask(CONSISTENCY_TASK, [item(0)])
+
+            monkeypatch.setattr("fgrpo.inference.client.asyncio.timeout", recorded)
+            await ask(judge_config(server.url, timeout_s=7.0), body)
+
+    asyncio.run(go())
+    assert [seconds for seconds in allowed if seconds != 7.0] == [28.0, 112.0]
 
 
 def test_another_limit_keeps_the_good_verdicts(fault_server: Any, judge_config: Any, tmp_path: Path) -> None:
@@ -444,6 +470,40 @@ def test_failures_are_not_cached(fault_server: Any, judge_config: Any, tmp_path:
             assert bad.failed and good.label == "CONSISTENT"
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (
+            "This model's maximum context length is 16384 tokens. However, you requested 16384 output tokens",
+            "unusable reply",
+        ),
+        (
+            "'max_completion_tokens' is too large: 16384. This model supports at most 8192 completion tokens",
+            "unusable reply",
+        ),
+        ("Error code: 400 - response_format is not supported", "HTTP 400"),
+    ],
+)
+def test_a_larger_limit_that_the_context_has_no_room_for_leaves_the_reply_cut_off(
+    judge_config: Any, words: str, kind: str
+) -> None:
+    class Narrow:
+        asked: ClassVar[list[int]] = []
+
+        async def ask(self, call: Any, urls: Any, widened: int = 0) -> str:
+            self.asked.append(widened)
+            if widened < 2:
+                raise CutOff("truncated at 4096 tokens")
+            raise Unanswered("HTTP 400", words)
+
+    Narrow.asked.clear()
+    meter = Meter()
+    service = CachedClient(judge_config("http://127.0.0.1:9"), meter, Narrow())  # type: ignore[arg-type]
+    (verdict,) = asyncio.run(service.ask(CONSISTENCY_TASK.call(item(0))))
+    assert Narrow.asked == [0, 1, 2] and verdict.failed and meter.failed == {kind: 1}
+    assert "truncated at 4096 tokens" in verdict.reason and words[:60] in verdict.reason
 
 
 def test_one_client_under_several_event_loops(fault_server: Any, judge_config: Any) -> None:

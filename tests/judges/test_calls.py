@@ -79,7 +79,7 @@ def test_boxes_without_a_known_size_or_sense_stay_as_written() -> None:
         '1. "At [20,10,100,50]."'
         in GROUNDING_TASK.call(grounding("At <bbox>[20,10,100,50]</bbox>.", sizes=()), "thousand").text
     )
-    assert '1. "At [9,9,1,1]."' in GROUNDING_TASK.call(grounding("At <bbox>[9,9,1,1]</bbox>."), "thousand").text
+    assert '1. "At [9,9,9,1]."' in GROUNDING_TASK.call(grounding("At <bbox>[9,9,9,1]</bbox>."), "thousand").text
 
 
 FRAMES = [

@@ -275,3 +275,20 @@ def test_the_code_of_the_card_runs(
     code = code.replace("<this repository>", str(folder / "final")).replace(', device_map="auto"', "")
     exec(compile(code, "card", "exec"), {"prompt": "Is the red box left or right of the blue circle?"})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_anchored_model_and_what_rl_makes_of_it(tmp_path: Path) -> None:
+    stored = {"sft": {"learning_rate": 1e-3, "traces": ["direct"], "precision": "fp32"}}
+    stored["anchor"] = {"loss": "kl", "weight": 1.0, "layers": "two_thirds", "learning_rate": 5e-4, "max_steps": 60}
+    folder = run_folder(tmp_path, "anchor", **stored)
+    text = card.write(folder).read_text(encoding="utf-8")
+    assert "# SFT, anchored" in text and "fine-tuned from" in text and "trained with reinforcement" not in text
+    assert "given the token `<|focus|>`" in text and "do not use another one" in text
+    for stated in ("- anchoring loss: kl", "- its weight: 1.0", "- learning rate: 0.0005", "make eval MODEL=anchor"):
+        assert stated in text, stated
+    assert "make anchor PRESET=mini" in text and "steps: 77" not in text, "those are of another stage"
+    assert "sft" in header(text)["tags"] and not re.search(r"\{\{|\{%|None|Undefined", text)
+    rl = card.write(run_folder(tmp_path, "rl-fgrpo", rl={**RL, "start": "anchor"})).read_text(encoding="utf-8")
+    assert "from an anchored SFT checkpoint" in rl and "given the token `<|focus|>`" in rl
+    plain = card.write(run_folder(tmp_path / "plain", "rl-fgrpo", rl=RL)).read_text(encoding="utf-8")
+    assert "focus" not in plain and "from an SFT checkpoint" in plain

@@ -42,6 +42,17 @@ def test_only_checkpoints_of_finished_stages_are_deleted(
     assert clean_checkpoints.superseded(config, tmp_path) == {old: 7}
 
 
+def test_the_start_of_a_finished_anchor_stage_is_deleted(tmp_path: Path) -> None:
+    done = stage(tmp_path, "anchor", finished=False)
+    for name in ("start", "final"):
+        (done / name).mkdir()
+        (done / name / "model").write_text("1234567")
+    assert clean_checkpoints.clean(load("mini"), tmp_path) == {}, "the stage still starts from it"
+    (done / "done").touch()
+    assert clean_checkpoints.clean(load("mini"), tmp_path) == {done / "checkpoints": 5, done / "start": 7}
+    assert (done / "final").is_dir() and not (done / "start").exists()
+
+
 def test_linked_checkpoints_are_deleted_with_their_link(tmp_path: Path) -> None:
     done = stage(tmp_path, "rl-fgrpo", finished=True)
     (done / "checkpoints").rename(tmp_path / "disk")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import http.server
 import json
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -14,12 +17,14 @@ from typing import ClassVar
 
 import pytest
 
-from fgrpo import hardware
-from fgrpo.config import load
+from fgrpo import cli, hardware
+from fgrpo.config import Config, load
 from fgrpo.hardware import Gpu
 from fgrpo.inference import addresses
 from fgrpo.inference.addresses import Address
-from ops import connectivity, doctor, memory_estimate, packages, plan
+from fgrpo.inference.vllm_server import healthy
+from fgrpo.policy import model_files
+from ops import connectivity, doctor, memory_estimate, packages, storage
 from ops.connectivity import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,6 +151,47 @@ def test_a_full_disk_and_missing_models(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "no base model in" in line
 
 
+def test_a_download_that_was_stopped_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache, with config.json and an index that names three files of which one is here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    name, parts = "nobody/big", [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    here = tmp_path / "hub" / "models--nobody--big"
+    snapshot = here / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (here / "refs").mkdir()
+    (here / "refs" / "main").write_text("abc")
+    patterns = [f"{key}.endpoints=[{tmp_path}/*.json]" for key in ("engine", "judges.training", "judges.extraction")]
+    base = ["models.base=miniworld/backbone", "data.embedder=hashing"]
+    config = load("paper-7b", overrides=[*base, *patterns, f"models.teacher={name}", f"judges.training.model={name}"])
+
+    def found(role: str = "teacher", of: Config = config) -> list[Finding]:
+        return [finding for finding in doctor.models(of) if finding.what.startswith(role)]
+
+    advice = f"hf download {name}  # resumes what is there"
+    assert found() == [Finding("warn", f"teacher model {name} is not downloaded", advice)]
+    (snapshot / "config.json").write_text("{}")
+    assert "lacks its weights (model.safetensors, or" in found()[0].what
+    index = {"weight_map": {"a": parts[0], "b": parts[1], "c": parts[1], "d": parts[2]}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / parts[0]).touch()
+    (snapshot / parts[1]).symlink_to(tmp_path / "blob.incomplete")
+    what = f"teacher model {name} is not complete: it lacks {parts[1]}, {parts[2]}"
+    assert found() == [Finding("warn", what, advice)] and not model_files.is_here(name)
+    (extractor,) = found("extractor")
+    assert extractor.state == "warn" and extractor.advice.startswith("hf download Qwen/Qwen3-4B-Instruct-2507 ")
+    in_folder = load("paper-7b", overrides=[*base, *patterns, f"models.teacher={snapshot}"])
+    assert [finding.state for finding in found(of=in_folder)] == ["fail"]
+    addresses.write(tmp_path / "teacher.json", Address("teacher", name, "http://127.0.0.1:1/v1", "h", 1))
+    assert found() == [], "a server is up, here or elsewhere"
+    (tmp_path / "teacher.json").unlink()
+    for part in parts[1:]:
+        (snapshot / part).unlink(missing_ok=True)
+        (snapshot / part).touch()
+    assert found() == [Finding("ok", f"teacher model {name} in the hub's cache")] and model_files.is_here(name)
+    elsewhere = load("paper-7b", overrides=[*base, "engine.endpoints=[http://127.0.0.1:1/v1]"])
+    assert found(of=elsewhere) == [], "somebody else's server"
+
+
 def test_the_embedder_of_the_paper_presets_is_no_part_of_the_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed", lambda name: None)
     here = "models.base=miniworld/backbone"
@@ -156,7 +202,7 @@ def test_the_embedder_of_the_paper_presets_is_no_part_of_the_pins(monkeypatch: p
 
 def test_the_disk_that_is_wanted_is_the_plans_for_what_is_still_to_be_trained(tmp_path: Path) -> None:
     config, shape = load("paper-7b"), memory_estimate.shape_of("Qwen/Qwen2.5-VL-7B-Instruct")
-    sft, rl = (plan.checkpoints(config, stage, shape).size / 1e9 for stage in plan.STAGES)
+    sft, rl = (storage.checkpoints(config, stage, shape).size / 1e9 for stage in ("sft", "rl"))
     assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(sft + rl)
     (tmp_path / "paper-7b" / "sft").mkdir(parents=True)
     (tmp_path / "paper-7b" / "sft" / "done").touch()
@@ -204,7 +250,7 @@ class Models(http.server.BaseHTTPRequestHandler):
             return
         if self.path == "/v1/models":
             self.keys.append(self.headers["Authorization"])
-        body = json.dumps({"data": [{"id": "m"}]}).encode() if self.path == "/v1/models" else b""
+        body = json.dumps({"data": [{"id": "m", "owned_by": "vllm"}]}).encode() if self.path == "/v1/models" else b""
         self.send_response(200 if body or self.path == "/health" else 404)
         self.end_headers()
         self.wfile.write(body)
@@ -272,6 +318,61 @@ def test_a_key_goes_only_to_the_endpoint_it_is_meant_for(server: str, monkeypatc
     assert secret.state == "fail" and "secret" not in str(secret)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+ODD = {
+    "nothing": b"",
+    "no status line": b"220 mail.example ESMTP\r\n\r\n",
+    "cut off": HEAD + b'Content-Length: 100\r\n\r\n{"data": [',
+    "an endless reply": HEAD + b"\r\n" + b" " * (1 << 21),
+    "a list of nothing": HEAD + b'\r\n{"data": null}',
+    "no JSON": HEAD + b"\r\n<html>",
+    "redirects to itself": b"HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\nLocation: /v1/models\r\n\r\n",
+    "a byte at a time": HEAD + b"\r\n",  # and then a byte every 20 ms
+    "a header at a time": b"HTTP/1.1 200 OK\r\n",
+}
+
+
+@pytest.fixture
+def odd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The root of a server that replies to everything with `ODD[request.param]`."""
+    ended = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            with contextlib.suppress(OSError):
+                self.request.sendall(ODD[request.param])
+                while "at a time" in request.param and not ended.wait(0.02):
+                    self.request.sendall(b"x: y\r\n" if "header" in request.param else b" ")
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        ended.set()
+        running.shutdown()
+
+
+@pytest.mark.parametrize("odd", ODD, indirect=True)
+def test_an_odd_server_is_a_finding_and_is_not_healthy(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectivity, "ENDPOINT_TIMEOUT_S", 0.5)
+    found = connectivity.endpoint(f"{odd}/v1", ("m",), "judge", None)
+    assert found.state == "fail" and "does not answer (" in found.what, found
+    assert not healthy(f"{odd}/v1", timeout_s=0.5)
+    assert "is in use by something that is not a vLLM server" in connectivity.rollouts(odd, "mini").what
+
+
+def test_a_port_that_is_none_is_said() -> None:
+    found = connectivity.rollouts("http://127.0.0.1:99999", "mini")
+    assert found.state == "fail" and "http://127.0.0.1:99999' is not an endpoint" in found.what
+    assert cli.port("65535") == 65535
+    for text in ("0", "65536", "-1", "http"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a port from 1 to 65535"):
+            cli.port(text)
+
+
 def test_ports_of_rollouts_and_training(server: str, tmp_path: Path) -> None:
     pattern = load("paper-7b", overrides=[f"rl.vllm.server={tmp_path}/rollouts.json"])
     assert [f.state for f in connectivity.ports(pattern)] == ["warn"]
@@ -309,3 +410,29 @@ def test_the_exit_code_says_whether_the_preset_can_run(
             doctor.main()
         assert end.value.code == code
     assert capsys.readouterr().out.count("-> do this") == len(states)
+
+
+def test_a_method_that_starts_anchored_needs_disk_and_room_for_its_token(tmp_path: Path) -> None:
+    config, shape = (
+        load("paper-7b", overrides=["rl.start=anchor"]),
+        memory_estimate.shape_of("Qwen/Qwen2.5-VL-7B-Instruct"),
+    )
+    every = [storage.checkpoints(config, stage, shape).size / 1e9 for stage in ("sft", "anchor", "rl")]
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(sum(every))
+    (tmp_path / "paper-7b" / "anchor").mkdir(parents=True)
+    (tmp_path / "paper-7b" / "anchor" / "done").touch()
+    assert doctor.checkpoint_gb(config, tmp_path) == pytest.approx(every[0] + every[2])
+
+    def of_token(*overrides: str) -> list[Finding]:
+        return list(doctor.anchoring(load("mini", overrides=overrides)))
+
+    assert of_token() == [], "nothing is said where RL starts from SFT"
+    (fine,) = of_token("rl.start=anchor")
+    assert fine.state == "ok" and "runs between SFT and RL" in fine.what and "is not here" not in fine.what
+    (full,) = of_token("rl.start=anchor", "anchor.add_row=false")
+    assert full.state == "fail" and "none is left for <|focus|>" in full.what
+    assert full.advice == "make anchor PRESET=mini SET=anchor.add_row=true" and is_pastable(full.advice)
+    (adapters,) = of_token("rl.start=anchor", "@lora")
+    assert adapters.state == "fail" and adapters.advice == "make anchor PRESET=mini SET=sft.lora=null"
+    (unknown,) = of_token("rl.start=anchor", "models.base=nobody/none")
+    assert unknown.state == "ok" and "nobody/none is not here" in unknown.what

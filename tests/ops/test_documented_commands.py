@@ -33,6 +33,8 @@ REQUIRED = {
     "compare": ["MODELS=a,b"],
     "external": ["NAME=x", "SAMPLES=x"],
     "judge-rescore": ["RUN=x", "JUDGE=x"],
+    "maps": ["MODEL=x"],
+    "probe": ["MODEL=x"],
 }  # what a bare mention leaves out
 STAGES = {"sft.train", "sft.anchor", "rl.train"}  # `fgrpo.training.launch` gives them the stages' own flags
 # What no test executes, with the reason; `make -n` and the flags are checked all the same.
@@ -74,6 +76,8 @@ EXECUTED = {
         "external",
         "judge-rescore",
         "judge-agreement",
+        "maps",
+        "probe",
         "lab-report",
         "plan",
         "doctor",

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from eval import summary
+from eval.measured import LINES
 from fgrpo.config import load as load_config
 from fgrpo.errors import UserError
 from fgrpo.files import json_line, write_jsonl
@@ -28,7 +29,7 @@ from ops.lab.declaration import Lab
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ("cvb_2d", "cvb_3d")
 QUESTIONS = 60
-# Of 60 answers, how many have the score; the seed adds its number.
+# Of 60 answers, how many have the score; odd seeds of fgrpo have one more.
 COUNTS = {"sft": {"accuracy": 24, "consistency": 50}, "grpo-t": {"accuracy": 32, "consistency": 28}, "fgrpo": {"accuracy": 54, "consistency": 54}}  # fmt: skip
 PART = {"a": "fgrpo", "b": "grpo-t"}
 DECLARED: dict[str, Any] = {
@@ -111,6 +112,32 @@ def test_overrides_reach_the_commands_of_their_cell_alone(tmp_path: Path) -> Non
     assert world.count("seed=") == 1 and "seed=0" in world  # one world for all seeds
 
 
+def test_arms_that_start_from_the_anchored_model_share_it_and_wait_for_it(tmp_path: Path) -> None:
+    methods = {**DECLARED["methods"], "anchor": {}, "mr1": {}, "late": {"of": "grpo-t", "set": ["rl.start=anchor"]}}
+    grid = [{"conditions": ["base", "long"], "methods": ["sft", "anchor", "mr1", "late"], "seeds": [1]}]
+    part = {"metric": "accuracy", "a": "mr1", "b": "sft", "direction": "above"}
+    claims = {"H1": {"claim": "c", "conditions": ["base"], "parts": [part]}}
+    plan = cells.plan(lab(methods=methods, grid=grid, hypotheses=claims), tmp_path)
+    by_name = {job.name: job for job in plan.jobs}
+    assert [name for name in by_name if name.startswith("anchors/")] == ["anchors/base/seed-1"]
+    anchor = by_name["anchors/base/seed-1"]
+    (command,) = words(anchor)
+    assert "sft.anchor" in command and " seed=1 " in command and anchor.needs[0] == "chains/base/seed-1"
+    assert {link.name for link, _ in anchor.links} == {"data", "mcts", "sft"}
+    for condition in ("base", "long"):
+        for method in ("anchor", "mr1", "late"):
+            job = by_name[f"cells/{condition}/{method}/seed-1"]
+            assert "anchors/base/seed-1" in job.needs and "chains/base/seed-1" in job.needs
+            targets = {link.name: target for link, target in job.links}
+            assert targets["anchor"] == anchor.folder / "runs" / "smoke" / "anchor"
+            assert targets["sft"] == tmp_path / "chains/base/seed-1/runs/smoke/sft"
+        assert "anchors/base/seed-1" not in by_name[f"cells/{condition}/sft/seed-1"].needs
+    with pytest.raises(UserError, match="changes what comes before RL"):
+        cells.plan(
+            lab(methods={**methods, "mr1": {"set": ["anchor.weight=2"]}}, grid=grid, hypotheses=claims), tmp_path
+        )
+
+
 def test_shards_hold_every_cell_once_and_no_chain_twice(tmp_path: Path) -> None:
     plan = cells.plan(lab(), tmp_path)
     parts = [plan.shard(Shard(i, 3)) for i in (1, 2, 3)]
@@ -170,7 +197,7 @@ def test_the_main_lab_has_the_cells_that_it_is_for() -> None:
         for c in declared.conditions
         if all(Cell(c, m, s) in every for m in ("sft", "grpo-t", "fgrpo") for s in range(5))
     ]
-    assert len(full) >= 3 and list(declared.hypotheses) == [f"H{n}" for n in range(1, 13)]
+    assert len(full) >= 3 and list(declared.hypotheses) == [f"H{n}" for n in range(1, 20)]
     others = set(declared.methods) - {"backbone-direct", "backbone-cot"}
     assert all(Cell("mini", m, s) in every for m in others for s in range(3))
     assert len({b.seed for b in declared.backbones.values()}) >= 2
@@ -215,7 +242,8 @@ def records(of: str, counts: Mapping[str, int], seed: int) -> list[EvalRecord]:
         for benchmark in BENCHMARKS:
             for n in range(QUESTIONS):
                 place = (n * 7 + seed) % QUESTIONS
-                scores = {name: Score.of(float(place < count + seed % 2)) for name, count in counts.items()}
+                more = seed % 2 if of == "fgrpo" else 0
+                scores = {name: Score.of(float(place < count + more)) for name, count in counts.items()}
                 name = f"{benchmark}/test/{n}"
                 meta = {"kind": kind, "group": name, "finish": "stop", "answer": "a", "answer_from": "rules"}
                 out.append(EvalRecord(name + ("" if kind == "greedy" else "#s0"), benchmark, of, name, scores, meta))
@@ -302,19 +330,62 @@ def test_effects_are_those_of_the_answers(tmp_path: Path) -> None:
     declared, plan = laboratory(tmp_path)
     results.collect(declared, plan, tmp_path)
     found = Results.read(declared, tmp_path).effect("base", declared.hypotheses["H2"].parts[0])
-    assert found is not None and found.value == pytest.approx(22 / 60)
-    assert found.by_seed == pytest.approx({0: 22 / 60, 1: 22 / 60, 2: 22 / 60})
+    assert found is not None and found.value == pytest.approx(67 / 180)
+    assert found.by_seed == pytest.approx({0: 22 / 60, 1: 23 / 60, 2: 22 / 60})
 
 
 def test_exchanged_results_exchange_the_verdicts(tmp_path: Path) -> None:
     right = laboratory(tmp_path / "right")
     crossed = laboratory(tmp_path / "crossed", {**COUNTS, "fgrpo": COUNTS["grpo-t"], "grpo-t": COUNTS["fgrpo"]})
-    assert outcomes(*right, tmp_path / "right") == {"H1": "supported", "H2": "supported", "H3": "supported"}
-    assert outcomes(*crossed, tmp_path / "crossed") == {"H1": "refuted", "H2": "refuted", "H3": "supported"}
+    # H3: every seed is at its bound for two of four steps, so there is no test
+    assert outcomes(*right, tmp_path / "right") == {"H1": "supported", "H2": "supported", "H3": "undecided"}
+    assert outcomes(*crossed, tmp_path / "crossed") == {"H1": "refuted", "H2": "refuted", "H3": "undecided"}
     metrics = {m: {"accuracy": c["consistency"], "consistency": c["accuracy"]} for m, c in COUNTS.items()}
     metrics["fgrpo"] = {"accuracy": 54, "consistency": 10}
     swapped = laboratory(tmp_path / "swapped", metrics)
-    assert outcomes(*swapped, tmp_path / "swapped") == {"H1": "refuted", "H2": "supported", "H3": "supported"}
+    assert outcomes(*swapped, tmp_path / "swapped") == {"H1": "refuted", "H2": "supported", "H3": "undecided"}
+
+
+def test_what_is_measured_on_the_policy_reaches_effects_and_page(tmp_path: Path) -> None:
+    """Per answer 0.9 and a hundredth per seed for fgrpo, 0.6 for the others, and none for the second benchmark."""
+    part = {**PART, "metric": "probe/evidence_margin", "kind": "greedy", "direction": "above", "margin": 0.2}
+    declared = lab(probe_answers=7, hypotheses={"H1": {"claim": "c", "conditions": ["base"], "parts": [part]}})
+    plan = cells.plan(declared, tmp_path)
+    for cell, job in plan.of_cell.items():
+        command = next(w for w in words(job) if "ops.policy_probes" in w)
+        assert f"--model {declared.of(cell.method)} --limit 7" in command
+        if cell.condition != "base":
+            continue
+        leave_results(declared, cell, job, COUNTS[cell.method])
+        folder = job.folder / "runs" / "smoke" / "eval" / declared.of(cell.method)
+        with pytest.raises(UserError, match="probe"):
+            results.finish_cell(declared, cell, job)
+        value = 0.9 + 0.01 * cell.seed if cell.method == "fgrpo" else 0.6
+        lines = []
+        for benchmark in BENCHMARKS:
+            score = Score.of(value) if benchmark == BENCHMARKS[0] else Score.not_applicable("no boxes")
+            lines += [
+                {"id": f"{benchmark}/test/{n}", "sample_id": "", "scores": {"evidence_margin": score.to_dict()}}
+                for n in range(7)
+            ]
+        write_jsonl(folder / LINES, lines)
+        results.finish_cell(declared, cell, job)
+        status = runner.Status("done", job.key, seconds=9.0, cpu_seconds=8.0, started="t")
+        write_json(job.folder / runner.STATUS, vars(status))
+    results.collect(declared, plan, tmp_path)
+    found = Results.read(declared, tmp_path)
+    effect = found.effect("base", declared.hypotheses["H1"].parts[0])
+    assert effect is not None and effect.value == pytest.approx(0.31)
+    assert outcomes(declared, plan, tmp_path) == {"H1": "supported"}
+    page = report.page("x", found, None, {}, {})
+    assert re.search(r"## Measured on the policies.*\| FGRPO \| 3 \| 0\.910 ±0\.025 \| – ", page, re.S)
+    assert "probe/evidence margin, greedy, fgrpo − grpo-t > 0.2" in page and "+0.310 [+0.285, +0.335]" in page
+    with pytest.raises(ValueError, match="evidence_margn"):
+        lab(
+            hypotheses={
+                "H1": {"claim": "c", "conditions": ["base"], "parts": [{**part, "metric": "probe/evidence_margn"}]}
+            }
+        )
 
 
 def test_a_cell_of_another_declaration_does_not_count(tmp_path: Path) -> None:
@@ -341,7 +412,7 @@ def test_the_page(tmp_path: Path) -> None:
     for expected in ("Declared by commit `abc`", "a typo", "17 declared: 9 done, 8 not started", "| H1 | base | supported |",
                      "Read this.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=<cell> RUNS=again`", "| base/fgrpo/seed-2 | done |"):  # fmt: skip
         assert expected in text, expected
-    assert text.count("not written yet") == 2
+    assert text.count("not written yet") == 2 and "< 0 points" in text and "-0 points" not in text
     table2 = text[text.index("### Table 2, base") :]
     assert re.search(r"\| FGRPO \| 3 \| 90\.6 ±\S+ / 67\.2 \| 9\.4 ±\S+ / 1\.7 \|", table2), table2[:600]
     undeclared = report.page("x", found, {**seal, "committed": False}, {}, {})
@@ -353,7 +424,9 @@ def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     results.collect(declared, cells.plan(declared, tmp_path), tmp_path)
     found = Results.read(declared, tmp_path)
     text = report.page("x", found, None, {}, {})
-    assert "17 declared: 17 not started" in text and text.count("undecided") >= 3 and "No cell has started" in text
+    assert "17 declared: 17 not started" in text and "No cell has started" in text
+    assert "Nothing is tested yet." in text and "- H1 in base: no seed of" in text
+    assert "base/fgrpo (seeds 0, 1, 2)" in text
 
 
 def test_notes_are_of_declared_hypotheses(tmp_path: Path) -> None:

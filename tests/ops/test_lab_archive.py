@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fgrpo.errors import UserError
-from fgrpo.runs import write_json
+from fgrpo.files import write_jsonl
+from fgrpo.runs import held, write_json
 from ops.lab import archive, cells, declaration, results, runner
 from ops.lab.analysis import Results
 from ops.lab.cells import Cell, Job, Plan
@@ -53,6 +54,154 @@ def test_what_is_published_stays_published(tmp_path: Path) -> None:
     first = (folder / archive.ENTRIES).read_text()
     assert archive.publish(moved(plan, here, there), there, folder) == 9  # a checkout that has run nothing
     assert (folder / archive.ENTRIES).read_text() == first
+
+
+def test_every_attempt_reaches_another_checkout_and_stays(tmp_path: Path) -> None:
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    states = {"weak/fgrpo/seed-0": "stopped", "weak/zero/seed-0": "failed", "long/zero/seed-1": "running"}
+    of = {cell.name: job for cell, job in plan.of_cell.items()}
+    chain = next(job for job in plan.jobs if job.name == "chains/weak/seed-1")
+    for name, job in [*((states[name], of[name]) for name in states), ("failed", chain)]:
+        job.folder.mkdir(parents=True)
+        reason = "" if name == "running" else "no space"
+        status = runner.Status(name, job.key, reason, seconds=8.0, cpu_seconds=7.0, started="t")
+        write_json(job.folder / runner.STATUS, vars(status))
+    with held(of["long/zero/seed-1"].folder):
+        archive.publish(plan, here, folder)
+    again = moved(plan, here, there)
+    assert len(archive.restore(again, there, folder)) == 9
+    rows = {row["cell"]: row for row in results.rows_of(again)}
+    earlier = {name: rows[name]["earlier"] for name in states}
+    assert earlier["weak/fgrpo/seed-0"] == "stopped: no space" and earlier["weak/zero/seed-0"] == "failed: no space"
+    assert earlier["long/zero/seed-1"].startswith("running: it had not ended when")
+    assert rows["weak/fgrpo/seed-1"]["reason"] == "chains/weak/seed-1: no space"
+    assert rows["weak/fgrpo/seed-0"]["state"] == "not started" and rows["weak/fgrpo/seed-0"]["cpu_seconds"] == 7.0
+    shared = (folder / archive.SHARED).read_text()
+    for _ in range(2):
+        archive.publish(again, there, folder)
+    assert {cell for cell, entry in archive.entries(folder).items() if entry.status.attempts} == set(states)
+    assert (folder / archive.SHARED).read_text() == shared
+    job = next(job for cell, job in again.of_cell.items() if cell.name == "weak/zero/seed-0")
+    commands = replace(job, commands=(("false",),), needs=())
+    write_json(job.folder / runner.STATUS, {**vars(runner.read(job.folder)), "key": commands.key})
+    runner.Runner(1, tell=lambda line: None).run([commands])
+    assert [a["reason"] for a in runner.read(job.folder).attempts] == ["no space"]
+    runner.Runner(1, tell=lambda line: None).run([commands])
+    archive.restore(again, there, folder)
+    assert len(runner.read(job.folder).attempts) == 2  # nothing twice
+    archive.publish(plan, here, folder)  # where they ran
+    assert runner.read(of["weak/zero/seed-0"].folder).state == "failed"
+
+
+def test_a_shared_job_that_failed_and_was_done_then_blocks_no_cell_elsewhere(tmp_path: Path) -> None:
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    chain = next(job for job in plan.jobs if job.name == "chains/weak/seed-1")
+    chain.folder.mkdir(parents=True)
+    failed = {"state": "failed", "reason": "no space", "started": "t"}
+    status = runner.Status("done", chain.key, seconds=8.0, cpu_seconds=7.0, started="u", attempts=(failed,))
+    write_json(chain.folder / runner.STATUS, vars(status))
+    archive.publish(plan, here, folder)
+    again = moved(plan, here, there)
+    archive.restore(again, there, folder)
+    row = next(row for row in results.rows_of(again) if row["cell"] == "weak/fgrpo/seed-1")
+    assert (row["state"], row["reason"]) == ("not started", None)
+    past = runner.read(next(job for job in again.jobs if job.name == chain.name).folder).attempts
+    assert [one["state"] for one in past] == ["failed", "done"]
+
+
+def test_an_attempt_that_the_archive_alone_knows_is_added_to_a_finished_cell(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    job = plan.of_cell[Cell("base", "fgrpo", 0)]
+    folder.mkdir()
+    status = runner.Status("stopped", job.key, "killed", cpu_seconds=5.0)
+    write_jsonl(folder / archive.ENTRIES, [{"cell": "base/fgrpo/seed-0", "status": vars(status), "row": {}}])
+    archive.publish(plan, here, folder)
+    (row,) = [row for row in results.rows_of(plan) if row["cell"] == "base/fgrpo/seed-0"]
+    assert (row["state"], row["earlier"], row["cpu_seconds"]) == ("done", "stopped: killed", 8.0)
+    archive.publish(plan, here, folder)
+    entry = archive.entries(folder)["base/fgrpo/seed-0"]
+    assert len(entry.status.attempts) == 1 and entry.row["earlier"] == "stopped: killed"
+
+
+@pytest.mark.parametrize("repeated", [1, 9])
+def test_results_of_another_folder_do_not_replace_the_published_ones(tmp_path: Path, repeated: int) -> None:
+    """A job's key holds the path of its results, so no cell of another RUNS is the published one."""
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    _, again = laboratory(there)
+    for job in list(again.of_cell.values())[repeated:]:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    with pytest.raises(UserError, match=r"would delete \d finished cells .*base/sft/seed-\d.* publish with the RUNS"):
+        archive.publish(again, there, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_a_cell_that_is_no_longer_declared_leaves_the_archive(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    fewer = Plan(plan.jobs, {c: job for c, job in plan.of_cell.items() if c != Cell("base", "sft", 0)})
+    assert archive.publish(fewer, here, folder) == 8
+
+
+def test_what_a_recorded_deviation_changed_is_replaced_once_it_has_run_again(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    (here / declaration.SEAL).write_text('{"sha256": "x", "deviations": []}')
+    archive.publish(plan, here, folder)
+    cell = Cell("base", "fgrpo", 0)
+    job = replace(plan.of_cell[cell], inputs="changed")
+    changed = Plan(plan.jobs, {**plan.of_cell, cell: job})
+    (here / declaration.SEAL).write_text('{"sha256": "x", "deviations": [{"sha256": "y"}]}')
+    with pytest.raises(UserError, match="1 finished cells"):
+        archive.publish(changed, here, folder)
+    write_json(job.folder / runner.STATUS, vars(runner.Status("done", job.key, started="u")))
+    assert archive.publish(changed, here, folder) == 9
+    assert archive.entries(folder)[cell.name].status.key == job.key
+
+
+def test_publishing_that_fails_leaves_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(*given: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(archive, "write_jsonl", fails)
+    with pytest.raises(OSError, match="no space"):
+        archive.publish(plan, here, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_archive_has_a_table_of_all_cells(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    rows = pq.read_table(folder / results.CELLS).to_pylist()
+    assert [row["cell"] for row in rows] == [cell.name for cell in plan.of_cell]
+    assert {row["state"] for row in rows} == {"done", "not started"}
+
+
+def test_entries_of_before_are_read(tmp_path: Path) -> None:
+    """The repository's own archive: its first cells have no packages, no processor and no keys of attempts."""
+    folder = Path(__file__).resolve().parents[2] / archive.FOLDER / "main"
+    done = {name: entry for name, entry in archive.entries(folder).items() if entry.row}
+    plan = cells.plan(declaration.load("main"), Path("runs/lab/main"))
+    jobs = {cell.name: job for cell, job in plan.of_cell.items()}
+    assert len(done) >= 26 and all(entry.status.is_done(jobs[name]) for name, entry in done.items())
+    assert moved_restores(plan, tmp_path, folder) == sorted(done)
+
+
+def moved_restores(plan: Plan, new: Path, folder: Path) -> list[str]:
+    return sorted(archive.restore(moved(plan, Path("runs/lab/main"), new), new, folder))
 
 
 def test_a_cell_that_is_declared_otherwise_now_is_not_restored(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_jobs_run_once_in_order_and_failures_are_reported(tmp_path: Path) -> Non
     assert again.state == "done" and [a["reason"] for a in again.attempts] == [reason]
 
 
+def test_what_the_first_cells_need_goes_first(tmp_path: Path) -> None:
+    names = {"backbone": (), "chain-1": (), "chain-2": ("backbone",), "cell-1": ("chain-1",), "cell-2": ("chain-2",)}
+    jobs = [job(tmp_path, name, note(tmp_path, name), needs=needs) for name, needs in names.items()]
+    assert runner.Runner(1, tell=lambda line: None).run(jobs) == {}
+    assert notes(tmp_path) == ["chain-1", "cell-1", "backbone", "chain-2", "cell-2"]
+
+
 def test_a_job_finds_what_it_shares_behind_links(tmp_path: Path) -> None:
     first = job(tmp_path, "chain", f"open({str(tmp_path / 'chain' / 'sft')!r}, 'w').write('weights')")
     read = (
@@ -90,6 +97,54 @@ out = open({str(tmp_path / "notes")!r}, "a"); out.write("+1 "); out.flush(); tim
         running += int(change)
         most = max(most, running)
     assert most == 2
+
+
+def test_a_job_that_failed_twice_runs_again_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    bad = note(tmp_path, "bad") + "; raise SystemExit(1)"
+    jobs = [
+        job(tmp_path, "world", note(tmp_path, "world")),
+        job(tmp_path, "bad", bad, needs=("world",)),
+        job(tmp_path, "cell", note(tmp_path, "cell"), needs=("bad", "world")),
+    ]
+    told: list[str] = []
+    for _ in range(2):
+        assert runner.Runner(1, tell=told.append).run(jobs)["bad"].endswith("exit code 1")
+    assert notes(tmp_path) == ["world", "bad", "bad"]
+    problems = runner.Runner(1, tell=told.append).run(jobs)
+    assert problems["bad"].startswith("failed twice") and "CELL=" in problems["bad"]
+    assert problems["cell"] == "bad, which it needs, is not done"
+    assert notes(tmp_path) == ["world", "bad", "bad"]
+    runner.Runner(1, tell=told.append, insists=True).run(jobs)
+    assert notes(tmp_path) == ["world", "bad", "bad", "bad"]
+    mended = [jobs[0], job(tmp_path, "bad", note(tmp_path, "good"), needs=("world",)), jobs[2]]
+    assert runner.Runner(1, tell=told.append).run(mended) == {}  # another job: its failures do not count
+    assert notes(tmp_path) == ["world", "bad", "bad", "bad", "good", "cell"]
+
+
+def test_failures_are_counted_over_stops_and_checkouts(tmp_path: Path) -> None:
+    one = job(tmp_path, "one", note(tmp_path, "ran"))
+    failed = {"state": "failed", "reason": "no space", "started": "a", "key": one.key}
+    once = runner.Status("stopped", one.key, "by hand", started="b", attempts=(failed,))
+    assert not once.has_ended(one)
+    old = {"state": "failed", "reason": "no space", "started": "a"}  # of a status without keys
+    for status in (
+        replace(once, attempts=(failed, {**failed, "started": "c"})),
+        runner.Status(key=one.key, attempts=(failed, old)),
+        runner.Status("failed", one.key, "no space", attempts=(old,)),
+    ):
+        assert status.has_ended(one)
+    assert not runner.Status("failed", one.key, "no", attempts=({**failed, "key": "another"},)).has_ended(one)
+
+
+def test_what_another_declaration_made_stays_among_the_attempts(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "x", note(tmp_path, "a"))]
+    assert runner.Runner(1, tell=lambda line: None).run(jobs) == {}
+    before = runner.read(jobs[0].folder)
+    jobs = [job(tmp_path, "x", note(tmp_path, "b"))]
+    assert runner.Runner(1, tell=lambda line: None).run(jobs) == {}
+    (attempt,) = runner.read(jobs[0].folder).attempts
+    assert (attempt["state"], attempt["key"], attempt["started"]) == ("done", before.key, before.started)
+    assert attempt["reason"] == runner.OTHERWISE and attempt["cpu_seconds"] == before.cpu_seconds
 
 
 KILLED = """

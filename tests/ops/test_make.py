@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.config import CONFIGS
+from fgrpo.config import CONFIGS, load
+from perf.run import OF_PRESET, commands
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -40,6 +42,10 @@ def test_a_later_stage_alone_makes_what_comes_before_it() -> None:
     assert modules("rl-fgrpo", "PRESET=smoke") == ["ops.check_method", *before, "rl.train"]
     assert modules("eval", "PRESET=smoke") == ["miniworld.write", "eval.run"]
     assert modules("bench", "PRESET=smoke") == [*before, "perf.run"]
+    of_bench = commands(argparse.Namespace(preset="smoke", method="fgrpo", runs="runs", set=[]))
+    for name in of_bench:
+        needed = before if name in OF_PRESET else []
+        assert modules("bench", "PRESET=smoke", f"ONLY=unknown,{name}") == [*needed, "perf.run"], name
 
 
 def test_a_preset_without_a_world_writes_none() -> None:
@@ -71,6 +77,28 @@ def test_the_demo() -> None:
     assert re.search(r"TQDM_POSITION=1 .*rl\.train .*--method fgrpo", done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        (["PRESET=smoke", "data"], ""),
+        (["data"], ""),
+        (["CUDA_VISIBLE_DEVICES=2", "data"], "2"),
+        (["PRESET=paper-7b", "data"], "0,1"),
+        (["gpu-check"], "0,1"),
+    ],
+)
+def test_the_miniature_runs_on_the_cpu_of_a_machine_with_gpus(words: list[str], seen: str, tmp_path: Path) -> None:
+    """What an interpreter that `make` starts sees; `data` of the miniature starts several."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" != -m ] || echo "visible <${CUDA_VISIBLE_DEVICES-unset}>"\n')
+    python.chmod(0o755)
+    gpus = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
+    done = subprocess.run(
+        ["make", *words, f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True, env=gpus, check=False
+    )
+    assert set(re.findall(r"visible <.*>", done.stdout)) == {f"visible <{seen}>"}, done.stdout + done.stderr
+
+
 def test_settings_reach_the_stages() -> None:
     words = ["rl-fgrpo", "PRESET=paper-7b", "OVERLAY=lora,one-node", "SET=rl.kl_coef=0.03 rl.max_steps=5"]
     done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -97,6 +125,24 @@ def test_a_target_of_a_method_trains_it_whatever_the_method_is() -> None:
     assert line.endswith("--method fgrpo"), "the last one counts"
 
 
+def test_a_method_that_starts_anchored_makes_that_stage_after_its_own_check() -> None:
+    before = ["miniworld.write", "data_curation.run", "mcts.run", "sft.train"]
+    assert modules("anchor", "PRESET=smoke") == [*before, "sft.anchor"]
+    anchored = [name for name in METHODS if load("mini", name).rl.start == "anchor"]
+    assert "mr1" in anchored and "fgrpo-mr1" in anchored
+    for method in METHODS:
+        stages = [*before, *(["sft.anchor"] if method in anchored else [])]
+        assert modules(f"rl-{method}", "PRESET=smoke") == ["ops.check_method", *stages, "rl.train"], method
+    two = modules("-j2", "rl-mr1", "rl-fgrpo-mr1", "PRESET=smoke")
+    assert two.count("sft.anchor") == 1 and two.index("sft.anchor") < two.index("rl.train")
+    done = subprocess.run(["make", "-n", "rl-mr1"], cwd=ROOT, capture_output=True, text=True, check=True)
+    checked = re.findall(r"ops\.gpu_memory \w+|launch \w+\.\w+", done.stdout)
+    assert checked == [
+        *("ops.gpu_memory sft", "launch sft.train", "ops.gpu_memory anchor", "launch sft.anchor"),
+        *("ops.gpu_memory rl", "launch rl.train"),
+    ]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_target(method: str) -> None:
     assert modules(f"rl-{method}", "PRESET=mini")[-1] == "rl.train"
@@ -121,6 +167,8 @@ def test_a_name_of_the_environment_is_no_name_of_a_model() -> None:
         return " ".join(made(*words).stdout.split())
 
     assert "set NAME to a name" in made("external", "SAMPLES=a").stderr
+    assert "set MODEL to an evaluated model" in made("maps").stderr
+    assert printed("maps", "MODEL=sft", "LIMIT=3").endswith("--preset mini --model sft --limit 3")
     assert "set SAMPLES to the files" in made("external", "NAME=mine").stderr
     assert printed("external", "NAME=mine", "SAMPLES=a").endswith("--name mine --samples a")
     assert printed("serve-teacher").endswith("serve teacher --preset mini")

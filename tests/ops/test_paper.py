@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,7 +162,8 @@ def test_the_chain_of_the_paper_on_one_machine(tmp_path: Path) -> None:
     assert by_name["eval-qwen2.5-vl-7b-cot"].servers == by_name["eval-qwen2.5-vl-7b-direct"].servers
     words = rollouts.command(["--preset", "paper-7b"], 8001, 60)
     assert words[3:] == [
-        *("rollouts", "--preset", "paper-7b", "--name", "paper-rollouts-fgrpo", "--timeout", "60", "--port", "8001"),
+        *("rollouts", "--preset", "paper-7b", "--method", "fgrpo"),  # whose start is served
+        *("--name", "paper-rollouts-fgrpo", "--timeout", "60", "--port", "8001"),
         *("--set", "serve.rollouts.data_parallel=2"),
     ]
 
@@ -220,12 +222,52 @@ def test_the_plan_prints_every_command_with_its_gpus(tmp_path: Path, monkeypatch
     rollouts = next(line for line in out if "paper-rollouts-fgrpo --timeout" in line)
     assert rollouts.startswith("  server  CUDA_VISIBLE_DEVICES=14,15 ")
     assert any("CUDA_VISIBLE_DEVICES= " in line and "eval.run" in line for line in out), "a client sees no GPU"
-    assert out[-1].startswith("likely hours (make plan; ") and ", mcts " in out[-1]
+    likely = re.match(r"likely hours of wall clock \(make plan\): (.*); in all ([\d.]+) \(", out[-1])
+    hours = dict(part.rsplit(" ", 1) for part in likely[1].split(", "))
+    assert list(hours) == ["data", "mcts", "sft", "rl-grpo-t", "rl-fgrpo", "eval"], "RL of each method"
+    assert sum(map(float, hours.values())) == pytest.approx(float(likely[2]), abs=0.35)
+    assert float(hours["rl-fgrpo"]) > float(hours["rl-grpo-t"]), "it has one judge more"
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+
+@pytest.mark.parametrize(
+    ("visible", "problem"),
+    [
+        ("0,1", "allows 2 GPUs, and the layout is for 8"),
+        ("0,1,-1,3,4,5,6,7", "allows 2 GPUs"),
+        ("0,1,,3,4,5,6,7,8", "allows 2 GPUs"),
+        ("0,1,2,3,", "allows 4 GPUs"),
+        ("", "allows no GPU"),
+        ("-1", "allows no GPU"),
+        ("0,1,2,3,0,5,6,7", "names 0 twice"),
+        ("0,00,2,3,4,5,6,7", "names 0 twice"),
+        ("GPU-a, GPU-a,2,3,4,5,6,7,8", "names GPU-a twice"),
+    ],
+)
+def test_the_gpus_are_those_that_cuda_takes_from_its_variable(
+    visible: str, problem: str, tmp_path: Path, monkeypatch
+) -> None:
+    every, config = paper_steps(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=problem):
+        paper.gpu_names(config, every)
+
+
+@pytest.mark.parametrize("role", ["training", "evaluation", "extraction"])
+def test_a_judge_in_a_stages_own_process_is_refused(role: str, tmp_path: Path) -> None:
+    """It would load on the trainers' GPUs, or in a process without one."""
+    with pytest.raises(UserError, match=rf"judges\.{role}\.backend=vllm loads .* serve it instead"):
+        paper_steps(tmp_path, f"judges.{role}.backend=vllm", f"judges.{role}.reasoning_effort=null")
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"), [(",", "names no method"), ("fgrpo,grpo-t,fgrpo", "names fgrpo twice")]
+)
+def test_methods_that_cannot_be_trained_are_refused(methods: str, message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["paper", "--preset", "paper-7b", "--plan", "--methods", methods])
     with pytest.raises(SystemExit):
         paper.main()
-    assert "allows 2 GPUs, and the layout is for 8" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # --- running ---------------------------------------------------------------------------------------------------------------
@@ -365,7 +407,9 @@ def test_processes_of_an_earlier_call_are_ended_and_no_others(tmp_path: Path, st
         ]
         (tmp_path / "logs").mkdir()
         (tmp_path / "logs" / PROCESSES).write_text(json.dumps(entries))
+        assert runner(tmp_path, stand_in).end_earlier(), "a call was killed"
         runner(tmp_path, stand_in).run(small(stand_in))
+        assert not runner(tmp_path, stand_in).end_earlier(), "none since"
         assert left.poll() == -signal.SIGTERM and other.poll() is None, "an id that was given to another process"
         other.kill()
     monkeypatch.setattr("ops.paper.runner._is_alive", lambda entry: True)
@@ -389,7 +433,7 @@ def test_what_is_missing_is_found_before_anything_starts(tmp_path: Path, stand_i
         ],
     )
     monkeypatch.setattr(checks.doctor, "checkpoint_gb", lambda config, root: 1e9)
-    monkeypatch.setattr(checks.model_files, "is_here", lambda name: "Qwen3-4B" not in name)
+    monkeypatch.setattr(checks.model_files, "lacks", lambda name: "is not downloaded" if "Qwen3-4B" in name else "")
     monkeypatch.setattr(checks.gpu_memory, "free_memory", lambda kind="memory.free": {"0": 70.0, "1": 0.1})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     monkeypatch.setattr(sys, "argv", ["paper", "--preset", "paper-7b", "--runs", str(tmp_path / "runs")])
@@ -400,8 +444,39 @@ def test_what_is_missing_is_found_before_anything_starts(tmp_path: Path, stand_i
     assert "fail  the model of the extractor server, Qwen/Qwen3-4B-Instruct-2507, is not downloaded" in out.out
     assert "free for the checkpoints of SFT and 2 methods" in out.out
     assert "fail  other processes use 70 GiB of GPU 0" in out.out
+    assert "servers start with" in out.out or "there is no vllm command" in out.out
     assert "things are missing (above); nothing was started" in out.err
     assert not (stand_in / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize(("killed", "states"), [(True, ["ok"]), (False, ["fail"])])
+def test_servers_of_a_killed_call_may_take_a_while_to_free_their_memory(
+    killed: bool, states: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    """vLLM has a session of its own, and ends some seconds after the call that started it was killed."""
+    seen: list[float] = []
+
+    def memory(kind: str = "memory.free") -> dict[str, float]:
+        if kind == "memory.used":
+            seen.append(70.0 if len(seen) < 3 else 0.1)
+        return {"0": seen[-1] if kind == "memory.used" else 9.0}
+
+    class Checked(Exception):
+        pass
+
+    def examine(configs: Any, left: Any, names: Any, root: Any, patience_s: float) -> Any:
+        raise Checked([found.state for found in gpu_memory.unoccupied(["0"], patience_s)])
+
+    monkeypatch.setattr(gpu_memory, "free_memory", memory)
+    monkeypatch.setattr(gpu_memory, "POLL_S", 0.01)
+    monkeypatch.setattr(paper, "findings", examine)
+    monkeypatch.setattr(sys, "argv", ["paper", "--preset", "mini", "--runs", str(tmp_path)])
+    if killed:
+        (tmp_path / "mini" / "paper").mkdir(parents=True)
+        (tmp_path / "mini" / "paper" / PROCESSES).write_text("[]")
+    with pytest.raises(Checked, match=re.escape(str(states))):
+        paper.main()
+    assert len(seen) == (4 if killed else 1)
 
 
 def test_free_memory_is_compared_with_the_plan(monkeypatch) -> None:
@@ -428,3 +503,42 @@ def test_the_drivers_table_is_read(tmp_path: Path, monkeypatch) -> None:
     for visible, wanted in (("1", {"1": 2.0}), ("GPU-b,0", {"GPU-b": 2.0, "0": 1.0}), ("", {}), ("-1", {})):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert hardware.free_memory() == wanted
+
+
+# --- methods that start from the anchor stage ---------------------------------------------------------------------------------
+
+
+def test_the_anchor_stage_runs_once_before_the_methods_that_start_from_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    configs = {"fgrpo": load("paper-7b", "fgrpo", ["@one-node"])}
+    configs |= {name: load("paper-7b", "fgrpo", ["@one-node", "rl.start=anchor"]) for name in ("one", "two")}
+    every = chain.steps(configs["fgrpo"], configs.__getitem__, list(configs), tmp_path)
+    check_pool(every)
+    names = [step.name for step in every]
+    assert names[3:8] == ["sft", "anchor", "rl-fgrpo", "rl-one", "rl-two"] and names.count("anchor") == 1
+    step = every[4]
+    assert step.gpus == tuple(range(8)) and not step.servers
+    assert step.command(["--preset", "paper-7b"])[2:] == ["fgrpo.training.launch", "sft.anchor", "--preset", "paper-7b"]
+    plain = chain.steps(configs["fgrpo"], configs.__getitem__, ["fgrpo"], tmp_path)
+    assert "anchor" not in [step.name for step in plain]
+    with pytest.raises(UserError, match=r"launch\.sft_processes is 9"):
+        wide = load("paper-7b", "fgrpo", ["@one-node", "rl.start=anchor", "launch.sft_processes=9"])
+        chain.steps(configs["fgrpo"], lambda method: wide, ["one"], tmp_path)
+    assert checks.widest(list(configs.values())) is configs["one"]
+    assert checks.widest([configs["fgrpo"]]) is configs["fgrpo"]
+    monkeypatch.setattr(
+        sys, "argv", ["paper", "--preset", "mini", "--runs", str(tmp_path), "--plan", "--methods", "fgrpo,mr1"]
+    )
+    paper.main()
+    out = capsys.readouterr().out
+    assert " anchor\n" in out and "sft.anchor --preset mini" in out and ", anchor " in out.splitlines()[-1]
+
+
+def test_the_disk_of_the_anchor_stage_is_counted_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        checks.doctor, "checkpoint_gb", lambda config, root: 1000.0 if config.rl.start == "anchor" else 9e9
+    )
+    monkeypatch.setattr(checks, "checkpoints", lambda config, stage, shape: type("Part", (), {"size": 1e9}))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e15}))
+    configs = [load("paper-7b", "fgrpo"), load("paper-7b", "grpo-t", ["rl.start=anchor"])]
+    (found,) = checks.disk(configs, tmp_path)
+    assert "checkpoints of SFT and the anchor stage, 2 methods" in found.what and "1001 needed" in found.what

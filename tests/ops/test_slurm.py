@@ -45,11 +45,14 @@ wait "${pids[@]}"
 """
 
 
-def texts(tmp_path: Path, *overrides: str, preset: str = "paper-7b", overlay: str = "") -> dict[str, str]:
+def texts(
+    tmp_path: Path, *overrides: str, preset: str = "paper-7b", overlay: str = "", anchored: tuple[str, ...] = ()
+) -> dict[str, str]:
     layers = [f"@{overlay}"] if overlay else []
     config = load(preset, overrides=[*layers, *overrides])
     options = ["--preset", preset, "--runs", str(tmp_path / "runs"), *(["--overlay", overlay] if overlay else [])]
-    return slurm.scripts(config, options, tmp_path / "runs")
+    methods = (*slurm.METHODS, *anchored)
+    return slurm.scripts(config, options, tmp_path / "runs", methods, anchored)
 
 
 @pytest.fixture
@@ -90,9 +93,9 @@ def calls(cluster: Path, text: str, *words: str) -> list[dict]:
 def test_scripts_are_valid_shell(preset: str, overlay: str, tmp_path: Path) -> None:
     written = tmp_path / "slurm"
     cluster = ["cluster.partition=gpu", "cluster.setup=module load cuda", 'cluster.sbatch=["--constraint=h100"]']
-    slurm.write(written, texts(tmp_path, *cluster, preset=preset, overlay=overlay))
+    slurm.write(written, texts(tmp_path, *cluster, preset=preset, overlay=overlay, anchored=("mr1", "fgrpo-mr1")))
     files = sorted(str(path) for path in written.iterdir())
-    assert len(files) == 10
+    assert len(files) == 11
     for file in files:
         subprocess.run(["bash", "-n", file], check=True)
         lines = Path(file).read_text().splitlines()
@@ -124,6 +127,7 @@ def test_rl_on_one_machine_shares_its_gpus(cluster: Path) -> None:
     devices = [call["CUDA_VISIBLE_DEVICES"] for call in (trainer, judge, rollouts)]
     assert devices == ["0,1,2,3", "4,5", "6,7"]
     assert rollouts["words"][-1] == "serve.rollouts.data_parallel=2"
+    assert rollouts["words"][rollouts["words"].index("--method") + 1] == "fgrpo", "whose start is served"
     assert trainer["words"][:3] == ["-m", "fgrpo.training.launch", "rl.train"]
     assert f"rl.vllm.server={cluster}/runs/paper-7b/serve/rollouts-fgrpo.json" in trainer["words"]
     assert trainer["words"][trainer["words"].index("--method") + 1] == "fgrpo"
@@ -190,3 +194,29 @@ def test_the_chain_is_submitted_in_order(cluster: Path) -> None:
 def test_too_few_gpus_are_said_when_scripts_are_written(override: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         texts(tmp_path, override)
+
+
+def test_a_method_that_starts_anchored_waits_for_that_stage_and_the_others_do_not(cluster: Path) -> None:
+    script = cluster / "submit.sh"
+    script.write_text(texts(cluster, anchored=("mr1", "fgrpo-mr1"))["submit.sh"])
+    subprocess.run(["bash", str(script)], check=True, capture_output=True, timeout=300)
+    seen = (cluster / "seen").read_text().splitlines()
+    assert [line.split("/")[-1] for line in seen[5:11]] == [
+        *("sft.sbatch", "anchor.sbatch", "rl.sbatch grpo-t", "rl.sbatch fgrpo", "rl.sbatch mr1", "rl.sbatch fgrpo-mr1")
+    ]
+    waits = [line.split("--dependency=")[1].split()[0] for line in seen[6:12]]
+    assert waits == [*["afterok:6"] * 3, *["afterok:7"] * 2, "afterany:6:7:8:9:10:11"]
+
+
+def test_the_anchor_job_starts_that_stage(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (call,) = calls(cluster, texts(cluster, anchored=("mr1",))["anchor.sbatch"])
+    assert call["words"][:3] == ["-m", "fgrpo.training.launch", "sft.anchor"]
+    two = texts(cluster, overlay="multi-node", anchored=("mr1",))["anchor.sbatch"]
+    assert "#SBATCH --job-name=paper-7b-anchor" in two and 'launch sft.anchor "$@"' in two
+    assert "anchor.sbatch" not in texts(cluster) and "anchor=" not in texts(cluster)["submit.sh"]
+    monkeypatch.setattr(
+        sys, "argv", ["slurm", "--preset", "paper-7b", "--runs", str(tmp_path), "--methods", "grpo-t,mr1"]
+    )
+    slurm.main()
+    written = (tmp_path / "paper-7b" / "slurm" / "submit.sh").read_text()
+    assert "case $method in mr1) before=$anchor" in written

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from perf.constraints_cost import TASK, constraints, formula_ms, formula_table, quartiles, step_table, synthetic
+from perf.constraints_cost import constraints, formula_ms, formula_table, quartiles, step_table, synthetic
+from rewards.base import TASK
 
 TEXTS = [f"text {n}" for n in range(400)]
 

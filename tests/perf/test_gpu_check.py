@@ -15,7 +15,7 @@ import torch
 from fgrpo.errors import UserError
 from ops.doctor import pins
 from perf.gpu import __main__ as command_line
-from perf.gpu import checks, runner, stand_in, training, worker
+from perf.gpu import attention, checks, runner, stand_in, training, worker
 from perf.gpu.checks import CHECKS, Check, named
 from perf.gpu.page import page
 from perf.gpu.result import Result, read
@@ -60,15 +60,24 @@ def test_true_shapes_are_the_published_ones(size: str, tmp_path: Path) -> None:
     assert described["image_token_id"] == ids["<|image_pad|>"] and described["text_config"]["eos_token_id"] == 151_644
 
 
-@pytest.mark.parametrize("name", ["machine", "prepare", "passes", "sft"])
+@pytest.mark.parametrize("name", ["machine", "prepare", "passes", "attention", "sft"])
 def test_a_check_passes_on_a_cpu_at_tiny_shapes(name: str, tiny: Setting) -> None:
     result = worker.run(named(name), tiny)
     assert result.state == "passed", result.finding
     if name == "passes":
         assert len(result.speeds) == 6 and all(speed > 0 for speed in result.speeds.values())
         assert "differ by" in result.finding
+    if name == "attention":
+        assert "sdpa: shares differ from eager by" in result.finding and "times the pass without" in result.finding
     if name == "sft":
         assert result.speeds["SFT"] > 0 and "loss" in result.finding
+
+
+def test_a_tap_that_reads_other_tokens_fails_the_check(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._eager
+    monkeypatch.setattr(attention, "_eager", lambda *given: right(*given).flip(-1))
+    result = worker.run(named("attention"), tiny)
+    assert result.state == "failed" and "NOT sdpa: shares differ" in result.finding
 
 
 @pytest.mark.slow

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from perf import padding
+from perf.gpu import stand_in
 from perf.padding import CASES, LIMIT, Case, mix
 from perf.token_count import Tokens
+from tests.perf.small_padding import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short prompts and few of them; the shares of prompt and response are about the same."""
-    for name, value in {
-        "SHORTEST": 60,
-        "LONGEST": 400,
-        "RESPONSE": 40,
-        "PROMPTS": 4,
-        "QUESTIONS": 8,
-        "TRACES": 4,
-    }.items():
+    for name, value in SMALL.items():
         monkeypatch.setattr(padding, name, value)
 
 
@@ -58,6 +57,27 @@ def test_every_trainer_computes_about_as_many_tokens_as_there_are(case: Case, sm
         assert worst > LIMIT  # else the mix would show nothing
     else:
         assert worst < LIMIT
+
+
+@pytest.mark.slow
+def test_two_processes_make_as_many_passes_and_compute_about_as_many_tokens_as_there_are(tmp_path: Path) -> None:
+    """A process with more passes than the other one would wait for ever where gradients are exchanged."""
+    case = Case("trl", "by_length", 5, 2)
+    stand_in.model(padding.small(tmp_path), "3b")  # of two processes only the first would write it
+    stand_in.data(padding.small(tmp_path))
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *starter, "-m", "tests.perf.small_padding", str(CASES.index(case)), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"passes-{rank}.json").read_text()) for rank in range(2))
+    assert len(first) == len(second) > 0 and first != second, "each has rollouts of its own"
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    found = {part: {key: sum(rank[part][key] for rank in ranks) for key in ranks[0][part]} for part in ranks[0]}
+    _, worst = padding.row(case, found)
+    assert worst <= LIMIT
 
 
 def test_passes_of_the_vllm_trainer_are_the_counted_ones() -> None:

@@ -29,8 +29,19 @@ from fgrpo.policy.tokens import forbidden_token_ids
 from fgrpo.response import parse
 from mcts.teacher import read_step
 from miniworld import tokenizer as mini
+from ops.assumptions import Assumptions
 from scripts.rehearsal_paper import __main__ as rehearsal
-from scripts.rehearsal_paper import checks, downloads, photographs, prepare, records, stand_in, styles, tokenizer
+from scripts.rehearsal_paper import (
+    checks,
+    downloads,
+    lengths,
+    photographs,
+    prepare,
+    records,
+    stand_in,
+    styles,
+    tokenizer,
+)
 from scripts.rehearsal_paper.endpoint import Endpoint, Refused, refuse_as_gpt, running
 from scripts.rehearsal_paper.log import Log, StageLog
 from scripts.rehearsal_paper.stages import stages
@@ -100,9 +111,12 @@ def test_the_overlay_changes_nothing_that_a_cpu_does_not_force() -> None:
     plain, overlaid = (load("paper-7b", "fgrpo", more).model_dump() for more in ([], ["@rehearsal-paper"]))
     same = ("models", "policy", "prompts")
     assert all(plain[key] == overlaid[key] for key in same)
-    method = ("constraints", "dual", "combine", "monitor", "masked", "baseline", "whiten", "group_size", "micro_batch")
+    method = ("constraints", "combine", "monitor", "masked", "baseline", "whiten", "group_size", "micro_batch")
     shapes = ("max_prompt_length", "kl_coef", "epsilon", "epsilon_high", "learning_rate", "gradient_checkpointing")
     assert all(plain["rl"][key] == overlaid["rl"][key] for key in (*method, *shapes))
+    assert {key for key, value in plain["rl"]["dual"].items() if overlaid["rl"]["dual"][key] != value} == {
+        "min_applicable"
+    }
     for role in ("training", "evaluation", "extraction"):
         changed = {key for key, value in plain["judges"][role].items() if overlaid["judges"][role][key] != value}
         assert changed <= {"endpoints"}
@@ -277,7 +291,7 @@ def rl_folder(root: Path, states: Sequence[str]) -> None:
     for name in ("done", "manifest.json", "config.json"):
         (folder / name).write_text("{}")
     write_jsonl(folder / "metrics.jsonl", [{"step": 1, "lambda/consistency": 1.0}])
-    table = pa.table({"consistency/state": list(states)})
+    table = pa.table({"consistency/state": list(states), "tokens": [90] * len(states)})
     pq.write_table(table, folder / "rollouts" / "000001.parquet")
 
 
@@ -291,6 +305,101 @@ def test_rl_whose_judges_were_not_asked_is_a_problem(
     endpoint.replied[("openai", "verdict", "JSON")] = 9  # an earlier stage's
     result = checks.rl("fgrpo", tmp_path, "", endpoint)
     assert any("no judge was asked" in problem for problem in result.problems) == (right == 0)
+    assert result.counts["rollouts measure"] == {"lengths.response": 90, "judging.correct": right / 5}
+
+
+PLAN = """stage             calls        tokens <=           likely  GPU hours  how
+data                128          131,072           71,680       0.01  at least 32 questions x 4 rollouts
+mcts                432          368,640           57,456       0.04  12 trees x 4 simulations x 3 children x (1 step + 2 rollouts)
+sft                   3                0                0       0.00  updates: at most 36 traces x 3 epochs / 2 per batch
+rl                   20            1,920            1,920       0.00  2 updates x 2 prompts x 5 rollouts
+sft              0.00 GPU hours, 0.00 on 1: 6 sequences x 1,250 tokens x 8 FLOP x 8,292,166,656 parameters
+"""
+ASSUMED = "\n".join(Assumptions().lines())
+
+
+def test_the_plan_stands_beside_the_lengths_that_a_rehearsal_measures(tmp_path: Path, monkeypatch) -> None:
+    """Tokens are the tokenizer's and the processor's; a text far from the assumed length is a problem."""
+    planned, endpoint = load("paper-7b", "fgrpo", ["@rehearsal-paper"]), Endpoint([], [], lambda text: [])
+    result = checks.plan(planned, tmp_path, PLAN + ASSUMED, endpoint)
+    assert not result.problems and result.counts["assumes"]["images.tokens"] == 529
+    assert checks.plan(planned, tmp_path, PLAN, endpoint).problems == [
+        f"the plan does not assume {', '.join(lengths.ASSUMED)}"
+    ]
+    Image.new("RGB", (280, 140)).save(tmp_path / "a.png")
+    row = {
+        "id": "sat/1",
+        "images": [str(tmp_path / "a.png")] * 2,
+        "question": "left",
+        "choices": ["left", "right"],
+        "answer": "left",
+    }
+    config, model = load("mini"), Path("miniworld/backbone")
+    found = lengths.of_questions(config, model, [row])
+    bounds = pixel_bounds(model)
+    width, height = model_size((280, 140), *bounds)
+    assert found["images.tokens"] == 2 * width * height / bounds.factor**2
+    assert found["lengths.prompt"] == found["lengths.text"] + found["images.tokens"]
+    longer = lengths.of_questions(config, model, [row | {"question": "left left left"}])
+    assert longer["lengths.text"] > found["lengths.text"]
+    monkeypatch.setattr(checks, "load", lambda preset: config)
+    monkeypatch.setattr(lengths, "model_folder", lambda root, config: model)
+    for text, problems in ((143.0, 0), (371.0, 1)):
+        monkeypatch.setattr(lengths, "of_questions", lambda *_, text=text: {"lengths.text": text})
+        out = checks.Result()
+        checks._measure(out, tmp_path, [row])
+        assert len(out.problems) == problems
+
+
+@pytest.mark.parametrize(
+    ("lam", "problem"),
+    [(1.03, None), (1.0, "λ of consistency has not moved from 1.0, though it was scored")],
+)
+def test_a_scored_constraint_moves_its_multiplier(lam: float, problem: str | None, tmp_path: Path) -> None:
+    line = {"step": 1, "lambda/consistency": 1.0, "constraint/consistency/n": 3.0, "constraint/other/n": 0.0}
+    for step in (2, 10):  # the last checkpoint counts
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        initial = [{"reward": name, "lam_init": 1.0} for name in ("consistency", "other")]
+        states = {"consistency": {"lam": lam if step == 10 else 1.0}, "other": {"lam": 1.0}}
+        (folder / "duals.json").write_text(json.dumps({"constraints": initial, "states": states}))
+    out = checks.Result()
+    checks._multipliers(out, tmp_path, [line], constrained=True)
+    assert out.problems == ([problem] if problem else [])
+    checks._multipliers(out := checks.Result(), tmp_path, [line], constrained=False)
+    assert out.problems == ["multipliers without constraints: ['consistency', 'other']"]
+
+
+def test_a_method_without_constraints_has_no_multiplier(tmp_path: Path) -> None:
+    """Its checkpoints have the file of multipliers too, without an entry."""
+    checks._multipliers(out := checks.Result(), tmp_path, [{"step": 1, "loss": 0.1}], constrained=False)
+    assert out.problems == [f"{tmp_path} has no checkpoint with multipliers"]
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-2" / "duals.json").write_text('{"constraints": [], "states": {}}')
+    checks._multipliers(out := checks.Result(), tmp_path, [{"step": 1, "loss": 0.1}], constrained=False)
+    assert not out.problems
+    checks._multipliers(out := checks.Result(), tmp_path, [{"step": 1, "lambda/x": 1.0}], constrained=False)
+    assert out.problems == ["multipliers without constraints: ['x']"]
+
+
+def test_the_plan_s_counts_are_those_of_the_configuration() -> None:
+    config = load("paper-7b", "fgrpo", ["@rehearsal-paper"])
+    endpoint = Endpoint([], [GPT], lambda text: [])
+    assert not checks.plan(config, Path(), PLAN + ASSUMED, endpoint).problems
+    other = load("paper-7b", "fgrpo", ["@rehearsal-paper", "rl.max_steps=4", "data.sources.sat.seed=5"])
+    problems = "\n".join(checks.plan(other, Path(), PLAN, endpoint).problems)
+    for words in ("20 calls of rl, and 40 are configured", "'4 updates x 2 prompts", "'13 trees x 4 simulations'"):
+        assert words in problems
+    assert "0 calls of sft" in "\n".join(checks.plan(config, Path(), "", endpoint).problems)
+
+
+def test_the_doctor_may_miss_room_for_7b_checkpoints_and_nothing_else() -> None:
+    served = f"ok    evaluation judge: http://127.0.0.1:1/openai/v1 serves {GPT}"
+    room = "fail  83 GB free for runs in runs/rehearsal-paper, 665 needed"
+    endpoint = Endpoint([], [GPT], lambda text: [])
+    assert not checks.doctor(Path(), f"{room}\n{served}", endpoint).problems
+    wrong = "fail  training judge: http://127.0.0.1:34363/vllm/v1 answers 500"
+    assert checks.doctor(Path(), f"{room}\n{wrong}\n{served}", endpoint).problems == [wrong]
 
 
 def test_the_log_has_each_stage_s_counts_and_adds_up(tmp_path: Path) -> None:
@@ -347,3 +456,8 @@ def test_a_lost_record_is_a_problem(tmp_path: Path) -> None:
     problems = "\n".join(checks.data(tmp_path, "", Endpoint([], [], lambda text: [])).problems)
     for words in ("vgr lost records", "overlap", "not among its options", "has not four rollouts", "two images"):
         assert words in problems
+
+
+def test_every_form_of_image_occurs_in_the_short_rehearsal_too() -> None:
+    shown = {photographs.form_of(n, slot) for slot in photographs.ODD for n in range(rehearsal.SHORT_RECORDS)}
+    assert shown == set(photographs.FORMS)

@@ -6,14 +6,12 @@ are judged by the oracle, by a model behind an endpoint, and from a recording. N
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fgrpo.response import parse
-from tests.judges.conftest import FaultServer, running
+from tests.judges.conftest import FaultServer, in_a_thread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -204,21 +202,8 @@ def _answer(_: int, body: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[FaultServer]:
     """An OpenAI-compatible endpoint in a thread."""
-    ready, stop, servers = threading.Event(), threading.Event(), []
-
-    async def serve() -> None:
-        async with running(_answer) as server:
-            servers.append(server)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    ready.wait(60)
-    yield servers[0]
-    stop.set()
-    thread.join()
+    with in_a_thread(_answer) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

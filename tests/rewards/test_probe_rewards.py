@@ -43,6 +43,7 @@ def test_the_evidence_margin_by_hand(no_judge: JudgeSet) -> None:
     found = score("evidence_margin", FULL, no_judge, margin_scale=2.0, scope="answer")
     assert found.value == pytest.approx(sigmoid((2 - 0.3) / 2.0))
     assert found.detail["evidence"] == 2 and found.detail["controls"] == pytest.approx([0.5, 0.1])
+    assert found.detail["monitor"] == {"evidence_drop": 2, "control_drop": pytest.approx(0.3)}
     everything = score("evidence_margin", FULL, no_judge, margin_scale=2.0, scope="all")
     assert everything.value == pytest.approx(sigmoid((1 - (19 / 4 + 18.2 / 4) / 2) / 2.0))
 
@@ -51,6 +52,17 @@ def test_the_control_margin_compares_controls_alone(no_judge: JudgeSet) -> None:
     assert score("control_margin", FULL, no_judge, scope="answer").value == pytest.approx(sigmoid((0.5 - 0.1) / 0.2))
     one = Probes(answer=(2, 4), evidence=FULL.evidence, controls=((0.0,) * 4,))
     assert score("control_margin", one, no_judge).detail == {"cause": "one_control"}
+
+
+def test_a_policy_that_any_change_disturbs_shows_in_the_drop_of_the_controls_alone(no_judge: JudgeSet) -> None:
+    """Twice the drop wherever the image is blanked: both margins stay at 0.5, and the controls' mean drop doubles."""
+    found = {}
+    for drop in (1.0, 2.0):
+        same = Probes(answer=(0, 2), evidence=(drop,) * 2, controls=((drop,) * 2,) * 2)
+        for name in ("evidence_margin", "control_margin"):
+            assert score(name, same, no_judge).value == 0.5
+        found[drop] = score("evidence_margin", same, no_judge).detail["monitor"]["control_drop"]
+    assert found == {1.0: 1.0, 2.0: 2.0}
 
 
 def test_vision_dependence_is_the_mean_of_k3(no_judge: JudgeSet) -> None:
@@ -64,7 +76,7 @@ def test_attention_counts_where_the_evidence_matters(no_judge: JudgeSet) -> None
     s2, s3 = math.exp(-1), math.exp(-3) + 2
     found = score("attention_where_it_matters", FULL, no_judge)
     assert found.value == pytest.approx((0.6 * s2 + 0.9 * s3) / (s2 + s3))
-    assert found.detail["uniform"] == pytest.approx(0.45)
+    assert found.detail["unweighted"] == pytest.approx(0.45)
     blind = Probes(evidence=(0.0, 0.01, 0.0, 0.0), attention=FULL.attention)
     assert score("attention_where_it_matters", blind, no_judge).detail == {"cause": "blind"}
 

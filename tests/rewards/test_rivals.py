@@ -334,3 +334,21 @@ def test_without_evidence_correctness_alone_counts_and_a_failure_is_one(no_judge
     assert [score.value for score in found] == [2.0, 0.75, None, 2.0]
     assert [score.state for score in found] == ["scored", "scored", "failed", "scored"]
     assert [score.detail.get("cause") for score in found] == ["no_boxes", "no_boxes", None, "not_measured"]
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        ((9.0, 0.2, 0.4), (9.0, 0.2, 0.4), (9.0, 0.2, 0.4)),  # the same cells three times
+        ((0.0, 0.3, 0.3), (9.0, 0.2, 0.4000001), (5.0, 0.4, 0.2)),  # round-off apart
+        ((9.0, 0.2, 0.4),),  # only one fits
+    ],
+)
+def test_controls_that_do_not_differ_decide_nothing(no_judge: JudgeSet, controls: Any) -> None:
+    """A deviation of 0 would make a drop of 0.0001 nats more a margin of 1: R = 1 + 1 + 0.1 and 1 - 0.25 + 0.1."""
+    items = [measured((0.0, 0.3001, 0.3001), controls, answer) for answer in ("left", "right")]
+    found = scored(ced.REWARD, items, no_judge)
+    assert [score.value for score in found] == [2.0, 0.75]
+    assert all(score.detail["cause"] == "equal_controls" and "margin" not in score.detail for score in found)
+    (differs,) = scored(ced.REWARD, [measured((0.0, 0.3001, 0.3001), (controls[0], (0.0, 0.3, 0.5)))], no_judge)
+    assert "cause" not in differs.detail

@@ -59,6 +59,23 @@ SPLITS = [
     ("## Boxes\n> - **red** car\n10. A tree", ["Boxes", "**red** car", "A tree"]),
     ("<bbox>[1,2,3,4] it is red. The bus <bbox>[1.5,2", ["<bbox>[1,2,3,4] it is red.", "The bus <bbox>[1.5,2"]),
     ("<think>A car. <answer>left. Done", ["<think>A car.", "<answer>left.", "Done"]),
+    # numbers of a box over lines are one group
+    ("The car [20,\n10,\n100, 50] is red.\nA bus.", ["The car [20, 10, 100, 50] is red.", "A bus."]),
+    (
+        '[\n {\n "bbox_2d": [\n  20,\n  10,\n  100,\n  50\n ],\n "label": "car"\n }\n]',
+        ['"bbox_2d": [ 20, 10, 100, 50 ],', '"label": "car"'],
+    ),
+    (
+        '"bbox": {\n "x1": 20,\n "y1": 10,\n "x2": 100,\n "y2": 50\n}',
+        ['"bbox": { "x1": 20, "y1": 10, "x2": 100, "y2": 50 }'],
+    ),
+    ("<bbox>\n[20,10,100,50]\n</bbox> is red.\nB is.", ["<bbox> [20,10,100,50] </bbox> is red.", "B is."]),
+    ("From (20,\n10),\n(100,\n50) it is red.", ["From (20, 10), (100, 50) it is red."]),
+    ('"bbox_2d": [\n 20,\n 10', ['"bbox_2d": [ 20, 10']),
+    ("[\n [20, 10, 100, 50],\n [30, 20, 90, 80]\n]", ["[20, 10, 100, 50],", "[30, 20, 90, 80]"]),
+    ("x1: 20\ny1: 10\nx2: 100\ny2: 50\nA bus.", ["x1: 20 y1: 10 x2: 100 y2: 50", "A bus."]),
+    ("Cup (20, 10)\n(100, 50) saucer [1,  2]\n[3]", ["Cup (20, 10)", "(100, 50) saucer [1,  2]", "[3]"]),
+    ("There are 5,\n6 cups:\n1. A cup\n2. A mug", ["There are 5,", "6 cups:", "A cup", "A mug"]),
     # other scripts
     ("赤い丸は左にある。青い四角は右にある。", ["赤い丸は左にある。", "青い四角は右にある。"]),
     ("الدائرة حمراء. هل هي يسار؟ نعم.", ["الدائرة حمراء.", "هل هي يسار؟", "نعم."]),

@@ -98,7 +98,7 @@ def test_boxes_in_another_form_are_named(no_judge: JudgeSet) -> None:
     truth = (Box(56, 28, 112, 84, "model"),)
     got = run(text, truth, no_judge)
     assert (got.value, got.reason, got.detail["unread"]) == (0.0, "boxes_not_read", 1)
-    mixed = run(TEXT.replace("</think>", " [1,2,3,4]</think>"), truth, no_judge)
+    mixed = run(TEXT.replace("</think>", " [10,20,30,40]</think>"), truth, no_judge)
     assert (mixed.value, mixed.reason, mixed.detail["unread"]) == (1.0, "", 1)
     sample = Sample("vgr/train/0", ("missing.png",), "?", ("left", "right"), "left", truth)
     items = [RewardItem("r", sample, parse(text, box_tag="bbox_2d"))]
@@ -107,6 +107,23 @@ def test_boxes_in_another_form_are_named(no_judge: JudgeSet) -> None:
     items = [RewardItem("r", sample, parse(text))]
     (every,) = asyncio.run(REWARD(items, RewardContext(no_judge, every_form=True)))
     assert (every.value, every.reason) == (1.0, "") and "unread" not in every.detail
+
+
+def test_numbers_that_are_no_boxes_cost_nothing(no_judge: JudgeSet, tmp_path: Path) -> None:
+    """Eq. 1 of the evaluation divides by the boxes alone; where the image is known, by those that fit in it."""
+    Image.new("RGB", (1288, 728)).save(tmp_path / "p.png")
+    sample = Sample("vgr/train/0", (str(tmp_path / "p.png"),), "?", ("a",), "a", (Box(20, 10, 100, 50, "model"),))
+    for more, value in (
+        ("", 1.0),
+        (" The shelves hold [2, 3, 5, 7] cups.", 1.0),
+        (" The years [1490, 1285, 1500, 1400].", 1.0),
+        (" The bus is at [200, 100, 400, 300].", 0.5),
+    ):
+        text = f"<think>The car is at <bbox>[20,10,100,50]</bbox>.{more}</think><answer>a</answer>"
+        for bounds in ({}, {"box_frame": "original"}):
+            context = RewardContext(no_judge, every_form=True, **bounds)  # type: ignore[arg-type]
+            (got,) = asyncio.run(REWARD([RewardItem("r", sample, parse(text))], context))
+            assert got.value == pytest.approx(value, abs=0.01), more
 
 
 def test_frames(no_judge: JudgeSet, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fgrpo import config, prompts
-from fgrpo.policy import loading
+from fgrpo.policy import focus, loading
 from fgrpo.types import Box, Sample
 from miniworld import questions, truth
 from miniworld.render import render
@@ -36,6 +36,14 @@ torch.set_num_threads(1)
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the shipped policy: weights are read from the mapped file for as long as a model lives."""
     return Path(shutil.copytree(POLICY, tmp_path_factory.mktemp("policy") / "backbone"))
+
+
+@pytest.fixture(scope="session")
+def anchored(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini policy with the token `<|focus|>`."""
+    folder = tmp_path_factory.mktemp("anchored") / "model"
+    focus.add(policy, folder, add_row=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +182,24 @@ def earlier_stages(folder: Path, world: Path, policy: Path) -> Path:
 def chain(world: Path, policy: Path, tmp_path: Path) -> Path:
     """`earlier_stages` in the test's own folder."""
     return earlier_stages(tmp_path, world, policy)
+
+
+def by_other_weights(trainer: Any) -> Callable[..., Any]:
+    """The trainer's generation, by weights that are not the trainer's."""
+    inner = trainer._generate_single_turn
+
+    def generate(*args: Any, **more: Any) -> Any:
+        head = trainer.plain_model.lm_head.weight
+        before = head.detach().clone()
+        with torch.no_grad():
+            head.mul_(0.7)
+        try:
+            return inner(*args, **more)
+        finally:
+            with torch.no_grad():
+                head.copy_(before)
+
+    return generate
 
 
 def trainer_stub(loop: asyncio.AbstractEventLoop) -> Any:

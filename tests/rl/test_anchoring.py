@@ -13,28 +13,22 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from fgrpo import prompts
+from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.images import open_rgb
 from fgrpo.policy import focus, loading, model_files
-from fgrpo.training.anchoring import loss_of, shares_of
+from fgrpo.training.anchoring import Anchoring, loss_of, shares_of
 from fgrpo.types import Sample
-from rl import train
+from rl import preflight, train
 from rl.auxiliary.anchoring import AnchoringLoss
 from rl.auxiliary_loss import ROW, load
 from rl.configured import check_configured
 from rl.trainer import DUALS
-from tests.rl.conftest import build_trainer, earlier_stages, mini
+from tests.rl.conftest import build_trainer, earlier_stages, mini, scorer
 
 Build = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def anchored(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini policy with the token."""
-    folder = tmp_path_factory.mktemp("anchored") / "model"
-    focus.add(policy, folder, add_row=True)
-    return folder
+PIXELS = PixelBounds(784, 12544, 28)
 
 
 @pytest.fixture
@@ -111,7 +105,7 @@ def test_each_rollout_has_the_loss_of_its_own_prompt(
         assert value == pytest.approx(sum(known) / len(ids), abs=1e-5)
         assert figures["with_boxes"] == len(known) / len(ids)
         if known:
-            assert figures["mean"] == pytest.approx(sum(known) / len(known), abs=1e-5)
+            assert figures["mean"].total == pytest.approx(sum(known), abs=1e-4) and figures["mean"].count == len(known)
     assert any(figures["with_boxes"] not in (0, 1) for _, figures, _ in found) or micro_batch == 2
     line = trainer.state.log_history[0]
     assert line["aux/anchoring/weight"] == 0.5 and 0 < line["aux/anchoring/inside"] < 1
@@ -199,10 +193,48 @@ def test_adapters_train_on_it(make_anchored: Build) -> None:
     from fgrpo.schema_base import Lora
 
     config = adapters.lora_config(Lora(rank=4, alpha=8, dropout=0.0), backbone.default())
-    trainer = make_anchored(AnchoringLoss(1.0), steps=3, peft_config=config, tweak={"learning_rate": 0.02})
+    nothing = [scorer("task", lambda step, row: 0.0)]  # no advantage: the loss alone trains them
+    trainer = make_anchored(
+        AnchoringLoss(1.0, layers="all"), funcs=nothing, constraints=(), steps=5, peft_config=config,
+        overrides=("rl.kl_coef=0.0",), tweak={"learning_rate": 0.02},
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
-    values = [line["aux/anchoring"] for line in trainer.state.log_history if "aux/anchoring" in line]
-    assert len(values) == 3
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    values = [line["aux/anchoring/mean"] for line in trainer.state.log_history if "aux/anchoring/mean" in line]
+    print([round(value, 3) for value in values])
+    assert sum(values[-2:]) < 0.8 * sum(values[:2])
+
+
+def test_the_preflight_passes_a_prompt_of_each_group(make_anchored: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many prompts as training has in a micro-batch, every image token in the boxes, and the gradient through log p."""
+    loss, seen, own = AnchoringLoss(0.5, at_most=1.0), [], Anchoring.__call__
+
+    def noted(self: Anchoring, *args: Any) -> Any:
+        seen.append(own(self, *args))
+        seen[-1].loss.register_hook(lambda gradient: seen.append(float(gradient)))
+        return seen[-1]
+
+    monkeypatch.setattr(Anchoring, "__call__", noted)
+    trainer = make_anchored(loss, steps=1)
+    prompts_of_pass: list[int] = []
+
+    def count(_: Any, args: Any, given: dict[str, Any]) -> None:
+        if given.get("logits_to_keep") == 1:
+            prompts_of_pass.append(len(given["input_ids"]))
+
+    trainer.plain_model.register_forward_pre_hook(count, with_kwargs=True)
+    largest = preflight.largest_rows(trainer.train_dataset, PIXELS, 2)
+    before = loss.state_dict()
+    with loss.during(trainer):
+        preflight.check_peak(trainer, largest, 9)
+        trainer.loss_type = "bnpo"  # its micro-batches mix the groups
+        preflight.check_peak(trainer, largest, 9)
+    assert prompts_of_pass == [2, 8] and loss.state_dict() == before
+    for anchored, gradient in (seen[:2], seen[2:]):
+        assert anchored.count == 8 and anchored.inside == pytest.approx(1.0) and gradient == 0.5
+        assert float(anchored.loss.detach()) > 0
 
 
 def test_what_is_refused(make_anchored: Build, world: Path, tmp_path: Path, anchored: Path) -> None:
@@ -224,6 +256,10 @@ def test_what_is_refused(make_anchored: Build, world: Path, tmp_path: Path, anch
     trainer = make_anchored(AnchoringLoss(1.0, layers=[9]), steps=1)
     with pytest.raises(UserError, match="layers 0 to 3"):
         trainer.train()
+    trainer = make_anchored(AnchoringLoss(1.0), steps=1, out="compiled", tweak={"torch_compile": True})
+    with pytest.raises(UserError, match="attention of a compiled model cannot be read"):
+        trainer.train()
+    assert trainer.state.global_step == 0
     trainer = make_anchored(AnchoringLoss(1.0), steps=1, out="none")
     rows = [{**json.loads(text), "boxes": None} for text in trainer.train_dataset.with_format(None)["sample"]]
     trainer.train_dataset = trainer.train_dataset.remove_columns("sample").add_column(

@@ -15,7 +15,7 @@ from fgrpo.config import load as load_config
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from rl import auxiliary_loss, train
-from rl.auxiliary_loss import AuxiliaryLoss, load
+from rl.auxiliary_loss import AuxiliaryLoss, Mean, load
 from rl.configured import check_configured
 from tests.rl.conftest import OVERRIDES
 
@@ -168,12 +168,25 @@ def test_the_yaml_reaches_the_loss_and_the_loss_the_log(world: Path, chain: Path
     assert line["aux/papo/weight"] == -0.5 and line["aux/papo"] > 0
 
 
+def test_a_mean_over_rollouts_is_logged_as_one(make: Callable[..., Any]) -> None:
+    """4 of 1 rollout, 1 each of 3 others, and none: 7 / 4, not the mean of 4 and 1; a plain number is averaged as ever."""
+    loss = OfParameter(1.0)
+    trainer = make(steps=1, auxiliary=[loss])
+    trainer.model.train()
+    for total, count, plain in ((4.0, 1, 1.0), (3.0, 3, 2.0), (0.0, 0, 6.0)):
+        trainer._log_auxiliary("train", loss, None, {"rate": Mean(total, count), "plain": plain})
+    trainer.log({"loss": 1.0})
+    line = trainer.state.log_history[-1]
+    assert (line["aux/sum/rate"], line["aux/sum/plain"]) == (7 / 4, 3.0)
+    assert not any("count" in key for key in line)
+
+
 def test_the_preflight_makes_the_losses_passes_too(make: Callable[..., Any]) -> None:
-    from rl.probe import Probe
+    from rl.dry_run import DryRun
 
     loss = OfParameter(1.0)
     trainer = make(steps=1, auxiliary=[loss])
-    probe = Probe(trainer)
-    probe.update(probe.longest([trainer.train_dataset[0]], 5))
+    dry_run = DryRun(trainer)
+    dry_run.update(dry_run.longest([trainer.train_dataset[0]], 5))
     assert loss.passes == ["begins", "ends", "loss"]
     assert auxiliary_loss.PREFIX == "aux" and not any(p.grad is not None for p in trainer.model.parameters())

@@ -11,8 +11,8 @@ from fgrpo.inference import decode as decoder
 from fgrpo.policy import backbone, loading
 from fgrpo.training.row_images import image_fields
 from rl import length_bucketing
+from rl.dry_run import DryRun
 from rl.in_process_trainer import FeatureMemo, InProcessTrainer
-from rl.probe import Probe
 
 TOLERANCE = 2e-4  # float32, another order of summation
 
@@ -45,7 +45,7 @@ def test_padding_changes_nothing(make, monkeypatch) -> None:
     trainer = make(overrides=("rl.max_response_length=60",), rows="by_length")
     rows = [row for n in (1, 2) for row in trainer.train_dataset if len(row["images"]) == n][:3]
     rows += [row for row in trainer.train_dataset if len(row["images"]) == 2][:2]
-    batch, _ = Probe(trainer).rollout(rows)
+    batch, _ = DryRun(trainer).rollout(rows)
     kept, widths = batch["completion_ids"].shape[1], []
     fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     given = {key: batch[key] for key in fields}

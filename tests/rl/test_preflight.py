@@ -12,10 +12,14 @@ import torch
 from fgrpo.boxes import PixelBounds
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
-from fgrpo.policy import loading
-from rl import preflight
+from fgrpo.policy import backbone, loading
+from rl import preflight, train
+from rl.dual import Constraint
+from rl.probes.attention import Attention
+from rl.scoring import RolloutScorer
 from rl.trainer import FaithfulGRPOTrainer
-from tests.rl.conftest import mini
+from tests.rl.conftest import by_other_weights, mini
+from tests.stand_in_engine import Engine
 
 PIXELS = PixelBounds(784, 12544, 28)
 
@@ -25,7 +29,7 @@ def forbidden(trainer: Any) -> list[int]:
 
 
 def rows(trainer: Any) -> list[dict[str, Any]]:
-    return preflight.probe_rows(trainer.train_dataset)
+    return preflight.preflight_rows(trainer.train_dataset)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +59,20 @@ def test_boxes(world: Path, tmp_path: Path, box: dict[str, Any], words: str) -> 
 
 def test_prompts_fit_and_their_tokens_are_features(make, monkeypatch) -> None:
     trainer = make(steps=1)
-    probe = rows(trainer)
-    assert max(len(row["images"]) for row in probe) == 2
-    preflight.check_prompts(trainer, probe, 256, PIXELS)
+    given = rows(trainer)
+    assert max(len(row["images"]) for row in given) == 2
+    preflight.check_prompts(trainer, given, 256, PIXELS)
     with pytest.raises(UserError, match=r"prompt of vgr/train/\d+ has \d+ tokens, and rl.max_prompt_length is 20"):
-        preflight.check_prompts(trainer, probe, 20, PIXELS)
+        preflight.check_prompts(trainer, given, 20, PIXELS)
     with pytest.raises(UserError, match=r"were estimated from the processor's bounds"):
-        preflight.check_prompts(trainer, probe, 256, PixelBounds(784, 784, 28))
+        preflight.check_prompts(trainer, given, 256, PixelBounds(784, 784, 28))
     trainer.max_completion_length = 10**6
     with pytest.raises(UserError, match="more than the model's context"):
-        preflight.check_prompts(trainer, probe, 256, PIXELS)
+        preflight.check_prompts(trainer, given, 256, PIXELS)
     trainer.max_completion_length = 10
     monkeypatch.setattr(trainer.processing_class.image_processor, "merge_size", 1)
     with pytest.raises(UserError, match=r"has \d+ image tokens, and its images give \d+ features"):
-        preflight.check_prompts(trainer, probe, 256, PIXELS)
+        preflight.check_prompts(trainer, given, 256, PIXELS)
 
 
 def test_image_tokens_cannot_be_sampled(make) -> None:
@@ -87,16 +91,16 @@ def test_image_tokens_cannot_be_sampled(make) -> None:
         preflight.check_sampling(trainer, forbidden(trainer))
 
 
-def test_the_probe_agrees_and_leaves_nothing_behind(make) -> None:
+def test_engine_and_trainer_agree_and_leaves_nothing_behind(make) -> None:
     trainer = make(steps=1)
     before, state = torch.random.get_rng_state(), copy.deepcopy(trainer.dual.state_dict())
-    difference = preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+    difference = preflight.check_engine(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
     assert difference is not None and difference < 2e-5
     assert torch.equal(before, torch.random.get_rng_state()) and trainer.dual.state_dict() == state
     assert not trainer._metrics["train"] and not trainer._metrics["eval"] and not trainer._logs["prompt"]
     assert "_calculate_rewards" not in vars(trainer)
     plain = make(steps=1, kind=FaithfulGRPOTrainer)
-    assert preflight.check_probe(plain, rows(plain)[:1], forbidden(plain), 1e-3) is None  # transformers tells none
+    assert preflight.check_engine(plain, rows(plain)[:1], forbidden(plain), 1e-3) is None  # transformers tells none
 
 
 def test_the_largest_rows_pass_forward_and_backward_and_leave_nothing_behind(make) -> None:
@@ -132,40 +136,57 @@ def test_a_pass_that_does_not_fit_names_the_keys(make, monkeypatch) -> None:
     assert all(p.grad is None for p in trainer.model.parameters()) and "_generate_single_turn" not in vars(trainer)
 
 
-def test_deepspeed_takes_the_forward_pass_alone(make, monkeypatch) -> None:
+def test_the_pass_that_reads_attention_is_tried_where_a_reward_needs_it(make, world, monkeypatch) -> None:
+    """Padded rows under the tap may need more memory than the update, whose rollouts share rows."""
+    cfg = mini(world)
+    context = train.make_scorer(cfg, backbone.default().pixels._replace(min_pixels=784, max_pixels=12544)).context
+    seen: list[torch.Tensor] = []
+    own = Attention._shares
+
+    def noted(self: Any, *args: Any) -> torch.Tensor:
+        seen.append(own(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(Attention, "_shares", noted)
+    for monitored, passes in (("vision_dependence", 0), ("attention_where_it_matters", 1)):
+        scorer = RolloutScorer(["consistency"], context, [monitored])
+        trainer = make(scorer.reward_funcs(), [Constraint("consistency", 0.7)], scorer=scorer, steps=1, out=monitored)
+        state, training = torch.random.get_rng_state(), trainer.model.training
+        preflight.check_peak(trainer, rows(trainer)[:2], 9)
+        assert len(seen) == passes and torch.equal(state, torch.random.get_rng_state())
+        assert trainer.model.training == training and not trainer.take_seconds().get("probes")
+    (shares_BT,) = seen
+    assert shares_BT.shape == (8, 9) and torch.allclose(shares_BT, torch.ones(8, 9)), "all cells count as evidence"
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB")
+
+    monkeypatch.setattr(Attention, "_shares", full)
+    with pytest.raises(UserError, match=r"does not fit .*90 GiB.*rl\.micro_batch.*reads attention has padded rows"):
+        preflight.check_peak(trainer, rows(trainer)[:1], 9)
+
+
+def test_deepspeed_s_engine_takes_both_passes_and_keeps_no_gradient(make, monkeypatch) -> None:
+    """tests/distributed has the real engine."""
     trainer = make(steps=1)
-    batch = preflight.Probe(trainer).longest(rows(trainer)[:1], 9)
+    batch = preflight.DryRun(trainer).longest(rows(trainer)[:1], 9)
     assert batch["completion_ids"].shape[1] == 9 and bool(batch["completion_mask"].all())
-    forward: list[Any] = []
+    engine = Engine(trainer.model)
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
-    monkeypatch.setattr(preflight.Probe, "longest", lambda *_: batch)
-    monkeypatch.setattr(preflight.Probe, "update", lambda *_: pytest.fail("a backward pass"))
-    monkeypatch.setattr(preflight.Probe, "logprobs", lambda _, given: forward.append(given))
-    assert ", forward in " in preflight.check_peak(trainer, rows(trainer)[:1], 9)
-    assert len(forward) == 1 and forward[0] is batch
+    monkeypatch.setattr(trainer, "model_wrapped", engine)
+    monkeypatch.setattr(preflight.DryRun, "longest", lambda *_: batch)
+    assert ", forward and backward in " in preflight.check_peak(trainer, rows(trainer)[:1], 9)
+    assert engine.said[-3:] == ["boundary False", "backward 0.0", "zero_grad"]
+    assert all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_an_engine_with_other_weights_is_found_out(make, monkeypatch) -> None:
     trainer = make(steps=1)
-    inner = trainer._generate_single_turn
-
-    def stale(*args: Any, **more: Any) -> Any:
-        """Generation by weights that are not the trainer's."""
-        head = trainer.plain_model.lm_head.weight
-        kept = head.detach().clone()
-        with torch.no_grad():
-            head.mul_(0.7)
-        try:
-            return inner(*args, **more)
-        finally:
-            with torch.no_grad():
-                head.copy_(kept)
-
-    monkeypatch.setattr(trainer, "_generate_single_turn", stale)
+    monkeypatch.setattr(trainer, "_generate_single_turn", by_other_weights(trainer))
     with pytest.raises(
-        UserError, match=r"engine and the trainer differ by .* per token .*probe tokens \(allowed: 0.001\)"
+        UserError, match=r"engine and the trainer differ by .* per token .*sampled tokens \(allowed: 0.001\)"
     ):
-        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+        preflight.check_engine(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
 
 
 def test_a_sampled_image_token_is_named(make, monkeypatch) -> None:
@@ -175,12 +196,12 @@ def test_a_sampled_image_token_is_named(make, monkeypatch) -> None:
         trainer, "_generate_single_turn", lambda ids, *_: ([[5, config.vision_end_token_id]] * len(ids), None)
     )
     with pytest.raises(UserError, match=r"sampled <\|vision_end\|>"):
-        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+        preflight.check_engine(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
     monkeypatch.setattr(
         trainer, "_generate_single_turn", lambda ids, *_: ([[5, config.image_token_id]] * len(ids), None)
     )
     with pytest.raises(ValueError, match="rollout 000000/0/0000 contains an image token"):
-        preflight.check_probe(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
+        preflight.check_engine(trainer, rows(trainer)[:1], forbidden(trainer), 1e-3)
 
 
 def test_it_runs_before_the_first_step(make, world: Path) -> None:

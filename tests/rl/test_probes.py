@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl
 from fgrpo.policy import adapters, backbone
+from fgrpo.policy.attention_layers import chosen_layers
 from fgrpo.response import parse
 from fgrpo.schema_base import Lora
 from fgrpo.schema_rl import Probing
@@ -26,10 +28,12 @@ from rewards.probes import Absent, Probes
 from rl import train
 from rl.dual import Constraint
 from rl.probes import base
+from rl.probes.attention import PROBE as ATTENTION
 from rl.probes.base import Batch, Rollouts
 from rl.probes.checks import check_questions
 from rl.probes.counterfactual import PROBE
 from rl.probes.passes import Passes
+from rl.probes.trainer import _padded
 from rl.scoring import RolloutScorer
 from tests.rl.conftest import mini
 from tests.rl.test_resumed import lines, linked, rollouts, same, weights
@@ -61,11 +65,14 @@ def replaced(make: Any, lengths: list[list[int]], policy_of: Callable[[int, set[
     return trainer, made
 
 
-def measured(make: Any, world: Path, policy_of: Callable[[int, set[int]], float], **options: Any) -> list[Probes]:
+def measured(
+    make: Any, world: Path, policy_of: Callable[[int, set[int]], float], looks: int | None = None, **options: Any
+) -> list[Probes]:
     """Two rollouts of a question with one picture through the real passes, with a stand-in for the policy.
 
     `policy_of(row, cells)` is the log-probability of each token of a rollout from the cells of its picture that are blank. The
-    first token of a rollout is its row, so that the stand-in knows which one it sees.
+    first token of a rollout is its row, so that the stand-in knows which one it sees. Attention is the real policy's, or lies on
+    the cell `looks` alone.
     """
     trainer, made = replaced(make, [[4, 4]], policy_of)
     (path,) = {s.images[0] for s in [Sample.from_dict(r) for r in read_jsonl(world / "rl.jsonl")][:1]}
@@ -82,8 +89,36 @@ def measured(make: Any, world: Path, policy_of: Callable[[int, set[int]], float]
         2,
         {k: made[k] for k in FIELDS},
     )
+    passes = Passes(trainer, batch)
+    if looks is not None:
+        attend_only(trainer, passes.family, ids_BL[0], looks)
+    shares = ATTENTION.measure(frozenset({"attention"}), batch, passes)
     needs = frozenset(("evidence", "controls", "patches"))
-    return [Probes(answer=(1, 3), **one) for one in PROBE.measure(needs, batch, Passes(trainer, batch))]
+    drops = PROBE.measure(needs, batch, passes)
+    return [Probes(answer=(1, 3), **one, **other) for one, other in zip(drops, shares, strict=True)]
+
+
+def attend_only(trainer: Any, family: Any, ids_L: torch.Tensor, cell: int) -> None:
+    """Make the layer that the probe reads attend to one cell of the picture, whatever it sees.
+
+    All queries and that cell's key lie in the plane that rotary positions turn least; the other keys are 0.
+    """
+    config = trainer.plain_model.config.get_text_config()
+    (layer,) = chosen_layers(config, "two_thirds")
+    attention = getattr(trainer.plain_model.model, family.language).layers[layer].self_attn
+    column = int((ids_L == family.image_token_id(trainer.plain_model.config)).nonzero()[cell])
+    size = attention.head_dim
+
+    def fixed(where: slice) -> Any:
+        def hook(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+            given = torch.zeros_like(out).view(*out.shape[:2], -1, size)
+            given[:, where, :, [size // 2 - 1, size - 1]] = 20.0
+            return given.view(out.shape)
+
+        return hook
+
+    attention.q_proj.register_forward_hook(fixed(slice(None)))
+    attention.k_proj.register_forward_hook(fixed(slice(column, column + 1)))
 
 
 def scores(name: str, probes: list[Probes], given: RewardContext) -> list[Any]:
@@ -114,8 +149,20 @@ def test_a_policy_that_reads_everything_but_the_box_scores_zero(make: Any, world
     assert [s.value for s in scores("evidence_margin", probes, context())] == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize(("looks", "score"), [(5, 1.0), (6, 0.0)])
+def test_attention_of_a_policy_that_looks_only_at_one_cell(make: Any, world: Path, looks: int, score: float) -> None:
+    """It reads the box, cell 5: attention there scores 1, attention beside it 0."""
+    probes = measured(make, world, lambda row, blank: -5.0 if 5 in blank else -0.1, looks=looks)
+    found = scores("attention_where_it_matters", probes, context())
+    assert [s.value for s in found] == pytest.approx([score, score], abs=1e-4)
+
+
 def test_a_blind_policy_is_at_one_half_and_has_no_attention_score(make: Any, world: Path) -> None:
+    """Although its attention is measured: it depends on nothing."""
     probes = measured(make, world, lambda row, blank: -1.0)
+    assert all(len(one.attention or ()) == 4 and min(one.attention) > 0 for one in probes)  # type: ignore[arg-type,type-var]
+    blind = scores("attention_where_it_matters", probes, context())
+    assert [(s.state, s.detail) for s in blind] == [("not_applicable", {"cause": "blind"})] * 2
     assert [s.value for s in scores("evidence_margin", probes, context())] == [0.5, 0.5]
     assert [s.value for s in scores("vision_dependence", probes, context())] == [0.0, 0.0]
 
@@ -223,8 +270,8 @@ def test_a_batch_without_old_log_probabilities(make: Any, world: Path, monkeypat
     caught = Caught(monkeypatch)
     trainer = build(make, world, f"rl.kl_coef={kl}", steps=1)
     seen: list[Any] = []
-    as_trl = type(trainer)._as_trl
-    monkeypatch.setattr(type(trainer), "_as_trl", lambda self, *args: seen.append(as_trl(self, *args)) or seen[-1])
+    as_trl = type(trainer).batch_of
+    monkeypatch.setattr(type(trainer), "batch_of", lambda self, *args: seen.append(as_trl(self, *args)) or seen[-1])
     trainer.train()
     (batch,) = caught.batches
     assert batch.original_BT is None and (batch.reference_BT is None) == (kl == "0.0") == bool(seen)
@@ -239,7 +286,7 @@ def test_a_batch_made_here_is_trls(make: Any, world: Path, monkeypatch: Any) -> 
     inner = type(trainer).measure_probes
 
     def both(self: Any, prompts: Any, completion_ids: Any) -> None:
-        pairs.append((self._seen.first, self._as_trl(prompts, completion_ids)))
+        pairs.append((self._seen.first, self.batch_of(prompts, completion_ids)))
         inner(self, prompts, completion_ids)
 
     monkeypatch.setattr(type(trainer), "measure_probes", both)
@@ -301,8 +348,28 @@ def test_boxes_that_leave_no_room_and_too_few_controls_are_refused(world: Path) 
     whole = Sample(row["id"], tuple(row["images"][:1]), "?", (), "", (Box(0, 0, 1, 1, "unit"),))
     with pytest.raises(UserError, match="no control region fits"):
         check_questions([load("evidence_margin")], [whole], context(), Counter())
-    with pytest.raises(UserError, match=r"rl\.probes\.controls must be at least 2; it is 1"):
-        check_questions([load("control_margin")], [whole], context(controls=1), Counter())
+    for name in ("control_margin", "ced"):
+        with pytest.raises(UserError, match=rf"{name} compares .*rl\.probes\.controls must be at least 2; it is 1"):
+            check_questions([load(name)], [whole], context(controls=1), Counter())
+
+
+def test_a_completion_without_a_token_is_a_row_of_padding() -> None:
+    ids, mask = _padded([[], [1, 2]])
+    assert (
+        ids.dtype == mask.dtype == torch.long and ids.tolist() == [[0, 0], [1, 2]] and mask.tolist() == [[0, 0], [1, 1]]
+    )
+    assert _padded([[], [1, 2]], left=True)[0].dtype == _padded([[]])[0].dtype == torch.long
+
+
+def test_a_processor_that_does_not_normalise_has_no_mean_colour_at_zero() -> None:
+    processor = SimpleNamespace(image_processor=SimpleNamespace(do_normalize=False))
+    trainer: Any = SimpleNamespace(known_family=backbone.default, processing_class=processor)
+    for fill in ("zero", "ring"):
+        with pytest.raises(UserError, match=rf"fill: {fill} .*does not normalise .*use black"):
+            PROBE.check(trainer, context(fill=fill))
+    PROBE.check(trainer, context(fill="black"))
+    processor.image_processor.do_normalize = True
+    PROBE.check(trainer, context())
 
 
 def test_a_need_that_nothing_measures_is_named() -> None:

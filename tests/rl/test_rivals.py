@@ -27,19 +27,42 @@ from tests.rl.conftest import OVERRIDES
 
 NAN = math.nan
 FAILED = "failed"
-RIVALS = ("gdpo", "constrained-grpo", "cora", "fapo", "groupwise", "grpo-care", "ced", "papo", "vppo")
+RIVALS = (
+    "gdpo",
+    "constrained-grpo",
+    "cora",
+    "fapo",
+    "groupwise",
+    "grpo-care",
+    "ced",
+    "papo",
+    "vppo",
+    "mr1",
+    "fgrpo-mr1",
+)
 TASK = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # two groups of four; the second is constant
 Z_TASK = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of ±1/2: deviation √(4 · ¼ / 3)
 
 
 def step_of(method: str, column: Sequence[Any], *overrides: str, task: Sequence[float] = TASK) -> Step:
     """The step that this method's file makes of a batch with one constraint's column; `FAILED` marks a failure."""
+    (name,) = config.load("mini", method, overrides).rl.constraints
+    return step_of_several(method, {name: column}, *overrides, task=task)
+
+
+def step_of_several(
+    method: str, columns: dict[str, Sequence[Any]], *overrides: str, task: Sequence[float] = TASK
+) -> Step:
+    """The same with the columns of all constraints, by name."""
     cfg = config.load("mini", method, overrides)
-    scores = torch.tensor([[t, NAN if x in (None, FAILED) else x] for t, x in zip(task, column, strict=True)])
-    failed = torch.tensor([[False, x == FAILED] for x in column])
+    rows = list(zip(*columns.values(), strict=True))
+    scores = torch.tensor(
+        [[t, *(NAN if x in (None, FAILED) else x for x in row)] for t, row in zip(task, rows, strict=True)]
+    )
+    failed = torch.tensor([[False, *(x == FAILED for x in row)] for row in rows])
     coupling: Any = cfg.rl.combine if cfg.rl.combine in ("additive", "multiplicative") else None
     names = ("task", *cfg.rl.constraints)
-    assert len(names) == 2
+    assert names == ("task", *columns)
     options = StepOptions(4, coupling, cfg.rl.masked, cfg.rl.baseline, cfg.rl.whiten, names)
     return fgrpo_step(scores, failed, train.make_dual(cfg), options)
 
@@ -117,6 +140,54 @@ def test_groupwise_adds_the_rank_to_the_task_reward() -> None:
     assert step.metrics["constraint/groupwise/failed"] == 1
 
 
+def test_mr1_adds_the_attention_of_right_answers_before_one_normalisation() -> None:
+    """Group 1: right with r = 0.6 and without a score, right but failed, wrong: 2.6, 2, –, 1. Group 2: right with r = 0.2, three wrong."""
+    task = (2.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0)
+    step = step_of("mr1", [0.6, None, FAILED, None, 0.2, None, None, None], task=task)
+    mean = 5.6 / 3  # of 2.6, 2, 1
+    scale = math.sqrt(sum((x - mean) ** 2 for x in (2.6, 2.0, 1.0)) / 2) + 1e-4
+    one = [(x - mean) / scale for x in (2.6, 2.0, 1.0)]
+    scale = math.sqrt((0.9**2 + 3 * 0.3**2) / 3) + 1e-4  # of 2.2, 1, 1, 1: mean 1.3
+    wanted = whitened([*one, 0.9 / scale, -0.3 / scale, -0.3 / scale, -0.3 / scale])
+    assert step.advantages_N[[0, 1, 3, 4, 5, 6, 7]].tolist() == pytest.approx(wanted, abs=1e-5)
+    assert float(step.advantages_N[2]) == 0.0 and step.metrics["constraint/attention_where_it_matters/failed"] == 1
+    assert not step.dual_steps and step.weights_K.tolist() == [1.0, 1.0], "a fixed weight"
+
+
+def test_each_of_the_five_constraints_of_fgrpo_mr1_has_its_own_normalisation_and_multiplier() -> None:
+    """Group 1 by hand, with the deviations √(1/3), 0.2, √0.08, √0.08 and 0.3; group 2 is constant. λ_k: 0.5, 1, 1.5, 2, 2.5."""
+    columns: dict[str, Sequence[Any]] = {
+        "consistency": [1.0, 0.0, 1.0, None],
+        "spatial_grounding": [0.5, 0.5, 0.5, 0.1],
+        "semantic_grounding": [0.8, FAILED, 0.4, None],
+        "evidence_margin": [0.95, 0.55, None, None],
+        "attention_where_it_matters": [0.1, 0.4, 0.7, None],
+    }
+    lams = dict(zip(columns, (0.5, 1.0, 1.5, 2.0, 2.5), strict=True))
+    options = [f"rl.constraints.{name}.lam_init={lam}" for name, lam in lams.items()]
+    full = {name: [*column, *[None] * 4] for name, column in columns.items()}
+    step = step_of_several(
+        "fgrpo-mr1", full, "rl.dual.min_applicable=1", *options, task=(2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    )
+    third, hundredths = math.sqrt(1 / 3) + 1e-4, math.sqrt(0.08) + 1e-4
+    z = {
+        "consistency": [1 / 3 / third, -2 / 3 / third, 1 / 3 / third, 0.0],
+        "spatial_grounding": [0.1 / 0.2001, 0.1 / 0.2001, 0.1 / 0.2001, -0.3 / 0.2001],
+        "semantic_grounding": [0.2 / hundredths, 0.0, -0.2 / hundredths, 0.0],
+        "evidence_margin": [0.2 / hundredths, -0.2 / hundredths, 0.0, 0.0],
+        "attention_where_it_matters": [-0.3 / 0.3001, 0.0, 0.3 / 0.3001, 0.0],
+    }
+    z_task = [0.25 / 0.5001, 0.25 / 0.5001, 0.25 / 0.5001, -0.75 / 0.5001]
+    one = [z_task[row] + sum(lams[name] * z[name][row] for name in z) for row in range(4)]
+    assert step.advantages_N.tolist() == pytest.approx(whitened([*one, 0.0, 0.0, 0.0, 0.0]), abs=1e-5)
+    assert step.weights_K.tolist() == [1.0, *lams.values()]
+    means = (2 / 3, 0.4, 0.6, 0.75, 0.4)
+    taus = (0.95, 0.6, 0.85, 0.93, 0.30)  # the last two are of the method, the others of the preset
+    for move, name, mean, tau in zip(step.dual_steps, columns, means, taus, strict=True):
+        assert (move.name, move.mean) == (name, pytest.approx(mean))
+        assert move.moved and move.lam == pytest.approx(lams[name] - 0.05 * (mean - tau))
+
+
 def test_indicators_keep_what_has_no_bound_and_what_has_no_score() -> None:
     scores = torch.tensor([[0.3, 0.3, NAN], [0.7, 0.7, 0.7]])
     found = indicators(scores, (None, 0.7, 0.7))
@@ -141,6 +212,11 @@ def test_which_rewards_a_rival_trains_on() -> None:
         "constrained-grpo": ("task", "consistency", "spatial_grounding", "semantic_grounding"),
         "cora": ("task", "consistency"), "fapo": ("fapo",), "groupwise": ("task", "groupwise"),
         "papo": ("task",), "vppo": ("task",), "grpo-care": ("task", "grpo_care"), "ced": ("ced",),
+        "mr1": ("task", "attention_where_it_matters"),
+        "fgrpo-mr1": (
+            *("task", "consistency", "spatial_grounding", "semantic_grounding"),
+            *("evidence_margin", "attention_where_it_matters"),
+        ),
     }  # fmt: skip
     for method, names in expected.items():
         cfg = config.load("mini", method)
@@ -149,8 +225,11 @@ def test_which_rewards_a_rival_trains_on() -> None:
         assert ("task" in scorer.monitored) == (method in ("fapo", "ced"))
         groups = {"groupwise": ("groupwise",), "grpo-care": ("grpo_care",)}
         assert scorer.needs_groups == groups.get(method, ())
-        measured = {"grpo-care": {"answer_likelihood"}, "ced": {"evidence", "controls"}}
+        of_boxes = {"evidence", "controls"}
+        measured = {"grpo-care": {"answer_likelihood"}, "ced": of_boxes}
+        measured |= dict.fromkeys(("mr1", "fgrpo-mr1"), of_boxes | {"attention"})
         assert scorer.needs == measured.get(method, set())
+        assert (cfg.rl.start == "anchor") == (method in ("mr1", "fgrpo-mr1"))
         assert bool(cfg.rl.auxiliary) == (method == "papo") and (cfg.rl.token_weights is not None) == (method == "vppo")
 
 

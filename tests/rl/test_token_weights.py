@@ -70,8 +70,8 @@ def test_papos_gradient_is_that_of_the_reverse_kl() -> None:
 # --- masked images ----------------------------------------------------------------------------------------------------
 
 
-def stub(step: int = 0, seed: int = 0) -> Any:
-    processor = SimpleNamespace(image_mean=[0.5, 0.25, 0.0], image_std=[0.5, 0.5, 1.0])
+def stub(step: int = 0, seed: int = 0, **more: Any) -> Any:
+    processor = SimpleNamespace(image_mean=[0.5, 0.25, 0.0], image_std=[0.5, 0.5, 1.0], **more)
     return SimpleNamespace(
         known_family=lambda: SimpleNamespace(grid_field="image_grid_thw"), args=SimpleNamespace(seed=seed),
         state=SimpleNamespace(global_step=step), processing_class=SimpleNamespace(image_processor=processor),
@@ -107,6 +107,10 @@ def test_patches_are_black_by_image_seed_and_step() -> None:
 def test_a_batch_without_images_is_refused() -> None:
     with pytest.raises(UserError, match=r"rl\.auxiliary\.papo is wanted at step 1, and its rollouts have no image"):
         masked_images.blanked(stub(), {"pixel_values": None}, 0.5, "rl.auxiliary.papo")
+    with pytest.raises(
+        UserError, match=r"rl\.auxiliary\.papo paints patches black, and the processor does not normalise"
+    ):
+        masked_images.check(stub(do_normalize=False), "rl.auxiliary.papo")
 
 
 @pytest.mark.parametrize("part", [Papo(-0.02), Dependence()])

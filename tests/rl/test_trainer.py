@@ -18,6 +18,7 @@ from trl import GRPOTrainer
 
 from fgrpo import config
 from fgrpo.errors import UserError
+from fgrpo.policy import focus
 from fgrpo.training.checkpoints import PROCESSES, UNFINISHED
 from fgrpo.training.stored import write_checksums
 from rl import advantage, train
@@ -82,6 +83,8 @@ def test_combine_is_what_trains(world: Path, chain: Path, method: str, monkeypat
         (root / "mini").mkdir(parents=True)
         for stage in ("data", "sft"):
             (root / "mini" / stage).symlink_to(chain / "mini" / stage)
+        if cfg.rl.start == "anchor":
+            focus.add(chain / "mini" / "sft" / "final", root / "mini" / "anchor" / "final", add_row=True)
         folder = train.train(cfg, root)
         weights = load_file(folder / "final" / "model.safetensors")
         advantages = [x for file in sorted((folder / "rollouts").iterdir()) for x in pd.read_parquet(file)["advantage"]]

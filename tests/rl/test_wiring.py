@@ -31,10 +31,10 @@ from fgrpo.types import Score
 from rewards import base as reward_base
 from rl import data, train
 from rl.advantage import combine
+from rl.dry_run import DryRun
 from rl.preflight import Preflight
-from rl.probe import Probe
 from rl.trainer import FaithfulGRPOTrainer
-from tests.rl.conftest import OVERRIDES, build_trainer, earlier_stages, mini, scattered, scorer
+from tests.rl.conftest import OVERRIDES, build_trainer, by_other_weights, earlier_stages, mini, scattered, scorer
 
 NAMES = ("consistency", "spatial_grounding", "semantic_grounding")
 PIXELS = PixelBounds(784, 12544, 28)
@@ -617,8 +617,8 @@ def test_a_prompt_may_take_the_limit_and_fill_the_context(ready: Any, world: Pat
     with pytest.raises(UserError, match=rf"has {longest} tokens; .*context of {context}"):
         begin(preflight(ready, world / "rl.jsonl", mini(world)))
     monkeypatch.setattr(ready, "max_completion_length", context - longest)
-    monkeypatch.setattr(Probe, "rollout", lambda *_: pytest.fail("the prompts fit"))
-    with pytest.raises(pytest.fail.Exception, match="the prompts fit"):  # the probe, which comes next, is reached
+    monkeypatch.setattr(DryRun, "rollout", lambda *_: pytest.fail("the prompts fit"))
+    with pytest.raises(pytest.fail.Exception, match="the prompts fit"):  # the dry run, which comes next, is reached
         begin(preflight(ready, world / "rl.jsonl", mini(world)))
 
 
@@ -661,20 +661,7 @@ def test_image_tokens_may_never_be_sampled(make, world: Path) -> None:
 @pytest.fixture
 def stale(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine generates by weights that are not the trainer's."""
-    inner = ready._generate_single_turn
-
-    def generate(*args: Any, **more: Any) -> Any:
-        head = ready.plain_model.lm_head.weight
-        before = head.detach().clone()
-        with torch.no_grad():
-            head.mul_(0.7)
-        try:
-            return inner(*args, **more)
-        finally:
-            with torch.no_grad():
-                head.copy_(before)
-
-    monkeypatch.setattr(ready, "_generate_single_turn", generate)
+    monkeypatch.setattr(ready, "_generate_single_turn", by_other_weights(ready))
 
 
 def test_the_engines_log_probabilities_are_held_to_the_tolerance(ready: Any, world: Path, stale: None) -> None:
@@ -689,7 +676,7 @@ def test_the_engines_log_probabilities_are_held_to_the_tolerance(ready: Any, wor
     assert check.difference > 0.05
 
 
-def test_a_forbidden_token_in_the_probe_ends_the_run(ready: Any, world: Path, monkeypatch) -> None:
+def test_a_forbidden_token_in_the_dry_run_ends_the_run(ready: Any, world: Path, monkeypatch) -> None:
     end = ready.plain_model.config.vision_end_token_id
     monkeypatch.setattr(ready, "_generate_single_turn", lambda ids, *_: ([[5, end]] * len(ids), None))
     with pytest.raises(UserError, match=r"sampled <\|vision_end\|>"):

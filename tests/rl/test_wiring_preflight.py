@@ -1,4 +1,4 @@
-"""Hand-overs of the checks before the first step, without a model: what each check is given, and what the probe puts back."""
+"""Hand-overs of the checks before the first step, without a model: what each check is given, and what a dry run puts back."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.types import Sample
 from rl import preflight
+from rl.dry_run import DryRun
 from rl.passes import LogprobPasses
-from rl.preflight import PROBED, Preflight, check_boxes, check_probe, probe_rows
-from rl.probe import Probe
+from rl.preflight import CHECKED, Preflight, check_boxes, check_engine, preflight_rows
 from rl.trainer import FaithfulGRPOTrainer
 
 PIXELS = PixelBounds(784, 12544, 28)
@@ -87,16 +87,16 @@ def test_wrong_boxes_are_counted_by_sample_and_the_first_is_named(tmp_path: Path
     check_boxes(path, PIXELS, ())
 
 
-def test_the_probed_rows_are_the_first_and_the_longest_of_those_with_most_images() -> None:
+def test_the_checked_rows_are_the_first_and_the_longest_of_those_with_most_images() -> None:
     shapes = [(1, 5), (1, 50), (2, 5), (1, 40), (2, 9), (1, 1), (1, 60), (3, 1), (1, 30), (1, 20), (1, 2)]
     samples = [
         Sample(f"vgr/train/{n}", ("x.png",) * images, "q" * length, ("a",), "a")
         for n, (images, length) in enumerate(shapes)
     ]
     dataset = Dataset.from_list([{"sample": json.dumps(s.to_dict())} for s in samples])
-    ids = [json.loads(row["sample"])["id"].split("/")[-1] for row in probe_rows(dataset)]
-    assert ids == ["0", "7", "4", "2", "6", "1", "3", "8"] and len(ids) == PROBED
-    assert len(probe_rows(dataset.select([3]))) == 1
+    ids = [json.loads(row["sample"])["id"].split("/")[-1] for row in preflight_rows(dataset)]
+    assert ids == ["0", "7", "4", "2", "6", "1", "3", "8"] and len(ids) == CHECKED
+    assert len(preflight_rows(dataset.select([3]))) == 1
 
 
 def test_each_check_is_given_its_own_values(
@@ -107,11 +107,11 @@ def test_each_check_is_given_its_own_values(
         ("check_boxes", None),
         ("check_sampling", None),
         ("check_prompts", None),
-        ("check_probe", 0.004),
+        ("check_engine", 0.004),
         ("check_peak", "largest rows"),
     ):
         monkeypatch.setattr(preflight, name, lambda *args, n=name, r=result: seen.setdefault(n, args) and r)
-    monkeypatch.setattr(preflight, "probe_rows", lambda dataset: [f"{dataset} {n}" for n in range(3)])
+    monkeypatch.setattr(preflight, "preflight_rows", lambda dataset: [f"{dataset} {n}" for n in range(3)])
     asked = lambda dataset, pixels, count: [f"largest {dataset} {pixels == PIXELS} {count}"]  # noqa: E731
     monkeypatch.setattr(preflight, "largest_rows", asked)
     cfg = config.load("mini", "fgrpo", ["data.boxes_from=[sat]", "rl.max_prompt_length=77", "rl.precision=bf16"])
@@ -127,10 +127,10 @@ def test_each_check_is_given_its_own_values(
         "check_boxes": (Path("rl.jsonl"), PIXELS, ("sat",)),
         "check_sampling": (trainer, (5, 6)),
         "check_prompts": (trainer, ["rows 0", "rows 1", "rows 2", "largest rows True 16"], 77, PIXELS),
-        "check_probe": (trainer, ["rows 0"], (5, 6), preflight.TOLERANCE["bf16"]),
+        "check_engine": (trainer, ["rows 0"], (5, 6), preflight.TOLERANCE["bf16"]),
         "check_peak": (trainer, ["largest rows True 16"], cfg.rl.max_response_length),
     }
-    assert list(seen) == ["check_boxes", "check_sampling", "check_prompts", "check_probe", "check_peak"]
+    assert list(seen) == ["check_boxes", "check_sampling", "check_prompts", "check_engine", "check_peak"]
     assert parts == [("loss", trainer), ("factors", trainer)] and check.difference == 0.004
     trainer.auxiliary, trainer.token_weights = [], None
     said = "preflight passed: boxes, prompts, image tokens, forbidden tokens"
@@ -139,9 +139,9 @@ def test_each_check_is_given_its_own_values(
     check.on_train_begin(None, SimpleNamespace(global_step=4, max_steps=4), None)  # type: ignore[arg-type]
     assert not seen  # nothing is left to train
     check.cfg = config.load("mini", "fgrpo", ["rl.vllm.max_logprob_diff=0.3"])
-    monkeypatch.setattr(preflight, "check_probe", lambda *args: seen.update(probe=args))
+    monkeypatch.setattr(preflight, "check_engine", lambda *args: seen.update(engine=args))
     check.on_train_begin(None, SimpleNamespace(global_step=3, max_steps=4), None)  # type: ignore[arg-type]
-    assert seen["probe"][3] == 0.3 and check.difference is None
+    assert seen["engine"][3] == 0.3 and check.difference is None
     assert capsys.readouterr().out == f"largest rows\n{said}\n"
 
 
@@ -223,10 +223,10 @@ def test_what_may_be_sampled_is_named_with_the_key_that_forbids_it(prompted: Any
         preflight.check_sampling(prompted, [7, 8])
 
 
-# --- the probe ------------------------------------------------------------------------------------------------------------
+# --- the dry run ----------------------------------------------------------------------------------------------------------
 
 
-class FakeProbe:
+class FakeDryRun:
     """A batch of two rollouts: three and two tokens of four count, and one has no log-probability of the engine."""
 
     engine: Any = torch.tensor([[-1.0, -2.0, -3.0, 9.0], [-1.0, torch.nan, 9.0, 9.0]])
@@ -246,37 +246,37 @@ class FakeProbe:
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(preflight, "Probe", FakeProbe)
+def faked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(preflight, "DryRun", FakeDryRun)
     return SimpleNamespace(_tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda ids: [f"<{n}>" for n in ids]))
 
 
-def test_the_difference_is_over_the_tokens_that_both_know(probed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_difference_is_over_the_tokens_that_both_know(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.1, 0, 0.3 and 0 of four tokens; padding and the token without a log-probability do not count."""
-    assert check_probe(probed, ["row"], [], 0.11) == pytest.approx(0.1)
+    assert check_engine(faked, ["row"], [], 0.11) == pytest.approx(0.1)
     with pytest.raises(
-        UserError, match=r"differ by 0\.1 per token in the log-probabilities of 4 probe tokens \(allowed: 0\.09\)"
+        UserError, match=r"differ by 0\.1 per token in the log-probabilities of 4 sampled tokens \(allowed: 0\.09\)"
     ):
-        check_probe(probed, ["row"], [], 0.09)
-    exact = float((FakeProbe.trainer_says - FakeProbe.engine)[:1, :3].abs().sum() / 4)
-    assert check_probe(probed, ["row"], [], exact + 1e-6) == pytest.approx(exact)
-    monkeypatch.setattr(FakeProbe, "trainer_says", FakeProbe.engine)
-    assert check_probe(probed, ["row"], [], 0.0) == 0.0  # as much as is allowed
-    monkeypatch.setattr(FakeProbe, "trainer_says", torch.full((2, 4), torch.nan))
+        check_engine(faked, ["row"], [], 0.09)
+    exact = float((FakeDryRun.trainer_says - FakeDryRun.engine)[:1, :3].abs().sum() / 4)
+    assert check_engine(faked, ["row"], [], exact + 1e-6) == pytest.approx(exact)
+    monkeypatch.setattr(FakeDryRun, "trainer_says", FakeDryRun.engine)
+    assert check_engine(faked, ["row"], [], 0.0) == 0.0  # as much as is allowed
+    monkeypatch.setattr(FakeDryRun, "trainer_says", torch.full((2, 4), torch.nan))
     with pytest.raises(UserError, match="differ by nan"):
-        check_probe(probed, ["row"], [], 100.0)
-    monkeypatch.setattr(FakeProbe, "engine", None)
-    assert check_probe(probed, ["row"], [], 0.0) is None
+        check_engine(faked, ["row"], [], 100.0)
+    monkeypatch.setattr(FakeDryRun, "engine", None)
+    assert check_engine(faked, ["row"], [], 0.0) is None
 
 
-def test_forbidden_tokens_count_where_they_were_sampled(probed: Any) -> None:
-    assert check_probe(probed, ["row"], [99, 98], 1.0) is not None  # padding
+def test_forbidden_tokens_count_where_they_were_sampled(faked: Any) -> None:
+    assert check_engine(faked, ["row"], [99, 98], 1.0) is not None  # padding
     with pytest.raises(UserError, match="sampled <12>, <13> although they are forbidden"):
-        check_probe(probed, ["row"], [13, 12, 99], 1.0)
+        check_engine(faked, ["row"], [13, 12, 99], 1.0)
 
 
 class FakeTrainer(SimpleNamespace):
-    """What the probe needs of a trainer."""
+    """What a dry run needs of a trainer."""
 
     logps_of = LogprobPasses.logps_of
 
@@ -317,14 +317,14 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_probe_puts_everything_back(trainer: Any, fails: bool, training: bool) -> None:
+def test_a_dry_run_puts_everything_back(trainer: Any, fails: bool, training: bool) -> None:
     trainer.model.train(training)
     before = torch.random.get_rng_state()
     if fails:
         with pytest.raises(RuntimeError, match="the engine died"):
-            Probe(trainer).rollout([{"fails": True}])
+            DryRun(trainer).rollout([{"fails": True}])
     else:
-        batch, engine = Probe(trainer).rollout([{"n": 0}, {"n": 1}])
+        batch, engine = DryRun(trainer).rollout([{"n": 0}, {"n": 1}])
         assert [row["n"] for row in batch] == [0, 0, 0, 1, 1, 1]  # a group per row
         assert engine == ("of", batch)
     scorer, functions, was_training = trainer.during
@@ -338,11 +338,11 @@ def test_the_probe_puts_everything_back(trainer: Any, fails: bool, training: boo
     assert trainer.taken == 1
 
 
-def test_the_probes_groups_are_those_of_evaluation(trainer: Any) -> None:
+def test_the_groups_of_a_dry_run_are_those_of_evaluation(trainer: Any) -> None:
     trainer.num_generations_eval = 2
-    assert len(Probe(trainer).rollout([{"n": 0}])[0]) == 2
+    assert len(DryRun(trainer).rollout([{"n": 0}])[0]) == 2
     trainer.num_generations_eval = trainer.num_generations = None
-    assert len(Probe(trainer).rollout([{"n": 0}])[0]) == 1
+    assert len(DryRun(trainer).rollout([{"n": 0}])[0]) == 1
 
 
 @pytest.mark.parametrize(("device", "kept"), [("cuda:1", [torch.device("cuda:1")]), ("cpu", [])])
@@ -357,11 +357,11 @@ def test_the_random_state_of_the_trainers_device_is_kept(
 
     monkeypatch.setattr(torch.random, "fork_rng", fork)
     trainer.accelerator.device = torch.device(device)
-    Probe(trainer).rollout([{"n": 0}])
+    DryRun(trainer).rollout([{"n": 0}])
     assert seen == [kept]
 
 
-def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any) -> None:
+def test_a_dry_run_asks_for_log_probabilities_of_the_completion(trainer: Any) -> None:
     part = {
         "prompt_ids": torch.tensor([[1, 2]]), "completion_ids": torch.tensor([[3, 4, 5]]),
         "prompt_mask": torch.tensor([[0, 1]]), "completion_mask": torch.tensor([[1, 1, 0]]),
@@ -373,7 +373,7 @@ def test_the_probe_asks_for_log_probabilities_of_the_completion(trainer: Any) ->
         "token_type_ids": 2,
         "mm_token_type_ids": 3,
     }
-    assert Probe(trainer).logprobs({**part, **fields, "advantages": 0}).tolist() == [[7.0]]
+    assert DryRun(trainer).logprobs({**part, **fields, "advantages": 0}).tolist() == [[7.0]]
     (model, ids, mask, kept), more, has_grad = trainer.asked
     assert model is trainer.model and kept == 3 and not has_grad
     assert ids.tolist() == [[1, 2, 3, 4, 5]] and mask.tolist() == [[0, 1, 1, 1, 0]]

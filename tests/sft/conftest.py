@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def mini(world: Path, *overrides: str) -> config.Config:
     return config.load("mini", "fgrpo", [*small, f"models.base={world / 'backbone'}", *overrides])
 
 
-def train_to_step_3(cfg: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def train_to_step_3(
+    cfg: Any, root: Path, monkeypatch: pytest.MonkeyPatch, stage: Callable[[Any, Path], Any] = train.train
+) -> None:
     """Train until ctrl-C at step 3."""
     real = train.LoggingCallback.on_step_end
 
@@ -70,4 +73,4 @@ def train_to_step_3(cfg: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.LoggingCallback, "on_step_end", dies)
-        train.train(cfg, root)
+        stage(cfg, root)

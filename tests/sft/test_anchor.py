@@ -17,11 +17,11 @@ from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.policy import focus, loading, model_files
 from fgrpo.policy.tokens import FOCUS
-from fgrpo.training.anchoring import loss_of
+from fgrpo.training.anchoring import Anchored, loss_of
 from fgrpo.types import Box, Sample
 from sft import anchor
 from sft import train as sft_train
-from tests.sft.conftest import mini
+from tests.sft.conftest import mini, train_to_step_3
 
 BOXES = (Box(0, 0, 28, 28, "original"), Box(28, 28, 70, 56, "original"))
 
@@ -118,7 +118,23 @@ def test_the_loss_is_sfts_plus_the_weighted_anchoring_loss(
     assert 0 < len(losses) < len(rows)
     wanted = float(alone.detach()) + 0.7 * float(torch.stack(losses).sum()) / len(rows)
     assert float(whole) == pytest.approx(wanted, abs=1e-5)
-    assert trainer._metrics["eval"]["anchor/loss"] == [pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)]
+    assert trainer._metrics["eval"]["anchor/loss"] == [pytest.approx(float(torch.stack(losses).sum()), abs=1e-4)]
+
+
+def test_logged_figures_are_means_over_the_rows_with_boxes(chain: Path, world: Path, tmp_path: Path) -> None:
+    """Not means of the means of micro-batches, which have different numbers of them."""
+    trainer = trainer_of(anchored(world, "sft.batch_size=8"), own_root(chain, tmp_path))
+    nothing = torch.zeros(())
+    for mode in ("train", "eval"):
+        trainer.model.train(mode == "train")
+        for count, loss, inside in ((3, 1.0, 0.2), (1, 5.0, 0.6), (0, 0.0, None)):
+            trainer._log_anchored(mode, Anchored(nothing + loss, count, inside))
+        trainer.log({"eval_loss": 1.0} if mode == "eval" else {"loss": 1.0})
+        line, prefix = trainer.state.log_history[-1], "eval_" if mode == "eval" else ""
+        assert line[f"{prefix}anchor/loss"] == pytest.approx(8 / 4) and line[f"{prefix}anchor/inside"] == pytest.approx(
+            1.2 / 4
+        )
+        assert not any("rows" in key for key in line) and not trainer._metrics[mode]
 
 
 def test_the_stage_pulls_attention_into_the_boxes(chain: Path, world: Path, tmp_path: Path) -> None:
@@ -148,16 +164,7 @@ def test_a_killed_stage_resumes_as_if_nothing_had_happened(
     cfg = anchored(world)
     whole = anchor.train(cfg, own_root(chain, tmp_path / "whole"))
     root = own_root(chain, tmp_path / "killed")
-    real = sft_train.LoggingCallback.on_step_end
-
-    def dies(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-        real(self, args, state, control, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft_train.LoggingCallback, "on_step_end", dies)
-        anchor.train(cfg, root)
+    train_to_step_3(cfg, root, monkeypatch, anchor.train)
     killed = anchor.train(cfg, root)
     one, other = (load_file(folder / "final" / "model.safetensors") for folder in (whole, killed))
     assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)

@@ -16,6 +16,7 @@ from fgrpo.training import peak
 from sft import preflight, train
 from sft.dataset import Row
 from tests.sft.conftest import mini
+from tests.stand_in_engine import Engine
 
 
 @pytest.fixture
@@ -43,13 +44,17 @@ def test_a_pass_over_the_longest_rows_changes_nothing(trainer: Any) -> None:
     assert not any(trainer._metrics.values()) and trainer._total_train_tokens == 0
 
 
-def test_deepspeed_takes_the_forward_pass_alone(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_s_engine_takes_both_passes_and_keeps_no_gradient(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/distributed has the real engine."""
+    engine = Engine(trainer.model)
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(trainer, "model_wrapped", engine)
     monkeypatch.setattr(trainer, "_prepare_inputs", lambda batch: batch)  # DeepSpeed's dtype is not set here
-    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
-    handle = parameter.register_hook(lambda grad: pytest.fail("a backward pass"))
-    assert ", forward in " in preflight.check_peak(trainer, [0], "largest images")
-    handle.remove()
+    assert ", forward and backward in " in preflight.check_peak(trainer, [0], "largest images")
+    assert engine.said == ["forward", "boundary False", "backward 0.0", "zero_grad"]
+    assert all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_a_pass_that_does_not_fit_names_the_keys(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from fgrpo.policy import adapters, loading
 from fgrpo.schema import Config
 from fgrpo.schema_base import Lora
 from fgrpo.training import distributed
-from rl.probe import Probe
+from rl.dry_run import DryRun
 from rl.vllm_rollouts import GuardedGeneration
 
 
@@ -51,12 +51,12 @@ def trained_weights(trainer: Any, *, merged: bool = True) -> dict[str, torch.Ten
         return {name: tensor.detach().clone() for name, tensor in named}
 
 
-def probed(trainer: Any, rows: list[Any]) -> float:
+def difference_of(trainer: Any, rows: list[Any]) -> float:
     """Mean difference of log-probabilities a token over fresh rollouts of `rows`."""
-    probe = Probe(trainer)
-    batch, engine = probe.rollout(rows)
+    dry_run = DryRun(trainer)
+    batch, engine = dry_run.rollout(rows)
     mask = batch["completion_mask"].bool()
-    return float((probe.logprobs(batch) - engine)[mask].abs().mean())
+    return float((dry_run.logprobs(batch) - engine)[mask].abs().mean())
 
 
 @contextmanager
@@ -82,18 +82,18 @@ def without_guards(trainer: Any) -> dict[str, Any]:
     """Colocated: what each guard is for, as figures with and without it."""
     rows = [row for row in trainer.train_dataset if len(row["images"]) == 2][:1]
     report: dict[str, Any] = {"image_tokens": {n: image_tokens(trainer, n) for n in (1, 2)}}
-    report["right"] = probed(trainer, rows)
+    report["right"] = difference_of(trainer, rows)
     with unguarded("generate"):
-        report["doubled"] = probed(trainer, rows)
+        report["doubled"] = difference_of(trainer, rows)
     tower = trainer.plain_model.model.visual
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.mul_(1.2)
     trainer._last_loaded_step = -1  # so that the next generation syncs
     with unguarded("sync_weights"):
-        report["stale"] = probed(trainer, rows)
+        report["stale"] = difference_of(trainer, rows)
     trainer._last_loaded_step = -1
-    report["fresh"] = probed(trainer, rows)
+    report["fresh"] = difference_of(trainer, rows)
     return report
 
 
@@ -153,7 +153,7 @@ def main() -> None:
             sys.stdin.readline()
             adapted.generation.vllm_client.session.get_adapter("http://").max_retries.total = 0
             try:
-                Probe(adapted).rollout([adapted.train_dataset[0]])
+                DryRun(adapted).rollout([adapted.train_dataset[0]])
             except UserError as error:
                 report["gone"] = str(error)
     distributed.print_once(json.dumps(report))

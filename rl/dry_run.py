@@ -1,4 +1,4 @@
-"""A group of rollouts through the trainer's own generation, of which nothing stays behind (for `rl.preflight`)."""
+"""Rollouts and passes of the trainer itself, of which nothing stays behind (for `rl.preflight`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from fgrpo.training import peak
+
 if TYPE_CHECKING:
     from rl.trainer import FaithfulGRPOTrainer
 
 
-class Probe:
+class DryRun:
     """Samples from a trainer's rollout engine without training.
 
     No reward is computed, no multiplier moves, nothing is logged, and torch's random state is as before.
@@ -43,25 +45,33 @@ class Probe:
             return GRPOTrainer._generate_and_score_completions(self.trainer, inputs)
 
     def update(self, batch: Mapping[str, Any]) -> None:
-        """A forward and a backward pass over a batch, whose gradients are dropped: what an update needs, and no update.
+        """A forward and a backward pass over a batch, whose gradients are dropped: the memory and time of an update, without one.
 
-        The passes of auxiliary losses are among them.
+        The passes of auxiliary losses are among them. Under DeepSpeed all go through its engine, as in training.
         """
         model: Any = self.trainer.model
+        engine: Any = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else None
         training = model.training
         device = self.trainer.accelerator.device
         model.train()
         try:
             with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                plain = self.trainer.plain_model
-                with self.trainer.own_pass(plain, batch):
-                    total = self._passes(plain, batch).mean()
-                for loss, value, _ in self.trainer.auxiliary_values(plain, batch):
+                passed = self.trainer.plain_model if engine is None else engine
+                with self.trainer.own_pass(passed, batch):
+                    total = self._passes(passed, batch).mean()
+                for loss, value, _ in self.trainer.auxiliary_values(passed, batch):
                     total = total if value is None else total + loss.weight * value
-                total.backward()
+                peak.backward(total, engine)
         finally:
             model.train(training)
             self.trainer.plain_model.zero_grad(set_to_none=True)
+
+    def attention(self, batch: Mapping[str, Any]) -> None:
+        """The attention probe's pass over a batch, where a reward needs it: padded rows under the tap, and no number is kept."""
+        from rl.probes.attention import PROBE
+
+        if "attention" in self.trainer.needs:
+            PROBE.try_out(self.trainer, batch, self.trainer.scorer.context)
 
     @contextmanager
     def _written(self, response: int) -> Iterator[None]:
