@@ -1,15 +1,13 @@
 """Which hypotheses a lab got after its first cell had started, and which seeds of their arms had been seen by then.
 
-The seal names the commit that declared the lab; git knows which hypotheses the file had there and at each recorded change.
+The seal holds the text of the declaration that the first cell started with, and that of each recorded change.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,39 +29,27 @@ class Addition:
         return f"added after seed{'s' if len(self.seen) > 1 else ''} {seeds}" if self.seen else "added later"
 
 
-def hypotheses_at(commit: str, file: Path) -> frozenset[str] | None:
-    """The hypotheses of a declaration at a commit; None if git does not know it (a copy without history)."""
-    command = ["git", "-C", str(file.parent), "show", f"{commit}:./{file.name}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return frozenset(yaml.safe_load(done.stdout)["hypotheses"]) if done.returncode == 0 else None
-
-
-def additions(
-    lab: Lab, seal: Mapping[str, Any] | None, file: Path, cells: Sequence[Mapping[str, Any]]
-) -> dict[str, Addition] | None:
-    """The later hypotheses by name; None if there are recorded changes and git cannot say what they added.
+def additions(lab: Lab, seal: Mapping[str, Any] | None, cells: Sequence[Mapping[str, Any]]) -> dict[str, Addition]:
+    """The later hypotheses by name.
 
     Args:
         seal: what `ops.lab.declaration.seal` stored.
-        file: the declaration.
         cells: rows of cells.parquet.
     """
-    changes = [] if seal is None else list(seal["deviations"])
-    if seal is None or not changes:
+    if seal is None:
         return {}
-    known = hypotheses_at(str(seal["commit"]), file) if seal["committed"] else None
+    known = _hypotheses(seal)
     found: dict[str, Addition] = {}
-    for change in changes:
-        now = hypotheses_at(str(change["commit"]), file) if change["committed"] else None
-        if known is None or now is None:
-            return None
+    for change in seal["deviations"]:
+        now, recorded = _hypotheses(change), str(change["recorded"])
         for name in [name for name in lab.hypotheses if name in now - known]:
-            found[name] = Addition(name, str(change["recorded"]), _seen(lab, name, str(change["recorded"]), cells))
+            found[name] = Addition(name, recorded, _seen(lab, name, recorded, cells))
         known |= now
     return found
+
+
+def _hypotheses(declared: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(yaml.safe_load(declared["text"]).get("hypotheses", ()))
 
 
 def _seen(lab: Lab, name: str, recorded: str, cells: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

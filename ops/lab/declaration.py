@@ -231,14 +231,15 @@ def notes(name: str, lab: Lab, folder: Path = NOTES) -> dict[str, str]:
 
 
 def declared_by(path: Path) -> dict[str, Any]:
-    """{"sha256", "commit", "date", "committed"} of a declaration as it is now: the last commit that changed the file.
+    """{"sha256", "text", "commit", "date", "committed"} of a declaration as it is now: the last commit that changed the file.
 
-    `committed` is false where the file differs from that commit, or git does not know it.
+    `committed` is false where the file differs from that commit, or git does not know it. The text stays readable where a history is lost.
     """
+    content = path.read_bytes()
     commit, _, date = _git(path, "log", "-1", "--format=%H %cI").partition(" ")
     clean = bool(commit) and not _git(path, "status", "--porcelain")
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "commit": commit or None, "date": date or None,
-            "committed": clean}  # fmt: skip
+    return {"sha256": hashlib.sha256(content).hexdigest(), "text": content.decode(), "commit": commit or None,
+            "date": date or None, "committed": clean}  # fmt: skip
 
 
 def _git(path: Path, *words: str) -> str:
@@ -295,8 +296,10 @@ def sealed(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        deviations = [{**one, "sha256": str(one["sha256"])} for one in data["deviations"]]
-        return {**data, "sha256": str(data["sha256"]), "deviations": deviations}
+        for one in (data, *data["deviations"]):
+            if hashlib.sha256(one["text"].encode()).hexdigest() != one["sha256"]:
+                raise ValueError(f"a text differs from its SHA-256 {one['sha256']}")
+        return data
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from error
 

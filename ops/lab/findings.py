@@ -12,7 +12,7 @@ from typing import Any
 
 from ops.lab.additions import Addition, additions
 from ops.lab.analysis import Results
-from ops.lab.declaration import FOLDER, Lab
+from ops.lab.declaration import Lab
 from ops.lab.first_published import MENDS, Mend
 from ops.lab.over_conditions import Combined, combine
 from ops.lab.statistics import Effect
@@ -30,7 +30,7 @@ class Findings:
         before: the same with the errors as first published; None for a lab that has only been analysed since.
         mend: what was changed then.
         combined: the tests over conditions.
-        added: hypotheses that a recorded change added; None if git cannot say.
+        added: hypotheses that a recorded change added.
         unseen: {(hypothesis, condition): effects without the seeds that had been seen}.
     """
 
@@ -39,7 +39,7 @@ class Findings:
     before: tuple[Verdict, ...] | None
     mend: Mend | None
     combined: tuple[Combined, ...]
-    added: Mapping[str, Addition] | None
+    added: Mapping[str, Addition]
     unseen: Mapping[tuple[str, str], tuple[Effect | None, ...]]
 
     def counts(self) -> Counter[str]:
@@ -55,7 +55,7 @@ class Findings:
                 for v, old in zip(self.verdicts, before, strict=True)
             ],
             "over_conditions": [combined.to_dict() for combined in self.combined],
-            "added": None if self.added is None else [asdict(addition) for addition in self.added.values()],
+            "added": [asdict(addition) for addition in self.added.values()],
         }
 
 
@@ -67,13 +67,13 @@ def of(name: str, results: Results, seal: Mapping[str, Any] | None) -> Findings:
     """
     lab, mend = results.lab, MENDS.get(name)
     verdicts = tuple(results.verdicts())
-    added = additions(lab, seal, FOLDER / f"{name}.yaml", results.cells)
+    added = additions(lab, seal, results.cells)
     unseen = {
         (key, condition): tuple(
             results.compare(condition, part.metric, part.kind, part.a, part.b, addition.seen)
             for part in lab.hypotheses[key].parts
         )
-        for key, addition in (added or {}).items()
+        for key, addition in added.items()
         for condition in lab.hypotheses[key].conditions
         if addition.seen
     }

@@ -6,17 +6,16 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from eval.layout import DASH
 from fgrpo.runs import write_json
-from ops.lab import cells_text, findings, starts, statements, tables, verdict_text, words
+from ops.lab import cells_text, findings, starts, statements, tables, verdict_text, versions, words
 from ops.lab.analysis import Results
-from ops.lab.declaration import Lab
-from ops.lab.findings import Findings
+from ops.lab.declaration import SEAL, Lab
 from ops.lab.runner import WAITING, Status
 from ops.lab.words import table
 
@@ -52,7 +51,7 @@ def page(
         _other_starts(lab),
         verdict_text.summary(found, done, len(results.cells)),
         "## Declaration",
-        *_declaration(name, lab, seal, found),
+        *_declaration(name, lab, seal, results.cells),
         "## Cells",
         *cells_text.section(results.cells, shared or {}, code, archive),
         "## Verdicts",
@@ -96,7 +95,7 @@ def _other_starts(lab: Lab) -> str:
     )
 
 
-def _declaration(name: str, lab: Lab, seal: Mapping[str, Any] | None, found: Findings) -> list[str]:
+def _declaration(name: str, lab: Lab, seal: Mapping[str, Any] | None, cells: Sequence[Mapping[str, Any]]) -> list[str]:
     out = []
     if seal is None:
         out.append("No cell has started, so no commit is bound to the results yet.")
@@ -114,8 +113,12 @@ def _declaration(name: str, lab: Lab, seal: Mapping[str, Any] | None, found: Fin
         out.append(
             f"- **Deviation**, recorded {change['recorded']} (commit `{change['commit']}`{'' if change['committed'] else ', not committed'}): {change['reason']}"
         )
-    if found.added is None:
-        out.append("Git does not know all of these commits here, so hypotheses that were added later are not marked.")
+    named = [one["commit"] for one in (seal or {}).get("deviations", ())] + [(seal or {}).get("commit")]
+    if gone := versions.unknown_commits([*named, *(cell.get("commit") for cell in cells)]):
+        out.append(
+            f"Not in the history of the repository that wrote this page: {', '.join(f'`{commit[:COMMIT]}`' for commit in gone)}. "
+            f"{SEAL} holds the text of the declaration then and after each deviation, with its SHA-256."
+        )
     out.append(
         f"Primary metric: {lab.primary.metric} ({lab.primary.kind} answers). Stopping rule: {lab.stopping.rule.strip()}"
     )

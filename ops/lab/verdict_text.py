@@ -138,7 +138,7 @@ def _tables(found: Findings) -> list[str]:
 def _remark(found: Findings, verdict: Verdict) -> str:
     parts = found.lab.hypotheses[verdict.hypothesis].parts
     remarks = [
-        found.added[verdict.hypothesis].words() if found.added and verdict.hypothesis in found.added else "",
+        found.added[verdict.hypothesis].words() if verdict.hypothesis in found.added else "",
         DIFFERENT if any(starts.differ(found.lab, verdict.condition, part) for part in parts) else "",
         *(words.untestable(part, effect) for part, effect in zip(parts, verdict.effects, strict=True)),
     ]
@@ -227,7 +227,7 @@ def _hypotheses(name: str, found: Findings, notes: Mapping[str, str]) -> list[st
 
 def _addition(found: Findings, key: str, parts: Sequence[Part]) -> list[str]:
     """That a hypothesis was added later, and its effects without the seeds that had been seen."""
-    if not found.added or key not in found.added:
+    if key not in found.added:
         return []
     addition = found.added[key]
     seeds = ", ".join(map(str, addition.seen))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,17 @@ def code() -> str:
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!docs")
     return f"`{commit}`{' with uncommitted changes' if changed else ''}" if commit else "unknown"
+
+
+def unknown_commits(commits: Iterable[object]) -> list[str]:
+    """Those commits, each once, that the history here does not hold; none where git knows no history at all."""
+    if IS_WHEEL or not _git("rev-parse", "HEAD"):
+        return []
+    return [
+        str(one)
+        for one in dict.fromkeys(commits)
+        if one and not _git("rev-parse", "--verify", "--quiet", f"{one}^{{commit}}")
+    ]
 
 
 def _git(*words: str) -> str:

@@ -228,6 +228,11 @@ def test_a_change_after_the_first_cell_is_refused_or_recorded(tmp_path: Path) ->
     assert changed["sha256"] == first["sha256"] and [d["reason"] for d in changed["deviations"]] == ["a typo"]
     assert not changed["deviations"][0]["committed"]
     assert declaration.seal(top, file) == changed
+    assert (changed["text"], changed["deviations"][0]["text"]) == ("a: 1\n", "a: 2\n")
+    (top / declaration.SEAL).write_text((top / declaration.SEAL).read_text().replace("a: 2", "a: 3"))
+    with pytest.raises(UserError, match=r"damaged.*a text differs from its SHA-256"):
+        declaration.seal(top, file)
+    write_json(top / declaration.SEAL, changed)
     file.write_text("a: 1\n")  # back again: that is a change too
     with pytest.raises(UserError, match="was changed"):
         declaration.seal(top, file)
@@ -406,8 +411,8 @@ def test_the_page(tmp_path: Path) -> None:
     assert set(pictures) == {"figure4", "figure8-fgrpo", "figure8-grpo-t"} and all(
         p.stat().st_size for p in pictures.values()
     )
-    seal = {"commit": "abc", "date": "2026-01-01T00:00:00+00:00", "committed": True, "started": "2026-01-02T00:00:00+00:00",
-            "deviations": [{"recorded": "d", "commit": "def", "committed": True, "reason": "a typo"}]}  # fmt: skip
+    seal = {"commit": "abc", "date": "2026-01-01T00:00:00+00:00", "committed": True, "started": "2026-01-02T00:00:00+00:00", "text": "a: 1",
+            "deviations": [{"recorded": "d", "commit": "def", "committed": True, "reason": "a typo", "text": "a: 2"}]}  # fmt: skip
     text = report.page("x", found, seal, {"H1": "Read this."}, report.relative(pictures, tmp_path))
     for expected in ("Declared by commit `abc`", "a typo", "17 declared: 9 done, 8 not started", "| H1 | base | supported |",
                      "Read this.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=<cell> RUNS=again`", "| base/fgrpo/seed-2 | done |"):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from dataclasses import replace
@@ -27,10 +28,16 @@ def moved(plan: Plan, old: Path, new: Path) -> Plan:
     return Plan(jobs, {cell: by_name[job.name] for cell, job in plan.of_cell.items()})
 
 
+def seal(top: Path, *texts: str) -> None:
+    """A seal of the first declaration, and of its changes."""
+    first, *changes = ({"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()} for text in texts)
+    write_json(top / declaration.SEAL, {**first, "deviations": changes})
+
+
 def test_a_lab_goes_on_in_another_checkout(tmp_path: Path) -> None:
     here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
     declared, plan = laboratory(here)
-    (here / declaration.SEAL).write_text('{"sha256": "x", "deviations": []}')
+    seal(here, "x")
     before = results.collect(declared, plan, here)
     assert archive.publish(plan, here, folder) == 9
     again = moved(plan, here, there)
@@ -152,12 +159,12 @@ def test_a_cell_that_is_no_longer_declared_leaves_the_archive(tmp_path: Path) ->
 def test_what_a_recorded_deviation_changed_is_replaced_once_it_has_run_again(tmp_path: Path) -> None:
     here, folder = tmp_path / "here", tmp_path / "docs"
     _, plan = laboratory(here)
-    (here / declaration.SEAL).write_text('{"sha256": "x", "deviations": []}')
+    seal(here, "x")
     archive.publish(plan, here, folder)
     cell = Cell("base", "fgrpo", 0)
     job = replace(plan.of_cell[cell], inputs="changed")
     changed = Plan(plan.jobs, {**plan.of_cell, cell: job})
-    (here / declaration.SEAL).write_text('{"sha256": "x", "deviations": [{"sha256": "y"}]}')
+    seal(here, "x", "y")
     with pytest.raises(UserError, match="1 finished cells"):
         archive.publish(changed, here, folder)
     write_json(job.folder / runner.STATUS, vars(runner.Status("done", job.key, started="u")))

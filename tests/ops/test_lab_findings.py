@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval.measures import measures
-from ops.lab import findings, first_published, report, verdict_text, words
+from ops.lab import findings, first_published, report, verdict_text, versions, words
 from ops.lab.analysis import Results
 from ops.lab.declaration import Lab, Part
 from ops.lab.first_published import Mend
@@ -178,9 +178,27 @@ def test_a_mended_analysis_shows_what_it_said_before(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("started", "said"), [("2026-01-01T00:30:00+02:00", "by the clocks"), ("2026-01-01T01:30:00+02:00", "the first cell started 2026")])  # fmt: skip
 def test_dates_are_compared_across_time_zones(started: str, said: str) -> None:
-    seal = {"commit": "abc", "date": "2025-12-31T23:00:00+00:00", "committed": True, "started": started, "deviations": ()}  # fmt: skip
+    seal = {"commit": "abc", "date": "2025-12-31T23:00:00+00:00", "committed": True, "started": started, "deviations": (), "text": "a: 1"}  # fmt: skip
     text = page(results(), seal=seal)
     assert f"({seal['date']}); {said}" in text or f"of {seal['date']}; {said}" in text
+
+
+def test_commits_that_the_history_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "a" * 40,
+        "HEAD",
+        *(f"{seed}c0ffee0123456" for seed in range(1, 10)),
+    }  # cells of seed 0 name an unknown one
+    monkeypatch.setattr(versions, "_git", lambda *words: "x" if words[-1].removesuffix("^{commit}") in known else "")
+    change = {"recorded": "d", "commit": "b" * 40, "committed": True, "reason": "a typo", "text": "a: 2"}
+    seal = {"commit": "a" * 40, "date": "2025-12-31T23:00:00+00:00", "committed": True, "started": "2026-01-01T00:00:00+00:00",
+            "text": "a: 1", "deviations": [change]}  # fmt: skip
+    gone = "Not in the history of the repository that wrote this page: `bbbbbbbbbb`, `0c0ffee012`."
+    assert gone in page(results(), seal=seal)
+    known |= {"b" * 40, "0c0ffee0123456"}
+    assert "Not in the history" not in page(results(), seal=seal)
+    known.clear()  # a copy without git
+    assert versions.unknown_commits(["a" * 40]) == []
 
 
 def test_what_is_compared_in_words() -> None:

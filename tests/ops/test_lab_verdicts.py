@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,22 +136,13 @@ def test_where_arms_start_is_the_configuration_s_word() -> None:
     assert not differ("mr1", "late") and not differ("fgrpo", "sft") and not differ("mr1", None)
 
 
-def commit(folder: Path, file: Path, hypotheses: list[str]) -> str:
-    file.write_text(yaml.safe_dump({"hypotheses": dict.fromkeys(hypotheses, "x")}))
-    who = ("git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t")
-    for words in (["add", file.name], ["commit", "-m", "x"]):
-        subprocess.run([*who, *words], check=True, capture_output=True)
-    return subprocess.run([*who, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_a_hypothesis_that_was_added_later_is_marked_with_the_seeds_seen(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", str(tmp_path)], check=True, capture_output=True)
-    file = tmp_path / "x.yaml"
-    first, second = commit(tmp_path, file, ["H1"]), commit(tmp_path, file, ["H1", "H2"])
+def test_a_hypothesis_that_was_added_later_is_marked_with_the_seeds_seen() -> None:
     one = lab([PART])
     declared = one.model_copy(update={"hypotheses": {"H1": one.hypotheses["H1"], "H2": one.hypotheses["H1"]}})
-    change = {"commit": second, "committed": True, "recorded": "2026-01-01T02:00:00+00:00"}
-    seal = {"commit": first, "committed": True, "deviations": [change]}
+    first, second = (
+        {"text": yaml.safe_dump({"hypotheses": dict.fromkeys(names, "x")})} for names in (["H1"], ["H1", "H2"])
+    )
+    seal = {**first, "deviations": [{**second, "recorded": "2026-01-01T02:00:00+00:00"}]}
 
     def cell(seed: int, started: str, method: str = "fgrpo") -> dict[str, Any]:
         return {"state": "done", "condition": "c", "method": method, "seed": seed, "started": started, "seconds": 600.0}
@@ -164,13 +153,11 @@ def test_a_hypothesis_that_was_added_later_is_marked_with_the_seeds_seen(tmp_pat
         cell(2, "2026-01-01T03:30:00+02:00"),  # an hour and a half before it, by another clock
         cell(3, "2026-01-01T01:00:00+00:00", "sft"),  # no arm of H2
     ]
-    found = additions.additions(declared, seal, file, rows)
-    assert found is not None and {name: one.seen for name, one in found.items()} == {"H2": (0, 2)}
+    found = additions.additions(declared, seal, rows)
+    assert {name: one.seen for name, one in found.items()} == {"H2": (0, 2)}
     assert found["H2"].words() == "added after seeds 0, 2"
-    assert additions.additions(declared, {**seal, "commit": "0" * 40}, file, rows) is None
-    uncommitted = {**seal, "deviations": [{**change, "committed": False}]}
-    assert additions.additions(declared, uncommitted, file, rows) is None
-    assert additions.additions(declared, {**seal, "deviations": []}, file, rows) == {}
+    assert additions.additions(declared, {**seal, "deviations": []}, rows) == {}
+    assert additions.additions(declared, None, rows) == {}
 
 
 def test_a_verdict_is_json() -> None:
