@@ -18,8 +18,6 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import openai
-
 from fgrpo.errors import UserError
 from fgrpo.inference.budget import UsageMeter
 from fgrpo.inference.clock import SYSTEM, Clock
@@ -34,18 +32,15 @@ from fgrpo.inference.failures import (
     RequestFailed,
     classify,
 )
+from fgrpo.inference.model_list import ModelList
 from fgrpo.inference.parameters import advice
 from fgrpo.inference.redaction import redact
-from fgrpo.inference.replies import NO_COMPLETION, WITHHELD, BadReply, Reply, model_owners, read_reply
+from fgrpo.inference.replies import WITHHELD, Reply, read_reply
 from fgrpo.inference.size_limit import allow
 
 Read = Callable[[bytes], Reply]  # raises BadReply
 Body = Callable[[Endpoint], Awaitable[dict[str, Any]]]  # the JSON body of a request to this endpoint
 _LOOK_S = 0.25  # seconds between two looks for an endpoint that is up again
-_LIST_PATIENCE_S = 10.0  # seconds for which a list of models that cannot be read is read again
-_NO_LIST = (400, 404, 405, 406, 410, 415, 422, 501)  # statuses of servers without one
-_NAMED = 8  # models that a message lists
-_CHECKS = 4  # connections that are tried before an address counts as wrong
 _JITTER = random.Random()  # waits take nothing from the generator whose state a trainer saves
 
 
@@ -95,6 +90,7 @@ class Client:
     ) -> None:
         self.urls, self.limits, self.meter, self.clock = tuple(urls), limits, meter, clock
         self._served_model, self._checks_model, self._stops = served, checks_model, stops
+        self._models = ModelList(served, limits, clock)
         self._stopped: Failure | None = None
         self._keys = {url: key_of(served, url) for url in self.urls}
         self._paces = [
@@ -157,7 +153,7 @@ class Client:
             UserError: no endpoint can be reached, or one refuses the key or the model (says which, and what to do).
         """
         endpoints = self._loop().endpoints
-        found = [await self._reached(endpoint) for endpoint in endpoints]
+        found = [await self._models.reached(endpoint) for endpoint in endpoints]
         lost = [failure for failure in found if isinstance(failure, Failure)]
         if len(lost) == len(endpoints):
             raise UserError(
@@ -177,26 +173,6 @@ class Client:
                     f"the {self._served_model.role} {self._served_model.model} at {', '.join(e.name for e in endpoints)} does not "
                     f"answer a first request ({failure.detail}); check its address and its name"
                 ) from None
-
-    async def _reached(self, endpoint: Endpoint) -> frozenset[str] | Failure:
-        """The models that an endpoint lists, none if its list cannot be read; the failure if there is no connection.
-
-        Raises:
-            UserError: the endpoint refuses the key.
-        """
-        for attempt in range(_CHECKS):
-            if attempt:
-                await self.clock.sleep(min(attempt * self.limits.first_wait_s, self.limits.longest_wait_s))
-            try:
-                return frozenset(await self._models(endpoint))
-            except ERRORS as error:
-                failure = classify(error)
-            failure = replace(failure, detail=redact(failure.detail))
-            if failure.action == "stop":
-                raise UserError(stop_reason(self._served_model, endpoint.name, endpoint.url, failure))
-            if not failure.is_unreachable:
-                return frozenset()
-        return failure
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -297,7 +273,7 @@ class Client:
             if (turn_s := max(endpoint.requests.take(), endpoint.tokens.take(sum(reserved)))) > 0:
                 await self.clock.sleep(turn_s)
             if self._checks_model:
-                await self._check_model(endpoint)
+                await self._models.check(endpoint)
             arguments = await body(endpoint)
             allow(reserved[1])
             async with asyncio.timeout(timeout_s):  # httpx's own limit is per chunk
@@ -326,7 +302,7 @@ class Client:
         failure = replace(failure, detail=redact(failure.detail))
         self.meter.fault(failure.kind)
         if failure.status == 404 and failure.action == "retry":
-            failure = await self._not_found(endpoint, failure)
+            failure = await self._models.not_found(endpoint, failure)
         if failure.is_alive:
             endpoint.answered()
         else:
@@ -340,63 +316,6 @@ class Client:
             if self._stops:
                 self._stopped = failure
         return failure
-
-    async def _not_found(self, endpoint: Endpoint, failure: Failure) -> Failure:
-        """What a 404 means: hopeless if the endpoint lists other models, else a gateway without its server, or a wrong address."""
-        served = self._served_model
-        try:
-            names = sorted(await self._models(endpoint))
-        except ERRORS:
-            names = []
-        if not names:
-            hint = "its list of models cannot be read either: is the address right?"
-            return replace(failure, detail=f"{failure.detail}; {hint}")
-        if served.model in names:
-            return replace(failure, detail=f"{failure.detail}; its list of models has {served.model!r}")
-        detail = (
-            f"the {served.role} at {endpoint.name} does not serve {served.model!r}; it serves: "
-            f"{', '.join(names[:_NAMED])} (HTTP 404); set {served.model_setting} to one of these, or serve it"
-        )
-        return replace(failure, action="stop", detail=detail, is_alive=True)
-
-    async def _check_model(self, endpoint: Endpoint) -> None:
-        """List the models of the endpoint, once. A list that stays unreadable is done without.
-
-        Raises:
-            UserError: the model is not among them.
-            ERRORS: the list cannot be read yet.
-        """
-        if endpoint.served is not None:
-            return
-        async with endpoint.model_check:
-            if endpoint.served is not None:
-                return
-            now = self.clock.now()
-            try:
-                owners = await self._models(endpoint)
-            except BadReply:
-                endpoint.unlisted_since = now if endpoint.unlisted_since is None else endpoint.unlisted_since
-                if now - endpoint.unlisted_since < _LIST_PATIENCE_S:
-                    raise
-                owners = {}
-            if owners and self._served_model.model not in owners:
-                raise UserError(
-                    f"{endpoint.name} does not serve {self._served_model.model!r} but "
-                    f"{', '.join(sorted(owners)[:_NAMED])}; set {self._served_model.model_setting} to one of these, or serve it"
-                )
-            endpoint.is_vllm = "vllm" in owners.values()
-            endpoint.served, endpoint.has_answered = tuple(sorted(owners)), True
-
-    async def _models(self, endpoint: Endpoint) -> dict[str, str]:
-        """Owner of each model that the endpoint lists. Raises one of `ERRORS`; `BadReply` if it lists none."""
-        allow(0)
-        try:
-            async with asyncio.timeout(self.limits.timeout_s):
-                return model_owners(await endpoint.connection.get("/models", cast_to=bytes))
-        except openai.APIStatusError as error:
-            if error.status_code in _NO_LIST:
-                raise BadReply(NO_COMPLETION, f"no list of models: HTTP {error.status_code}") from None
-            raise
 
 
 def _has_answered(loop: _LoopState) -> bool:
