@@ -116,11 +116,12 @@ def reward_code() -> dict[str, str]:
 
 
 def reading(spec: models.ModelSpec) -> dict[str, Any]:
-    """What the reading of a model's answers depends on: keys of its file, and of `trace: before_answer` the code of that rule."""
+    """What the reading of a model's answers depends on: keys of its file, and the code of the rules that read choice, boxes and trace."""
     keys = spec.model_dump(mode="json", include=set(models.READING_KEYS))
-    if spec.trace != "before_answer":
-        return keys
-    return keys | {"trace_code": code_hashes("eval", ["untagged"]) | code_hashes("fgrpo", ["keyed_reply"])}
+    of_eval, of_fgrpo = ["extract", "open_answers"], ["response", "box_forms"]
+    if spec.trace == "before_answer":
+        of_eval, of_fgrpo = [*of_eval, "untagged"], [*of_fgrpo, "keyed_reply"]
+    return keys | {"code": code_hashes("eval", of_eval) | code_hashes("fgrpo", of_fgrpo)}
 
 
 def with_known_code(identity: dict[str, Any]) -> dict[str, Any]:

@@ -420,11 +420,12 @@ def test_a_block_with_reasoning_stays() -> None:
     assert with_trace("<think></think>B", "") == "<think></think>B"
 
 
-def test_the_rule_belongs_to_the_scores_of_the_models_that_it_reads() -> None:
-    """An edited rule scores their stored answers again; other models' scores stay."""
-    with_rule = run_folder.reading(models.load("gpt-4o"))
-    assert set(with_rule["trace_code"]) == {"untagged", "keyed_reply"} and all(with_rule["trace_code"].values())
-    assert set(run_folder.reading(models.load("fgrpo"))) == set(models.READING_KEYS)
+def test_the_rules_that_read_answers_belong_to_the_scores() -> None:
+    """An edited rule scores stored answers again; that of traces without tags only those of the models that it reads."""
+    rules = {"extract", "open_answers", "response", "box_forms"}
+    assert set(run_folder.reading(models.load("fgrpo"))["code"]) == rules
+    code = run_folder.reading(models.load("gpt-4o"))["code"]
+    assert set(code) == {*rules, "untagged", "keyed_reply"} and all(code.values())
 
 
 def test_a_label_is_no_sentence() -> None:
