@@ -21,7 +21,11 @@ SAME_BOX_IOU = 0.9
 Numbers = tuple[float, float, float, float]
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
 _FOUR = ",".join([_NUMBER] * 4)
-_BOX = re.compile(rf"(?:<\w{{1,12}}>)?\s*[\[(]{_FOUR}[\])]\s*(?:</\w{{1,12}}>)?|<\w{{1,12}}>{_FOUR}</\w{{1,12}}>")
+_TWO = rf"[\[(]{_NUMBER},{_NUMBER}[\])]"
+_BOX = re.compile(  # four numbers in brackets or tags, or two corners: (x1, y1), (x2, y2)
+    rf"(?:<\w{{1,12}}>)?\s*[\[(]{_FOUR}[\])]\s*(?:</\w{{1,12}}>)?|<\w{{1,12}}>{_FOUR}</\w{{1,12}}>"
+    rf"|(?:<\|box_start\|>)?\s*(?:[\[(]\s*)?{_TWO}\s*(?:,|-|–|to|and)?\s*{_TWO}(?:\s*[\])])?\s*(?:<\|box_end\|>)?"
+)
 _TOKEN = re.compile(r"(?<!\w)[+-]?\d+(?:[.,]\d+)*|\w+|[<>=≠≤≥]+")
 _LABEL_A = re.compile(r"(?<=\S )A\b|^A(?= (?:is|are|was|were|has|have|and|or)\b| ?[^\w\s]|$)")  # no article
 _BLANKS = re.compile(r"\s+")
@@ -158,7 +162,7 @@ class Claim:
         words: without boxes, in an order that is equal for equal claims.
         topic: the same regardless of word order, except that it says what relates to what: equal for "There stands the red
             car" and "The red car stands there", not for "The man holds the dog" and "The dog holds the man".
-        boxes: as written.
+        boxes: as written, from their upper left corner to the lower right one.
     """
 
     words: tuple[str, ...]
@@ -239,7 +243,7 @@ def _read(text: str) -> tuple[str, tuple[Numbers, ...]]:
 
     def take(match: re.Match[str]) -> str:
         x1, y1, x2, y2 = (float(n) for n in match.groups() if n is not None)
-        boxes.append((x1, y1, x2, y2))
+        boxes.append((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
         return " "
 
     shown = _LABEL_A.sub("label_a", _BLANKS.sub(" ", latin_lookalikes(visible(text))).strip())

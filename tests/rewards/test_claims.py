@@ -39,6 +39,13 @@ def accepting(scripted: Any) -> JudgeSet:
 
 
 SAME = [
+    (
+        "The car is at <|box_start|>(100,100),(200,200)<|box_end|>.",
+        "The car is at <|box_start|>(101,100),(201,200)<|box_end|>.",
+    ),
+    ("The car is at [[100, 100], [200, 200]].", "The car is at <bbox>[100,100,200,202]</bbox>."),
+    ("The car is at (100, 100) to (200, 200).", "The car is at (100, 101) – (200, 200)."),
+    ("The car is at [100,100,200,200].", "The car is at [200,200,100,100]."),
     (RED, "The car\u200b is red."),
     (RED, "Ｔｈｅ ｃａｒ ｉｓ ｒｅｄ．"),
     (RED, "THE CAR, IS RED!!"),
@@ -74,6 +81,10 @@ SAME = [
     ("The car is at <box>[0.1,0.1,0.5,0.5]</box>.", "The car is at <box>[0.1,0.1,0.501,0.5]</box>."),
 ]
 OTHER = [
+    (
+        "The car is at <|box_start|>(100,100),(200,200)<|box_end|>.",
+        "The car is at <|box_start|>(100,100),(200,260)<|box_end|>.",
+    ),
     (RED, "The car is not red."),
     (RED, "The car is blue."),
     (RED, "The bus is red."),
@@ -106,7 +117,16 @@ def test_a_claim_that_earned_nothing_before_is_no_repetition(earlier: str, mean:
     assert [s["label"] for s in got.detail["sentences"]] == [earlier, "CORRECT"]
 
 
-@pytest.mark.parametrize("text", ["The cat is" + " " * 200_000 + "red.", "[" + " " * 200_000 + "1,", "<b>" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The cat is" + " " * 200_000 + "red.",
+        "[" + " " * 200_000 + "1,",
+        "<b>" * 100_000,
+        "(1,2)" * 100_000,
+        "[[1,2] " * 90_000,
+    ],
+)
 def test_a_claim_of_any_text_is_read_in_linear_time(text: str) -> None:
     begin = time.process_time()
     claims([text])
