@@ -91,7 +91,9 @@ def test_installed_by_pip_beside_pypis_judges(tmp_path: Path, order: str) -> Non
     (site / "libraries.pth").write_text(f"import site; site.addsitedir({str(libraries)!r})\n")
     ours = [str(ROOT)]
     for packages in [["judges", "mcts"], ours] if order == "before" else [ours, ["judges", "mcts"]]:
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True, cwd=tmp_path)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--no-deps", "--retries", "10", *packages], check=True, cwd=tmp_path
+        )
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
