@@ -387,18 +387,18 @@ PIECES = (
 @pytest.mark.parametrize("piece", PIECES)
 def test_the_time_is_linear(piece: str) -> None:
     """A quadratic rule would take minutes here."""
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in (piece * (100_000 // len(piece)), f'{{"answer": {piece * 30}\nA {piece * 20}x.\n{piece * 20_000}y'):
         parse(text, tags=TAGS, choices=COLOURS)
         parse(text, tags=TAGS)
-    assert time.monotonic() - begun < 30
+    assert time.process_time() - begun < 30
 
 
 def test_different_lines_without_end_take_no_time() -> None:
     text = "".join(f"The car {n} is blue, so B{n}.\n" for n in range(4000))
-    begun = time.monotonic()
+    begun = time.process_time()
     assert parse(f"{text}B", tags=TAGS, choices=COLOURS).think == text.strip()
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ forked = os.fork()  # as vLLM starts its engine: it holds whatever the parent ha
 if forked == 0:
     time.sleep(600)
 print(child.pid, child.stdout.readline().strip(), forked, flush=True)
-time.sleep(2)
+time.sleep(6)  # the guard starts, and looks every second
 if sys.argv[1] == "release":
     guard.release()
 print("ready", flush=True)
@@ -83,7 +83,7 @@ def test_a_process_whose_parent_is_gone_before_it_asks_ends_itself() -> None:
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=30)
+    _, alive = psutil.wait_procs([child], timeout=300)
     for process in alive:
         process.kill()
     assert not alive

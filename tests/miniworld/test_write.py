@@ -195,7 +195,7 @@ def test_workers_of_a_writer_that_is_killed_while_they_start_write_nothing(tmp_p
     assert writer.stdout is not None
     workers = [int(pid) for pid in writer.stdout.readline().split()]
     writer.wait()
-    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if p.pid in workers], timeout=30)
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if p.pid in workers], timeout=300)
     for process in alive:
         process.kill()
     assert len(workers) == 2 and not alive

@@ -89,7 +89,12 @@ def test_processes_have_one_thread_and_are_no_more_than_asked(tmp_path: Path, mo
     code = f"""
 import os, time
 assert os.environ["OMP_NUM_THREADS"] == "1"
-out = open({str(tmp_path / "notes")!r}, "a"); out.write("+1 "); out.flush(); time.sleep(0.5); out.write("-1 ")
+name = {str(tmp_path / "notes")!r}
+out = open(name, "a"); out.write("+1 "); out.flush()
+for _ in range(6000):  # the first two run side by side
+    if open(name).read().count("+1") > 1: break
+    time.sleep(0.01)
+time.sleep(0.5); out.write("-1 ")
 """
     assert runner.Runner(2, tell=lambda line: None).run([job(tmp_path, f"j{i}", code) for i in range(5)]) == {}
     running, most = 0, 0
