@@ -43,7 +43,7 @@ class Shape(NamedTuple):
         shown: the same as a text, in brackets.
         is_percent: whether the numbers are percentages of the image.
         is_plain: whether they are written as four in order.
-            is_loose: whether they may as well be several points: no bracket joins them, or they are not corners in order.
+        is_loose: whether they may as well be several points: no bracket joins them, or they are not corners in order.
     """
 
     start: int

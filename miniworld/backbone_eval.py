@@ -68,9 +68,9 @@ def complete(
 
 
 def direct(model: Any, codec: fast.Codec, exam: Exam) -> list[bool]:
-    """Whether each greedy answer after `<answer>` is correct."""
+    """Whether each greedy answer after `<answer>` is correct. What follows its closing tag does not count: evaluation stops there."""
     texts = complete(model, codec, exam, ["<answer>"] * len(exam.questions), 6, sampled=False)
-    return [text == f"<answer>{q.answer}</answer>" for text, q in zip(texts, exam.questions, strict=True)]
+    return [text.startswith(f"<answer>{q.answer}</answer>") for text, q in zip(texts, exam.questions, strict=True)]
 
 
 def judge(q: qs.Question, text: str) -> dict[str, float | None]:

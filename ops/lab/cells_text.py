@@ -14,7 +14,9 @@ from ops.lab.verdict_text import table
 Row = Mapping[str, Any]
 
 
-def section(cells: Sequence[Row], shared: Mapping[str, Status], code: str = "", archive: str = "") -> list[str]:
+def section(
+    cells: Sequence[Row], shared: Mapping[str, Status], code: str = "", archive: str = "", note: str = ""
+) -> list[str]:
     """Paragraphs and tables.
 
     Args:
@@ -22,6 +24,7 @@ def section(cells: Sequence[Row], shared: Mapping[str, Status], code: str = "", 
         shared: {job that cells share: how it stands}.
         code: the commit of the code that writes the page.
         archive: the folder of the published results, as the page links it.
+        note: a person's paragraph on the cells.
     """
     states = Counter(cell["state"] for cell in cells)
     odd = [_odd(cell) for cell in cells if (cell["state"] != DONE and cell.get("reason")) or cell.get("earlier")]
@@ -30,6 +33,7 @@ def section(cells: Sequence[Row], shared: Mapping[str, Status], code: str = "", 
         f"Code that wrote this page: {code}." if code else "",
         f"Results as files, a row per cell and per answer: [{archive}]({archive})." if archive else "",
         _made(cells),
+        note.strip(),
         _cost(cells, shared),
         "Stopped, failed, damaged and repeated cells:\n\n" + "\n".join(odd) if odd else "",
         _shared(shared),

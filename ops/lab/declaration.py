@@ -29,6 +29,7 @@ from rewards.probes import MEASURED
 
 FOLDER = CONFIGS / "lab"
 NOTES = FOLDER / "notes"
+OF_CELLS = "cells"  # the note on the cells
 SEAL = "declared.json"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 CELL = "cell/"  # marks a metric that a cell has once, such as the share of steps at a multiplier's bound
@@ -215,8 +216,10 @@ def file_of(name: str, folder: Path = FOLDER) -> Path:
 def notes(name: str, lab: Lab, folder: Path = NOTES) -> dict[str, str]:
     """{hypothesis: the paragraph on what its verdict means}, of configs/lab/notes/<name>.yaml; empty without that file.
 
+    The key "cells" is a paragraph on the cells.
+
     Raises:
-        UserError: the file is no mapping of declared hypotheses to text.
+        UserError: the file is no mapping of declared hypotheses and "cells" to text.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -225,7 +228,7 @@ def notes(name: str, lab: Lab, folder: Path = NOTES) -> dict[str, str]:
     if not isinstance(data, dict) or not all(isinstance(text, str) for text in data.values()):
         raise UserError(f"{path} must be a mapping of hypotheses to text")
     for key in data:
-        if key not in lab.hypotheses:
+        if key != OF_CELLS and key not in lab.hypotheses:
             raise unknown(f"hypothesis in {path}", str(key), lab.hypotheses)
     return dict(data)
 

@@ -15,7 +15,7 @@ from eval.layout import DASH
 from fgrpo.runs import write_json
 from ops.lab import cells_text, findings, starts, statements, tables, verdict_text, versions, words
 from ops.lab.analysis import Results
-from ops.lab.declaration import SEAL, Lab
+from ops.lab.declaration import OF_CELLS, SEAL, Lab
 from ops.lab.runner import WAITING, Status
 from ops.lab.words import table
 
@@ -37,7 +37,7 @@ def page(
 
     Args:
         seal: what `ops.lab.declaration.seal` stored; None if no cell has started.
-        notes: {hypothesis: paragraph}.
+        notes: {hypothesis, or "cells": paragraph}.
         pictures: {figure: path relative to the page}.
         shared, code, archive: as `cells_text.section` takes them.
     """
@@ -53,7 +53,7 @@ def page(
         "## Declaration",
         *_declaration(name, lab, seal, results.cells),
         "## Cells",
-        *cells_text.section(results.cells, shared or {}, code, archive),
+        *cells_text.section(results.cells, shared or {}, code, archive, notes.get(OF_CELLS, "")),
         "## Verdicts",
         *verdict_text.sections(name, found, notes),
         "## Means over seeds",

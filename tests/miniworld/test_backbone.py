@@ -31,6 +31,20 @@ def test_provenance_and_size() -> None:
     assert provenance["recipe"] == recipe, "recipe.py changed: train the backbone again (make backbone)"
 
 
+def test_a_direct_answer_ends_at_its_closing_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy may write on after it; evaluation stops there."""
+    asked = [qs.make("hrel", random.Random(seed)) for seed in range(4)]
+    good = [f"<answer>{q.answer}</answer>" for q in asked]
+    texts = [
+        good[0],
+        f"{good[1]}\n<think>The red",
+        f"<answer>{asked[2].answer} side</answer>",
+        f"<answer>{asked[3].answer}",
+    ]
+    monkeypatch.setattr(backbone_eval, "complete", lambda *given, **named: texts)
+    assert backbone_eval.direct(None, fast.Codec(), backbone_eval.Exam(asked, [])) == [True, True, False, False]
+
+
 def test_figures_hold_on_fresh_scenes() -> None:
     """Direct answers well above chance, well-formed replies, answers that follow statements (new seed, loose bounds)."""
     model, _ = loading.load_policy(FOLDER)

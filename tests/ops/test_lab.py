@@ -413,9 +413,11 @@ def test_the_page(tmp_path: Path) -> None:
     )
     seal = {"commit": "abc", "date": "2026-01-01T00:00:00+00:00", "committed": True, "started": "2026-01-02T00:00:00+00:00", "text": "a: 1",
             "deviations": [{"recorded": "d", "commit": "def", "committed": True, "reason": "a typo", "text": "a: 2"}]}  # fmt: skip
-    text = report.page("x", found, seal, {"H1": "Read this."}, report.relative(pictures, tmp_path))
+    text = report.page(
+        "x", found, seal, {"H1": "Read this.", "cells": "One ran twice."}, report.relative(pictures, tmp_path)
+    )
     for expected in ("Declared by commit `abc`", "a typo", "17 declared: 9 done, 8 not started", "| H1 | base | supported |",
-                     "Read this.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=<cell> RUNS=again`", "| base/fgrpo/seed-2 | done |"):  # fmt: skip
+                     "Read this.", "One ran twice.", "configs/lab/notes/x.yaml", "![figure4](figure4.png)", "`make lab LAB=x CELL=<cell> RUNS=again`", "| base/fgrpo/seed-2 | done |"):  # fmt: skip
         assert expected in text, expected
     assert text.count("not written yet") == 2 and "< 0 points" in text and "-0 points" not in text
     table2 = text[text.index("### Table 2, base") :]
@@ -438,3 +440,5 @@ def test_notes_are_of_declared_hypotheses(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"H1": "text", "H9": "text"}))
     with pytest.raises(UserError, match="H9"):
         declaration.notes("x", lab(), tmp_path)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"H1": "text", "cells": "of the cells"}))
+    assert declaration.notes("x", lab(), tmp_path) == {"H1": "text", "cells": "of the cells"}
