@@ -186,7 +186,7 @@ def test_bad_declarations(tmp_path: Path) -> None:
 def test_the_declared_labs_expand(name: str, tmp_path: Path) -> None:
     declared = declaration.load(name)
     plan = cells.plan(declared, tmp_path)
-    assert plan.of_cell and set(declaration.notes(name, declared)) <= set(declared.hypotheses)
+    assert plan.of_cell and set(declaration.notes(name, declared)) <= {*declared.hypotheses, declaration.OF_CELLS}
 
 
 def test_the_main_lab_has_the_cells_that_it_is_for() -> None:
