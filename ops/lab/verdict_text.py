@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from eval.layout import DASH
-from ops.lab import starts, words
+from ops.lab import planned, starts, words
 from ops.lab.declaration import Part
 from ops.lab.findings import Findings
 from ops.lab.statistics import first_rejection
@@ -23,12 +23,18 @@ def summary(found: Findings, done: int, cells: int) -> str:
         outcome: [f"{v.hypothesis} in {v.condition}" for v in found.verdicts if v.outcome == outcome]
         for outcome in ("supported", "refuted")
     }
+    early = planned.names(found.lab, found.verdicts)
+    provisional = (
+        f"{len(early)} verdicts are provisional, since seeds of their arms are missing: the next ones may change them. "
+        if early
+        else ""
+    )
     named = [f"{counts[outcome]} {outcome} ({words.listed(names)})" for outcome, names in decided.items() if names]
     named += [f"0 {outcome}" for outcome, names in decided.items() if not names]
     return (
         f"**Findings so far.** {done} of {cells} cells are done. Of {len(found.verdicts)} verdicts ({len(found.lab.hypotheses)} hypotheses, "
         f"each in its conditions): {', '.join(named)}, {counts['undecided']} undecided, {counts['waiting']} wait for cells. "
-        "*Undecided* does not mean that there is no effect: see the smallest effects that the tests can find, under Verdicts."
+        f"{provisional}*Undecided* does not mean that there is no effect: see the smallest effects that the tests can find, under Verdicts."
     )
 
 
@@ -91,12 +97,9 @@ def _power(found: Findings) -> str:
 def _seed_counts(found: Findings, condition: str) -> set[int]:
     """The numbers of seeds that the grid declares for a condition's arms, and that its effects have, where they suffice for a test."""
     tested = [v for v in found.verdicts if v.condition == condition and not v.missing]
-    seeds: dict[str, set[int]] = {}
-    for block in found.lab.grid:
-        if condition in block.conditions:
-            for method in block.methods:
-                seeds.setdefault(method, set()).update(block.seeds)
-    counts = {len(s) for s in seeds.values()} | {e.seeds for v in tested for e in v.effects if e is not None}
+    counts = {len(s) for s in planned.seeds(found.lab, condition).values()} | {
+        e.seeds for v in tested for e in v.effects if e is not None
+    }
     return {count for count in counts if count >= found.lab.stopping.min_seeds}
 
 
@@ -138,6 +141,7 @@ def _tables(found: Findings) -> list[str]:
 def _remark(found: Findings, verdict: Verdict) -> str:
     parts = found.lab.hypotheses[verdict.hypothesis].parts
     remarks = [
+        planned.provisional(found.lab, verdict),
         found.added[verdict.hypothesis].words() if verdict.hypothesis in found.added else "",
         DIFFERENT if any(starts.differ(found.lab, verdict.condition, part) for part in parts) else "",
         *(words.untestable(part, effect) for part, effect in zip(parts, verdict.effects, strict=True)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
-from ops.lab import additions, starts, verdicts
+from ops.lab import additions, planned, starts, verdicts
 from ops.lab.declaration import Lab, Part
 from ops.lab.over_conditions import combine
 from ops.lab.statistics import NO_SPREAD, Effect, estimate
@@ -158,6 +159,22 @@ def test_a_hypothesis_that_was_added_later_is_marked_with_the_seeds_seen() -> No
     assert found["H2"].words() == "added after seeds 0, 2"
     assert additions.additions(declared, {**seal, "deviations": []}, rows) == {}
     assert additions.additions(declared, None, rows) == {}
+
+
+def test_a_verdict_without_all_declared_seeds_is_provisional() -> None:
+    """The grid declares three seeds; sft has another two of its own, which no comparison can use."""
+    one = lab([PART, {**PART, "metric": "flip"}])
+    more = one.grid[0].model_copy(update={"methods": ("sft",), "seeds": (3, 4)})
+    declared = one.model_copy(update={"grid": (*one.grid, more)})
+    assert planned.seeds(declared, "c") == {"sft": {0, 1, 2, 3, 4}, "fgrpo": {0, 1, 2}, "grpo-t": {0, 1, 2}}
+    for seeds, said in ((2, "provisional: 2 of 3 seeds"), (3, "")):
+        (verdict,) = verdicts.decide(
+            declared, lambda condition, part: sure(0.1, seeds=seeds if part.metric == "flip" else 3)
+        )
+        verdict = replace(verdict, missing="")
+        assert planned.provisional(declared, verdict) == said
+        assert planned.names(declared, [verdict]) == (["H1 in c"] if said else [])
+        assert planned.provisional(declared, replace(verdict, missing="cells")) == ""
 
 
 def test_a_verdict_is_json() -> None:
