@@ -161,20 +161,19 @@ def test_a_hypothesis_that_was_added_later_is_marked_with_the_seeds_seen() -> No
     assert additions.additions(declared, None, rows) == {}
 
 
-def test_a_verdict_without_all_declared_seeds_is_provisional() -> None:
+@pytest.mark.parametrize(("count", "said"), [(2, "provisional: 2 of 3 seeds"), (3, "")])
+def test_a_verdict_without_all_declared_seeds_is_provisional(count: int, said: str) -> None:
     """The grid declares three seeds; sft has another two of its own, which no comparison can use."""
     one = lab([PART, {**PART, "metric": "flip"}])
     more = one.grid[0].model_copy(update={"methods": ("sft",), "seeds": (3, 4)})
     declared = one.model_copy(update={"grid": (*one.grid, more)})
     assert planned.seeds(declared, "c") == {"sft": {0, 1, 2, 3, 4}, "fgrpo": {0, 1, 2}, "grpo-t": {0, 1, 2}}
-    for seeds, said in ((2, "provisional: 2 of 3 seeds"), (3, "")):
-        (verdict,) = verdicts.decide(
-            declared, lambda condition, part: sure(0.1, seeds=seeds if part.metric == "flip" else 3)
-        )
-        verdict = replace(verdict, missing="")
-        assert planned.provisional(declared, verdict) == said
-        assert planned.names(declared, [verdict]) == (["H1 in c"] if said else [])
-        assert planned.provisional(declared, replace(verdict, missing="cells")) == ""
+    effects = {"accuracy": sure(0.1, seeds=3), "flip": sure(0.1, seeds=count)}
+    (found,) = verdicts.decide(declared, lambda condition, part: effects[part.metric])
+    verdict = replace(found, missing="")
+    assert planned.provisional(declared, verdict) == said
+    assert planned.names(declared, [verdict]) == (["H1 in c"] if said else [])
+    assert planned.provisional(declared, replace(verdict, missing="cells")) == ""
 
 
 def test_a_verdict_is_json() -> None:
