@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from eval.measures import measures
 from fgrpo.errors import UserError
 from miniworld.questions import CORE
-from ops.lab import statistics
+from ops.lab import start_weights, statistics
 from ops.lab.arms import Arm, arm_of_cells, arm_of_rows
 from ops.lab.declaration import CELL, PROBES, Lab, Part
 from ops.lab.first_published import as_first_published
@@ -112,11 +112,16 @@ class Results:
         key = (condition, metric, kind, a, b, without)
         if key not in self._known:
             arms = [self.arm(condition, method, metric, kind) for method in (a, b) if method is not None]
-            arms = [arm.only([seed for seed in arm.seeds if seed not in without]) for arm in arms]
+            apart = () if b is None else start_weights.apart(self.done(condition, a), self.done(condition, b))
+            arms = [arm.only([seed for seed in arm.seeds if seed not in (*without, *apart)]) for arm in arms]
             settings = self.lab.analysis
-            self._known[key] = statistics.effect(
+            found = statistics.effect(
                 *arms, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
             )
+            said = tuple(
+                f"seed {seed}: {a} and {b} start from different SFT weights, so it is left out" for seed in apart
+            )
+            self._known[key] = None if found is None else replace(found, gaps=(*found.gaps, *said))
         return self._known[key]
 
     def verdicts(self) -> list[Verdict]:

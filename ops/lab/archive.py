@@ -2,7 +2,8 @@
 
 `publish` writes what `make lab` has run; `restore` puts it back before the next cell starts, so no finished cell runs twice and no
 attempt is forgotten. A cell is restored only if it is still the one that is declared (`Job.key`). The files that cells share (data,
-SFT) are not kept: a cell that is not finished makes them again, to the same bits on the same versions.
+SFT) are not kept: a cell that is not finished makes them again, to the same bits on the same versions and processor. Cells that start
+from different SFT weights are no pair (`ops.lab.start_weights`).
 
     cells.jsonl        per started cell: its job's key, state, cost and attempts, and its row of figures if it is done
     cells.parquet      a row per declared cell
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.runs import held, write_json
-from ops.lab import declaration, results, runner, standing, stored, versions
+from ops.lab import declaration, results, runner, standing, start_weights, stored, versions
 from ops.lab.cells import Job, Plan
 from ops.lab.declaration import SEAL
 
@@ -242,5 +243,5 @@ def differences(row: Mapping[str, Any], entry: Entry) -> list[str]:
     return [
         f"{key}: {now.get(key)!r}, published {then.get(key)!r}"
         for key in dict.fromkeys((*now, *then))
-        if now.get(key) != then.get(key)
+        if now.get(key) != then.get(key) and not (key == start_weights.COLUMN and None in (now.get(key), then.get(key)))
     ]

@@ -25,7 +25,7 @@ from fgrpo.files import part_of_process
 from fgrpo.runs import MANIFEST, write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
-from ops.lab import standing, stored, versions
+from ops.lab import standing, start_weights, stored, versions
 from ops.lab.cells import POLICY_PROBES, PROBE, Cell, Job, Plan
 from ops.lab.declaration import PROBES, Lab
 from ops.lab.runner import DONE
@@ -50,7 +50,11 @@ def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
     steps = training(config, runs).get(of, []) if models.rl_run(of) else []
     row: Row = {"cell": cell.name, **vars(cell), **_of_evaluation(result), **_of_training(steps), **_of_probe(job)}
     measured = measured_answers(result.path) if _runs(job, POLICY_PROBES) else {}
-    row |= {**versions.columns(read_sealed(result.path / MANIFEST)), versions.CPU: versions.cpu()}
+    row |= {
+        **versions.columns(read_sealed(result.path / MANIFEST)),
+        versions.CPU: versions.cpu(),
+        **start_weights.of_cell(job),
+    }
     write_rows(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result, measured)])
     write_rows(job.folder / CURVES, [{"cell": cell.name, **point} for point in _points(steps)])
     write_json(job.folder / ROW, row)
@@ -171,7 +175,7 @@ def rows_of(plan: Plan) -> list[Row]:
     for cell, job in plan.of_cell.items():
         row: Row = {"cell": cell.name, **vars(cell), **standing.of_cell(job, plan)}
         if row["state"] == DONE:
-            kept = {**_versions(job), **stored.row(job)}
+            kept = {**_versions(job), **start_weights.of_cell(job), **stored.row(job)}
             row = {**kept, **{key: kept.get(key) if value is None else value for key, value in row.items()}}
         rows.append(row)
     return rows
