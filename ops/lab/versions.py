@@ -28,10 +28,16 @@ def is_column(name: str) -> bool:
 
 
 def cpu(info: Path = CPU_INFO) -> str:
-    """The processor's model; its architecture where the system does not name it."""
+    """The processor's name, with family, model and stepping, since a virtual one has a common name; its architecture if the system names none."""
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    found: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        found.setdefault(key.strip(), value.strip())
+    numbers = [
+        f"{key.removeprefix('cpu ')} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found
+    ]
+    name = found.get("model name", platform.machine())
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def packages(row: Mapping[str, Any]) -> str:

@@ -112,6 +112,10 @@ def test_versions_come_from_the_manifest_and_this_machine(tmp_path: Path) -> Non
     assert versions.columns({}) == {"commit": None, "dirty": None}  # as cells of before have it
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A B\nmodel name\t: A B\n")
     assert versions.cpu(tmp_path / "cpuinfo") == "A B" and versions.cpu(tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text(
+        "cpu family\t: 6\nmodel\t\t: 167\nmodel name\t: A B\nstepping\t: 1\nmodel\t\t: 8\n"
+    )
+    assert versions.cpu(tmp_path / "cpuinfo") == "A B (family 6, model 167, stepping 1)"
     row = {**versions.columns(manifest), "cpu": "A B"}
     assert versions.words(row) == "commit c with changes with torch 2.0, on A B"
     assert all(versions.is_column(name) for name in row) and not versions.is_column("sampled/accuracy")
