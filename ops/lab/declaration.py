@@ -303,7 +303,7 @@ def sealed(folder: Path) -> dict[str, Any] | None:
             if hashlib.sha256(one["text"].encode()).hexdigest() != one["sha256"]:
                 raise ValueError(f"a text differs from its SHA-256 {one['sha256']}")
         return data
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from error
 
 

@@ -232,6 +232,10 @@ def test_a_change_after_the_first_cell_is_refused_or_recorded(tmp_path: Path) ->
     (top / declaration.SEAL).write_text((top / declaration.SEAL).read_text().replace("a: 2", "a: 3"))
     with pytest.raises(UserError, match=r"damaged.*a text differs from its SHA-256"):
         declaration.seal(top, file)
+    for text in ('{"sha256": "x", "text": 1, "deviations": []}', '{"sha256": "x", "deviations": []}', "[]", "{"):
+        (top / declaration.SEAL).write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            declaration.seal(top, file)
     write_json(top / declaration.SEAL, changed)
     file.write_text("a: 1\n")  # back again: that is a change too
     with pytest.raises(UserError, match="was changed"):
