@@ -25,7 +25,7 @@ from fgrpo.files import part_of_process
 from fgrpo.runs import MANIFEST, write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
-from ops.lab import standing, start_weights, stored, versions
+from ops.lab import arithmetic, standing, start_weights, stored, versions
 from ops.lab.cells import POLICY_PROBES, PROBE, Cell, Job, Plan
 from ops.lab.declaration import PROBES, Lab
 from ops.lab.runner import DONE
@@ -53,6 +53,7 @@ def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
     row |= {
         **versions.columns(read_sealed(result.path / MANIFEST)),
         versions.CPU: versions.cpu(),
+        arithmetic.COLUMN: arithmetic.fingerprint(),
         **start_weights.of_cell(job),
     }
     write_rows(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result, measured)])

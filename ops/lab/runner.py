@@ -25,6 +25,7 @@ from fgrpo.cli import SIDE_BY_SIDE
 from fgrpo.errors import UserError
 from fgrpo.process_guard import end_with_parent
 from fgrpo.runs import held, write_json
+from ops.lab import arithmetic
 from ops.lab.cells import Job
 
 STATUS, LOG = "status.json", "log.txt"
@@ -34,8 +35,7 @@ OTHERWISE = "it was done as another declaration says"
 DONE, FAILED, STOPPED, RUNNING, WAITING = "done", "failed", "stopped", "running", "not started"
 MOST_FAILURES = 2  # the stopping rule: a job that failed so often has ended
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **arithmetic.ENVIRONMENT,
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
     "HF_HUB_OFFLINE": "1",

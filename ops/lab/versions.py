@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo.installed import COMMIT_FILE, IS_WHEEL, ROOT
+from ops.lab import arithmetic
 
 PACKAGES = ("torch", "transformers", "trl", "numpy")  # those that change figures in the last digits
 PACKAGE, CPU = "package/", "cpu"  # columns of a cell's row
@@ -24,7 +25,7 @@ def columns(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_column(name: str) -> bool:
     """Whether a column says where a row was made, not what was measured."""
-    return name in ("commit", "dirty", CPU) or name.startswith(PACKAGE)
+    return name in ("commit", "dirty", CPU, arithmetic.COLUMN) or name.startswith(PACKAGE)
 
 
 def cpu(info: Path = CPU_INFO) -> str:
@@ -48,7 +49,8 @@ def packages(row: Mapping[str, Any]) -> str:
 def words(row: Mapping[str, Any]) -> str:
     """Commit, packages and processor of a row."""
     commit = f"commit {row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
-    return f"{commit} with {packages(row) or 'packages that were not recorded'}, on {row.get(CPU) or 'a processor that was not recorded'}"
+    made = f"{commit} with {packages(row) or 'packages that were not recorded'}, on {row.get(CPU) or 'a processor that was not recorded'}"
+    return f"{made}, arithmetic {row[arithmetic.COLUMN]}" if row.get(arithmetic.COLUMN) else made
 
 
 def code() -> str:
