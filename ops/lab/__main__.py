@@ -27,7 +27,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
 from fgrpo.shards import Shard, add_option
 from ops.clean_checkpoints import clean
-from ops.lab import archive, cells, declaration, results, runner, standing, stored, versions
+from ops.lab import archive, arithmetic, cells, declaration, results, runner, standing, stored, versions
 from ops.lab.cells import Cell, Job, Plan
 from ops.lab.declaration import Lab
 
@@ -68,7 +68,7 @@ def run(
 
     def finish(job: Job) -> None:
         if job.name in by_job:
-            results.finish_cell(lab, by_job[job.name], job)
+            results.finish_cell(lab, by_job[job.name], job, arithmetic.fingerprint())
         elif job.kind == cells.CHAIN:  # before its cells, which would find them behind their links
             clean(load_config(lab.preset), job.folder / "runs")
 

@@ -119,7 +119,8 @@ class Results:
                 *arms, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
             )
             said = tuple(
-                f"seed {seed}: {a} and {b} start from different SFT weights, so it is left out" for seed in apart
+                f"seed {seed}: {a} and {b} are not known to start from the same SFT weights, so it is left out"
+                for seed in apart
             )
             self._known[key] = None if found is None else replace(found, gaps=(*found.gaps, *said))
         return self._known[key]

@@ -4,7 +4,7 @@ Sums are taken in another order by other code, so after some steps of training t
 of them for their AVX2 code, which leaves the maker: MKL has other matrix products for AMD, and its sqrt, exp and log differ whatever
 is set (PyTorch uses them). A cell's row names the fingerprint; equal ones mean that equal commands give equal figures.
 
-Command: `python -m ops.lab.arithmetic` prints this machine's, and those of the finished cells of docs/laboratory/main.
+Command: `python -m ops.lab.arithmetic` prints this machine's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fingerprint() -> str:
     environment = {**os.environ, **ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode or len(done.stdout.strip()) != DIGITS:
-        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:] or done.stdout!r}")
+        raise UserError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout.strip()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.layout import DASH
-from ops.lab import standing, versions
+from ops.lab import arithmetic, standing, versions
 from ops.lab.runner import DONE, Status
 from ops.lab.verdict_text import table
 
@@ -55,18 +55,24 @@ def _odd(cell: Row) -> str:
 
 
 def _made(cells: Sequence[Row]) -> str:
-    """What the finished cells were made with: a row per commit, packages and processor."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """What the finished cells were made with: a row per commit, packages, processor and arithmetic."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for cell in cells:
         if cell["state"] == DONE:
             commit = f"`{cell.get('commit') or 'unknown'}`{' with changes' if cell.get('dirty') else ''}"
-            key = (commit, versions.packages(cell) or DASH, cell.get(versions.CPU) or DASH)
+            key = (
+                commit,
+                versions.packages(cell) or DASH,
+                cell.get(versions.CPU) or DASH,
+                cell.get(arithmetic.COLUMN) or DASH,
+            )
             groups.setdefault(key, []).append(cell)
     rows = [(*key, _names(group)) for key, group in groups.items()]
     if not rows:
         return ""
     explained = f"What made the finished cells ({DASH}: not recorded):"
-    return f"{explained}\n\n{table('made', ('commit', 'packages', 'processor', 'cells (seeds)'), rows, left=4)}"
+    header = ("commit", "packages", "processor", "arithmetic", "cells (seeds)")
+    return f"{explained}\n\n{table('made', header, rows, left=5)}"
 
 
 def _names(cells: Iterable[Row]) -> str:

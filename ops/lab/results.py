@@ -38,8 +38,11 @@ Row = dict[str, Any]
 _CURVES = ("accuracy", "inconsistency", "format", "kl")  # of metrics.jsonl, besides constraints and multipliers
 
 
-def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
+def finish_cell(lab: Lab, cell: Cell, job: Job, computed: str | None = None) -> Row:
     """Write a finished cell's figures into its folder, and delete its RL checkpoints; returns its row.
+
+    Args:
+        computed: the fingerprint of this machine's arithmetic (`ops.lab.arithmetic`).
 
     Raises:
         UserError: the evaluation, the log of training, the forced statements or the probes are missing or damaged.
@@ -53,7 +56,7 @@ def finish_cell(lab: Lab, cell: Cell, job: Job) -> Row:
     row |= {
         **versions.columns(read_sealed(result.path / MANIFEST)),
         versions.CPU: versions.cpu(),
-        arithmetic.COLUMN: arithmetic.fingerprint(),
+        arithmetic.COLUMN: computed,
         **start_weights.of_cell(job),
     }
     write_rows(job.folder / QUESTIONS, [{"cell": cell.name, **answer} for answer in _answers(result, measured)])

@@ -32,6 +32,6 @@ def of_cell(job: Job) -> dict[str, str]:
 
 
 def apart(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Seeds at which the cells of two arms are known to start from different weights."""
+    """Seeds at which two arms start from different weights, or of which only one names its own: the other is from before a repetition."""
     of_a, of_b = ({cell["seed"]: cell.get(COLUMN) for cell in cells} for cells in (a, b))
-    return tuple(seed for seed in sorted(of_a) if of_a[seed] and of_b.get(seed) and of_a[seed] != of_b[seed])
+    return tuple(seed for seed in sorted(of_a.keys() & of_b) if of_a[seed] != of_b[seed])

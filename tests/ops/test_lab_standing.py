@@ -99,9 +99,9 @@ def test_the_page_says_what_made_each_cell(tmp_path: Path) -> None:
     _, plan = laboratory(tmp_path)
     rows = results.rows_of(plan)
     new = next(row for row in rows if row["cell"] == "base/fgrpo/seed-1")
-    new.update({"commit": "beef", "package/torch": "2.0", "package/numpy": "1.9", "cpu": "a CPU"})
+    new.update({"commit": "beef", "package/torch": "2.0", "package/numpy": "1.9", "cpu": "a CPU", "arithmetic": "f00d"})
     text = "\n".join(cells_text.section(rows, {}))
-    assert "| `beef` | torch 2.0, numpy 1.9 | a CPU | base/fgrpo (1) |" in text
+    assert "| `beef` | torch 2.0, numpy 1.9 | a CPU | f00d | base/fgrpo (1) |" in text
     old = next(line for line in text.splitlines() if line.startswith("| `c0ffee`"))
     assert "base/sft (0, 1, 2)" in old and "base/fgrpo (0, 2)" in old
 
@@ -118,6 +118,8 @@ def test_versions_come_from_the_manifest_and_this_machine(tmp_path: Path) -> Non
     assert versions.cpu(tmp_path / "cpuinfo") == "A B (family 6, model 167, stepping 1)"
     row = {**versions.columns(manifest), "cpu": "A B"}
     assert versions.words(row) == "commit c with changes with torch 2.0, on A B"
+    row["arithmetic"] = "f00d"
+    assert versions.words(row) == "commit c with changes with torch 2.0, on A B, arithmetic f00d"
     assert all(versions.is_column(name) for name in row) and not versions.is_column("sampled/accuracy")
 
 

@@ -43,7 +43,8 @@ def test_the_weights_are_those_of_sft(tmp_path: Path) -> None:
     [
         ({0: "x", 1: "y", 2: "z"}, {0: "x", 1: "y", 2: "z"}, [0, 1, 2]),
         ({0: "x", 1: "y", 2: "z"}, {0: "x", 1: "other", 2: "z"}, [0, 2]),
-        ({0: "x", 1: "y", 2: "z"}, {0: "x", 2: "z"}, [0, 1, 2]),  # not known: it was not recorded then
+        ({0: "x", 1: "y", 2: "z"}, {0: "x", 2: "z"}, [0, 2]),  # one was repeated since weights are recorded
+        ({0: "x", 2: "z"}, {0: "x", 2: "z"}, [0, 1, 2]),  # both are from before
     ],
 )
 def test_seeds_of_different_weights_are_left_out_and_named(
@@ -55,7 +56,7 @@ def test_seeds_of_different_weights_are_left_out_and_named(
         cell[start_weights.COLUMN] = known.get(cell["method"], {}).get(cell["seed"])
     effect = found.effect("base", PART)
     assert effect is not None and list(effect.by_seed) == seeds
-    said = "seed 1: fgrpo and grpo-t start from different SFT weights, so it is left out"
+    said = "seed 1: fgrpo and grpo-t are not known to start from the same SFT weights, so it is left out"
     assert (said in effect.gaps) == (said in page(found)) == (1 not in seeds)
     alone = found.compare("base", "accuracy", "sampled", "fgrpo")
     assert alone is not None and alone.seeds == 3, "a mean compares nothing"
