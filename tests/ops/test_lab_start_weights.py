@@ -53,7 +53,7 @@ def test_seeds_of_different_weights_are_left_out_and_named(
     found = results()
     known = {"fgrpo": of_fgrpo, "grpo-t": of_grpo_t}
     for cell in found.cells:
-        cell[start_weights.COLUMN] = known.get(cell["method"], {}).get(cell["seed"])
+        cell[start_weights.COLUMN] = known.get(cell["method"], of_grpo_t).get(cell["seed"])
     effect = found.effect("base", PART)
     assert effect is not None and list(effect.by_seed) == seeds
     said = "seed 1: fgrpo and grpo-t are not known to start from the same SFT weights, so it is left out"
