@@ -137,8 +137,8 @@ smoke: ## run the demo's stages in about two minutes, to test the plumbing (PRES
 	@$(MAKE) --no-print-directory demo PRESET=smoke
 clean-checkpoints: | $(STAMP) ## delete the checkpoints of finished stages; list superseded run folders with their sizes
 	$(PY) -m ops.clean_checkpoints $(ARGS)
-lab: | $(STAMP) ## run a declared lab, cell by cell (LAB=main, CELL=<condition>/<method>/seed-<s>, SHARD=1/4, JOBS=2; PLAN=1 lists only)
-	$(PY) -m ops.lab --lab $(LAB) $(if $(RUNS),--runs $(RUNS)) $(if $(findstring command,$(origin JOBS)),--jobs $(JOBS)) $(if $(SHARD),--shard $(SHARD)) $(if $(CELL),--cell $(CELL)) $(if $(AMEND),--amend "$(AMEND)") $(if $(PLAN),--plan)
+lab: | $(STAMP) ## run a declared lab, cell by cell (LAB=main, CELL=<condition>/<method>/seed-<s> with REPEAT=1 once more, SHARD=1/4, JOBS=2; PLAN=1 lists only)
+	$(PY) -m ops.lab --lab $(LAB) $(if $(RUNS),--runs $(RUNS)) $(if $(findstring command,$(origin JOBS)),--jobs $(JOBS)) $(if $(SHARD),--shard $(SHARD)) $(if $(CELL),--cell $(CELL)) $(if $(REPEAT),--repeat) $(if $(AMEND),--amend "$(AMEND)") $(if $(PLAN),--plan)
 lab-report: | $(STAMP) ## write a lab's page from its results (LAB=main; PUBLISH=1: as docs/laboratory.md)
 	$(PY) -m ops.lab --lab $(LAB) --report $(if $(RUNS),--runs $(RUNS)) $(if $(PUBLISH),--publish) $(if $(AMEND),--amend "$(AMEND)")
 backbone: | $(STAMP) ## train the mini backbone from scratch (up to two hours; a trained one is shipped; FLAGS="--seed 1 --direct-steps 480")

@@ -3,6 +3,7 @@
     python -m ops.lab --lab main [--shard 1/4] [--jobs 2]   run what is not done (`make lab LAB=main`), then collect
     python -m ops.lab --lab main --cell <cell> --runs again one cell with what it needs; prints its commands, its figures, and
                                                             whether they are the published ones
+    python -m ops.lab --lab main --cell <cell> --repeat     a finished cell once more, beside its first run (ops.lab.repetitions)
     python -m ops.lab --lab main --plan                     cells, states and costs; starts nothing
     python -m ops.lab --lab main --report [--publish]       the page, in runs/lab/main/; or docs/laboratory.md, with the results
                                                             in docs/laboratory/main/ (ops.lab.archive)
@@ -27,7 +28,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_atomic
 from fgrpo.shards import Shard, add_option
 from ops.clean_checkpoints import clean
-from ops.lab import archive, arithmetic, cells, declaration, results, runner, standing, stored, versions
+from ops.lab import archive, arithmetic, cells, declaration, repetitions, results, runner, standing, stored, versions
 from ops.lab.cells import Cell, Job, Plan
 from ops.lab.declaration import Lab
 
@@ -49,11 +50,13 @@ def run(
     jobs: int,
     amend: str | None = None,
     insists: bool = False,
+    repeats: bool = False,
 ) -> dict[str, str]:
     """Run the jobs of `chosen` that are not done, and collect; returns {job: reason} of those that failed.
 
     Args:
         insists: start jobs that failed twice too.
+        repeats: run finished cells once more; the first run stays (`ops.lab.repetitions`).
 
     Raises:
         UserError: the declaration was changed since the first cell started and `amend` gives no reason.
@@ -65,6 +68,9 @@ def run(
     if not seal["committed"]:
         print(f"configs/lab/{name}.yaml was not committed when the first cell started; the report will say so")
     by_job = {job.name: cell for cell, job in whole.of_cell.items()}
+    if repeats:
+        for job in chosen.of_cell.values():
+            repetitions.make_room(job)
 
     def finish(job: Job) -> None:
         if job.name in by_job:
@@ -76,6 +82,9 @@ def run(
         tell = partial(print, flush=True)
         return runner.Runner(jobs, finish, tell, stored.damage, insists).run(chosen.jobs)
     finally:
+        if repeats:
+            for job in chosen.of_cell.values():
+                repetitions.settle(job)
         results.collect(lab, whole, top)
 
 
@@ -144,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--jobs", type=int, default=0, help="processes at a time (default: one per core)")
     arguments.add_argument("--cell", help="run this cell only, such as mini/fgrpo/seed-0, with what it needs")
     arguments.add_argument(
+        "--repeat", action="store_true", help="with --cell: run a finished cell once more, beside its first run"
+    )
+    arguments.add_argument(
         "--amend", metavar="REASON", help="accept a changed declaration; the report lists the reason"
     )
     arguments.add_argument("--plan", action="store_true", help="print cells, states and costs; start nothing")
@@ -162,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             show(whole, list(chosen.of_cell), jobs)
         elif args.report or args.publish:
             print(f"report: {report(args.lab, lab, whole, top, args.publish, args.amend)}")
+        elif args.repeat and not args.cell:
+            raise UserError("--repeat runs one cell once more; name it with --cell")
         else:
             _run(args, lab, whole, chosen, top, jobs)
 
@@ -172,9 +186,12 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     if args.cell:
         for job in chosen.jobs:
             print("\n".join([f"# {job.name}", *(shlex.join(command) for command in job.commands)]))
-    problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend, insists=bool(args.cell))
+    problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend, insists=bool(args.cell), repeats=args.repeat)
     if args.cell:
         row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
+        if args.repeat:
+            runs = [{**r, "cell": args.cell} for r, _ in repetitions.rows(whole) if r[repetitions.REPEATS] == args.cell]
+            row = max([row, *runs], key=lambda run: str(run["started"]))
         print("\n".join(f"{_label(key)}: {value!r}" for key, value in row.items() if value is not None))
         print(_against_published(args.lab, row))
     if problems:

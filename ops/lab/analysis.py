@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from ops.lab import start_weights, statistics
 from ops.lab.arms import Arm, arm_of_cells, arm_of_rows
 from ops.lab.declaration import CELL, PROBES, Lab, Part
 from ops.lab.first_published import as_first_published
+from ops.lab.repetitions import REPEATS
 from ops.lab.results import CELLS, CURVES, QUESTIONS
 from ops.lab.statistics import Effect
 from ops.lab.verdicts import Verdict, decide
@@ -33,13 +34,15 @@ class Results:
         cells: the rows of cells.parquet, one per declared cell.
         answers: the rows of questions.parquet by cell, as columns.
         curves: {(cell, key): [(step, value), …]}.
+        further: the rows of further runs (`ops.lab.repetitions`), whose answers and curves have the run's name.
     """
 
     lab: Lab
     cells: list[dict[str, Any]]
     answers: dict[str, dict[str, list[Any]]]
     curves: dict[tuple[str, str], list[tuple[int, float]]]
-    _arms: dict[tuple[str, str, str, str], Arm] = field(default_factory=dict, init=False, repr=False)
+    further: list[dict[str, Any]] = field(default_factory=list)
+    _arms: dict[tuple[str, ...], Arm] = field(default_factory=dict, init=False, repr=False)
     _known: dict[Key, Effect | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -54,7 +57,8 @@ class Results:
         curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for point in pq.read_table(top / CURVES).to_pylist():
             curves.setdefault((point["cell"], point["key"]), []).append((point["step"], point["value"]))
-        return cls(lab, cells, answers, curves)
+        declared = [cell for cell in cells if not cell.get(REPEATS)]
+        return cls(lab, declared, answers, curves, [cell for cell in cells if cell.get(REPEATS)])
 
     @cached_property
     def _pooled(self) -> dict[str, bool]:
@@ -64,15 +68,22 @@ class Results:
         """The finished cells of an arm, one per seed."""
         return [c for c in self.cells if (c["condition"], c["method"], c["state"]) == (condition, method, "done")]
 
+    def runs(self, condition: str, method: str) -> list[dict[str, Any]]:
+        """The finished runs of an arm: its cells, then their further runs in the order of their starts."""
+        more = [c for c in self.further if (c["condition"], c["method"]) == (condition, method)]
+        return self.done(condition, method) + sorted(more, key=lambda run: str(run["started"]))
+
     def arm(self, condition: str, method: str, metric: str, kind: str) -> Arm:
-        """An arm's values of a metric."""
-        key = (condition, method, metric, kind)
+        """An arm's values of a metric, over its cells' first runs."""
+        return self._arm(self.done(condition, method), method, metric, kind)
+
+    def _arm(self, cells: Sequence[Mapping[str, Any]], method: str, metric: str, kind: str) -> Arm:
+        key = (method, metric, kind, *(cell["cell"] for cell in cells))
         if key not in self._arms:
-            self._arms[key] = self._arm(*key)
+            self._arms[key] = self._arm_of(cells, method, metric, kind)
         return self._arms[key]
 
-    def _arm(self, condition: str, method: str, metric: str, kind: str) -> Arm:
-        cells = self.done(condition, method)
+    def _arm_of(self, cells: Sequence[Mapping[str, Any]], method: str, metric: str, kind: str) -> Arm:
         if metric.startswith(CELL):
             column = metric.removeprefix(CELL)
             values = {c["seed"]: c[column] for c in cells if c.get(column) is not None}
@@ -81,7 +92,7 @@ class Results:
         rows = [row for c in cells for row in self._rows(c["seed"], self.answers[c["cell"]], metric, kind)]
         return arm_of_rows(rows, metric.startswith(PROBES) or self._pooled[metric], method)
 
-    def _unit(self, cell: dict[str, Any], column: str) -> int:
+    def _unit(self, cell: Mapping[str, Any], column: str) -> int:
         """What a column of a cell is a share of: forced questions, or steps; 0 if it is no share."""
         shares = {"forced": self.lab.probe_questions * len(CORE), "saturated": cell.get("steps") or 0}
         return shares.get(column.partition("/")[0], 0)
@@ -104,26 +115,33 @@ class Results:
     def compare(
         self, condition: str, metric: str, kind: str, a: str, b: str | None = None, without: tuple[int, ...] = ()
     ) -> Effect | None:
-        """`a` minus `b`, paired by seed and question, or the mean of `a`.
+        """`a` minus `b`, paired by seed and question, or the mean of `a`. A pair starts from the same weights (`start_weights.pairs`).
 
         Args:
             without: seeds to leave out.
         """
         key = (condition, metric, kind, a, b, without)
         if key not in self._known:
-            arms = [self.arm(condition, method, metric, kind) for method in (a, b) if method is not None]
-            apart = () if b is None else start_weights.apart(self.done(condition, a), self.done(condition, b))
-            arms = [arm.only([seed for seed in arm.seeds if seed not in (*without, *apart)]) for arm in arms]
+            arms, apart = self._of_pair(condition, metric, kind, a, b)
+            arms = [arm.only([seed for seed in arm.seeds if seed not in without]) for arm in arms]
             settings = self.lab.analysis
             found = statistics.effect(
                 *arms, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
             )
             said = tuple(
-                f"seed {seed}: {a} and {b} are not known to start from the same SFT weights, so it is left out"
+                f"seed {seed}: no runs of {a} and {b} are known to start from the same SFT weights, so it is left out"
                 for seed in apart
             )
             self._known[key] = None if found is None else replace(found, gaps=(*found.gaps, *said))
         return self._known[key]
+
+    def _of_pair(
+        self, condition: str, metric: str, kind: str, a: str, b: str | None
+    ) -> tuple[list[Arm], tuple[int, ...]]:
+        if b is None:
+            return [self.arm(condition, a, metric, kind)], ()
+        of_a, of_b, apart = start_weights.pairs(self.runs(condition, a), self.runs(condition, b))
+        return [self._arm(of_a, a, metric, kind), self._arm(of_b, b, metric, kind)], apart
 
     def verdicts(self) -> list[Verdict]:
         """The verdict on every hypothesis in each of its conditions."""

@@ -7,6 +7,7 @@ from different SFT weights are no pair (`ops.lab.start_weights`).
 
     cells.jsonl        per started cell: its job's key, state, cost and attempts, and its row of figures if it is done
     cells.parquet      a row per declared cell
+    repeated.jsonl     per further run of a finished cell, as cells.jsonl; its answers and curves have the run's name
     shared.jsonl       per started job that cells share: its state, cost and attempts
     questions.parquet  every scored answer of the finished cells
     curves.parquet     their training curves
@@ -19,8 +20,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ import pyarrow.parquet as pq
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.runs import held, write_json
-from ops.lab import declaration, results, runner, standing, start_weights, stored, versions
+from ops.lab import declaration, repetitions, results, runner, standing, start_weights, stored, versions
 from ops.lab.cells import Job, Plan
 from ops.lab.declaration import SEAL
 
 FOLDER = Path("docs/laboratory")
 ELSEWHERE = "its files are not here: they were made in another checkout"
-ENTRIES, SHARED = "cells.jsonl", "shared.jsonl"
+ENTRIES, REPEATED, SHARED = "cells.jsonl", "repeated.jsonl", "shared.jsonl"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def entries(folder: Path) -> dict[str, Entry]:
     Raises:
         UserError: a line of the archive is damaged.
     """
-    found = {}
-    for line, status in _lines(folder / ENTRIES, "cell"):
-        found[line["cell"]] = Entry(line["cell"], status, dict(line.get("row") or {}))
-    return found
+    return {entry.cell: entry for entry in _entries(folder / ENTRIES)}
+
+
+def _entries(path: Path) -> list[Entry]:
+    return [Entry(line["cell"], status, dict(line.get("row") or {})) for line, status in _lines(path, "cell")]
 
 
 def shared(plan: Plan, folder: Path) -> dict[str, runner.Status]:
@@ -110,9 +112,17 @@ def publish(plan: Plan, top: Path, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder.parent) as made:
         draft = Path(made)
+        further = list(repetitions.rows(plan))
         for name in stored.TABLES:
-            results.write_joined(draft / name, [pq.read_table(job.folder / name) for job in done.values()])
-        results.write_rows(draft / results.CELLS, list(rows.values()))
+            tables = [pq.read_table(job.folder / name) for job in done.values()]
+            tables += [repetitions.named(pq.read_table(job.folder / name), row["cell"]) for row, job in further]
+            results.write_joined(draft / name, tables)
+        results.write_rows(draft / results.CELLS, [*rows.values(), *(row for row, _ in further)])
+        if further:
+            again = [(row[repetitions.REPEATS], runner.read(job.folder), stored.row(job)) for row, job in further]
+            write_jsonl(
+                draft / REPEATED, ({"cell": c, "status": vars(s), "row": dict(sorted(r.items()))} for c, s, r in again)
+            )
         if common := shared(plan, folder):
             write_jsonl(draft / SHARED, ({"job": name, "status": vars(status)} for name, status in common.items()))
         if (top / SEAL).is_file():
@@ -156,7 +166,8 @@ def _refuse_loss(plan: Plan, done: Mapping[str, runner.Status], top: Path, folde
 def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
     """Put archived cells that are not done in `top` and have not failed or stopped there into their folders; returns their names.
 
-    The attempts of all other archived jobs are added to those of their folders.
+    An archived run of a cell of which another is done in `top` becomes a further run there, or that one does if it started later. The
+    attempts of all other archived jobs are added to those of their folders.
 
     Raises:
         UserError: the archive is damaged.
@@ -169,15 +180,32 @@ def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
     for line, status in _lines(folder / SHARED, "job"):
         if line["job"] in by_name:
             _remember(by_name[line["job"]], status)
-    jobs = {cell.name: job for cell, job in plan.of_cell.items() if cell.name in found}
-    wanted = {name: job for name, job in jobs.items() if found[name].status.is_done(job) and _is_free(job)}
-    tables = {name: _table(folder / name) for name in stored.TABLES} if wanted else {}
-    for name, job in jobs.items():
+    jobs = {cell.name: job for cell, job in plan.of_cell.items()}
+    _settle(jobs.values())
+    known = {name: entry for name, entry in found.items() if name in jobs}
+    wanted = {name: one for name, one in known.items() if one.status.is_done(jobs[name]) and _is_free(jobs[name])}
+    further = {name: one for name, one in known.items() if name not in wanted and _is_other_run(one, jobs[name])}
+    further |= {
+        repetitions.name(one.cell, one.status): one
+        for one in _entries(folder / REPEATED)
+        if one.cell in jobs and one.status.is_done(jobs[one.cell]) and not _is_here(one, jobs[one.cell])
+    }
+    tables = {name: _table(folder / name) for name in stored.TABLES} if wanted or further else {}
+    for name, entry in known.items():
         if name in wanted:
-            _put(job, found[name], tables, folder)
-        else:
-            _remember(job, found[name].status)
+            _put(jobs[name], entry, name, tables, folder)
+        elif name not in further:
+            _remember(jobs[name], entry.status)
+    for name, entry in further.items():
+        _put(repetitions.place(jobs[entry.cell], entry.status), entry, name, tables, folder)
+    _settle(jobs[name] for name in {entry.cell: None for entry in further.values()})
     return list(wanted)
+
+
+def _settle(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        with suppress(UserError):  # another process works on it; the next call does it
+            repetitions.settle(job)
 
 
 def _is_free(job: Job) -> bool:
@@ -186,12 +214,24 @@ def _is_free(job: Job) -> bool:
     return status.state == runner.WAITING or (status.is_done(job) and bool(stored.damage(job)))
 
 
-def _put(job: Job, entry: Entry, tables: Mapping[str, pa.Table], folder: Path) -> None:
-    if entry.cell not in pc.unique(tables[stored.QUESTIONS]["cell"]).to_pylist():
-        raise UserError(f"{folder / stored.QUESTIONS} has no answers of {entry.cell}; restore it from git")
+def _is_here(entry: Entry, job: Job) -> bool:
+    """Whether an archived run is one of those in the cell's folder."""
+    return entry.status.started in {runner.read(one.folder).started for one in (job, *repetitions.others(job))}
+
+
+def _is_other_run(entry: Entry, job: Job) -> bool:
+    """Whether an archived cell is done and its folder holds another finished run of it."""
+    return entry.status.is_done(job) and stored.is_done(job) and not _is_here(entry, job)
+
+
+def _put(job: Job, entry: Entry, name: str, tables: Mapping[str, pa.Table], folder: Path) -> None:
+    """Write an archived run into the job's folder; `name` is the run's in the archive's tables."""
+    if name not in pc.unique(tables[stored.QUESTIONS]["cell"]).to_pylist():
+        raise UserError(f"{folder / stored.QUESTIONS} has no answers of {name}; restore it from git")
     job.folder.mkdir(parents=True, exist_ok=True)
     for file, table in tables.items():
-        results.write_table(job.folder / file, table.filter(pc.equal(table["cell"], entry.cell)))
+        found = repetitions.named(table.filter(pc.equal(table["cell"], name)), entry.cell)
+        results.write_table(job.folder / file, found)
     past = runner.read(job.folder).history(job, stored.damage(job))
     status = replace(entry.status, attempts=(*entry.status.attempts, *_unknown(past, entry.status)))
     write_json(job.folder / stored.ROW, dict(entry.row))
@@ -234,7 +274,8 @@ def _table(path: Path) -> pa.Table:
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's results alone, without what differs between two runs of one cell: cost, dates, state and commit."""
-    return {k: value for k, value in row.items() if k not in standing.COLUMNS and not versions.is_column(k)}
+    where = (*standing.COLUMNS, repetitions.REPEATS)
+    return {k: value for k, value in row.items() if k not in where and not versions.is_column(k)}
 
 
 def differences(row: Mapping[str, Any], entry: Entry) -> list[str]:

@@ -54,6 +54,7 @@ def page(
         *_declaration(name, lab, seal, results.cells),
         "## Cells",
         *cells_text.section(results.cells, shared or {}, code, archive, notes.get(OF_CELLS, "")),
+        *tables.repeated(results),
         "## Verdicts",
         *verdict_text.sections(name, found, notes),
         "## Means over seeds",

@@ -25,7 +25,7 @@ from fgrpo.files import part_of_process
 from fgrpo.runs import MANIFEST, write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
-from ops.lab import arithmetic, standing, start_weights, stored, versions
+from ops.lab import arithmetic, repetitions, standing, start_weights, stored, versions
 from ops.lab.cells import POLICY_PROBES, PROBE, Cell, Job, Plan
 from ops.lab.declaration import PROBES, Lab
 from ops.lab.runner import DONE
@@ -157,7 +157,7 @@ def write_joined(path: Path, tables: Iterable[Any]) -> None:
 
 
 def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
-    """Join the cells' results into the lab's parquet files; returns the rows of all declared cells, in order.
+    """Join the results of the cells and of their further runs into the lab's parquet files; returns the rows of all declared cells, in order.
 
     A cell that is not done has its state and the reason in place of figures. So has a cell that was done under another declaration,
     and one whose results are damaged.
@@ -166,8 +166,11 @@ def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
     done = [job for job, row in zip(plan.of_cell.values(), rows, strict=True) if row["state"] == DONE]
     answers = [pq.read_table(job.folder / QUESTIONS) for job in done]
     points = [pq.read_table(job.folder / CURVES) for job in done]
+    further = list(repetitions.rows(plan))
+    answers += [repetitions.named(pq.read_table(job.folder / QUESTIONS), row["cell"]) for row, job in further]
+    points += [repetitions.named(pq.read_table(job.folder / CURVES), row["cell"]) for row, job in further]
     top.mkdir(parents=True, exist_ok=True)
-    write_rows(top / CELLS, rows)
+    write_rows(top / CELLS, [*rows, *(row for row, _ in further)])
     write_joined(top / QUESTIONS, answers)
     write_joined(top / CURVES, points)
     return rows

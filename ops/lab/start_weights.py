@@ -15,6 +15,7 @@ from fgrpo.sealed import read_sealed
 from ops.lab.cells import Job
 
 COLUMN = "start_weights"
+Row = Mapping[str, Any]
 _WEIGHTS = ("final/", ".safetensors")  # how the names of the files begin and end
 
 
@@ -31,7 +32,32 @@ def of_cell(job: Job) -> dict[str, str]:
     return {COLUMN: hashlib.sha256(repr(hashes).encode()).hexdigest()[:16]} if hashes else {}
 
 
-def apart(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Seeds at which two arms start from different weights, or of which only one names its own: the other is from before a repetition."""
-    of_a, of_b = ({cell["seed"]: cell.get(COLUMN) for cell in cells} for cells in (a, b))
-    return tuple(seed for seed in sorted(of_a.keys() & of_b) if of_a[seed] != of_b[seed])
+def pairs(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Row], list[Row], tuple[int, ...]]:
+    """At each seed the earliest runs of two arms that start from the same weights, and the seeds at which no two runs do.
+
+    Runs that name no weights are from before they were recorded, when a cell ran once. A seed of one arm alone keeps its first run.
+
+    Args:
+        a, b: finished runs, a cell's first run before its further ones.
+    """
+    chosen_a, chosen_b, apart = list[Row](), list[Row](), list[int]()
+    of_a, of_b = _by_seed(a), _by_seed(b)
+    for seed in sorted(of_a.keys() | of_b):
+        both = [(x, y) for x in of_a.get(seed, ()) for y in of_b.get(seed, ())]
+        same = [(x, y) for x, y in both if x.get(COLUMN) == y.get(COLUMN)]
+        if both and not same:
+            apart.append(seed)
+        elif same:
+            chosen_a.append(same[0][0])
+            chosen_b.append(same[0][1])
+        else:
+            chosen_a += of_a.get(seed, [])[:1]
+            chosen_b += of_b.get(seed, [])[:1]
+    return chosen_a, chosen_b, tuple(apart)
+
+
+def _by_seed(runs: Sequence[Row]) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for run in runs:
+        found.setdefault(run["seed"], []).append(run)
+    return found

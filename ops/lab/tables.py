@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from eval.layout import DASH
 from eval.measures import Measure, measures, measures_of
 from eval.results import paper
-from ops.lab import words
+from ops.lab import arithmetic, start_weights, words
 from ops.lab.analysis import Results
 from ops.lab.declaration import CELL, PROBES
+from ops.lab.repetitions import REPEATS
 from ops.lab.words import table
 from rewards.probes import MEASURED
 
@@ -136,6 +137,29 @@ def probes(results: Results) -> list[str]:
         "vision dependence is in nats; ± is half the interval."
     )
     return ["## Measured on the policies", *out, explained]
+
+
+def repeated(results: Results) -> list[str]:
+    """Every run of the cells that ran more than once: what differs between two runs of the same commands."""
+    shown = [m for m in measures() if f"sampled/{m.metric}" in {key for run in results.further for key in run}]
+    rows = []
+    for cell in results.cells:
+        more = [run for run in results.runs(cell["condition"], cell["method"]) if run.get(REPEATS) == cell["cell"]]
+        for number, run in enumerate([cell, *more] if more else [], start=1):
+            start = str(run.get(start_weights.COLUMN) or DASH)[:8]
+            made = (str(run["started"] or DASH), str(run.get(arithmetic.COLUMN) or DASH)[:8], start)
+            values = ((run.get(f"sampled/{m.metric}"), m.metric) for m in shown)
+            figures = (DASH if value is None else words.number(value, metric) for value, metric in values)
+            rows.append((f"{cell['cell']}, run {number}", *made, *figures))
+    if not rows:
+        return []
+    note = (
+        "Means and tables are over first runs. A comparison takes at each seed the earliest runs of both arms that start from the same SFT "
+        "weights, so a further run is a partner for arms that were added on a machine whose arithmetic makes other weights. Sampled "
+        "answers, %; the first digits of arithmetic and weights (–: not recorded, equal among first runs of a seed)."
+    )
+    headings = ("run", "started", "arithmetic", "SFT weights", *(m.heading for m in shown))
+    return ["### Cells that ran more than once", note, table("repeated", headings, rows, left=4)]
 
 
 def beside_the_paper(results: Results) -> list[str]:

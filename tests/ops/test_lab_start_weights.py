@@ -56,7 +56,7 @@ def test_seeds_of_different_weights_are_left_out_and_named(
         cell[start_weights.COLUMN] = known.get(cell["method"], of_grpo_t).get(cell["seed"])
     effect = found.effect("base", PART)
     assert effect is not None and list(effect.by_seed) == seeds
-    said = "seed 1: fgrpo and grpo-t are not known to start from the same SFT weights, so it is left out"
+    said = "seed 1: no runs of fgrpo and grpo-t are known to start from the same SFT weights, so it is left out"
     assert (said in effect.gaps) == (said in page(found)) == (1 not in seeds)
     alone = found.compare("base", "accuracy", "sampled", "fgrpo")
     assert alone is not None and alone.seeds == 3, "a mean compares nothing"
