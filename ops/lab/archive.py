@@ -194,7 +194,7 @@ def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
     for name, entry in known.items():
         if name in wanted:
             _put(jobs[name], entry, name, tables, folder)
-        elif name not in further:
+        elif name not in further and not _is_aside(entry, jobs[name]):
             _remember(jobs[name], entry.status)
     for name, entry in further.items():
         _put(repetitions.place(jobs[entry.cell], entry.status), entry, name, tables, folder)
@@ -216,7 +216,12 @@ def _is_free(job: Job) -> bool:
 
 def _is_here(entry: Entry, job: Job) -> bool:
     """Whether an archived run is one of those in the cell's folder."""
-    return entry.status.started in {runner.read(one.folder).started for one in (job, *repetitions.others(job))}
+    return runner.read(job.folder).started == entry.status.started or _is_aside(entry, job)
+
+
+def _is_aside(entry: Entry, job: Job) -> bool:
+    """Whether an archived run is a further run of the cell here."""
+    return entry.status.started in {runner.read(one.folder).started for one in repetitions.others(job)}
 
 
 def _is_other_run(entry: Entry, job: Job) -> bool:

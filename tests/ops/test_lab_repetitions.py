@@ -121,14 +121,17 @@ def test_all_runs_are_published_and_come_back(tmp_path: Path) -> None:
 def test_a_cell_that_was_done_in_two_checkouts_has_two_runs(tmp_path: Path, started: str, first: str) -> None:
     here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
     _, plan = laboratory(here)
+    stopped = {"state": "stopped", "reason": "killed", "started": "r", "key": "k"}
+    status = runner.read(plan.of_cell[ONE].folder)
+    write_json(plan.of_cell[ONE].folder / runner.STATUS, vars(replace(status, attempts=(stopped,))))
     archive.publish(plan, here, folder)
     again = moved(plan, here, there)
     job = again.of_cell[ONE]
     finish(job, ONE, started)
     assert "base/fgrpo/seed-1" not in archive.restore(again, there, folder)
-    assert runner.read(job.folder).started == first and not runner.read(job.folder).attempts
-    assert len(repetitions.others(job)) == 1
     archive.publish(again, there, folder)
+    runs = {run.started: run.attempts for run in (runner.read(one.folder) for one in (job, *repetitions.others(job)))}
+    assert list(runs) == sorted(("t", started)) and runs["t"] == (stopped,) and not runs[started]
     assert [json.loads(line)["cell"] for line in (folder / archive.REPEATED).read_text().splitlines()] == [ONE.name]
     assert archive.entries(folder)[ONE.name].status.started == first
 
