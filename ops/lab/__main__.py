@@ -186,6 +186,8 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     if args.cell:
         for job in chosen.jobs:
             print("\n".join([f"# {job.name}", *(shlex.join(command) for command in job.commands)]))
+        if said := _other_arithmetic(args.lab, args.cell):
+            print(said, flush=True)
     problems = run(args.lab, lab, whole, chosen, top, jobs, args.amend, insists=bool(args.cell), repeats=args.repeat)
     if args.cell:
         row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
@@ -200,6 +202,18 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
             f"{len(problems)} jobs are not done:\n{lines}\nTheir logs are log.txt in their folders. Rerun to resume"
         )
     print(f"results: {top / results.CELLS}; the page: make lab-report LAB={args.lab}")
+
+
+def _other_arithmetic(name: str, cell: str) -> str:
+    """A warning, if the published figures of a cell come from other arithmetic than this machine's."""
+    published = archive.entries(archive.FOLDER / name).get(cell)
+    there = published.row.get(arithmetic.COLUMN) if published is not None else None
+    if there in (None, arithmetic.fingerprint()):
+        return ""
+    return (
+        f"The published figures of {cell} come from arithmetic {there}, and this machine has {arithmetic.fingerprint()} "
+        "(python -m ops.lab.arithmetic): expect other figures, since sums are rounded otherwise and sampling then drifts apart"
+    )
 
 
 def _label(column: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from fgrpo.errors import UserError
 from fgrpo.runs import write_json
 from ops.lab import __main__ as main
-from ops.lab import archive, cells, declaration, figures, results, runner, stored
+from ops.lab import archive, arithmetic, cells, declaration, figures, results, runner, stored
 from ops.lab.analysis import Results
 from ops.lab.cells import Cell
 from tests.ops.test_lab import DECLARED, lab, laboratory
@@ -134,6 +134,19 @@ def test_a_repeated_cell_names_both_versions(checkout: Path) -> None:
         json.dumps({"cell": "base/fgrpo/seed-1", "status": vars(runner.read(job.folder)), "row": {}}) + "\n"
     )
     assert "has no figures of this cell" in main._against_published("x", row)
+
+
+def test_other_arithmetic_is_said_before_a_published_cell_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = laboratory(checkout / "lab")
+    job = plan.of_cell[Cell("base", "fgrpo", 1)]
+    monkeypatch.setattr(arithmetic, "fingerprint", lambda: "f00d")
+    said = []
+    for made_by in (None, "f00d", "beef"):
+        write_json(job.folder / stored.ROW, {**stored.row(job), arithmetic.COLUMN: made_by})
+        archive.publish(plan, checkout / "lab", archive.FOLDER / "x")
+        said.append(main._other_arithmetic("x", "base/fgrpo/seed-1"))
+    assert said[:2] == ["", ""] and "come from arithmetic beef, and this machine has f00d" in said[2]
+    assert main._other_arithmetic("x", "base/unknown/seed-1") == ""
 
 
 def test_a_multiplier_is_named_as_what_weighed_the_last_step() -> None:
