@@ -40,7 +40,9 @@ def place(job: Job, status: runner.Status) -> Job:
 
 
 def named(table: pa.Table, cell: str) -> pa.Table:
-    """A cell's answers or curves under another name."""
+    """A cell's answers or curves under another name; a table without rows has no name."""
+    if not table.num_rows:
+        return table
     return table.set_column(
         table.schema.get_field_index("cell"), "cell", pa.array([cell] * table.num_rows, pa.string())
     )

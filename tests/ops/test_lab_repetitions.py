@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ BETTER = dict.fromkeys(COUNTS["fgrpo"], 59)
 PART = Part.model_validate({"metric": "accuracy", "a": "fgrpo", "b": "grpo-t", "direction": "above"})
 
 
-def finish(job: Job, cell: Cell, started: str, weights: str | None = None, counts: dict[str, int] = BETTER) -> None:
+def finish(job: Job, cell: Cell, started: str, weights: str | None = None, counts: Mapping[str, int] = BETTER) -> None:
     """Leave a finished run of a cell in its folder."""
     declared = lab()
     leave_results(declared, cell, job, counts)
@@ -149,6 +150,19 @@ def test_an_unfinished_repetition_is_listed_and_goes_on(tmp_path: Path) -> None:
     assert repetitions.others(job) == []
     repetitions.make_room(job)
     assert (job.folder / "half").exists() and runner.read(job.folder).started == "u"
+
+
+def test_a_cell_without_training_has_no_curves_to_name(tmp_path: Path) -> None:
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    cell = Cell("base", "sft", 0)
+    repetitions.make_room(plan.of_cell[cell])
+    finish(plan.of_cell[cell], cell, "u", counts=COUNTS["sft"])
+    archive.publish(plan, here, folder)
+    again = moved(plan, here, there)
+    archive.restore(again, there, folder)
+    assert len(results.collect(lab(), again, there)) == len(again.of_cell)
+    assert [run["cell"] for run in Results.read(lab(), there).further] == ["base/sft/seed-0@u"]
 
 
 def test_a_cell_at_work_is_left_alone(tmp_path: Path) -> None:
