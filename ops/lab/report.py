@@ -149,7 +149,7 @@ def _repeat(name: str, results: Results) -> str:
         rows.append((cell["cell"], cell["state"], _commit(cell), *figures))
     words = (
         f"`make lab LAB={name} CELL=<cell> RUNS=again` runs one cell anew, with what it needs, prints its commands, and then its figures to "
-        "the last digit."
+        "the last digit. They repeat on the versions and the arithmetic that made them (see Cells)."
     )
     started = table("cells", ("cell", "state", "commit", f"{column}, %", "CPU s"), rows, left=3)
     left = "; ".join(f"{arm} (seeds {', '.join(map(str, sorted(seeds)))})" for arm, seeds in waiting.items())
