@@ -88,17 +88,28 @@ def run(
         results.collect(lab, whole, top)
 
 
-def show(whole: Plan, chosen: Sequence[Cell], jobs: int) -> None:
-    """Print every cell with its state and cost, and the time left."""
+def show(whole: Plan, chosen: Sequence[Cell], jobs: int, folder: Path) -> None:
+    """Print every cell with its state and cost, and the time left.
+
+    Args:
+        folder: the archive, whose finished cells do not run again.
+    """
+    published, waiting = archive.published(whole, folder), list[Cell]()
     for cell in chosen:
-        found = standing.of_cell(whole.of_cell[cell], whole)
-        cost = "" if found["cpu_seconds"] is None else f"{found['cpu_seconds']:,.0f} s of CPU"
-        print(f"{cell.name:<45} {found['state']:<12} {cost} {found['reason'] or ''}".rstrip())
-    needed = whole.only(chosen).jobs
-    left = [job for job in needed if not stored.is_done(job)]
-    print(f"{len(needed)} jobs, {runner.time_left(left, runner.measured(whole.jobs), jobs)}")
-    for kind, (seconds, cpu) in runner.measured(whole.jobs).items():
-        weight = max(job.weight for job in needed if job.kind == kind) if any(j.kind == kind for j in needed) else 1.0
+        job = whole.of_cell[cell]
+        found = standing.of_cell(job, whole)
+        state, cost = str(found["state"]), found["cpu_seconds"]
+        if state == runner.WAITING and job.name in published:
+            state, cost = f"{runner.DONE} ({folder})", published[job.name].cpu_seconds
+        elif state != runner.DONE:
+            waiting.append(cell)
+        words = "" if cost is None else f"{cost:,.0f} s of CPU"
+        print(f"{cell.name:<45} {state:<12} {words} {found['reason'] or ''}".rstrip())
+    left = [job for job in whole.only(waiting).jobs if not stored.is_done(job)]
+    costs = runner.measured(whole.jobs, published)
+    print(f"{len(chosen)} cells, {len(waiting)} not done; jobs: {runner.time_left(left, costs, jobs)}")
+    for kind, (seconds, cpu) in costs.items():
+        weight = max([job.weight for job in left if job.kind == kind], default=1.0)
         print(f"cost of one job, {kind}: {seconds * weight:,.0f} s, {cpu * weight:,.0f} s of CPU")
 
 
@@ -171,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen = whole.only([cells.cell_named(whole, args.cell)])
         jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         if args.plan:
-            show(whole, list(chosen.of_cell), jobs)
+            show(whole, list(chosen.of_cell), jobs, archive.FOLDER / args.lab)
         elif args.report or args.publish:
             print(f"report: {report(args.lab, lab, whole, top, args.publish, args.amend)}")
         elif args.repeat and not args.cell:

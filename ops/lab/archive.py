@@ -82,6 +82,14 @@ def shared(plan: Plan, folder: Path) -> dict[str, runner.Status]:
     return found
 
 
+def published(plan: Plan, folder: Path) -> dict[str, runner.Status]:
+    """{job: status} of the archived jobs that are done as they are declared now: cells, and what they share."""
+    found = {line["job"]: status for line, status in _lines(folder / SHARED, "job")}
+    of_cells = entries(folder)
+    found |= {job.name: of_cells[cell.name].status for cell, job in plan.of_cell.items() if cell.name in of_cells}
+    return {job.name: found[job.name] for job in plan.jobs if job.name in found and found[job.name].is_done(job)}
+
+
 def _lines(path: Path, name: str) -> list[tuple[dict[str, Any], runner.Status]]:
     found = []
     for number, line in enumerate(read_jsonl(path) if path.is_file() else (), start=1):

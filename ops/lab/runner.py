@@ -330,11 +330,17 @@ def _in_order(jobs: Sequence[Job], states: Mapping[str, str]) -> dict[str, Job]:
     return wanted
 
 
-def measured(jobs: Iterable[Job]) -> dict[str, tuple[float, float]]:
-    """{kind: (seconds, CPU seconds) per unit of weight} of the jobs that are done."""
+def measured(jobs: Iterable[Job], elsewhere: Mapping[str, Status] | None = None) -> dict[str, tuple[float, float]]:
+    """{kind: (seconds, CPU seconds) per unit of weight} of the jobs that are done.
+
+    Args:
+        elsewhere: {job: status} of jobs that are done in another checkout; one that is done here has its own cost.
+    """
     sums: dict[str, list[float]] = {}
     for job in jobs:
         status = read_unlocked(job.folder)
+        if not status.is_done(job):
+            status = (elsewhere or {}).get(job.name, status)
         if status.is_done(job):
             entry = sums.setdefault(job.kind, [0.0, 0.0, 0.0])
             for i, part in enumerate((status.seconds, status.cpu_seconds, job.weight)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fgrpo.errors import UserError
 from fgrpo.files import write_jsonl
 from fgrpo.runs import held, write_json
 from ops.lab import archive, cells, declaration, results, runner
+from ops.lab.__main__ import show
 from ops.lab.analysis import Results
 from ops.lab.cells import Cell, Job, Plan
 from tests.ops.test_lab import lab, laboratory
@@ -274,3 +276,20 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(UserError, match="restore"):
         archive.restore(moved(plan, here, there), there, folder)
     assert not (there / "cells").exists() or not list((there / "cells").rglob(runner.STATUS))
+
+
+def test_a_plan_knows_the_archived_cells_and_their_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    again = moved(plan, here, there)
+    show(again, list(again.of_cell), 1, folder)
+    text = capsys.readouterr().out
+    waiting = [cell for cell in again.of_cell if cell.condition != "base"]
+    assert re.search(rf"^base/fgrpo/seed-0 +done \({folder}\) 8 s of CPU$", text, re.M)
+    assert text.count(f"done ({folder})") == 9 and text.count("not started") == len(waiting) > 0
+    needed = len(again.only(waiting).jobs)
+    assert f"{len(again.of_cell)} cells, {len(waiting)} not done; jobs: {needed} left, about" in text
+    assert not (there / "cells").exists(), "it starts and writes nothing"
+    show(again, [Cell("base", "fgrpo", 0)], 1, folder)
+    assert "1 cells, 0 not done; jobs: 0 left" in capsys.readouterr().out
