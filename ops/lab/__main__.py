@@ -71,10 +71,12 @@ def run(
     if repeats:
         for job in chosen.of_cell.values():
             repetitions.make_room(job)
+    is_new = any(not stored.is_done(job) for job in chosen.of_cell.values())
+    computed = arithmetic.fingerprint() if is_new else None
 
     def finish(job: Job) -> None:
         if job.name in by_job:
-            results.finish_cell(lab, by_job[job.name], job, arithmetic.fingerprint())
+            results.finish_cell(lab, by_job[job.name], job, computed)
         elif job.kind == cells.CHAIN:  # before its cells, which would find them behind their links
             clean(load_config(lab.preset), job.folder / "runs")
 
@@ -82,9 +84,6 @@ def run(
         tell = partial(print, flush=True)
         return runner.Runner(jobs, finish, tell, stored.damage, insists).run(chosen.jobs)
     finally:
-        if repeats:
-            for job in chosen.of_cell.values():
-                repetitions.settle(job)
         results.collect(lab, whole, top)
 
 
@@ -93,6 +92,9 @@ def show(whole: Plan, chosen: Sequence[Cell], jobs: int, folder: Path) -> None:
 
     Args:
         folder: the archive, whose finished cells do not run again.
+
+    Raises:
+        UserError: a status or the archive is damaged.
     """
     published, waiting = archive.published(whole, folder), list[Cell]()
     for cell in chosen:
@@ -107,9 +109,9 @@ def show(whole: Plan, chosen: Sequence[Cell], jobs: int, folder: Path) -> None:
         print(f"{cell.name:<45} {state:<12} {words} {found['reason'] or ''}".rstrip())
     left = [job for job in whole.only(waiting).jobs if not stored.is_done(job)]
     costs = runner.measured(whole.jobs, published)
-    print(f"{len(chosen)} cells, {len(waiting)} not done; jobs: {runner.time_left(left, costs, jobs)}")
+    print(f"cells: {len(waiting)} of {len(chosen)} are not done; jobs: {runner.time_left(left, costs, jobs)}")
     for kind, (seconds, cpu) in costs.items():
-        weight = max([job.weight for job in left if job.kind == kind], default=1.0)
+        weight = max(job.weight for job in whole.jobs if job.kind == kind)
         print(f"cost of one job, {kind}: {seconds * weight:,.0f} s, {cpu * weight:,.0f} s of CPU")
 
 
@@ -180,13 +182,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = whole.shard(Shard.parse(args.shard)) if args.shard else whole
         if args.cell:
             chosen = whole.only([cells.cell_named(whole, args.cell)])
+        if args.repeat and (not args.cell or args.plan or args.report or args.publish):
+            raise UserError(
+                "--repeat runs one cell once more: it needs --cell, and goes with neither --plan nor --report"
+            )
         jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         if args.plan:
             show(whole, list(chosen.of_cell), jobs, archive.FOLDER / args.lab)
         elif args.report or args.publish:
             print(f"report: {report(args.lab, lab, whole, top, args.publish, args.amend)}")
-        elif args.repeat and not args.cell:
-            raise UserError("--repeat runs one cell once more; name it with --cell")
         else:
             _run(args, lab, whole, chosen, top, jobs)
 
@@ -203,8 +207,8 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
     if args.cell:
         row = next(r for r in results.collect(lab, whole, top) if r["cell"] == args.cell)
         if args.repeat:
-            runs = [{**r, "cell": args.cell} for r, _ in repetitions.rows(whole) if r[repetitions.REPEATS] == args.cell]
-            row = max([row, *runs], key=lambda run: str(run["started"]))
+            further = [r for r, _ in results.further_rows(whole) if r[repetitions.REPEATS] == args.cell]
+            row = {**max([row, *further], key=lambda run: str(run["started"])), "cell": args.cell}
         print("\n".join(f"{_label(key)}: {value!r}" for key, value in row.items() if value is not None))
         print(_against_published(args.lab, row))
     if problems:
@@ -219,7 +223,7 @@ def _other_arithmetic(name: str, cell: str) -> str:
     """A warning, if the published figures of a cell come from other arithmetic than this machine's."""
     published = archive.entries(archive.FOLDER / name).get(cell)
     there = published.row.get(arithmetic.COLUMN) if published is not None else None
-    if there in (None, arithmetic.fingerprint()):
+    if there is None or there == arithmetic.fingerprint():
         return ""
     return (
         f"The published figures of {cell} come from arithmetic {there}, and this machine has {arithmetic.fingerprint()} "

@@ -31,7 +31,7 @@ class Results:
     """A lab's declaration beside its results.
 
     Attributes:
-        cells: the rows of cells.parquet, one per declared cell.
+        cells: one row of cells.parquet per declared cell.
         answers: the rows of questions.parquet by cell, as columns.
         curves: {(cell, key): [(step, value), …]}.
         further: the rows of further runs (`ops.lab.repetitions`), whose answers and curves have the run's name.
@@ -71,7 +71,7 @@ class Results:
     def runs(self, condition: str, method: str) -> list[dict[str, Any]]:
         """The finished runs of an arm: its cells, then their further runs in the order of their starts."""
         more = [c for c in self.further if (c["condition"], c["method"]) == (condition, method)]
-        return self.done(condition, method) + sorted(more, key=lambda run: str(run["started"]))
+        return self.done(condition, method) + sorted(more, key=lambda run: str(run.get("started")))
 
     def arm(self, condition: str, method: str, metric: str, kind: str) -> Arm:
         """An arm's values of a metric, over its cells' first runs."""
@@ -122,31 +122,46 @@ class Results:
         """
         key = (condition, metric, kind, a, b, without)
         if key not in self._known:
-            arms, apart = self._of_pair(condition, metric, kind, a, b)
+            arms, apart, further = self._of_pair(condition, metric, kind, a, b)
             arms = [arm.only([seed for seed in arm.seeds if seed not in without]) for arm in arms]
             settings = self.lab.analysis
             found = statistics.effect(
                 *arms, samples=settings.samples, confidence=settings.confidence, seed=settings.seed
             )
-            said = tuple(
-                f"seed {seed}: no runs of {a} and {b} are known to start from the same SFT weights, so it is left out"
-                for seed in apart
-            )
-            self._known[key] = None if found is None else replace(found, gaps=(*found.gaps, *said))
+            said = tuple(f"seed {seed}: {_apart(a, b)}, so it is left out" for seed in apart)
+            gaps = () if found is None else (*found.gaps, *said)
+            self._known[key] = None if found is None else replace(found, gaps=gaps, further=further)
         return self._known[key]
 
     def _of_pair(
         self, condition: str, metric: str, kind: str, a: str, b: str | None
-    ) -> tuple[list[Arm], tuple[int, ...]]:
+    ) -> tuple[list[Arm], tuple[int, ...], tuple[str, ...]]:
+        """The arms of a comparison, the seeds at which they have no pair, and the further runs among their pairs."""
         if b is None:
-            return [self.arm(condition, a, metric, kind)], ()
+            return [self.arm(condition, a, metric, kind)], (), ()
         of_a, of_b, apart = start_weights.pairs(self.runs(condition, a), self.runs(condition, b))
-        return [self._arm(of_a, a, metric, kind), self._arm(of_b, b, metric, kind)], apart
+        further = tuple(run["cell"] for run in (*of_a, *of_b) if run.get(REPEATS))
+        return [self._arm(of_a, a, metric, kind), self._arm(of_b, b, metric, kind)], apart, further
+
+    def unpaired(self, condition: str, part: Part) -> str:
+        """Why no seed of a comparison has a pair of runs, in words; "" if one has, or if an arm has no run."""
+        if part.b is None:
+            return ""
+        of_a, _, apart = start_weights.pairs(self.runs(condition, part.a), self.runs(condition, part.b))
+        return _apart(part.a, part.b) if apart and not of_a else ""
 
     def verdicts(self) -> list[Verdict]:
         """The verdict on every hypothesis in each of its conditions."""
-        return decide(self.lab, self.effect)
+        return decide(self.lab, self.effect, self.unpaired)
 
     def first_published(self) -> list[Verdict]:
         """The verdicts with the errors as first published, in the same order."""
-        return decide(self.lab, lambda condition, part: as_first_published(self.effect(condition, part)))
+
+        def effect(condition: str, part: Part) -> Effect | None:
+            return as_first_published(self.effect(condition, part))
+
+        return decide(self.lab, effect, self.unpaired)
+
+
+def _apart(a: str, b: str | None) -> str:
+    return f"no runs of {a} and {b} are known to start from the same SFT weights"

@@ -2,11 +2,11 @@
 
 `publish` writes what `make lab` has run; `restore` puts it back before the next cell starts, so no finished cell runs twice and no
 attempt is forgotten. A cell is restored only if it is still the one that is declared (`Job.key`). The files that cells share (data,
-SFT) are not kept: a cell that is not finished makes them again, to the same bits on the same versions and processor. Cells that start
+SFT) are not kept: a cell that is not finished makes them again, to the same bits on the same versions and arithmetic. Cells that start
 from different SFT weights are no pair (`ops.lab.start_weights`).
 
     cells.jsonl        per started cell: its job's key, state, cost and attempts, and its row of figures if it is done
-    cells.parquet      a row per declared cell
+    cells.parquet      a row per declared cell, and per further run, which names its cell in the column `repeats`
     repeated.jsonl     per further run of a finished cell, as cells.jsonl; its answers and curves have the run's name
     shared.jsonl       per started job that cells share: its state, cost and attempts
     questions.parquet  every scored answer of the finished cells
@@ -20,8 +20,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,11 @@ def shared(plan: Plan, folder: Path) -> dict[str, runner.Status]:
 
 
 def published(plan: Plan, folder: Path) -> dict[str, runner.Status]:
-    """{job: status} of the archived jobs that are done as they are declared now: cells, and what they share."""
+    """{job: status} of the archived jobs that are done as they are declared now: cells, and what they share.
+
+    Raises:
+        UserError: a line of the archive is damaged.
+    """
     found = {line["job"]: status for line, status in _lines(folder / SHARED, "job")}
     of_cells = entries(folder)
     found |= {job.name: of_cells[cell.name].status for cell, job in plan.of_cell.items() if cell.name in of_cells}
@@ -111,36 +115,39 @@ def publish(plan: Plan, top: Path, folder: Path) -> int:
     """
     restore(plan, top, folder)
     rows = {row["cell"]: row for row in results.rows_of(plan)}
-    statuses = {cell.name: runner.read(job.folder) for cell, job in plan.of_cell.items()}
-    done = {cell.name: job for cell, job in plan.of_cell.items() if rows[cell.name]["state"] == runner.DONE}
-    _refuse_loss(plan, {name: statuses[name] for name in done}, top, folder)
+    statuses = {cell.name: repetitions.status(job) for cell, job in plan.of_cell.items()}
+    done = {name: statuses[name] for name, row in rows.items() if row["state"] == runner.DONE}
+    _refuse_loss(plan, done, top, folder)
     started = {name: status for name, status in statuses.items() if status.started or status.attempts}
     if not started:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder.parent) as made:
         draft = Path(made)
-        further = list(repetitions.rows(plan))
-        for name in stored.TABLES:
-            tables = [pq.read_table(job.folder / name) for job in done.values()]
-            tables += [repetitions.named(pq.read_table(job.folder / name), row["cell"]) for row, job in further]
-            results.write_joined(draft / name, tables)
-        results.write_rows(draft / results.CELLS, [*rows.values(), *(row for row, _ in further)])
+        further = results.further_rows(plan)
+        results.write_all(plan, list(rows.values()), further, draft)
         if further:
-            again = [(row[repetitions.REPEATS], runner.read(job.folder), stored.row(job)) for row, job in further]
-            write_jsonl(
-                draft / REPEATED, ({"cell": c, "status": vars(s), "row": dict(sorted(r.items()))} for c, s, r in again)
-            )
+            write_jsonl(draft / REPEATED, (_line_of_further(row, run) for row, run in further))
         if common := shared(plan, folder):
             write_jsonl(draft / SHARED, ({"job": name, "status": vars(status)} for name, status in common.items()))
         if (top / SEAL).is_file():
             shutil.copyfile(top / SEAL, draft / SEAL)
         lines = (_line(name, status, rows[name]) for name, status in started.items())
         write_jsonl(draft / ENTRIES, lines)
-        names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == ENTRIES)
-        for name in names:  # the entries last: they say that the rest is there
+        # the lists of runs last: they say that the rest is there
+        for name in sorted(
+            (path.name for path in draft.iterdir()), key=lambda name: (name == ENTRIES, name == REPEATED)
+        ):
             os.replace(draft / name, folder / name)
+        if not further:
+            (folder / REPEATED).unlink(missing_ok=True)
     return len(done)
+
+
+def _line_of_further(row: Mapping[str, Any], run: Job) -> dict[str, Any]:
+    cell = row[repetitions.REPEATS]
+    figures = {key: value for key, value in sorted(row.items()) if key != repetitions.REPEATS} | {"cell": cell}
+    return {"cell": cell, "status": vars(runner.read(run.folder)), "row": figures}
 
 
 def _line(name: str, status: runner.Status, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,13 +161,18 @@ def _line(name: str, status: runner.Status, row: Mapping[str, Any]) -> dict[str,
 
 def _refuse_loss(plan: Plan, done: Mapping[str, runner.Status], top: Path, folder: Path) -> None:
     """UserError if a published cell that is still declared is not done here, or done as another job under one declaration."""
-    declared = {cell.name for cell in plan.of_cell}
+    jobs = {cell.name: job for cell, job in plan.of_cell.items()}
     seals = [declaration.sealed(place) for place in (top, folder)]
     is_same = None in seals or len({declaration.valid(seal) for seal in seals if seal is not None}) == 1
     lost = [
         name
         for name, entry in entries(folder).items()
-        if name in declared and entry.row and (name not in done or (is_same and done[name].key != entry.status.key))
+        if name in jobs and entry.row and (name not in done or (is_same and done[name].key != entry.status.key))
+    ]
+    lost += [
+        repetitions.name(entry.cell, entry.status)
+        for entry in _entries(folder / REPEATED)
+        if is_same and entry.cell in jobs and _run_of(entry, jobs[entry.cell]) is None
     ]
     if lost:
         shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
@@ -172,10 +184,10 @@ def _refuse_loss(plan: Plan, done: Mapping[str, runner.Status], top: Path, folde
 
 
 def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
-    """Put archived cells that are not done in `top` and have not failed or stopped there into their folders; returns their names.
+    """Put archived runs that `top` does not hold into it; returns the names of the cells whose folders they fill.
 
-    An archived run of a cell of which another is done in `top` becomes a further run there, or that one does if it started later. The
-    attempts of all other archived jobs are added to those of their folders.
+    Where something else was started in a cell's folder, the archived run is put beside it (`ops.lab.repetitions`). The attempts of all
+    other archived jobs are added to those of their folders.
 
     Raises:
         UserError: the archive is damaged.
@@ -189,52 +201,35 @@ def restore(plan: Plan, top: Path, folder: Path) -> list[str]:
         if line["job"] in by_name:
             _remember(by_name[line["job"]], status)
     jobs = {cell.name: job for cell, job in plan.of_cell.items()}
-    _settle(jobs.values())
     known = {name: entry for name, entry in found.items() if name in jobs}
-    wanted = {name: one for name, one in known.items() if one.status.is_done(jobs[name]) and _is_free(jobs[name])}
-    further = {name: one for name, one in known.items() if name not in wanted and _is_other_run(one, jobs[name])}
-    further |= {
-        repetitions.name(one.cell, one.status): one
-        for one in _entries(folder / REPEATED)
-        if one.cell in jobs and one.status.is_done(jobs[one.cell]) and not _is_here(one, jobs[one.cell])
+    further = {repetitions.name(one.cell, one.status): one for one in _entries(folder / REPEATED) if one.cell in jobs}
+    absent = {
+        name: one
+        for name, one in (known | further).items()
+        if one.status.is_done(jobs[one.cell]) and _run_of(one, jobs[one.cell]) is None
     }
-    tables = {name: _table(folder / name) for name in stored.TABLES} if wanted or further else {}
+    tables = {name: _table(folder / name) for name in stored.TABLES} if absent else {}
+    wanted = [name for name, one in known.items() if name in absent and _is_free(jobs[name])]
     for name, entry in known.items():
-        if name in wanted:
-            _put(jobs[name], entry, name, tables, folder)
-        elif name not in further and not _is_aside(entry, jobs[name]):
-            _remember(jobs[name], entry.status)
-    for name, entry in further.items():
-        _put(repetitions.place(jobs[entry.cell], entry.status), entry, name, tables, folder)
-    _settle(jobs[name] for name in {entry.cell: None for entry in further.values()})
-    return list(wanted)
-
-
-def _settle(jobs: Iterable[Job]) -> None:
-    for job in jobs:
-        with suppress(UserError):  # another process works on it; the next call does it
-            repetitions.settle(job)
+        if name not in absent:
+            _remember(_run_of(entry, jobs[name]) or jobs[name], entry.status)
+    for name, entry in absent.items():
+        job = jobs[entry.cell]
+        _put(job if name in wanted else repetitions.aside(job, entry.status), entry, name, tables, folder)
+    return wanted
 
 
 def _is_free(job: Job) -> bool:
-    """Whether an archived cell may be put here: nothing started here, or its results are damaged."""
+    """Whether an archived cell may be put into its folder: nothing started here and no repetition waits, or its results are damaged."""
     status = runner.read(job.folder)
-    return status.state == runner.WAITING or (status.is_done(job) and bool(stored.damage(job)))
+    is_unused = status.state == runner.WAITING and not repetitions.runs(job)
+    return is_unused or (status.is_done(job) and bool(stored.damage(job)))
 
 
-def _is_here(entry: Entry, job: Job) -> bool:
-    """Whether an archived run is one of those in the cell's folder."""
-    return runner.read(job.folder).started == entry.status.started or _is_aside(entry, job)
-
-
-def _is_aside(entry: Entry, job: Job) -> bool:
-    """Whether an archived run is a further run of the cell here."""
-    return entry.status.started in {runner.read(one.folder).started for one in repetitions.others(job)}
-
-
-def _is_other_run(entry: Entry, job: Job) -> bool:
-    """Whether an archived cell is done and its folder holds another finished run of it."""
-    return entry.status.is_done(job) and stored.is_done(job) and not _is_here(entry, job)
+def _run_of(entry: Entry, job: Job) -> Job | None:
+    """The finished run of a cell here that an archived one is."""
+    same = (one for one in repetitions.runs(job) if runner.read(one.folder).started == entry.status.started)
+    return next(same, None)
 
 
 def _put(job: Job, entry: Entry, name: str, tables: Mapping[str, pa.Table], folder: Path) -> None:

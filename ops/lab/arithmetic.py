@@ -1,8 +1,9 @@
 """How this machine computes: the code that MKL, oneDNN and PyTorch choose by the processor, and a fingerprint of it.
 
-Sums are taken in another order by other code, so after some steps of training the weights of two machines differ. `ENVIRONMENT` asks all
-of them for their AVX2 code, which leaves the maker: MKL has other matrix products for AMD, and its sqrt, exp and log differ whatever
-is set (PyTorch uses them). A cell's row names the fingerprint; equal ones mean that equal commands give equal figures.
+Other code sums in another order, so after some steps of training the weights of two machines differ. `ENVIRONMENT` asks all of them for
+AVX2 code. Differences between vendors remain: MKL has its own matrix products for AMD, and its sqrt, exp and log, which PyTorch uses,
+differ whatever is set. A cell's row names the fingerprint. Different ones mean other figures; equal ones are good evidence of equal
+figures, from a small model and few steps.
 
 Command: `python -m ops.lab.arithmetic` prints this machine's.
 """

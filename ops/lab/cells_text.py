@@ -15,16 +15,22 @@ Row = Mapping[str, Any]
 
 
 def section(
-    cells: Sequence[Row], shared: Mapping[str, Status], code: str = "", archive: str = "", note: str = ""
+    cells: Sequence[Row],
+    shared: Mapping[str, Status],
+    code: str = "",
+    archive: str = "",
+    note: str = "",
+    further: Sequence[Row] = (),
 ) -> list[str]:
     """Paragraphs and tables.
 
     Args:
-        cells: the rows of cells.parquet.
+        cells: the rows of the declared cells.
         shared: {job that cells share: how it stands}.
         code: the commit of the code that writes the page.
         archive: the folder of the published results, as the page links it.
         note: a person's paragraph on the cells.
+        further: the rows of further runs.
     """
     states = Counter(cell["state"] for cell in cells)
     odd = [_odd(cell) for cell in cells if (cell["state"] != DONE and cell.get("reason")) or cell.get("earlier")]
@@ -32,9 +38,9 @@ def section(
         f"{len(cells)} declared: " + ", ".join(f"{n} {state}" for state, n in states.most_common()) + ".",
         f"Code that wrote this page: {code}." if code else "",
         f"Results as files, a row per cell and per answer: [{archive}]({archive})." if archive else "",
-        _made(cells),
+        _made([*cells, *further]),
         note.strip(),
-        _cost(cells, shared),
+        _cost([*cells, *further], shared),
         "Stopped, failed, damaged and repeated cells:\n\n" + "\n".join(odd) if odd else "",
         _shared(shared),
     ]
@@ -55,7 +61,7 @@ def _odd(cell: Row) -> str:
 
 
 def _made(cells: Sequence[Row]) -> str:
-    """What the finished cells were made with: a row per commit, packages, processor and arithmetic."""
+    """What the finished runs were made with: a row per commit, packages, processor and arithmetic."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for cell in cells:
         if cell["state"] == DONE:

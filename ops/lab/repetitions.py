@@ -1,108 +1,88 @@
 """Further runs of a finished cell: none replaces another, and comparisons find pairs among them.
 
-Equal commands give equal figures on equal arithmetic only (`ops.lab.arithmetic`). Where an arm is added on another machine, its partners
-run again there (`--repeat`), so that both start from one SFT checkpoint. A cell's folder holds its first run; the others lie in
-`repeated/<start>/` of that folder. Means and tables are over first runs.
+Equal commands give equal figures only on equal versions and equal arithmetic (`ops.lab.arithmetic`). Where an arm is added on another
+machine, its partners run again there (`--repeat`), so that both start from one SFT checkpoint. A run that is over makes room by a
+rename of its folder, from seed-0 to seed-0@<start>. The run that started first gives the cell its figures, wherever it lies.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import os
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
-from fgrpo.runs import held, write_json
+from fgrpo.errors import UserError
+from fgrpo.runs import held
 from ops.lab import runner, stored
-from ops.lab.cells import Job, Plan
+from ops.lab.cells import Job
 
-REPEATED = "repeated"
+AT = "@"
 REPEATS = "repeats"  # column of a row: the cell of which it is a further run
 
 
-def others(job: Job) -> list[Job]:
-    """The finished runs of a cell that are not in its folder, in the order of their starts, as jobs with folders of their own."""
-    places = sorted(path.parent for path in (job.folder / REPEATED).glob(f"*/{runner.STATUS}"))
-    found = [replace(job, folder=place) for place in places]
-    return [one for one in found if runner.read(one.folder).is_done(job) and not stored.damage(one)]
+def runs(job: Job) -> list[Job]:
+    """The finished runs of a cell in the order of their starts, as jobs with folders of their own.
+
+    Raises:
+        UserError: a run's status is damaged.
+    """
+    places = [job.folder, *sorted(job.folder.parent.glob(f"{job.folder.name}{AT}*"))]
+    finished = [one for place in places if stored.is_done(one := replace(job, folder=place))]
+    by_start: dict[str, Job] = {}
+    for one in finished:
+        by_start.setdefault(runner.read(one.folder).started, one)
+    return [by_start[start] for start in sorted(by_start)]
 
 
-def name(cell: str, status: runner.Status) -> str:
+def first(job: Job) -> Job:
+    """The first finished run; the job itself if there is none."""
+    return next(iter(runs(job)), job)
+
+
+def status(job: Job) -> runner.Status:
+    """How a cell stands: as its first finished run, whose attempts an unfinished further run is added to."""
+    found = first(job)
+    known, here = runner.read(found.folder), runner.read(job.folder)
+    if found == job or here.state == runner.WAITING or stored.is_done(job):
+        return known
+    if here.state == runner.RUNNING:
+        here = replace(here, reason="it has not ended yet")
+    *_, last = here.history(job, stored.damage(job))
+    if any(one["started"] == last["started"] for one in known.attempts):  # published before
+        return known
+    return replace(known, attempts=(*known.attempts, {**last, "reason": f"a further run: {last['reason']}"}))
+
+
+def name(cell: str, of_run: runner.Status) -> str:
     """A further run's name: its cell's, and when it started."""
-    return f"{cell}@{status.started}"
+    return f"{cell}{AT}{of_run.started}"
 
 
-def place(job: Job, status: runner.Status) -> Job:
-    """The cell's job with the folder in which a further run lies."""
-    return replace(job, folder=job.folder / REPEATED / status.started.replace(":", "-"))
+def aside(job: Job, of_run: runner.Status) -> Job:
+    """The cell's job with the folder of a further run."""
+    start = of_run.started.replace(":", "-")
+    return replace(job, folder=job.folder.with_name(f"{job.folder.name}{AT}{start}"))
+
+
+def make_room(job: Job) -> None:
+    """Rename the folder of a finished run, so that the cell runs once more. A repetition that was stopped stays, to go on.
+
+    Raises:
+        UserError: another process works on the cell, or the other folder exists.
+    """
+    with held(job.folder):
+        if not stored.is_done(job):
+            return
+        place = aside(job, runner.read_unlocked(job.folder)).folder
+        if place.exists():
+            raise UserError(f"{place} exists already; move it away, then repeat the cell")
+        os.rename(job.folder, place)
 
 
 def named(table: pa.Table, cell: str) -> pa.Table:
     """A cell's answers or curves under another name; a table without rows has no name."""
     if not table.num_rows:
         return table
-    return table.set_column(
-        table.schema.get_field_index("cell"), "cell", pa.array([cell] * table.num_rows, pa.string())
-    )
-
-
-def rows(plan: Plan) -> Iterator[tuple[dict[str, Any], Job]]:
-    """The row of every further run and its job; the row's cell is the run's name."""
-    for cell, job in plan.of_cell.items():
-        for one in others(job):
-            status = runner.read(one.folder)
-            cost = {"seconds": status.seconds, "cpu_seconds": status.cpu_seconds, "started": status.started}
-            known = {**stored.row(one), **vars(cell), **cost, "state": runner.DONE}
-            yield {**known, "cell": name(cell.name, status), REPEATS: cell.name}, one
-
-
-def make_room(job: Job) -> None:
-    """Move a finished run out of its cell's folder, so that the cell runs once more; an unfinished further run comes back to go on.
-
-    Raises:
-        UserError: another process works on the cell.
-    """
-    with held(job.folder):
-        here = runner.read_unlocked(job.folder)
-        if here.is_done(job) and not stored.damage(job):
-            _move(job, place(job, here))
-            if _unfinished(job).folder.is_dir():
-                _move(_unfinished(job), job)
-
-
-def settle(job: Job) -> None:
-    """Put the first finished run into the cell's folder. An unfinished one that was there is kept aside, and listed as an attempt.
-
-    Raises:
-        UserError: another process works on the cell.
-    """
-    finished = others(job)
-    if not finished:
-        return
-    with held(job.folder):
-        here, first = runner.read_unlocked(job.folder), runner.read(finished[0].folder)
-        is_done = here.is_done(job) and not stored.damage(job)
-        if is_done and here.started <= first.started:
-            return
-        past = () if is_done else here.history(job, stored.damage(job))
-        _move(job, place(job, here) if is_done else _unfinished(job))
-        _move(finished[0], job)
-        known = {one["started"] for one in first.attempts}
-        attempts = (*first.attempts, *(one for one in past if one["started"] not in known))
-        write_json(job.folder / runner.STATUS, vars(replace(first, attempts=attempts)))
-
-
-def _unfinished(job: Job) -> Job:
-    return replace(job, folder=job.folder / REPEATED / "unfinished")
-
-
-def _move(job: Job, to: Job) -> None:
-    """Move a run's files, its status last: it says that the rest is there."""
-    paths = [path for path in job.folder.iterdir() if path.name != REPEATED]
-    to.folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(paths, key=lambda path: path.name == runner.STATUS):
-        shutil.move(path, to.folder / path.name)
-    if job.folder.parent.name == REPEATED:
-        job.folder.rmdir()
+    names = pa.array([cell] * table.num_rows, pa.string())
+    return table.set_column(table.schema.get_field_index("cell"), "cell", names)

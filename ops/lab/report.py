@@ -51,9 +51,11 @@ def page(
         _other_starts(lab),
         verdict_text.summary(found, done, len(results.cells)),
         "## Declaration",
-        *_declaration(name, lab, seal, results.cells),
+        *_declaration(name, lab, seal, [*results.cells, *results.further]),
         "## Cells",
-        *cells_text.section(results.cells, shared or {}, code, archive, notes.get(OF_CELLS, "")),
+        *cells_text.section(
+            results.cells, shared or {}, code, archive, notes.get(OF_CELLS, ""), further=results.further
+        ),
         *tables.repeated(results),
         "## Verdicts",
         *verdict_text.sections(name, found, notes),

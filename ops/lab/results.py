@@ -25,7 +25,7 @@ from fgrpo.files import part_of_process
 from fgrpo.runs import MANIFEST, write_json
 from fgrpo.sealed import read_sealed
 from ops.clean_checkpoints import clean
-from ops.lab import arithmetic, repetitions, standing, start_weights, stored, versions
+from ops.lab import arithmetic, repetitions, runner, standing, start_weights, stored, versions
 from ops.lab.cells import POLICY_PROBES, PROBE, Cell, Job, Plan
 from ops.lab.declaration import PROBES, Lab
 from ops.lab.runner import DONE
@@ -163,29 +163,56 @@ def collect(lab: Lab, plan: Plan, top: Path) -> list[Row]:
     and one whose results are damaged.
     """
     rows = rows_of(plan)
-    done = [job for job, row in zip(plan.of_cell.values(), rows, strict=True) if row["state"] == DONE]
-    answers = [pq.read_table(job.folder / QUESTIONS) for job in done]
-    points = [pq.read_table(job.folder / CURVES) for job in done]
-    further = list(repetitions.rows(plan))
-    answers += [repetitions.named(pq.read_table(job.folder / QUESTIONS), row["cell"]) for row, job in further]
-    points += [repetitions.named(pq.read_table(job.folder / CURVES), row["cell"]) for row, job in further]
     top.mkdir(parents=True, exist_ok=True)
-    write_rows(top / CELLS, [*rows, *(row for row, _ in further)])
-    write_joined(top / QUESTIONS, answers)
-    write_joined(top / CURVES, points)
+    write_all(plan, rows, further_rows(plan), top)
     return rows
 
 
+def write_all(plan: Plan, rows: Sequence[Row], further: Sequence[tuple[Row, Job]], folder: Path) -> None:
+    """Write cells, answers and curves of the finished runs; those of further runs have the run's name."""
+    jobs = {cell.name: job for cell, job in plan.of_cell.items()}
+    done = [(row["cell"], repetitions.first(jobs[row["cell"]])) for row in rows if row["state"] == DONE]
+    done += [(row["cell"], run) for row, run in further]
+    for name in stored.TABLES:
+        tables = (repetitions.named(pq.read_table(run.folder / name), cell) for cell, run in done)
+        write_joined(folder / name, tables)
+    write_rows(folder / CELLS, [*rows, *(row for row, _ in further)])
+
+
 def rows_of(plan: Plan) -> list[Row]:
-    """The rows of all declared cells, in order. What a cell's status does not know (its chain's cost, if it was restored) is its row's."""
+    """The rows of all declared cells, in order, each of its first run.
+
+    What a cell's status does not know (its chain's cost, if it was restored) is its row's.
+    """
     rows = []
     for cell, job in plan.of_cell.items():
         row: Row = {"cell": cell.name, **vars(cell), **standing.of_cell(job, plan)}
         if row["state"] == DONE:
-            kept = {**_versions(job), **start_weights.of_cell(job), **stored.row(job)}
+            kept = _kept(repetitions.first(job))
             row = {**kept, **{key: kept.get(key) if value is None else value for key, value in row.items()}}
         rows.append(row)
     return rows
+
+
+def further_rows(plan: Plan) -> list[tuple[Row, Job]]:
+    """The row of every further run, and the run; the row's cell is the run's name."""
+    found = []
+    for cell, job in plan.of_cell.items():
+        for run in repetitions.runs(job)[1:]:
+            status = runner.read(run.folder)
+            known: Row = {
+                "state": DONE,
+                "earlier": standing.earlier(status.attempts) or None,
+                "started": status.started,
+            }
+            known |= {"seconds": status.seconds, "cpu_seconds": status.cpu_seconds}
+            name = repetitions.name(cell.name, status)
+            found.append(({**_kept(run), **vars(cell), **known, "cell": name, repetitions.REPEATS: cell.name}, run))
+    return found
+
+
+def _kept(run: Job) -> Row:
+    return {**_versions(run), **start_weights.of_cell(run), **stored.row(run)}
 
 
 def _versions(job: Job) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ops.lab import runner, stored
+from ops.lab import repetitions, runner, stored
 from ops.lab.cells import Job, Plan
 
 COLUMNS = ("state", "reason", "earlier", "seconds", "cpu_seconds", "chain_seconds", "chain_cpu_seconds", "started")
@@ -13,9 +13,9 @@ COLUMNS = ("state", "reason", "earlier", "seconds", "cpu_seconds", "chain_second
 
 def of_cell(job: Job, plan: Plan) -> dict[str, Any]:
     """A cell's state, why, and what it cost; the chain that it shares has its cost in columns of its own."""
-    status = runner.read(job.folder)
+    status = repetitions.status(job)
     needs = [other for other in plan.jobs if other.name in job.needs]
-    state, reason = _state(job, status)
+    state, reason = _state(repetitions.first(job), status)
     if state == runner.WAITING and not reason:
         state, reason = _blocked(needs)
     chain = next(runner.read(other.folder) for other in needs if other.name.startswith("chains/"))

@@ -1,6 +1,6 @@
 """Which SFT weights a cell starts from. At a seed, two arms are compared only if they start from the same ones.
 
-A chain is made again where its cells are run in another checkout. Equal versions give equal weights on equal processors only, so cells
+A chain is made again where its cells are run in another checkout. Equal versions give equal weights on equal arithmetic only, so cells
 of two machines need not be pairs.
 """
 
@@ -33,9 +33,10 @@ def of_cell(job: Job) -> dict[str, str]:
 
 
 def pairs(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Row], list[Row], tuple[int, ...]]:
-    """At each seed the earliest runs of two arms that start from the same weights, and the seeds at which no two runs do.
+    """At each seed two runs of `a` and `b` that start from the same weights, and the seeds at which no two runs do.
 
-    Runs that name no weights are from before they were recorded, when a cell ran once. A seed of one arm alone keeps its first run.
+    Of several such pairs, the one that was complete first is taken. Two runs that name no weights count as a pair: they are from before
+    weights were recorded. A seed of one arm alone keeps its first run.
 
     Args:
         a, b: finished runs, a cell's first run before its further ones.
@@ -48,8 +49,9 @@ def pairs(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Row], list[Row], tup
         if both and not same:
             apart.append(seed)
         elif same:
-            chosen_a.append(same[0][0])
-            chosen_b.append(same[0][1])
+            x, y = min(same, key=lambda pair: sorted((str(run.get("started")) for run in pair), reverse=True))
+            chosen_a.append(x)
+            chosen_b.append(y)
         else:
             chosen_a += of_a.get(seed, [])[:1]
             chosen_b += of_b.get(seed, [])[:1]

@@ -60,6 +60,7 @@ class Effect(Estimate):
         levels: per arm the seeds' own values.
         untestable: why two or more seeds have no test; "" if they have one.
         gaps: values that are missing, in words.
+        further: the further runs that it rests on (`ops.lab.repetitions`).
         first_error: the error as first published (`ops.lab.first_published`).
     """
 
@@ -67,6 +68,7 @@ class Effect(Estimate):
     levels: tuple[Mapping[int, float], ...] = ()
     untestable: str = ""
     gaps: tuple[str, ...] = field(default=(), repr=False)
+    further: tuple[str, ...] = ()
     first_error: float | None = None
 
     @property

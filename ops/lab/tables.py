@@ -147,7 +147,7 @@ def repeated(results: Results) -> list[str]:
         more = [run for run in results.runs(cell["condition"], cell["method"]) if run.get(REPEATS) == cell["cell"]]
         for number, run in enumerate([cell, *more] if more else [], start=1):
             start = str(run.get(start_weights.COLUMN) or DASH)[:8]
-            made = (str(run["started"] or DASH), str(run.get(arithmetic.COLUMN) or DASH)[:8], start)
+            made = (str(run.get("started") or DASH), str(run.get(arithmetic.COLUMN) or DASH)[:8], start)
             values = ((run.get(f"sampled/{m.metric}"), m.metric) for m in shown)
             figures = (DASH if value is None else words.number(value, metric) for value, metric in values)
             rows.append((f"{cell['cell']}, run {number}", *made, *figures))
@@ -155,8 +155,8 @@ def repeated(results: Results) -> list[str]:
         return []
     note = (
         "Means and tables are over first runs. A comparison takes at each seed the earliest runs of both arms that start from the same SFT "
-        "weights, so a further run is a partner for arms that were added on a machine whose arithmetic makes other weights. Sampled "
-        "answers, %; the first digits of arithmetic and weights (–: not recorded, equal among first runs of a seed)."
+        "weights, so a further run can be the partner of arms that were added on a machine with other arithmetic. Sampled answers, %; the first "
+        f"digits of arithmetic and weights ({DASH}: not recorded)."
     )
     headings = ("run", "started", "arithmetic", "SFT weights", *(m.heading for m in shown))
     return ["### Cells that ran more than once", note, table("repeated", headings, rows, left=4)]

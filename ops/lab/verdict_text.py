@@ -135,6 +135,7 @@ def _tables(found: Findings) -> list[str]:
             left=5,
         ),
         *_gaps(found),
+        *_further(found),
     ]
 
 
@@ -175,6 +176,17 @@ def _gaps(found: Findings) -> list[str]:
         for gap in effect.gaps
     }
     return ["Values that these comparisons lack:\n\n" + "\n".join(sorted(lines))] if lines else []
+
+
+def _further(found: Findings) -> list[str]:
+    """Comparisons that rest on further runs."""
+    lines = {
+        f"- {verdict.condition}, {words.comparison(part)}: {', '.join(effect.further)}"
+        for verdict in found.verdicts
+        for part, effect in zip(found.lab.hypotheses[verdict.hypothesis].parts, verdict.effects, strict=True)
+        if effect is not None and effect.further
+    }
+    return ["Further runs that these comparisons rest on:\n\n" + "\n".join(sorted(lines))] if lines else []
 
 
 def _waiting(verdicts: Sequence[Verdict]) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ops.lab.declaration import Lab, Part
 from ops.lab.statistics import Effect, Estimate, holm
 
 Outcome = Literal["supported", "refuted", "undecided"]
+Reasons = Callable[[str, Part], str]  # (condition, part) -> words
 Effects = Callable[[str, Part], Effect | None]  # (condition, part) -> effect
 Sides = tuple[float, float]
 
@@ -66,13 +68,20 @@ def outcome_of(tests: Sides | None, corrected: float, alpha: float) -> Outcome:
     return "supported" if tests[0] < tests[1] else "refuted"
 
 
-def decide(lab: Lab, effect_of: Effects) -> list[Verdict]:
-    """Every hypothesis in each of its conditions, in order."""
+def decide(lab: Lab, effect_of: Effects, why: Reasons = lambda condition, part: "") -> list[Verdict]:
+    """Every hypothesis in each of its conditions, in order.
+
+    Args:
+        why: the reason why a comparison has no effect although its arms have runs; "" if there is none.
+    """
     out = []
     for condition in lab.conditions:
         names = [name for name, h in lab.hypotheses.items() if condition in h.conditions]
         effects = {name: tuple(effect_of(condition, part) for part in lab.hypotheses[name].parts) for name in names}
-        missing = {name: _missing(lab.hypotheses[name].parts, effects[name], lab.stopping.min_seeds) for name in names}
+        missing = {
+            name: _missing(lab.hypotheses[name].parts, effects[name], lab.stopping.min_seeds, partial(why, condition))
+            for name in names
+        }
         tests = {
             name: sides(lab.hypotheses[name].parts, [e for e in effects[name] if e is not None])
             for name in names
@@ -87,11 +96,11 @@ def decide(lab: Lab, effect_of: Effects) -> list[Verdict]:
     return sorted(out, key=lambda v: order.index(v.hypothesis))
 
 
-def _missing(parts: Sequence[Part], effects: Sequence[Effect | None], least: int) -> str:
+def _missing(parts: Sequence[Part], effects: Sequence[Effect | None], least: int, why: Callable[[Part], str]) -> str:
     for part, found in zip(parts, effects, strict=True):
         arms = part.a if part.b is None else f"{part.a} and {part.b}"
         if found is None:
-            return f"no seed of {arms} has a value of {part.metric}"
+            return why(part) or f"no seed of {arms} has a value of {part.metric}"
         if found.seeds < least:
             return f"{found.seeds} of at least {least} seeds of {arms}"
     return ""

@@ -289,7 +289,11 @@ def test_a_plan_knows_the_archived_cells_and_their_cost(tmp_path: Path, capsys: 
     assert re.search(rf"^base/fgrpo/seed-0 +done \({folder}\) 8 s of CPU$", text, re.M)
     assert text.count(f"done ({folder})") == 9 and text.count("not started") == len(waiting) > 0
     needed = len(again.only(waiting).jobs)
-    assert f"{len(again.of_cell)} cells, {len(waiting)} not done; jobs: {needed} left, about" in text
+    assert f"cells: {len(waiting)} of {len(again.of_cell)} are not done; jobs: {needed} left, about" in text
     assert not (there / "cells").exists(), "it starts and writes nothing"
     show(again, [Cell("base", "fgrpo", 0)], 1, folder)
-    assert "1 cells, 0 not done; jobs: 0 left" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert (
+        "cells: 0 of 1 are not done; jobs: 0 left" in text
+        and "cost of one job, cell, trained: 18 s, 16 s of CPU" in text
+    )

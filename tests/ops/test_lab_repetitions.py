@@ -22,6 +22,7 @@ from tests.ops.test_lab import COUNTS, lab, laboratory, leave_results
 from tests.ops.test_lab_archive import moved
 
 ONE = Cell("base", "fgrpo", 1)
+KILLED = "stopped: a further run: the laboratory was killed before the job ended"
 BETTER = dict.fromkeys(COUNTS["fgrpo"], 59)
 PART = Part.model_validate({"metric": "accuracy", "a": "fgrpo", "b": "grpo-t", "direction": "above"})
 
@@ -41,9 +42,8 @@ def twice(top: Path, weights: str | None = None) -> tuple[Plan, Job]:
     _, plan = laboratory(top)
     job = plan.of_cell[ONE]
     repetitions.make_room(job)
-    assert runner.read(job.folder).state == runner.WAITING
+    assert not job.folder.exists() and runner.read(repetitions.first(job).folder).started == "t"
     finish(job, ONE, "u", weights)
-    repetitions.settle(job)
     return plan, job
 
 
@@ -55,9 +55,10 @@ def accuracy(top: Path, plan: Plan) -> dict[str, float]:
 
 def test_the_first_run_stays_the_cells_and_the_further_one_has_a_name(tmp_path: Path) -> None:
     plan, job = twice(tmp_path)
-    assert runner.read(job.folder).started == "t" and [one.folder.name for one in repetitions.others(job)] == ["u"]
+    assert [run.folder.name for run in repetitions.runs(job)] == ["seed-1@t", "seed-1"]
+    assert list(accuracy(tmp_path, plan)) == ["base/fgrpo/seed-1", "base/fgrpo/seed-1@u"]
     first, second = accuracy(tmp_path, plan).values()
-    assert list(accuracy(tmp_path, plan)) == ["base/fgrpo/seed-1", "base/fgrpo/seed-1@u"] and second > first
+    assert second > first
     found = Results.read(lab(), tmp_path)
     assert len(found.done("base", "fgrpo")) == 3 and len(found.runs("base", "fgrpo")) == 4
     assert ("base/fgrpo/seed-1@u", "accuracy") in found.curves
@@ -69,6 +70,8 @@ def test_the_first_run_stays_the_cells_and_the_further_one_has_a_name(tmp_path: 
         ["| base/fgrpo/seed-1, run 1", "t", "–"],
         ["| base/fgrpo/seed-1, run 2", "u", "f00d"],
     ]
+    assert "CPU time of all cells, without the jobs that they share: 0.0 h" in page
+    assert "| f00d | base/fgrpo (1) |" in page, "what made the further run"
 
 
 @pytest.mark.parametrize(
@@ -86,19 +89,44 @@ def test_a_comparison_takes_the_earliest_runs_of_equal_weights(
 ) -> None:
     plan, job = twice(tmp_path, of_runs[1])
     partner = plan.of_cell[Cell("base", "grpo-t", 1)]
-    for one, weights in ((job, of_runs[0]), (partner, of_partner)):
+    for one, weights in ((repetitions.first(job), of_runs[0]), (partner, of_partner)):
         if weights:
             write_json(one.folder / stored.ROW, {**stored.row(one), start_weights.COLUMN: weights})
     by_run = dict(zip(("first", "second"), accuracy(tmp_path, plan).values(), strict=True))
     other = stored.row(partner)["sampled/accuracy"]
-    effect = Results.read(lab(), tmp_path).effect("base", PART)
+    found = Results.read(lab(), tmp_path)
+    effect = found.effect("base", PART)
     assert effect is not None
+    assert effect.further == (("base/fgrpo/seed-1@u",) if value == "second" else ())
     if value is None:
-        assert list(effect.by_seed) == [0, 2] and any(
-            "seed 1: no runs of fgrpo and grpo-t" in gap for gap in effect.gaps
-        )
+        assert list(effect.by_seed) == [0, 2]
+        assert any("seed 1: no runs of fgrpo and grpo-t" in gap for gap in effect.gaps)
     else:
         assert effect.by_seed[1] == pytest.approx(by_run[value] - other) and not effect.gaps
+
+
+def test_a_pair_does_not_depend_on_which_arm_is_named_first() -> None:
+    def run(weights: str, started: str) -> dict[str, object]:
+        return {"seed": 0, "start_weights": weights, "started": started}
+
+    a = [run("old", "1"), run("new", "2")]
+    b = [run("new", "0"), run("old", "3")]
+    assert start_weights.pairs(a, b) == ([a[1]], [b[0]], ())
+    assert start_weights.pairs(b, a) == ([b[0]], [a[1]], ())
+    assert start_weights.pairs(a[:1], b[:1]) == ([], [], (0,))
+    assert start_weights.pairs(a, []) == ([a[0]], [], ())
+
+
+def test_without_any_pair_the_page_says_why(tmp_path: Path) -> None:
+    plan, _ = twice(tmp_path)
+    for cell, job in plan.of_cell.items():
+        if cell.condition == "base" and cell.method == "grpo-t":
+            write_json(job.folder / stored.ROW, {**stored.row(job), start_weights.COLUMN: "other"})
+    results.collect(lab(), plan, tmp_path)
+    found = Results.read(lab(), tmp_path)
+    assert found.effect("base", PART) is None
+    said = {verdict.missing for verdict in found.verdicts() if verdict.condition == "base"}
+    assert "no runs of fgrpo and grpo-t are known to start from the same SFT weights" in said
 
 
 def test_all_runs_are_published_and_come_back(tmp_path: Path) -> None:
@@ -106,16 +134,29 @@ def test_all_runs_are_published_and_come_back(tmp_path: Path) -> None:
     plan, _ = twice(here, "new")
     assert archive.publish(plan, here, folder) == 9
     again = moved(plan, here, there)
-    archive.restore(again, there, folder)
+    assert len(archive.restore(again, there, folder)) == 9
     assert accuracy(there, again) == accuracy(here, plan)
     (further,) = Results.read(lab(), there).further
     assert (further["arithmetic"], further["start_weights"], further["cpu_seconds"]) == ("f00d", "new", 5.0)
     names = sorted(path.name for path in folder.iterdir())
     texts = [(folder / name).read_text() for name in (archive.ENTRIES, archive.REPEATED)]
-    archive.restore(again, there, folder)  # nothing twice
+    assert archive.restore(again, there, folder) == []  # nothing twice
     archive.publish(again, there, folder)
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [(folder / name).read_text() for name in (archive.ENTRIES, archive.REPEATED)] == texts
+
+
+def test_a_published_further_run_cannot_vanish(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    plan, job = twice(here)
+    archive.publish(plan, here, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (job.folder / stored.ROW).unlink()
+    assert archive.publish(plan, here, folder) == 9, "the archive gives it back"
+    assert len(repetitions.runs(job)) == 2
+    entries = [json.loads(line) for line in (folder / archive.REPEATED).read_text().splitlines()]
+    assert [(one["cell"], one["status"]["started"]) for one in entries] == [(ONE.name, "u")]
+    assert (folder / stored.QUESTIONS).read_bytes() == before[stored.QUESTIONS]
 
 
 @pytest.mark.parametrize(("started", "first"), [("u", "t"), ("s", "s")])
@@ -131,25 +172,48 @@ def test_a_cell_that_was_done_in_two_checkouts_has_two_runs(tmp_path: Path, star
     finish(job, ONE, started)
     assert "base/fgrpo/seed-1" not in archive.restore(again, there, folder)
     archive.publish(again, there, folder)
-    runs = {run.started: run.attempts for run in (runner.read(one.folder) for one in (job, *repetitions.others(job)))}
+    runs = {run.started: run.attempts for run in (runner.read(one.folder) for one in repetitions.runs(job))}
     assert list(runs) == sorted(("t", started)) and runs["t"] == (stopped,) and not runs[started]
     assert [json.loads(line)["cell"] for line in (folder / archive.REPEATED).read_text().splitlines()] == [ONE.name]
     assert archive.entries(folder)[ONE.name].status.started == first
 
 
-def test_an_unfinished_repetition_is_listed_and_goes_on(tmp_path: Path) -> None:
-    _, plan = laboratory(tmp_path)
+@pytest.mark.parametrize(("state", "said"), [("stopped", "stopped: a further run: killed"), ("running", KILLED)])
+def test_an_unfinished_repetition_leaves_the_cell_done_and_is_listed(tmp_path: Path, state: str, said: str) -> None:
+    here, there, folder = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
     job = plan.of_cell[ONE]
     repetitions.make_room(job)
-    write_json(job.folder / runner.STATUS, vars(runner.Status("stopped", job.key, "killed", started="u")))
-    (job.folder / "half").touch()
-    repetitions.settle(job)
-    status = runner.read(job.folder)
-    assert (status.state, status.started) == ("done", "t") and not (job.folder / "half").exists()
-    assert [(one["state"], one["started"]) for one in status.attempts] == [("stopped", "u")]
-    assert repetitions.others(job) == []
+    assert archive.restore(plan, here, folder) == [], "the room stays free"
+    assert not job.folder.exists()
+    job.folder.mkdir()
+    reason = "killed" if state == "stopped" else ""
+    write_json(job.folder / runner.STATUS, vars(runner.Status(state, job.key, reason, started="u")))
+    for _ in range(2):
+        archive.publish(plan, here, folder)
+        row = next(row for row in results.rows_of(plan) if row["cell"] == ONE.name)
+        assert (row["state"], row["started"], row["earlier"]) == ("done", "t", said)
     repetitions.make_room(job)
-    assert (job.folder / "half").exists() and runner.read(job.folder).started == "u"
+    assert runner.read(job.folder).started == "u", "what is under way goes on"
+    again = moved(plan, here, there)
+    archive.restore(again, there, folder)
+    row = next(row for row in results.rows_of(again) if row["cell"] == ONE.name)
+    assert (row["state"], row["earlier"]) == ("done", said)
+
+
+def test_a_repetition_that_runs_now_is_no_loss(tmp_path: Path) -> None:
+    here, folder = tmp_path / "here", tmp_path / "docs"
+    _, plan = laboratory(here)
+    archive.publish(plan, here, folder)
+    job = plan.of_cell[ONE]
+    repetitions.make_room(job)
+    job.folder.mkdir()
+    write_json(job.folder / runner.STATUS, vars(runner.Status("running", job.key, started="u")))
+    with held(job.folder):
+        assert archive.publish(plan, here, folder) == 9
+        row = next(row for row in results.rows_of(plan) if row["cell"] == ONE.name)
+    assert (row["state"], row["earlier"]) == ("done", "running: a further run: it has not ended yet")
 
 
 def test_a_cell_without_training_has_no_curves_to_name(tmp_path: Path) -> None:
@@ -166,15 +230,20 @@ def test_a_cell_without_training_has_no_curves_to_name(tmp_path: Path) -> None:
 
 
 def test_a_cell_at_work_is_left_alone(tmp_path: Path) -> None:
-    plan, job = twice(tmp_path)
+    _, plan = laboratory(tmp_path)
+    job = plan.of_cell[ONE]
     with held(job.folder), pytest.raises(UserError):
         repetitions.make_room(job)
-    with held(job.folder):
-        archive.restore(plan, tmp_path, tmp_path / "none")
-    assert runner.read(job.folder).started == "t"
+    assert [run.folder.name for run in repetitions.runs(job)] == ["seed-1"]
+    repetitions.make_room(job)
+    finish(job, ONE, "t")
+    with pytest.raises(UserError, match=r"seed-1@t exists already; move it away"):
+        repetitions.make_room(job)
 
 
-def test_the_command_repeats_one_named_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_repeats_one_named_cell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, plan = laboratory(tmp_path)
     job = replace(plan.of_cell[ONE], commands=((sys.executable, "-c", ""),))
     whole = Plan(plan.jobs, {**plan.of_cell, ONE: job})
@@ -191,8 +260,12 @@ def test_the_command_repeats_one_named_cell(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(results, "finish_cell", end)
     monkeypatch.setattr(arithmetic, "fingerprint", lambda: "f00d")
     assert command.run("smoke", lab(), whole, chosen, tmp_path, 1, repeats=True) == {}
-    assert runner.read(job.folder).started == "1" and len(repetitions.others(job)) == 1
+    first, second = (stored.row(run) for run in repetitions.runs(job))
+    assert (first["arithmetic"], second["arithmetic"]) == (None, "f00d")
+    monkeypatch.setattr(arithmetic, "fingerprint", lambda: pytest.fail("nothing is left to compute"))
     assert command.run("smoke", lab(), whole, chosen, tmp_path, 1) == {}
-    assert len(repetitions.others(job)) == 1, "a finished cell runs once more only when asked"
-    with pytest.raises(SystemExit):
-        command.main(["--lab", "main", "--repeat", "--runs", str(tmp_path)])
+    assert len(repetitions.runs(job)) == 2, "a finished cell runs once more only when asked"
+    for words in ([], ["--cell", "mini/fgrpo/seed-0", "--plan"], ["--cell", "mini/fgrpo/seed-0", "--report"]):
+        with pytest.raises(SystemExit):
+            command.main(["--lab", "main", "--repeat", "--runs", str(tmp_path), *words])
+        assert "--repeat runs one cell once more" in capsys.readouterr().err
