@@ -10,12 +10,14 @@ Command: `python -m ops.lab.arithmetic` prints this machine's.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import subprocess
 import sys
 from functools import cache
 
+from fgrpo import cli
 from fgrpo.errors import UserError
 from fgrpo.installed import ROOT, importable
 
@@ -79,10 +81,13 @@ def measure() -> str:
 
 def main() -> None:
     """Command line."""
-    if sys.argv[1:] == ["--here"]:
-        print(measure())
-        return
-    print(fingerprint())
+    arguments = argparse.ArgumentParser(description="print the fingerprint of this machine's arithmetic")
+    arguments.add_argument("--here", action="store_true", help="under the environment of this process")
+
+    def body(args: argparse.Namespace) -> None:
+        print(measure() if args.here else fingerprint())
+
+    cli.run(body, arguments)
 
 
 if __name__ == "__main__":
