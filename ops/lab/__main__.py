@@ -221,7 +221,11 @@ def _run(args: argparse.Namespace, lab: Lab, whole: Plan, chosen: Plan, top: Pat
 
 def _other_arithmetic(name: str, cell: str) -> str:
     """A warning, if the published figures of a cell come from other arithmetic than this machine's."""
-    published = archive.entries(archive.FOLDER / name).get(cell)
+    folder = archive.FOLDER / name
+    first = archive.run_for(folder, cell, None)
+    if first is None:  # no need to compute
+        return ""
+    published = archive.run_for(folder, cell, arithmetic.fingerprint())
     there = published.row.get(arithmetic.COLUMN) if published is not None else None
     if there is None or there == arithmetic.fingerprint():
         return ""
@@ -239,8 +243,8 @@ def _label(column: str) -> str:
 def _against_published(name: str, row: results.Row) -> str:
     """Whether a cell's figures are those of the archive, and on which versions each was made, in words."""
     folder = archive.FOLDER / name
-    published = archive.entries(folder).get(row["cell"])
-    if published is None or not published.row:
+    published = archive.run_for(folder, row["cell"], row.get(arithmetic.COLUMN))
+    if published is None:
         return f"{folder} has no figures of this cell"
     if row["state"] != runner.DONE:
         return "the cell is not done"

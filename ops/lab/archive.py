@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from fgrpo.errors import UserError
 from fgrpo.files import read_jsonl, write_jsonl
 from fgrpo.runs import held, write_json
-from ops.lab import declaration, repetitions, results, runner, standing, start_weights, stored, versions
+from ops.lab import arithmetic, declaration, repetitions, results, runner, standing, start_weights, stored, versions
 from ops.lab.cells import Job, Plan
 from ops.lab.declaration import SEAL
 
@@ -58,6 +58,17 @@ def entries(folder: Path) -> dict[str, Entry]:
         UserError: a line of the archive is damaged.
     """
     return {entry.cell: entry for entry in _entries(folder / ENTRIES)}
+
+
+def run_for(folder: Path, cell: str, computed: str | None) -> Entry | None:
+    """The published run of a cell that was made by this arithmetic, otherwise its first run; None if there is none with figures.
+
+    Raises:
+        UserError: a line of the archive is damaged.
+    """
+    runs = [one for one in (*_entries(folder / ENTRIES), *_entries(folder / REPEATED)) if one.cell == cell and one.row]
+    same = (one for one in runs if computed and one.row.get(arithmetic.COLUMN) == computed)
+    return next(same, next(iter(runs), None))
 
 
 def _entries(path: Path) -> list[Entry]:

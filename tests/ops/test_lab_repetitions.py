@@ -70,7 +70,6 @@ def test_the_first_run_stays_the_cells_and_the_further_one_has_a_name(tmp_path: 
         ["| base/fgrpo/seed-1, run 1", "t", "–"],
         ["| base/fgrpo/seed-1, run 2", "u", "f00d"],
     ]
-    assert "CPU time of all cells, without the jobs that they share: 0.0 h" in page
     assert "| f00d | base/fgrpo (1) |" in page, "what made the further run"
 
 
@@ -103,6 +102,29 @@ def test_a_comparison_takes_the_earliest_runs_of_equal_weights(
         assert any("seed 1: no runs of fgrpo and grpo-t" in gap for gap in effect.gaps)
     else:
         assert effect.by_seed[1] == pytest.approx(by_run[value] - other) and not effect.gaps
+
+
+def test_what_further_runs_cost_is_counted(tmp_path: Path) -> None:
+    plan, job = twice(tmp_path)
+    write_json(job.folder / runner.STATUS, vars(replace(runner.read(job.folder), cpu_seconds=36000.0)))
+    results.collect(lab(), plan, tmp_path)
+    page = report.page("x", Results.read(lab(), tmp_path), None, {}, {})
+    assert "CPU time of all cells, without the jobs that they share: 10.0 h" in page
+
+
+def test_a_cell_is_compared_with_the_published_run_of_its_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, job = twice(tmp_path)
+    monkeypatch.setattr(archive, "FOLDER", tmp_path / "docs")
+    folder = archive.FOLDER / "x"
+    archive.publish(plan, tmp_path, folder)
+    row = {**stored.row(job), "cell": ONE.name, "state": "done", "started": "v"}
+    assert "all figures are the published ones" in command._against_published("x", row)
+    assert "figures differ from the published ones" in command._against_published("x", {**row, "arithmetic": "beef"})
+    monkeypatch.setattr(arithmetic, "fingerprint", lambda: "f00d")
+    assert command._other_arithmetic("x", ONE.name) == ""
+    assert archive.run_for(folder, "base/unknown/seed-1", "f00d") is None
 
 
 def test_a_pair_does_not_depend_on_which_arm_is_named_first() -> None:
